@@ -1,0 +1,186 @@
+"""The command line of every stage: Hydra, plus numeric budgets, one-line errors and exit codes.
+
+Exit 0: done. 1: some of the work failed. 2: the request was wrong and nothing was started. 130: interrupted.
+Set HYDRA_FULL_ERROR=1 to see tracebacks.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import CompactHydraException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kvx.config import Config, conf_dir, register
+from kvx.errors import RunFailedError, UserError
+from kvx.messages import explain
+
+BUDGET_OPTIONS = ("ratio", "tokens")
+Stage = Callable[[list[Config]], None]
+
+
+def stage(name: str, function: Stage, aggregates: bool = False) -> Callable[[], None]:
+    """The `main` of stage `name`: parses the command line and calls `function` with its points.
+
+    A stage that `aggregates` works on a whole experiment: it accepts the same arguments as `run`, but
+    ignores sweeps, since it reads what is on disk.
+    """
+
+    def main() -> None:
+        code = run_stage(name, function, sys.argv[1:], aggregates)
+        sys.stdout.flush()
+        if code:
+            sys.exit(code)
+
+    return main
+
+
+def run_stage(name: str, function: Stage, argv: list[str], aggregates: bool = False) -> int:
+    """Run a stage as the command line would; returns the exit code."""
+    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        arguments = drop_sweeps(argv) if aggregates else numeric_budgets(argv)
+        _run_hydra(name, function, arguments)
+    except (KeyboardInterrupt, Exception) as error:
+        if debug:
+            raise
+        code, message = _describe(error)
+        if code is None:
+            raise
+        print(f"kvx {name}: {message}", file=sys.stderr)
+        return code
+    return 0
+
+
+def compose(*overrides: str, stage: str = "run") -> Config:
+    """The configuration that the command line `overrides` would give; for notebooks and tests."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    register()
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        cfg = hydra_compose(stage, numeric_budgets(list(overrides)))
+    return to_config(cfg)
+
+
+def to_config(cfg: DictConfig) -> Config:
+    """The typed form of a composed configuration. Raises `UserError` if it makes no sense."""
+    from kvx.validate import check
+
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def _run_hydra(name: str, function: Stage, argv: list[str]) -> None:
+    """Let Hydra compose; our errors travel around it, because it would print its own text."""
+    caught: list[BaseException] = []
+
+    def bundle(cfgs: Sequence[DictConfig]) -> None:
+        try:
+            function([to_config(cfg) for cfg in cfgs])
+        except (KeyboardInterrupt, Exception) as error:
+            caught.append(error)
+
+    def task(cfg: DictConfig) -> None:
+        bundle([cfg])
+
+    task.bundle = bundle  # type: ignore[attr-defined]
+    before, sys.argv = sys.argv, [sys.argv[0], *argv]
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and exiting
+    try:
+        hydra.main(config_path=str(conf_dir().resolve()), config_name=name, version_base="1.3")(
+            task
+        )()
+    finally:
+        sys.argv = before
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    if caught:
+        raise caught[0]
+
+
+def _parse(argument: str) -> Override | None:
+    """The parsed override, or None for a flag or something Hydra shall complain about itself."""
+    if argument.startswith("-") or "=" not in argument:
+        return None
+    try:
+        return OverridesParser.create().parse_overrides([argument])[0]
+    except HydraException:
+        return None
+
+
+def numeric_budgets(argv: list[str]) -> list[str]:
+    """Rewrite `budget=0.5,0.2` to `budget.ratio=0.5,0.2`, since `budget` is also a config group."""
+    return [_numeric_budget(a) if a.startswith("budget=") else a for a in argv]
+
+
+def _numeric_budget(argument: str) -> str:
+    override = _parse(argument)
+    if override is None:
+        raise UserError(f"{argument}: cannot be read; write e.g. budget=1.0,0.5,0.2")
+    if override.is_sweep_override():
+        values = list(override.sweep_iterator(transformer=lambda value: value))
+    else:
+        values = [override.value()]
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    names = [str(v) for v in values if v not in numbers]
+    unknown = [n for n in names if n not in BUDGET_OPTIONS]
+    if unknown:
+        raise UserError(
+            f"{argument}: {unknown[0]!r} is no budget; give a fraction such as 0.5, or "
+            "budget=tokens budget.tokens=256"
+        )
+    if numbers and names:
+        raise UserError(f"{argument}: mixes numbers and option names; sweep one or the other")
+    if not numbers:
+        return argument
+    return "budget.ratio=" + ",".join(f"{v:g}" for v in numbers)
+
+
+def drop_sweeps(argv: list[str]) -> list[str]:
+    """The arguments of `run` without its sweep: flags `-m`, overrides with several values."""
+    kept = ["hydra.mode=RUN"]
+    for argument in numeric_budgets([a for a in argv if a not in ("-m", "--multirun")]):
+        override = _parse(argument)
+        if override is not None and override.is_sweep_override():
+            if override.key_or_group in ("experiment", "experiment_name"):
+                raise UserError(f"{argument}: this stage works on one experiment at a time")
+            continue
+        kept.append(argument)
+    if any(a.startswith("-") for a in kept):  # --help, --cfg and the like take no mode
+        kept.remove("hydra.mode=RUN")
+    return kept
+
+
+def _describe(error: BaseException) -> tuple[int | None, str]:
+    """Exit code and one line for an error a user can cause; code None for one that is a bug."""
+    match error:
+        case KeyboardInterrupt():
+            return 130, "interrupted; what is finished is kept, type the same command to go on"
+        case UserError():
+            return 2, str(error)
+        case RunFailedError():
+            return 1, str(error)
+        case CompactHydraException() | OmegaConfBaseException() | HydraException():
+            return 2, explain(error)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            return 1, (
+                f"disk full while writing {error.filename or 'results'}; free some space and type the "
+                "same command to go on"
+            )
+        case (
+            PermissionError()
+            | NotADirectoryError()
+            | FileExistsError()
+            | OSError(errno=errno.EROFS)
+        ):
+            return 2, f"cannot write {error.filename}: {error.strerror}; set paths.output elsewhere"
+    return None, ""

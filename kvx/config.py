@@ -1,0 +1,236 @@
+"""Structured configuration: the schema that every field of `conf/` and of the command line is checked against.
+
+Fields marked `neutral()` cannot change a point's results and are left out of its id (see `kvx.points`).
+This module imports no torch, so that `--help` and `--cfg job` stay fast.
+"""
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+NEUTRAL = {"neutral": True}
+
+
+def neutral(default: Any) -> Any:
+    """A field that cannot change results: paths, logging, shard sizes."""
+    return field(default=default, metadata=NEUTRAL)
+
+
+class BudgetKind(Enum):
+    ratio = "ratio"
+    tokens = "tokens"
+
+
+class PressNeed(Enum):
+    """What a press asks of the engine beyond a plain forward pass over the prompt."""
+
+    attention_weights = "attention_weights"
+    changes_forward = "changes_forward"
+    masks = "masks"
+    uneven_layers = "uneven_layers"
+
+
+class Overflow(Enum):
+    """What to do with a context that does not fit the model."""
+
+    error = "error"
+    truncate_middle = "truncate_middle"
+    truncate_head = "truncate_head"
+
+
+class BinStrategy(Enum):
+    quantile = "quantile"
+    edges = "edges"
+
+
+class SampleStrategy(Enum):
+    uniform = "uniform"
+    focus_transition = "focus_transition"
+    pinned = "pinned"
+
+
+class Signals(Enum):
+    off = "off"
+    light = "light"
+
+
+@dataclass
+class PressConfig:
+    """A compression method. `method` holds its `_target_` and arguments; null is the full cache."""
+
+    name: str = MISSING
+    method: dict[str, Any] | None = None
+    needs: list[PressNeed] = field(default_factory=list)
+    # at or below this many kept entries the press cannot do what it is meant to: a degenerate point
+    degenerate_at_tokens: int = 0
+    # prompts must be longer than this, or the press refuses them
+    min_prompt_tokens: int = 0
+    # how far the measured number of kept entries may be from the asked one
+    tolerance_tokens: int = 1
+
+
+@dataclass
+class BudgetConfig:
+    """Fraction of the prompt's KV entries kept (`ratio`, 1.0 = full cache), or how many (`tokens`)."""
+
+    kind: BudgetKind = BudgetKind.ratio
+    ratio: float = 1.0
+    tokens: int | None = None
+
+
+@dataclass
+class ModelConfig:
+    """A transformers model: a hub id or a local directory."""
+
+    name: str = MISSING
+    path: str = neutral(MISSING)
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    attn_implementation: str = "auto"
+    max_context_tokens: int | None = None
+    chat_template: bool = True
+
+
+@dataclass
+class BinningConfig:
+    strategy: BinStrategy = BinStrategy.quantile
+    n_bins: int = 5
+    edges: list[int] | None = None
+
+
+@dataclass
+class SamplingConfig:
+    strategy: SampleStrategy = SampleStrategy.uniform
+    n_per_bin: int = 10
+    focus_bins: list[int] = field(default_factory=list)
+    focus_n_per_bin: int = 0
+    pinned_ids: list[str] = field(default_factory=list)
+    seed: int = 0
+
+
+@dataclass
+class TemplateConfig:
+    """How an example becomes text. The context part is what a question-agnostic press sees."""
+
+    context: str = "{context}"
+    question: str = "{question}"
+    answer_prefix: str = ""
+
+
+@dataclass
+class DatasetConfig:
+    name: str = MISSING
+    task: str = MISSING
+    source: dict[str, Any] = field(default_factory=dict)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    binning: BinningConfig = field(default_factory=BinningConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    overflow: Overflow = Overflow.error
+    metrics: list[str] = field(default_factory=lambda: ["exact_match"])
+    answer_format: str | None = None
+    max_new_tokens: int = 64
+
+
+@dataclass
+class PromptConfig:
+    query_aware: bool = False
+
+
+@dataclass
+class DecodingConfig:
+    """Greedy at temperature 0, else seeded sampling."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    timeout_s: float | None = neutral(None)
+
+
+@dataclass
+class EngineConfig:
+    name: str = MISSING
+    _target_: str = MISSING
+
+
+@dataclass
+class ControllerConfig:
+    name: str = MISSING
+
+
+@dataclass
+class RunConfig:
+    shard_requests: int = 8
+    shard_s: float = 20.0
+    signals: Signals = Signals.light
+    progress: bool = True
+
+
+@dataclass
+class AnalyzeConfig:
+    confidence: float = 0.95
+    n_boot: int = 10_000
+    seed: int = 0
+    transition_drop: float = 0.15
+    spread_jump: float = 0.10
+    failure_jump: float = 0.10
+    baseline_floor: float = 0.20
+
+
+@dataclass
+class PathsConfig:
+    output: str = "outputs"
+    multirun: str = "multirun"
+    cache: str = MISSING
+
+
+@dataclass
+class Config:
+    """Everything one point needs. One object a point travels through every stage."""
+
+    experiment_name: str = "default"
+    seed: int = 0
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    press: PressConfig = field(default_factory=PressConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    run: RunConfig = field(default_factory=RunConfig, metadata=NEUTRAL)
+    analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig, metadata=NEUTRAL)
+    paths: PathsConfig = field(default_factory=PathsConfig, metadata=NEUTRAL)
+
+
+def cache_dir() -> Path:
+    """Where fetched models and data live: `KVX_CACHE`, else the user's cache directory."""
+    return Path(os.environ.get("KVX_CACHE") or platformdirs.user_cache_dir("kvx", appauthor=False))
+
+
+def package_dir() -> Path:
+    return Path(__file__).parent
+
+
+def conf_dir() -> Path:
+    """The configuration tree: inside the wheel, else beside the package in a checkout."""
+    inside = package_dir() / "conf"
+    return inside if (inside / "config.yaml").is_file() else package_dir().parent / "conf"
+
+
+def register() -> None:
+    """Make the schema and the resolvers known to Hydra; safe to call more than once."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("kvx_cache", lambda: str(cache_dir()), replace=True)
+    OmegaConf.register_new_resolver("kvx_package", lambda: str(package_dir()), replace=True)
+
+
+register()

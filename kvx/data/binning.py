@@ -1,0 +1,81 @@
+"""Length bins and the seeded choice of examples inside them: pure functions on lengths and ids."""
+
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvx.config import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
+from kvx.errors import UserError
+
+
+def bin_edges(lengths: Sequence[int], binning: BinningConfig) -> list[int]:
+    """`n_bins + 1` ascending edges in tokens; bin i is [edge i, edge i+1), the last one closed.
+
+    Quantile edges hold about the same number of examples each. Raises `UserError` if there are more
+    bins than distinct lengths, or fixed edges are not ascending.
+    """
+    if binning.strategy is BinStrategy.edges:
+        edges = list(binning.edges or [])
+        if len(edges) < 2 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+            raise UserError("dataset.binning.edges: give at least two ascending token counts")
+        return edges
+    if binning.n_bins < 1:
+        raise UserError(f"dataset.binning.n_bins={binning.n_bins}: must be at least 1")
+    distinct = len(set(lengths))
+    edges = [
+        int(e) for e in np.quantile(lengths, np.linspace(0, 1, binning.n_bins + 1), method="lower")
+    ]
+    if len(set(edges)) < len(edges) and distinct > 1 or distinct < binning.n_bins:
+        raise UserError(
+            f"dataset.binning.n_bins={binning.n_bins}: only {distinct} distinct context lengths "
+            "in the data; use fewer bins"
+        )
+    return edges
+
+
+def bin_of(length: int, edges: Sequence[int]) -> int | None:
+    """Index of the bin holding `length`, or None outside the edges."""
+    if not edges[0] <= length <= edges[-1]:
+        return None
+    return min(bisect_right(edges, length) - 1, len(edges) - 2)
+
+
+def choose(ids_by_bin: Sequence[Sequence[str]], sampling: SamplingConfig) -> list[list[str]]:
+    """Chosen ids per bin, in the order of the data.
+
+    `uniform` takes n_per_bin each, `focus_transition` takes focus_n_per_bin in focus_bins, `pinned`
+    takes exactly `pinned_ids`. A bin that holds fewer gives what it has.
+    """
+    if sampling.strategy is SampleStrategy.pinned:
+        pinned = list(sampling.pinned_ids)
+        have = {i for ids in ids_by_bin for i in ids}
+        missing = [i for i in pinned if i not in have]
+        if missing or not pinned:
+            raise UserError(
+                f"dataset.sampling.pinned_ids: {', '.join(missing[:3]) or 'empty'}"
+                f"{' not in the data (or outside the bin edges)' if missing else '; name at least one id'}"
+            )
+        wanted = set(pinned)
+        return [[i for i in ids if i in wanted] for ids in ids_by_bin]
+    outside = [b for b in sampling.focus_bins if not 0 <= b < len(ids_by_bin)]
+    if sampling.strategy is SampleStrategy.focus_transition and (
+        outside or not sampling.focus_bins
+    ):
+        raise UserError(
+            f"dataset.sampling.focus_bins={sampling.focus_bins}: name bins between 0 and "
+            f"{len(ids_by_bin) - 1}"
+        )
+    chosen = []
+    for index, ids in enumerate(ids_by_bin):
+        focus = (
+            sampling.strategy is SampleStrategy.focus_transition and index in sampling.focus_bins
+        )
+        wanted_n = sampling.focus_n_per_bin if focus else sampling.n_per_bin
+        if wanted_n < 1:
+            raise UserError("dataset.sampling: n_per_bin (and focus_n_per_bin) must be at least 1")
+        rng = random.Random(f"{sampling.seed}-{index}")
+        order = {i: k for k, i in enumerate(ids)}
+        chosen.append(sorted(rng.sample(list(ids), min(wanted_n, len(ids))), key=order.__getitem__))
+    return chosen

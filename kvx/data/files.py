@@ -1,0 +1,61 @@
+"""Reading rows from the user's own files, with errors that name the file and the line."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kvx.errors import UserError
+
+Row = dict[str, Any]
+
+
+def existing(path: str | Path, hint: str) -> Path:
+    """`path` as a Path; `UserError` with `hint` if it is not there."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise UserError(f"{found}: no such file or directory; {hint}")
+    return found
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """Rows of a .jsonl or .jsonl.gz file."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}:{number}: not valid JSON ({error.msg}); fix or remove the line"
+                ) from None
+            if not isinstance(row, dict):
+                raise UserError(
+                    f"{path}:{number}: expected a JSON object, got {type(row).__name__}"
+                )
+            yield row
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Rows of a jsonl, csv or parquet file, told apart by its suffix."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".jsonl", ".json")):
+        yield from read_jsonl(path)
+    elif name.endswith(".csv"):
+        import csv
+
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
+    elif name.endswith(".parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            yield from pq.read_table(path).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+    else:
+        raise UserError(f"{path}: unknown file type; use .jsonl, .jsonl.gz, .csv or .parquet")

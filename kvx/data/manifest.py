@@ -1,0 +1,157 @@
+"""The manifest: the frozen, binned selection of examples that every point of an experiment runs.
+
+It lives in `<output>/data/processed/<name>__<task>/<key>/`, where `key` is a digest of everything that
+decides it: the data's revision, the sampling, the templates and the model's tokenizer. Another tokenizer
+or sampling therefore never overwrites a manifest that points already depend on.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import pyarrow.parquet as pq
+
+from kvx.config import Config, DatasetConfig
+from kvx.data.example import DatasetSource, Example
+from kvx.data.tokenizer import tokenizer_hash
+from kvx.errors import UserError
+from kvx.hashing import digest, sha256_file, sha256_text
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One context-length interval [low_tokens, high_tokens), the last one closed."""
+
+    index: int
+    low_tokens: int
+    high_tokens: int
+    n_available: int
+    n_chosen: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One chosen example; the hash is that of its context, question and answers."""
+
+    example_id: str
+    bin: int
+    context_tokens: int
+    prompt_tokens: int
+    compressed_tokens: int
+    cluster: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    dataset_id: str
+    key: str
+    tokenizer: str
+    tokenizer_hash: str
+    template_hash: str
+    source_revision: str
+    examples_sha256: str
+    bins: tuple[Bin, ...]
+    entries: tuple[Entry, ...]
+    sampling: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        return sha256_text(json.dumps(_body(self), sort_keys=True))
+
+
+def _body(manifest: Manifest) -> dict[str, Any]:
+    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
+
+
+def dataset_id(dataset: DatasetConfig) -> str:
+    return f"{dataset.name}__{dataset.task}"
+
+
+def make_source(dataset: DatasetConfig) -> DatasetSource:
+    """The dataset's source object. Raises `UserError` for a wrong field or implementation."""
+    try:
+        source: DatasetSource = hydra.utils.instantiate(dataset.source, _convert_="all")
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"dataset.source: {cause or str(error).splitlines()[0]}") from None
+    return source
+
+
+def manifest_key(config: Config, revision: str) -> str:
+    """Digest of everything that decides which examples and prompts the manifest holds."""
+    d = config.dataset
+    source = {k: v for k, v in d.source.items() if k not in ("path", "haystack")}
+    return digest(
+        {
+            "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": source,
+            "template": dataclasses.asdict(d.template), "binning": dataclasses.asdict(d.binning),
+            "sampling": dataclasses.asdict(d.sampling), "overflow": d.overflow.name,
+            "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
+            "max_context_tokens": config.model.max_context_tokens,
+            "max_new_tokens": config.decoding.max_new_tokens, "tokenizer": tokenizer_hash(config.model),
+        }
+    )  # fmt: skip
+
+
+def manifest_dir(config: Config, key: str) -> Path:
+    return Path(config.paths.output) / "data" / "processed" / dataset_id(config.dataset) / key
+
+
+def dump(manifest: Manifest) -> str:
+    return json.dumps({**_body(manifest), "sha256": manifest.sha256}, indent=1) + "\n"
+
+
+def load(folder: Path, config: Config) -> Manifest:
+    """Read and check a manifest.
+
+    Raises `UserError` if it was edited, its examples changed, or it was made for another tokenizer.
+    """
+    path = folder / "manifest.json"
+    redo = f"delete {folder} and run kvx.prepare"
+    try:
+        raw = json.loads(path.read_text())
+        claimed = raw.pop("sha256")
+        version = raw.pop("format_version")
+        manifest = Manifest(
+            **{
+                **raw,
+                "bins": tuple(Bin(**b) for b in raw["bins"]),
+                "entries": tuple(Entry(**e) for e in raw["entries"]),
+            }
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a manifest ({error}); {redo}") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format {version}, this kvx reads {FORMAT_VERSION}; {redo}")
+    if manifest.sha256 != claimed:
+        raise UserError(f"{path}: changed since it was made; {redo}")
+    expected = tokenizer_hash(config.model)
+    if manifest.tokenizer_hash != expected:
+        raise UserError(
+            f"{path}: made for the tokenizer of {manifest.tokenizer} ({manifest.tokenizer_hash}), "
+            f"model={config.model.name} has {expected}; {redo}"
+        )
+    examples = folder / "examples.parquet"
+    if not examples.is_file() or sha256_file(examples) != manifest.examples_sha256:
+        raise UserError(f"{examples}: missing or changed since the manifest was made; {redo}")
+    return manifest
+
+
+def load_examples(folder: Path) -> dict[str, Example]:
+    """The manifest's examples by id, from examples.parquet."""
+    rows = pq.read_table(folder / "examples.parquet").to_pylist()
+    return {
+        r["example_id"]: Example(
+            r["example_id"], r["context"], r["question"], tuple(r["answers"]), r["cluster"],
+            json.loads(r["meta_json"]),
+        )
+        for r in rows
+    }  # fmt: skip

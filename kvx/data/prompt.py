@@ -1,0 +1,86 @@
+"""From an example to the two token sequences an engine needs.
+
+A prompt has a compressed part (what the press sees) and a rest, forwarded after compression. As in
+kvpress's own pipeline: the context goes through the chat template up to a separator; the question, the
+template's closing text and the answer prefix follow.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kvx.config import Config
+from kvx.data.example import Example
+from kvx.hashing import digest
+
+
+@dataclass(frozen=True)
+class PromptParts:
+    """Token ids: `compressed_ids` pass through the press, `rest_ids` (may be empty) come after it."""
+
+    compressed_ids: list[int]
+    rest_ids: list[int]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.compressed_ids) + len(self.rest_ids)
+
+
+class PromptBuilder:
+    """Builds prompts for one tokenizer, dataset template and `prompt` configuration."""
+
+    def __init__(self, tokenizer: Any, config: Config) -> None:
+        self.tokenizer = tokenizer
+        self.template = config.dataset.template
+        self.query_aware = config.prompt.query_aware
+        self.use_chat = config.model.chat_template and tokenizer.chat_template is not None
+
+    @property
+    def template_hash(self) -> str:
+        """Identity of everything but the example that shapes a prompt."""
+        chat = self.tokenizer.chat_template if self.use_chat else None
+        parts = [self.template.context, self.template.question, self.template.answer_prefix]
+        return digest([parts, chat, self.query_aware], 12)
+
+    def parts(self, example: Example) -> PromptParts:
+        """Tokenise `example`; see the module docstring for which part is which."""
+        context = self.template.context.replace("{context}", example.context)
+        question = self.template.question.replace("{question}", example.question)
+        answer_prefix = self.template.answer_prefix.replace("{question}", example.question)
+        before, after = self._wrap(context)
+        if self.query_aware:
+            return PromptParts(self._encode(before + question), self._encode(after + answer_prefix))
+        return PromptParts(self._encode(before), self._encode(question + after + answer_prefix))
+
+    def context_tokens(self, example: Example) -> int:
+        """Length of the context alone, without template or question, in tokens: what bins are made of."""
+        return len(self._encode(example.context))
+
+    def _wrap(self, context: str) -> tuple[str, str]:
+        if not self.use_chat:
+            return (self.tokenizer.bos_token or "") + context, "\n"
+        separator = "#" * (len(context) + 10)
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": context + separator}],
+            add_generation_prompt=True,
+            tokenize=False,
+            enable_thinking=False,
+        )
+        before, after = text.split(separator)
+        return before, after
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+
+def truncate_context(context: str, n_tokens: int, tokenizer: Any, middle: bool) -> str:
+    """`context` cut to about `n_tokens`: the middle dropped (as LongBench does) or the head."""
+    ids = tokenizer.encode(context, add_special_tokens=False)
+    if len(ids) <= n_tokens:
+        return context
+    half = n_tokens // 2
+    if not middle:
+        return str(tokenizer.decode(ids[len(ids) - n_tokens :], skip_special_tokens=True))
+    head = tokenizer.decode(ids[:half], skip_special_tokens=True)
+    tail = tokenizer.decode(ids[len(ids) - half :], skip_special_tokens=True)
+    return str(head + tail)

@@ -1,0 +1,50 @@
+"""Questions on NarrativeQA story summaries, with distractor summaries to fill the context.
+
+This is not LongBench's NarrativeQA (whole books); it is called "NarrativeQA summaries" throughout.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kvx.data.example import Example
+from kvx.data.files import existing, read_jsonl
+from kvx.hashing import sha256_file, sha256_text
+
+VERSION = "1"
+
+
+@dataclass
+class NarrativeQASource:
+    """jsonl rows {question, answer: [..], passage}; 0..`max_distractors` other stories around the right one."""
+
+    path: str
+    n_examples: int = 400
+    max_distractors: int = 4
+    seed: int = 0
+
+    def revision(self) -> str:
+        file = existing(self.path, "run `make assets` (or kvx-assets), or set dataset.source.path")
+        return f"narrativeqa-{VERSION}-{sha256_file(file)[:12]}"
+
+    def examples(self) -> Iterator[Example]:
+        file = existing(self.path, "run `make assets` (or kvx-assets), or set dataset.source.path")
+        rows = list(read_jsonl(file))
+        passages = sorted({row["passage"] for row in rows})
+        order = list(range(len(rows)))
+        random.Random(self.seed).shuffle(order)
+        for index in sorted(order[: self.n_examples]):
+            row = rows[index]
+            rng = random.Random(f"{self.seed}-{index}")
+            others = [p for p in passages if p != row["passage"]]
+            stories = rng.sample(others, rng.randint(0, self.max_distractors))
+            place = rng.randint(0, len(stories))
+            stories.insert(place, row["passage"])
+            yield Example(
+                example_id=f"narrativeqa-{index:05d}",
+                context="\n\n".join(f"Story {i}:\n{s.strip()}" for i, s in enumerate(stories, 1)),
+                question=row["question"],
+                answers=tuple(row["answer"]),
+                cluster=sha256_text(row["passage"])[:12],
+                meta={"n_distractors": len(stories) - 1, "story": place + 1},
+            )

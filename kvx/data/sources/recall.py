@@ -1,0 +1,65 @@
+"""The embedded recall task: `key v1 .. vk .` facts hidden in filler, made for the tiny recall model."""
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvx.config import package_dir
+from kvx.data.example import Example
+from kvx.hashing import sha256_file
+
+VERSION = "1"
+
+
+def words_file() -> Path:
+    return package_dir() / "assets" / "tiny_recall" / "words.json"
+
+
+@dataclass
+class RecallSource:
+    """Generated: `n_examples` contexts of `min_words`..`max_words` words (log-uniform), seeded."""
+
+    n_examples: int = 400
+    min_words: int = 200
+    max_words: int = 2000
+    n_facts: int = 16
+    min_values: int = 2
+    max_values: int = 4
+    seed: int = 0
+
+    def revision(self) -> str:
+        return f"recall-{VERSION}-{sha256_file(words_file())[:12]}"
+
+    def examples(self) -> Iterator[Example]:
+        words = json.loads(words_file().read_text())
+        for index in range(self.n_examples):
+            rng = random.Random(f"{self.seed}-{index}")
+            span = math.log(self.max_words / self.min_words)
+            length = round(self.min_words * math.exp(rng.random() * span))
+            yield self._example(index, length, words, rng)
+
+    def _example(
+        self, index: int, length: int, words: dict[str, list[str]], rng: random.Random
+    ) -> Example:
+        slot = self.max_values + 2
+        body = [rng.choice(words["filler"]) if rng.random() > 0.1 else "." for _ in range(length)]
+        keys = rng.sample(words["keys"], self.n_facts)
+        values = rng.sample(words["values"], self.n_facts * self.max_values)
+        starts = rng.sample(range(length // slot), self.n_facts)
+        facts = []
+        for key, start in zip(keys, starts, strict=True):
+            answer = [values.pop() for _ in range(rng.randint(self.min_values, self.max_values))]
+            fact = [key, *answer, "."]
+            body[start * slot : start * slot + len(fact)] = fact
+            facts.append((key, " ".join(answer), start * slot / length))
+        key, answer_text, depth = facts[rng.randrange(self.n_facts)]
+        return Example(
+            example_id=f"recall-{index:05d}",
+            context=" ".join(body),
+            question=key,
+            answers=(answer_text,),
+            meta={"depth": round(depth, 4)},
+        )

@@ -1,0 +1,102 @@
+"""The engine protocol: bundles of requests in, responses out. Knows no torch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvx.config import Config
+from kvx.data.example import Example
+from kvx.points import Point, Request
+
+
+@dataclass(frozen=True)
+class PointWork:
+    """What is still to be done for one point: its missing requests with their examples."""
+
+    point: Point
+    requests: tuple[tuple[Request, Example], ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds, wall clock, of one request that ran alone.
+
+    `ttft_s` counts from the start of the prefill to the first token; `tpot_s` is
+    (latency - TTFT) / (output tokens - 1), None for a single token.
+    """
+
+    ttft_s: float
+    latency_s: float
+    prefill_s: float
+    decode_s: float
+    tpot_s: float | None
+
+
+@dataclass(frozen=True)
+class KVUse:
+    """KV cache of the compressed prompt part. Entries are means over layers and KV heads.
+
+    `nominal` is what the budget asks for, `effective` what attention can still see, `physical` what is
+    in memory. `peak` bytes include the question and the generated tokens; `full` is the uncompressed part.
+    """
+
+    entries_nominal: float
+    entries_effective: float
+    entries_physical: float
+    bytes_nominal: int
+    bytes_effective: int
+    bytes_physical: int
+    bytes_full: int
+    bytes_peak: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Per-token signals of one response; all lists have one item per output token."""
+
+    token_ids: list[int]
+    logprob: list[float]
+    entropy_nats: list[float]
+
+
+@dataclass(frozen=True)
+class Response:
+    """What came back for one request, with its own measurements. What was not measured is None."""
+
+    request: Request
+    text: str | None
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None  # stop | length
+    error_type: str | None = None
+    error_message: str | None = None
+    timing: Timing | None = None
+    kv: KVUse | None = None
+    budget_verified: bool = False
+    peak_memory_bytes: int | None = None
+    trace: Trace | None = None
+
+    @property
+    def has_response(self) -> bool:
+        return self.error_type is None
+
+
+@dataclass(frozen=True)
+class PointFailed:
+    """A point that cannot go on (its measured budget contradicts the asked one, its press crashes)."""
+
+    point: Point
+    message: str
+
+
+class Engine(Protocol):
+    """Generates answers. Constructed with the configuration of any of its points."""
+
+    def __init__(self, config: Config) -> None: ...
+
+    def check(self, points: Sequence[Point]) -> None:
+        """Raises `UserError` for a point this engine cannot run, before anything is started."""
+        ...
+
+    def generate(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
+        """Exactly one `Response` per request of a point, unless a `PointFailed` ends that point."""
+        ...

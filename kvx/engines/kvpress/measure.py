@@ -1,0 +1,76 @@
+"""Measuring what a request really used: KV entries and bytes, peak memory."""
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values a cache holds (views count what they show)."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for layer in cache.layers
+        for tensor in (layer.keys, layer.values)
+    )
+
+
+def cache_entries(cache: Any) -> float:
+    """Entries per KV head, mean over layers."""
+    lengths = [layer.keys.shape[2] for layer in cache.layers]
+    return sum(lengths) / len(lengths)
+
+
+def masked_entries(model: Any, cache: Any) -> float:
+    """Entries per KV head that a mask press hides from attention, mean over layers."""
+    hidden = 0
+    for layer in model.modules():
+        if (indices := getattr(layer, "masked_key_indices", None)) is not None:
+            hidden += len(indices[0])
+    heads = sum(layer.keys.shape[1] for layer in cache.layers)
+    return hidden / heads
+
+
+def clear_masks(model: Any) -> None:
+    """Forget what a mask press left on the attention modules: it would corrupt the next request."""
+    for module in model.modules():
+        if getattr(module, "masked_key_indices", None) is not None:
+            module.masked_key_indices = None
+
+
+class PeakMemory:
+    """Peak memory since construction: allocated device memory on CUDA, resident memory on Linux."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.supported = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            _CLEAR.write_text("5")
+        except OSError:
+            self.supported = False
+
+    def read_bytes(self) -> int | None:
+        """None where the system offers no way to measure it."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        if not self.supported:
+            return None
+        with contextlib.suppress(OSError):
+            if found := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()):
+                return int(found[1]) * 1024
+        return None
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that wall-clock times mean something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,84 @@
+"""Loading a transformers model once per process, on the asked device with the asked attention."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvx.config import Config, ModelConfig, PressNeed
+from kvx.data.tokenizer import load_tokenizer, model_dir
+from kvx.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_loaded: dict[tuple[Any, ...], "LoadedModel"] = {}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    stop_ids: frozenset[int]
+
+    def set_attention(self, implementation: str) -> None:
+        """Switch between attention implementations without loading the model again."""
+        if self.model.config._attn_implementation != implementation:
+            self.model.set_attn_implementation(implementation)
+
+
+def resolve_device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError:
+            raise UserError(f"model.device={name}: use auto, cpu, cuda, cuda:N or mps") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def resolve_attention(config: Config) -> str:
+    """`auto` is sdpa, but eager for a press that needs attention weights."""
+    asked = config.model.attn_implementation
+    if asked != "auto":
+        return asked
+    return "eager" if PressNeed.attention_weights in config.press.needs else "sdpa"
+
+
+def load(config: ModelConfig) -> LoadedModel:
+    """The model and tokenizer, loaded once per process. Raises `UserError` if it cannot be loaded."""
+    device = resolve_device(config.device)
+    key = (config.path, config.revision, config.dtype, str(device))
+    if key not in _loaded:
+        _loaded.clear()  # one model at a time: two rarely fit
+        log.info("run: loading model %s on %s", config.name, device)
+        _loaded[key] = _load(config, device)
+    return _loaded[key]
+
+
+def _load(config: ModelConfig, device: torch.device) -> LoadedModel:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    if config.dtype != "auto" and not isinstance(getattr(torch, config.dtype, None), torch.dtype):
+        raise UserError(f"model.dtype={config.dtype}: use auto, float32, bfloat16 or float16")
+    folder = model_dir(config)  # a hub model's weights are not there yet: then ask by its id
+    source = folder if any(folder.glob("*.safetensors")) else config.path
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=config.revision, dtype=config.dtype
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model={config.name}: {str(error).splitlines()[0]}") from None
+    model.to(device).eval()
+    tokenizer = load_tokenizer(config)
+    stops = model.generation_config.eos_token_id
+    stop_ids = stops if isinstance(stops, list) else [stops]
+    if stops is None:
+        stop_ids = [tokenizer.eos_token_id]
+    return LoadedModel(model, tokenizer, device, frozenset(s for s in stop_ids if s is not None))

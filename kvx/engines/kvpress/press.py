@@ -1,0 +1,44 @@
+"""From a press's configuration to kvpress's object, fresh for every request."""
+
+from typing import Any
+
+import hydra.utils
+
+from kvx.errors import UserError
+from kvx.points import Point
+
+
+def build_press(point: Point, n_tokens: int) -> Any | None:
+    """A new kvpress press for a prompt of `n_tokens`; None where nothing is dropped.
+
+    A press keeps state on itself and on the model, so none is ever used twice.
+    """
+    ratio = point.compression_ratio(n_tokens)
+    if ratio == 0.0:
+        return None
+    assert point.config.press.method is not None
+    return hydra.utils.instantiate(
+        point.config.press.method, compression_ratio=ratio, _convert_="all"
+    )
+
+
+def check_press(point: Point) -> None:
+    """Raises `UserError` if the press does not exist, takes other arguments or refuses the prompts."""
+    config = point.config.press
+    if config.method is None:
+        return
+    try:
+        hydra.utils.instantiate(config.method, compression_ratio=0.5, _convert_="all")
+    except hydra.errors.InstantiationException as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"press={config.name}: {config.method.get('_target_')}: {reason}") from None
+    shortest = min(point.manifest.entries, key=lambda e: e.compressed_tokens)
+    if (
+        point.compression_ratio(shortest.compressed_tokens) > 0
+        and shortest.compressed_tokens <= config.min_prompt_tokens
+    ):
+        raise UserError(
+            f"press={config.name}: needs prompts of more than {config.min_prompt_tokens} tokens; example "
+            f"{shortest.example_id} has {shortest.compressed_tokens}; lower the press's window or use "
+            "longer contexts (dataset.binning.edges)"
+        )

@@ -1,0 +1,52 @@
+"""A sequence being generated, and what may watch and steer it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from kvx.points import Request
+
+
+@dataclass
+class Row:
+    """One running sequence. `position` is the logical position of the next token (prompt length + i)."""
+
+    request: Request
+    cache: Any
+    position: int
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None  # stop | length | what a Stop action said
+    generator: torch.Generator | None = None
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What a prompt left behind: first-token logits [vocab] after compression and the question."""
+
+    logits: torch.Tensor
+    prompt_tokens: int
+    compressed_tokens: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Action: end a row with this finish reason."""
+
+    row: Row
+    reason: str
+
+
+class StepObserver(Protocol):
+    """Sees every row at every step; traces, time limits, controllers and streaming hang here."""
+
+    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
+        """Called once per row, before its first token is chosen."""
+        ...
+
+    def on_step(
+        self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
+    ) -> Sequence[Stop]:
+        """`logits` [rows, vocab] chose `tokens` [rows]; the actions returned are carried out at once."""
+        ...

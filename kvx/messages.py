@@ -1,0 +1,26 @@
+"""Hydra's and OmegaConf's errors in one line that names the field and what to do."""
+
+import re
+
+
+def explain(error: BaseException) -> str:
+    """One line for a composition error; falls back to its own text, joined."""
+    text = str(error)
+    cause = str(error.__cause__) if error.__cause__ is not None else ""
+    if found := re.search(
+        r"Could not find '(\w+)/([^']+)'\s+Available options in '\w+':\s+([\s\S]+)", text
+    ):
+        group, option = found[1], found[2]
+        options = ", ".join(re.findall(r"^\s*(\w+)\s*$", found[3], re.MULTILINE))
+        return f"{group}={option}: unknown {group}; choose one of {options}"
+    if found := re.search(r"Error merging override (\S+)", text):
+        reason = cause.splitlines()[0] if cause else text.splitlines()[-1]
+        return f"{found[1]}: {reason}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"{found[1]}: no such field; see `--cfg job` for the fields there are"
+    if found := re.search(r"missing mandatory value: (\S+)", text, re.IGNORECASE):
+        key = re.search(r"full_key: (\S+)", text)
+        return f"{key[1] if key else found[1]}: needs a value"
+    full_key = re.search(r"full_key: (\S+)", text)
+    first = text.splitlines()[0] if text else type(error).__name__
+    return f"{full_key[1]}: {first}" if full_key else re.sub(r"\s*\n\s*", "; ", text.strip())

@@ -1,0 +1,109 @@
+"""A point of a sweep and its content-addressed identity."""
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kvx.config import BudgetConfig, BudgetKind, Config
+from kvx.data.manifest import Entry, Manifest
+from kvx.data.tokenizer import model_hash
+from kvx.hashing import digest
+
+
+def resolved(value: Any) -> Any:
+    """A configuration as plain data, without the fields that cannot change results."""
+    if dataclasses.is_dataclass(value):
+        return {
+            f.name: resolved(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not f.metadata.get("neutral")
+        }
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {k: resolved(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [resolved(v) for v in value]
+    return value
+
+
+def budget_label(budget: BudgetConfig) -> str:
+    """`0.5`, or `256t` for a number of tokens."""
+    return f"{budget.tokens}t" if budget.kind is BudgetKind.tokens else f"{budget.ratio:g}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell of a sweep: a configuration and the manifest it runs."""
+
+    config: Config
+    manifest: Manifest
+    manifest_dir: Path
+
+    @cached_property
+    def variant_id(self) -> str:
+        """Identity of everything but press, budget, controller and seed: what makes points comparable."""
+        fields = resolved(self.config)
+        for name in ("experiment_name", "press", "budget", "controller", "seed"):
+            del fields[name]
+        # the manifest stands for the data, its own hash for the model: neither knows a path
+        fields["dataset"] = {"metrics": fields["dataset"]["metrics"], "manifest": self.manifest.key}
+        fields["model"]["hash"] = model_hash(self.config.model)
+        return digest(fields)
+
+    @cached_property
+    def id(self) -> str:
+        c = self.config
+        budget = (
+            {"tokens": c.budget.tokens}
+            if c.budget.kind is BudgetKind.tokens
+            else {"ratio": c.budget.ratio}
+        )
+        own = [self.variant_id, resolved(c.press), budget, resolved(c.controller), c.seed]
+        return f"{c.press.name}-{budget_label(c.budget)}-{digest(own)}"
+
+    @property
+    def dir(self) -> Path:
+        return experiment_dir(self.config) / "points" / self.id
+
+    def kept_tokens(self, n_tokens: int) -> int:
+        """Entries per head and layer that the budget asks to keep of `n_tokens` (kvpress's rounding)."""
+        return max(1, int(n_tokens * (1 - self.compression_ratio(n_tokens))))
+
+    def compression_ratio(self, n_tokens: int) -> float:
+        """kvpress's `compression_ratio` (0 = keep all) for a prompt of `n_tokens`."""
+        budget = self.config.budget
+        if self.config.press.method is None:
+            return 0.0
+        if budget.kind is BudgetKind.ratio:
+            return 1.0 - budget.ratio
+        assert budget.tokens is not None
+        if budget.tokens >= n_tokens:
+            return 0.0
+        return 1.0 - (budget.tokens + 0.5) / n_tokens  # the half guards against float rounding
+
+    def degenerate_reason(self, n_tokens: int) -> str | None:
+        """Why a prompt of `n_tokens` leaves this press too few entries to do what it is meant to."""
+        kept, least = self.kept_tokens(n_tokens), self.config.press.degenerate_at_tokens
+        if kept == n_tokens or kept > least:
+            return None
+        return f"keeps {kept} entries, {self.config.press.name} needs more than {least}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One example asked at one point."""
+
+    point: Point
+    entry: Entry
+
+    @property
+    def id(self) -> str:
+        return f"{self.point.id}/{self.entry.example_id}"
+
+
+def experiment_dir(config: Config) -> Path:
+    return Path(config.paths.output) / "runs" / config.experiment_name

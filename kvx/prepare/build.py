@@ -1,0 +1,142 @@
+"""Build a manifest, or find the one that is already there for the same inputs."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kvx.config import Config, Overflow
+from kvx.data import manifest as manifests
+from kvx.data.binning import bin_edges, bin_of, choose
+from kvx.data.example import Example
+from kvx.data.manifest import Bin, Entry, Manifest
+from kvx.data.prompt import PromptBuilder, truncate_context
+from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
+from kvx.errors import UserError
+from kvx.hashing import digest, sha256_file
+from kvx.store import schemas
+from kvx.store.shards import write_table, write_text
+
+log = logging.getLogger(__name__)
+
+
+def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
+    """The manifest for `config` and its folder; built if there is none for the same inputs.
+
+    Raises `UserError` for anything wrong with the data, the bins or an existing manifest.
+    """
+    source = manifests.make_source(config.dataset)
+    revision = source.revision()
+    key = manifests.manifest_key(config, revision)
+    folder = manifests.manifest_dir(config, key)
+    if (folder / "manifest.json").exists():
+        return manifests.load(folder, config), folder
+    log.info("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
+    built, chosen = build(config, source.examples(), key, revision)
+    write_table(folder / "examples.parquet", map(_row, chosen), schemas.EXAMPLES)
+    complete = replace(built, examples_sha256=sha256_file(folder / "examples.parquet"))
+    write_text(folder / "manifest.json", manifests.dump(complete))
+    log.info(
+        "prepare: %d examples in %d bins, %d–%d tokens → %s",
+        len(complete.entries), len(complete.bins), complete.bins[0].low_tokens,
+        complete.bins[-1].high_tokens, folder / "manifest.json",
+    )  # fmt: skip
+    return complete, folder
+
+
+def build(
+    config: Config, examples: Iterator[Example], key: str, revision: str
+) -> tuple[Manifest, list[Example]]:
+    """Tokenise, bin and sample `examples`; the manifest (without the examples' hash) and the chosen ones."""
+    tokenizer = load_tokenizer(config.model)
+    builder = PromptBuilder(tokenizer, config)
+    found = {e.example_id: e for e in _fitting(config, examples, builder, tokenizer)}
+    if not found:
+        raise UserError(f"dataset={config.dataset.name}: the source yields no examples")
+    lengths = {i: builder.context_tokens(e) for i, e in found.items()}
+    edges = bin_edges(list(lengths.values()), config.dataset.binning)
+    ids_by_bin: list[list[str]] = [[] for _ in edges[1:]]
+    for example_id, length in lengths.items():
+        if (index := bin_of(length, edges)) is not None:
+            ids_by_bin[index].append(example_id)
+    chosen = choose(ids_by_bin, config.dataset.sampling)
+    for index, ids in enumerate(chosen):
+        if len(ids) < config.dataset.sampling.n_per_bin and not config.dataset.sampling.pinned_ids:
+            log.warning("prepare: bin %d holds only %d examples", index, len(ids))
+    entries = [
+        _entry(found[i], index, lengths[i], builder)
+        for index, ids in enumerate(chosen)
+        for i in ids
+    ]
+    bins = tuple(
+        Bin(i, edges[i], edges[i + 1], len(ids_by_bin[i]), len(chosen[i]))
+        for i in range(len(chosen))
+    )
+    d = config.dataset
+    manifest = Manifest(
+        dataset_id=manifests.dataset_id(d), key=key, tokenizer=config.model.name,
+        tokenizer_hash=tokenizer_hash(config.model), template_hash=builder.template_hash,
+        source_revision=revision, examples_sha256="", bins=bins, entries=tuple(entries),
+        sampling={"strategy": d.sampling.strategy.name, "seed": d.sampling.seed, "binning": d.binning.strategy.name},
+    )  # fmt: skip
+    return manifest, [found[e.example_id] for e in entries]
+
+
+def _fitting(
+    config: Config, examples: Iterator[Example], builder: PromptBuilder, tokenizer: Any
+) -> Iterator[Example]:
+    """The examples that fit the model's context, truncated if the configuration says so."""
+    limit, new = max_context_tokens(config.model), config.decoding.max_new_tokens
+    for example in examples:
+        excess = builder.parts(example).n_tokens + new - limit
+        if excess <= 0:
+            yield example
+            continue
+        if config.dataset.overflow is Overflow.error:
+            raise UserError(
+                f"example {example.example_id}: prompt and {new} new tokens exceed the context of "
+                f"model={config.model.name} ({limit}) by {excess}; set dataset.overflow="
+                "truncate_middle or truncate_head, or use shorter contexts"
+            )
+        yield _truncated(example, excess, config, builder, tokenizer, limit - new)
+
+
+def _truncated(
+    example: Example, excess: int, config: Config, builder: PromptBuilder, tokenizer: Any, room: int
+) -> Example:
+    before = builder.context_tokens(example)
+    middle = config.dataset.overflow is Overflow.truncate_middle
+    keep = before - excess
+    while keep > 0:  # decoding and encoding again may change the length by a few tokens
+        cut = replace(
+            example,
+            context=truncate_context(example.context, keep, tokenizer, middle),
+            meta={**example.meta, "truncated_from_tokens": before},
+        )
+        over = builder.parts(cut).n_tokens - room
+        if over <= 0:
+            return cut
+        keep -= over
+    raise UserError(
+        f"example {example.example_id}: its question alone exceeds the context of model={config.model.name}"
+    )
+
+
+def _entry(example: Example, index: int, length: int, builder: PromptBuilder) -> Entry:
+    parts = builder.parts(example)
+    return Entry(
+        example_id=example.example_id, bin=index, context_tokens=length,
+        prompt_tokens=parts.n_tokens, compressed_tokens=len(parts.compressed_ids),
+        cluster=example.cluster,
+        sha256=digest([example.context, example.question, example.answers], 16),
+    )  # fmt: skip
+
+
+def _row(example: Example) -> dict[str, Any]:
+    return {
+        "example_id": example.example_id, "context": example.context, "question": example.question,
+        "answers": list(example.answers), "cluster": example.cluster,
+        "meta_json": json.dumps(example.meta, sort_keys=True),
+    }  # fmt: skip

@@ -1,0 +1,14 @@
+"""python -m kvx.prepare: freeze the binned selection of examples (the manifest)."""
+
+from kvx.cli import stage
+from kvx.config import Config
+
+
+def prepare(points: list[Config]) -> None:
+    from kvx.prepare.build import ensure_manifest
+
+    for config in points:
+        ensure_manifest(config)
+
+
+main = stage("prepare", prepare)

@@ -1,0 +1,64 @@
+"""Progress of long work: a live bar on a terminal, a log line every so often elsewhere."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger(__name__)
+LOG_EVERY_S = 30.0
+
+
+class Meter:
+    """Counts requests; shows rate and time left."""
+
+    def __init__(self, total: int, show: bool) -> None:
+        self.total, self.done = total, 0
+        self._start = self._logged = time.monotonic()
+        self._bar: Progress | None = None
+        if show and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"),
+                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task("run", total=total, rate="")
+
+    def __enter__(self) -> "Meter":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, what: str) -> None:
+        self.done += 1
+        now = time.monotonic()
+        rate = self.done / max(now - self._start, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=what, rate=f"{rate:.1f}/s")
+        if now - self._logged >= LOG_EVERY_S:
+            self._logged = now
+            left = (self.total - self.done) / rate
+            level = logging.DEBUG if self._bar is not None else logging.INFO
+            log.log(
+                level, "run: %d/%d requests, %.1f/s, about %d min %02d s left (%s)",
+                self.done, self.total, rate, left // 60, left % 60, what,
+            )  # fmt: skip

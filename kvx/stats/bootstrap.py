@@ -1,0 +1,214 @@
+"""Cluster bootstrap of means: resample prompts, not rows, as one product of weights and sums."""
+
+import math
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
+
+CHUNK_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class MeanEstimate:
+    """Mean of the scored values; `sd` is the sample standard deviation (ddof 1), nan for n < 2."""
+
+    n: int
+    n_clusters: int
+    mean: float
+    sd: float
+    interval: Interval
+
+
+class ClusterBootstrap:
+    """`n_boot` seeded resamples of `n_clusters` clusters, drawn with replacement.
+
+    `weights` [n_boot, n_clusters] (float32, read-only) says how often each cluster is in each
+    resample; every row sums to `n_clusters`. The same arguments give the same weights, so cells
+    that share their clusters are resampled together. `seed` is an int or a tuple of ints, all
+    >= 0. Raises `ValueError` for n_clusters < 0 or n_boot < 1.
+
+    Source: Field & Welsh (2007), Journal of the Royal Statistical Society B 69, 369-390.
+    """
+
+    def __init__(self, n_clusters: int, n_boot: int, seed: int | tuple[int, ...]) -> None:
+        if n_clusters < 0:
+            raise ValueError(f"n_clusters={n_clusters}: must be at least 0")
+        if n_boot < 1:
+            raise ValueError(f"n_boot={n_boot}: must be at least 1")
+        rng = np.random.default_rng(seed)
+        self.weights: NDArray[np.float32] = np.empty((n_boot, n_clusters), dtype=np.float32)
+        step = _rows_per_chunk(n_clusters)
+        for start in range(0, n_boot if n_clusters else 0, step):
+            rows = self.weights[start : start + step]
+            rows[:] = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), len(rows))
+        self.weights.flags.writeable = False
+
+    def means(self, sums: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
+        """Mean of every cell in every resample, [cells, n_boot].
+
+        `sums` and `counts` [cells, n_clusters] are the total and the number of scored values of
+        each cluster in each cell (see `cluster_sums`); cells may hold different clusters. A
+        resample in which a cell has no value is nan. A cell with values in fewer than two clusters
+        is nan throughout: resampling one cluster only ever gives it back, which would look like
+        certainty. Raises `ValueError` on shapes that do not fit.
+        """
+        totals = np.asarray(sums, dtype=np.float64)
+        sizes = np.asarray(counts, dtype=np.float64)
+        n_boot, n_clusters = self.weights.shape
+        if totals.ndim != 2 or totals.shape != sizes.shape or totals.shape[1] != n_clusters:
+            raise ValueError(
+                f"sums {totals.shape}, counts {sizes.shape}: both must be [cells, {n_clusters}]"
+            )
+        known = np.count_nonzero(sizes, axis=1) >= 2
+        if len(sizes) and (sizes == sizes[0]).all():
+            sizes = sizes[:1]  # one denominator serves every cell: saves the second product
+        draws = np.full((len(totals), n_boot), np.nan)
+        step = _rows_per_chunk(n_clusters + len(totals) + len(sizes))
+        for start in range(0, n_boot, step):
+            chunk = slice(start, start + step)
+            weights = self.weights[chunk].T.astype(np.float64)
+            drawn = sizes @ weights
+            np.divide(totals @ weights, drawn, out=draws[:, chunk], where=drawn > 0)
+        draws[~known] = np.nan
+        return draws
+
+
+def cluster_codes(clusters: Collection[Hashable]) -> tuple[NDArray[np.intp], int]:
+    """Number of each row's cluster [n], counted from 0 by first appearance; and how many there are.
+
+    The one place that decides which rows belong together: equal names, same cluster. Raises
+    `ValueError` for a nan name, which would equal nothing, itself included.
+    """
+    index: dict[Hashable, int] = {}
+    codes = np.empty(len(clusters), dtype=np.intp)
+    for row, name in enumerate(clusters):
+        if name != name:
+            raise ValueError(f"clusters: row {row} is nan; every row needs a cluster name")
+        codes[row] = index.setdefault(name, len(index))
+    return codes, len(index)
+
+
+def score_array(values: ArrayLike) -> NDArray[np.float64]:
+    """`values` as float64, nan meaning unscored. Raises `ValueError` for an infinite value."""
+    scores = np.asarray(values, dtype=np.float64)
+    if np.isinf(scores).any():
+        raise ValueError("values: must be finite, or nan where there is no score")
+    return scores
+
+
+def cluster_sums(
+    values: ArrayLike, clusters: Collection[Hashable]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Total and number of the scored `values` in each cluster.
+
+    `values` [n] gives two arrays [c]; [cells, n] gives two arrays [cells, c]. Columns are in
+    `cluster_codes` order; nan values are left out, so a cluster may have count 0. The result does
+    not depend on the order of rows within a cluster, to the last bit. Raises `ValueError` on shapes
+    that do not fit and on infinite values.
+    """
+    scores = score_array(values)
+    codes, n_clusters = cluster_codes(clusters)
+    if scores.ndim not in (1, 2) or scores.shape[-1] != len(codes):
+        raise ValueError(f"values {scores.shape}: need [n] or [cells, n] with n={len(codes)} rows")
+    cells = np.atleast_2d(scores)
+    order = np.argsort(cells, axis=1)  # adding by size makes the sum independent of row order
+    ordered = np.take_along_axis(cells, order, axis=1)
+    scored = ~np.isnan(ordered)
+    slots = (np.arange(len(cells))[:, None] * n_clusters + codes[order])[scored]
+    size, shape = len(cells) * n_clusters, (*scores.shape[:-1], n_clusters)
+    sums = np.bincount(slots, weights=ordered[scored], minlength=size).astype(np.float64)
+    counts = np.bincount(slots, minlength=size).astype(np.int64)
+    return sums.reshape(shape), counts.reshape(shape)
+
+
+def resampled_means(
+    values: ArrayLike, clusters: Collection[Hashable], n_boot: int, seed: int | tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Bootstrap means [cells, n_boot] of `values` [cells, n]; the cells of a resample share it.
+
+    Only the data and the seed matter: the order of rows and the names of clusters do not. nan and
+    errors as in `cluster_sums` and `ClusterBootstrap.means`.
+    """
+    sums, counts = cluster_sums(np.atleast_2d(score_array(values)), clusters)
+    held = counts.any(axis=0)
+    sums, counts = sums[:, held], counts[:, held]
+    # weights go to clusters by content, not by name or place; resamples are exchangeable
+    order = np.lexsort(np.vstack([sums, counts]))
+    bootstrap = _cached_bootstrap(sums.shape[1], n_boot, seed)
+    return bootstrap.means(sums[:, order], counts[:, order])
+
+
+def percentile_intervals(draws: ArrayLike, confidence: float) -> list[Interval]:
+    """Percentile interval of each cell's `draws` [cells, n_boot], nan draws ignored.
+
+    A cell with no draw left gets (nan, nan). Raises `ValueError` unless 0 < confidence < 1.
+
+    Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
+    """
+    check_confidence(confidence)
+    cells = np.asarray(draws, dtype=np.float64)
+    if cells.ndim != 2:
+        raise ValueError(f"draws {cells.shape}: need [cells, n_boot]")
+    drawn = ~np.isnan(cells)
+    known = drawn.any(axis=1)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    bounds = np.full((2, len(cells)), np.nan)
+    if known.any():
+        quantile = np.quantile if drawn[known].all() else np.nanquantile
+        bounds[:, known] = quantile(cells[known], tails, axis=1)
+    return [Interval(float(low), float(high)) for low, high in bounds.T]
+
+
+def percentile_interval(draws: ArrayLike, confidence: float) -> Interval:
+    """Percentile interval of one set of `draws` [n_boot]; see `percentile_intervals`."""
+    return percentile_intervals(np.asarray(draws, dtype=np.float64)[None], confidence)[0]
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    clusters: Collection[Hashable],
+    n_boot: int,
+    confidence: float,
+    seed: int | tuple[int, ...],
+) -> MeanEstimate:
+    """Mean of `values` [n], with the percentile interval of a bootstrap over `clusters` [n].
+
+    nan values (unscored) are left out of everything, n included. Fewer than two clusters give a
+    (nan, nan) interval: one cluster says nothing about the next one. Two limits to know: below
+    about 20 clusters a percentile interval is too narrow, and values that are all the same give
+    one of width zero; for a rate, `clopper_pearson` has neither fault where rows are independent.
+    Raises `ValueError` on lengths that differ, infinite values, n_boot < 1 or a confidence outside
+    (0, 1).
+    """
+    check_confidence(confidence)
+    scores = score_array(values)
+    if scores.shape != (len(clusters),):
+        raise ValueError(f"values {scores.shape}: need [n] with n={len(clusters)} rows")
+    scored = np.flatnonzero(~np.isnan(scores))
+    codes, _ = cluster_codes(clusters)
+    draws = resampled_means(scores[scored], codes[scored].tolist(), n_boot, seed)
+    ordered = np.sort(scores[scored])  # so that the order of rows cannot change the last bit
+    n, n_clusters = len(ordered), len(set(codes[scored].tolist()))
+    return MeanEstimate(
+        n=n,
+        n_clusters=n_clusters,
+        mean=float(ordered.mean()) if n else math.nan,
+        sd=float(ordered.std(ddof=1)) if n >= 2 else math.nan,
+        interval=percentile_interval(draws[0], confidence) if n_clusters >= 2 else UNKNOWN_INTERVAL,
+    )
+
+
+@lru_cache(maxsize=8)
+def _cached_bootstrap(
+    n_clusters: int, n_boot: int, seed: int | tuple[int, ...]
+) -> ClusterBootstrap:
+    return ClusterBootstrap(n_clusters, n_boot, seed)
+
+
+def _rows_per_chunk(floats_per_row: int) -> int:
+    return max(1, CHUNK_BYTES // (8 * max(1, floats_per_row)))

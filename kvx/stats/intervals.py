@@ -1,0 +1,68 @@
+"""Intervals for a proportion that stay true at small n, and the value every interval travels in."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided interval, in the unit of its estimate; both ends nan where it is unknown.
+
+    Unpacks: `low, high = interval`.
+    """
+
+    low: float
+    high: float
+
+    def __iter__(self) -> Iterator[float]:
+        yield self.low
+        yield self.high
+
+
+UNKNOWN_INTERVAL = Interval(math.nan, math.nan)
+
+
+def clopper_pearson(k: int, n: int, confidence: float) -> Interval:
+    """Exact interval of a proportion with `k` successes in `n` independent trials.
+
+    Covers at least `confidence` (in (0, 1)) whatever the true proportion, so it is the one to use
+    for rates near 0 or 1 and for small n. n = 0 gives (nan, nan). Raises `ValueError` unless
+    0 <= k <= n and 0 < confidence < 1.
+
+    Source: Clopper & Pearson (1934), Biometrika 26, 404-413.
+    """
+    return _proportion_interval(k, n, confidence, "exact")
+
+
+def wilson(k: int, n: int, confidence: float) -> Interval:
+    """Wilson score interval of a proportion (no continuity correction): narrower than the exact one.
+
+    Covers `confidence` on average over proportions, not for each. n = 0 gives (nan, nan). Raises
+    `ValueError` unless 0 <= k <= n and 0 < confidence < 1.
+
+    Source: Wilson (1927), Journal of the American Statistical Association 22, 209-212.
+    """
+    return _proportion_interval(k, n, confidence, "wilson")
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise `ValueError` unless 0 < confidence < 1."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: must lie between 0 and 1, for example 0.95")
+
+
+def _proportion_interval(
+    k: int, n: int, confidence: float, method: Literal["exact", "wilson"]
+) -> Interval:
+    check_confidence(confidence)
+    if not 0 <= k <= n:
+        raise ValueError(f"k={k}, n={n}: k must lie between 0 and n")
+    if n == 0:
+        return UNKNOWN_INTERVAL
+    bounds = binomtest(int(k), int(n)).proportion_ci(confidence, method)
+    # scipy leaves Wilson's ends a rounding error away from 0 and 1
+    return Interval(0.0 if k == 0 else float(bounds.low), 1.0 if k == n else float(bounds.high))

@@ -1,0 +1,104 @@
+"""A point against its full-cache twin, example by example."""
+
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
+
+from kvx.stats.bootstrap import bootstrap_mean, score_array
+from kvx.stats.intervals import Interval
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Means over the same examples and their `difference` a - b, in the unit of the scores.
+
+    `n_lost` pairs have a < b and `n_won` have a > b. `mcnemar_p` is None for graded scores and
+    where there is no pair. With no pair the means and the difference are nan.
+    """
+
+    n_pairs: int
+    n_clusters: int
+    mean_a: float
+    mean_b: float
+    difference: float
+    interval: Interval
+    n_lost: int
+    n_won: int
+    mcnemar_p: float | None
+
+
+def paired_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Collection[Hashable],
+    n_boot: int,
+    confidence: float,
+    seed: int | tuple[int, ...],
+) -> PairedDifference:
+    """Mean of a - b over pairs [n], with a bootstrap interval over `clusters` [n].
+
+    Pairs with a nan on either side are dropped from everything. Scores that are all 0 or 1 also get
+    the exact McNemar p; it takes pairs as independent, so with several pairs per cluster trust the
+    interval. Fewer than two clusters give a (nan, nan) interval (see `bootstrap_mean`, whose limits
+    and errors hold here too). Raises `ValueError` on shapes that differ.
+    """
+    left, right = score_array(a), score_array(b)
+    if left.shape != right.shape:
+        raise ValueError(f"a {left.shape} and b {right.shape}: must pair up")
+    estimate = bootstrap_mean(left - right, clusters, n_boot, confidence, seed)
+    paired = ~np.isnan(left - right)
+    left, right = left[paired], right[paired]
+    n_lost, n_won = int((left < right).sum()), int((left > right).sum())
+    binary = bool(np.isin([left, right], [0.0, 1.0]).all())
+    return PairedDifference(
+        n_pairs=estimate.n,
+        n_clusters=estimate.n_clusters,
+        mean_a=_mean(left),
+        mean_b=_mean(right),
+        difference=estimate.mean,
+        interval=estimate.interval,
+        n_lost=n_lost,
+        n_won=n_won,
+        mcnemar_p=mcnemar_exact(n_lost, n_won) if binary and estimate.n else None,
+    )
+
+
+def mcnemar_exact(n_lost: int, n_won: int) -> float:
+    """Two-sided exact p that losses and wins are equally likely; 1.0 where neither occurred.
+
+    Source: McNemar (1947), Psychometrika 12, 153-157, with the binomial distribution instead of
+    its chi-square approximation. Raises `ValueError` for negative counts.
+    """
+    if n_lost < 0 or n_won < 0:
+        raise ValueError(f"n_lost={n_lost}, n_won={n_won}: must be at least 0")
+    if n_lost + n_won == 0:
+        return 1.0
+    return float(binomtest(n_lost, n_lost + n_won, 0.5).pvalue)
+
+
+def failure_attribution(score: ArrayLike, twin_score: ArrayLike, failed: ArrayLike) -> float:
+    """The part of the mean paired difference that comes from examples that failed at this point.
+
+    Sum of (score - twin_score) over the pairs with `failed` [n] true, divided by the number of all
+    pairs: in the unit of the scores, negative for a loss. The rest of the difference comes from
+    examples that did not fail, so failures can explain exactly this much of a drop and no more.
+    Pairs with a nan on either side are dropped, as in `paired_difference`; a failure counts only if
+    it was scored (as 0, usually). nan with no pair. Raises `ValueError` on shapes that differ.
+    """
+    scores, twins = score_array(score), score_array(twin_score)
+    failures = np.asarray(failed, dtype=bool)
+    if not scores.shape == twins.shape == failures.shape:
+        raise ValueError(
+            f"score {scores.shape}, twin_score {twins.shape} and failed {failures.shape}: "
+            "must pair up"
+        )
+    difference = scores - twins
+    paired = ~np.isnan(difference)
+    return _mean(np.where(failures, difference, 0.0)[paired])
+
+
+def _mean(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+    return float(np.sort(values).mean()) if values.size else float("nan")

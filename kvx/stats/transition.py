@@ -1,0 +1,189 @@
+"""Where along falling budgets quality breaks, and how many resamples of the prompts agree."""
+
+import math
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kvx.stats.bootstrap import cluster_codes, resampled_means, score_array
+
+TOLERANCE = 1e-9  # 0.95 - 0.80 is 0.1499999999999999 in floats, and counts as 0.15
+
+ZoneReason = Literal["spread", "failures", "spread+failures"]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The transition `budget` and the fall (`drop`, score units) there; both None if there is none.
+
+    `support` is the share of resamples with the same answer (this budget; or none, if None),
+    `support_any` the share that name any budget, `support_by_budget` the share that name each of
+    the budgets below the highest. All nan where the data cannot say (see `find_transition`).
+    """
+
+    budget: float | None
+    drop: float | None
+    support: float
+    support_any: float
+    support_by_budget: dict[float, float]
+
+
+def find_transition(
+    budgets: Sequence[float],
+    scores: ArrayLike,
+    bins: ArrayLike,
+    clusters: Collection[Hashable],
+    drop: float,
+    n_boot: int,
+    seed: int,
+) -> Transition:
+    """First (highest) budget whose mean of bin means is at least `drop` below the one above it.
+
+    `budgets` [k] strictly descending; `scores` [k, n] of the same n examples at each budget, nan
+    where unscored; `bins` [n] and `clusters` [n] of the examples; `drop` > 0 in score units. A fall
+    is taken over the bins scored at both budgets, so a bin that is missing at one of them does not
+    look like a fall; a budget without any score is passed over.
+
+    For support, clusters are resampled within each bin, so every bin keeps its weight; a cluster
+    that lies in several bins is resampled in each on its own, which ignores what its bins share.
+    Support is nan with fewer than two scored budgets, and where some bin has scores from fewer than
+    two clusters at some budget: it could not vary, and would pass for certainty.
+
+    Raises `ValueError` on budgets that do not descend, shapes that do not fit, drop <= 0,
+    n_boot < 1 and infinite scores.
+
+    Source of the rule: KV Transition (its classic rule used 0.15 and no resampling).
+    """
+    series = _descending(budgets)
+    table = score_array(scores)
+    labels = np.asarray(bins)
+    codes, _ = cluster_codes(clusters)
+    if table.shape != (len(series), len(codes)) or labels.shape != codes.shape:
+        raise ValueError(
+            f"scores {table.shape}, bins {labels.shape}: need [{len(series)}, n] and [n] "
+            f"with n={len(codes)} clusters"
+        )
+    _check_positive(drop=drop)
+    scored = ~np.isnan(table).all(axis=1)
+    table, kept = table[scored], series[scored]
+    below = [float(b) for b in series[1:]]
+    if len(kept) < 2:
+        return Transition(None, None, math.nan, math.nan, dict.fromkeys(below, math.nan))
+
+    observed = _bin_means(table, labels)
+    draws = np.stack(
+        [
+            resampled_means(table[:, rows], codes[rows].tolist(), n_boot, (seed, position))
+            for position, rows in enumerate(_rows_by_bin(labels))
+        ]
+    )
+    falls = _falls(observed)
+    step = int(_first_fall(falls, drop))
+    budget = float(kept[step + 1]) if step >= 0 else None
+    fall = float(falls[step]) if step >= 0 else None
+    if (~np.isnan(observed) & np.isnan(draws).all(axis=-1)).any():
+        return Transition(budget, fall, math.nan, math.nan, dict.fromkeys(below, math.nan))
+
+    steps = _first_fall(_falls(draws), drop)
+    shares = dict.fromkeys(below, 0.0)
+    shares |= {float(b): float((steps == i).mean()) for i, b in enumerate(kept[1:])}
+    return Transition(
+        budget=budget,
+        drop=fall,
+        support=float((steps == step).mean()),
+        support_any=float((steps >= 0).mean()),
+        support_by_budget=shares,
+    )
+
+
+def mean_of_bin_means(scores: ArrayLike, bins: ArrayLike) -> NDArray[np.float64]:
+    """Mean over bins of the mean score in each bin, [k], of `scores` [k, n] with `bins` [n].
+
+    Every bin weighs the same however many examples it holds. nan scores are left out, and so are
+    bins without any score; nan where nothing is scored. Raises `ValueError` on shapes that do not
+    fit and on infinite scores.
+    """
+    table, labels = score_array(scores), np.asarray(bins)
+    if table.ndim != 2 or labels.shape != table.shape[1:]:
+        raise ValueError(f"scores {table.shape}, bins {labels.shape}: need [k, n] and [n]")
+    return _mean_of_scored(_bin_means(table, labels), axis=0)
+
+
+def instability_zone(
+    budgets: Sequence[float],
+    means: ArrayLike,
+    sds: ArrayLike,
+    failure_rates: ArrayLike,
+    drop: float,
+    spread_jump: float,
+    failure_jump: float,
+) -> list[tuple[float, ZoneReason]]:
+    """Budgets that are already unstable though their mean has not collapsed, highest first.
+
+    All inputs [k], in the order of `budgets` (strictly descending, the first one the full cache).
+    A budget is in the zone if its sd exceeds the first one's by at least `spread_jump` (score
+    units), or its failure rate by at least `failure_jump` (a share), while its mean is less than
+    `drop` (score units) below the first one's. What is nan is not evidence: a budget with a nan
+    mean is left out. Raises `ValueError` on budgets that do not descend, lengths that differ, or
+    a threshold that is not above 0.
+    """
+    series = _descending(budgets)
+    columns = [score_array(c) for c in (means, sds, failure_rates)]
+    if any(c.shape != series.shape for c in columns):
+        raise ValueError(f"means, sds and failure_rates: need {len(series)} values each")
+    _check_positive(drop=drop, spread_jump=spread_jump, failure_jump=failure_jump)
+    change, spread, failures = (c - c[:1] for c in columns)
+    zone: list[tuple[float, ZoneReason]] = []
+    for i in np.flatnonzero(-change < drop - TOLERANCE):
+        spreads = spread[i] >= spread_jump - TOLERANCE
+        fails = failures[i] >= failure_jump - TOLERANCE
+        if spreads or fails:
+            reason: ZoneReason = (
+                "spread+failures" if spreads and fails else "spread" if spreads else "failures"
+            )
+            zone.append((float(series[i]), reason))
+    return zone
+
+
+def _descending(budgets: Sequence[float]) -> NDArray[np.float64]:
+    series = np.asarray(budgets, dtype=np.float64)
+    if series.ndim != 1 or not (np.diff(series) < 0).all():
+        raise ValueError(f"budgets={list(budgets)}: must be strictly descending")
+    return series
+
+
+def _check_positive(**thresholds: float) -> None:
+    for name, value in thresholds.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value}: must be above 0")
+
+
+def _rows_by_bin(labels: NDArray[np.generic]) -> list[NDArray[np.intp]]:
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def _bin_means(table: NDArray[np.float64], labels: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Mean score of each bin at each budget, [bins, k], of `table` [k, n]."""
+    bins = _rows_by_bin(labels)
+    means = [_mean_of_scored(table[:, rows], axis=1) for rows in bins]
+    return np.stack(means) if means else np.empty((0, len(table)))
+
+
+def _mean_of_scored(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Mean along `axis` without nan; nan where nothing is left."""
+    n = np.count_nonzero(~np.isnan(values), axis=axis)
+    return np.divide(np.nansum(values, axis=axis), n, out=np.full(n.shape, np.nan), where=n > 0)
+
+
+def _falls(bin_means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far each budget is below the one above it, [k - 1, ...], of `bin_means` [bins, k, ...]."""
+    return _mean_of_scored(bin_means[:, :-1] - bin_means[:, 1:], axis=0)
+
+
+def _first_fall(falls: NDArray[np.float64], drop: float) -> NDArray[np.intp]:
+    """Index along the first axis of the first fall of at least `drop`; -1 where there is none."""
+    fell = falls >= drop - TOLERANCE
+    return np.where(fell.any(axis=0), fell.argmax(axis=0), -1)

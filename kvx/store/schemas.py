@@ -1,0 +1,113 @@
+"""Pinned Arrow schemas of every table. Units live in the names; `docs/results-format.md` explains each column."""
+
+import pyarrow as pa
+
+S, I32, I64, F32, F64, B = (
+    pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_(),
+)  # fmt: skip
+
+
+def _schema(required: dict[str, pa.DataType], optional: dict[str, pa.DataType]) -> pa.Schema:
+    fields = [pa.field(n, t, nullable=False) for n, t in required.items()]
+    return pa.schema(fields + [pa.field(n, t, nullable=True) for n, t in optional.items()])
+
+
+EXAMPLES = _schema(
+    {
+        "example_id": S,
+        "context": S,
+        "question": S,
+        "answers": pa.list_(S),
+        "cluster": S,
+        "meta_json": S,
+    },
+    {},
+)
+
+# one row per request: what was asked, what came back, and what was measured on the way
+REQUESTS = _schema(
+    {
+        "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32,
+        "context_tokens": I32, "prompt_tokens": I32, "compressed_tokens": I32,
+        "has_response": B, "budget_verified": B, "degenerate": B,
+        "finished_at": pa.timestamp("us", tz="UTC"),
+    },
+    {
+        "text": S, "token_ids": pa.list_(I32), "output_tokens": I32, "finish_reason": S,
+        "error_type": S, "error_message": S, "degenerate_reason": S,
+        "ttft_s": F64, "tpot_s": F64, "latency_s": F64, "prefill_s": F64, "decode_s": F64,
+        "kv_entries_nominal": F64, "kv_entries_effective": F64, "kv_entries_physical": F64,
+        "kv_bytes_nominal": I64, "kv_bytes_effective": I64, "kv_bytes_physical": I64,
+        "kv_bytes_full": I64, "kv_bytes_peak": I64, "peak_memory_bytes": I64,
+    },
+)  # fmt: skip
+
+# one row per response: per-token signals as lists of output_tokens items
+TRACES = _schema(
+    {
+        "request_id": S, "token_ids": pa.list_(I32), "logprob": pa.list_(F32),
+        "entropy_nats": pa.list_(F32),
+    },
+    {},
+)  # fmt: skip
+
+SCORES = _schema(
+    {
+        "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32, "metric": S,
+        "primary": B,
+    },
+    {"score": F64, "prediction_normalized": S, "reference_normalized": S},
+)  # fmt: skip
+
+FAILURES = _schema(
+    {
+        "request_id": S, "point_id": S, "example_id": S, "bin": I32, "error_type": S,
+        "has_response": B,
+    },
+    {"message": S},
+)  # fmt: skip
+
+# what every analysed row says about the point it belongs to
+_SERIES = {
+    "variant_id": S, "model": S, "dataset": S, "press": S, "controller": S, "seed": I64,
+    "budget_label": S, "budget": F64,
+}  # fmt: skip
+
+BIN_STATS = _schema(
+    {
+        **_SERIES, "point_id": S, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32,
+        "metric": S, "primary": B, "n": I64, "n_clusters": I64, "n_responses": I64, "n_failures": I64,
+        "n_truncated": I64, "n_degenerate": I64, "budget_verified": B,
+    },
+    {
+        "mean": F64, "sd": F64, "ci_low": F64, "ci_high": F64,
+        "failure_rate": F64, "failure_ci_low": F64, "failure_ci_high": F64, "truncated_rate": F64,
+        "latency_p50_s": F64, "latency_p95_s": F64, "ttft_p50_s": F64, "ttft_p95_s": F64,
+        "tpot_p50_s": F64, "tpot_p95_s": F64, "kv_bytes_mean": F64, "kv_bytes_full_mean": F64,
+        "budget_measured": F64, "peak_memory_bytes_max": I64,
+    },
+)  # fmt: skip
+
+# paired with the full-cache twin, example by example; bin -1 is all bins together
+COMPARISONS = _schema(
+    {
+        **_SERIES, "point_id": S, "twin_point_id": S, "bin": I32, "metric": S, "primary": B,
+        "n_pairs": I64, "n_clusters": I64,
+    },
+    {
+        "mean": F64, "twin_mean": F64, "difference": F64, "ci_low": F64, "ci_high": F64,
+        "n_lost": I64, "n_won": I64, "mcnemar_p": F64,
+        "failure_rate_difference": F64, "difference_from_failures": F64, "baseline_floor": B,
+    },
+)  # fmt: skip
+
+TRANSITIONS = _schema(
+    {
+        "variant_id": S, "model": S, "dataset": S, "press": S, "controller": S, "seed": I64,
+        "metric": S, "n_budgets": I64, "n_boot": I64,
+    },
+    {
+        "transition_budget": F64, "transition_drop": F64, "support": F64, "support_any": F64,
+        "zone_budgets": pa.list_(F64), "zone_reasons": pa.list_(S),
+    },
+)  # fmt: skip

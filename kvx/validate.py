@@ -1,0 +1,56 @@
+"""What a schema cannot say: combinations and ranges, checked before anything is started."""
+
+from kvx.config import BudgetKind, Config, PressNeed
+from kvx.errors import UserError
+
+
+def check(config: Config) -> None:
+    """Raises `UserError` naming the field for a request that cannot be right."""
+    _check_budget(config)
+    _check_press(config)
+    if config.decoding.temperature < 0:
+        raise UserError(
+            f"decoding.temperature={config.decoding.temperature}: must be 0 (greedy) or more"
+        )
+    if config.decoding.max_new_tokens < 1:
+        raise UserError(
+            f"decoding.max_new_tokens={config.decoding.max_new_tokens}: must be at least 1"
+        )
+    if not config.dataset.metrics:
+        raise UserError("dataset.metrics: name at least one metric")
+    if not 0 < config.analyze.confidence < 1:
+        raise UserError(f"analyze.confidence={config.analyze.confidence}: must be between 0 and 1")
+    if config.analyze.n_boot < 100:
+        raise UserError(f"analyze.n_boot={config.analyze.n_boot}: must be at least 100")
+    if "/" in config.experiment_name or not config.experiment_name:
+        raise UserError(f"experiment_name={config.experiment_name}: must be one folder name")
+
+
+def _check_budget(config: Config) -> None:
+    budget = config.budget
+    if budget.kind is BudgetKind.ratio and not 0 < budget.ratio <= 1:
+        raise UserError(
+            f"budget={budget.ratio:g}: must be above 0 and at most 1, the fraction of the prompt's KV kept"
+        )
+    if budget.kind is BudgetKind.tokens and (budget.tokens is None or budget.tokens < 1):
+        raise UserError(f"budget.tokens={budget.tokens}: must be at least 1")
+
+
+def _check_press(config: Config) -> None:
+    press, budget = config.press, config.budget
+    full = budget.kind is BudgetKind.ratio and budget.ratio == 1.0
+    if press.method is None and not full:
+        raise UserError(
+            f"press={press.name}: keeps the full cache; use budget=1.0 or another press"
+        )
+    if press.method is not None and "_target_" not in press.method:
+        raise UserError(f"press={press.name}: press.method needs a _target_, the press's class")
+    if press.method is not None and "compression_ratio" in press.method:
+        raise UserError(f"press={press.name}: set budget, not press.method.compression_ratio")
+    wants_eager = (
+        PressNeed.attention_weights in press.needs and press.method is not None and not full
+    )
+    if wants_eager and config.model.attn_implementation not in ("auto", "eager"):
+        raise UserError(
+            f"press={press.name}: needs attention weights; set model.attn_implementation=eager or auto"
+        )
