@@ -174,6 +174,13 @@ class RunConfig:
 
 
 @dataclass
+class ScoreConfig:
+    """`metrics` replaces the ones the points were run with."""
+
+    metrics: list[str] | None = None
+
+
+@dataclass
 class AnalyzeConfig:
     confidence: float = 0.95
     n_boot: int = 10_000
@@ -206,6 +213,7 @@ class Config:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     run: RunConfig = field(default_factory=RunConfig, metadata=NEUTRAL)
+    score: ScoreConfig = field(default_factory=ScoreConfig, metadata=NEUTRAL)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig, metadata=NEUTRAL)
     paths: PathsConfig = field(default_factory=PathsConfig, metadata=NEUTRAL)
 

@@ -50,7 +50,7 @@ class Point:
         for name in ("experiment_name", "press", "budget", "controller", "seed"):
             del fields[name]
         # the manifest stands for the data, its own hash for the model: neither knows a path
-        fields["dataset"] = {"metrics": fields["dataset"]["metrics"], "manifest": self.manifest.key}
+        fields["dataset"] = {"manifest": self.manifest.key}
         fields["model"]["hash"] = model_hash(self.config.model)
         return digest(fields)
 

@@ -137,8 +137,8 @@ def is_present(asset: Asset, cache: Path) -> bool:
     path = cache / asset.destination
     try:
         if asset.convert is not None:
-            marker = json.loads((path / MARKER).read_text())
-            return _marker(asset, path) == marker
+            written: object = json.loads((path / MARKER).read_text())
+            return written == _marker(asset, path)
         return (sha256_dir if asset.is_pattern else sha256_file)(path) == asset.sha256
     except (OSError, ValueError):
         return False
@@ -194,6 +194,8 @@ def _why(stderr: str) -> str:
     if any("No module named pip" in line for line in lines):
         return "this Python has no pip; install it with `python -m ensurepip`"
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    if "Exception:" in errors:  # pip itself broke, and a traceback follows
+        errors = []
     reason = (errors or lines or ["pip failed"])[-1]
     return f"{reason}; check that pip can download from your package index"
 

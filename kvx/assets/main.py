@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
         return 1 if _fetch_all(assets) else 0
     except UserError as error:
         return _fail(2, str(error))
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         return _fail(2, f"cannot write {error.filename}; set KVX_CACHE to a folder you can write")
     except OSError as error:
         return _fail(1, f"{error.strerror or error}: {error.filename or cache_dir()}")
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
 def _fetch_all(assets: Sequence[Asset]) -> list[str]:
     """Fetch what can be fetched; returns the names of the assets that failed."""
     failed = []
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # pinned: a conversion may redirect stderr
     for asset in assets:
         start = time.monotonic()
         try:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
+from kvx.stats.intervals import Interval, check_confidence
 
 CHUNK_BYTES = 256 * 2**20
 
@@ -38,8 +38,7 @@ class ClusterBootstrap:
     def __init__(self, n_clusters: int, n_boot: int, seed: int | tuple[int, ...]) -> None:
         if n_clusters < 0:
             raise ValueError(f"n_clusters={n_clusters}: must be at least 0")
-        if n_boot < 1:
-            raise ValueError(f"n_boot={n_boot}: must be at least 1")
+        check_n_boot(n_boot)
         rng = np.random.default_rng(seed)
         self.weights: NDArray[np.float32] = np.empty((n_boot, n_clusters), dtype=np.float32)
         step = _rows_per_chunk(n_clusters)
@@ -76,6 +75,12 @@ class ClusterBootstrap:
             np.divide(totals @ weights, drawn, out=draws[:, chunk], where=drawn > 0)
         draws[~known] = np.nan
         return draws
+
+
+def check_n_boot(n_boot: int) -> None:
+    """Raise `ValueError` unless there is at least one resample."""
+    if n_boot < 1:
+        raise ValueError(f"n_boot={n_boot}: must be at least 1")
 
 
 def cluster_codes(clusters: Collection[Hashable]) -> tuple[NDArray[np.intp], int]:
@@ -193,13 +198,13 @@ def bootstrap_mean(
     codes, _ = cluster_codes(clusters)
     draws = resampled_means(scores[scored], codes[scored].tolist(), n_boot, seed)
     ordered = np.sort(scores[scored])  # so that the order of rows cannot change the last bit
-    n, n_clusters = len(ordered), len(set(codes[scored].tolist()))
+    n = len(ordered)
     return MeanEstimate(
         n=n,
-        n_clusters=n_clusters,
+        n_clusters=len(np.unique(codes[scored])),
         mean=float(ordered.mean()) if n else math.nan,
         sd=float(ordered.std(ddof=1)) if n >= 2 else math.nan,
-        interval=percentile_interval(draws[0], confidence) if n_clusters >= 2 else UNKNOWN_INTERVAL,
+        interval=percentile_interval(draws[0], confidence),
     )
 
 

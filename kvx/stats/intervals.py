@@ -39,10 +39,10 @@ def clopper_pearson(k: int, n: int, confidence: float) -> Interval:
 
 
 def wilson(k: int, n: int, confidence: float) -> Interval:
-    """Wilson score interval of a proportion (no continuity correction): narrower than the exact one.
+    """Wilson score interval of a proportion, without continuity correction.
 
-    Covers `confidence` on average over proportions, not for each. n = 0 gives (nan, nan). Raises
-    `ValueError` unless 0 <= k <= n and 0 < confidence < 1.
+    Narrower than the exact one: covers `confidence` on average over proportions, not for each.
+    n = 0 gives (nan, nan). Raises `ValueError` unless 0 <= k <= n and 0 < confidence < 1.
 
     Source: Wilson (1927), Journal of the American Statistical Association 22, 209-212.
     """

@@ -4,7 +4,7 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from kvx.stats.bootstrap import bootstrap_mean, score_array
@@ -100,5 +100,5 @@ def failure_attribution(score: ArrayLike, twin_score: ArrayLike, failed: ArrayLi
     return _mean(np.where(failures, difference, 0.0)[paired])
 
 
-def _mean(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+def _mean(values: NDArray[np.float64]) -> float:
     return float(np.sort(values).mean()) if values.size else float("nan")

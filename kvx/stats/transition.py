@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvx.stats.bootstrap import cluster_codes, resampled_means, score_array
+from kvx.stats.bootstrap import check_n_boot, cluster_codes, resampled_means, score_array
 
 TOLERANCE = 1e-9  # 0.95 - 0.80 is 0.1499999999999999 in floats, and counts as 0.15
 
@@ -67,6 +67,7 @@ def find_transition(
             f"with n={len(codes)} clusters"
         )
     _check_positive(drop=drop)
+    check_n_boot(n_boot)
     scored = ~np.isnan(table).all(axis=1)
     table, kept = table[scored], series[scored]
     below = [float(b) for b in series[1:]]
@@ -162,7 +163,8 @@ def _check_positive(**thresholds: float) -> None:
 
 
 def _rows_by_bin(labels: NDArray[np.generic]) -> list[NDArray[np.intp]]:
-    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    names, numbers = np.unique(labels, return_inverse=True)
+    return [np.flatnonzero(numbers == number) for number in range(len(names))]
 
 
 def _bin_means(table: NDArray[np.float64], labels: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -175,11 +177,13 @@ def _bin_means(table: NDArray[np.float64], labels: NDArray[np.generic]) -> NDArr
 def _mean_of_scored(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """Mean along `axis` without nan; nan where nothing is left."""
     n = np.count_nonzero(~np.isnan(values), axis=axis)
-    return np.divide(np.nansum(values, axis=axis), n, out=np.full(n.shape, np.nan), where=n > 0)
+    means = np.full(n.shape, np.nan)
+    np.divide(np.nansum(values, axis=axis), n, out=means, where=n > 0)
+    return means
 
 
 def _falls(bin_means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far each budget is below the one above it, [k - 1, ...], of `bin_means` [bins, k, ...]."""
+    """How far each budget is below the one above, [k - 1, ...], of `bin_means` [bins, k, ...]."""
     return _mean_of_scored(bin_means[:, :-1] - bin_means[:, 1:], axis=0)
 
 

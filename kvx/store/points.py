@@ -175,6 +175,7 @@ class PointStore:
             "seed": config.seed,
             "engine": config.engine.name,
             "metrics": config.dataset.metrics,
+            "answer_format": config.dataset.answer_format,
             "manifest": {
                 "key": point.manifest.key,
                 "sha256": point.manifest.sha256,

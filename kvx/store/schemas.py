@@ -80,7 +80,8 @@ BIN_STATS = _schema(
         "n_truncated": I64, "n_degenerate": I64, "budget_verified": B,
     },
     {
-        "mean": F64, "sd": F64, "ci_low": F64, "ci_high": F64,
+        "mean": F64, "sd": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,
+        "bootstrap_ci_low": F64, "bootstrap_ci_high": F64,
         "failure_rate": F64, "failure_ci_low": F64, "failure_ci_high": F64, "truncated_rate": F64,
         "latency_p50_s": F64, "latency_p95_s": F64, "ttft_p50_s": F64, "ttft_p95_s": F64,
         "tpot_p50_s": F64, "tpot_p95_s": F64, "kv_bytes_mean": F64, "kv_bytes_full_mean": F64,

@@ -1,0 +1,13 @@
+"""python -m kvx.analyze: bin statistics, paired comparisons, transitions, plots and the SQLite export."""
+
+from kvx.cli import stage
+from kvx.config import Config
+
+
+def analyze(points: list[Config]) -> None:
+    from kvx.analyze.build import analyze_experiment
+
+    analyze_experiment(points[0])
+
+
+main = stage("analyze", analyze, aggregates=True)

@@ -1,0 +1,13 @@
+"""python -m kvx.report: write report.md from the analysed tables."""
+
+from kvx.cli import stage
+from kvx.config import Config
+
+
+def report(points: list[Config]) -> None:
+    from kvx.report.build import report_experiment
+
+    report_experiment(points[0])
+
+
+main = stage("report", report, aggregates=True)

@@ -1,0 +1,79 @@
+"""Score every finished point of an experiment; needs no model and can be repeated with other metrics."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kvx.config import Config
+from kvx.data.example import Example
+from kvx.data.manifest import load_examples
+from kvx.hashing import digest
+from kvx.points import experiment_dir
+from kvx.score.failures import classify_response
+from kvx.score.metrics import resolve
+from kvx.store import schemas
+from kvx.store.catalog import PointRecord, finished_points
+from kvx.store.shards import read_inputs, write_table
+
+log = logging.getLogger(__name__)
+VERSION = 1  # raise it when a metric or a failure rule changes, so that old scores are redone
+
+
+def score_experiment(config: Config) -> None:
+    """Write scores.parquet and failures.parquet beside each point's requests, where they are stale."""
+    experiment = experiment_dir(config)
+    records = finished_points(experiment)
+    output = Path(config.paths.output)
+    redone = sum(score_point(record, config.score.metrics, output) for record in records)
+    if redone:
+        log.info("score: %d points scored → %s", redone, experiment)
+    else:
+        log.info("score: all %d points are scored; nothing to do → %s", len(records), experiment)
+
+
+def score_point(record: PointRecord, metrics: list[str] | None, output: Path) -> bool:
+    """Score one point unless that was done for the same inputs; whether anything was written."""
+    names = list(metrics or record.info["metrics"])
+    answer_format = record.info["answer_format"]
+    inputs = digest([VERSION, record.done_sha256, names, answer_format], 16)
+    paths = [record.dir / "scores.parquet", record.dir / "failures.parquet"]
+    if all(read_inputs(path) == inputs for path in paths):
+        return False
+    examples = load_examples(record.manifest_dir(output))
+    requests = record.requests().to_dict("records")
+    scores = [row for request in requests for row in score_request(request, examples, names)]
+    failures = [f for r in requests if (f := failure_of(r, answer_format)) is not None]
+    write_table(paths[1], failures, schemas.FAILURES, inputs)
+    write_table(paths[0], scores, schemas.SCORES, inputs)
+    return True
+
+
+def score_request(
+    request: dict[str, Any], examples: dict[str, Example], names: list[str]
+) -> list[dict[str, Any]]:
+    """One row per metric. A request without a response has no score (null), which is not a zero."""
+    answers = examples[request["example_id"]].answers
+    rows = []
+    for index, (name, metric) in enumerate(resolve(names).items()):
+        row = {k: request[k] for k in ("request_id", "point_id", "example_id", "cluster", "bin")}
+        row |= {"metric": name, "primary": index == 0}
+        if request["has_response"]:
+            score = metric(request["text"], answers)
+            row |= {
+                "score": score.value, "prediction_normalized": score.prediction,
+                "reference_normalized": score.reference,
+            }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def failure_of(request: dict[str, Any], answer_format: str | None) -> dict[str, Any] | None:
+    """The request's failure row, or None. Truncated responses are both scored and counted here."""
+    row = {k: request[k] for k in ("request_id", "point_id", "example_id", "bin", "has_response")}
+    if not request["has_response"]:
+        return row | {"error_type": request["error_type"], "message": request["error_message"]}
+    finish = request["finish_reason"] if not pd.isna(request["finish_reason"]) else None
+    kind = classify_response(request["text"], finish, answer_format)
+    return None if kind is None else row | {"error_type": str(kind), "message": None}

@@ -1,0 +1,82 @@
+"""kv_transition.sqlite: an export of an experiment's Parquet, never a second truth."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+TELEMETRY = (
+    "ttft_s", "tpot_s", "latency_s", "prefill_s", "decode_s", "output_tokens", "kv_entries_nominal",
+    "kv_entries_effective", "kv_entries_physical", "kv_bytes_nominal", "kv_bytes_effective",
+    "kv_bytes_physical", "kv_bytes_full", "kv_bytes_peak", "peak_memory_bytes", "budget_verified",
+    "degenerate", "degenerate_reason",
+)  # fmt: skip
+REQUEST = (
+    "request_id", "point_id", "example_id", "bin", "context_tokens", "prompt_tokens",
+    "compressed_tokens", "finished_at",
+)  # fmt: skip
+RESPONSE = ("request_id", "text", "finish_reason", "output_tokens")
+
+
+def export(path: Path, tables: dict[str, pd.DataFrame]) -> None:
+    """Write `tables` as a new SQLite file, replacing the old one at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with sqlite3.connect(temporary) as connection:
+            for name, frame in tables.items():
+                _plain(frame).to_sql(name, connection, index=False)
+        connection.close()
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def request_tables(requests: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The requests shards, normalised into requests, responses and telemetry."""
+    answered = requests[requests["has_response"]]
+    return {
+        "requests": requests[list(REQUEST)],
+        "responses": answered[list(RESPONSE)],
+        "telemetry": requests[["request_id", *TELEMETRY]],
+    }
+
+
+def manifest_tables(
+    manifests: Iterable[dict[str, Any]], examples: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """datasets, examples, bins and manifest_entries of the manifests an experiment uses."""
+    datasets, bins, entries = [], [], []
+    for manifest in manifests:
+        key = manifest["key"]
+        datasets.append(
+            {k: v for k, v in manifest.items() if k not in ("bins", "entries", "sampling")}
+        )
+        bins += [{"manifest_key": key, **b} for b in manifest["bins"]]
+        entries += [{"manifest_key": key, **e} for e in manifest["entries"]]
+    return {
+        "datasets": pd.DataFrame(datasets), "examples": examples, "bins": pd.DataFrame(bins),
+        "manifest_entries": pd.DataFrame(entries),
+    }  # fmt: skip
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Lists and dicts as JSON, times as ISO text: what SQLite can hold."""
+    out = frame.copy()
+    for name in out.columns:
+        if isinstance(out[name].dtype, pd.DatetimeTZDtype):
+            out[name] = out[name].map(lambda t: t.isoformat())
+        elif out[name].dtype == object:
+            out[name] = out[name].map(_cell)
+    return out
+
+
+def _cell(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return json.dumps(value) if isinstance(value, list | dict) else value
