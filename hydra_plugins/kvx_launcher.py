@@ -1,7 +1,7 @@
 """Hydra launcher that hands all points of a sweep to the stage as one bundle, in this process.
 
-Hydra's own launcher calls the stage once per point, which would load the model for each of them. Stages
-started through `kvx.cli` carry a `bundle` function that takes them all.
+Hydra's own launcher calls the stage once per point, which would load the model for each of them.
+Stages started through `kvx.cli` carry a `bundle` function that takes them all.
 """
 
 import copy

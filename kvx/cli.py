@@ -1,13 +1,14 @@
 """The command line of every stage: Hydra, plus numeric budgets, one-line errors and exit codes.
 
-Exit 0: done. 1: some of the work failed. 2: the request was wrong and nothing was started. 130: interrupted.
-Set HYDRA_FULL_ERROR=1 to see tracebacks.
+Exit 0: done. 1: some of the work failed. 2: the request was wrong, nothing was started.
+130: interrupted. Set HYDRA_FULL_ERROR=1 to see tracebacks.
 """
 
 import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,14 +22,15 @@ from kvx.errors import RunFailedError, UserError
 from kvx.messages import explain
 
 BUDGET_OPTIONS = ("ratio", "tokens")
+MULTIRUN = ("-m", "--multirun")
 Stage = Callable[[list[Config]], None]
 
 
 def stage(name: str, function: Stage, aggregates: bool = False) -> Callable[[], None]:
     """The `main` of stage `name`: parses the command line and calls `function` with its points.
 
-    A stage that `aggregates` works on a whole experiment: it accepts the same arguments as `run`, but
-    ignores sweeps, since it reads what is on disk.
+    A stage that `aggregates` works on a whole experiment: it accepts the same arguments as `run`,
+    but ignores sweeps, since it reads what is on disk.
     """
 
     def main() -> None:
@@ -70,12 +72,22 @@ def compose(*overrides: str, stage: str = "run") -> Config:
 
 def to_config(cfg: DictConfig) -> Config:
     """The typed form of a composed configuration. Raises `UserError` if it makes no sense."""
-    from kvx.validate import check
+    return to_configs([cfg])[0]
 
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config)
-    check(config)
-    return config
+
+def to_configs(cfgs: Sequence[DictConfig]) -> list[Config]:
+    """The typed configurations of a sweep, all of them checked before anything is started.
+
+    In a sweep over `press=none,..` and several budgets, `none` stands for the full cache only.
+    """
+    from kvx.validate import check, wants_less_of_the_full_cache
+
+    configs = [config for cfg in cfgs if isinstance(config := OmegaConf.to_object(cfg), Config)]
+    possible = [c for c in configs if not wants_less_of_the_full_cache(c)]
+    configs = possible or configs
+    for config in configs:
+        check(config)
+    return configs
 
 
 def _run_hydra(name: str, function: Stage, argv: list[str]) -> None:
@@ -84,7 +96,7 @@ def _run_hydra(name: str, function: Stage, argv: list[str]) -> None:
 
     def bundle(cfgs: Sequence[DictConfig]) -> None:
         try:
-            function([to_config(cfg) for cfg in cfgs])
+            function(to_configs(cfgs))
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
 
@@ -118,18 +130,22 @@ def _parse(argument: str) -> Override | None:
 
 
 def numeric_budgets(argv: list[str]) -> list[str]:
-    """Rewrite `budget=0.5,0.2` to `budget.ratio=0.5,0.2`, since `budget` is also a config group."""
-    return [_numeric_budget(a) if a.startswith("budget=") else a for a in argv]
+    """Rewrite `budget=0.5,0.2` to `budget.ratio=0.5,0.2`, since `budget` is also a config group.
+
+    Flags come first in the result: argparse does not take them between overrides.
+    """
+    rewritten = [_numeric_budget(a) if a.startswith("budget=") else a for a in argv]
+    multirun = [a for a in rewritten if a in MULTIRUN]
+    return multirun + [a for a in rewritten if a not in MULTIRUN]
 
 
 def _numeric_budget(argument: str) -> str:
     override = _parse(argument)
     if override is None:
         raise UserError(f"{argument}: cannot be read; write e.g. budget=1.0,0.5,0.2")
+    values: list[Any] = [override.value()]
     if override.is_sweep_override():
         values = list(override.sweep_iterator(transformer=lambda value: value))
-    else:
-        values = [override.value()]
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     names = [str(v) for v in values if v not in numbers]
     unknown = [n for n in names if n not in BUDGET_OPTIONS]
@@ -148,7 +164,7 @@ def _numeric_budget(argument: str) -> str:
 def drop_sweeps(argv: list[str]) -> list[str]:
     """The arguments of `run` without its sweep: flags `-m`, overrides with several values."""
     kept = ["hydra.mode=RUN"]
-    for argument in numeric_budgets([a for a in argv if a not in ("-m", "--multirun")]):
+    for argument in numeric_budgets([a for a in argv if a not in MULTIRUN]):
         override = _parse(argument)
         if override is not None and override.is_sweep_override():
             if override.key_or_group in ("experiment", "experiment_name"):
@@ -173,8 +189,8 @@ def _describe(error: BaseException) -> tuple[int | None, str]:
             return 2, explain(error)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return 1, (
-                f"disk full while writing {error.filename or 'results'}; free some space and type the "
-                "same command to go on"
+                f"disk full while writing {error.filename or 'results'}; free some space and type "
+                "the same command to go on"
             )
         case (
             PermissionError()

@@ -1,7 +1,8 @@
-"""Structured configuration: the schema that every field of `conf/` and of the command line is checked against.
+"""Structured configuration: the schema of `conf/` and of the command line.
 
-Fields marked `neutral()` cannot change a point's results and are left out of its id (see `kvx.points`).
-This module imports no torch, so that `--help` and `--cfg job` stay fast.
+Every field given in either is checked against it. Fields marked `neutral()` cannot change a point's
+results and are left out of its id (see `kvx.points`). This module imports no torch, so that
+`--help` and `--cfg job` stay fast.
 """
 
 import os
@@ -77,7 +78,10 @@ class PressConfig:
 
 @dataclass
 class BudgetConfig:
-    """Fraction of the prompt's KV entries kept (`ratio`, 1.0 = full cache), or how many (`tokens`)."""
+    """How many of the prompt's KV entries are kept.
+
+    A fraction of them (`ratio`, 1.0 = full cache) or a number (`tokens`).
+    """
 
     kind: BudgetKind = BudgetKind.ratio
     ratio: float = 1.0

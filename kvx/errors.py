@@ -2,7 +2,10 @@
 
 
 class UserError(Exception):
-    """A wrong request (exit 2): one line saying what is wrong, in which field or file, and what to do."""
+    """A wrong request (exit 2).
+
+    Its message is one line: what is wrong, in which field or file, and what to do.
+    """
 
 
 class RunFailedError(Exception):

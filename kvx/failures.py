@@ -1,8 +1,8 @@
 """The failure taxonomy, and the failures of requests that have no response.
 
 A failure is not an inaccuracy: scores and failure rates are reported side by side. The wording of
-errors is that of OpenAI, vLLM, SGLang and llama.cpp servers and of the openai client. Failures seen in a
-response's text are told apart in `kvx.score.failures`.
+errors is that of OpenAI, vLLM, SGLang and llama.cpp servers and of the openai client. Failures seen
+in a response's text are told apart in `kvx.score.failures`.
 """
 
 import re

@@ -19,7 +19,7 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: no such field; see `--cfg job` for the fields there are"
     if found := re.search(r"missing mandatory value: (\S+)", text, re.IGNORECASE):
-        key = re.search(r"full_key: (\S+)", text)
+        key = None if "." in found[1] else re.search(r"full_key: (\S+)", text)
         return f"{key[1] if key else found[1]}: needs a value"
     full_key = re.search(r"full_key: (\S+)", text)
     first = text.splitlines()[0] if text else type(error).__name__

@@ -45,7 +45,10 @@ class Point:
 
     @cached_property
     def variant_id(self) -> str:
-        """Identity of everything but press, budget, controller and seed: what makes points comparable."""
+        """Identity of what makes points comparable.
+
+        That is everything but press, budget, controller and seed.
+        """
         fields = resolved(self.config)
         for name in ("experiment_name", "press", "budget", "controller", "seed"):
             del fields[name]
@@ -70,7 +73,10 @@ class Point:
         return experiment_dir(self.config) / "points" / self.id
 
     def kept_tokens(self, n_tokens: int) -> int:
-        """Entries per head and layer that the budget asks to keep of `n_tokens` (kvpress's rounding)."""
+        """Entries per head and layer that the budget asks to keep of `n_tokens`.
+
+        The rounding is kvpress's.
+        """
         return max(1, int(n_tokens * (1 - self.compression_ratio(n_tokens))))
 
     def compression_ratio(self, n_tokens: int) -> float:
@@ -86,7 +92,7 @@ class Point:
         return 1.0 - (budget.tokens + 0.5) / n_tokens  # the half guards against float rounding
 
     def degenerate_reason(self, n_tokens: int) -> str | None:
-        """Why a prompt of `n_tokens` leaves this press too few entries to do what it is meant to."""
+        """Why a prompt of `n_tokens` leaves this press too few entries to work as meant."""
         kept, least = self.kept_tokens(n_tokens), self.config.press.degenerate_at_tokens
         if kept == n_tokens or kept > least:
             return None

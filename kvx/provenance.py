@@ -36,7 +36,10 @@ def command_line() -> str:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout kvx runs from, `-dirty` if it has changes; None for an installed wheel."""
+    """Commit of the checkout kvx runs from, `-dirty` if it has changes.
+
+    None for an installed wheel.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(

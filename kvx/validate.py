@@ -3,6 +3,8 @@
 from kvx.config import BudgetKind, Config, PressNeed
 from kvx.errors import UserError
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 def check(config: Config) -> None:
     """Raises `UserError` naming the field for a request that cannot be right."""
@@ -16,8 +18,9 @@ def check(config: Config) -> None:
         raise UserError(
             f"decoding.max_new_tokens={config.decoding.max_new_tokens}: must be at least 1"
         )
-    if not config.dataset.metrics:
-        raise UserError("dataset.metrics: name at least one metric")
+    _check_scoring(config)
+    if config.model.dtype not in DTYPES:
+        raise UserError(f"model.dtype={config.model.dtype}: use one of {', '.join(DTYPES)}")
     if not 0 < config.analyze.confidence < 1:
         raise UserError(f"analyze.confidence={config.analyze.confidence}: must be between 0 and 1")
     if config.analyze.n_boot < 100:
@@ -26,11 +29,29 @@ def check(config: Config) -> None:
         raise UserError(f"experiment_name={config.experiment_name}: must be one folder name")
 
 
+def wants_less_of_the_full_cache(config: Config) -> bool:
+    """`press=none` at a budget it cannot keep."""
+    kept_all = config.budget.kind is BudgetKind.ratio and config.budget.ratio == 1.0
+    return config.press.method is None and not kept_all
+
+
+def _check_scoring(config: Config) -> None:
+    from kvx.score.failures import check_format
+    from kvx.score.metrics import resolve
+
+    if not config.dataset.metrics:
+        raise UserError("dataset.metrics: name at least one metric")
+    resolve(config.dataset.metrics)
+    resolve(config.score.metrics or [])
+    check_format(config.dataset.answer_format)
+
+
 def _check_budget(config: Config) -> None:
     budget = config.budget
     if budget.kind is BudgetKind.ratio and not 0 < budget.ratio <= 1:
         raise UserError(
-            f"budget={budget.ratio:g}: must be above 0 and at most 1, the fraction of the prompt's KV kept"
+            f"budget={budget.ratio:g}: must be above 0 and at most 1, "
+            "the fraction of the prompt's KV kept"
         )
     if budget.kind is BudgetKind.tokens and (budget.tokens is None or budget.tokens < 1):
         raise UserError(f"budget.tokens={budget.tokens}: must be at least 1")
@@ -39,7 +60,7 @@ def _check_budget(config: Config) -> None:
 def _check_press(config: Config) -> None:
     press, budget = config.press, config.budget
     full = budget.kind is BudgetKind.ratio and budget.ratio == 1.0
-    if press.method is None and not full:
+    if wants_less_of_the_full_cache(config):
         raise UserError(
             f"press={press.name}: keeps the full cache; use budget=1.0 or another press"
         )
@@ -52,5 +73,6 @@ def _check_press(config: Config) -> None:
     )
     if wants_eager and config.model.attn_implementation not in ("auto", "eager"):
         raise UserError(
-            f"press={press.name}: needs attention weights; set model.attn_implementation=eager or auto"
+            f"press={press.name}: needs attention weights; "
+            "set model.attn_implementation=eager or auto"
         )

@@ -1,12 +1,12 @@
-"""Train kvx's embedded model: a 2-layer Llama that recalls `key -> several values` from filler text.
+"""Train kvx's embedded model: a 2-layer Llama recalling `key -> several values` from filler text.
 
-The result (about 0.65 MB) is shipped in `kvx/assets/tiny_recall` with its tokenizer and word lists, so
-that the whole harness runs on a real, if tiny, transformer without any download. It says nothing about
-which press is better on real models.
+The result (about 0.65 MB) is shipped in `kvx/assets/tiny_recall` with its tokenizer and word lists,
+so that the whole harness runs on a real, if tiny, transformer without any download. It says nothing
+about which press is better on real models.
 
 What made it train in minutes rather than not at all: an untied, bias-carrying attention with a wide
-initialisation; one head started as a rough previous-token head, so that the induction circuit forms at
-once; a first stage of dense key/value chains; then contexts of growing length.
+initialisation; one head started as a rough previous-token head, so that the induction circuit forms
+at once; a first stage of dense key/value chains; then contexts of growing length.
 
     python scripts/train_tiny_recall.py --minutes 6 --out kvx/assets/tiny_recall
 """
@@ -17,11 +17,12 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "?", "."]
@@ -34,6 +35,7 @@ FIRST_VALUE = FIRST_KEY + N_KEYS
 FIRST_FILLER = FIRST_VALUE + N_VALUES
 N_WORDS = FIRST_FILLER + N_FILLER
 IGNORE = -100
+THETA = 1_000_000.0
 
 
 def word_lists() -> dict[str, list[str]]:
@@ -52,8 +54,13 @@ def word_lists() -> dict[str, list[str]]:
     }
 
 
-def dense_batch(rng: np.random.Generator, rows: int, length: int, n_pairs: int) -> tuple:
-    """Few pairs drawn again and again; a target wherever the key was seen before. (rows, length)."""
+def dense_batch(
+    rng: np.random.Generator, rows: int, length: int, n_pairs: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Few pairs drawn again and again; a target wherever the key was seen before.
+
+    Both tensors are (rows, length).
+    """
     keys = np.argsort(rng.random((rows, N_KEYS)), 1)[:, :n_pairs] + FIRST_KEY
     values = rng.integers(FIRST_VALUE, FIRST_VALUE + N_VALUES, size=(rows, n_pairs))
     pick = rng.integers(0, n_pairs, size=(rows, length // 2))
@@ -69,7 +76,7 @@ def dense_batch(rng: np.random.Generator, rows: int, length: int, n_pairs: int) 
 
 def recall_batch(
     rng: np.random.Generator, rows: int, length: int, n_facts: int, n_questions: int
-) -> tuple:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Filler of `length` tokens with `key v1..vk .` facts, then `? key v1..vk <eos>` questions."""
     slot = MAX_VALUES + 2  # a fact never overlaps the next one
     width = length + n_questions * (MAX_VALUES + 3)
@@ -103,17 +110,18 @@ def recall_batch(
 def build_model(seed: int) -> LlamaForCausalLM:
     """The untrained model, with layer 0 / head 0 nudged towards attending to the previous token."""
     torch.manual_seed(seed)
-    theta, head_dim = 1_000_000.0, 64
+    head_dim = 64
     config = LlamaConfig(
-        vocab_size=(N_WORDS + 7) // 8 * 8, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=head_dim, max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": theta}, attention_bias=True,
+        vocab_size=(N_WORDS + 7) // 8 * 8, hidden_size=64, intermediate_size=128,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=head_dim,
+        max_position_embeddings=8192, attention_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
         initializer_range=0.1, tie_word_embeddings=False, rms_norm_eps=1e-5,
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     attention, half = model.model.layers[0].self_attn, head_dim // 2
-    frequency = theta ** (-torch.arange(half).float() / half)
+    frequency = THETA ** (-torch.arange(half).float() / half)
     with torch.no_grad():
         for i in range(6):
             attention.k_proj.bias[i] = 6.0
@@ -122,13 +130,16 @@ def build_model(seed: int) -> LlamaForCausalLM:
     return model
 
 
-def loss_and_accuracy(model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> tuple:
+def loss_and_accuracy(
+    model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, float]:
     """Cross-entropy over the target positions only, and the share of them predicted right."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     where = targets != IGNORE
     logits = model.lm_head(hidden[where])
     wanted = targets[where]
-    return F.cross_entropy(logits, wanted), (logits.argmax(-1) == wanted).float().mean().item()
+    accuracy = (logits.argmax(-1) == wanted).float().mean().item()
+    return functional.cross_entropy(logits, wanted), accuracy
 
 
 def train(model: LlamaForCausalLM, minutes: float, seed: int) -> dict[str, float]:
@@ -153,7 +164,7 @@ def train(model: LlamaForCausalLM, minutes: float, seed: int) -> dict[str, float
             group["lr"] = rate
         loss, accuracy = loss_and_accuracy(model, ids, targets)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step, stage_steps = step + 1, stage_steps + 1
@@ -186,7 +197,9 @@ def evaluate(model: LlamaForCausalLM, seed: int) -> dict[int, float]:
     return out
 
 
-def save(model: LlamaForCausalLM, words: dict[str, list[str]], out: Path, report: dict) -> None:
+def save(
+    model: LlamaForCausalLM, words: dict[str, list[str]], out: Path, report: dict[str, Any]
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = SPECIAL + words["keys"] + words["values"] + words["filler"]
     tokenizer = Tokenizer(
@@ -199,6 +212,13 @@ def save(model: LlamaForCausalLM, words: dict[str, list[str]], out: Path, report
     )  # fmt: skip
     model.save_pretrained(out)
     fast.save_pretrained(out)
+    # transformers 4 reads these two under other names
+    for name, key, value in (
+        ("config.json", "rope_theta", THETA),
+        ("tokenizer_config.json", "tokenizer_class", "PreTrainedTokenizerFast"),
+    ):
+        saved = json.loads((out / name).read_text()) | {key: value}
+        (out / name).write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
     (out / "words.json").write_text(json.dumps(words, indent=0) + "\n")
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
 
@@ -212,7 +232,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = build_model(args.seed)
-    report = train(model, args.minutes, args.seed)
+    report: dict[str, Any] = train(model, args.minutes, args.seed)
     model.eval()
     report |= {"seed": args.seed, "parameters": sum(p.numel() for p in model.parameters())}
     report["token_accuracy_by_context_tokens"] = evaluate(model, args.seed)

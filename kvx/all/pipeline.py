@@ -11,7 +11,7 @@ from kvx.config import Config
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
 from kvx.report.build import report_experiment
-from kvx.report.findings import interval, series_name
+from kvx.report.words import interval, series_name
 from kvx.run.bundle import run_points
 from kvx.score.build import score_experiment
 
@@ -46,21 +46,22 @@ def print_summary(stats: pd.DataFrame) -> None:
     stats = stats[stats["primary"]]
     for _, frame in stats.groupby("variant_id", sort=False):
         first = frame.iloc[0]
-        bins = frame[frame["bin"] != ALL_BINS].drop_duplicates("bin").sort_values("bin")
+        metric = first["metric"].replace("_", " ")
         table = Table(
-            title=f"{first['metric'].replace('_', ' ')} of {first['model']} on {first['dataset']}, by context tokens"
-        )
-        table.add_column("press")
-        table.add_column("budget", justify="right")
-        for _, row in bins.iterrows():
-            table.add_column(f"{row['bin_low_tokens']}–{row['bin_high_tokens']}", justify="right")
-        table.add_column("all bins", justify="right")
+            title=f"{metric} of {first['model']} on {first['dataset']}, by context tokens",
+            box=None, pad_edge=False, title_justify="left", header_style="",
+        )  # fmt: skip
+        bins = frame[frame["bin"] != ALL_BINS].drop_duplicates("bin").sort_values("bin")
+        headers = [f"≤ {row['bin_high_tokens']}" for _, row in bins.iterrows()]
+        for name in ("press", "budget", *headers, "all bins"):
+            table.add_column(name, justify="left" if name == "press" else "right", no_wrap=True)
         ordered = frame.sort_values(["press", "budget"], ascending=[True, False])
         for _, group in ordered.groupby("point_id", sort=False):
-            rows = group.set_index("bin")
-            means = [f"{rows.at[b, 'mean']:.2f}" for b in bins["bin"]]
-            overall = f"{rows.at[ALL_BINS, 'mean']:.2f} {interval(rows.loc[ALL_BINS])}"
+            rows = [row for _, row in group.sort_values("bin").iterrows()]
+            overall, by_bin = rows[0], rows[1:]
             table.add_row(
-                series_name(group.iloc[0]), group.iloc[0]["budget_label"], *means, overall
-            )
+                series_name(overall), overall["budget_label"],
+                *(f"{row['mean']:.2f}" for row in by_bin),
+                f"{overall['mean']:.2f} {interval(overall)}",
+            )  # fmt: skip
         Console().print(table)

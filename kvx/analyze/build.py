@@ -1,4 +1,4 @@
-"""From an experiment's points to its tables, plots and SQLite export; skipped for the same inputs."""
+"""From an experiment's points to its tables, plots and SQLite export, if their inputs changed."""
 
 import dataclasses
 import logging

@@ -51,7 +51,7 @@ class Experiment:
 
 
 def load_experiment(folder: Path, output: Path) -> Experiment:
-    """Read everything. Raises `UserError` if a point is not scored or the row counts do not add up."""
+    """Read everything. Raises `UserError` if a point is not scored or row counts do not add up."""
     points = finished_points(folder)
     for point in points:
         if not (point.dir / "scores.parquet").is_file():
@@ -81,15 +81,15 @@ def check_counts(experiment: Experiment) -> None:
     named = set(failures.loc[~failures["has_response"], "request_id"])
     if lost != named:
         raise UserError(
-            f"{experiment.dir}: {len(requests)} requests are not {len(requests) - len(lost)} responses + "
-            f"{len(named)} failures; run kvx.score again"
+            f"{experiment.dir}: {len(requests)} requests are not {len(requests) - len(lost)} "
+            f"responses + {len(named)} failures; run kvx.score again"
         )
     for point in experiment.points:
         have = int((requests["point_id"] == point.id).sum())
         if have != point.info["manifest"]["n_requests"]:
             raise UserError(
-                f"{point.dir}: {have} requests, its manifest has {point.info['manifest']['n_requests']}; "
-                "run kvx.run again"
+                f"{point.dir}: {have} requests, its manifest has "
+                f"{point.info['manifest']['n_requests']}; run kvx.run again"
             )
 
 

@@ -1,4 +1,4 @@
-"""python -m kvx.analyze: bin statistics, paired comparisons, transitions, plots and the SQLite export."""
+"""python -m kvx.analyze: bin statistics, paired comparisons, transitions, plots, SQLite."""
 
 from kvx.cli import stage
 from kvx.config import Config

@@ -1,4 +1,7 @@
-"""The plots of a report: readable in greyscale (markers and dashes) and by colour-blind people (Okabe–Ito)."""
+"""The plots of a report.
+
+Readable in greyscale (markers and dashes) and by colour-blind people (Okabe–Ito colours).
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +32,7 @@ DASHES = (
     (0, (8, 2)),
 )
 DPI = 150
-STYLE = {
+STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
@@ -37,7 +40,7 @@ Draw = Callable[[Axes, pd.DataFrame, float, dict[str, Any]], None]
 
 
 def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]:
-    """Write every plot; with several variants (models, datasets, settings) each gets its own folder."""
+    """Write every plot; each of several variants (model, data, settings) gets its own folder."""
     primary = stats[stats["primary"]]
     variants = list(primary.groupby("variant_id"))
     written = []
@@ -46,7 +49,9 @@ def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]
         metric = str(frame["metric"].iloc[0]).replace("_", " ")
         percent = f"{confidence:.0%} CI"
         figures = {
-            "acc_by_bin": by_bin(frame, f"{metric} (mean, {percent})", _interval("mean", "ci_low", "ci_high")),
+            "acc_by_bin": by_bin(
+                frame, f"{metric} (mean, {percent})", _interval("mean", "ci_low", "ci_high")
+            ),
             "fail_by_bin": by_bin(
                 frame, f"failure rate ({percent})",
                 _interval("failure_rate", "failure_ci_low", "failure_ci_high"),

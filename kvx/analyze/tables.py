@@ -11,14 +11,14 @@ from kvx.analyze.frames import ALL_BINS, Experiment, series_columns
 from kvx.config import AnalyzeConfig
 from kvx.stats.bootstrap import bootstrap_mean
 from kvx.stats.intervals import clopper_pearson
-from kvx.stats.paired import failure_attribution, paired_difference
-from kvx.stats.transition import find_transition, instability_zone
+from kvx.stats.paired import failure_attribution, newcombe_interval, paired_difference
+from kvx.stats.transition import find_transition, instability_zone, mean_of_bin_means
 from kvx.store.catalog import PointRecord
 
 Row = dict[str, Any]
 
 
-def null(value: float) -> float | None:
+def null(value: Any) -> float | None:
     """nan as a null, which is what Parquet and SQLite understand as "not known"."""
     return None if value is None or math.isnan(value) else float(value)
 
@@ -84,7 +84,8 @@ def _failure_columns(asked: pd.DataFrame, failed: pd.DataFrame, config: AnalyzeC
     truncated = int((failed["error_type"] == "TRUNCATED").sum())
     interval = clopper_pearson(k, n, config.confidence)
     return {
-        "n_responses": int(asked["has_response"].sum()), "n_failures": k, "n_truncated": truncated,
+        "n_requests": n, "n_responses": int(asked["has_response"].sum()),
+        "n_failures": k, "n_truncated": truncated,
         "n_degenerate": int(asked["degenerate"].sum()),
         "budget_verified": bool(asked["budget_verified"].all()),
         "failure_rate": k / n, "failure_ci_low": null(interval.low),
@@ -138,9 +139,10 @@ def _pairs(experiment: Experiment, point: PointRecord, twin: PointRecord) -> pd.
     columns = ["example_id", "metric", "primary", "bin", "cluster", "score", "failed"]
     ours = scores.loc[scores["point_id"] == point.id, columns]
     theirs = scores.loc[scores["point_id"] == twin.id, ["example_id", "metric", "score", "failed"]]
-    return ours.merge(
+    pairs: pd.DataFrame = ours.merge(
         theirs, on=["example_id", "metric"], suffixes=("", "_twin"), validate="one_to_one"
     )
+    return pairs
 
 
 def _compare(pairs: pd.DataFrame, config: AnalyzeConfig) -> Row:
@@ -150,19 +152,30 @@ def _compare(pairs: pd.DataFrame, config: AnalyzeConfig) -> Row:
     found = paired_difference(
         ours, twins, pairs["cluster"].tolist(), config.n_boot, config.confidence, config.seed
     )
+    interval, method = found.interval, "cluster_bootstrap"
+    paired = ~np.isnan(ours - twins)
+    if found.mcnemar_p is not None and found.n_pairs == found.n_clusters:
+        right, twin_right = ours[paired] == 1, twins[paired] == 1
+        interval = newcombe_interval(
+            int((right & twin_right).sum()), found.n_lost, found.n_won,
+            int((~right & ~twin_right).sum()), config.confidence,
+        )  # fmt: skip
+        method = "newcombe"
     return {
         "n_pairs": found.n_pairs, "n_clusters": found.n_clusters, "mean": null(found.mean_a),
         "twin_mean": null(found.mean_b), "difference": null(found.difference),
-        "ci_low": null(found.interval.low), "ci_high": null(found.interval.high),
+        "ci_low": null(interval.low), "ci_high": null(interval.high), "ci_method": method,
+        "bootstrap_ci_low": null(found.interval.low),
+        "bootstrap_ci_high": null(found.interval.high),
         "n_lost": found.n_lost, "n_won": found.n_won, "mcnemar_p": found.mcnemar_p,
         "failure_rate_difference": float(failed.mean() - pairs["failed_twin"].mean()),
         "difference_from_failures": null(failure_attribution(ours, twins, failed)),
-        "baseline_floor": bool(np.nanmean(twins) < config.baseline_floor) if len(twins) else None,
+        "baseline_floor": bool(found.mean_b < config.baseline_floor),
     }  # fmt: skip
 
 
 def transitions(experiment: Experiment, stats: list[Row], config: AnalyzeConfig) -> list[Row]:
-    """Per series (a press's curve over budgets): the classic transition and the instability zone."""
+    """Per series (a press's curve over budgets): classic transition and instability zone."""
     frame = pd.DataFrame(stats)
     overall = frame[frame["primary"] & (frame["bin"] == ALL_BINS)]
     keys = ["variant_id", "model", "dataset", "press", "controller", "seed"]
@@ -176,12 +189,13 @@ def transitions(experiment: Experiment, stats: list[Row], config: AnalyzeConfig)
         table = scores.pivot(index="example_id", columns="point_id", values="score")
         table = table[curve["point_id"].tolist()]
         about = scores.drop_duplicates("example_id").set_index("example_id").loc[table.index]
+        matrix = table.to_numpy(dtype=float).T
         found = find_transition(
-            curve["budget"].tolist(), table.to_numpy(dtype=float).T, about["bin"].to_numpy(),
+            curve["budget"].tolist(), matrix, about["bin"].to_numpy(),
             about["cluster"].tolist(), config.transition_drop, config.n_boot, config.seed,
         )  # fmt: skip
         zone = instability_zone(
-            curve["budget"].tolist(), curve["mean"].to_numpy(dtype=float),
+            curve["budget"].tolist(), mean_of_bin_means(matrix, about["bin"].to_numpy()),
             curve["sd"].to_numpy(dtype=float), curve["failure_rate"].to_numpy(dtype=float),
             config.transition_drop, config.spread_jump, config.failure_jump,
         )  # fmt: skip
@@ -198,10 +212,11 @@ def transitions(experiment: Experiment, stats: list[Row], config: AnalyzeConfig)
 
 
 def _with_full_cache(curve: pd.DataFrame, overall: pd.DataFrame) -> pd.DataFrame:
-    """A press's curve, begun at the full cache of `press=none` if it has no point of its own there."""
+    """A press's curve, begun at the full cache of `press=none` if it has none of its own."""
     first = curve.iloc[0]
     if (curve["budget"] == 1.0).any() or first["press"] == "none":
         return curve
     same = (overall["variant_id"] == first["variant_id"]) & (overall["seed"] == first["seed"])
     full = overall[same & (overall["press"] == "none") & (overall["budget"] == 1.0)]
-    return pd.concat([full.head(1), curve])
+    extended: pd.DataFrame = pd.concat([full.head(1), curve])
+    return extended

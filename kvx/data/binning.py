@@ -3,6 +3,7 @@
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,7 +19,7 @@ def bin_edges(lengths: Sequence[int], binning: BinningConfig) -> list[int]:
     """
     if binning.strategy is BinStrategy.edges:
         edges = list(binning.edges or [])
-        if len(edges) < 2 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+        if len(edges) < 2 or any(a >= b for a, b in pairwise(edges)):
             raise UserError("dataset.binning.edges: give at least two ascending token counts")
         return edges
     if binning.n_bins < 1:
@@ -27,7 +28,7 @@ def bin_edges(lengths: Sequence[int], binning: BinningConfig) -> list[int]:
     edges = [
         int(e) for e in np.quantile(lengths, np.linspace(0, 1, binning.n_bins + 1), method="lower")
     ]
-    if len(set(edges)) < len(edges) and distinct > 1 or distinct < binning.n_bins:
+    if (len(set(edges)) < len(edges) and distinct > 1) or distinct < binning.n_bins:
         raise UserError(
             f"dataset.binning.n_bins={binning.n_bins}: only {distinct} distinct context lengths "
             "in the data; use fewer bins"
@@ -53,9 +54,10 @@ def choose(ids_by_bin: Sequence[Sequence[str]], sampling: SamplingConfig) -> lis
         have = {i for ids in ids_by_bin for i in ids}
         missing = [i for i in pinned if i not in have]
         if missing or not pinned:
+            absent = " not in the data (or outside the bin edges)"
             raise UserError(
                 f"dataset.sampling.pinned_ids: {', '.join(missing[:3]) or 'empty'}"
-                f"{' not in the data (or outside the bin edges)' if missing else '; name at least one id'}"
+                f"{absent if missing else '; name at least one id'}"
             )
         wanted = set(pinned)
         return [[i for i in ids if i in wanted] for ids in ids_by_bin]

@@ -26,7 +26,10 @@ class Example:
 
 
 class DatasetSource(Protocol):
-    """A source of examples. Implementations are dataclasses named by `_target_` in `conf/dataset`."""
+    """A source of examples.
+
+    Implementations are dataclasses named by `_target_` in `conf/dataset`.
+    """
 
     def revision(self) -> str:
         """What identifies the data: changes whenever `examples()` would yield something else."""

@@ -1,8 +1,8 @@
 """The manifest: the frozen, binned selection of examples that every point of an experiment runs.
 
-It lives in `<output>/data/processed/<name>__<task>/<key>/`, where `key` is a digest of everything that
-decides it: the data's revision, the sampling, the templates and the model's tokenizer. Another tokenizer
-or sampling therefore never overwrites a manifest that points already depend on.
+It lives in `<output>/data/processed/<name>__<task>/<key>/`, where `key` is a digest of everything
+that decides it: the data's revision, the sampling, the templates and the model's tokenizer. Another
+tokenizer or sampling therefore never overwrites a manifest that points already depend on.
 """
 
 import dataclasses
@@ -96,7 +96,8 @@ def manifest_key(config: Config, revision: str) -> str:
             "sampling": dataclasses.asdict(d.sampling), "overflow": d.overflow.name,
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
             "max_context_tokens": config.model.max_context_tokens,
-            "max_new_tokens": config.decoding.max_new_tokens, "tokenizer": tokenizer_hash(config.model),
+            "max_new_tokens": config.decoding.max_new_tokens,
+            "tokenizer": tokenizer_hash(config.model),
         }
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """From an example to the two token sequences an engine needs.
 
 A prompt has a compressed part (what the press sees) and a rest, forwarded after compression. As in
-kvpress's own pipeline: the context goes through the chat template up to a separator; the question, the
-template's closing text and the answer prefix follow.
+kvpress's own pipeline: the context goes through the chat template up to a separator; the question,
+the template's closing text and the answer prefix follow.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ from kvx.hashing import digest
 
 @dataclass(frozen=True)
 class PromptParts:
-    """Token ids: `compressed_ids` pass through the press, `rest_ids` (may be empty) come after it."""
+    """Token ids of a prompt.
+
+    `compressed_ids` pass through the press, `rest_ids` (may be empty) come after it.
+    """
 
     compressed_ids: list[int]
     rest_ids: list[int]
@@ -52,7 +55,7 @@ class PromptBuilder:
         return PromptParts(self._encode(before), self._encode(question + after + answer_prefix))
 
     def context_tokens(self, example: Example) -> int:
-        """Length of the context alone, without template or question, in tokens: what bins are made of."""
+        """Tokens of the context alone, without template or question: what bins are made of."""
         return len(self._encode(example.context))
 
     def _wrap(self, context: str) -> tuple[str, str]:

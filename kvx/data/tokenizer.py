@@ -59,7 +59,7 @@ def tokenizer_hash(model: ModelConfig) -> str:
 
 
 def model_hash(model: ModelConfig) -> str:
-    """Identity of tokenizer, configuration and (local) weights, the latter by size and first MiB."""
+    """Identity of tokenizer, configuration and (local) weights; weights by size and first MiB."""
     folder = model_dir(model)
     weights = []
     for file in sorted(folder.glob("*.safetensors")):

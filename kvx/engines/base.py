@@ -36,8 +36,9 @@ class Timing:
 class KVUse:
     """KV cache of the compressed prompt part. Entries are means over layers and KV heads.
 
-    `nominal` is what the budget asks for, `effective` what attention can still see, `physical` what is
-    in memory. `peak` bytes include the question and the generated tokens; `full` is the uncompressed part.
+    `nominal` is what the budget asks for, `effective` what attention can still see, `physical` what
+    is in memory. `peak` bytes include the question and the generated tokens; `full` is the
+    uncompressed part.
     """
 
     entries_nominal: float
@@ -82,7 +83,10 @@ class Response:
 
 @dataclass(frozen=True)
 class PointFailed:
-    """A point that cannot go on (its measured budget contradicts the asked one, its press crashes)."""
+    """A point that cannot go on.
+
+    Its measured budget contradicts the asked one, say, or its press crashes.
+    """
 
     point: Point
     message: str

@@ -33,7 +33,7 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     folder = manifests.manifest_dir(config, key)
     if (folder / "manifest.json").exists():
         return manifests.load(folder, config), folder
-    log.info("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
+    log.debug("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
     built, chosen = build(config, source.examples(), key, revision)
     write_table(folder / "examples.parquet", map(_row, chosen), schemas.EXAMPLES)
     complete = replace(built, examples_sha256=sha256_file(folder / "examples.parquet"))
@@ -49,7 +49,10 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
 def build(
     config: Config, examples: Iterator[Example], key: str, revision: str
 ) -> tuple[Manifest, list[Example]]:
-    """Tokenise, bin and sample `examples`; the manifest (without the examples' hash) and the chosen ones."""
+    """Tokenise, bin and sample `examples`.
+
+    Returns the manifest (without the examples' hash) and the chosen examples.
+    """
     tokenizer = load_tokenizer(config.model)
     builder = PromptBuilder(tokenizer, config)
     found = {e.example_id: e for e in _fitting(config, examples, builder, tokenizer)}
@@ -79,7 +82,10 @@ def build(
         dataset_id=manifests.dataset_id(d), key=key, tokenizer=config.model.name,
         tokenizer_hash=tokenizer_hash(config.model), template_hash=builder.template_hash,
         source_revision=revision, examples_sha256="", bins=bins, entries=tuple(entries),
-        sampling={"strategy": d.sampling.strategy.name, "seed": d.sampling.seed, "binning": d.binning.strategy.name},
+        sampling={
+            "strategy": d.sampling.strategy.name, "seed": d.sampling.seed,
+            "binning": d.binning.strategy.name,
+        },
     )  # fmt: skip
     return manifest, [found[e.example_id] for e in entries]
 
@@ -120,7 +126,8 @@ def _truncated(
             return cut
         keep -= over
     raise UserError(
-        f"example {example.example_id}: its question alone exceeds the context of model={config.model.name}"
+        f"example {example.example_id}: "
+        f"its question alone exceeds the context of model={config.model.name}"
     )
 
 

@@ -13,7 +13,7 @@ from kvx.config import Config
 from kvx.errors import UserError
 from kvx.hashing import digest, sha256_text
 from kvx.points import experiment_dir
-from kvx.report import findings as sentences
+from kvx.report.findings import findings
 from kvx.report.tables import (
     accuracy_table,
     budget_table,
@@ -21,6 +21,8 @@ from kvx.report.tables import (
     cost_table,
     failure_table,
 )
+from kvx.report.warnings import warnings
+from kvx.report.words import token_range
 from kvx.store.catalog import PointRecord, finished_points
 from kvx.store.shards import read_inputs, write_text
 
@@ -83,9 +85,10 @@ def _context(
     return {
         "name": folder.name, "points": points, "n_requests": requests, "n_responses": responses,
         "n_lost": requests - responses, "variants": _variants(primary, points),
-        "all_verified": bool(overall["budget_verified"].all()), "budget_table": budget_table(overall),
-        "findings": sentences.findings(comparisons, transitions, config.analyze),
-        "warnings": sentences.warnings(bin_stats, comparisons, config.analyze),
+        "all_verified": bool(overall["budget_verified"].all()),
+        "budget_table": budget_table(overall),
+        "findings": findings(bin_stats, comparisons, transitions, config.analyze),
+        "warnings": warnings(bin_stats, comparisons, config.analyze),
         "confidence": f"{config.analyze.confidence:.0%}", "n_boot": config.analyze.n_boot,
         "seed": config.analyze.seed, "drop": f"{config.analyze.transition_drop:g}",
         "methods": _methods(primary), "comparison_table": comparison_table(comparisons),
@@ -100,6 +103,7 @@ def _variants(primary: pd.DataFrame, points: list[PointRecord]) -> list[dict[str
     for variant, frame in primary.groupby("variant_id", sort=False):
         overall = frame[frame["bin"] == ALL_BINS]
         info = next(p.info for p in points if p.info["variant_id"] == variant)
+        query_aware = info["config"]["prompt"]["query_aware"]
         budgets = overall.sort_values("budget", ascending=False)["budget_label"]
         described.append(
             {
@@ -107,9 +111,9 @@ def _variants(primary: pd.DataFrame, points: list[PointRecord]) -> list[dict[str
                 "presses": ", ".join(dict.fromkeys(overall["press"])),
                 "budgets": ", ".join(dict.fromkeys(budgets)),
                 "n": info["manifest"]["n_requests"], "n_bins": frame["bin"].nunique() - 1,
-                "low": int(overall["bin_low_tokens"].iloc[0]), "high": int(overall["bin_high_tokens"].iloc[0]),
+                "tokens": token_range(overall.iloc[0]),
                 "metric": overall["metric"].iloc[0].replace("_", " "),
-                "sees": "context and question" if info["config"]["prompt"]["query_aware"] else "the context only, not the question",
+                "sees": "context and question" if query_aware else "the context, not the question",
                 "accuracy_table": accuracy_table(frame),
                 "plots": f"plots/{variant}" if several else "plots",
                 "has_latency": bool(frame["latency_p50_s"].notna().any()),
@@ -120,7 +124,7 @@ def _variants(primary: pd.DataFrame, points: list[PointRecord]) -> list[dict[str
 
 def _methods(primary: pd.DataFrame) -> str:
     names = {
-        "clopper_pearson": "Clopper–Pearson, exact, where scores are binary and examples independent",
+        "clopper_pearson": "Clopper–Pearson where scores are binary and examples independent",
         "cluster_bootstrap": "cluster bootstrap over prompts elsewhere",
     }
     return "; ".join(

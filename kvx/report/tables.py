@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from kvx.analyze.frames import ALL_BINS
-from kvx.report.findings import interval, series_name
+from kvx.report.words import interval, series_name, token_range
 
 Cells = Sequence[Any]
 
@@ -45,28 +45,19 @@ def mark(row: pd.Series) -> str:
 
 def accuracy_table(frame: pd.DataFrame) -> str:
     """Rows: press and budget; columns: bins. `†` marks degenerate cells."""
-    bins = sorted(b for b in frame["bin"].unique() if b != ALL_BINS)
-    edges = frame.drop_duplicates("bin").set_index("bin")
-    header = [
-        "press",
-        "budget",
-        *(f"{edges.at[b, 'bin_low_tokens']}–{edges.at[b, 'bin_high_tokens']}" for b in bins),
-        "all",
-    ]
+    bins = frame.drop_duplicates("bin").sort_values("bin")
+    ranges = [token_range(row) for _, row in bins.iterrows() if row["bin"] != ALL_BINS]
     rows = []
     for _, group in _ordered(frame).groupby("point_id", sort=False):
-        first, by_bin = group.iloc[0], group.set_index("bin")
-        cells = [
-            f"{_number(by_bin.at[b, 'mean'])} {interval(by_bin.loc[b])}{mark(by_bin.loc[b])}"
-            for b in [*bins, ALL_BINS]
-        ]
+        first = group.iloc[0]
+        by_bin = sorted(
+            (row for _, row in group.iterrows()), key=lambda r: (r["bin"] == ALL_BINS, r["bin"])
+        )
+        cells = [f"{_number(r['mean'])} {interval(r)}{mark(r)}" for r in by_bin]
         rows.append([series_name(first), first["budget_label"], *cells])
-    note = (
-        "\n\n† degenerate: the budget leaves the press fewer entries than it needs."
-        if frame["n_degenerate"].any()
-        else ""
-    )
-    return markdown(header, rows) + note
+    note = "† degenerate: the budget leaves the press fewer entries than it needs."
+    table = markdown(["press", "budget", *ranges, "all"], rows)
+    return f"{table}\n\n{note}" if frame["n_degenerate"].any() else table
 
 
 def budget_table(overall: pd.DataFrame) -> str:
@@ -96,8 +87,9 @@ def comparison_table(comparisons: pd.DataFrame) -> str:
     overall = comparisons[comparisons["bin"] == ALL_BINS]
     rows = [
         [
-            series_name(r), r["budget_label"], r["metric"].replace("_", " "), _number(r["twin_mean"]),
-            _number(r["mean"]), f"{_number(r['difference'], '{:+.2f}')} {interval(r, sign=True)}",
+            series_name(r), r["budget_label"], r["metric"].replace("_", " "),
+            _number(r["twin_mean"]), _number(r["mean"]),
+            f"{_number(r['difference'], '{:+.2f}')} {interval(r, sign=True)}",
             r["n_pairs"], r["n_lost"], r["n_won"], _number(r["mcnemar_p"], "{:.2g}"),
             _number(r["difference_from_failures"], "{:+.2f}"),
         ]

@@ -1,6 +1,10 @@
-"""Score every finished point of an experiment; needs no model and can be repeated with other metrics."""
+"""Score every finished point of an experiment.
+
+Scoring needs no model and can be repeated with other metrics.
+"""
 
 import logging
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,10 @@ VERSION = 1  # raise it when a metric or a failure rule changes, so that old sco
 
 
 def score_experiment(config: Config) -> None:
-    """Write scores.parquet and failures.parquet beside each point's requests, where they are stale."""
+    """Write scores.parquet and failures.parquet beside each point's requests.
+
+    Only where they are stale.
+    """
     experiment = experiment_dir(config)
     records = finished_points(experiment)
     output = Path(config.paths.output)
@@ -51,7 +58,7 @@ def score_point(record: PointRecord, metrics: list[str] | None, output: Path) ->
 
 
 def score_request(
-    request: dict[str, Any], examples: dict[str, Example], names: list[str]
+    request: dict[Hashable, Any], examples: dict[str, Example], names: list[str]
 ) -> list[dict[str, Any]]:
     """One row per metric. A request without a response has no score (null), which is not a zero."""
     answers = examples[request["example_id"]].answers
@@ -69,7 +76,7 @@ def score_request(
     return rows
 
 
-def failure_of(request: dict[str, Any], answer_format: str | None) -> dict[str, Any] | None:
+def failure_of(request: dict[Hashable, Any], answer_format: str | None) -> dict[str, Any] | None:
     """The request's failure row, or None. Truncated responses are both scored and counted here."""
     row = {k: request[k] for k in ("request_id", "point_id", "example_id", "bin", "has_response")}
     if not request["has_response"]:

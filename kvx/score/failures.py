@@ -1,4 +1,7 @@
-"""Failures found in a response's text; those of requests without a response are in `kvx.failures`."""
+"""Failures found in a response's text.
+
+Those of requests without a response are in `kvx.failures`.
+"""
 
 import json
 import re
@@ -7,6 +10,15 @@ from collections.abc import Callable
 from kvx.errors import UserError
 from kvx.failures import FailureType
 from kvx.score.metrics import find_number
+
+
+def check_format(answer_format: str | None) -> None:
+    """Raises `UserError` for a format that is not in `ANSWER_FORMATS`; None stands for any text."""
+    if answer_format is not None and answer_format not in ANSWER_FORMATS:
+        raise UserError(
+            f"dataset.answer_format={answer_format}: unknown format; choose from "
+            f"{', '.join(ANSWER_FORMATS)}, or null for any text"
+        )
 
 
 def classify_response(
@@ -24,11 +36,7 @@ def classify_response(
     Truncation is not error: a truncated response is still scored, and so is every response here.
     Raises `UserError` for an unknown `answer_format`, whatever the text.
     """
-    if answer_format is not None and answer_format not in ANSWER_FORMATS:
-        raise UserError(
-            f"dataset.answer_format={answer_format}: unknown format; choose from "
-            f"{', '.join(ANSWER_FORMATS)}, or null for any text"
-        )
+    check_format(answer_format)
     if not text.strip():
         return FailureType.EMPTY_OUTPUT
     if finish_reason == "content_filter" or _is_refusal(text):

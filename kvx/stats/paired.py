@@ -1,5 +1,6 @@
 """A point against its full-cache twin, example by example."""
 
+import math
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from kvx.stats.bootstrap import bootstrap_mean, score_array
-from kvx.stats.intervals import Interval
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, wilson
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,39 @@ def mcnemar_exact(n_lost: int, n_won: int) -> float:
     if n_lost + n_won == 0:
         return 1.0
     return float(binomtest(n_lost, n_lost + n_won, 0.5).pvalue)
+
+
+def newcombe_interval(both: int, lost: int, won: int, neither: int, confidence: float) -> Interval:
+    """Interval of the difference of two paired proportions, (both + won)/n - (both + lost)/n.
+
+    For independent pairs of right/wrong answers: `lost` counts pairs right only under the twin,
+    `won` pairs right only here. Unlike a bootstrap it does not shrink to nothing where every pair
+    is lost. (nan, nan) without pairs. Raises `ValueError` for negative counts.
+
+    Source: Newcombe (1998), Statistics in Medicine 17, 2635-2650, method 10.
+    """
+    if min(both, lost, won, neither) < 0:
+        raise ValueError("counts must be at least 0")
+    n = both + lost + won + neither
+    if n == 0:
+        return UNKNOWN_INTERVAL
+    here, twin = (both + won) / n, (both + lost) / n
+    low_here, high_here = wilson(both + won, n, confidence)
+    low_twin, high_twin = wilson(both + lost, n, confidence)
+    margins = math.sqrt((both + lost) * (won + neither) * (both + won) * (lost + neither))
+    excess: float = both * neither - lost * won
+    if excess > 0:
+        excess = max(excess - n / 2, 0)
+    phi = excess / margins if margins else 0.0
+
+    def reach(ours: float, theirs: float) -> float:
+        return math.sqrt(max(ours**2 - 2 * phi * ours * theirs + theirs**2, 0.0))
+
+    difference = here - twin
+    return Interval(
+        max(difference - reach(here - low_here, high_twin - twin), -1.0),
+        min(difference + reach(high_here - here, twin - low_twin), 1.0),
+    )
 
 
 def failure_attribution(score: ArrayLike, twin_score: ArrayLike, failed: ArrayLike) -> float:

@@ -32,7 +32,7 @@ class PointRecord:
 
     @property
     def is_full_cache(self) -> bool:
-        return self.info["budget_kind"] == "ratio" and self.info["budget"] == 1.0
+        return bool(self.info["budget_kind"] == "ratio" and self.info["budget"] == 1.0)
 
     @cached_property
     def done_sha256(self) -> str:
@@ -58,13 +58,15 @@ def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
             raise UserError(
                 f"{path}: cannot be read ({reason}); run the same kvx.run again to redo it"
             ) from None
-    return pa.concat_tables(tables).to_pandas()
+    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    return frame
 
 
 def finished_points(experiment: Path) -> list[PointRecord]:
-    """The experiment's complete points, sorted by id; unfinished and failed ones are named in the log.
+    """The experiment's complete points, sorted by id.
 
-    Raises `UserError` if there is none.
+    Unfinished and failed ones are left out and named in the log. Raises `UserError` if no point is
+    complete.
     """
     records, left_out = [], []
     for folder in sorted((experiment / "points").glob("*/")):

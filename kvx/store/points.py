@@ -63,8 +63,8 @@ class PointStore:
     def open(self) -> set[str]:
         """Lock the point and return the ids of the requests that are already there.
 
-        Unreadable shards are moved to quarantine/, so that they are done again. Raises `UserError` if
-        another process holds the lock or the point was run with another manifest.
+        Unreadable shards are moved to quarantine/, so that they are done again. Raises `UserError`
+        if another process holds the lock or the point was run with another manifest.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
         self._lock = (self.dir / ".lock").open("w")
@@ -75,6 +75,8 @@ class PointStore:
                 f"{self.dir}: another process is working on this point; wait for it or stop it"
             ) from None
         self._check_manifest()
+        for unfinished in self.dir.glob(".*.tmp"):  # of a process that was killed while writing
+            unfinished.unlink()
         (self.dir / "DONE").unlink(missing_ok=True)
         if (self.dir / "FAILED").exists():  # what a failed point measured cannot be trusted
             for shard in [*request_shards(self.dir), *self.dir.glob("traces-*.parquet")]:
@@ -95,8 +97,8 @@ class PointStore:
         number = f"{max(taken, default=-1) + 1:05d}"
         traces = [
             {
-                "request_id": r.request.id, "token_ids": r.trace.token_ids, "logprob": r.trace.logprob,
-                "entropy_nats": r.trace.entropy_nats,
+                "request_id": r.request.id, "token_ids": r.trace.token_ids,
+                "logprob": r.trace.logprob, "entropy_nats": r.trace.entropy_nats,
             }
             for r, _ in responses
             if r.trace is not None
@@ -106,15 +108,22 @@ class PointStore:
         rows = [_row(response, at) for response, at in responses]
         write_table(self.dir / f"requests-{number}.parquet", rows, schemas.REQUESTS)
 
-    def finish(self) -> None:
-        """Mark the point complete."""
+    def finish(self) -> str | None:
+        """Mark the point complete; or failed, and why, if not one request got a response."""
+        columns = ["has_response", "error_message"]
+        table = pq.read_table(request_shards(self.dir), columns=columns)
+        if not any(table["has_response"].to_pylist()):
+            reason = f"every request failed ({table['error_message'][0].as_py()})"
+            self.fail(reason)
+            return reason
         shards = [*request_shards(self.dir), *sorted(self.dir.glob("traces-*.parquet"))]
         done = {
-            "requests": sum(pq.read_metadata(p).num_rows for p in request_shards(self.dir)),
+            "requests": table.num_rows,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "shards": {p.name: sha256_file(p) for p in shards},
         }
         write_text(self.dir / "DONE", json.dumps(done, indent=1) + "\n")
+        return None
 
     def fail(self, message: str) -> None:
         """Mark the point failed; its numbers will not be used."""

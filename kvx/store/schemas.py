@@ -1,4 +1,7 @@
-"""Pinned Arrow schemas of every table. Units live in the names; `docs/results-format.md` explains each column."""
+"""Pinned Arrow schemas of every table.
+
+Units live in the names; `docs/results-format.md` explains each column.
+"""
 
 import pyarrow as pa
 
@@ -76,8 +79,9 @@ _SERIES = {
 BIN_STATS = _schema(
     {
         **_SERIES, "point_id": S, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32,
-        "metric": S, "primary": B, "n": I64, "n_clusters": I64, "n_responses": I64, "n_failures": I64,
-        "n_truncated": I64, "n_degenerate": I64, "budget_verified": B,
+        "metric": S, "primary": B, "n": I64, "n_clusters": I64,
+        "n_requests": I64, "n_responses": I64,
+        "n_failures": I64, "n_truncated": I64, "n_degenerate": I64, "budget_verified": B,
     },
     {
         "mean": F64, "sd": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,
@@ -97,6 +101,7 @@ COMPARISONS = _schema(
     },
     {
         "mean": F64, "twin_mean": F64, "difference": F64, "ci_low": F64, "ci_high": F64,
+        "ci_method": S, "bootstrap_ci_low": F64, "bootstrap_ci_high": F64,
         "n_lost": I64, "n_won": I64, "mcnemar_p": F64,
         "failure_rate_difference": F64, "difference_from_failures": F64, "baseline_floor": B,
     },

@@ -1,4 +1,7 @@
-"""GSM8K test problems: the context is worked examples and the problem, so that there is a cache to compress."""
+"""GSM8K test problems.
+
+The context is worked examples and the problem, so that there is a cache to compress.
+"""
 
 import random
 from collections.abc import Iterator
@@ -14,7 +17,10 @@ N_RESERVED = 100  # the last problems serve as worked examples and are never ask
 
 @dataclass
 class Gsm8kSource:
-    """jsonl(.gz) rows with `doc` {question, answer, short_answer}; 1..`max_shots` worked examples."""
+    """jsonl(.gz) rows with `doc` {question, answer, short_answer}.
+
+    Each context has `min_shots`..`max_shots` worked examples.
+    """
 
     path: str
     min_shots: int = 2

@@ -15,7 +15,11 @@ ROLES = ("id", "context", "question", "answers", "cluster")
 
 @dataclass
 class LocalSource:
-    """`fields` maps id, context, question, answers, cluster to the file's column names (id and cluster optional)."""
+    """Examples of a data file.
+
+    `fields` maps id, context, question, answers, cluster to the file's column names (id and cluster
+    are optional).
+    """
 
     path: str
     fields: dict[str, str] = field(default_factory=dict)
@@ -28,7 +32,8 @@ class LocalSource:
             )
 
     def revision(self) -> str:
-        return f"local-{sha256_file(existing(self.path, 'set dataset.source.path to your data file'))[:12]}"
+        path = existing(self.path, "set dataset.source.path to your data file")
+        return f"local-{sha256_file(path)[:12]}"
 
     def examples(self) -> Iterator[Example]:
         path = existing(self.path, "set dataset.source.path to your data file")

@@ -1,4 +1,7 @@
-"""LongBench (https://arxiv.org/abs/2308.14508): from a directory of its jsonl files, or from the hub."""
+"""LongBench, from a directory of its jsonl files or from the hub.
+
+Source: https://arxiv.org/abs/2308.14508.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +18,10 @@ VERSION = "1"
 
 @dataclass
 class LongBenchSource:
-    """Task `task`: rows {input, context, answers, _id, ..} of `<path>/<task>.jsonl`, else hub dataset `hub`."""
+    """Rows {input, context, answers, _id, ..} of task `task`.
+
+    They come from `<path>/<task>.jsonl`, else from the hub dataset `hub`.
+    """
 
     task: str
     path: str | None = None
@@ -36,7 +42,7 @@ class LongBenchSource:
     def examples(self) -> Iterator[Example]:
         for index, row in enumerate(self._rows()):
             question = row.get("input") or row.get("question")
-            answers = row.get("answers")
+            answers = [a for a in row.get("answers") or [] if a.strip()]
             if not question or not row.get("context") or not answers:
                 raise UserError(
                     f"LongBench {self.task}, row {index + 1}: needs input, context and answers, "

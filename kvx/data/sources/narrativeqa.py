@@ -3,6 +3,7 @@
 This is not LongBench's NarrativeQA (whole books); it is called "NarrativeQA summaries" throughout.
 """
 
+import ast
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ VERSION = "1"
 
 @dataclass
 class NarrativeQASource:
-    """jsonl rows {question, answer: [..], passage}; 0..`max_distractors` other stories around the right one."""
+    """jsonl rows {question, answer, passage}.
+
+    0..`max_distractors` other stories stand around the right one.
+    """
 
     path: str
     n_examples: int = 400
@@ -44,7 +48,12 @@ class NarrativeQASource:
                 example_id=f"narrativeqa-{index:05d}",
                 context="\n\n".join(f"Story {i}:\n{s.strip()}" for i, s in enumerate(stories, 1)),
                 question=row["question"],
-                answers=tuple(row["answer"]),
+                answers=_answers(row["answer"]),
                 cluster=sha256_text(row["passage"])[:12],
                 meta={"n_distractors": len(stories) - 1, "story": place + 1},
             )
+
+
+def _answers(value: str | list[str]) -> tuple[str, ...]:
+    """The references; the file holds each list as Python text."""
+    return tuple(ast.literal_eval(value) if isinstance(value, str) else value)

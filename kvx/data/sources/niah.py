@@ -37,7 +37,10 @@ def needle_keys() -> list[str]:
 
 @dataclass
 class NiahSource:
-    """`n_examples` haystacks of `min_words`..`max_words` words (log-uniform); needle depths spread evenly."""
+    """`n_examples` haystacks of `min_words`..`max_words` words.
+
+    Lengths are log-uniform, needle depths are spread evenly.
+    """
 
     haystack: str
     n_examples: int = 200
@@ -64,7 +67,8 @@ class NiahSource:
         long_enough = [t for t in texts if len(t.split()) >= self.max_words]
         if not long_enough:
             raise UserError(
-                f"dataset.source.max_words={self.max_words}: no text in {self.haystack} is that long"
+                f"dataset.source.max_words={self.max_words}: "
+                f"no text in {self.haystack} is that long"
             )
         depths = [(i + 0.5) / self.n_examples for i in range(self.n_examples)]
         random.Random(self.seed).shuffle(depths)

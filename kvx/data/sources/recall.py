@@ -1,4 +1,7 @@
-"""The embedded recall task: `key v1 .. vk .` facts hidden in filler, made for the tiny recall model."""
+"""The embedded recall task: `key v1 .. vk .` facts hidden in filler.
+
+It is made for the tiny recall model.
+"""
 
 import json
 import math

@@ -17,7 +17,10 @@ from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
 
 
 class Sampler:
-    """Greedy at temperature 0; else temperature, top-k and top-p sampling with each row's generator."""
+    """Greedy at temperature 0, else sampling.
+
+    Sampling is by temperature, top-k and top-p, with each row's generator.
+    """
 
     def __init__(self, config: DecodingConfig) -> None:
         self.greedy = config.temperature == 0

@@ -22,13 +22,9 @@ from kvx.engines.kvpress.observers import TIMEOUT, TimeLimit, TraceObserver
 from kvx.engines.kvpress.prefill import compress_prompt
 from kvx.engines.kvpress.press import build_press, check_press
 from kvx.engines.kvpress.rows import Row, StepObserver, Stop
+from kvx.failures import FailureType, classify_error
 from kvx.hashing import digest
 from kvx.points import Point, Request
-from kvx.failures import FailureType
-
-
-# what a press or model can raise on one prompt (out of memory is a RuntimeError on CUDA)
-REQUEST_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError, MemoryError)
 
 
 class BudgetContradictedError(Exception):
@@ -64,20 +60,16 @@ class KVPressEngine:
             except BudgetContradictedError as error:
                 yield PointFailed(item.point, str(error))
                 return
-            except REQUEST_ERRORS as error:
-                message = (
-                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                )
-                yield Response(
-                    request, None, error_type=FailureType.ENGINE_ERROR.value, error_message=message
-                )
+            except Exception as error:  # one request's failure touches no other
+                reason = str(error).splitlines()[0] if str(error) else ""
+                message = f"{type(error).__name__}: {reason}"
+                kind = classify_error(message)
+                yield Response(request, None, error_type=kind.value, error_message=message)
 
     def _warm_up(self, item: PointWork, builder: PromptBuilder) -> None:
-        """The first forward passes pay for what later ones do not: spend them on the shortest prompt."""
+        """First forward passes pay for what later ones do not: spend them on a short prompt."""
         shortest = min(item.requests, key=lambda pair: pair[0].entry.prompt_tokens)
-        with contextlib.suppress(
-            *REQUEST_ERRORS, BudgetContradictedError
-        ):  # will be met again, for real
+        with contextlib.suppress(Exception):  # will be met again, for real
             self._answer(*shortest, builder, max_new_tokens=2)
 
     @torch.inference_mode()
@@ -125,7 +117,7 @@ class KVPressEngine:
 
 
 class _Clock:
-    """Wall-clock times of one request; the first of its observers, so that it times the tokens only."""
+    """Wall-clock times of one request; its first observer, so that it times the tokens only."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -164,8 +156,8 @@ def _prove_budget(point: Point, kv: KVUse) -> None:
     off = abs(kv.entries_effective - kv.entries_nominal)
     if off > point.config.press.tolerance_tokens:
         raise BudgetContradictedError(
-            f"press={point.config.press.name} was asked to keep {kv.entries_nominal:g} KV entries per "
-            f"head and kept {kv.entries_effective:g}; the budget is not what its label says"
+            f"press={point.config.press.name} was asked to keep {kv.entries_nominal:g} KV entries "
+            f"per head and kept {kv.entries_effective:g}; the budget is not what its label says"
         )
 
 

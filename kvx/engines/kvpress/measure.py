@@ -21,7 +21,7 @@ def cache_bytes(cache: Any) -> int:
 
 def cache_entries(cache: Any) -> float:
     """Entries per KV head, mean over layers."""
-    lengths = [layer.keys.shape[2] for layer in cache.layers]
+    lengths: list[int] = [layer.keys.shape[2] for layer in cache.layers]
     return sum(lengths) / len(lengths)
 
 
@@ -31,7 +31,7 @@ def masked_entries(model: Any, cache: Any) -> float:
     for layer in model.modules():
         if (indices := getattr(layer, "masked_key_indices", None)) is not None:
             hidden += len(indices[0])
-    heads = sum(layer.keys.shape[1] for layer in cache.layers)
+    heads: int = sum(layer.keys.shape[1] for layer in cache.layers)
     return hidden / heads
 
 

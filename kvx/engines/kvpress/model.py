@@ -50,7 +50,10 @@ def resolve_attention(config: Config) -> str:
 
 
 def load(config: ModelConfig) -> LoadedModel:
-    """The model and tokenizer, loaded once per process. Raises `UserError` if it cannot be loaded."""
+    """The model and tokenizer, loaded once per process.
+
+    Raises `UserError` if the model cannot be loaded.
+    """
     device = resolve_device(config.device)
     key = (config.path, config.revision, config.dtype, str(device))
     if key not in _loaded:
@@ -65,8 +68,6 @@ def _load(config: ModelConfig, device: torch.device) -> LoadedModel:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    if config.dtype != "auto" and not isinstance(getattr(torch, config.dtype, None), torch.dtype):
-        raise UserError(f"model.dtype={config.dtype}: use auto, float32, bfloat16 or float16")
     folder = model_dir(config)  # a hub model's weights are not there yet: then ask by its id
     source = folder if any(folder.glob("*.safetensors")) else config.path
     try:

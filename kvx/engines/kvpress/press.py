@@ -23,14 +23,18 @@ def build_press(point: Point, n_tokens: int) -> Any | None:
 
 
 def check_press(point: Point) -> None:
-    """Raises `UserError` if the press does not exist, takes other arguments or refuses the prompts."""
+    """Check the press before anything runs.
+
+    Raises `UserError` if it does not exist, takes other arguments or refuses the prompts.
+    """
     config = point.config.press
     if config.method is None:
         return
     try:
         hydra.utils.instantiate(config.method, compression_ratio=0.5, _convert_="all")
     except hydra.errors.InstantiationException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        missing = isinstance(error.__cause__, ImportError)
+        reason = "no such class" if missing else str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"press={config.name}: {config.method.get('_target_')}: {reason}") from None
     shortest = min(point.manifest.entries, key=lambda e: e.compressed_tokens)
     if (
@@ -38,7 +42,7 @@ def check_press(point: Point) -> None:
         and shortest.compressed_tokens <= config.min_prompt_tokens
     ):
         raise UserError(
-            f"press={config.name}: needs prompts of more than {config.min_prompt_tokens} tokens; example "
-            f"{shortest.example_id} has {shortest.compressed_tokens}; lower the press's window or use "
-            "longer contexts (dataset.binning.edges)"
+            f"press={config.name}: needs prompts of more than {config.min_prompt_tokens} tokens; "
+            f"example {shortest.example_id} has {shortest.compressed_tokens}; "
+            "lower the press's window or use longer contexts (dataset.binning.edges)"
         )

@@ -11,7 +11,10 @@ from kvx.points import Request
 
 @dataclass
 class Row:
-    """One running sequence. `position` is the logical position of the next token (prompt length + i)."""
+    """One running sequence.
+
+    `position` is the logical position of the next token (prompt length + i).
+    """
 
     request: Request
     cache: Any
@@ -48,5 +51,8 @@ class StepObserver(Protocol):
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
     ) -> Sequence[Stop]:
-        """`logits` [rows, vocab] chose `tokens` [rows]; the actions returned are carried out at once."""
+        """Called after `logits` [rows, vocab] chose `tokens` [rows].
+
+        The actions returned are carried out at once.
+        """
         ...

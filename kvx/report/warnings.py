@@ -1,0 +1,99 @@
+"""What a reader must know before believing a number."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from kvx.analyze.frames import ALL_BINS
+from kvx.config import AnalyzeConfig
+from kvx.report.words import token_range
+
+CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps answers from ending
+SMALL_BIN = 20
+
+
+def warnings(stats: pd.DataFrame, comparisons: pd.DataFrame, config: AnalyzeConfig) -> list[str]:
+    """Sentences, most serious first; empty if there is nothing to warn of."""
+    primary = stats[stats["primary"]]
+    bins = primary[primary["bin"] != ALL_BINS]
+    overall = primary[primary["bin"] == ALL_BINS]
+    full = bins[bins["budget"] == 1.0]
+    return [
+        *_unproved(overall),
+        *_floor(full, config.baseline_floor),
+        *_cap(full),
+        *_degenerate(overall),
+        *_lost(overall),
+        *_without_twin(overall, comparisons),
+        *_small(bins),
+    ]
+
+
+def _unproved(overall: pd.DataFrame) -> Iterator[str]:
+    names = overall.loc[~overall["budget_verified"], "point_id"]
+    if len(names):
+        yield (
+            f"**Budget not proved** for {', '.join(names)}: the engine gave no evidence that the "
+            "asked budget was applied, or requests failed before it could be measured."
+        )
+
+
+def _floor(full: pd.DataFrame, floor: float) -> Iterator[str]:
+    for _, rows in full[full["mean"] < floor].groupby("variant_id", sort=False):
+        ranges = ", ".join(dict.fromkeys(token_range(r) for _, r in rows.iterrows()))
+        first = rows.iloc[0]
+        yield (
+            f"**Baseline floor.** {first['model']} with the full cache scores below {floor:g} on "
+            f"{first['dataset']} at {ranges} tokens (mean {rows['mean'].mean():.2f}). There is "
+            "little to lose there: a small difference does not mean that compression does no harm."
+        )
+
+
+def _cap(full: pd.DataFrame) -> Iterator[str]:
+    capped = full[full["truncated_rate"] >= CAP_RATE]
+    if len(capped):
+        ranges = ", ".join(dict.fromkeys(token_range(r) for _, r in capped.iterrows()))
+        yield (
+            f"**Baseline at the token cap.** With the full cache up to "
+            f"{capped['truncated_rate'].max():.0%} of the responses at {ranges} tokens are cut at "
+            "max_new_tokens: whether compression keeps generations from ending cannot be seen "
+            "there."
+        )
+
+
+def _degenerate(overall: pd.DataFrame) -> Iterator[str]:
+    for _, row in overall[overall["n_degenerate"] > 0].iterrows():
+        yield (
+            f"**Degenerate point.** {row['point_id']}: in {row['n_degenerate']} of "
+            f"{row['n_requests']} requests the budget leaves {row['press']} fewer entries than it "
+            "needs to do what it is meant to. Do not count these as that press's quality."
+        )
+
+
+def _lost(overall: pd.DataFrame) -> Iterator[str]:
+    for _, row in overall[overall["n_responses"] < overall["n_requests"]].iterrows():
+        missing = row["n_requests"] - row["n_responses"]
+        yield (
+            f"**Requests without a response.** {row['point_id']}: {missing} of "
+            f"{row['n_requests']} have no score and are in no mean; were all of them wrong, the "
+            f"mean would be {row['mean'] * row['n_responses'] / row['n_requests']:.2f}."
+        )
+
+
+def _without_twin(overall: pd.DataFrame, comparisons: pd.DataFrame) -> Iterator[str]:
+    compressed = overall.loc[overall["budget"] < 1, "point_id"]
+    alone = [p for p in compressed if p not in set(comparisons["point_id"])]
+    if alone:
+        yield (
+            f"**No full-cache twin** for {', '.join(alone)}: run budget=1.0 too to know what "
+            "compression cost."
+        )
+
+
+def _small(bins: pd.DataFrame) -> Iterator[str]:
+    smallest = int(bins["n"].min()) if len(bins) else 0
+    if smallest < SMALL_BIN:
+        yield (
+            f"**Small bins.** The smallest holds {smallest} scored examples: read the intervals, "
+            "not the means."
+        )

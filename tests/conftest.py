@@ -1,0 +1,101 @@
+"""Shared helpers: the command line in this process (fast) or in a new one (real)."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from kvx.all.main import all_stages
+from kvx.analyze.main import analyze
+from kvx.cli import run_stage
+from kvx.config import cache_dir
+from kvx.prepare.main import prepare
+from kvx.report.main import report
+from kvx.run.main import run
+from kvx.score.main import score
+
+STAGES = {
+    "prepare": (prepare, False),
+    "run": (run, False),
+    "score": (score, True),
+    "analyze": (analyze, True),
+    "report": (report, True),
+    "all": (all_stages, False),
+}
+SMOLLM2 = cache_dir() / "models" / "smollm2-135m-instruct" / "kvx_asset.json"
+# measured, so different in every run
+VARYING = (
+    "finished_at",
+    "ttft_s",
+    "tpot_s",
+    "latency_s",
+    "prefill_s",
+    "decode_s",
+    "peak_memory_bytes",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    err: str
+
+
+Kvx = Callable[..., Outcome]
+
+
+@pytest.fixture
+def kvx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Kvx]:
+    """`kvx("run", "budget=0.5")` in an empty directory; exit code and what was said on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(stage: str, *arguments: str) -> Outcome:
+        function, aggregates = STAGES[stage]
+        capfd.readouterr()
+        code = run_stage(stage, function, list(arguments), aggregates)
+        return Outcome(code, capfd.readouterr().err)
+
+    yield call
+    logging.getLogger().handlers.clear()
+
+
+def kvx_process(cwd: Path, stage: str, *arguments: str) -> subprocess.Popen[str]:
+    """The stage as a user starts it, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"kvx.{stage}", *arguments],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Outcome:
+    _, err = process.communicate(timeout=300)
+    return Outcome(process.returncode, err)
+
+
+def request_rows(experiment: Path) -> pd.DataFrame:
+    """All requests of an experiment without what varies from run to run, sorted."""
+    shards = sorted(experiment.glob("points/*/requests-*.parquet"))
+    frame = pd.concat([pq.read_table(s).to_pandas() for s in shards], ignore_index=True)
+    frame = frame.drop(columns=list(VARYING)).sort_values("request_id", ignore_index=True)
+    frame["token_ids"] = [None if ids is None else list(ids) for ids in frame["token_ids"]]
+    return frame
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if SMOLLM2.is_file():
+        return
+    skip = pytest.mark.skip(reason="SmolLM2 is not in the asset cache; run `make assets`")
+    for item in items:
+        if "smollm2" in item.keywords:
+            item.add_marker(skip)

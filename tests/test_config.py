@@ -1,0 +1,125 @@
+"""The command line: budgets as numbers, point identity, and that every shipped option composes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvx.cli import compose, drop_sweeps, numeric_budgets
+from kvx.config import conf_dir
+from kvx.errors import UserError
+from kvx.points import Point
+from kvx.prepare.build import ensure_manifest
+
+OPTIONS = sorted(
+    (f.parent.name, f.stem)
+    for f in conf_dir().glob("*/*.yaml")
+    if f.parent.name not in ("experiment", "hydra")
+)
+EXPERIMENTS = sorted(f.stem for f in (conf_dir() / "experiment").glob("*.yaml"))
+
+
+def point(tmp_path: Path, *overrides: str) -> Point:
+    config = compose(f"paths.output={tmp_path}/outputs", "dataset.source.n_examples=40", *overrides)
+    return Point(config, *ensure_manifest(config))
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed_on"),
+    [
+        ("budget=0.35", "budget.ratio=0.35"),
+        ("budget=1", "budget.ratio=1"),
+        ("budget=1.0,0.5,0.2", "budget.ratio=1,0.5,0.2"),
+        ("budget=range(0.2,1.0,0.4)", "budget.ratio=0.2,0.6"),
+        ("budget=choice(0.5,0.2)", "budget.ratio=0.5,0.2"),
+        ("budget=ratio", "budget=ratio"),
+        ("budget=tokens", "budget=tokens"),
+        ("budget=ratio,tokens", "budget=ratio,tokens"),
+        ("budget.ratio=0.5", "budget.ratio=0.5"),
+        ("press=snapkv", "press=snapkv"),
+    ],
+)
+def test_budget_takes_numbers_and_option_names(typed: str, passed_on: str) -> None:
+    assert numeric_budgets([typed]) == [passed_on]
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=6))
+def test_numeric_budgets_keep_their_value(thousandths: list[int]) -> None:
+    values = [t / 1000 for t in thousandths]
+    typed = "budget=" + ",".join(map(str, values))
+    (rewritten,) = numeric_budgets([typed])
+    assert [float(v) for v in rewritten.removeprefix("budget.ratio=").split(",")] == values
+
+
+@pytest.mark.parametrize("typed", ["budget=0.5,tokens", "budget=abc", "budget=[0.5", "budget=true"])
+def test_a_budget_that_is_none_is_refused(typed: str) -> None:
+    with pytest.raises(UserError, match="budget="):
+        numeric_budgets([typed])
+
+
+def test_aggregating_stages_ignore_the_sweep_of_run() -> None:
+    arguments = ["-m", "experiment=demo", "press=snapkv,streaming", "budget=1.0,0.5", "seed=3"]
+    assert drop_sweeps(arguments) == ["hydra.mode=RUN", "experiment=demo", "seed=3"]
+
+
+def test_a_point_has_one_id_however_it_was_typed(tmp_path: Path) -> None:
+    ids = {
+        point(tmp_path, "press=snapkv", *typed).id
+        for typed in (
+            ["budget=0.5"],
+            ["budget=0.50"],
+            ["budget.ratio=0.5"],
+            ["budget=ratio", "budget.ratio=5e-1"],
+            ["budget=0.5", "run.shard_requests=3", "analyze.n_boot=500", "experiment_name=x"],
+        )
+    }
+    assert len(ids) == 1
+    assert next(iter(ids)).startswith("snapkv-0.5-")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "press=streaming",
+        "budget=0.123",
+        "press.method.window_size=32",
+        "seed=1",
+        "decoding.max_new_tokens=9",
+        "prompt.query_aware=true",
+        "dataset.sampling.seed=1",
+        "model.dtype=bfloat16",
+    ],
+)
+def test_what_changes_results_changes_the_id(tmp_path: Path, override: str) -> None:
+    base = ["press=snapkv", "budget=0.121"]
+    assert point(tmp_path, *base).id != point(tmp_path, *base, override).id
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_shipped_option_composes(group: str, option: str) -> None:
+    extra = {
+        "hf": ["model.path=org/name"],
+        "local": ["dataset.source.path=x.jsonl"],
+        "tokens": ["press=snapkv"],
+    }
+    config = compose(f"{group}={option}", *extra.get(option, []))
+    assert config.experiment_name == "default"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_shipped_experiment_composes(experiment: str) -> None:
+    assert compose(f"experiment={experiment}").experiment_name == experiment
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_looking_at_the_configuration_does_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from kvx.run.main import run; from kvx.cli import run_stage\n"
+        f"try: run_stage('run', run, {arguments!r})\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)

@@ -1,0 +1,240 @@
+"""engine=kvpress: kvpress's own answers, proved budgets, failures that stay where they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kvpress import KnormPress, ScorerPress, SnapKVPress, StreamingLLMPress
+from kvpress.pipeline import KVPressTextGenerationPipeline
+
+from kvx.cli import compose
+from kvx.config import Config
+from kvx.data.manifest import load_examples
+from kvx.data.prompt import PromptBuilder
+from kvx.engines.base import PointFailed, PointWork, Response
+from kvx.engines.kvpress.decode import decode
+from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.engines.kvpress.prefill import compress_prompt
+from kvx.engines.kvpress.rows import Prefill, Row, Stop
+from kvx.points import Point, Request
+from kvx.prepare.build import ensure_manifest
+
+KVPRESS = {"snapkv": SnapKVPress, "streaming": StreamingLLMPress, "knorm": KnormPress}
+PRESSES = (
+    "snapkv", "streaming", "knorm", "tova", "expected_attention", "observed_attention", "keydiff",
+    "random",
+)  # fmt: skip
+
+
+def make_work(tmp_path: Path, *overrides: str, n: int | None = None) -> PointWork:
+    config = compose(f"paths.output={tmp_path}/outputs", *overrides)
+    manifest, folder = ensure_manifest(config)
+    point = Point(config, manifest, folder)
+    examples = load_examples(folder)
+    entries = manifest.entries[:n]
+    return PointWork(point, tuple((Request(point, e), examples[e.example_id]) for e in entries))
+
+
+def answers(work: PointWork) -> list[Response]:
+    items = list(KVPressEngine(work.point.config).generate([work]))
+    responses = [i for i in items if isinstance(i, Response)]
+    assert responses == items, items
+    return responses
+
+
+def recall(tmp_path: Path, *overrides: str, n: int | None = None) -> PointWork:
+    small = ["dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4"]
+    return make_work(tmp_path, *small, *overrides, n=n)
+
+
+def assert_equals_kvpress(work: PointWork, press_class: type[ScorerPress]) -> None:
+    """The same texts as kvpress's own text-generation pipeline."""
+    config = work.point.config
+    engine = KVPressEngine(config)
+    pipeline = KVPressTextGenerationPipeline(
+        model=engine.loaded.model, tokenizer=engine.loaded.tokenizer
+    )
+    template = config.dataset.template
+    compared = 0
+    for response, (_, example) in zip(answers(work), work.requests, strict=True):
+        assert response.token_ids is not None
+        if response.token_ids[0] in engine.loaded.stop_ids:
+            continue  # kvpress does not look for a stop token at the first position
+        theirs = pipeline(
+            template.context.replace("{context}", example.context),
+            question=template.question.replace("{question}", example.question),
+            answer_prefix=template.answer_prefix.replace("{question}", example.question),
+            press=press_class(compression_ratio=1 - config.budget.ratio),
+            max_new_tokens=config.decoding.max_new_tokens,
+        )["answer"]
+        assert response.text == theirs
+        compared += 1
+    assert compared >= min(len(work.requests), 5)
+
+
+@pytest.mark.parametrize("press", KVPRESS)
+def test_texts_equal_kvpress_pipeline(tmp_path: Path, press: str) -> None:
+    assert_equals_kvpress(recall(tmp_path, f"press={press}", "budget=0.5"), KVPRESS[press])
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("press", KVPRESS)
+def test_texts_equal_kvpress_pipeline_on_smollm2(tmp_path: Path, press: str) -> None:
+    work = make_work(
+        tmp_path, "model=smollm2", "dataset=niah", "dataset.source.n_examples=6",
+        "dataset.source.max_words=500", "dataset.binning.n_bins=1", f"press={press}", "budget=0.5",
+        n=3,
+    )  # fmt: skip
+    assert_equals_kvpress(work, KVPRESS[press])
+
+
+@pytest.mark.parametrize("budget", ["budget=0.5", "budget=0.2", "budget=tokens"])
+@pytest.mark.parametrize("press", PRESSES)
+def test_every_press_keeps_what_the_budget_asks(tmp_path: Path, press: str, budget: str) -> None:
+    work = recall(tmp_path, f"press={press}", budget, "budget.tokens=100", n=4)
+    for response, (request, _) in zip(answers(work), work.requests, strict=True):
+        kv, n = response.kv, request.entry.compressed_tokens
+        asked = 100 if budget == "budget=tokens" else n * work.point.config.budget.ratio
+        assert response.error_type is None, response.error_message
+        assert kv is not None
+        assert response.budget_verified
+        assert abs(kv.entries_effective - asked) <= 1
+        assert kv.entries_effective == kv.entries_physical
+        assert kv.bytes_full == 2 * 2 * 2 * 64 * n * 4  # 2 · layers · KV heads · head size · fp32
+        assert kv.bytes_physical == kv.bytes_full * kv.entries_physical / n
+        assert kv.bytes_peak > kv.bytes_physical
+
+
+def test_the_full_cache_is_the_same_under_every_press(tmp_path: Path) -> None:
+    texts = {
+        press: [r.text for r in answers(recall(tmp_path, f"press={press}", "budget=1.0", n=5))]
+        for press in ("none", "snapkv", "streaming")
+    }
+    assert texts["none"] == texts["snapkv"] == texts["streaming"]
+
+
+class HalfHeartedPress(KnormPress):
+    """Keeps more than it was asked to: its label would lie."""
+
+    def compress(self, *args: Any, **kwargs: Any) -> Any:
+        return KnormPress(self.compression_ratio / 2).compress(*args, **kwargs)
+
+
+class MoodyPress(KnormPress):
+    """Fails on longer prompts."""
+
+    def compress(self, module: Any, hidden_states: torch.Tensor, *args: Any) -> Any:
+        if hidden_states.shape[1] > 500:
+            raise RuntimeError("CUDA out of memory (pretended)\nsecond line")
+        return super().compress(module, hidden_states, *args)
+
+
+def test_a_budget_that_is_only_a_label_fails_the_point(tmp_path: Path) -> None:
+    target = "press.method._target_=tests.test_engine.HalfHeartedPress"
+    work = recall(tmp_path, "press=knorm", target, "budget=0.5")
+    (item,) = KVPressEngine(work.point.config).generate([work])
+    assert isinstance(item, PointFailed)
+    assert "press=knorm was asked to keep" in item.message
+
+
+def test_a_request_that_raises_is_a_typed_failure_and_touches_no_other(tmp_path: Path) -> None:
+    target = "press.method._target_=tests.test_engine.MoodyPress"
+    work = recall(tmp_path, "press=knorm", target, "budget=0.5")
+    calm = recall(tmp_path, "press=knorm", "budget=0.5")
+    failed = 0
+    for moody, usual in zip(answers(work), answers(calm), strict=True):
+        if moody.request.entry.compressed_tokens > 500:
+            failed += 1
+            assert moody.error_type == "ENGINE_ERROR"
+            assert moody.error_message == "RuntimeError: CUDA out of memory (pretended)"
+            assert not moody.has_response
+        else:
+            assert moody.text == usual.text
+    assert 0 < failed < len(work.requests)
+
+
+def test_query_aware_compression_sees_the_question(tmp_path: Path) -> None:
+    agnostic = recall(tmp_path, "press=snapkv", "budget=0.3")
+    aware = recall(tmp_path, "press=snapkv", "budget=0.3", "prompt.query_aware=true")
+    expected = {e.example_id: e.answers[0] for _, e in aware.requests}
+    right = {
+        name: sum(r.text == expected[r.request.entry.example_id] for r in answers(work))
+        for name, work in (("aware", aware), ("agnostic", agnostic))
+    }
+    assert right["aware"] > right["agnostic"]
+
+
+def test_sampling_depends_on_seed_and_example_only(tmp_path: Path) -> None:
+    hot = ["decoding.temperature=3.0", "press=snapkv", "budget=0.2"]
+    first = {r.request.entry.example_id: r.text for r in answers(recall(tmp_path, *hot))}
+    some = {r.request.entry.example_id: r.text for r in answers(recall(tmp_path, *hot, n=3))}
+    other = {r.request.entry.example_id: r.text for r in answers(recall(tmp_path, *hot, "seed=1"))}
+    assert some.items() <= first.items()
+    assert other != first
+
+
+def test_a_time_limit_is_a_timeout_not_an_answer(tmp_path: Path) -> None:
+    (response,) = answers(recall(tmp_path, "decoding.timeout_s=0.000001", n=1))
+    assert response.error_type == "TIMEOUT"
+    assert not response.has_response
+    assert response.finish_reason is None
+
+
+def test_trace_and_timing_fit_the_tokens(tmp_path: Path) -> None:
+    for response in answers(recall(tmp_path, n=4)):
+        assert response.trace is not None
+        assert response.timing is not None
+        assert response.token_ids is not None
+        assert response.trace.token_ids == response.token_ids
+        assert len(response.trace.logprob) == len(response.token_ids)
+        assert all(p <= 0 for p in response.trace.logprob)
+        assert all(e >= 0 for e in response.trace.entropy_nats)
+        timing, steps = response.timing, len(response.token_ids) - 1
+        assert 0 < timing.prefill_s <= timing.ttft_s <= timing.latency_s
+        assert timing.tpot_s == pytest.approx((timing.latency_s - timing.ttft_s) / steps)
+
+
+@dataclass
+class Watcher:
+    """Counts what it sees and stops one row after its first token."""
+
+    stop: Row
+    steps: int = 0
+    widths: tuple[int, ...] = ()
+
+    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
+        assert len(rows) == len(prefills)
+
+    def on_step(
+        self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
+    ) -> Sequence[Stop]:
+        self.steps += 1
+        self.widths += (len(rows),)
+        assert logits.shape[0] == tokens.shape[0] == len(rows)
+        return [Stop(row, "enough") for row in rows if row is self.stop and len(row.tokens) == 1]
+
+
+@torch.inference_mode()
+def test_an_observer_sees_every_row_and_stops_only_its_own(tmp_path: Path) -> None:
+    work = recall(tmp_path, "decoding.max_new_tokens=6", n=2)
+    config: Config = work.point.config
+    loaded = KVPressEngine(config).loaded
+    builder = PromptBuilder(loaded.tokenizer, config)
+    rows, prefills = [], []
+    for request, example in work.requests:
+        parts = builder.parts(example)
+        prompt = compress_prompt(loaded, parts, None, len(parts.compressed_ids))
+        rows.append(Row(request, prompt.cache, parts.n_tokens))
+        prefills.append(prompt.prefill)
+    watcher = Watcher(stop=rows[0])
+    decode(loaded, rows, prefills, config.decoding, [watcher])
+    alone = answers(work)
+    assert rows[0].tokens == (alone[0].token_ids or [])[:1]
+    assert rows[0].finish_reason in ("enough", "stop")
+    assert rows[1].tokens == alone[1].token_ids
+    assert watcher.steps == max(len(r.tokens) for r in rows)
+    assert watcher.widths[0] == 2
+    assert watcher.widths[-1] == 1

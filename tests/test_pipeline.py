@@ -1,0 +1,199 @@
+"""From one command to a report: what the tables say is what the requests say."""
+
+import re
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from matplotlib import image
+
+from kvx.stats.bootstrap import bootstrap_mean
+from kvx.store import schemas
+from tests.conftest import Kvx
+
+DEMO = Path("outputs/runs/demo")
+SMALL = ("experiment=demo", "dataset.source.n_examples=100", "dataset.sampling.n_per_bin=8")
+TABLES = (
+    "experiments", "datasets", "examples", "bins", "manifest_entries", "runs", "requests",
+    "responses", "telemetry", "scores", "failures", "bin_stats", "transition_summary",
+)  # fmt: skip
+
+
+@pytest.fixture
+def demo(kvx: Kvx) -> Kvx:
+    outcome = kvx("all", *SMALL)
+    assert outcome.code == 0, outcome.err
+    return kvx
+
+
+def table(name: str) -> pd.DataFrame:
+    return pq.read_table(DEMO / f"{name}.parquet").to_pandas()
+
+
+def points(name: str) -> pd.DataFrame:
+    files = sorted(DEMO.glob(f"points/*/{name}.parquet"))
+    return pd.concat([pq.read_table(f).to_pandas() for f in files])
+
+
+def test_all_makes_what_it_promises_and_then_has_nothing_to_do(demo: Kvx) -> None:
+    plots = ["acc_by_bin", "fail_by_bin", "latency_p50_by_bin", "acc_by_budget"]
+    for name in plots:
+        pixels = image.imread(DEMO / "plots" / f"{name}.png")
+        assert pixels.shape[0] > 300
+        assert pixels[..., :3].std() > 0.05  # something is drawn
+    text = (DEMO / "report.md").read_text()
+    assert all(f"plots/{name}.png" in text for name in plots)
+    before = {p: p.stat().st_mtime_ns for p in DEMO.rglob("*") if p.is_file()}
+    again = demo("all", *SMALL)
+    assert again.code == 0
+    assert again.err.count("nothing to do") == 4
+    assert {p: p.stat().st_mtime_ns for p in DEMO.rglob("*") if p.is_file()} == before
+
+
+def test_tables_have_their_pinned_schemas(demo: Kvx) -> None:
+    pinned = {
+        "bin_stats": schemas.BIN_STATS,
+        "comparisons": schemas.COMPARISONS,
+        "transitions": schemas.TRANSITIONS,
+    }
+    for name, schema in pinned.items():
+        found = pq.read_schema(DEMO / f"{name}.parquet").remove_metadata()
+        assert found == schema, name
+    for name, schema in (("scores", schemas.SCORES), ("failures", schemas.FAILURES)):
+        for file in DEMO.glob(f"points/*/{name}.parquet"):
+            assert pq.read_schema(file).remove_metadata() == schema
+    for file in DEMO.glob("points/*/requests-*.parquet"):
+        assert pq.read_schema(file) == schemas.REQUESTS
+        assert pa.types.is_timestamp(pq.read_schema(file).field("finished_at").type)
+
+
+def test_bin_stats_follow_from_the_scores(demo: Kvx) -> None:
+    scores, stats = points("scores"), table("bin_stats")
+    graded = stats[(stats["metric"] == "qa_f1") & (stats["bin"] >= 0)]
+    assert len(graded) == 6 * 5
+    for _, row in graded.iterrows():
+        same = scores["point_id"].eq(row["point_id"]) & scores["metric"].eq("qa_f1")
+        cell = scores[same & scores["bin"].eq(row["bin"])]
+        estimate = bootstrap_mean(cell["score"], cell["cluster"].tolist(), 10_000, 0.95, 0)
+        assert row["n"] == len(cell) == 8
+        assert row["mean"] == pytest.approx(cell["score"].mean())
+        assert row["sd"] == pytest.approx(cell["score"].std())
+        assert row["bootstrap_ci_low"] == pytest.approx(estimate.interval.low)
+        assert row["bootstrap_ci_high"] == pytest.approx(estimate.interval.high)
+    exact = stats[(stats["metric"] == "exact_match") & (stats["bin"] >= 0)]
+    assert set(exact["ci_method"]) == {"clopper_pearson"}
+    full = exact[exact["budget"] == 1]
+    assert (full["ci_low"].round(4) == 0.6306).all()  # 8 of 8: 0.025 ** (1 / 8)
+
+
+def test_comparisons_are_paired_with_the_full_cache_of_the_same_press(demo: Kvx) -> None:
+    scores = points("scores").set_index(["point_id", "metric", "example_id"])["score"]
+    compared = table("comparisons")
+    overall = compared[compared["bin"] == -1]
+    assert len(overall) == 4 * 2  # four compressed points, two metrics
+    for _, row in overall.iterrows():
+        ours = scores[row["point_id"], row["metric"]]
+        twin = scores[row["twin_point_id"], row["metric"]]
+        difference = (ours - twin.loc[ours.index]).to_numpy()
+        assert row["twin_point_id"].startswith(row["press"] + "-1-")
+        assert row["n_pairs"] == 40
+        assert row["difference"] == pytest.approx(difference.mean())
+        assert (row["n_lost"], row["n_won"]) == ((difference < 0).sum(), (difference > 0).sum())
+        assert row["ci_low"] <= row["difference"] <= row["ci_high"]
+
+
+def test_requests_are_responses_and_failures(demo: Kvx) -> None:
+    requests, failures = points("requests-*"), points("failures")
+    without = failures[~failures["has_response"]]
+    assert len(requests) == 6 * 40
+    assert len(requests) == requests["has_response"].sum() + len(without)
+    cut = set(requests.loc[requests["finish_reason"] == "length", "request_id"])
+    truncated = failures.loc[failures["error_type"] == "TRUNCATED", "request_id"]
+    assert set(truncated) == cut
+
+
+def test_sqlite_is_a_faithful_export(demo: Kvx) -> None:
+    with sqlite3.connect(DEMO / "kv_transition.sqlite") as connection:
+        names = {n for (n,) in connection.execute("select name from sqlite_master")}
+        assert names.issuperset(TABLES)
+        (n,) = connection.execute("select count(*) from requests").fetchone()
+        assert n == 6 * 40
+        means = pd.read_sql("select * from bin_stats order by point_id, bin, metric", connection)
+        (lost,) = connection.execute(
+            "select count(*) from requests r left join responses using (request_id) "
+            "left join telemetry using (request_id) where responses.request_id is null"
+        ).fetchone()
+        assert lost == 0
+    stats = table("bin_stats").sort_values(["point_id", "bin", "metric"])
+    np.testing.assert_allclose(means["mean"], stats["mean"])
+    connection.close()
+
+
+def test_the_report_says_what_the_tables_say(demo: Kvx) -> None:
+    text = (DEMO / "report.md").read_text()
+    stats = table("bin_stats")
+    overall = stats[(stats["bin"] == -1) & stats["primary"] & (stats["press"] == "snapkv")]
+    half = overall[overall["budget"] == 0.5].iloc[0]
+    assert f"**snapkv at budget 0.5**: a loss of exact match against the full cache, 1.00 → " \
+           f"{half['mean']:.2f}" in text  # fmt: skip
+    assert "Every budget was measured in the cache of every response" in text
+    assert "python -m kvx" in text or "pytest" in text  # the command that made it
+    assert re.search(r"\| manifest sha256 \| `[0-9a-f]{64}` \|", text)
+    assert "**Degenerate point.** snapkv-0.2-" in text
+    assert "**Small bins.** The smallest holds 8" in text
+    assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_a_lost_row_is_found(demo: Kvx) -> None:
+    shard = sorted(DEMO.glob("points/*/requests-*.parquet"))[0]
+    pq.write_table(pq.read_table(shard).slice(1), shard)
+    outcome = demo("analyze", "experiment=demo", "analyze.n_boot=500")
+    assert outcome.code == 2
+    assert "39 requests, its manifest has 40; run kvx.run again" in outcome.err
+    assert demo("run", *SMALL).code == 0
+    assert demo("score", *SMALL).code == 0
+    assert demo("analyze", *SMALL).code == 0
+
+
+def test_scores_can_be_redone_with_other_metrics_without_a_model(demo: Kvx) -> None:
+    shards = {p: p.stat().st_mtime_ns for p in DEMO.glob("points/*/requests-*")}
+    assert demo("score", *SMALL, "score.metrics=[string_match_all]").code == 0
+    assert set(points("scores")["metric"]) == {"string_match_all"}
+    assert {p: p.stat().st_mtime_ns for p in DEMO.glob("points/*/requests-*")} == shards
+
+
+def test_a_baseline_at_the_floor_is_called_out(kvx: Kvx) -> None:
+    """With two tokens no answer is complete: the full cache fails too, and the report says so."""
+    assert kvx("all", *SMALL, "decoding.max_new_tokens=2").code == 0
+    text = (DEMO / "report.md").read_text()
+    assert "**Baseline floor.** tiny_recall with the full cache scores below 0.2" in text
+    assert "**Baseline at the token cap.**" in text
+
+
+def test_a_press_without_its_own_full_cache_is_compared_with_none(kvx: Kvx) -> None:
+    sweep = ("-m", "press=none,knorm", "budget=1.0,0.2", "dataset.sampling.n_per_bin=4")
+    assert kvx("all", *sweep).code == 0
+    assert kvx("all", "-m", "press=keydiff", "budget=0.2", "dataset.sampling.n_per_bin=4").code == 0
+    folder = Path("outputs/runs/default")
+    compared = pq.read_table(folder / "comparisons.parquet").to_pandas()
+    twins = dict(zip(compared["press"], compared["twin_point_id"], strict=True))
+    assert twins["keydiff"].startswith("none-1-")
+    assert twins["knorm"].startswith("knorm-1-") or twins["knorm"].startswith("none-1-")
+    transitions = pq.read_table(folder / "transitions.parquet").to_pandas()
+    assert set(transitions["press"]) == {"keydiff", "knorm"}
+
+
+def test_two_variants_are_reported_apart(kvx: Kvx) -> None:
+    sweep = ("-m", "prompt.query_aware=true,false", "press=snapkv", "budget=1.0,0.2")
+    assert kvx("all", *sweep, "dataset.sampling.n_per_bin=4").code == 0
+    folder = Path("outputs/runs/default")
+    compared = pq.read_table(folder / "comparisons.parquet").to_pandas()
+    assert compared["variant_id"].nunique() == 2
+    assert len(list(folder.glob("plots/*/acc_by_bin.png"))) == 2
+    text = (folder / "report.md").read_text()
+    assert "the press sees context and question" in text
+    assert "the press sees the context, not the question" in text

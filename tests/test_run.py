@@ -1,0 +1,175 @@
+"""Runs resumed, killed, interrupted, out of disk or partly failing lose and repeat nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import Kvx, finish, kvx_process, request_rows
+
+SWEEP = ("-m", "press=snapkv,streaming", "budget=1.0,0.5,0.2")
+SMALL = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "run.shard_requests=3")
+RUNS = Path("outputs/runs/default")
+
+
+def shards() -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in RUNS.glob("points/*/*.parquet")}
+
+
+def wait_for(pattern: str, process: subprocess.Popen[str]) -> None:
+    """Until the process has written such a file."""
+    while not list(RUNS.glob(pattern)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def test_the_readme_sweep_makes_six_points_and_then_has_nothing_to_do(kvx: Kvx) -> None:
+    assert kvx("run", *SWEEP, *SMALL).code == 0
+    assert len(list(RUNS.glob("points/*/DONE"))) == 6
+    before = shards()
+    again = kvx("run", *SWEEP, *SMALL)
+    assert again.code == 0
+    assert "all 6 points are complete (120 requests); nothing to do" in again.err
+    assert shards() == before
+
+
+def test_a_finished_sweep_is_recognised_without_torch(kvx: Kvx, tmp_path: Path) -> None:
+    assert kvx("run", *SMALL).code == 0
+    code = (
+        "import sys; from kvx.run.main import run; from kvx.cli import run_stage\n"
+        f"assert run_stage('run', run, {list(SMALL)!r}) == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)
+
+
+def test_the_order_and_spelling_of_a_sweep_do_not_matter(kvx: Kvx) -> None:
+    assert kvx("run", "-m", "press=snapkv", "budget=0.5,0.2", *SMALL).code == 0
+    again = kvx("run", *SMALL, "-m", "budget.ratio=0.20,0.50", "press=snapkv")
+    assert "all 2 points are complete" in again.err
+
+
+def test_none_in_a_sweep_is_the_full_cache_only(kvx: Kvx) -> None:
+    assert kvx("run", "-m", "press=none,knorm", "budget=1.0,0.5", *SMALL).code == 0
+    names = sorted(p.name.rsplit("-", 1)[0] for p in RUNS.glob("points/*"))
+    assert names == ["knorm-0.5", "knorm-1", "none-1"]
+
+
+def test_kill_9_at_random_moments_changes_nothing(kvx: Kvx, tmp_path: Path) -> None:
+    arguments = (*SWEEP, *SMALL, "run.shard_requests=2")
+    undisturbed = kvx("run", *arguments, "paths.output=undisturbed")
+    assert undisturbed.code == 0
+    rng, killed = random.Random(0), 0
+    for _ in range(5):
+        process = kvx_process(tmp_path, "run", *arguments, "paths.output=killed")
+        have = set(Path("killed").glob("runs/*/points/*/requests-*"))
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if set(Path("killed").glob("runs/*/points/*/requests-*")) != have:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.6)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert killed >= 3
+    assert kvx("run", *arguments, "paths.output=killed").code == 0
+    expected, found = (request_rows(Path(o) / "runs/default") for o in ("undisturbed", "killed"))
+    pd.testing.assert_frame_equal(found, expected)
+    assert not list(Path("killed").rglob("*.tmp"))
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(kvx: Kvx, tmp_path: Path) -> None:
+    many = (*SWEEP, "dataset.sampling.n_per_bin=40", "run.shard_requests=5")
+    process = kvx_process(tmp_path, "run", *many)
+    wait_for("points/*/requests-00001*", process)
+    process.send_signal(signal.SIGINT)
+    outcome = finish(process)
+    assert outcome.code == 130, outcome.err
+    assert "type the same command to go on" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+    assert len(request_rows(RUNS)) >= 10
+
+
+def test_a_corrupt_shard_is_named_quarantined_and_redone(kvx: Kvx) -> None:
+    assert kvx("run", *SMALL).code == 0
+    expected = request_rows(RUNS)
+    (shard,) = RUNS.glob("points/*/requests-00002.parquet")
+    shard.write_bytes(shard.read_bytes()[:300])
+    stage = kvx("score")
+    assert stage.code == 2
+    assert str(shard) in stage.err
+    redone = kvx("run", *SMALL)
+    assert redone.code == 0
+    assert "requests-00002.parquet is corrupt" in redone.err
+    assert len(list(shard.parent.glob("quarantine/requests-00002*"))) == 1
+    pd.testing.assert_frame_equal(request_rows(RUNS), expected)
+
+
+def test_one_failing_point_leaves_the_others_complete(kvx: Kvx) -> None:
+    target = "press.method._target_=tests.test_engine.HalfHeartedPress,kvpress.KnormPress"
+    outcome = kvx("run", "-m", "press=knorm", "budget=0.5", target, *SMALL)
+    assert outcome.code == 1
+    assert "1 of 2 points failed, the others are complete; knorm-0.5-" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert len(list(RUNS.glob("points/*/DONE"))) == 1
+    (failed,) = RUNS.glob("points/*/FAILED")
+    assert "press=knorm was asked to keep" in failed.read_text()
+
+
+def test_a_point_on_which_every_request_fails_has_failed(kvx: Kvx) -> None:
+    outcome = kvx("run", "press=streaming", "press.method.n_sink=300", "budget=0.5", *SMALL,
+                  "press.min_prompt_tokens=0", "dataset.source.max_words=250")  # fmt: skip
+    assert outcome.code == 1
+    assert "every request failed (AssertionError: Input should contain more tokens" in outcome.err
+
+
+def test_two_processes_on_one_point_do_not_mix(kvx: Kvx, tmp_path: Path) -> None:
+    arguments = ("dataset.sampling.n_per_bin=60",)
+    process = kvx_process(tmp_path, "run", *arguments)
+    wait_for("points/*/requests-*", process)
+    second = kvx("run", *arguments)
+    assert second.code == 2
+    assert "another process is working on this point" in second.err
+    assert finish(process).code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_later(kvx: Kvx, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)])
+    if mount.returncode:
+        pytest.skip("this system does not allow mounts")
+    try:
+        arguments = (*SWEEP, *SMALL, f"paths.output={disk}/outputs")
+        full = kvx("run", *arguments)
+        assert full.code == 1, full.err
+        assert "disk full while writing" in full.err.splitlines()[-1]
+        assert "Traceback" not in full.err
+        assert not list(disk.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert kvx("run", *arguments).code == 0
+        rows = request_rows(disk / "outputs/runs/default")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert kvx("run", *SWEEP, *SMALL).code == 0
+    pd.testing.assert_frame_equal(rows, request_rows(RUNS))
+
+
+def test_another_manifest_under_the_same_point_is_refused(kvx: Kvx) -> None:
+    assert kvx("run", *SMALL).code == 0
+    (path,) = RUNS.glob("points/*/point.json")
+    described = json.loads(path.read_text())
+    described["manifest"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(described))
+    outcome = kvx("run", *SMALL)
+    assert outcome.code == 2
+    assert "was run with another manifest" in outcome.err
