@@ -23,7 +23,7 @@ from tests.conftest import Kvx
 PROCESSED = Path("outputs/data/processed/recall__kv")
 
 
-@given(st.lists(st.integers(1, 5000), min_size=20, max_size=200, unique=True), st.integers(1, 8))
+@given(st.lists(st.integers(1, 5000), min_size=8, max_size=60, unique=True), st.integers(1, 8))
 def test_quantile_bins_cover_everything_about_evenly(lengths: list[int], n_bins: int) -> None:
     edges = bin_edges(lengths, BinningConfig(n_bins=n_bins))
     assert all(a < b for a, b in pairwise(edges))
@@ -31,7 +31,18 @@ def test_quantile_bins_cover_everything_about_evenly(lengths: list[int], n_bins:
     counts = Counter(bins)
     assert None not in counts
     assert len(counts) == n_bins
-    assert max(counts.values()) - min(counts.values()) <= 2
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=60), st.integers(1, 12))
+def test_bins_are_never_empty_however_many_lengths_are_equal(lengths: list[int], n: int) -> None:
+    binning = BinningConfig(n_bins=n)
+    if len(set(lengths)) < n:
+        with pytest.raises(UserError, match="distinct context lengths"):
+            bin_edges(lengths, binning)
+        return
+    edges = bin_edges(lengths, binning)
+    assert {bin_of(length, edges) for length in lengths} == set(range(n))
 
 
 def test_fixed_edges_leave_out_what_is_outside() -> None:
@@ -69,7 +80,7 @@ def test_niah_needles_are_whole_unique_and_evenly_deep(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(sentence * 300)
     examples = list(NiahSource(str(tmp_path), n_examples=40, max_words=2000).examples())
     depths = sorted(e.meta["depth"] for e in examples)
-    assert all(abs(d - (i + 0.5) / 40) < 0.03 for i, d in enumerate(depths))
+    assert all(abs(d - (i + 0.5) / 40) < 0.05 for i, d in enumerate(depths))
     assert len({e.question for e in examples}) == 40
     for e in examples:
         needle = f"One of the special magic numbers for {e.question} is: {e.answers[0]}."

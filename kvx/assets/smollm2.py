@@ -78,7 +78,7 @@ def _tokenizer(gguf: Path) -> Any:
     (control characters, and bytes rare or impossible in UTF-8) are dropped from texts.
     """
     from gguf import GGUFReader
-    from tokenizers import (  # type: ignore[import-untyped]
+    from tokenizers import (
         AddedToken,
         Tokenizer,
         decoders,

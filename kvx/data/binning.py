@@ -5,8 +5,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
-
 from kvx.config import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
 from kvx.errors import UserError
 
@@ -24,16 +22,21 @@ def bin_edges(lengths: Sequence[int], binning: BinningConfig) -> list[int]:
         return edges
     if binning.n_bins < 1:
         raise UserError(f"dataset.binning.n_bins={binning.n_bins}: must be at least 1")
-    distinct = len(set(lengths))
-    edges = [
-        int(e) for e in np.quantile(lengths, np.linspace(0, 1, binning.n_bins + 1), method="lower")
-    ]
-    if (len(set(edges)) < len(edges) and distinct > 1) or distinct < binning.n_bins:
+    distinct = sorted(set(lengths))
+    if len(distinct) < binning.n_bins:
         raise UserError(
-            f"dataset.binning.n_bins={binning.n_bins}: only {distinct} distinct context lengths "
-            "in the data; use fewer bins"
+            f"dataset.binning.n_bins={binning.n_bins}: only {len(distinct)} distinct context "
+            "lengths in the data; use fewer bins"
         )
+    edges = _quantile_edges(sorted(lengths), binning.n_bins)
+    if any(a >= b for a, b in pairwise(edges)):  # many equal lengths: share out the distinct ones
+        edges = _quantile_edges(distinct, binning.n_bins)
     return edges
+
+
+def _quantile_edges(ordered: Sequence[int], n_bins: int) -> list[int]:
+    edges = [ordered[round(i * len(ordered) / n_bins)] for i in range(n_bins)]
+    return [*edges, max(ordered[-1], edges[-1] + 1)]
 
 
 def bin_of(length: int, edges: Sequence[int]) -> int | None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from kvx.analyze.frames import ALL_BINS
-from kvx.config import Config
+from kvx.config import AnalyzeConfig, Config
 from kvx.errors import UserError
 from kvx.hashing import digest, sha256_text
 from kvx.points import experiment_dir
@@ -89,9 +89,11 @@ def _context(
         "budget_table": budget_table(overall),
         "findings": findings(bin_stats, comparisons, transitions, config.analyze),
         "warnings": warnings(bin_stats, comparisons, config.analyze),
-        "confidence": f"{config.analyze.confidence:.0%}", "n_boot": config.analyze.n_boot,
-        "seed": config.analyze.seed, "drop": f"{config.analyze.transition_drop:g}",
-        "methods": _methods(primary), "comparison_table": comparison_table(comparisons),
+        "confidence": f"{config.analyze.confidence:.0%}",
+        "drop": f"{config.analyze.transition_drop:g}",
+        "methods": _methods(primary, config.analyze),
+        "paired_methods": _methods(comparisons, config.analyze),
+        "comparison_table": comparison_table(comparisons),
         "failure_table": failure_table(overall, failures), "cost_table": cost_table(overall),
         "memory_kind": device, "reproducibility": _reproducibility(points),
     }  # fmt: skip
@@ -113,7 +115,7 @@ def _variants(primary: pd.DataFrame, points: list[PointRecord]) -> list[dict[str
                 "n": info["manifest"]["n_requests"], "n_bins": frame["bin"].nunique() - 1,
                 "tokens": token_range(overall.iloc[0]),
                 "metric": overall["metric"].iloc[0].replace("_", " "),
-                "sees": "context and question" if query_aware else "the context, not the question",
+                "sees": f"the context{' and' if query_aware else ', not'} the question",
                 "accuracy_table": accuracy_table(frame),
                 "plots": f"plots/{variant}" if several else "plots",
                 "has_latency": bool(frame["latency_p50_s"].notna().any()),
@@ -122,14 +124,15 @@ def _variants(primary: pd.DataFrame, points: list[PointRecord]) -> list[dict[str
     return described
 
 
-def _methods(primary: pd.DataFrame) -> str:
+def _methods(table: pd.DataFrame, config: AnalyzeConfig) -> str:
+    """The interval methods used in a table, in words."""
+    bootstrap = f"{config.n_boot} resamples of prompts, seed {config.seed}"
     names = {
         "clopper_pearson": "Clopper–Pearson where scores are binary and examples independent",
-        "cluster_bootstrap": "cluster bootstrap over prompts elsewhere",
+        "newcombe": "Newcombe's where scores are binary and examples independent",
+        "cluster_bootstrap": f"cluster bootstrap elsewhere, {bootstrap}",
     }
-    return "; ".join(
-        text for method, text in names.items() if (primary["ci_method"] == method).any()
-    )
+    return "; ".join(text for method, text in names.items() if (table["ci_method"] == method).any())
 
 
 def _reproducibility(points: list[PointRecord]) -> list[tuple[str, str]]:

@@ -67,9 +67,9 @@ def _cost(name: str, row: pd.Series, group: pd.DataFrame, ranges: dict[Any, str]
 
 
 def _attribution(row: pd.Series) -> str:
-    """How much of a loss failed examples account for: an exact share of the paired difference."""
+    """How much of a loss failed examples could explain: their exact share of the difference."""
     share = min(max(row["difference_from_failures"] / row["difference"], 0.0), 1.0)
-    return f" Failed requests account for {share:.0%} of the loss; the rest are wrong answers."
+    return f" Failed requests could explain at most {share:.0%} of it."
 
 
 def _transition(name: str, row: pd.Series, config: AnalyzeConfig) -> str:
