@@ -34,8 +34,12 @@ def stage(name: str, function: Stage, aggregates: bool = False) -> Callable[[], 
     """
 
     def main() -> None:
-        code = run_stage(name, function, sys.argv[1:], aggregates)
-        sys.stdout.flush()
+        try:
+            code = run_stage(name, function, sys.argv[1:], aggregates)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `kvx-run --cfg job | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
         if code:
             sys.exit(code)
 
@@ -100,8 +104,12 @@ def _run_hydra(name: str, function: Stage, argv: list[str]) -> None:
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
 
+    here = os.getpid()
+
     def task(cfg: DictConfig) -> None:
         bundle([cfg])
+        if caught and os.getpid() != here:  # another launcher's job: its error must reach Hydra
+            raise caught[0]
 
     task.bundle = bundle  # type: ignore[attr-defined]
     before, sys.argv = sys.argv, [sys.argv[0], *argv]

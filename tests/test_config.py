@@ -1,5 +1,6 @@
 """The command line: budgets as numbers, point identity, and that every shipped option composes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,27 @@ def test_looking_at_the_configuration_does_not_import_torch(arguments: list[str]
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_shell_completion_offers_the_options() -> None:
+    """As bash asks for it, after `eval "$(kvx-run --shell-completion install=bash)"`."""
+    script = Path(sys.executable).with_name("kvx-run")
+    asked = subprocess.run(
+        [script, "--shell-completion", "query=bash"],
+        env=os.environ | {"COMP_LINE": "kvx-run press=s", "COMP_POINT": "15"},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert asked.stdout.split() == ["press=snapkv", "press=streaming"]
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    """`kvx-run --cfg job | head -1`"""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvx.run", "--cfg", "job"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.wait(timeout=60)

@@ -104,6 +104,7 @@ def test_bin_stats_follow_from_the_scores(demo: Kvx) -> None:
 
 def test_comparisons_are_paired_with_the_full_cache_of_the_same_press(demo: Kvx) -> None:
     scores = points("scores").set_index(["point_id", "metric", "example_id"])["score"]
+    scores = scores.sort_index()
     compared = table("comparisons")
     overall = compared[compared["bin"] == -1]
     assert len(overall) == 4 * 2  # four compressed points, two metrics

@@ -96,6 +96,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(kvx: Kvx, tmp_path:
     assert "type the same command to go on" in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err
     assert len(request_rows(RUNS)) >= 10
+    assert outcome.err.count("loading model") == 1  # once per process, whatever the points
 
 
 def test_a_corrupt_shard_is_named_quarantined_and_redone(kvx: Kvx) -> None:

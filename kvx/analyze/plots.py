@@ -169,8 +169,11 @@ def _interval(middle: str, low: str, high: str) -> Draw:
     return draw
 
 
-def _errors(rows: pd.DataFrame, middle: str, low: str, high: str) -> list[pd.Series]:
-    return [(rows[middle] - rows[low]).clip(lower=0), (rows[high] - rows[middle]).clip(lower=0)]
+def _errors(rows: pd.DataFrame, middle: str, low: str, high: str) -> list[Any]:
+    return [
+        (rows[middle] - rows[low]).clip(lower=0).to_numpy(dtype=float),
+        (rows[high] - rows[middle]).clip(lower=0).to_numpy(dtype=float),
+    ]
 
 
 def _legend(axes: Any) -> tuple[list[Any], list[str]]:
