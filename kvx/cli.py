@@ -6,6 +6,7 @@ Exit 0: done. 1: some of the work failed. 2: the request was wrong, nothing was 
 
 import errno
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,7 +52,7 @@ def run_stage(name: str, function: Stage, argv: list[str], aggregates: bool = Fa
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         arguments = drop_sweeps(argv) if aggregates else numeric_budgets(argv)
-        _run_hydra(name, function, arguments)
+        _run_hydra(name, function, arguments, points=not aggregates)
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             raise
@@ -79,28 +80,29 @@ def to_config(cfg: DictConfig) -> Config:
     return to_configs([cfg])[0]
 
 
-def to_configs(cfgs: Sequence[DictConfig]) -> list[Config]:
+def to_configs(cfgs: Sequence[DictConfig], points: bool = True) -> list[Config]:
     """The typed configurations of a sweep, all of them checked before anything is started.
 
-    In a sweep over `press=none,..` and several budgets, `none` stands for the full cache only.
+    In a sweep over presses and budgets, `press=none` stands for the full cache at every budget.
+    Without `points` the fields that only make sense for a point (press, budget) are not checked.
     """
-    from kvx.validate import check, wants_less_of_the_full_cache
+    from kvx.validate import check, full_cache, wants_less_of_the_full_cache
 
     configs = [config for cfg in cfgs if isinstance(config := OmegaConf.to_object(cfg), Config)]
-    possible = [c for c in configs if not wants_less_of_the_full_cache(c)]
-    configs = possible or configs
+    if not all(map(wants_less_of_the_full_cache, configs)):
+        configs = [full_cache(c) if wants_less_of_the_full_cache(c) else c for c in configs]
     for config in configs:
-        check(config)
+        check(config, points)
     return configs
 
 
-def _run_hydra(name: str, function: Stage, argv: list[str]) -> None:
+def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> None:
     """Let Hydra compose; our errors travel around it, because it would print its own text."""
     caught: list[BaseException] = []
 
     def bundle(cfgs: Sequence[DictConfig]) -> None:
         try:
-            function(to_configs(cfgs))
+            function(to_configs(cfgs, points))
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
 
@@ -170,14 +172,14 @@ def _numeric_budget(argument: str) -> str:
 
 
 def drop_sweeps(argv: list[str]) -> list[str]:
-    """The arguments of `run` without its sweep: flags `-m`, overrides with several values."""
+    """The arguments of `run` without its sweep: no `-m`, and the first of several values."""
     kept = ["hydra.mode=RUN"]
     for argument in numeric_budgets([a for a in argv if a not in MULTIRUN]):
         override = _parse(argument)
         if override is not None and override.is_sweep_override():
             if override.key_or_group in ("experiment", "experiment_name"):
                 raise UserError(f"{argument}: this stage works on one experiment at a time")
-            continue
+            argument = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
         kept.append(argument)
     if any(a.startswith("-") for a in kept):  # --help, --cfg and the like take no mode
         kept.remove("hydra.mode=RUN")
@@ -195,6 +197,10 @@ def _describe(error: BaseException) -> tuple[int | None, str]:
             return 1, str(error)
         case CompactHydraException() | OmegaConfBaseException() | HydraException():
             return 2, explain(error)
+        case AssertionError() if "Unexpected type for root" in str(error):
+            return 2, "press.method: choose a press first (press=none has no method)"
+        case sqlite3.OperationalError() if "full" in str(error) or "I/O" in str(error):
+            return 1, f"disk full ({error}); free some space and type the same command to go on"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return 1, (
                 f"disk full while writing {error.filename or 'results'}; free some space and type "
@@ -206,5 +212,8 @@ def _describe(error: BaseException) -> tuple[int | None, str]:
             | FileExistsError()
             | OSError(errno=errno.EROFS)
         ):
-            return 2, f"cannot write {error.filename}: {error.strerror}; set paths.output elsewhere"
+            return 2, (
+                f"cannot write {error.filename}: {error.strerror}; set paths.output (results) or "
+                "paths.multirun (logs) elsewhere"
+            )
     return None, ""

@@ -32,9 +32,6 @@ class PressNeed(Enum):
     """What a press asks of the engine beyond a plain forward pass over the prompt."""
 
     attention_weights = "attention_weights"
-    changes_forward = "changes_forward"
-    masks = "masks"
-    uneven_layers = "uneven_layers"
 
 
 class Overflow(Enum):
@@ -155,7 +152,7 @@ class DecodingConfig:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    timeout_s: float | None = neutral(None)
+    timeout_s: float | None = None
 
 
 @dataclass
@@ -173,8 +170,8 @@ class ControllerConfig:
 class RunConfig:
     shard_requests: int = 8
     shard_s: float = 20.0
-    signals: Signals = Signals.light
     progress: bool = True
+    retry_failed: bool = False
 
 
 @dataclass
@@ -216,6 +213,7 @@ class Config:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    signals: Signals = Signals.light
     run: RunConfig = field(default_factory=RunConfig, metadata=NEUTRAL)
     score: ScoreConfig = field(default_factory=ScoreConfig, metadata=NEUTRAL)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig, metadata=NEUTRAL)

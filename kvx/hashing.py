@@ -15,6 +15,12 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def source_digest(*packages: Path) -> str:
+    """Identity of the code (and templates) in `packages`: results made by other code are stale."""
+    files = sorted(f for p in packages for f in p.rglob("*") if f.suffix in (".py", ".j2"))
+    return digest([[f.name, sha256_file(f)] for f in files], 16)
+
+
 def digest(value: Any, length: int = 8) -> str:
     """First `length` hex digits of the SHA-256 of `value` as canonical JSON."""
     return sha256_text(json.dumps(value, sort_keys=True, ensure_ascii=True, default=str))[:length]

@@ -54,6 +54,7 @@ class Point:
             del fields[name]
         # the manifest stands for the data, its own hash for the model: neither knows a path
         fields["dataset"] = {"manifest": self.manifest.key}
+        del fields["model"]["name"]
         fields["model"]["hash"] = model_hash(self.config.model)
         return digest(fields)
 

@@ -1,23 +1,27 @@
 """What a schema cannot say: combinations and ranges, checked before anything is started."""
 
-from kvx.config import BudgetKind, Config, PressNeed
+from dataclasses import replace
+
+from kvx.config import (
+    BudgetConfig,
+    BudgetKind,
+    Config,
+    DecodingConfig,
+    PressNeed,
+    TemplateConfig,
+)
 from kvx.errors import UserError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def check(config: Config) -> None:
+def check(config: Config, points: bool = True) -> None:
     """Raises `UserError` naming the field for a request that cannot be right."""
-    _check_budget(config)
-    _check_press(config)
-    if config.decoding.temperature < 0:
-        raise UserError(
-            f"decoding.temperature={config.decoding.temperature}: must be 0 (greedy) or more"
-        )
-    if config.decoding.max_new_tokens < 1:
-        raise UserError(
-            f"decoding.max_new_tokens={config.decoding.max_new_tokens}: must be at least 1"
-        )
+    if points:
+        _check_budget(config)
+        _check_press(config)
+    _check_decoding(config.decoding)
+    _check_template(config.dataset.template)
     _check_scoring(config)
     if config.model.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.model.dtype}: use one of {', '.join(DTYPES)}")
@@ -35,6 +39,25 @@ def wants_less_of_the_full_cache(config: Config) -> bool:
     return config.press.method is None and not kept_all
 
 
+def _check_decoding(decoding: DecodingConfig) -> None:
+    limits = {
+        "temperature": (decoding.temperature >= 0, "0 (greedy) or more"),
+        "max_new_tokens": (decoding.max_new_tokens >= 1, "at least 1"),
+        "top_p": (0 < decoding.top_p <= 1, "above 0 and at most 1"),
+        "top_k": (decoding.top_k >= 0, "0 (all) or more"),
+        "timeout_s": (decoding.timeout_s is None or decoding.timeout_s > 0, "above 0, or null"),
+    }
+    for name, (good, wanted) in limits.items():
+        if not good:
+            raise UserError(f"decoding.{name}={getattr(decoding, name)}: must be {wanted}")
+
+
+def _check_template(template: TemplateConfig) -> None:
+    for part in ("context", "question"):
+        if f"{{{part}}}" not in getattr(template, part):
+            raise UserError(f"dataset.template.{part}: must hold {{{part}}}, or it is never asked")
+
+
 def _check_scoring(config: Config) -> None:
     from kvx.score.failures import check_format
     from kvx.score.metrics import resolve
@@ -44,6 +67,11 @@ def _check_scoring(config: Config) -> None:
     resolve(config.dataset.metrics)
     resolve(config.score.metrics or [])
     check_format(config.dataset.answer_format)
+
+
+def full_cache(config: Config) -> Config:
+    """The same point with everything kept."""
+    return replace(config, budget=BudgetConfig())
 
 
 def _check_budget(config: Config) -> None:

@@ -207,3 +207,55 @@ def test_another_sampling_is_another_manifest(kvx: Kvx) -> None:
     assert kvx("prepare").code == 0
     assert kvx("prepare", "dataset.sampling.n_per_bin=3").code == 0
     assert len(list(PROCESSED.glob("*/manifest.json"))) == 2
+
+
+def test_edges_that_hold_nothing_are_refused_and_what_is_outside_does_not_matter(
+    kvx: Kvx,
+) -> None:
+    edges = "dataset.binning.strategy=edges"
+    empty = kvx("prepare", edges, "dataset.binning.edges=[90000,100000]")
+    assert empty.code == 2
+    assert "no examples inside dataset.binning.edges" in empty.err
+    short = ("dataset.binning.edges=[0,500]", "model.max_context_tokens=600")
+    assert kvx("prepare", *short).code == 2  # without edges as the strategy, some are too long
+    assert kvx("prepare", edges, *short).code == 0
+
+
+def test_csv_with_a_long_context_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    text = "word " * 60_000
+    path.write_text(f'context,question,answers\n"{text}",why?,because\n', encoding="utf-8-sig")
+    (example,) = LocalSource(str(path)).examples()
+    assert example.context == text
+
+
+@pytest.mark.parametrize("name", ["latin.jsonl", "cut.jsonl.gz"])
+def test_files_that_are_not_what_their_name_says_are_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\x1f\x8b\x08 not gzip" if name.endswith("gz") else b'{"a": "caf\xe9"}')
+    with pytest.raises(UserError, match=name):
+        list(LocalSource(str(path)).examples())
+
+
+def test_questions_on_one_context_form_a_cluster(tmp_path: Path) -> None:
+    row = {"context": "same", "question": "q?", "answers": ["a"]}
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(json.dumps({**row, "question": q}) for q in "abc"))
+    assert len({e.cluster for e in LocalSource(str(path)).examples()}) == 1
+
+
+def test_a_model_is_known_by_its_weights_not_by_its_name_or_path(tmp_path: Path) -> None:
+    import shutil
+
+    from kvx.config import ModelConfig, package_dir
+    from kvx.data.tokenizer import model_hash
+
+    source = package_dir() / "assets" / "tiny_recall"
+    for name in ("one", "two", "three"):
+        shutil.copytree(source, tmp_path / name)
+    weights = tmp_path / "three" / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    weights.write_bytes(bytes(changed))
+    hashes = [model_hash(ModelConfig(n, str(tmp_path / n))) for n in ("one", "two", "three")]
+    assert hashes[0] == hashes[1] != hashes[2]

@@ -16,8 +16,9 @@ from kvx.data.manifest import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import PointFailed, PointWork, Response
 from kvx.engines.kvpress.decode import decode
-from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.engines.kvpress.engine import KVPressEngine, _seeded
 from kvx.engines.kvpress.prefill import compress_prompt
+from kvx.engines.kvpress.press import build_press
 from kvx.engines.kvpress.rows import Prefill, Row, Stop
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
@@ -106,6 +107,42 @@ def test_every_press_keeps_what_the_budget_asks(tmp_path: Path, press: str, budg
         assert kv.bytes_full == 2 * 2 * 2 * 64 * n * 4  # 2 · layers · KV heads · head size · fp32
         assert kv.bytes_physical == kv.bytes_full * kv.entries_physical / n
         assert kv.bytes_peak > kv.bytes_physical
+
+
+@torch.inference_mode()
+def test_random_eviction_differs_between_layers_and_not_between_runs(tmp_path: Path) -> None:
+    kept: list[list[torch.Tensor]] = []
+    for _ in range(2):
+        work = recall(tmp_path, "press=random", "budget=0.2", n=1)
+        (request, example) = work.requests[0]
+        engine = KVPressEngine(work.point.config)
+        parts = PromptBuilder(engine.loaded.tokenizer, work.point.config).parts(example)
+        press = build_press(work.point, len(parts.compressed_ids))
+        with _seeded(request, engine.loaded.device):
+            prompt = compress_prompt(engine.loaded, parts, press, 0)
+        full = compress_prompt(engine.loaded, parts, None, 0)
+        chosen = []
+        for small, large in zip(prompt.cache.layers, full.cache.layers, strict=True):
+            n = prompt.kv.entries_physical
+            rows = small.keys[0, 0, : int(n)]
+            chosen.append(torch.cdist(rows, large.keys[0, 0]).argmin(1).sort().values)
+        kept.append(chosen)
+    assert not torch.equal(kept[0][0], kept[0][1])
+    assert torch.equal(kept[0][0], kept[1][0])
+
+
+def test_a_wrapper_passes_the_budget_on(tmp_path: Path) -> None:
+    work = recall(tmp_path, "press=knorm", "press.tolerance_tokens=30", "budget=0.5", n=2)
+    work.point.config.press.method = {
+        "_target_": "kvpress.ChunkPress",
+        "chunk_length": 100,
+        "press": {"_target_": "kvpress.KnormPress"},
+    }
+    for response in answers(work):
+        assert response.error_message is None
+        assert response.kv is not None
+        kept = response.kv.entries_physical / response.request.entry.compressed_tokens
+        assert kept == pytest.approx(0.5, abs=0.02)
 
 
 def test_the_full_cache_is_the_same_under_every_press(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_bin_stats_follow_from_the_scores(demo: Kvx) -> None:
         assert row["bootstrap_ci_high"] == pytest.approx(estimate.interval.high)
     exact = stats[(stats["metric"] == "exact_match") & (stats["bin"] >= 0)]
     assert set(exact["ci_method"]) == {"clopper_pearson"}
+    assert set(graded["ci_method"]) == {"cluster_bootstrap"}
     full = exact[exact["budget"] == 1]
     assert (full["ci_low"].round(4) == 0.6306).all()  # 8 of 8: 0.025 ** (1 / 8)
 
@@ -153,7 +154,8 @@ def test_the_report_says_what_the_tables_say(demo: Kvx) -> None:
     half = overall[overall["budget"] == 0.5].iloc[0]
     assert f"**snapkv at budget 0.5**: a loss of exact match against the full cache, 1.00 → " \
            f"{half['mean']:.2f}" in text  # fmt: skip
-    assert "Every budget was measured in the cache of every response" in text
+    assert "Every budget of the 6 points in this report was measured" in text
+    assert "**snapkv breaks first between budgets 1 and 0.5**" in text
     assert "python -m kvx" in text or "pytest" in text  # the command that made it
     assert re.search(r"\| manifest sha256 \| `[0-9a-f]{64}` \|", text)
     assert "**Degenerate point.** snapkv-0.2-" in text
@@ -210,3 +212,63 @@ def test_two_variants_are_reported_apart(kvx: Kvx) -> None:
     text = (folder / "report.md").read_text()
     assert "the press sees the context and the question" in text
     assert "the press sees the context, not the question" in text
+
+
+def test_press_parameters_that_differ_make_series_of_their_own(kvx: Kvx) -> None:
+    sweep = ("-m", "press=snapkv", "press.method.window_size=16,64", "budget=1.0,0.5,0.2")
+    outcome = kvx("all", *sweep, "dataset.sampling.n_per_bin=3")
+    assert outcome.code == 0, outcome.err
+    folder = Path("outputs/runs/default")
+    transitions = pq.read_table(folder / "transitions.parquet").to_pandas()
+    assert len(transitions) == 2
+    assert any("window_size=16" in press for press in transitions["press"])
+    assert "snapkv(" in (folder / "report.md").read_text()
+
+
+def test_budgets_in_tokens_have_a_curve_of_their_own(kvx: Kvx) -> None:
+    few = "dataset.sampling.n_per_bin=3"
+    assert kvx("all", "-m", "press=none,snapkv", "budget=1.0,0.5", few).code == 0
+    tokens = ("budget=tokens", "budget.tokens=9000,5000,100")
+    assert kvx("all", "-m", "press=snapkv", *tokens, few).code == 0
+    transitions = pq.read_table("outputs/runs/default/transitions.parquet").to_pandas()
+    curves = transitions.set_index("budget_kind")
+    assert curves.loc["tokens", "n_budgets"] == 4
+    assert curves.loc["tokens", "transition_label"] == "100t"
+    assert curves.loc["tokens", "transition_above_label"] == "5000t"
+    assert curves.loc["ratio", "n_budgets"] == 2
+
+
+def test_a_failed_point_is_named_on_the_report(kvx: Kvx) -> None:
+    few = "dataset.sampling.n_per_bin=3"
+    target = "press.method._target_=kvpress.KnormPress,tests.test_engine.HalfHeartedPress"
+    outcome = kvx("all", "-m", "press=knorm", "budget=1.0,0.5", target, few)
+    assert outcome.code == 1
+    text = Path("outputs/runs/default/report.md").read_text()
+    assert "**Left out.** Point knorm-0.5-" in text
+    assert "is in no table: failed: press=knorm was asked to keep" in text
+
+
+def test_a_report_of_another_analysis_is_refused(demo: Kvx) -> None:
+    other = ("analyze.confidence=0.8", "analyze.n_boot=500")
+    assert demo("analyze", *SMALL, *other).code == 0
+    stale = demo("report", *SMALL)
+    assert stale.code == 2
+    assert "run kvx.score and kvx.analyze with the same arguments" in stale.err
+    assert demo("report", *SMALL, *other).code == 0
+    assert "80% interval" in (DEMO / "report.md").read_text()
+
+
+def test_what_is_deleted_is_made_again(demo: Kvx) -> None:
+    (DEMO / "kv_transition.sqlite").unlink()
+    (DEMO / "plots" / "acc_by_bin.png").unlink()
+    assert demo("analyze", *SMALL).code == 0
+    assert (DEMO / "kv_transition.sqlite").exists()
+    assert (DEMO / "plots" / "acc_by_bin.png").exists()
+
+
+def test_one_example_per_bin_says_that_it_cannot_say(kvx: Kvx) -> None:
+    one = ("experiment=demo", "dataset.sampling.n_per_bin=1")
+    assert kvx("all", *one).code == 0
+    text = (DEMO / "report.md").read_text()
+    assert "too few prompts per bin to say how sure" in text
+    assert "nan" not in text

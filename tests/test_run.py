@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from kvpress import KnormPress
 
 from tests.conftest import Kvx, finish, kvx_process, request_rows
 
@@ -56,10 +59,26 @@ def test_the_order_and_spelling_of_a_sweep_do_not_matter(kvx: Kvx) -> None:
     assert "all 2 points are complete" in again.err
 
 
-def test_none_in_a_sweep_is_the_full_cache_only(kvx: Kvx) -> None:
-    assert kvx("run", "-m", "press=none,knorm", "budget=1.0,0.5", *SMALL).code == 0
-    names = sorted(p.name.rsplit("-", 1)[0] for p in RUNS.glob("points/*"))
-    assert names == ["knorm-0.5", "knorm-1", "none-1"]
+@pytest.mark.parametrize(
+    ("budgets", "names"),
+    [
+        (["budget=1.0,0.5"], ["knorm-0.5", "knorm-1", "none-1"]),
+        (["budget=0.5,0.2"], ["knorm-0.2", "knorm-0.5", "none-1"]),
+        (["budget=tokens", "budget.tokens=99,50"], ["knorm-50t", "knorm-99t", "none-1"]),
+    ],
+)
+def test_none_in_a_sweep_is_the_full_cache(kvx: Kvx, budgets: list[str], names: list[str]) -> None:
+    assert kvx("run", "-m", "press=none,knorm", *budgets, *SMALL).code == 0
+    assert sorted(p.name.rsplit("-", 1)[0] for p in RUNS.glob("points/*")) == names
+    later = kvx("score", "-m", "press=none,knorm", *budgets, *SMALL)
+    assert later.code == 0, later.err
+
+
+def test_one_sweep_over_two_experiments_keeps_them_apart(kvx: Kvx) -> None:
+    assert kvx("run", "-m", "experiment_name=a,b", *SMALL).code == 0
+    one, other = (request_rows(Path("outputs/runs") / name) for name in "ab")
+    assert len(one) == 20
+    pd.testing.assert_frame_equal(one, other)
 
 
 def test_kill_9_at_random_moments_changes_nothing(kvx: Kvx, tmp_path: Path) -> None:
@@ -112,6 +131,62 @@ def test_a_corrupt_shard_is_named_quarantined_and_redone(kvx: Kvx) -> None:
     assert "requests-00002.parquet is corrupt" in redone.err
     assert len(list(shard.parent.glob("quarantine/requests-00002*"))) == 1
     pd.testing.assert_frame_equal(request_rows(RUNS), expected)
+
+
+def test_a_shard_changed_after_the_end_is_redone_though_it_can_be_read(kvx: Kvx) -> None:
+    assert kvx("run", *SMALL).code == 0
+    expected = request_rows(RUNS)
+    (shard,) = RUNS.glob("points/*/requests-00001.parquet")
+    table = pq.read_table(shard)
+    column = table.schema.get_field_index("text")
+    forged = pa.array(["forged"] * len(table))
+    pq.write_table(table.set_column(column, table.schema.field("text"), forged), shard)
+    next(RUNS.glob("points/*/traces-00003.parquet")).unlink()
+    redone = kvx("run", *SMALL)
+    assert redone.code == 0
+    assert "requests-00001.parquet is corrupt: not what it was" in redone.err
+    pd.testing.assert_frame_equal(request_rows(RUNS), expected)
+    traces = [pq.read_table(p) for p in RUNS.glob("points/*/traces-*.parquet")]
+    assert sum(map(len, traces)) == len(expected)
+
+
+def test_an_interrupt_after_a_shard_is_in_place_doubles_no_row(
+    kvx: Kvx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import kvx.store.shards as shards_module
+
+    real, calls = shards_module._fsync_dir, 0
+
+    def interrupted(folder: Path) -> None:
+        nonlocal calls
+        calls += 1
+        real(folder)
+        if calls == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards_module, "_fsync_dir", interrupted)
+    assert kvx("run", *SMALL).code == 130
+    monkeypatch.setattr(shards_module, "_fsync_dir", real)
+    assert kvx("run", *SMALL).code == 0
+    assert request_rows(RUNS)["request_id"].is_unique
+    assert "nothing to do" in kvx("run", *SMALL).err
+
+
+def test_requests_without_a_response_are_asked_again_if_wanted(kvx: Kvx) -> None:
+    """A time-out, the same as for an overloaded machine: here by a press that fails at first."""
+    target = "press.method._target_=tests.test_engine.MoodyPress"
+    arguments = ("press=knorm", target, "budget=0.5", *SMALL)
+    assert kvx("run", *arguments).code == 0
+    lost = (~request_rows(RUNS)["has_response"]).sum()
+    assert 0 < lost < 20
+    assert "nothing to do" in kvx("run", *arguments).err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.test_engine.MoodyPress.compress", KnormPress.compress)
+        assert kvx("run", *arguments, "run.retry_failed=true").code == 0
+    rows = request_rows(RUNS)
+    assert rows["has_response"].all()
+    assert rows["request_id"].is_unique
+    assert len(rows) == 20
 
 
 def test_one_failing_point_leaves_the_others_complete(kvx: Kvx) -> None:

@@ -54,6 +54,10 @@ def refused(kvx: Kvx, stage: str, *arguments: str) -> str:
         (["model=hf"], "model.path: needs a value"),
         (["dataset=local"], "dataset.source.path: needs a value"),
         (["dataset=local", "dataset.source.path=gone.jsonl"], "gone.jsonl: no such file"),
+        (["press.method.window_size=16"], "press.method: choose a press first"),
+        (["decoding.top_p=3"], "decoding.top_p=3"),
+        (["decoding.timeout_s=0"], "decoding.timeout_s=0"),
+        (["dataset.template.context=none"], "dataset.template.context: must hold {context}"),
         (["press=observed_attention", "model.attn_implementation=sdpa", "budget=0.5"], "eager"),
     ],
 )
@@ -66,6 +70,8 @@ def test_wrong_configuration(kvx: Kvx, arguments: list[str], says: str) -> None:
     [
         (["+press.method.windw_size=3"], "press=snapkv: kvpress.SnapKVPress: "),
         (["press.method._target_=kvpress.NoPress"], "kvpress.NoPress: no such class"),
+        (["model.device=xpux"], "model.device=xpux: "),
+        (["model.attn_implementation=flush"], "model.attn_implementation=flush: "),
         (
             ["press.method.window_size=5000"],
             "needs prompts of more than 5000 tokens; example recall-",
@@ -89,6 +95,7 @@ def test_a_press_that_cannot_run_is_refused_before_any_request(
         ([GOOD, {**GOOD, "answers": []}], "row 2: no answers in 'answers'"),
         ([{"context": "a", "answers": ["b"]}], "row 1: no field 'question' for question"),
         ([{**GOOD, "id": "a"}, {**GOOD, "id": "a"}], "row 2: id 'a' occurs twice"),
+        ([{**GOOD, "context": None}], "row 1: empty 'context'"),
         ([], "the source yields no examples"),
         ([GOOD, GOOD, GOOD], "dataset.binning.n_bins=5: only 1 distinct context lengths"),
     ],
@@ -143,7 +150,7 @@ def test_an_output_directory_that_cannot_be_written(kvx: Kvx, tmp_path: Path) ->
     outcome = kvx("run", "paths.output=occupied")
     assert outcome.code == 2
     assert "cannot write occupied" in outcome.err.splitlines()[-1]
-    assert "set paths.output elsewhere" in outcome.err.splitlines()[-1]
+    assert "set paths.output (results)" in outcome.err.splitlines()[-1]
 
 
 def test_pinned_ids_that_are_not_there(kvx: Kvx) -> None:

@@ -48,11 +48,12 @@ def print_summary(stats: pd.DataFrame) -> None:
         first = frame.iloc[0]
         metric = first["metric"].replace("_", " ")
         table = Table(
-            title=f"{metric} of {first['model']} on {first['dataset']}, by context tokens",
+            title=f"{metric} of {first['variant'].replace(', ', ' on ', 1)}, by context tokens",
             box=None, pad_edge=False, title_justify="left", header_style="",
         )  # fmt: skip
         bins = frame[frame["bin"] != ALL_BINS].drop_duplicates("bin").sort_values("bin")
-        headers = [f"≤ {row['bin_high_tokens']}" for _, row in bins.iterrows()]
+        highs = [row["bin_high_tokens"] for _, row in bins.iterrows()]
+        headers = [*(f"< {high}" for high in highs[:-1]), f"≤ {highs[-1]}"]
         for name in ("press", "budget", *headers, "all bins"):
             table.add_column(name, justify="left" if name == "press" else "right", no_wrap=True)
         ordered = frame.sort_values(["press", "budget"], ascending=[True, False])

@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 
 from kvx.analyze import plots, tables
 from kvx.analyze.frames import Experiment, load_experiment
-from kvx.config import AnalyzeConfig, Config
-from kvx.hashing import digest
+from kvx.analyze.transitions import transitions
+from kvx.config import AnalyzeConfig, Config, package_dir
+from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
 from kvx.store import schemas, sqlite
-from kvx.store.catalog import finished_points
+from kvx.store.catalog import finished_points, unfinished_points
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
-VERSION = 1  # raise it when a table or plot changes, so that old ones are redone
 TABLES = {
     "comparisons": schemas.COMPARISONS,
     "transitions": schemas.TRANSITIONS,
@@ -30,14 +30,24 @@ def inputs_hash(experiment: Path, config: AnalyzeConfig) -> str:
     """Identity of everything the analysis is made from."""
     points = finished_points(experiment)
     scored = [[p.id, p.done_sha256, read_inputs(p.dir / "scores.parquet")] for p in points]
-    return digest([VERSION, scored, dataclasses.asdict(config)], 16)
+    code = source_digest(Path(__file__).parent, package_dir() / "stats")
+    left_out = unfinished_points(experiment)
+    return digest([code, scored, left_out, dataclasses.asdict(config)], 16)
+
+
+def _is_complete(folder: Path, inputs: str) -> bool:
+    """Whether every table, plot and the export are there, made from the same inputs."""
+    variants = {p.info["variant_id"] for p in finished_points(folder)}
+    made = [*plots.expected(folder / "plots", variants), folder / "kv_transition.sqlite"]
+    tables_are_current = all(read_inputs(folder / f"{n}.parquet") == inputs for n in TABLES)
+    return tables_are_current and all(path.is_file() for path in made)
 
 
 def analyze_experiment(config: Config) -> None:
     """Write bin_stats, comparisons, transitions, plots and kv_transition.sqlite."""
     folder = experiment_dir(config)
     inputs = inputs_hash(folder, config.analyze)
-    if all(read_inputs(folder / f"{name}.parquet") == inputs for name in TABLES):
+    if _is_complete(folder, inputs):
         log.info("analyze: nothing to do → %s", folder)
         return
     experiment = load_experiment(folder, Path(config.paths.output))
@@ -45,7 +55,7 @@ def analyze_experiment(config: Config) -> None:
     rows = {
         "bin_stats": stats,
         "comparisons": tables.comparisons(experiment, config.analyze),
-        "transitions": tables.transitions(experiment, stats, config.analyze),
+        "transitions": transitions(experiment, stats, config.analyze),
     }
     frame = pd.DataFrame(stats)
     plots.draw_all(frame, folder / "plots", config.analyze.confidence)
@@ -56,12 +66,11 @@ def analyze_experiment(config: Config) -> None:
 
 
 def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], output: Path) -> None:
+    folders = {p.info["manifest"]["key"]: p.manifest_dir(output) for p in experiment.points}
     examples = pd.concat(
-        [
-            pq.read_table(p.manifest_dir(output) / "examples.parquet").to_pandas()
-            for p in {p.info["manifest"]["key"]: p for p in experiment.points}.values()
-        ]
-    ).drop_duplicates("example_id")
+        pq.read_table(folder / "examples.parquet").to_pandas().assign(manifest_key=key)
+        for key, folder in folders.items()
+    )
     runs = pd.DataFrame(
         [{k: v for k, v in p.info.items() if k != "config"} for p in experiment.points]
     )

@@ -1,10 +1,13 @@
 """An experiment as data frames: what the statistics are computed from."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kvx.errors import UserError
@@ -24,11 +27,11 @@ class Experiment:
     scores: pd.DataFrame
     failures: pd.DataFrame
 
-    def record(self, point_id: str) -> PointRecord:
-        return next(p for p in self.points if p.id == point_id)
-
     def manifest(self, point: PointRecord) -> dict[str, Any]:
         return self.manifests[point.info["manifest"]["key"]]
+
+    def requests_of(self, point: PointRecord) -> pd.DataFrame:
+        return self.requests[self.requests["point_id"] == point.id]
 
     def twin(self, point: PointRecord) -> PointRecord | None:
         """The full-cache point that `point` is compared with: same press if there is one.
@@ -43,11 +46,84 @@ class Experiment:
             and p.info["seed"] == point.info["seed"]
             and p.info["controller"] == "none"
         ]
-        names = [point.info["press"], "none"]
-        candidates.sort(
-            key=lambda p: names.index(p.info["press"]) if p.info["press"] in names else 2
-        )
+        order = [self.press_labels[point.id], "none"]
+        labels = self.press_labels
+        candidates.sort(key=lambda p: order.index(labels[p.id]) if labels[p.id] in order else 2)
         return candidates[0] if candidates else None
+
+    @cached_property
+    def binary_metrics(self) -> set[str]:
+        """Metrics whose every score is 0 or 1: one interval method serves all cells of a metric."""
+        known = self.scores.dropna(subset="score")
+        binary = known.assign(binary=known["score"].isin((0.0, 1.0))).groupby("metric")["binary"]
+        return {str(metric) for metric, all_binary in binary.all().items() if all_binary}
+
+    @cached_property
+    def press_labels(self) -> dict[str, str]:
+        """Point id → press name, with the parameters that differ where one name has several."""
+        labels: dict[str, str] = {}
+        for name in {p.info["press"] for p in self.points}:
+            same = [p for p in self.points if p.info["press"] == name]
+            suffixes = differences({p.id: p.info["config"]["press"] for p in same})
+            labels |= {i: f"{name}({s})" if s else name for i, s in suffixes.items()}
+        return labels
+
+    @cached_property
+    def variant_labels(self) -> dict[str, str]:
+        """Variant id → model and dataset, with the settings that differ."""
+        shared = ("experiment_name", "press", "budget", "controller", "seed")
+        settings = {
+            p.info["variant_id"]: {k: v for k, v in p.info["config"].items() if k not in shared}
+            for p in self.points
+        }
+        suffixes = differences(settings)
+        return {
+            p.info["variant_id"]: ", ".join(
+                filter(
+                    None,
+                    [p.info["model"], p.info["dataset"], suffixes[p.info["variant_id"]]],
+                )
+            )
+            for p in self.points
+        }
+
+    def series_columns(self, point: PointRecord) -> dict[str, Any]:
+        """What every analysed row says about its point; a token budget has its mean fraction."""
+        info, requests = point.info, self.requests_of(point)
+        budget = info["budget"]
+        if budget is None:
+            kept = requests["compressed_tokens"].clip(upper=info["budget_tokens"])
+            budget = float((kept / requests["compressed_tokens"]).mean())
+        return {
+            "variant_id": info["variant_id"], "variant": self.variant_labels[info["variant_id"]],
+            "model": info["model"], "dataset": info["dataset"],
+            "press": self.press_labels[point.id], "controller": info["controller"],
+            "seed": info["seed"], "budget_kind": info["budget_kind"],
+            "budget_label": info["budget_label"], "budget": budget, "point_id": point.id,
+        }  # fmt: skip
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """A nested configuration as `a.b: text`."""
+    if not isinstance(value, dict):
+        return {prefix: str(value)}
+    found: dict[str, str] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def differences(configs: dict[str, Any]) -> dict[str, str]:
+    """For each id, `name=value` of the fields in which the configurations differ."""
+    flattened = {i: flat(c) for i, c in configs.items()}
+    keys = sorted({k for f in flattened.values() for k in f})
+    differing = [k for k in keys if len({f.get(k) for f in flattened.values()}) > 1]
+    # model and dataset names are said already
+    differing = [k for k in differing if not k.endswith(("name", "_target_", "revision"))]
+    return {
+        i: ", ".join(f"{k.rsplit('.', 1)[-1]}={f[k]}" for k in differing if k in f)
+        for i, f in flattened.items()
+    }
 
 
 def load_experiment(folder: Path, output: Path) -> Experiment:
@@ -66,6 +142,7 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
     failures = read_frame([p.dir / "failures.parquet" for p in points])
     experiment = Experiment(folder, points, manifests, requests, scores, failures)
     check_counts(experiment)
+    check_metrics(points, scores)
     return experiment
 
 
@@ -93,14 +170,24 @@ def check_counts(experiment: Experiment) -> None:
             )
 
 
-def series_columns(point: PointRecord, requests: pd.DataFrame) -> dict[str, Any]:
-    """What every analysed row says about its point; a token budget counts as its mean fraction."""
-    info = point.info
-    budget = info["budget"]
-    if budget is None:
-        budget = float((requests["kv_entries_nominal"] / requests["compressed_tokens"]).mean())
-    return {
-        "variant_id": info["variant_id"], "model": info["model"], "dataset": info["dataset"],
-        "press": info["press"], "controller": info["controller"], "seed": info["seed"],
-        "budget_label": info["budget_label"], "budget": budget, "point_id": point.id,
-    }  # fmt: skip
+def check_metrics(points: Iterable[PointRecord], scores: pd.DataFrame) -> None:
+    """Points of one variant are compared, so they must be scored by the same metrics."""
+    seen: dict[str, str] = {}
+    for point in points:
+        used = scores.loc[scores["point_id"] == point.id, "metric"]
+        metrics = ", ".join(sorted(used.unique()))
+        others = seen.setdefault(point.info["variant_id"], metrics)
+        if others != metrics:
+            raise UserError(
+                f"{point.dir}: scored by {metrics}, other points of the same experiment by "
+                f"{others}; run kvx.score again"
+            )
+
+
+def paired_table(experiment: Experiment, point_ids: list[str]) -> tuple[np.ndarray[Any, Any], Any]:
+    """Primary scores [points, examples] side by side, and the examples' bin and cluster."""
+    scores = experiment.scores[experiment.scores["primary"]]
+    scores = scores[scores["point_id"].isin(point_ids)]
+    table = scores.pivot(index="example_id", columns="point_id", values="score")
+    about = scores.drop_duplicates("example_id").set_index("example_id").loc[table.index]
+    return table[point_ids].to_numpy(dtype=float).T, about[["bin", "cluster"]]

@@ -47,7 +47,7 @@ def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]
     for variant, frame in variants:
         target = folder if len(variants) == 1 else folder / str(variant)
         metric = str(frame["metric"].iloc[0]).replace("_", " ")
-        percent = f"{confidence:.0%} CI"
+        percent = f"{100 * confidence:g}% CI"
         figures = {
             "acc_by_bin": by_bin(
                 frame, f"{metric} (mean, {percent})", _interval("mean", "ci_low", "ci_high")
@@ -68,6 +68,12 @@ def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]
     return written
 
 
+def expected(folder: Path, variants: set[str]) -> list[Path]:
+    """The plots that every experiment has."""
+    folders = [folder] if len(variants) == 1 else [folder / v for v in sorted(variants)]
+    return [f / f"{n}.png" for f in folders for n in ("acc_by_bin", "fail_by_bin", "acc_by_budget")]
+
+
 def series_label(row: pd.Series, varied: Sequence[str]) -> str:
     """Press, and controller and seed where the experiment varies them."""
     return " ".join([str(row["press"]), *(f"{name}={row[name]}" for name in varied)])
@@ -79,7 +85,8 @@ def by_bin(frame: pd.DataFrame, label: str, draw: Draw, unit_interval: bool = Tr
     varied = [c for c in ("controller", "seed") if frame[c].nunique() > 1]
     frame = frame.assign(series=[series_label(row, varied) for _, row in frame.iterrows()])
     names = list(dict.fromkeys(frame["series"]))
-    budgets = sorted(frame["budget"].unique(), reverse=True)
+    ordered = frame.sort_values("budget", ascending=False)
+    budgets = list(dict.fromkeys(ordered["budget_label"]))
     styles = {b: i % len(COLOURS) for i, b in enumerate(budgets)}
     bins = frame.drop_duplicates("bin").sort_values("bin")
     with mpl.rc_context(STYLE):
@@ -94,15 +101,15 @@ def by_bin(frame: pd.DataFrame, label: str, draw: Draw, unit_interval: bool = Tr
         )
         for axis, name in zip(axes.flat, names, strict=False):
             panel = frame[frame["series"] == name]
-            present = [b for b in budgets if (panel["budget"] == b).any()]
+            present = [b for b in budgets if (panel["budget_label"] == b).any()]
             for k, budget in enumerate(present):
                 shift = (k - (len(present) - 1) / 2) * 0.09
-                rows = panel[panel["budget"] == budget].sort_values("bin")
+                rows = panel[panel["budget_label"] == budget].sort_values("bin")
                 i = styles[budget]
                 draw(
                     axis, rows, shift,
                     {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i],
-                     "label": str(rows["budget_label"].iloc[0])},
+                     "label": str(budget)},
                 )  # fmt: skip
             axis.set_title(name)
             axis.set_xticks(
@@ -136,15 +143,20 @@ def by_budget(frame: pd.DataFrame, label: str) -> Figure:
         for i, (_, rows) in enumerate(groups):
             rows = rows.sort_values("budget")
             k = i % len(COLOURS)
+            x = rows["budget"] * (1 + 0.012 * (i - (len(groups) - 1) / 2))
+            style: dict[str, Any] = {
+                "color": COLOURS[k],
+                "marker": MARKERS[k],
+                "linestyle": DASHES[k],
+            }
+            _hollow(axis, x, rows, "mean", style)
             axis.errorbar(
-                rows["budget"] * (1 + 0.012 * (i - (len(groups) - 1) / 2)), rows["mean"],
-                yerr=_errors(rows, "mean", "ci_low", "ci_high"), capsize=3,
-                color=COLOURS[k], marker=MARKERS[k], linestyle=DASHES[k],
-                label=series_label(rows.iloc[0], varied),
+                x, rows["mean"], yerr=_errors(rows, "mean", "ci_low", "ci_high"), capsize=3,
+                label=series_label(rows.iloc[0], varied), **style,
             )  # fmt: skip
         ticks = sorted(frame["budget"].unique())
         axis.set_xscale("log")
-        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axis.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
         axis.minorticks_off()
         axis.invert_xaxis()
         axis.set_ylim(-0.04, 1.04)
@@ -158,6 +170,7 @@ def _interval(middle: str, low: str, high: str) -> Draw:
     """Draws a line with error bars from three columns."""
 
     def draw(axis: Axes, rows: pd.DataFrame, shift: float, style: dict[str, Any]) -> None:
+        _hollow(axis, rows["bin"] + shift, rows, middle, style)
         axis.errorbar(
             rows["bin"] + shift,
             rows[middle],
@@ -167,6 +180,17 @@ def _interval(middle: str, low: str, high: str) -> Draw:
         )
 
     return draw
+
+
+def _hollow(
+    axis: Axes, x: pd.Series, rows: pd.DataFrame, middle: str, style: dict[str, Any]
+) -> None:
+    """Degenerate cells get a hollow marker: they are not the press's quality."""
+    at = (rows["n_degenerate"] > 0).to_numpy()
+    axis.plot(
+        x[at], rows.loc[at, middle], linestyle="", marker=style["marker"], zorder=5,
+        markerfacecolor="white", markeredgecolor=style["color"], label="_degenerate",
+    )  # fmt: skip
 
 
 def _errors(rows: pd.DataFrame, middle: str, low: str, high: str) -> list[Any]:

@@ -1,5 +1,6 @@
 """Reading rows from the user's own files, with errors that name the file and the line."""
 
+import csv
 import gzip
 import json
 from collections.abc import Iterator
@@ -40,22 +41,29 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a jsonl, csv or parquet file, told apart by its suffix."""
+    """Rows of a jsonl, csv or parquet file, told apart by its suffix.
+
+    Raises `UserError` for a file that cannot be read as what its name says.
+    """
     name = path.name.removesuffix(".gz")
-    if name.endswith((".jsonl", ".json")):
-        yield from read_jsonl(path)
-    elif name.endswith(".csv"):
-        import csv
-
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
-    elif name.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            yield from pq.read_table(path).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not a readable Parquet file ({error})") from None
-    else:
+    readers = {".jsonl": read_jsonl, ".json": read_jsonl, ".csv": _read_csv}
+    readers[".parquet"] = _read_parquet
+    reader = readers.get(Path(name).suffix)
+    if reader is None or not path.is_file():
         raise UserError(f"{path}: unknown file type; use .jsonl, .jsonl.gz, .csv or .parquet")
+    try:
+        yield from reader(path)
+    except (UnicodeDecodeError, csv.Error, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(1 << 31)  # contexts are long
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        yield from csv.DictReader(file)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet as pq  # its ArrowInvalid is a ValueError
+
+    yield from pq.read_table(path).to_pylist()

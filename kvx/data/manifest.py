@@ -8,6 +8,7 @@ tokenizer or sampling therefore never overwrites a manifest that points already 
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource, Example
-from kvx.data.tokenizer import tokenizer_hash
+from kvx.data.tokenizer import max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
 from kvx.hashing import digest, sha256_file, sha256_text
 
@@ -95,7 +96,7 @@ def manifest_key(config: Config, revision: str) -> str:
             "template": dataclasses.asdict(d.template), "binning": dataclasses.asdict(d.binning),
             "sampling": dataclasses.asdict(d.sampling), "overflow": d.overflow.name,
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
-            "max_context_tokens": config.model.max_context_tokens,
+            "max_context_tokens": max_context_tokens(config.model),
             "max_new_tokens": config.decoding.max_new_tokens,
             "tokenizer": tokenizer_hash(config.model),
         }
@@ -146,6 +147,7 @@ def load(folder: Path, config: Config) -> Manifest:
     return manifest
 
 
+@cache
 def load_examples(folder: Path) -> dict[str, Example]:
     """The manifest's examples by id, from examples.parquet."""
     rows = pq.read_table(folder / "examples.parquet").to_pylist()

@@ -1,5 +1,6 @@
 """The model's tokenizer and the identity of its files, without loading the model."""
 
+import hashlib
 import json
 import os
 from functools import cache
@@ -24,10 +25,13 @@ def model_dir(model: ModelConfig) -> Path:
     A hub id is resolved through the hub's own cache (no weights are fetched). Raises `UserError`
     if the model is neither a directory nor reachable.
     """
-    path = Path(model.path).expanduser()
-    if (path / "config.json").is_file():
-        return path
+    if _is_local(model):
+        return Path(model.path).expanduser()
     return _hub_dir(model.path, model.revision, model.name)
+
+
+def _is_local(model: ModelConfig) -> bool:
+    return (Path(model.path).expanduser() / "config.json").is_file()
 
 
 @cache
@@ -59,14 +63,29 @@ def tokenizer_hash(model: ModelConfig) -> str:
 
 
 def model_hash(model: ModelConfig) -> str:
-    """Identity of tokenizer, configuration and (local) weights; weights by size and first MiB."""
+    """Identity of a model: a hub model's by its commit, a directory's by files and weights.
+
+    Weights are sampled (64 pieces of 64 KiB per file), since hashing them whole takes minutes.
+    """
     folder = model_dir(model)
-    weights = []
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as handle:
-            weights.append([file.name, file.stat().st_size, digest(handle.read(1 << 20).hex(), 16)])
-    files = _digest_files(folder, TOKENIZER_FILES + CONFIG_FILES)
-    return digest([files, weights, model.revision], 12)
+    if not _is_local(model):
+        return digest(["hub", folder.name], 12)
+    return digest([_digest_files(folder, TOKENIZER_FILES + CONFIG_FILES), _weights(folder)], 12)
+
+
+@cache
+def _weights(folder: Path) -> list[list[str]]:
+    return [[f.name, _sampled(f)] for f in sorted(folder.glob("*.safetensors"))]
+
+
+def _sampled(file: Path, pieces: int = 64, piece_bytes: int = 1 << 16) -> str:
+    size = file.stat().st_size
+    found = hashlib.sha256(str(size).encode())
+    with file.open("rb") as handle:
+        for i in range(pieces):
+            handle.seek(i * max(size - piece_bytes, 0) // (pieces - 1))
+            found.update(handle.read(piece_bytes))
+    return found.hexdigest()
 
 
 def max_context_tokens(model: ModelConfig) -> int:
@@ -86,7 +105,9 @@ def max_context_tokens(model: ModelConfig) -> int:
 
 @cache
 def _load(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
+
+    logging.set_verbosity_error()  # long contexts are kvx's business, and said in one line
 
     return AutoTokenizer.from_pretrained(folder)
 

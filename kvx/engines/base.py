@@ -83,10 +83,7 @@ class Response:
 
 @dataclass(frozen=True)
 class PointFailed:
-    """A point that cannot go on.
-
-    Its measured budget contradicts the asked one, say, or its press crashes.
-    """
+    """A point that cannot go on: its measured budget contradicts the asked one."""
 
     point: Point
     message: str

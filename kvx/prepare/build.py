@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvx.config import Config, Overflow
+from kvx.config import BinningConfig, BinStrategy, Config, Overflow
 from kvx.data import manifest as manifests
 from kvx.data.binning import bin_edges, bin_of, choose
 from kvx.data.example import Example
@@ -55,9 +55,14 @@ def build(
     """
     tokenizer = load_tokenizer(config.model)
     builder = PromptBuilder(tokenizer, config)
+    if config.dataset.binning.strategy is BinStrategy.edges:
+        examples = _inside(examples, config.dataset.binning, builder)
     found = {e.example_id: e for e in _fitting(config, examples, builder, tokenizer)}
     if not found:
-        raise UserError(f"dataset={config.dataset.name}: the source yields no examples")
+        raise UserError(
+            f"dataset={config.dataset.name}: the source yields no examples"
+            f"{' inside dataset.binning.edges' if config.dataset.binning.edges else ''}"
+        )
     lengths = {i: builder.context_tokens(e) for i, e in found.items()}
     edges = bin_edges(list(lengths.values()), config.dataset.binning)
     ids_by_bin: list[list[str]] = [[] for _ in edges[1:]]
@@ -88,6 +93,14 @@ def build(
         },
     )  # fmt: skip
     return manifest, [found[e.example_id] for e in entries]
+
+
+def _inside(
+    examples: Iterator[Example], binning: BinningConfig, builder: PromptBuilder
+) -> Iterator[Example]:
+    """The examples that fixed edges hold, whatever the model could take."""
+    edges = bin_edges([], binning)
+    return (e for e in examples if bin_of(builder.context_tokens(e), edges) is not None)
 
 
 def _fitting(

@@ -7,9 +7,9 @@ import pandas as pd
 
 from kvx.analyze.frames import ALL_BINS
 from kvx.config import AnalyzeConfig
-from kvx.report.words import interval, series_name, token_range
+from kvx.report.words import DEGENERATE, full_name, interval, token_range
 
-KEYS = ["variant_id", "press", "controller", "seed"]
+KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
 WELL_SUPPORTED = 0.9
 ZONE = {
     "spread": "scores scatter more",
@@ -22,22 +22,18 @@ def findings(
     stats: pd.DataFrame, comparisons: pd.DataFrame, transitions: pd.DataFrame, config: AnalyzeConfig
 ) -> list[str]:
     """For every press: what each budget cost, where it breaks, what failures could explain."""
-    primary = comparisons[comparisons["primary"]]
-    if not len(primary):
+    compared = comparisons[comparisons["primary"] & (comparisons["budget_label"] != "1")]
+    if not len(compared):
         return ["There is no compressed point with a full-cache twin, so nothing can be compared."]
-    ranges = {
-        (row["point_id"], row["bin"]): token_range(row)
-        for row in stats[["point_id", "bin", "bin_low_tokens", "bin_high_tokens"]].to_dict(
-            "records"
-        )
-    }
+    edges = stats[["point_id", "bin", "bin_low_tokens", "bin_high_tokens"]].to_dict("records")
+    ranges = {(row["point_id"], row["bin"]): token_range(row) for row in edges}
     several = stats["variant_id"].nunique() > 1
     sentences = []
-    for key, group in primary[primary["budget"] < 1].groupby(KEYS, sort=False):
-        name = series_name(group.iloc[0], several)
+    for key, group in compared.groupby(KEYS, sort=False):
+        name = full_name(group.iloc[0], several)
         curve = group[group["bin"] == ALL_BINS].sort_values("budget", ascending=False)
         for _, row in curve.iterrows():
-            sentences.append(_cost(name, row, group, ranges))
+            sentences.append(_cost(name, row, group, ranges, 1 - config.confidence))
         for _, row in transitions.iterrows():
             if all(row[k] == v for k, v in zip(KEYS, key, strict=True)):
                 sentences.append(_transition(name, row, config))
@@ -45,9 +41,12 @@ def findings(
     return sentences
 
 
-def _cost(name: str, row: pd.Series, group: pd.DataFrame, ranges: dict[Any, str]) -> str:
-    """What one budget cost over all bins, and in which bin most."""
-    loss, gain = row["ci_high"] < 0, row["ci_low"] > 0
+def _cost(
+    name: str, row: pd.Series, group: pd.DataFrame, ranges: dict[Any, str], alpha: float
+) -> str:
+    """What one budget cost over all bins, and in which bins most."""
+    agreed = pd.isna(row["mcnemar_p"]) or row["mcnemar_p"] < alpha
+    loss, gain = row["ci_high"] < 0 and agreed, row["ci_low"] > 0 and agreed
     what = "a loss" if loss else "a gain" if gain else "no clear change"
     test = f"; McNemar p = {row['mcnemar_p']:.2g}" if pd.notna(row["mcnemar_p"]) else ""
     text = (
@@ -56,40 +55,65 @@ def _cost(name: str, row: pd.Series, group: pd.DataFrame, ranges: dict[Any, str]
         f"({row['difference']:+.2f} {interval(row, sign=True)}, n = {row['n_pairs']} pairs; "
         f"{row['n_lost']} lost, {row['n_won']} won{test})."
     )
+    if row["n_degenerate"]:
+        text += f" {DEGENERATE} {row['n_degenerate']} of {row['n_pairs']} are degenerate."
     bins = group[(group["bin"] != ALL_BINS) & (group["budget_label"] == row["budget_label"])]
-    if loss and len(bins) > 1:
-        worst = bins.loc[bins["difference"].idxmin()]
+    sound = bins[bins["n_degenerate"] == 0]
+    if loss and len(sound) > 1:
+        worst = sound[sound["difference"] == sound["difference"].min()]
+        where = ", ".join(ranges[r["point_id"], r["bin"]] for _, r in worst.iterrows())
         text += (
-            f" Worst at {ranges[worst['point_id'], worst['bin']]} tokens: "
-            f"{worst['difference']:+.2f} {interval(worst, sign=True)}."
+            f" Largest of {len(sound)} bins at {where} tokens: {worst.iloc[0]['difference']:+.2f}."
         )
     return text + (_attribution(row) if loss else "")
 
 
 def _attribution(row: pd.Series) -> str:
     """How much of a loss failed examples could explain: their exact share of the difference."""
-    share = min(max(row["difference_from_failures"] / row["difference"], 0.0), 1.0)
-    return f" Failed requests could explain at most {share:.0%} of it."
+    share, cut = (
+        min(max(row[c] / row["difference"], 0.0), 1.0)
+        for c in ("difference_from_failures", "difference_from_truncated")
+    )
+    if share < 0.005:
+        return " No failed request took part in it."
+    detail = f", truncated ones {cut:.0%}" if 0.005 <= cut < share else ""
+    detail = ", all of them truncated" if cut >= share else detail
+    return f" Failed requests could explain at most {share:.0%} of it{detail}."
 
 
 def _transition(name: str, row: pd.Series, config: AnalyzeConfig) -> str:
-    rule = f"mean of bin means down by ≥ {config.transition_drop:g} from the next higher budget"
+    rule = f"mean of bin means down by ≥ {config.transition_drop:g} in one step"
+    known = pd.notna(row["support"])
+    sure = "well supported" if known and row["support"] >= WELL_SUPPORTED else "not certain"
     if pd.isna(row["transition_budget"]):
-        return (
-            f"**{name} shows no transition** ({rule}: at no budget tried, and at none in "
-            f"{row['support']:.0%} of {row['n_boot']} resamples)."
+        support = (
+            f"{sure}: {row['support']:.0%} of {row['n_boot']} resamples agree"
+            if known
+            else "too few prompts per bin to say how sure"
         )
-    sure = "well supported" if row["support"] >= WELL_SUPPORTED else "not certain"
-    return (
-        f"**{name} breaks first at budget {row['transition_budget']:g}** ({rule}: "
-        f"{-row['transition_drop']:+.2f}): {sure}, {row['support']:.0%} of {row['n_boot']} "
-        f"resamples name the same budget, {row['support_any']:.0%} any."
+        return (
+            f"**{name} has no classic transition** ({rule}: at no budget tried; {support}). At "
+            f"budget {row['lowest_label']} it stands {row['lowest_difference']:+.2f} from the full "
+            "cache."
+        )
+    support = (
+        f"{sure}: {row['support']:.0%} of {row['n_boot']} resamples name the same budget, "
+        f"{row['support_any']:.0%} any"
+        if known
+        else "too few prompts per bin to say how sure"
     )
+    text = (
+        f"**{name} breaks first between budgets {row['transition_above_label']} and "
+        f"{row['transition_label']}** ({rule}: {-row['transition_drop']:+.2f}); {support}."
+    )
+    if row["n_degenerate"]:
+        text += f" {DEGENERATE} The curve has degenerate points."
+    return text
 
 
 def _zone(name: str, row: pd.Series) -> Iterator[str]:
-    for budget, reason in zip(row["zone_budgets"], row["zone_reasons"], strict=True):
+    for label, reason in zip(row["zone_labels"], row["zone_reasons"], strict=True):
         yield (
-            f"**{name} at budget {budget:g} is in the instability zone**: {ZONE[reason]} although "
-            "the mean has not collapsed."
+            f"**{name} at budget {label} is in the instability zone**: {ZONE[reason]} although the "
+            "mean has not collapsed."
         )

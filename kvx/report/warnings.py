@@ -12,13 +12,16 @@ CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps
 SMALL_BIN = 20
 
 
-def warnings(stats: pd.DataFrame, comparisons: pd.DataFrame, config: AnalyzeConfig) -> list[str]:
+def warnings(
+    stats: pd.DataFrame, comparisons: pd.DataFrame, left_out: dict[str, str], config: AnalyzeConfig
+) -> list[str]:
     """Sentences, most serious first; empty if there is nothing to warn of."""
     primary = stats[stats["primary"]]
     bins = primary[primary["bin"] != ALL_BINS]
     overall = primary[primary["bin"] == ALL_BINS]
-    full = bins[bins["budget"] == 1.0]
+    full = bins[bins["budget_label"] == "1"]
     return [
+        *_left_out(left_out),
         *_unproved(overall),
         *_floor(full, config.baseline_floor),
         *_cap(full),
@@ -27,6 +30,11 @@ def warnings(stats: pd.DataFrame, comparisons: pd.DataFrame, config: AnalyzeConf
         *_without_twin(overall, comparisons),
         *_small(bins),
     ]
+
+
+def _left_out(left_out: dict[str, str]) -> Iterator[str]:
+    for name, reason in left_out.items():
+        yield f"**Left out.** Point {name} is in no table: {reason}."
 
 
 def _unproved(overall: pd.DataFrame) -> Iterator[str]:
@@ -81,7 +89,7 @@ def _lost(overall: pd.DataFrame) -> Iterator[str]:
 
 
 def _without_twin(overall: pd.DataFrame, comparisons: pd.DataFrame) -> Iterator[str]:
-    compressed = overall.loc[overall["budget"] < 1, "point_id"]
+    compressed = overall.loc[overall["budget_label"] != "1", "point_id"]
     alone = [p for p in compressed if p not in set(comparisons["point_id"])]
     if alone:
         yield (

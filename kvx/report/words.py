@@ -4,6 +4,8 @@ from typing import Any
 
 import pandas as pd
 
+DEGENERATE = "†"
+
 
 def interval(row: Any, low: str = "ci_low", high: str = "ci_high", sign: bool = False) -> str:
     """`[0.12, 0.30]`, or `[n/a]` where n is too small for one."""
@@ -13,16 +15,23 @@ def interval(row: Any, low: str = "ci_low", high: str = "ci_high", sign: bool = 
     return f"[{form.format(row[low])}, {form.format(row[high])}]"
 
 
-def series_name(row: Any, with_variant: bool = False) -> str:
-    """The press, and controller, seed, model and data where they are needed to tell it apart."""
+def series_name(row: Any) -> str:
+    """The press, with the controller and seed where they are not the default."""
     name = str(row["press"])
     if row["controller"] != "none":
         name += f" + {row['controller']}"
-    if row["seed"] != 0:
-        name += f" (seed {row['seed']})"
-    return f"{name} [{row['model']}, {row['dataset']}]" if with_variant else name
+    return f"{name} (seed {row['seed']})" if row["seed"] != 0 else name
+
+
+def full_name(row: Any, several: bool) -> str:
+    """`series_name`, with the model, data and settings if there are several in the report."""
+    return f"{series_name(row)} [{row['variant']}]" if several else series_name(row)
 
 
 def token_range(row: Any) -> str:
     """`200–297`: the edges of a bin in tokens."""
     return f"{row['bin_low_tokens']}–{row['bin_high_tokens']}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:g}%"

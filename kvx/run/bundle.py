@@ -55,14 +55,14 @@ def run_points(configs: Sequence[Config]) -> list[Point]:
     engines = [(_engine(group[0].config), group) for group in _by_engine(missing)]
     for engine, group in engines:
         engine.check(group)
-    failed: dict[str, str] = {}
+    failed: dict[Path, str] = {}
     for engine, group in engines:
         failed |= _run_group(engine, group)
     if failed:
         first, message = next(iter(failed.items()))
         raise RunFailedError(
             f"{len(failed)} of {len(points)} points failed, the others are complete; "
-            f"{first}: {message}"
+            f"{first.name}: {message}"
         )
     log.info("run: %d points complete → %s", len(points), where)
     return points
@@ -83,11 +83,11 @@ def _engine(config: Config) -> Engine:
     return engine
 
 
-def _run_group(engine: Engine, points: Sequence[Point]) -> dict[str, str]:
+def _run_group(engine: Engine, points: Sequence[Point]) -> dict[Path, str]:
     """Run the missing requests of points that share an engine; failed points and why."""
-    stores = {p.id: PointStore(p) for p in points}
+    stores = {p.dir: PointStore(p) for p in points}
     try:
-        work = [_work(point, stores[point.id]) for point in points]
+        work = [_work(point, stores[point.dir]) for point in points]
         total = sum(len(w.requests) for w in work)
         with Meter(total, points[0].config.run.progress) as meter:
             collector = Collector(work, stores, meter)

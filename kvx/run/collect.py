@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from kvx.engines.base import PointFailed, PointWork, Response
 from kvx.points import Point
@@ -20,12 +21,12 @@ class Collector:
     """
 
     def __init__(
-        self, work: Sequence[PointWork], stores: dict[str, PointStore], meter: Meter
+        self, work: Sequence[PointWork], stores: dict[Path, PointStore], meter: Meter
     ) -> None:
         self.stores, self.meter = stores, meter
-        self.failed: dict[str, str] = {}
-        self._left = {w.point.id: len(w.requests) for w in work}
-        self._pending: dict[str, list[tuple[Response, datetime]]] = {w.point.id: [] for w in work}
+        self.failed: dict[Path, str] = {}
+        self._left = {w.point.dir: len(w.requests) for w in work}
+        self._pending: dict[Path, list[tuple[Response, datetime]]] = {w.point.dir: [] for w in work}
         self._written = dict.fromkeys(self._pending, time.monotonic())
         for item in work:
             if not item.requests:  # killed between its last shard and DONE
@@ -40,37 +41,39 @@ class Collector:
                 else:
                     self._take(item)
         finally:
-            for point_id in self._pending:
-                self._flush(point_id)
+            for folder in self._pending:
+                self._flush(folder)
 
     def _take(self, response: Response) -> None:
         point = response.request.point
-        self._pending[point.id].append((response, datetime.now(UTC)))
-        self._left[point.id] -= 1
+        self._pending[point.dir].append((response, datetime.now(UTC)))
+        self._left[point.dir] -= 1
         self.meter.advance(point.id)
         settings = point.config.run
-        waited_s = time.monotonic() - self._written[point.id]
-        if self._left[point.id] == 0:
+        waited_s = time.monotonic() - self._written[point.dir]
+        if self._left[point.dir] == 0:
             self._complete(point)
-        elif len(self._pending[point.id]) >= settings.shard_requests or waited_s > settings.shard_s:
-            self._flush(point.id)
+        elif (
+            len(self._pending[point.dir]) >= settings.shard_requests or waited_s > settings.shard_s
+        ):
+            self._flush(point.dir)
 
     def _fail(self, failure: PointFailed) -> None:
-        point_id = failure.point.id
-        self._pending[point_id] = []
-        self.failed[point_id] = failure.message
-        self.stores[point_id].fail(failure.message)
-        log.error("run: point %s failed: %s", point_id, failure.message)
+        folder = failure.point.dir
+        self._pending[folder] = []
+        self.failed[folder] = failure.message
+        self.stores[folder].fail(failure.message)
+        log.error("run: point %s failed: %s", failure.point.id, failure.message)
 
     def _complete(self, point: Point) -> None:
-        self._flush(point.id)
-        reason = self.stores[point.id].finish()
+        self._flush(point.dir)
+        reason = self.stores[point.dir].finish()
         if reason is not None:
-            self.failed[point.id] = reason
+            self.failed[point.dir] = reason
             log.error("run: point %s failed: %s", point.id, reason)
 
-    def _flush(self, point_id: str) -> None:
-        if self._pending[point_id]:
-            self.stores[point_id].write(self._pending[point_id])
-            self._pending[point_id] = []
-        self._written[point_id] = time.monotonic()
+    def _flush(self, folder: Path) -> None:
+        if self._pending[folder]:
+            self.stores[folder].write(self._pending[folder])
+            self._pending[folder] = []
+        self._written[folder] = time.monotonic()

@@ -12,8 +12,8 @@ import pandas as pd
 
 from kvx.config import Config
 from kvx.data.example import Example
-from kvx.data.manifest import load_examples
-from kvx.hashing import digest
+from kvx.data.manifest import dataset_id, load_examples
+from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
 from kvx.score.failures import classify_response
 from kvx.score.metrics import resolve
@@ -22,7 +22,6 @@ from kvx.store.catalog import PointRecord, finished_points
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
-VERSION = 1  # raise it when a metric or a failure rule changes, so that old scores are redone
 
 
 def score_experiment(config: Config) -> None:
@@ -33,18 +32,25 @@ def score_experiment(config: Config) -> None:
     experiment = experiment_dir(config)
     records = finished_points(experiment)
     output = Path(config.paths.output)
-    redone = sum(score_point(record, config.score.metrics, output) for record in records)
+    redone = 0
+    for record in records:
+        # the command line decides for its own dataset; other points keep what they were run with
+        own = record.info["dataset"] == dataset_id(config.dataset)
+        metrics = config.dataset.metrics if own else record.info["metrics"]
+        answer_format = config.dataset.answer_format if own else record.info["answer_format"]
+        redone += score_point(record, config.score.metrics or metrics, answer_format, output)
     if redone:
         log.info("score: %d points scored → %s", redone, experiment)
     else:
         log.info("score: all %d points are scored; nothing to do → %s", len(records), experiment)
 
 
-def score_point(record: PointRecord, metrics: list[str] | None, output: Path) -> bool:
+def score_point(
+    record: PointRecord, names: list[str], answer_format: str | None, output: Path
+) -> bool:
     """Score one point unless that was done for the same inputs; whether anything was written."""
-    names = list(metrics or record.info["metrics"])
-    answer_format = record.info["answer_format"]
-    inputs = digest([VERSION, record.done_sha256, names, answer_format], 16)
+    code = source_digest(Path(__file__).parent)
+    inputs = digest([code, record.done_sha256, names, answer_format], 16)
     paths = [record.dir / "scores.parquet", record.dir / "failures.parquet"]
     if all(read_inputs(path) == inputs for path in paths):
         return False

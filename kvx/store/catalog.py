@@ -68,19 +68,30 @@ def finished_points(experiment: Path) -> list[PointRecord]:
     Unfinished and failed ones are left out and named in the log. Raises `UserError` if no point is
     complete.
     """
-    records, left_out = [], []
-    for folder in sorted((experiment / "points").glob("*/")):
-        if (folder / "DONE").is_file() and not (folder / "FAILED").exists():
-            records.append(PointRecord(folder, json.loads((folder / "point.json").read_text())))
-        else:
-            left_out.append(folder.name)
+    left_out = unfinished_points(experiment)
+    records = [
+        PointRecord(folder, json.loads((folder / "point.json").read_text()))
+        for folder in sorted((experiment / "points").glob("*/"))
+        if folder.name not in left_out
+    ]
     if left_out:
         log.warning(
             "%d of %d points are unfinished or failed and left out: %s",
-            len(left_out), len(left_out) + len(records), ", ".join(left_out[:5]),
+            len(left_out), len(left_out) + len(records), ", ".join(list(left_out)[:5]),
         )  # fmt: skip
     if not records:
         raise UserError(
             f"{experiment}: no finished point; start with kvx.run and the same arguments"
         )
     return records
+
+
+def unfinished_points(experiment: Path) -> dict[str, str]:
+    """Points that no table holds, and why."""
+    reasons = {}
+    for folder in sorted((experiment / "points").glob("*/")):
+        if (folder / "FAILED").exists():
+            reasons[folder.name] = "failed: " + (folder / "FAILED").read_text().strip()
+        elif not (folder / "DONE").is_file():
+            reasons[folder.name] = "unfinished"
+    return reasons

@@ -34,6 +34,11 @@ def request_shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("requests-*.parquet"))
 
 
+def _number(shard: Path) -> str:
+    """`00003` of requests-00003.parquet."""
+    return shard.stem.split("-")[1]
+
+
 class PointStore:
     """Opened by one process at a time; what it holds survives a kill at any moment."""
 
@@ -41,30 +46,25 @@ class PointStore:
         self.point = point
         self.dir = point.dir
         self._lock: IO[str] | None = None
+        self._next = 0
 
     def is_done(self) -> bool:
         """Whether every request is there and every shard is what it was when the point finished."""
-        try:
-            done = json.loads((self.dir / "DONE").read_text())
-        except (OSError, json.JSONDecodeError):
+        done = self._read_done()
+        if done is None:
             return False
         self._check_manifest()
-        bad = [
-            name
-            for name, checksum in done["shards"].items()
-            if not (self.dir / name).is_file() or sha256_file(self.dir / name) != checksum
-        ]
-        for name in bad:
-            log.warning(
-                "run: %s is not what it was when the point finished; redoing it", self.dir / name
-            )
-        return not bad and done["requests"] == len(self.point.manifest.entries)
+        changed = self._changed(done)
+        for name in changed:
+            log.warning("run: %s is corrupt: not what it was when the point finished", name)
+        retry = self.point.config.run.retry_failed and done["without_response"] > 0
+        return not changed and not retry
 
     def open(self) -> set[str]:
         """Lock the point and return the ids of the requests that are already there.
 
-        Unreadable shards are moved to quarantine/, so that they are done again. Raises `UserError`
-        if another process holds the lock or the point was run with another manifest.
+        Unreadable or changed shards are moved to quarantine/, so that they are done again. Raises
+        `UserError` if another process holds the lock or the point was run with another manifest.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
         self._lock = (self.dir / ".lock").open("w")
@@ -77,14 +77,20 @@ class PointStore:
         self._check_manifest()
         for unfinished in self.dir.glob(".*.tmp"):  # of a process that was killed while writing
             unfinished.unlink()
-        (self.dir / "DONE").unlink(missing_ok=True)
+        if (done := self._read_done()) is not None:
+            for name in self._changed(done):
+                self._quarantine(name.split("-")[1], "not what it was when the point finished")
+            (self.dir / "DONE").unlink()
         if (self.dir / "FAILED").exists():  # what a failed point measured cannot be trusted
-            for shard in [*request_shards(self.dir), *self.dir.glob("traces-*.parquet")]:
-                shard.unlink()
+            for stale in [*self.dir.glob("*.parquet"), self.dir / "point.json"]:
+                stale.unlink(missing_ok=True)
             (self.dir / "FAILED").unlink()
         if not (self.dir / "point.json").exists():
             self._describe()
-        return self._present()
+        present = self._present()
+        taken = [_number(p) for p in request_shards(self.dir)]
+        self._next = max(map(int, taken), default=-1) + 1
+        return present
 
     def close(self) -> None:
         if self._lock is not None:
@@ -92,9 +98,11 @@ class PointStore:
             self._lock = None
 
     def write(self, responses: Sequence[tuple[Response, datetime]]) -> None:
-        """One new shard of requests, and of their traces. A killed write leaves nothing behind."""
-        taken = [int(p.stem.split("-")[1]) for p in request_shards(self.dir)]
-        number = f"{max(taken, default=-1) + 1:05d}"
+        """One new shard of requests, and of their traces.
+
+        A killed write leaves nothing behind; one that is interrupted and repeated replaces itself.
+        """
+        number = f"{self._next:05d}"
         traces = [
             {
                 "request_id": r.request.id, "token_ids": r.trace.token_ids,
@@ -107,18 +115,21 @@ class PointStore:
             write_table(self.dir / f"traces-{number}.parquet", traces, schemas.TRACES)
         rows = [_row(response, at) for response, at in responses]
         write_table(self.dir / f"requests-{number}.parquet", rows, schemas.REQUESTS)
+        self._next += 1
 
     def finish(self) -> str | None:
         """Mark the point complete; or failed, and why, if not one request got a response."""
-        columns = ["has_response", "error_message"]
+        columns = ["request_id", "has_response", "error_message"]
         table = pq.read_table(request_shards(self.dir), columns=columns)
-        if not any(table["has_response"].to_pylist()):
+        responses = sum(table["has_response"].to_pylist())
+        if responses == 0:
             reason = f"every request failed ({table['error_message'][0].as_py()})"
             self.fail(reason)
             return reason
         shards = [*request_shards(self.dir), *sorted(self.dir.glob("traces-*.parquet"))]
         done = {
             "requests": table.num_rows,
+            "without_response": table.num_rows - responses,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "shards": {p.name: sha256_file(p) for p in shards},
         }
@@ -129,33 +140,62 @@ class PointStore:
         """Mark the point failed; its numbers will not be used."""
         write_text(self.dir / "FAILED", message + "\n")
 
+    def _read_done(self) -> dict[str, Any] | None:
+        try:
+            done: dict[str, Any] = json.loads((self.dir / "DONE").read_text())
+        except (OSError, json.JSONDecodeError):
+            return None
+        return done
+
+    def _changed(self, done: dict[str, Any]) -> list[str]:
+        """Shards that are gone or not what DONE says."""
+        return [
+            name
+            for name, checksum in done["shards"].items()
+            if not (self.dir / name).is_file() or sha256_file(self.dir / name) != checksum
+        ]
+
     def _present(self) -> set[str]:
-        """Request ids in readable shards; unreadable ones and orphaned traces are moved away."""
+        """Ids of the requests in sound shards; what is not sound is moved away."""
+        for trace in self.dir.glob("traces-*.parquet"):
+            if not (self.dir / f"requests-{_number(trace)}.parquet").exists():
+                trace.unlink()  # killed between the two: its requests were never there
         present: set[str] = set()
         for shard in request_shards(self.dir):
             try:
-                present |= set(pq.read_table(shard).column("request_id").to_pylist())
+                table = pq.read_table(shard)
+                trace = self.dir / f"traces-{_number(shard)}.parquet"
+                if trace.exists():
+                    pq.read_table(trace)
+                ids = set(table.column("request_id").to_pylist())
             except (pa.ArrowException, OSError, KeyError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                log.warning(
-                    "run: %s is corrupt (%s); quarantined, its requests are redone", shard, reason
-                )
-                self._quarantine(shard)
-        for trace in self.dir.glob("traces-*.parquet"):
-            if not trace.with_name(trace.name.replace("traces", "requests")).exists():
-                self._quarantine(trace)
+                self._quarantine(_number(shard), str(error).splitlines()[0])
                 continue
-            try:
-                pq.read_table(trace)
-            except (pa.ArrowException, OSError):
-                self._quarantine(trace)
+            if ids & present:
+                self._quarantine(_number(shard), "holds requests that another shard holds too")
+                continue
+            if self.point.config.run.retry_failed:
+                ids = self._drop_failed(shard, table)
+            present |= ids
         return present
 
-    def _quarantine(self, shard: Path) -> None:
+    def _drop_failed(self, shard: Path, table: pa.Table) -> set[str]:
+        """Take the requests without a response out of a shard; the ids that stay."""
+        rows = table.to_pylist()
+        kept = [row for row in rows if row["has_response"]]
+        if len(kept) < len(rows):
+            write_table(shard, kept, schemas.REQUESTS)
+        return {row["request_id"] for row in kept}
+
+    def _quarantine(self, number: str, reason: str) -> None:
+        """Move a shard of requests and its traces aside, so that they are done again."""
         folder = self.dir / "quarantine"
         folder.mkdir(exist_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        shard.rename(folder / f"{shard.stem}.{stamp}.parquet")
+        number = number.removesuffix(".parquet")
+        for shard in self.dir.glob(f"*-{number}.parquet"):
+            log.warning("run: %s is corrupt (%s); quarantined and redone", shard, reason)
+            shard.rename(folder / f"{shard.stem}.{stamp}.parquet")
 
     def _check_manifest(self) -> None:
         path = self.dir / "point.json"

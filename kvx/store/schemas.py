@@ -71,16 +71,16 @@ FAILURES = _schema(
 )  # fmt: skip
 
 # what every analysed row says about the point it belongs to
-_SERIES = {
-    "variant_id": S, "model": S, "dataset": S, "press": S, "controller": S, "seed": I64,
-    "budget_label": S, "budget": F64,
+_CURVE = {
+    "variant_id": S, "variant": S, "model": S, "dataset": S, "press": S, "controller": S,
+    "seed": I64, "budget_kind": S,
 }  # fmt: skip
+_SERIES = {**_CURVE, "budget_label": S, "budget": F64, "point_id": S}
 
 BIN_STATS = _schema(
     {
-        **_SERIES, "point_id": S, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32,
-        "metric": S, "primary": B, "n": I64, "n_clusters": I64,
-        "n_requests": I64, "n_responses": I64,
+        **_SERIES, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32, "metric": S,
+        "primary": B, "n": I64, "n_clusters": I64, "n_requests": I64, "n_responses": I64,
         "n_failures": I64, "n_truncated": I64, "n_degenerate": I64, "budget_verified": B,
     },
     {
@@ -88,32 +88,30 @@ BIN_STATS = _schema(
         "bootstrap_ci_low": F64, "bootstrap_ci_high": F64,
         "failure_rate": F64, "failure_ci_low": F64, "failure_ci_high": F64, "truncated_rate": F64,
         "latency_p50_s": F64, "latency_p95_s": F64, "ttft_p50_s": F64, "ttft_p95_s": F64,
-        "tpot_p50_s": F64, "tpot_p95_s": F64, "kv_bytes_mean": F64, "kv_bytes_full_mean": F64,
-        "budget_measured": F64, "peak_memory_bytes_max": I64,
+        "tpot_p50_s": F64, "tpot_p95_s": F64, "output_tokens_mean": F64, "kv_bytes_mean": F64,
+        "kv_bytes_full_mean": F64, "budget_measured": F64, "peak_memory_bytes_max": I64,
     },
 )  # fmt: skip
 
 # paired with the full-cache twin, example by example; bin -1 is all bins together
 COMPARISONS = _schema(
     {
-        **_SERIES, "point_id": S, "twin_point_id": S, "bin": I32, "metric": S, "primary": B,
-        "n_pairs": I64, "n_clusters": I64,
+        **_SERIES, "twin_point_id": S, "bin": I32, "metric": S, "primary": B, "n_pairs": I64,
+        "n_clusters": I64, "n_degenerate": I64,
     },
     {
         "mean": F64, "twin_mean": F64, "difference": F64, "ci_low": F64, "ci_high": F64,
         "ci_method": S, "bootstrap_ci_low": F64, "bootstrap_ci_high": F64,
-        "n_lost": I64, "n_won": I64, "mcnemar_p": F64,
-        "failure_rate_difference": F64, "difference_from_failures": F64, "baseline_floor": B,
+        "n_lost": I64, "n_won": I64, "mcnemar_p": F64, "failure_rate_difference": F64,
+        "difference_from_failures": F64, "difference_from_truncated": F64, "baseline_floor": B,
     },
 )  # fmt: skip
 
 TRANSITIONS = _schema(
+    {**_CURVE, "metric": S, "n_budgets": I64, "n_boot": I64, "n_degenerate": I64},
     {
-        "variant_id": S, "model": S, "dataset": S, "press": S, "controller": S, "seed": I64,
-        "metric": S, "n_budgets": I64, "n_boot": I64,
-    },
-    {
-        "transition_budget": F64, "transition_drop": F64, "support": F64, "support_any": F64,
-        "zone_budgets": pa.list_(F64), "zone_reasons": pa.list_(S),
+        "transition_budget": F64, "transition_label": S, "transition_above_label": S,
+        "transition_drop": F64, "support": F64, "support_any": F64, "lowest_label": S,
+        "lowest_difference": F64, "zone_labels": pa.list_(S), "zone_reasons": pa.list_(S),
     },
 )  # fmt: skip

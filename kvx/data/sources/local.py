@@ -8,7 +8,7 @@ from typing import Any
 from kvx.data.example import Example
 from kvx.data.files import existing, read_rows
 from kvx.errors import UserError
-from kvx.hashing import sha256_file
+from kvx.hashing import sha256_file, sha256_text
 
 ROLES = ("id", "context", "question", "answers", "cluster")
 
@@ -47,6 +47,9 @@ class LocalSource:
                         f"{where}: no field {name[role]!r} for {role}; it has "
                         f"{', '.join(map(str, row))} (set dataset.source.fields.{role})"
                     )
+            for role in ("context", "question"):
+                if not str(row[name[role]] or "").strip():
+                    raise UserError(f"{where}: empty {name[role]!r}; every example needs a {role}")
             answers = _answers(row[name["answers"]])
             if not answers:
                 raise UserError(
@@ -61,7 +64,9 @@ class LocalSource:
                 context=str(row[name["context"]]),
                 question=str(row[name["question"]]),
                 answers=answers,
-                cluster=str(row.get(name["cluster"]) or ""),
+                cluster=str(
+                    row.get(name["cluster"]) or sha256_text(str(row[name["context"]]))[:12]
+                ),
             )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from kvx.data.example import Example
 from kvx.data.files import existing, read_jsonl
 from kvx.errors import UserError
-from kvx.hashing import sha256_file
+from kvx.hashing import sha256_file, sha256_text
 
 VERSION = "1"
 
@@ -53,6 +53,7 @@ class LongBenchSource:
                 context=row["context"],
                 question=question,
                 answers=tuple(answers),
+                cluster=sha256_text(row["context"])[:12],
                 meta={"words": row.get("length") or 0},
             )
 

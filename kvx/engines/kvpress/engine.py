@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 
@@ -37,13 +36,15 @@ class KVPressEngine:
     def __init__(self, config: Config) -> None:
         self.model_config = config.model
 
-    @cached_property
+    @property
     def loaded(self) -> LoadedModel:
         return load(self.model_config)
 
     def check(self, points: Sequence[Point]) -> None:
         for point in points:
             check_press(point)
+        for point in points:
+            self.loaded.set_attention(resolve_attention(point.config))
 
     def generate(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
         for item in work:
@@ -89,17 +90,20 @@ class KVPressEngine:
         press = build_press(point, n)
         memory = PeakMemory(loaded.device)
         clock = _Clock(loaded.device)
-        prompt = compress_prompt(loaded, parts, press, point.kept_tokens(n))
+        with _seeded(request, loaded.device):
+            prompt = compress_prompt(loaded, parts, press, point.kept_tokens(n))
         _prove_budget(point, prompt.kv)
-        row = Row(request, prompt.cache, parts.n_tokens, generator=_generator(request))
+        generator = torch.Generator().manual_seed(_seed(request))
+        row = Row(request, prompt.cache, parts.n_tokens, generator=generator)
         clock.prefilled()
         observers: list[StepObserver] = [clock]
         traces = TraceObserver()
-        if point.config.run.signals is Signals.light:
+        if point.config.signals is Signals.light:
             observers.append(traces)
         if decoding.timeout_s is not None:
             observers.append(TimeLimit(decoding.timeout_s, clock.start))
         decode(loaded, [row], [prompt.prefill], decoding, observers)
+        timing = clock.timing(len(row.tokens))
         timed_out = row.finish_reason == TIMEOUT
         return Response(
             request,
@@ -108,7 +112,7 @@ class KVPressEngine:
             finish_reason=None if timed_out else row.finish_reason,
             error_type=FailureType.TIMEOUT.value if timed_out else None,
             error_message=f"stopped after {decoding.timeout_s:g} s" if timed_out else None,
-            timing=clock.timing(len(row.tokens)),
+            timing=timing,
             kv=replace(prompt.kv, bytes_peak=cache_bytes(row.cache)),
             budget_verified=True,
             peak_memory_bytes=memory.read_bytes(),
@@ -161,7 +165,15 @@ def _prove_budget(point: Point, kv: KVUse) -> None:
         )
 
 
-def _generator(request: Request) -> torch.Generator:
-    """Seeded by seed and example, so that a resumed run samples what an undisturbed one would."""
-    seed = int(digest([request.point.config.seed, request.entry.example_id], 12), 16)
-    return torch.Generator().manual_seed(seed)
+def _seed(request: Request) -> int:
+    """By seed and example, so that a resumed run draws what an undisturbed one would."""
+    return int(digest([request.point.config.seed, request.entry.example_id], 12), 16)
+
+
+@contextlib.contextmanager
+def _seeded(request: Request, device: torch.device) -> Iterator[None]:
+    """For presses that draw at random: layers differ, and every run draws the same."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_seed(request))
+        yield

@@ -25,15 +25,24 @@ class LoadedModel:
     def set_attention(self, implementation: str) -> None:
         """Switch between attention implementations without loading the model again."""
         if self.model.config._attn_implementation != implementation:
-            self.model.set_attn_implementation(implementation)
+            try:
+                self.model.set_attn_implementation(implementation)
+            except (ValueError, ImportError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"model.attn_implementation={implementation}: {reason}") from None
 
 
 def resolve_device(name: str) -> torch.device:
     if name != "auto":
         try:
-            return torch.device(name)
-        except RuntimeError:
-            raise UserError(f"model.device={name}: use auto, cpu, cuda, cuda:N or mps") from None
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"model.device={name}: {reason}; use auto, cpu, cuda, cuda:N or mps"
+            ) from None
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

@@ -17,9 +17,16 @@ def build_press(point: Point, n_tokens: int) -> Any | None:
     if ratio == 0.0:
         return None
     assert point.config.press.method is not None
-    return hydra.utils.instantiate(
-        point.config.press.method, compression_ratio=ratio, _convert_="all"
-    )
+    return _instantiate(point.config.press.method, ratio)
+
+
+def _instantiate(method: dict[str, Any], ratio: float) -> Any:
+    """The press with its ratio set afterwards: wrappers pass it on to the press they wrap."""
+    press = hydra.utils.instantiate(method, _convert_="all")
+    if not hasattr(press, "compression_ratio"):
+        raise UserError(f"{method['_target_']}: has no compression_ratio, so no budget can be set")
+    press.compression_ratio = ratio
+    return press
 
 
 def check_press(point: Point) -> None:
@@ -31,7 +38,7 @@ def check_press(point: Point) -> None:
     if config.method is None:
         return
     try:
-        hydra.utils.instantiate(config.method, compression_ratio=0.5, _convert_="all")
+        _instantiate(config.method, 0.5)
     except hydra.errors.InstantiationException as error:
         missing = isinstance(error.__cause__, ImportError)
         reason = "no such class" if missing else str(error.__cause__ or error).splitlines()[0]

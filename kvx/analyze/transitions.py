@@ -1,0 +1,104 @@
+"""transitions: where each press's curve over budgets breaks, and where it is merely unstable."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kvx.analyze.frames import ALL_BINS, Experiment, paired_table
+from kvx.analyze.tables import Row, null, side_by_side
+from kvx.config import AnalyzeConfig
+from kvx.stats.paired import mcnemar_exact
+from kvx.stats.transition import find_transition, instability_zone, mean_of_bin_means
+from kvx.store.catalog import PointRecord
+
+KEYS = ["variant_id", "variant", "model", "dataset", "press", "controller", "seed", "budget_kind"]
+
+
+def transitions(experiment: Experiment, stats: list[Row], config: AnalyzeConfig) -> list[Row]:
+    """One row per curve: a press's budgets of one kind, begun at their full-cache twin.
+
+    A curve without a twin, or without a compressed point, has no row.
+    """
+    frame = pd.DataFrame(stats)
+    overall = frame[frame["primary"] & (frame["bin"] == ALL_BINS)].set_index("point_id")
+    curves: dict[tuple[Any, ...], list[PointRecord]] = {}
+    for point in experiment.points:
+        if not point.is_full_cache:
+            key = tuple(overall.loc[point.id, KEYS])
+            curves.setdefault(key, []).append(point)
+    rows = []
+    for key, points in curves.items():
+        twin = experiment.twin(points[0])
+        if twin is None:
+            continue
+        points.sort(key=_asked, reverse=True)
+        ids = [twin.id, *(p.id for p in points)]
+        rows.append(dict(zip(KEYS, key, strict=True)) | _curve(experiment, ids, overall, config))
+    return rows
+
+
+def _asked(point: PointRecord) -> float:
+    """What orders the budgets of one kind."""
+    info = point.info
+    return float(info["budget_tokens"] if info["budget"] is None else info["budget"])
+
+
+def _curve(
+    experiment: Experiment, ids: list[str], overall: pd.DataFrame, config: AnalyzeConfig
+) -> Row:
+    scores, about = paired_table(experiment, ids)
+    bins, curve = about["bin"].to_numpy(), overall.loc[ids]
+    rank = [float(-i) for i in range(len(ids))]  # budgets may tie as fractions, not as ranks
+    found = find_transition(
+        rank, scores, bins, about["cluster"].tolist(), config.transition_drop, config.n_boot,
+        config.seed,
+    )  # fmt: skip
+    metric = str(curve["metric"].iloc[0])
+    # of a 0/1 score the spread is a function of the mean: it says nothing more
+    spread = np.full(len(ids), np.nan) if metric in experiment.binary_metrics else curve["sd"]
+    zone = instability_zone(
+        rank, _means(scores, bins), np.asarray(spread, dtype=float),
+        _clear_failure_rates(experiment, ids, curve, 1 - config.confidence),
+        config.transition_drop, config.spread_jump, config.failure_jump,
+    )  # fmt: skip
+    at = None if found.budget is None else int(-found.budget)
+    above = None if at is None else curve["budget_label"].iloc[at - 1]
+    return {
+        "metric": metric, "n_budgets": len(ids), "n_boot": config.n_boot,
+        "transition_budget": None if at is None else float(curve["budget"].iloc[at]),
+        "transition_label": None if at is None else curve["budget_label"].iloc[at],
+        "transition_above_label": above, "transition_drop": found.drop,
+        "support": null(found.support), "support_any": null(found.support_any),
+        "lowest_label": curve["budget_label"].iloc[-1],
+        "lowest_difference": null(_means(scores, bins)[-1] - _means(scores, bins)[0]),
+        "n_degenerate": int(curve["n_degenerate"].sum()),
+        "zone_labels": [curve["budget_label"].iloc[int(-r)] for r, _ in zone],
+        "zone_reasons": [reason for _, reason in zone],
+    }  # fmt: skip
+
+
+def _means(scores: np.ndarray[Any, Any], bins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Mean of bin means at each budget, changes taken over the examples scored at both ends."""
+    first = mean_of_bin_means(scores[:1], bins)[0]
+    means = [first]
+    for row in scores[1:]:
+        both = ~np.isnan(row) & ~np.isnan(scores[0])
+        full, here = mean_of_bin_means(np.stack([scores[0], row])[:, both], bins[both])
+        means.append(first + here - full)
+    return np.array(means)
+
+
+def _clear_failure_rates(
+    experiment: Experiment, ids: list[str], curve: pd.DataFrame, alpha: float
+) -> np.ndarray[Any, Any]:
+    """Failure rates; nan (no evidence) where the paired change could well be chance."""
+    rates = curve["failure_rate"].to_numpy(dtype=float).copy()
+    for i, point_id in enumerate(ids[1:], 1):
+        pairs = side_by_side(experiment, point_id, ids[0])
+        pairs = pairs[pairs["primary"]]
+        more = int((pairs["failed"] & ~pairs["failed_twin"]).sum())
+        fewer = int((~pairs["failed"] & pairs["failed_twin"]).sum())
+        if mcnemar_exact(more, fewer) > alpha:
+            rates[i] = np.nan
+    return rates
