@@ -16,6 +16,9 @@ from kvx.run.bundle import run_points
 from kvx.score.build import score_experiment
 
 
+WIDEST = 160  # a table is as wide as it needs to be: better wrapped than cut
+
+
 def run_pipeline(configs: list[Config]) -> None:
     """Run all points, then score, analyse and report each experiment they belong to.
 
@@ -65,4 +68,4 @@ def print_summary(stats: pd.DataFrame) -> None:
                 *(f"{row['mean']:.2f}" for row in by_bin),
                 f"{overall['mean']:.2f} {interval(overall)}",
             )  # fmt: skip
-        Console().print(table)
+        Console(width=max(Console().width, WIDEST)).print(table)

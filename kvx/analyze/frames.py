@@ -64,7 +64,7 @@ class Experiment:
         labels: dict[str, str] = {}
         for name in {p.info["press"] for p in self.points}:
             same = [p for p in self.points if p.info["press"] == name]
-            suffixes = differences({p.id: p.info["config"]["press"] for p in same})
+            suffixes = differences({p.id: p.info["config"]["press"]["method"] or {} for p in same})
             labels |= {i: f"{name}({s})" if s else name for i, s in suffixes.items()}
         return labels
 
@@ -119,11 +119,16 @@ def differences(configs: dict[str, Any]) -> dict[str, str]:
     keys = sorted({k for f in flattened.values() for k in f})
     differing = [k for k in keys if len({f.get(k) for f in flattened.values()}) > 1]
     # model and dataset names are said already
-    differing = [k for k in differing if not k.endswith(("name", "_target_", "revision"))]
+    differing = [k for k in differing if not k.endswith((".name", ".revision"))]
     return {
-        i: ", ".join(f"{k.rsplit('.', 1)[-1]}={f[k]}" for k in differing if k in f)
-        for i, f in flattened.items()
+        i: ", ".join(_setting(k, f[k]) for k in differing if k in f) for i, f in flattened.items()
     }
+
+
+def _setting(key: str, value: str) -> str:
+    """`window_size=16`; of an implementation only the class."""
+    name = key.rsplit(".", 1)[-1]
+    return value.rsplit(".", 1)[-1] if name == "_target_" else f"{name}={value}"
 
 
 def load_experiment(folder: Path, output: Path) -> Experiment:
