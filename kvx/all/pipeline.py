@@ -15,7 +15,6 @@ from kvx.report.words import interval, series_name
 from kvx.run.bundle import run_points
 from kvx.score.build import score_experiment
 
-
 WIDEST = 160  # a table is as wide as it needs to be: better wrapped than cut
 
 
