@@ -131,7 +131,7 @@ def _methods(table: pd.DataFrame, config: AnalyzeConfig) -> str:
 def _reproducibility(points: list[PointRecord]) -> list[tuple[str, str]]:
     """One row per fact; several values where the points differ."""
 
-    def all_of(*path: str) -> str:
+    def all_of(*path: str, missing: str = "none") -> str:
         values = []
         for point in points:
             value: Any = point.info
@@ -139,15 +139,17 @@ def _reproducibility(points: list[PointRecord]) -> list[tuple[str, str]]:
                 value = value.get(key) if isinstance(value, dict) else None
             if isinstance(value, dict):
                 value = ", ".join(f"{k} {v}" for k, v in value.items())
-            values.append("none (installed package)" if value is None else str(value))
+            values.append(missing if value is None else str(value))
         return "<br>".join(f"`{v}`" for v in dict.fromkeys(values))
 
     return [
         ("command", all_of("provenance", "command")),
-        ("git commit", all_of("provenance", "git_commit")),
+        ("git commit", all_of("provenance", "git_commit", missing="none (installed package)")),
         ("versions", all_of("provenance", "versions")),
         ("hardware", all_of("provenance", "hardware")),
-        ("model", all_of("config", "model")),
+        ("model", all_of("model_path")),
+        ("model hash", all_of("model_hash")),
+        ("model settings", all_of("config", "model")),
         ("decoding", all_of("config", "decoding")),
         ("press", all_of("config", "press", "method")),
         ("seed", all_of("seed")),

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvx import provenance
+from kvx.data.tokenizer import model_hash
 from kvx.engines.base import Response
 from kvx.errors import UserError
 from kvx.hashing import sha256_file
@@ -214,6 +215,8 @@ class PointStore:
             "id": point.id,
             "variant_id": point.variant_id,
             "model": config.model.name,
+            "model_path": config.model.path,
+            "model_hash": model_hash(config.model),
             "dataset": point.manifest.dataset_id,
             "press": config.press.name,
             "budget_label": budget_label(config.budget),
