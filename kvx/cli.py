@@ -65,14 +65,20 @@ def run_stage(name: str, function: Stage, argv: list[str], aggregates: bool = Fa
 
 
 def compose(*overrides: str, stage: str = "run") -> Config:
-    """The configuration that the command line `overrides` would give; for notebooks and tests."""
+    """The configuration that the command line `overrides` would give; for notebooks and tests.
+
+    Raises `UserError` where the command line would end with one line.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     register()
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        cfg = hydra_compose(stage, numeric_budgets(list(overrides)))
-    return to_config(cfg)
+    try:
+        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+            cfg = hydra_compose(stage, numeric_budgets(list(overrides)))
+        return to_config(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from None
 
 
 def to_config(cfg: DictConfig) -> Config:

@@ -13,6 +13,8 @@ def explain(error: BaseException) -> str:
         group, option = found[1], found[2]
         options = ", ".join(re.findall(r"^\s*(\w+)\s*$", found[3], re.MULTILINE))
         return f"{group}={option}: unknown {group}; choose one of {options}"
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{found[1]}: several values; add -m to sweep over them"
     if found := re.search(r"Error merging override (\S+)", text):
         reason = cause.splitlines()[0] if cause else text.splitlines()[-1]
         return f"{found[1]}: {reason}"

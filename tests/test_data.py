@@ -259,3 +259,16 @@ def test_a_model_is_known_by_its_weights_not_by_its_name_or_path(tmp_path: Path)
     weights.write_bytes(bytes(changed))
     hashes = [model_hash(ModelConfig(n, str(tmp_path / n))) for n in ("one", "two", "three")]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_field_mapping_of_the_readme_works_as_typed(kvx: Kvx, tmp_path: Path) -> None:
+    words = [e.context for e in RecallSource(n_examples=6).examples()]
+    path = tmp_path / "my.jsonl"
+    rows = [{"passage": w, "question": "q", "gold": ["x"]} for w in words]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    fields = "dataset.source.fields={context: passage, answers: gold}"
+    data = ("dataset=local", f"dataset.source.path={path}", "dataset.binning.n_bins=2")
+    assert kvx("prepare", *data, fields).code == 0
+    assert kvx("prepare", *data).code == 2
+    one_by_one = [f"dataset.source.fields.{a}" for a in ("context=passage", "answers=gold")]
+    assert kvx("prepare", *data, *one_by_one).code == 0

@@ -44,6 +44,7 @@ def refused(kvx: Kvx, stage: str, *arguments: str) -> str:
         (["budget=tokens", "budget.tokens=0", "press=snapkv"], "budget.tokens=0"),
         (["budget.ratio=abc"], "budget.ratio"),
         (["press=none", "budget=0.5"], "press=none: keeps the full cache"),
+        (["press=snapkv,knorm"], "press=snapkv,knorm: several values; add -m to sweep"),
         (["press.window=3"], "press.window: no such field"),
         (["dataset.sampling.n_per_bin=many"], "dataset.sampling.n_per_bin"),
         (["dataset.metrics=[bleu]"], "dataset.metrics"),
@@ -70,6 +71,7 @@ def test_wrong_configuration(kvx: Kvx, arguments: list[str], says: str) -> None:
     [
         (["+press.method.windw_size=3"], "press=snapkv: kvpress.SnapKVPress: "),
         (["press.method._target_=kvpress.NoPress"], "kvpress.NoPress: no such class"),
+        (["press.method._target_=nobody.Press"], "nobody.Press: cannot import nobody"),
         (["model.device=xpux"], "model.device=xpux: "),
         (["model.attn_implementation=flush"], "model.attn_implementation=flush: "),
         (

@@ -11,7 +11,8 @@ from kvx.config import Config
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
 from kvx.report.build import report_experiment
-from kvx.report.words import interval, series_name
+from kvx.report.tables import mark
+from kvx.report.words import DEGENERATE, interval, series_name
 from kvx.run.bundle import run_points
 from kvx.score.build import score_experiment
 
@@ -63,8 +64,11 @@ def print_summary(stats: pd.DataFrame) -> None:
             rows = [row for _, row in group.sort_values("bin").iterrows()]
             overall, by_bin = rows[0], rows[1:]
             table.add_row(
-                series_name(overall), overall["budget_label"],
+                series_name(overall), f"{overall['budget_label']}{mark(overall)}",
                 *(f"{row['mean']:.2f}" for row in by_bin),
                 f"{overall['mean']:.2f} {interval(overall)}",
             )  # fmt: skip
+        if frame["n_degenerate"].any():
+            table.caption = f"{DEGENERATE} the budget leaves the press too few entries"
+            table.caption_justify = "left"
         Console(width=max(Console().width, WIDEST)).print(table)

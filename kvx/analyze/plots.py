@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from kvx.analyze.frames import ALL_BINS
 from kvx.store.shards import write_bytes
@@ -129,6 +130,9 @@ def by_bin(frame: pd.DataFrame, label: str, draw: Draw, unit_interval: bool = Tr
         for line in axes:
             line[0].set_ylabel(label)
         handles, labels = _legend(axes)
+        if (frame["n_degenerate"] > 0).any():
+            handles.append(Line2D([], [], linestyle="", marker="o", mfc="white", mec="black"))
+            labels.append("hollow:\ndegenerate")
         figure.legend(handles, labels, title="KV budget", loc="outside right upper")
     return figure
 

@@ -10,7 +10,7 @@ from kvx.analyze.frames import ALL_BINS, Experiment
 from kvx.config import AnalyzeConfig
 from kvx.failures import FailureType
 from kvx.stats.bootstrap import bootstrap_mean
-from kvx.stats.intervals import Interval, clopper_pearson
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, clopper_pearson
 from kvx.stats.paired import failure_attribution, newcombe_interval, paired_difference
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def _mean_columns(scores: pd.DataFrame, binary: bool, config: AnalyzeConfig) -> 
     values = scores["score"].to_numpy(dtype=float)
     clusters = scores["cluster"].tolist()
     estimate = bootstrap_mean(values, clusters, config.n_boot, config.confidence, config.seed)
-    interval, method = estimate.interval, BOOTSTRAP
+    interval, method = _unless_constant(estimate.interval), BOOTSTRAP
     if binary and estimate.n == estimate.n_clusters:
         right = round(estimate.mean * estimate.n) if estimate.n else 0
         interval, method = clopper_pearson(right, estimate.n, config.confidence), EXACT
@@ -67,6 +67,11 @@ def _mean_columns(scores: pd.DataFrame, binary: bool, config: AnalyzeConfig) -> 
         "ci_method": method, "bootstrap_ci_low": null(estimate.interval.low),
         "bootstrap_ci_high": null(estimate.interval.high),
     }  # fmt: skip
+
+
+def _unless_constant(interval: Interval) -> Interval:
+    """A bootstrap of scores that all agree has no width: it cannot say how sure it is."""
+    return UNKNOWN_INTERVAL if interval.low == interval.high else interval
 
 
 def _failure_columns(asked: pd.DataFrame, failed: pd.DataFrame, config: AnalyzeConfig) -> Row:
@@ -152,7 +157,7 @@ def _compare(pairs: pd.DataFrame, binary: bool, config: AnalyzeConfig) -> Row:
         ours, twins, pairs["cluster"].tolist(), config.n_boot, config.confidence, config.seed
     )
     exact = binary and found.n_pairs == found.n_clusters
-    interval, method = found.interval, BOOTSTRAP
+    interval, method = _unless_constant(found.interval), BOOTSTRAP
     if exact:
         interval, method = _newcombe(pairs, found.n_lost, found.n_won, config), NEWCOMBE
     return {

@@ -12,6 +12,7 @@ from kvx.stats.paired import mcnemar_exact
 from kvx.stats.transition import find_transition, instability_zone, mean_of_bin_means
 from kvx.store.catalog import PointRecord
 
+FEW = 20
 KEYS = ["variant_id", "variant", "model", "dataset", "press", "controller", "seed", "budget_kind"]
 
 
@@ -55,8 +56,9 @@ def _curve(
         config.seed,
     )  # fmt: skip
     metric = str(curve["metric"].iloc[0])
-    # of a 0/1 score the spread is a function of the mean: it says nothing more
-    spread = np.full(len(ids), np.nan) if metric in experiment.binary_metrics else curve["sd"]
+    # of a 0/1 score the spread is a function of the mean, and of few scores it is mostly chance
+    tells = metric not in experiment.binary_metrics and curve["n"].min() >= FEW
+    spread = curve["sd"] if tells else np.full(len(ids), np.nan)
     zone = instability_zone(
         rank, _means(scores, bins), np.asarray(spread, dtype=float),
         _clear_failure_rates(experiment, ids, curve, 1 - config.confidence),

@@ -59,12 +59,12 @@ def _cost(
         text += f" {DEGENERATE} {row['n_degenerate']} of {row['n_pairs']} are degenerate."
     bins = group[(group["bin"] != ALL_BINS) & (group["budget_label"] == row["budget_label"])]
     sound = bins[bins["n_degenerate"] == 0]
-    if loss and len(sound) > 1:
+    if loss and len(sound) > 1 and sound["difference"].min() < 0:
         worst = sound[sound["difference"] == sound["difference"].min()]
         where = ", ".join(ranges[r["point_id"], r["bin"]] for _, r in worst.iterrows())
-        text += (
-            f" Largest of {len(sound)} bins at {where} tokens: {worst.iloc[0]['difference']:+.2f}."
-        )
+        among = "bins" if len(sound) == len(bins) else "bins that are not degenerate"
+        text += f" Largest of {len(sound)} {among}: {worst.iloc[0]['difference']:+.2f} at {where}"
+        text += " tokens."
     return text + (_attribution(row) if loss else "")
 
 

@@ -11,7 +11,7 @@ from kvx.data.manifest import Manifest, load_examples
 from kvx.engines.base import Engine, PointWork
 from kvx.errors import RunFailedError
 from kvx.hashing import digest
-from kvx.points import Point, Request, experiment_dir, resolved
+from kvx.points import Point, Request, budget_label, experiment_dir, resolved
 from kvx.prepare.build import ensure_manifest
 from kvx.run.collect import Collector
 from kvx.run.progress import Meter
@@ -52,6 +52,8 @@ def run_points(configs: Sequence[Config]) -> list[Point]:
         )  # fmt: skip
         return points
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
+    if len(points) > 1 and all(budget_label(p.config.budget) != "1" for p in points):
+        log.warning("run: no full cache in this sweep; add budget 1.0 to know what is lost")
     engines = [(_engine(group[0].config), group) for group in _by_engine(missing)]
     for engine, group in engines:
         engine.check(group)

@@ -1,5 +1,6 @@
 """From a press's configuration to kvpress's object, fresh for every request."""
 
+import importlib.util
 from typing import Any
 
 import hydra.utils
@@ -40,8 +41,12 @@ def check_press(point: Point) -> None:
     try:
         _instantiate(config.method, 0.5)
     except hydra.errors.InstantiationException as error:
-        missing = isinstance(error.__cause__, ImportError)
-        reason = "no such class" if missing else str(error.__cause__ or error).splitlines()[0]
+        cause = error.__cause__
+        reason = str(cause or error).splitlines()[0]
+        if isinstance(cause, ImportError):
+            package = str(config.method["_target_"]).split(".")[0]
+            known = importlib.util.find_spec(package) is not None
+            reason = "no such class" if known else f"cannot import {package}; set PYTHONPATH"
         raise UserError(f"press={config.name}: {config.method.get('_target_')}: {reason}") from None
     shortest = min(point.manifest.entries, key=lambda e: e.compressed_tokens)
     if (
