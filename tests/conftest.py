@@ -1,6 +1,7 @@
 """Shared helpers: the command line in this process (fast) or in a new one (real)."""
 
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -68,13 +69,18 @@ def kvx(
 
 
 def kvx_process(cwd: Path, stage: str, *arguments: str) -> subprocess.Popen[str]:
-    """The stage as a user starts it, in a process of its own."""
+    """The stage as a user starts it, in a process of its own.
+
+    Ctrl-C works in it even if these tests run as a background job, which shells start with SIGINT
+    ignored.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", f"kvx.{stage}", *arguments],
         cwd=cwd,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
