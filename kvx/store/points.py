@@ -170,7 +170,9 @@ class PointStore:
                     pq.read_table(trace)
                 ids = set(table.column("request_id").to_pylist())
             except (pa.ArrowException, OSError, KeyError) as error:
-                self._quarantine(_number(shard), str(error).splitlines()[0])
+                self._quarantine(
+                    _number(shard), (str(error) or type(error).__name__).splitlines()[0]
+                )
                 continue
             if ids & present:
                 self._quarantine(_number(shard), "holds requests that another shard holds too")
