@@ -29,9 +29,25 @@ class BudgetKind(Enum):
 
 
 class PressNeed(Enum):
-    """What a press asks of the engine beyond a plain forward pass over the prompt."""
+    """What a press asks of the engine beyond scoring and dropping entries after each layer.
 
-    attention_weights = "attention_weights"
+    Presses that only change what stays in the cache share one prefill; the others prefill alone.
+    """
+
+    attention_weights = "attention_weights"  # eager attention, which returns them
+    changes_forward = "changes_forward"  # what later layers compute is not the full cache's
+    masks = "masks"  # entries are hidden from attention, not dropped
+    uneven_layers = "uneven_layers"  # layers keep different numbers of entries
+    query_in_prompt = "query_in_prompt"  # the question must be in what is compressed
+    random_numbers = "random_numbers"  # draws: each point gets its own stream
+
+
+class Measure(Enum):
+    """Answers from shared, batched work, or latencies of requests that run alone."""
+
+    quality = "quality"
+    latency = "latency"
+    both = "both"
 
 
 class Overflow(Enum):
@@ -65,6 +81,8 @@ class PressConfig:
     name: str = MISSING
     method: dict[str, Any] | None = None
     needs: list[PressNeed] = field(default_factory=list)
+    # whether the scores of the entries depend on how many are kept; if not, budgets share them
+    score_uses_budget: bool = neutral(True)
     # at or below this many kept entries the press cannot do what it is meant to: a degenerate point
     degenerate_at_tokens: int = 0
     # prompts must be longer than this, or the press refuses them
@@ -157,8 +175,14 @@ class DecodingConfig:
 
 @dataclass
 class EngineConfig:
+    """`share` and `max_cache_gib` change how fast answers come and how much memory that takes."""
+
     name: str = MISSING
     _target_: str = MISSING
+    # one prefill for all points of an example, and all of them decoded together
+    share: bool = neutral(True)
+    # bytes of KV caches held at once; null: from the free memory at the start
+    max_cache_gib: float | None = neutral(None)
 
 
 @dataclass
@@ -172,6 +196,15 @@ class RunConfig:
     shard_s: float = 20.0
     progress: bool = True
     retry_failed: bool = False
+
+
+@dataclass
+class LatencyConfig:
+    """Requests that are measured alone, at batch 1: `n_per_bin` examples, each `repeats` times."""
+
+    n_per_bin: int = 2
+    warmup: int = 1
+    repeats: int = 3
 
 
 @dataclass
@@ -214,6 +247,8 @@ class Config:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     signals: Signals = Signals.light
+    measure: Measure = neutral(Measure.quality)
+    latency: LatencyConfig = field(default_factory=LatencyConfig, metadata=NEUTRAL)
     run: RunConfig = field(default_factory=RunConfig, metadata=NEUTRAL)
     score: ScoreConfig = field(default_factory=ScoreConfig, metadata=NEUTRAL)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig, metadata=NEUTRAL)

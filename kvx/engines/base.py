@@ -89,6 +89,31 @@ class PointFailed:
     message: str
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """One request that ran alone at batch 1, for its times and memory; its answer is not kept.
+
+    `peak_memory_bytes` is the device's (CUDA) or the process's (CPU), weights included.
+    """
+
+    request: Request
+    repeat: int
+    timing: Timing | None = None
+    output_tokens: int | None = None
+    kv_bytes_peak: int | None = None
+    peak_memory_bytes: int | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True)
+class LatencyWork:
+    """What is still to be measured for one point: (request, example, repeat)."""
+
+    point: Point
+    requests: tuple[tuple[Request, Example, int], ...]
+
+
 class Engine(Protocol):
     """Generates answers. Constructed with the configuration of any of its points."""
 
@@ -99,5 +124,12 @@ class Engine(Protocol):
         ...
 
     def generate(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
-        """Exactly one `Response` per request of a point, unless a `PointFailed` ends that point."""
+        """Exactly one `Response` per request of a point, unless a `PointFailed` ends that point.
+
+        Answers only: how fast they come says nothing about latency.
+        """
+        ...
+
+    def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
+        """One `Measurement` per item; each request runs alone, after its point's warm-up."""
         ...

@@ -13,7 +13,15 @@ import torch
 from kvx.config import Config, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder
-from kvx.engines.base import KVUse, PointFailed, PointWork, Response, Timing
+from kvx.engines.base import (
+    KVUse,
+    LatencyWork,
+    Measurement,
+    PointFailed,
+    PointWork,
+    Response,
+    Timing,
+)
 from kvx.engines.kvpress.decode import decode
 from kvx.engines.kvpress.measure import PeakMemory, cache_bytes, synchronize
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
@@ -48,7 +56,36 @@ class KVPressEngine:
 
     def generate(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
         for item in work:
-            yield from self._point(item)
+            for response in self._point(item):
+                if isinstance(response, Response):  # not alone in the process: no times
+                    response = replace(response, timing=None, peak_memory_bytes=None)
+                yield response
+
+    def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
+        for item in work:
+            config = item.point.config
+            self.loaded.set_attention(resolve_attention(config))
+            builder = PromptBuilder(self.loaded.tokenizer, config)
+            for request, example, _ in item.requests[:1] * config.latency.warmup:
+                with contextlib.suppress(Exception):  # will be met again, for real
+                    self._answer(request, example, builder)
+            for request, example, repeat in item.requests:
+                try:
+                    response = self._answer(request, example, builder)
+                except BudgetContradictedError as error:
+                    yield PointFailed(item.point, str(error))
+                    break
+                except Exception as error:
+                    message = describe(error)
+                    kind = classify_error(message).value
+                    yield Measurement(request, repeat, error_type=kind, error_message=message)
+                    continue
+                assert response.kv is not None and response.token_ids is not None
+                yield Measurement(
+                    request, repeat, response.timing, len(response.token_ids),
+                    response.kv.bytes_peak, response.peak_memory_bytes,
+                    response.error_type, response.error_message,
+                )  # fmt: skip
 
     def _point(self, item: PointWork) -> Iterator[Response | PointFailed]:
         config = item.point.config
@@ -62,8 +99,7 @@ class KVPressEngine:
                 yield PointFailed(item.point, str(error))
                 return
             except Exception as error:  # one request's failure touches no other
-                reason = str(error).splitlines()[0] if str(error) else ""
-                message = f"{type(error).__name__}: {reason}"
+                message = describe(error)
                 kind = classify_error(message)
                 yield Response(request, None, error_type=kind.value, error_message=message)
 
@@ -118,6 +154,11 @@ class KVPressEngine:
             peak_memory_bytes=memory.read_bytes(),
             trace=traces.trace(row) if traces in observers else None,
         )
+
+
+def describe(error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {reason}"
 
 
 class _Clock:
