@@ -181,7 +181,9 @@ class EngineConfig:
     _target_: str = MISSING
     # one prefill for all points of an example, and all of them decoded together
     share: bool = neutral(True)
-    # bytes of KV caches held at once; null: from the free memory at the start
+    # rows decoded together; the points of one example always are, if their caches fit
+    max_rows: int = neutral(256)
+    # KV caches held at once; null: a share of the memory that is free at the start
     max_cache_gib: float | None = neutral(None)
 
 
@@ -247,7 +249,7 @@ class Config:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     signals: Signals = Signals.light
-    measure: Measure = neutral(Measure.quality)
+    measure: Measure = field(default=Measure.quality, metadata=NEUTRAL)
     latency: LatencyConfig = field(default_factory=LatencyConfig, metadata=NEUTRAL)
     run: RunConfig = field(default_factory=RunConfig, metadata=NEUTRAL)
     score: ScoreConfig = field(default_factory=ScoreConfig, metadata=NEUTRAL)

@@ -14,12 +14,15 @@ from kvx.cli import compose
 from kvx.config import Config
 from kvx.data.manifest import load_examples
 from kvx.data.prompt import PromptBuilder
-from kvx.engines.base import PointFailed, PointWork, Response
-from kvx.engines.kvpress.decode import decode
-from kvx.engines.kvpress.engine import KVPressEngine, _seeded
-from kvx.engines.kvpress.prefill import compress_prompt
-from kvx.engines.kvpress.press import build_press
+from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
+from kvx.engines.kvpress.batch import seed_of
+from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.decode import Decoder, forward
+from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, prefill
+from kvx.engines.kvpress.press import PointPress
 from kvx.engines.kvpress.rows import Prefill, Row, Stop
+from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 
@@ -60,7 +63,9 @@ def assert_equals_kvpress(work: PointWork, press_class: type[ScorerPress]) -> No
     )
     template = config.dataset.template
     compared = 0
-    for response, (_, example) in zip(answers(work), work.requests, strict=True):
+    examples = {example.example_id: example for _, example in work.requests}
+    for response in answers(work):
+        example = examples[response.request.entry.example_id]
         assert response.token_ids is not None
         if response.token_ids[0] in engine.loaded.stop_ids:
             continue  # kvpress does not look for a stop token at the first position
@@ -96,8 +101,8 @@ def test_texts_equal_kvpress_pipeline_on_smollm2(tmp_path: Path, press: str) -> 
 @pytest.mark.parametrize("press", PRESSES)
 def test_every_press_keeps_what_the_budget_asks(tmp_path: Path, press: str, budget: str) -> None:
     work = recall(tmp_path, f"press={press}", budget, "budget.tokens=100", n=4)
-    for response, (request, _) in zip(answers(work), work.requests, strict=True):
-        kv, n = response.kv, request.entry.compressed_tokens
+    for response in answers(work):
+        kv, n = response.kv, response.request.entry.compressed_tokens
         asked = 100 if budget == "budget=tokens" else n * work.point.config.budget.ratio
         assert response.error_type is None, response.error_message
         assert kv is not None
@@ -109,24 +114,36 @@ def test_every_press_keeps_what_the_budget_asks(tmp_path: Path, press: str, budg
         assert kv.bytes_peak > kv.bytes_physical
 
 
+def prefilled(work: PointWork, index: int = 0, alone: bool = False) -> PromptCaches:
+    """One prompt of a point, compressed."""
+    loaded = KVPressEngine(work.point.config).loaded
+    request, example = work.requests[index]
+    parts = PromptBuilder(loaded.tokenizer, work.point.config).parts(example)
+    n = len(parts.compressed_ids)
+    row = PromptRow(
+        PointPress(work.point, n),
+        work.point.kept_tokens(n),
+        RandomStream(seed_of(request), loaded.device),
+    )
+    return prefill(loaded, parts.compressed_ids, [row], len(parts.rest_ids) + 64, alone)
+
+
 @torch.inference_mode()
-def test_random_eviction_differs_between_layers_and_not_between_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_random_eviction_differs_between_layers_and_not_between_runs(
+    tmp_path: Path, alone: bool
+) -> None:
     kept: list[list[torch.Tensor]] = []
     for _ in range(2):
-        work = recall(tmp_path, "press=random", "budget=0.2", n=1)
-        (request, example) = work.requests[0]
-        engine = KVPressEngine(work.point.config)
-        parts = PromptBuilder(engine.loaded.tokenizer, work.point.config).parts(example)
-        press = build_press(work.point, len(parts.compressed_ids))
-        with _seeded(request, engine.loaded.device):
-            prompt = compress_prompt(engine.loaded, parts, press, 0)
-        full = compress_prompt(engine.loaded, parts, None, 0)
+        small = prefilled(recall(tmp_path, "press=random", "budget=0.2", n=1), alone=alone)
+        full = prefilled(recall(tmp_path, n=1))
         chosen = []
-        for small, large in zip(prompt.cache.layers, full.cache.layers, strict=True):
-            n = prompt.kv.entries_physical
-            rows = small.keys[0, 0, : int(n)]
-            chosen.append(torch.cdist(rows, large.keys[0, 0]).argmin(1).sort().values)
-        kept.append(chosen)
+        for some, every in zip(
+            small.buckets[0]._layers.values(), full.buckets[0]._layers.values(), strict=True
+        ):
+            rows = some.keys[0, 0, : some.entries]
+            chosen.append(torch.cdist(rows, every.keys[0, 0, : every.entries]).argmin(1))
+        kept.append([c.sort().values for c in chosen])
     assert not torch.equal(kept[0][0], kept[0][1])
     assert torch.equal(kept[0][0], kept[1][0])
 
@@ -147,7 +164,10 @@ def test_a_wrapper_passes_the_budget_on(tmp_path: Path) -> None:
 
 def test_the_full_cache_is_the_same_under_every_press(tmp_path: Path) -> None:
     texts = {
-        press: [r.text for r in answers(recall(tmp_path, f"press={press}", "budget=1.0", n=5))]
+        press: {
+            r.request.entry.example_id: r.text
+            for r in answers(recall(tmp_path, f"press={press}", "budget=1.0", n=5))
+        }
         for press in ("none", "snapkv", "streaming")
     }
     assert texts["none"] == texts["snapkv"] == texts["streaming"]
@@ -182,7 +202,9 @@ def test_a_request_that_raises_is_a_typed_failure_and_touches_no_other(tmp_path:
     work = recall(tmp_path, "press=knorm", target, "budget=0.5")
     calm = recall(tmp_path, "press=knorm", "budget=0.5")
     failed = 0
-    for moody, usual in zip(answers(work), answers(calm), strict=True):
+    calmly = {r.request.entry.example_id: r for r in answers(calm)}
+    for moody in answers(work):
+        usual = calmly[moody.request.entry.example_id]
         if moody.request.entry.compressed_tokens > 500:
             failed += 1
             assert moody.error_type == "ENGINE_ERROR"
@@ -220,18 +242,33 @@ def test_a_time_limit_is_a_timeout_not_an_answer(tmp_path: Path) -> None:
     assert response.finish_reason is None
 
 
-def test_trace_and_timing_fit_the_tokens(tmp_path: Path) -> None:
+def test_trace_fits_the_tokens_and_shared_work_has_no_times(tmp_path: Path) -> None:
     for response in answers(recall(tmp_path, n=4)):
         assert response.trace is not None
-        assert response.timing is not None
         assert response.token_ids is not None
         assert response.trace.token_ids == response.token_ids
         assert len(response.trace.logprob) == len(response.token_ids)
         assert all(p <= 0 for p in response.trace.logprob)
         assert all(e >= 0 for e in response.trace.entropy_nats)
-        timing, steps = response.timing, len(response.token_ids) - 1
-        assert 0 < timing.prefill_s <= timing.ttft_s <= timing.latency_s
-        assert timing.tpot_s == pytest.approx((timing.latency_s - timing.ttft_s) / steps)
+        assert response.timing is None
+        assert response.peak_memory_bytes is None
+
+
+def test_latency_is_measured_alone_and_adds_up(tmp_path: Path) -> None:
+    work = recall(tmp_path, "press=snapkv", "budget=0.5", n=2)
+    items = tuple((*pair, repeat) for pair in work.requests for repeat in range(2))
+    engine = KVPressEngine(work.point.config)
+    measured = [
+        m for m in engine.measure([LatencyWork(work.point, items)]) if isinstance(m, Measurement)
+    ]
+    assert [(m.request.id, m.repeat) for m in measured] == [(r.id, n) for r, _, n in items]
+    for m in measured:
+        assert m.timing is not None
+        assert m.output_tokens is not None
+        assert 0 < m.timing.prefill_s <= m.timing.ttft_s <= m.timing.latency_s
+        steps = m.output_tokens - 1
+        assert m.timing.tpot_s == pytest.approx((m.timing.latency_s - m.timing.ttft_s) / steps)
+        assert (m.peak_memory_bytes or 0) > (m.kv_bytes_peak or 0) > 0
 
 
 @dataclass
@@ -260,15 +297,22 @@ def test_an_observer_sees_every_row_and_stops_only_its_own(tmp_path: Path) -> No
     config: Config = work.point.config
     loaded = KVPressEngine(config).loaded
     builder = PromptBuilder(loaded.tokenizer, config)
-    rows, prefills = [], []
-    for request, example in work.requests:
+    rows, buckets, prefills = [], [], []
+    for index, (request, example) in enumerate(work.requests):
         parts = builder.parts(example)
-        prompt = compress_prompt(loaded, parts, None, len(parts.compressed_ids))
-        rows.append(Row(request, prompt.cache, parts.n_tokens))
-        prefills.append(prompt.prefill)
+        bucket: Bucket = prefilled(work, index).buckets[0]
+        row = Row(request, len(parts.compressed_ids))
+        logits = forward(loaded, [bucket], [row], torch.tensor([parts.rest_ids]))
+        rows.append(row)
+        buckets.append((bucket, [row]))
+        prefills.append(Prefill(logits[0], parts.n_tokens, len(parts.compressed_ids)))
     watcher = Watcher(stop=rows[0])
-    decode(loaded, rows, prefills, config.decoding, [watcher])
-    alone = answers(work)
+    decoder = Decoder(loaded, config.decoding, [watcher])
+    decoder.admit(buckets, prefills, torch.stack([p.logits for p in prefills]))
+    while decoder.rows:
+        decoder.step()
+    found = {r.request.id: r for r in answers(work)}
+    alone = [found[request.id] for request, _ in work.requests]
     assert rows[0].tokens == (alone[0].token_ids or [])[:1]
     assert rows[0].finish_reason in ("enough", "stop")
     assert rows[1].tokens == alone[1].token_ids

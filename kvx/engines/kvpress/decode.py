@@ -1,4 +1,4 @@
-"""The decode loop: rows with their own cache and position, one token each per step."""
+"""The decode loop: running rows, one token each per step, joining and leaving at any step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,8 @@ from transformers import (
 )
 
 from kvx.config import DecodingConfig
+from kvx.engines.kvpress.attention import ragged
+from kvx.engines.kvpress.cache import Bucket, RaggedCache
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
 
@@ -44,46 +46,104 @@ class Sampler:
         return torch.cat(chosen).to(logits.device)
 
 
-def decode(
-    loaded: LoadedModel,
-    rows: Sequence[Row],
-    prefills: Sequence[Prefill],
-    config: DecodingConfig,
-    observers: Sequence[StepObserver],
-) -> None:
-    """Generate until every row has finished; rows are changed in place.
+class Decoder:
+    """Rows that are being generated, in buckets of similar length.
 
     A stop token is kept as the last of `row.tokens` (the text leaves it out) and ends the row with
     `stop`; `max_new_tokens` ends it with `length`.
     """
-    sampler = Sampler(config)
-    for observer in observers:
-        observer.on_prefill(rows, prefills)
-    active = list(rows)
-    logits = torch.stack([p.logits for p in prefills])
-    while active:
-        tokens = sampler.choose(active, logits)
-        for row, token in zip(active, tokens.tolist(), strict=True):
-            row.tokens.append(token)
-            if token in loaded.stop_ids:
-                row.finish_reason = "stop"
-            elif len(row.tokens) >= config.max_new_tokens:
-                row.finish_reason = "length"
-        for observer in observers:
-            for action in observer.on_step(active, logits, tokens):
+
+    def __init__(
+        self, loaded: LoadedModel, config: DecodingConfig, observers: Sequence[StepObserver]
+    ) -> None:
+        self.loaded, self.config, self.observers = loaded, config, observers
+        self._sampler = Sampler(config)
+        self._buckets: list[tuple[Bucket, list[Row]]] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        """The running rows, in the order of the batch."""
+        return [row for _, rows in self._buckets for row in rows]
+
+    @property
+    def bytes(self) -> int:
+        """Allocated for the running rows' caches."""
+        return sum(bucket.bytes for bucket, _ in self._buckets)
+
+    def admit(
+        self,
+        buckets: Sequence[tuple[Bucket, list[Row]]],
+        prefills: Sequence[Prefill],
+        logits: torch.Tensor,
+    ) -> list[Row]:
+        """Take rows in with their first-token logits [rows, vocab], in the order of the buckets.
+
+        Returns those that are finished already.
+        """
+        rows = [row for _, members in buckets for row in members]
+        for observer in self.observers:
+            observer.on_prefill(rows, prefills)
+        self._buckets += [(bucket, list(members)) for bucket, members in buckets]
+        self._choose(rows, logits)
+        return self._release()
+
+    def step(self) -> list[Row]:
+        """One token for every running row; the rows that finished with it."""
+        rows = self.rows
+        last = torch.tensor([[row.tokens[-1]] for row in rows], device=self.loaded.device)
+        logits = forward(self.loaded, [bucket for bucket, _ in self._buckets], rows, last)
+        self._choose(rows, logits)
+        return self._release()
+
+    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
+        tokens = self._sampler.choose(rows, logits)
+        take(self.loaded, rows, tokens, self.config)
+        for observer in self.observers:
+            for action in observer.on_step(rows, logits, tokens):
                 action.row.finish_reason = action.row.finish_reason or action.reason
-        active = [row for row in active if row.finish_reason is None]
-        if active:
-            logits = torch.stack([_forward(loaded, row) for row in active])
+
+    def _release(self) -> list[Row]:
+        """Take finished rows out of their buckets, and empty buckets out of memory."""
+        finished: list[Row] = []
+        for bucket, rows in self._buckets:
+            for slot in reversed(range(len(rows))):
+                if rows[slot].finish_reason is not None:
+                    finished.append(rows[slot])
+                    bucket.drop(slot)
+                    rows[slot] = rows[-1]
+                    rows.pop()
+        self._buckets = [(bucket, rows) for bucket, rows in self._buckets if rows]
+        return finished
 
 
-def _forward(loaded: LoadedModel, row: Row) -> torch.Tensor:
-    """Logits [vocab] after the row's last token."""
-    out: Any = loaded.model(
-        input_ids=torch.tensor([[row.tokens[-1]]], device=loaded.device),
-        past_key_values=row.cache,
-        position_ids=torch.tensor([[row.position]], device=loaded.device),
-    )
-    row.position += 1
-    logits: torch.Tensor = out.logits[0, -1]
+def take(
+    loaded: LoadedModel, rows: Sequence[Row], tokens: torch.Tensor, config: DecodingConfig
+) -> None:
+    """Append each row's token and note which rows that ends."""
+    for row, token in zip(rows, tokens.tolist(), strict=True):
+        row.tokens.append(token)
+        if token in loaded.stop_ids:
+            row.finish_reason = "stop"
+        elif len(row.tokens) >= config.max_new_tokens:
+            row.finish_reason = "length"
+
+
+def forward(
+    loaded: LoadedModel, buckets: Sequence[Bucket], rows: Sequence[Row], ids: torch.Tensor
+) -> torch.Tensor:
+    """Logits [rows, vocab] after each row's `ids` [rows, n], which join its cache."""
+    n = ids.shape[1]
+    starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
+    cache = RaggedCache(buckets)
+    with ragged(loaded.model):
+        out: Any = loaded.model(
+            input_ids=ids,
+            past_key_values=cache,
+            position_ids=starts + torch.arange(n, device=loaded.device),
+            logits_to_keep=1,
+        )
+    cache.advance(n)
+    for row in rows:
+        row.position += n
+    logits: torch.Tensor = out.logits[:, -1]
     return logits

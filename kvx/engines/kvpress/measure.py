@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -40,6 +41,21 @@ def clear_masks(model: Any) -> None:
     for module in model.modules():
         if getattr(module, "masked_key_indices", None) is not None:
             module.masked_key_indices = None
+
+
+def entry_bytes(model: Any) -> int:
+    """Bytes of one token's keys and values in all layers, from the model's configuration."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now: the device's on CUDA, else the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 class PeakMemory:

@@ -1,66 +1,183 @@
-"""Prefill: the compressed prompt part through the press, then the rest on the compressed cache."""
+"""Prefill: the compressed prompt part through the model and the presses, into buckets of rows.
+
+A press that scores and drops entries does so after a layer's attention, so what later layers
+compute does not depend on it: one forward pass serves any number of points, each with its own press
+compressing each layer as it passes. Other presses get a forward pass of their own.
+"""
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from kvx.data.prompt import PromptParts
+from kvx.config import PressNeed
 from kvx.engines.base import KVUse
-from kvx.engines.kvpress.measure import cache_bytes, cache_entries, clear_masks, masked_entries
+from kvx.engines.kvpress.cache import KV, Bucket, group_by_length
+from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.rows import Prefill
+from kvx.engines.kvpress.press import PointPress
+from kvx.engines.kvpress.streams import RandomStream
+
+
+@dataclass
+class PromptRow:
+    """One point's share of a prompt: its press, and what compression left in each layer."""
+
+    press: PointPress
+    kept_tokens: int
+    stream: RandomStream
+    entries: list[int] = field(default_factory=list)  # per layer
+    bytes: int = 0  # of keys and values, all layers
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
-class CompressedPrompt:
-    """A cache ready to decode from, its first logits, and what compression left of the prompt."""
+class PromptCaches:
+    """Filled buckets; `rows[b]` holds the indices of the rows in bucket b, in order.
 
-    cache: Any
-    prefill: Prefill
-    kv: KVUse
-
-
-def compress_prompt(
-    loaded: LoadedModel, parts: PromptParts, press: Any | None, kept_tokens: int
-) -> CompressedPrompt:
-    """Run the prompt as kvpress's pipeline does: same forward passes, same positions.
-
-    The press compresses each layer right after its attention; keys keep the positions at which they
-    were computed, so everything that follows is given its logical position explicitly.
+    `hidden` is the model's last hidden state [hidden size] of the last compressed token.
     """
-    model, n = loaded.model, len(parts.compressed_ids)
-    clear_masks(model)
+
+    buckets: list[Bucket]
+    rows: list[list[int]]
+    hidden: torch.Tensor
+
+
+def prefill(
+    loaded: LoadedModel, ids: Sequence[int], rows: Sequence[PromptRow], room: int, alone: bool
+) -> PromptCaches:
+    """One forward pass over the token `ids` for all `rows`.
+
+    `alone` runs a single row inside its press's own context, for presses that change the forward
+    pass. A press that fails leaves its error in its row and touches no other.
+    """
+    groups = group_by_length([row.kept_tokens for row in rows])
+    buckets = [Bucket(len(group), room) for group in groups]
     cache = DynamicCache()
-    ids = torch.tensor([parts.compressed_ids], device=loaded.device)
-    with press(model) if press is not None else contextlib.nullcontext():
-        hidden = model.model(input_ids=ids, past_key_values=cache).last_hidden_state
-    kv = _measure(model, cache, n, kept_tokens)
-    if parts.rest_ids:
-        rest = torch.tensor([parts.rest_ids], device=loaded.device)
-        positions = torch.arange(n, n + rest.shape[1], device=loaded.device)[None]
-        logits = model(
-            input_ids=rest, past_key_values=cache, position_ids=positions, logits_to_keep=1
-        ).logits[0, -1]
+
+    def store(layer_idx: int, compressed: Sequence[KV]) -> None:
+        for row, (keys, values) in zip(rows, compressed, strict=True):
+            row.entries.append(keys.shape[2])
+            row.bytes += keys.numel() * keys.element_size()
+            row.bytes += values.numel() * values.element_size()
+        for bucket, group in zip(buckets, groups, strict=True):
+            bucket.fill(layer_idx, [compressed[i] for i in group])
+
+    clear_masks(loaded.model)
+    batch = torch.tensor([list(ids)], device=loaded.device)
+    if alone:
+        (row,) = rows
+        with row.stream.drawing(), _own_press(loaded.model, row):
+            out = loaded.model.model(input_ids=batch, past_key_values=cache)
+        for index, layer in enumerate(cache.layers):
+            store(index, [(layer.keys, layer.values)])
+            layer.keys = layer.values = None  # the bucket has it now
     else:
-        logits = model.lm_head(hidden[0, -1])
-    return CompressedPrompt(cache, Prefill(logits, parts.n_tokens, n), kv)
+        with _compressing(loaded.model, cache, rows, store):
+            out = loaded.model.model(input_ids=batch, past_key_values=cache)
+    return PromptCaches(buckets, groups, out.last_hidden_state[0, -1])
 
 
-def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int) -> KVUse:
-    physical = cache_entries(cache)
-    effective = physical - masked_entries(model, cache)
-    held = cache_bytes(cache)
-    per_entry = held / physical
+@contextlib.contextmanager
+def _own_press(model: Any, row: PromptRow) -> Iterator[None]:
+    press = row.press.build()
+    with contextlib.nullcontext() if press is None else press(model):
+        yield
+
+
+@contextlib.contextmanager
+def _compressing(
+    model: Any,
+    cache: DynamicCache,
+    rows: Sequence[PromptRow],
+    store: Callable[[int, Sequence[KV]], None],
+) -> Iterator[None]:
+    """Every row's press compresses each layer after its attention; the full layer is then dropped.
+
+    What kvpress's own context manager and hook do for one press. Scores that do not depend on the
+    budget are computed once for all budgets of a press.
+    """
+    scores = SharedScores()
+    presses = [row.press.build() for row in rows]
+    for row, press in zip(rows, presses, strict=True):
+        if press is not None:
+            press.post_init_from_model(model)
+            if hasattr(press, "score") and not row.press.point.config.press.score_uses_budget:
+                scores.share(press, row.press.method_key)
+
+    def compress(
+        module: Any, row: PromptRow, press: Any, full: KV, weights: Any, kwargs: dict[str, Any]
+    ) -> KV:
+        if press is None or row.error is not None:
+            return full
+        draws = PressNeed.random_numbers in row.press.point.config.press.needs
+        try:
+            with row.stream.drawing() if draws else contextlib.nullcontext():
+                kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
+                return kept
+        except Exception as error:  # this row's answer; the others go on
+            row.error = error
+            return full[0][:, :, :1], full[1][:, :, :1]
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        layer = cache.layers[module.layer_idx]
+        full = (layer.keys, layer.values)
+        scores.forget()
+        compressed = [
+            compress(module, row, press, full, output[1], kwargs)
+            for row, press in zip(rows, presses, strict=True)
+        ]
+        store(module.layer_idx, compressed)
+        layer.keys, layer.values = full[0][:, :, :0].clone(), full[1][:, :, :0].clone()
+
+    body = getattr(model.model, "language_model", model.model)
+    handles = []
+    try:
+        for decoder_layer in body.layers:
+            decoder_layer.self_attn.rotary_emb = body.rotary_emb  # kvpress's presses read it there
+            handles.append(decoder_layer.self_attn.register_forward_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class SharedScores:
+    """Remembers a layer's scores for presses that differ in their budget only."""
+
+    def __init__(self) -> None:
+        self._scores: dict[str, torch.Tensor] = {}
+
+    def share(self, press: Any, key: str) -> None:
+        """Let `press` ask here first; presses of the same `key` score alike."""
+        score = press.score
+
+        def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if key not in self._scores:
+                self._scores[key] = score(*args, **kwargs)
+            return self._scores[key]
+
+        press.score = remembered
+
+    def forget(self) -> None:
+        """The next layer begins."""
+        self._scores.clear()
+
+
+def kv_use(row: PromptRow, n_tokens: int) -> KVUse:
+    """What compression left of `n_tokens` prompt tokens; nothing is hidden from attention."""
+    kept = sum(row.entries) / len(row.entries)
+    per_entry = row.bytes / kept
     return KVUse(
-        entries_nominal=float(kept_tokens),
-        entries_effective=effective,
-        entries_physical=physical,
-        bytes_nominal=round(kept_tokens * per_entry),
-        bytes_effective=round(effective * per_entry),
-        bytes_physical=held,
+        entries_nominal=float(row.kept_tokens),
+        entries_effective=kept,
+        entries_physical=kept,
+        bytes_nominal=round(row.kept_tokens * per_entry),
+        bytes_effective=row.bytes,
+        bytes_physical=row.bytes,
         bytes_full=round(n_tokens * per_entry),
-        bytes_peak=held,
+        bytes_peak=row.bytes,
     )

@@ -1,24 +1,45 @@
 """From a press's configuration to kvpress's object, fresh for every request."""
 
 import importlib.util
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 import hydra.utils
 
+from kvx.config import PressNeed
 from kvx.errors import UserError
 from kvx.points import Point
 
+# kvpress repeats its advice for every press object, of which there is one per request
+logging.getLogger("kvpress").setLevel(logging.ERROR)
 
-def build_press(point: Point, n_tokens: int) -> Any | None:
-    """A new kvpress press for a prompt of `n_tokens`; None where nothing is dropped.
+# these run alone; the other needs are met in a shared forward pass
+ALONE = {PressNeed.changes_forward, PressNeed.masks}
 
-    A press keeps state on itself and on the model, so none is ever used twice.
-    """
-    ratio = point.compression_ratio(n_tokens)
-    if ratio == 0.0:
-        return None
-    assert point.config.press.method is not None
-    return _instantiate(point.config.press.method, ratio)
+
+@dataclass(frozen=True)
+class PointPress:
+    """A point's press for prompts whose compressed part has `n_tokens`."""
+
+    point: Point
+    n_tokens: int
+
+    def build(self) -> Any | None:
+        """A new kvpress press; None where nothing is dropped.
+
+        A press keeps state on itself and on the model, so none is ever used twice.
+        """
+        ratio = self.point.compression_ratio(self.n_tokens)
+        if ratio == 0.0:
+            return None
+        assert self.point.config.press.method is not None
+        return _instantiate(self.point.config.press.method, ratio)
+
+    @property
+    def method_key(self) -> str:
+        """The same for presses that differ in their budget only."""
+        return repr(self.point.config.press.method)
 
 
 def _instantiate(method: dict[str, Any], ratio: float) -> Any:
@@ -39,7 +60,7 @@ def check_press(point: Point) -> None:
     if config.method is None:
         return
     try:
-        _instantiate(config.method, 0.5)
+        press = _instantiate(config.method, 0.5)
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         reason = str(cause or error).splitlines()[0]
@@ -48,6 +69,7 @@ def check_press(point: Point) -> None:
             known = importlib.util.find_spec(package) is not None
             reason = "no such class" if known else f"cannot import {package}; set PYTHONPATH"
         raise UserError(f"press={config.name}: {config.method.get('_target_')}: {reason}") from None
+    _check_needs(point, press)
     shortest = min(point.manifest.entries, key=lambda e: e.compressed_tokens)
     if (
         point.compression_ratio(shortest.compressed_tokens) > 0
@@ -58,3 +80,30 @@ def check_press(point: Point) -> None:
             f"example {shortest.example_id} has {shortest.compressed_tokens}; "
             "lower the press's window or use longer contexts (dataset.binning.edges)"
         )
+
+
+def _check_needs(point: Point, press: Any) -> None:
+    """Raises `UserError` if the press does more than its YAML declares."""
+    from kvpress import BasePress
+
+    config = point.config.press
+    if PressNeed.query_in_prompt in config.needs and not point.config.prompt.query_aware:
+        raise UserError(
+            f"press={config.name}: needs the question in what is compressed; "
+            "add prompt.query_aware=true"
+        )
+    replaced = [
+        name
+        for name in ("__call__", "forward_hook")
+        if getattr(type(press), name, None) is not getattr(BasePress, name)
+    ]
+    if replaced and not ALONE & set(config.needs):
+        raise UserError(
+            f"press={config.name}: {type(press).__name__} has a {replaced[0]} of its own, so it "
+            "cannot share a prefill; declare press.needs=[changes_forward] (or masks) in its YAML"
+        )
+
+
+def runs_alone(point: Point) -> bool:
+    """Whether this point's prompts need a forward pass of their own."""
+    return bool(ALONE & set(point.config.press.needs)) and point.config.press.method is not None

@@ -1,11 +1,13 @@
 """A sequence being generated, and what may watch and steer it."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
+from kvx.engines.base import KVUse
 from kvx.points import Request
 
 
@@ -17,11 +19,12 @@ class Row:
     """
 
     request: Request
-    cache: Any
     position: int
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None  # stop | length | what a Stop action said
     generator: torch.Generator | None = None
+    kv: KVUse | None = None  # of the prompt
+    started: float = field(default_factory=time.perf_counter)  # seconds on that clock
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,272 @@
+"""Running many requests at once: prefills shared by points, rows decoded together."""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kvx.config import Config, PressNeed, Signals
+from kvx.data.prompt import PromptBuilder, PromptParts
+from kvx.engines.base import KVUse, PointFailed, PointWork, Response
+from kvx.engines.kvpress.attention import ragged_obstacle
+from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.decode import Decoder, forward
+from kvx.engines.kvpress.linear import fast_linears
+from kvx.engines.kvpress.masked import decode_masked, prefill_masked
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.observers import TIMEOUT, TimeLimit, TraceObserver
+from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
+from kvx.engines.kvpress.press import PointPress, runs_alone
+from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
+from kvx.engines.kvpress.schedule import QUESTION_TOKENS, Chunk, RowCost, chunks
+from kvx.engines.kvpress.streams import RandomStream
+from kvx.failures import FailureType, classify_error
+from kvx.hashing import digest
+from kvx.points import Point, Request
+
+log = logging.getLogger(__name__)
+
+
+class BudgetContradictedError(Exception):
+    """The cache does not hold what the budget asked for."""
+
+
+class Batch:
+    """Requests of points that differ in press, budget, controller and seed only.
+
+    Iterating `run` yields what `Engine.generate` promises. Rows join while their caches fit below
+    `cap_bytes`, and leave when they are finished. With a `clock`, times are what is wanted: nothing
+    else watches.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: Config,
+        cost: RowCost,
+        cap_bytes: int,
+        clock: StepObserver | None = None,
+    ) -> None:
+        self.loaded, self.config, self.cost, self.cap_bytes = loaded, config, cost, cap_bytes
+        self.builder = PromptBuilder(loaded.tokenizer, config)
+        traced = config.signals is Signals.light and clock is None
+        self.traces = TraceObserver() if traced else None
+        self.observers: list[StepObserver] = [] if clock is None else [clock]
+        if self.traces is not None:
+            self.observers.append(self.traces)
+        if config.decoding.timeout_s is not None:
+            self.observers.append(TimeLimit(config.decoding.timeout_s))
+        self.decoder = Decoder(loaded, config.decoding, self.observers)
+        self.failed: set[Path] = set()
+
+    def run(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
+        pending = deque(self._chunks(work))
+        with fast_linears(self.loaded.model):
+            while pending or self.decoder.rows:
+                while pending and self._fits(pending[0]):
+                    yield from self.start(pending.popleft())
+                if self.decoder.rows:
+                    yield from self.go_on()
+
+    def _chunks(self, work: Sequence[PointWork]) -> list[Chunk]:
+        """The requests by example, in manifest order: those that share a prefill, then others."""
+        share = self.config.engine.share
+        together: dict[str, list[Request]] = {}
+        found: list[Chunk] = []
+        examples = {}
+        order: dict[str, tuple[int, int]] = {}
+        for item in work:
+            for position, (request, example) in enumerate(item.requests):
+                name = example.example_id
+                examples[name] = example
+                order.setdefault(name, (request.entry.bin, position))
+                if share and not runs_alone(item.point):
+                    together.setdefault(name, []).append(request)
+                else:
+                    size = self.cost.of(item.point, request)
+                    found.append(Chunk(example, (request,), size, alone=True))
+        for name, requests in together.items():
+            found += chunks(examples[name], requests, self.cost, self.cap_bytes)
+        return sorted(found, key=lambda c: order[c.example.example_id])
+
+    def _fits(self, chunk: Chunk) -> bool:
+        running = len(self.decoder.rows)
+        if running == 0:
+            return True
+        engine = self.config.engine
+        return (
+            engine.share
+            and running + len(chunk.requests) <= engine.max_rows
+            and self.decoder.bytes + chunk.bytes <= self.cap_bytes
+        )
+
+    def start(self, chunk: Chunk) -> Iterator[Response | PointFailed]:
+        """Prefill a chunk and let its rows join; what could not start is answered at once."""
+        requests = [r for r in chunk.requests if r.point.dir not in self.failed]
+        if not requests:
+            return
+        try:
+            parts = self.builder.parts(chunk.example)
+            if self._in_transformers(requests[0].point):
+                yield self._masked(requests[0], parts)
+            else:
+                yield from self._admit(requests, parts, chunk.alone)
+        except BudgetContradictedError as error:
+            yield self._fail(requests[0].point, str(error))
+        except Exception as error:  # this chunk's answer; the others go on
+            yield from (failure(request, error) for request in requests)
+
+    def _in_transformers(self, point: Point) -> bool:
+        masks = PressNeed.masks in point.config.press.needs
+        return masks or ragged_obstacle(self.loaded.model) is not None
+
+    @torch.inference_mode()
+    def go_on(self) -> list[Response]:
+        """One step of all running rows; the responses that are finished with it."""
+        return self._responses(self.decoder.step())
+
+    @torch.inference_mode()
+    def _admit(
+        self, requests: Sequence[Request], parts: PromptParts, alone: bool
+    ) -> list[Response | PointFailed]:
+        n, rest = len(parts.compressed_ids), parts.rest_ids
+        prompts = [
+            PromptRow(
+                PointPress(request.point, n),
+                request.point.kept_tokens(n),
+                RandomStream(seed_of(request), self.loaded.device),
+            )
+            for request in requests
+        ]
+        running = [
+            Row(request, n, generator=torch.Generator().manual_seed(seed_of(request)))
+            for request in requests
+        ]
+        room = len(rest) + self.config.decoding.max_new_tokens
+        caches = prefill(self.loaded, parts.compressed_ids, prompts, room, alone)
+        ended: list[Response | PointFailed] = []
+        buckets = []
+        for bucket, members in zip(caches.buckets, caches.rows, strict=True):
+            rows = [running[i] for i in members]
+            for slot in reversed(range(len(rows))):
+                prompt, row = prompts[members[slot]], rows[slot]
+                out = self._refused(prompt, row, n)
+                if out is not None:
+                    ended += out
+                    bucket.drop(slot)
+                    rows[slot] = rows[-1]
+                    rows.pop()
+            if rows:
+                buckets.append((bucket, rows))
+        rows = [row for _, members in buckets for row in members]
+        if not rows:
+            return ended
+        if rest:
+            logits = torch.cat([self._question(*some, rest) for some in _portions(buckets, rest)])
+        else:
+            logits = self.loaded.model.lm_head(caches.hidden).expand(len(rows), -1)
+        prefills = [Prefill(logits[i], parts.n_tokens, n) for i in range(len(rows))]
+        return ended + list(self._responses(self.decoder.admit(buckets, prefills, logits)))
+
+    def _question(
+        self, buckets: list[Bucket], rows: list[Row], rest: Sequence[int]
+    ) -> torch.Tensor:
+        ids = torch.tensor([list(rest)] * len(rows), device=self.loaded.device)
+        return forward(self.loaded, buckets, rows, ids)
+
+    def _refused(
+        self, prompt: PromptRow, row: Row, n_tokens: int
+    ) -> list[Response | PointFailed] | None:
+        """Why a row cannot go on after its prefill; None if it can."""
+        if prompt.error is not None:
+            return [failure(row.request, prompt.error)]
+        row.kv = kv_use(prompt, n_tokens)
+        try:
+            prove_budget(row.request.point, row.kv)
+        except BudgetContradictedError as error:
+            return [self._fail(row.request.point, str(error))]
+        return None
+
+    @torch.inference_mode()
+    def _masked(self, request: Request, parts: PromptParts) -> Response:
+        point, n = request.point, len(parts.compressed_ids)
+        press = PointPress(point, n).build()
+        seed = seed_of(request)
+        row = Row(request, parts.n_tokens, generator=torch.Generator().manual_seed(seed))
+        with RandomStream(seed, self.loaded.device).drawing():
+            cache, logits, kv = prefill_masked(self.loaded, parts, press, point.kept_tokens(n))
+        prove_budget(point, kv)
+        first = Prefill(logits, parts.n_tokens, n)
+        decode_masked(self.loaded, row, cache, first, self.config.decoding, self.observers)
+        row.kv = kv
+        return self._response(row)
+
+    def _fail(self, point: Point, message: str) -> PointFailed:
+        self.failed.add(point.dir)
+        return PointFailed(point, message)
+
+    def _responses(self, rows: Sequence[Row]) -> list[Response]:
+        return [self._response(row) for row in rows if row.request.point.dir not in self.failed]
+
+    def _response(self, row: Row) -> Response:
+        assert row.kv is not None
+        timed_out = row.finish_reason == TIMEOUT
+        limit_s = self.config.decoding.timeout_s
+        per_entry = row.kv.bytes_physical / row.kv.entries_physical
+        appended = row.position - row.request.entry.compressed_tokens
+        return Response(
+            row.request,
+            text=self.loaded.tokenizer.decode(row.tokens, skip_special_tokens=True),
+            token_ids=row.tokens,
+            finish_reason=None if timed_out else row.finish_reason,
+            error_type=FailureType.TIMEOUT.value if timed_out else None,
+            error_message=f"stopped after {limit_s:g} s" if timed_out else None,
+            kv=replace(row.kv, bytes_peak=row.kv.bytes_physical + round(appended * per_entry)),
+            budget_verified=True,
+            trace=None if self.traces is None else self.traces.trace(row),
+        )
+
+
+def _portions(
+    buckets: Sequence[tuple[Bucket, list[Row]]], rest: Sequence[int]
+) -> Iterator[tuple[list[Bucket], list[Row]]]:
+    """Buckets in groups whose rows fit one forward pass over the question."""
+    group: list[Bucket] = []
+    rows: list[Row] = []
+    for bucket, members in buckets:
+        if group and (len(rows) + len(members)) * len(rest) > QUESTION_TOKENS:
+            yield group, rows
+            group, rows = [], []
+        group.append(bucket)
+        rows = rows + members
+    if group:
+        yield group, rows
+
+
+def prove_budget(point: Point, kv: KVUse) -> None:
+    """A budget is proved, not labelled.
+
+    Raises `BudgetContradictedError` if the cache holds something else than was asked.
+    """
+    off = abs(kv.entries_effective - kv.entries_nominal)
+    if off > point.config.press.tolerance_tokens:
+        raise BudgetContradictedError(
+            f"press={point.config.press.name} was asked to keep {kv.entries_nominal:g} KV entries "
+            f"per head and kept {kv.entries_effective:g}; the budget is not what its label says"
+        )
+
+
+def failure(request: Request, error: Exception) -> Response:
+    """The typed failure of a request that raised."""
+    reason = str(error).splitlines()[0] if str(error) else ""
+    message = f"{type(error).__name__}: {reason}"
+    kind = classify_error(message)
+    return Response(request, None, error_type=kind.value, error_message=message)
+
+
+def seed_of(request: Request) -> int:
+    """By seed and example, so that a resumed run draws what an undisturbed one would."""
+    return int(digest([request.point.config.seed, request.entry.example_id], 12), 16)

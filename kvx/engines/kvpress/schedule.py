@@ -1,0 +1,74 @@
+"""Which rows are prefilled together and when they may join, so that caches never exceed their cap.
+
+Everything is computed from the manifest before the run; nothing is found out by running out of
+memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvx.data.example import Example
+from kvx.errors import UserError
+from kvx.points import Point, Request
+
+# a forward pass over the question takes at most this many tokens of all rows together
+QUESTION_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """Bytes of one token's keys and values in all layers, and of one row's logits at a step."""
+
+    entry_bytes: int
+    logits_bytes: int
+
+    def of(self, point: Point, request: Request) -> int:
+        """Bytes a row needs at most until it ends."""
+        entry = request.entry
+        kept = point.kept_tokens(entry.compressed_tokens) + point.config.press.tolerance_tokens
+        room = entry.prompt_tokens - entry.compressed_tokens
+        entries = kept + room + point.config.decoding.max_new_tokens
+        return entries * self.entry_bytes + self.logits_bytes
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Requests of one example that share a prefill; `alone` is a single one that cannot."""
+
+    example: Example
+    requests: tuple[Request, ...]
+    bytes: int
+    alone: bool = False
+
+
+def chunks(
+    example: Example, requests: Sequence[Request], cost: RowCost, cap_bytes: int
+) -> list[Chunk]:
+    """Requests of `example` in as few prefills as the cap allows.
+
+    Rows of similar length stay together. A row larger than the cap is a chunk of its own.
+    """
+    found: list[Chunk] = []
+    group: list[Request] = []
+    used = 0
+    for request in sorted(requests, key=lambda r: cost.of(r.point, r)):
+        size = cost.of(request.point, request)
+        if group and used + size > cap_bytes:
+            found.append(Chunk(example, tuple(group), used))
+            group, used = [], 0
+        group.append(request)
+        used += size
+    if group:
+        found.append(Chunk(example, tuple(group), used))
+    return found
+
+
+def check_fits(request: Request, cost: RowCost, cap_bytes: int) -> None:
+    """Raises `UserError` if one request alone is larger than the cap."""
+    size = cost.of(request.point, request)
+    if size > cap_bytes:
+        raise UserError(
+            f"engine.max_cache_gib: point {request.point.id} needs {size / 2**30:.2f} GiB for its "
+            f"longest prompt, the cap is {cap_bytes / 2**30:.2f} GiB; raise it or use shorter "
+            "contexts"
+        )
