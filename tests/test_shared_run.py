@@ -1,0 +1,247 @@
+"""Sharing prefills and decoding together changes no answer, and keeps its memory promise."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kvpress import KnormPress
+
+from kvx.cli import compose
+from kvx.config import conf_dir
+from kvx.engines.base import PointWork, Response
+from kvx.engines.kvpress.batch import Batch
+from kvx.engines.kvpress.cache import PADDING_SHARE, PADDING_TOKENS, Bucket, group_by_length
+from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.engines.kvpress.linear import fast_linears
+from kvx.engines.kvpress.schedule import RowCost, chunks
+from kvx.errors import UserError
+from tests.test_engine import make_work, recall
+
+PRESSES = sorted(path.stem for path in (conf_dir() / "press").glob("*.yaml"))
+BUDGETS = ("0.5", "0.25")
+
+
+def tokens(work: Sequence[PointWork], *, share: bool = True) -> dict[str, Any]:
+    for item in work:
+        item.point.config.engine.share = share
+    found = {}
+    for item in KVPressEngine(work[0].point.config).generate(work):
+        assert isinstance(item, Response), item
+        assert item.error_message is None
+        found[item.request.id] = item.token_ids
+    return found
+
+
+def points(tmp_path: Path, presses: Sequence[str], *overrides: str, n: int = 3) -> list[PointWork]:
+    return [
+        recall(tmp_path, f"press={press}", f"budget={budget}", *overrides, n=n)
+        for press in presses
+        for budget in (("1.0",) if press == "none" else BUDGETS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every shipped press at two budgets, in one shared run."""
+    return tokens(points(tmp_path_factory.mktemp("together"), PRESSES))
+
+
+@pytest.mark.parametrize("press", PRESSES)
+def test_every_press_answers_the_same_shared_and_alone(
+    tmp_path: Path, together: dict[str, Any], press: str
+) -> None:
+    alone = tokens(points(tmp_path, [press]), share=False)
+    budgets = 1 if press == "none" else len(BUDGETS)
+    assert len(set(alone)) == 3 * budgets
+    assert alone == {key: together[key] for key in alone}
+
+
+@pytest.mark.smollm2
+def test_smollm2_answers_the_same_shared_and_alone(tmp_path: Path) -> None:
+    work = [
+        make_work(
+            tmp_path, "model=smollm2", "dataset=niah", "dataset.source.n_examples=6",
+            "dataset.source.max_words=400", "dataset.binning.n_bins=1", f"press={press}",
+            "budget=0.5", "decoding.max_new_tokens=10", n=1,
+        )
+        for press in ("snapkv", "pyramidkv", "expected_attention", "random")
+    ]  # fmt: skip
+    assert tokens(work) == tokens(work, share=False)
+
+
+def test_one_prefill_serves_all_points_of_an_example(tmp_path: Path) -> None:
+    work = points(tmp_path, ["none", "snapkv", "streaming", "knorm", "random"], n=4)
+    lengths: list[int] = []
+    body = KVPressEngine(work[0].point.config).loaded.model.model
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        lengths.append(kwargs["input_ids"].numel())
+
+    handle = body.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        answers = tokens(work)
+    finally:
+        handle.remove()
+    prompts = [request.entry.compressed_tokens for request, _ in work[0].requests]
+    assert len(answers) == 4 * 9
+    assert sorted(n for n in lengths if n in prompts) == sorted(prompts)
+
+
+def test_caches_stay_below_the_cap_and_rows_wait(tmp_path: Path) -> None:
+    work = points(tmp_path, ["snapkv", "streaming", "tova"], "dataset.max_new_tokens=24", n=4)
+    free = tokens(work)
+    loaded = KVPressEngine(work[0].point.config).loaded
+    cost = RowCost(entry_bytes=2 * 2 * 2 * 64 * 4, logits_bytes=0)
+    largest = max(cost.of(item.point, r) for item in work for r, _ in item.requests)
+    for cap in (largest, 3 * largest):
+        held = []
+        batch = Batch(loaded, work[0].point.config, cost, cap)
+        found = {}
+        for item in batch.run(work):
+            assert isinstance(item, Response)
+            held.append(batch.decoder.bytes)
+            found[item.request.id] = item.token_ids
+        assert found == free
+        assert 0 < max(held) <= cap
+
+
+def test_few_rows_at_once_change_nothing(tmp_path: Path) -> None:
+    free = tokens(points(tmp_path, ["snapkv", "random"], n=5))
+    few = tokens(points(tmp_path, ["snapkv", "random"], "engine.max_rows=1", n=5))
+    assert few == free
+
+
+def test_a_row_larger_than_the_cap_is_refused_before_the_start(tmp_path: Path) -> None:
+    work = recall(tmp_path, "press=snapkv", "budget=0.5", "engine.max_cache_gib=0.0001")
+    with pytest.raises(
+        UserError, match=r"engine.max_cache_gib: point snapkv-0.5-.* needs 0.00 GiB"
+    ):
+        KVPressEngine(work.point.config).check([work.point])
+
+
+class MoodyPress(KnormPress):
+    """Fails on every prompt."""
+
+    def compress(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("not today")
+
+
+def test_a_press_that_raises_touches_no_other_point(tmp_path: Path) -> None:
+    target = "press.method._target_=tests.test_shared_run.MoodyPress"
+    good = points(tmp_path, ["snapkv", "streaming"])
+    bad = recall(tmp_path, "press=knorm", target, "budget=0.5", n=3)
+    items = list(KVPressEngine(bad.point.config).generate([good[0], bad, *good[1:]]))
+    failed = {i.request.id for i in items if isinstance(i, Response) and i.error_message}
+    answers = {i.request.id: i.token_ids for i in items if isinstance(i, Response)}
+    assert failed == {request.id for request, _ in bad.requests}
+    assert {k: v for k, v in answers.items() if k not in failed} == tokens(good)
+
+
+class OwnForward(KnormPress):
+    """Does more than score and drop."""
+
+    def forward_hook(self, *args: Any) -> Any:
+        return super().forward_hook(*args)
+
+
+def test_a_press_that_does_more_than_it_declares_is_refused(tmp_path: Path) -> None:
+    target = "press.method._target_=tests.test_shared_run.OwnForward"
+    work = recall(tmp_path, "press=knorm", target, "budget=0.5", n=3)
+    with pytest.raises(UserError, match="OwnForward has a forward_hook of its own"):
+        KVPressEngine(work.point.config).check([work.point])
+    declared = recall(
+        tmp_path, "press=knorm", target, "press.needs=[changes_forward]", "budget=0.5", n=3
+    )
+    usual = recall(tmp_path, "press=knorm", "budget=0.5", n=3)
+    assert list(tokens([declared]).values()) == list(tokens([usual]).values())
+
+
+def test_a_press_that_needs_the_question_says_so(tmp_path: Path) -> None:
+    work = recall(tmp_path, "press=snapkv", "press.needs=[query_in_prompt]", "budget=0.5")
+    with pytest.raises(UserError, match=r"add prompt.query_aware=true"):
+        KVPressEngine(work.point.config).check([work.point])
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=60))
+def test_buckets_hold_every_row_once_and_waste_little(lengths: list[int]) -> None:
+    groups = group_by_length(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        longest, shortest = max(lengths[i] for i in group), min(lengths[i] for i in group)
+        assert longest <= shortest * (1 + PADDING_SHARE) + PADDING_TOKENS
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    question=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_ragged_attention_equals_each_row_alone(
+    lengths: list[int], question: int, seed: int, data: st.DataObject
+) -> None:
+    """Question, two steps, and a row that leaves in between: what each row's own cache gives."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    kv_heads, groups, size = 2, 3, 4
+    caches = [(draw(1, kv_heads, n, size), draw(1, kv_heads, n, size)) for n in lengths]
+    bucket = Bucket(len(lengths), room=question + 2)
+    bucket.fill(0, caches)
+    for n in (question, 1, 1):
+        rows = len(caches)
+        query = draw(rows, kv_heads * groups, n, size)
+        keys, values = draw(rows, kv_heads, n, size), draw(rows, kv_heads, n, size)
+        bucket.append(0, keys, values)
+        got = bucket.attend(0, query, None)
+        bucket.advance(n)
+        for i in range(rows):
+            k = torch.cat([caches[i][0], keys[i : i + 1]], dim=2)
+            v = torch.cat([caches[i][1], values[i : i + 1]], dim=2)
+            caches[i] = (k, v)
+            seen = torch.ones(n, k.shape[2], dtype=torch.bool).tril(k.shape[2] - n)
+            alone = torch.nn.functional.scaled_dot_product_attention(
+                query[i : i + 1],
+                k.repeat_interleave(groups, 1),
+                v.repeat_interleave(groups, 1),
+                attn_mask=seen,
+            )
+            torch.testing.assert_close(got[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+        if rows > 1 and data.draw(st.booleans()):
+            slot = data.draw(st.integers(0, rows - 1))
+            bucket.drop(slot)
+            caches[slot] = caches[-1]
+            caches.pop()
+
+
+def test_prompts_are_cut_into_as_few_prefills_as_the_cap_allows(tmp_path: Path) -> None:
+    work = points(tmp_path, ["none", "snapkv", "streaming"], n=1)
+    requests = [r for item in work for r, _ in item.requests]
+    example = work[0].requests[0][1]
+    cost = RowCost(entry_bytes=1, logits_bytes=0)
+    sizes = [cost.of(r.point, r) for r in requests]
+    (whole,) = chunks(example, requests, cost, sum(sizes))
+    assert len(whole.requests) == len(requests)
+    assert whole.bytes == sum(sizes)
+    several = chunks(example, requests, cost, max(sizes))
+    assert len(several) > 1
+    assert all(chunk.bytes <= max(sizes) for chunk in several)
+    assert sum(len(chunk.requests) for chunk in several) == len(requests)
+
+
+@torch.inference_mode()
+def test_onednn_multiplies_like_torch_and_leaves_no_trace() -> None:
+    model = KVPressEngine(compose()).loaded.model
+    ids = torch.arange(40)[None]
+    before = model(input_ids=ids).logits
+    with fast_linears(model):
+        inside = model(input_ids=ids).logits
+    torch.testing.assert_close(inside, before, atol=1e-4, rtol=1e-4)
+    assert torch.equal(model(input_ids=ids).logits, before)
