@@ -14,19 +14,20 @@ from kvx.report.build import report_experiment
 from kvx.report.tables import mark
 from kvx.report.words import DEGENERATE, interval, series_name
 from kvx.run.bundle import run_points
+from kvx.run.pools import Pool
 from kvx.score.build import score_experiment
 
 WIDEST = 160  # a table is as wide as it needs to be: better wrapped than cut
 
 
-def run_pipeline(configs: list[Config]) -> None:
+def run_pipeline(configs: list[Config], pool: Pool | None = None) -> None:
     """Run all points, then score, analyse and report each experiment they belong to.
 
     Raises `RunFailedError` after the report if some points failed.
     """
     failure: RunFailedError | None = None
     try:
-        run_points(configs)
+        run_points(configs, pool)
     except RunFailedError as error:
         failure = error
     for config in {experiment_dir(c): c for c in configs}.values():
