@@ -7,14 +7,14 @@ from pathlib import Path
 import hydra.utils
 
 from kvx.config import Config
-from kvx.data.manifest import Manifest, load_examples
-from kvx.engines.base import Engine, PointWork
+from kvx.data.manifest import Manifest
+from kvx.engines.base import Engine
 from kvx.errors import RunFailedError
 from kvx.hashing import digest
-from kvx.points import Point, Request, budget_label, experiment_dir, resolved
+from kvx.points import Point, budget_label, experiment_dir, resolved
 from kvx.prepare.build import ensure_manifest
-from kvx.run.collect import Collector
-from kvx.run.progress import Meter
+from kvx.run.work import run_group
+from kvx.store import journal, layout, locks
 from kvx.store.points import PointStore
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,16 @@ def run_points(configs: Sequence[Config]) -> list[Point]:
     for engine, group in engines:
         engine.check(group)
     failed: dict[Path, str] = {}
-    for engine, group in engines:
-        failed |= _run_group(engine, group)
+    with locks.claim([p.dir for p in missing]) as claim:
+        journal.begin(points)
+        for point in missing:
+            PointStore(point).recover()
+        claim.share()
+        for engine, group in engines:
+            failed |= run_group(engine, group)
+    for point in missing:
+        if point.dir not in failed and layout.read_done(point.dir) is None:
+            failed[point.dir] = "something is still missing; type the same command to go on"
     if failed:
         first, message = next(iter(failed.items()))
         raise RunFailedError(
@@ -83,27 +91,3 @@ def _by_engine(points: Sequence[Point]) -> list[list[Point]]:
 def _engine(config: Config) -> Engine:
     engine: Engine = hydra.utils.get_class(config.engine._target_)(config)
     return engine
-
-
-def _run_group(engine: Engine, points: Sequence[Point]) -> dict[Path, str]:
-    """Run the missing requests of points that share an engine; failed points and why."""
-    stores = {p.dir: PointStore(p) for p in points}
-    try:
-        work = [_work(point, stores[point.dir]) for point in points]
-        total = sum(len(w.requests) for w in work)
-        with Meter(total, points[0].config.run.progress) as meter:
-            collector = Collector(work, stores, meter)
-            collector.consume(engine.generate([w for w in work if w.requests]))
-        return collector.failed
-    finally:
-        for store in stores.values():
-            store.close()
-
-
-def _work(point: Point, store: PointStore) -> PointWork:
-    """Open the point and find out which of its requests are not there yet."""
-    present = store.open()
-    examples = load_examples(point.manifest_dir)
-    requests = [Request(point, entry) for entry in point.manifest.entries]
-    missing = tuple((r, examples[r.entry.example_id]) for r in requests if r.id not in present)
-    return PointWork(point, missing)
