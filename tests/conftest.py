@@ -20,6 +20,7 @@ from kvx.prepare.main import prepare
 from kvx.report.main import report
 from kvx.run.main import run
 from kvx.score.main import score
+from kvx.store import layout
 
 STAGES = {
     "prepare": (prepare, False),
@@ -91,8 +92,8 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
 
 def request_rows(experiment: Path) -> pd.DataFrame:
     """All requests of an experiment without what varies from run to run, sorted."""
-    shards = sorted(experiment.glob("points/*/requests-*.parquet"))
-    frame = pd.concat([pq.read_table(s).to_pandas() for s in shards], ignore_index=True)
+    files = [f for p in sorted(experiment.glob("points/*")) for f in layout.files(p, "requests")]
+    frame = pd.concat([pq.read_table(f).to_pandas() for f in files], ignore_index=True)
     frame = frame.drop(columns=list(VARYING)).sort_values("request_id", ignore_index=True)
     frame["token_ids"] = [None if ids is None else list(ids) for ids in frame["token_ids"]]
     return frame

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Protocol
 
 import hydra.utils
 
@@ -20,18 +19,13 @@ from kvx.engines.base import Engine, PointWork
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.run.collect import Collector
+from kvx.run.progress import Advances
 from kvx.run.units import Outcome, Unit
 from kvx.run.work import answer, answers_work, latency_work
 from kvx.store import layout
 from kvx.store.points import PointStore
 
 log = logging.getLogger(__name__)
-
-
-class Advances(Protocol):
-    """What is told of each request that is done, and whose it was."""
-
-    def advance(self, what: str) -> None: ...
 
 
 def engine_of(config: Config) -> Engine:
