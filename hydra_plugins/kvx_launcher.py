@@ -63,7 +63,7 @@ class KvxLauncher(Launcher):
     composes_all_points = True
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = {
+        self.settings: dict[str, Any] = {
             k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
             for k, v in settings.items()
         }
@@ -88,9 +88,7 @@ class KvxLauncher(Launcher):
 
         bundle: Any = getattr(self.task_function, "bundle", None)
         if bundle is None:
-            raise TypeError(
-                "kvx's launchers run kvx's own stages only; use hydra/launcher=basic"
-            )
+            raise TypeError("kvx's launchers run kvx's own stages only; use hydra/launcher=basic")
         setup_globals()
         sweep_dir = Path(str(self.config.hydra.sweep.dir)).absolute()
         with read_write(self.config.hydra.runtime), open_dict(self.config.hydra.runtime):

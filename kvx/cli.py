@@ -211,7 +211,8 @@ def describe(error: BaseException) -> tuple[int | None, str]:
     """Exit code and one line for an error a user can cause; code None for one that is a bug."""
     match error:
         case KeyboardInterrupt():
-            return 130, "interrupted; what is finished is kept, type the same command to go on"
+            kept = "interrupted; what is finished is kept, type the same command to go on"
+            return 130, str(error) or kept
         case UserError():
             return 2, str(error)
         case Submitted():

@@ -270,7 +270,9 @@ def _strings(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
     raw = node._value() if node is not None else None
     if isinstance(raw, str):
         yield path, raw
-    elif isinstance(node, DictConfig | ListConfig) and raw is not None:
-        keys = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
-        for key in keys:
+    elif isinstance(node, DictConfig) and raw is not None:
+        for key in node:
             yield from _strings(node._get_node(key), (*path, str(key)))
+    elif isinstance(node, ListConfig) and raw is not None:
+        for index in range(len(node)):
+            yield from _strings(node._get_node(index), (*path, str(index)))

@@ -18,14 +18,14 @@ from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.kvx_launcher import KvxLauncher
 from kvx.config import Config, conf_dir
-from kvx.errors import UserError
 from kvx.messages import explain
 from kvx.sweep import compose_sweep, typed
 from tests.conftest import Kvx
 
 # options whose effects are not confined to their node
 ODD = {
-    "press/global.yaml": "# @package _global_\npress: {name: g, method: {_target_: kvpress.KnormPress}}\nseed: 7\n",
+    "press/global.yaml": "# @package _global_\nseed: 7\n"
+    "press: {name: g, method: {_target_: kvpress.KnormPress}}\n",
     "press/nested.yaml": "defaults:\n  - knorm\n  - /press/extra/${model}@_here_\nname: nested\n",
     "press/extra/tiny_recall.yaml": "degenerate_at_tokens: 3\n",
     "press/extra/smollm2.yaml": "degenerate_at_tokens: 5\n",
@@ -134,7 +134,57 @@ def test_any_sweep_is_what_hydra_makes_of_it(
         return hydras(overrides)
 
     expected = outcome(lambda: [typed(hydras(row)) for row in rows])
-    found = outcome(
-        lambda: compose_sweep(rows, compose, launcher._is_group, launcher._is_local)
-    )
+    found = outcome(lambda: compose_sweep(rows, compose, launcher._is_group, launcher._is_local))
     assert found == expected
+
+
+def test_a_big_sweep_needs_one_composition_per_choice(launcher: KvxLauncher) -> None:
+    presses = ["snapkv", "streaming", "knorm", "keydiff", "tova"]
+    columns = [[f"press={p}" for p in presses], [f"budget.ratio={i / 20}" for i in range(1, 21)],
+               [f"seed={i}" for i in range(5)], ["model=tiny_recall", "model=smollm2"]]  # fmt: skip
+    rows, asked = points(columns), 0
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        nonlocal asked
+        asked += 1
+        return hydras(overrides)
+
+    configs = compose_sweep(rows, compose, launcher._is_group, launcher._is_local)
+    # each choice once beside the first of the other group, and one combination to compare with
+    assert asked == len(presses) + 1 + 1
+    assert len({id(c.dataset) for c in configs}) == 1
+    assert configs[-1] == typed(hydras(rows[-1]))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        (["press=snapkv,snapvk"], "press=snapvk: unknown press; choose one of"),
+        (["press=snapkv", "seed=1,two"], "seed=two: Value 'two' of type 'str' could not be"),
+        (
+            ["press=snapkv,knorm", "press.method.window_size=16"],
+            "press.method.window_size: no such",
+        ),
+        (["press=snapkv", "+seed=1,2"], "+seed"),
+        (["model=tiny_recall,hf"], "model.path: needs a value"),
+        (["press=snapkv,streaming", "budget=0.5,3"], "budget=3: must be above 0"),
+    ],
+)
+def test_what_is_wrong_with_one_point_of_a_sweep_is_said_in_one_line(
+    kvx: Kvx, sweep: list[str], says: str
+) -> None:
+    outcome = kvx("run", "-m", *sweep)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert says in outcome.err
+
+
+def test_a_sweep_is_planned_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from kvx.run.main import run; from kvx.cli import run_stage\n"
+        "arguments = ['-m', 'press=snapkv,knorm', 'budget=range(0.1,1.0,0.1)', 'seed=1,2,3']\n"
+        "seen = []\n"
+        "assert run_stage('run', lambda points: seen.extend(points), arguments) == 0\n"
+        "assert len(seen) == 54 and 'torch' not in sys.modules and 'submitit' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)

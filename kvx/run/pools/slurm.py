@@ -130,9 +130,10 @@ class Slurm:
         return found
 
     def _remember(self, job_ids: list[str]) -> None:
+        logs = str(self.folder).replace("%j", "*")
         at = datetime.now(UTC).isoformat(timespec="seconds")
         for folder, ids in jobs.experiments(self.points).items():
-            jobs.remember(folder, jobs.Submission(job_ids, ids, str(self.folder), at))
+            jobs.remember(folder, jobs.Submission(job_ids, ids, logs, at))
 
     def _say_where(self, n: int, where: str) -> None:
         config = self.points[0].config
