@@ -54,7 +54,7 @@ def run_points(configs: Sequence[Config]) -> list[Point]:
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
     if len(points) > 1 and all(budget_label(p.config.budget) != "1" for p in points):
         log.warning("run: no full cache in this sweep; add budget 1.0 to know what is lost")
-    engines = [(_engine(group[0].config), group) for group in _by_engine(missing)]
+    engines = [(_engine(group[0].config), group) for group in by_engine(missing)]
     for engine, group in engines:
         engine.check(group)
     failed: dict[Path, str] = {}
@@ -78,7 +78,7 @@ def run_points(configs: Sequence[Config]) -> list[Point]:
     return points
 
 
-def _by_engine(points: Sequence[Point]) -> list[list[Point]]:
+def by_engine(points: Sequence[Point]) -> list[list[Point]]:
     """Points that one loaded model can serve, together."""
     groups: dict[str, list[Point]] = {}
     for point in points:
