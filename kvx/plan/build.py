@@ -11,12 +11,11 @@ from kvx.config import Config, PlanFormat
 from kvx.data.tokenizer import model_hash
 from kvx.plan.cost import calibrate, kv_bytes_per_token, largest_prompts, runs_dir
 from kvx.points import Point, budget_label, experiment_dir, request_id
-from kvx.report.tables import byte_count
 from kvx.run.bundle import by_engine
 from kvx.run.bundle import plan as points_of
-from kvx.status.words import duration
 from kvx.store.journal import latest_rate
 from kvx.store.points import PointStore
+from kvx.words import byte_count, duration
 
 WIDTH = 100
 
@@ -164,7 +163,8 @@ def _estimate(points: Sequence[Point], tokens: int) -> Estimate:
 
 def _show(plan: Plan, console: Console) -> None:
     console.print(f"experiment: {', '.join(plan.experiments)}", soft_wrap=True, highlight=False)
-    table = _table("model", "dataset", "press", "points", "done", "requests", "left", title="work")
+    console.print()
+    table = _table("model", "dataset", "press", "points", "done", "requests", "left")
     timed = any(group.latencies for group in plan.groups)
     for name in ("latencies", "left") if timed else ():
         table.add_column(name, justify="right")
@@ -183,18 +183,20 @@ def _show(plan: Plan, console: Console) -> None:
     console.print(f"jobs: {plan.jobs}", highlight=False)
     for model, dataset in dict.fromkeys((m.model, m.dataset) for m in plan.memory):
         rows = [m for m in plan.memory if (m.model, m.dataset) == (model, dataset)]
-        title = f"KV cache of {model} on {dataset}: the largest prompt of each bin"
-        table = _table("budget", *(f"{n} tokens" for n in rows[0].bin_tokens), title=title)
+        about = f"\nKV cache of {model} on {dataset}, for the largest prompt of each bin"
+        console.print(about, highlight=False)
+        table = _table("budget", *(f"{n} tokens" for n in rows[0].bin_tokens))
         for row in rows:
             table.add_row(row.budget, *map(byte_count, row.bin_bytes))
         console.print(table)
+    console.print()
     for e in plan.estimates:
         time = "time: unknown" if e.seconds is None else f"time: about {duration(e.seconds)}"
         console.print(f"{time} for the answers of {e.model} ({e.how})", highlight=False)
 
 
-def _table(*columns: str, title: str) -> Table:
-    table = Table(title=title, box=None, pad_edge=False, title_justify="left", header_style="")
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="")
     text = ("model", "dataset", "press", "budget")
     for name in columns:
         table.add_column(name, justify="left" if name in text else "right", no_wrap=True)

@@ -133,9 +133,9 @@ def _how_measured(alone: pd.DataFrame) -> str | None:
     per_bin = alone.groupby(["point_id", "bin"])["example_id"].nunique()
     repeats = alone.groupby(["point_id", "example_id"])["repeat"].nunique()
     return (
-        f"Measured apart from the answers: one request alone at batch 1, after "
-        f"{_several(alone['warmup'])} warm-up requests per point, {_several(per_bin)} examples per "
-        f"bin × {_several(repeats)} repeats, on {' and '.join(sorted(alone['machine'].unique()))}."
+        "Measured apart from the answers: one request alone at batch 1, after a warm-up of "
+        f"{_several(alone['warmup'])} per point; examples per bin: {_several(per_bin)}, each "
+        f"measured {_several(repeats)} times; on {' and '.join(sorted(alone['machine'].unique()))}."
     )
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from kvx.analyze.frames import ALL_BINS
 from kvx.report.words import DEGENERATE, interval, series_name, token_range
+from kvx.words import byte_count
 
 Cells = Sequence[Any]
 ORDER = ["press", "controller", "seed", "budget"]
@@ -20,16 +21,6 @@ def markdown(header: Cells, rows: Sequence[Cells]) -> str:
 
 def number(value: Any, form: str = "{:.2f}") -> str:
     return "–" if value is None or pd.isna(value) else form.format(value)
-
-
-def byte_count(value: Any) -> str:
-    if value is None or pd.isna(value):
-        return "–"
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
 
 
 def ordered(frame: pd.DataFrame) -> pd.DataFrame:

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from kvx.config import Config
 from kvx.errors import RunFailedError, UnfinishedError, UserError
 from kvx.points import experiment_dir
-from kvx.status.words import duration
 from kvx.store import journal, layout, locks
 from kvx.store.layout import LATENCY, REQUESTS, UnreadableError
+from kvx.words import duration
 
 WINDOW_S = 300.0  # the rate is that of the last minutes
 ERROR_WIDTH = 90

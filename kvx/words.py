@@ -1,4 +1,15 @@
-"""How times are written."""
+"""How sizes and times are written."""
+
+
+def byte_count(value: float | None) -> str:
+    """`1.5 MiB`; a dash for what is not known (None or nan)."""
+    if value is None or value != value:
+        return "–"
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
 
 
 def duration(seconds: float) -> str:
