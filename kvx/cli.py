@@ -1,7 +1,7 @@
 """The command line of every stage: Hydra, plus numeric budgets, one-line errors and exit codes.
 
 Exit 0: done. 1: some of the work failed. 2: the request was wrong, nothing was started.
-130: interrupted. Set HYDRA_FULL_ERROR=1 to see tracebacks.
+3: not finished (kvx.status). 130: interrupted. Set HYDRA_FULL_ERROR=1 to see tracebacks.
 """
 
 import errno
@@ -218,7 +218,7 @@ def describe(error: BaseException) -> tuple[int | None, str]:
         case Submitted():
             return 0, str(error)
         case RunFailedError():
-            return 1, str(error)
+            return error.exit_code, str(error)
         case CompactHydraException() | OmegaConfBaseException() | HydraException():
             return 2, explain(error)
         case AssertionError() if "Unexpected type for root" in str(error):

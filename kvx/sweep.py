@@ -10,6 +10,7 @@ point that meets any error is composed by Hydra as a whole, so that the error is
 
 import copy
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -93,9 +94,10 @@ def _columns(
         group = is_group(first.key_or_group)
         columns.append(_Column(index, parsed, _node(parsed, group, is_local), group))
     values = [next(iter(c.overrides.values())).key_or_group for c in columns if not c.is_group]
-    overlap = any(a == b or a.startswith((f"{b}.", f"{b}["))
-                  for i, a in enumerate(values) for j, b in enumerate(values) if i != j)  # fmt: skip
-    return None if overlap else columns
+    overlap = (
+        a == b or a.startswith((f"{b}.", f"{b}[")) for a, b in itertools.permutations(values, 2)
+    )
+    return None if any(overlap) else columns
 
 
 def _node(overrides: dict[str, Override], group: bool, is_local: IsLocal) -> str | None:

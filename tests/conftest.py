@@ -16,10 +16,12 @@ from kvx.all.main import all_stages
 from kvx.analyze.main import analyze
 from kvx.cli import run_stage
 from kvx.config import cache_dir
+from kvx.plan.main import plan
 from kvx.prepare.main import prepare
 from kvx.report.main import report
 from kvx.run.main import run
 from kvx.score.main import score
+from kvx.status.main import status
 from kvx.store import layout
 
 STAGES = {
@@ -29,6 +31,8 @@ STAGES = {
     "analyze": (analyze, True),
     "report": (report, True),
     "all": (all_stages, False),
+    "plan": (plan, False),
+    "status": (status, True),
 }
 SMOLLM2 = cache_dir() / "models" / "smollm2-135m-instruct" / "kvx_asset.json"
 # measured, so different in every run

@@ -25,7 +25,7 @@ TESTBED = package_dir().parent / "scripts" / "slurm_testbed.sh"
 DATA = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "run.shard_requests=2")
 SLURM = ("hydra/launcher=kvx_slurm", "hydra.launcher.slices=3", "hydra.launcher.cpus_per_task=1")
 SLOW = ("-m", "press=knorm", "press.method._target_=tests.presses.SlowPress",
-        "press.method.pause_s=0.1", "budget=0.8,0.4", *DATA)  # fmt: skip
+        "budget=0.8,0.4", *DATA)  # fmt: skip
 RUNS = Path("outputs/runs/default")
 
 
@@ -55,6 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def on_the_cluster(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SLURM_CONF", cluster)
     monkeypatch.setenv("PYTHONPATH", str(package_dir().parent))
+    monkeypatch.setenv("KVX_TEST_PAUSE_S", "0.1")
     yield
     subprocess.run(["scancel", "--me"], check=True)
     wait_until(lambda: not queue(), "the queue is empty")
@@ -67,7 +68,7 @@ def queue() -> list[str]:
     return listed.stdout.split()
 
 
-def wait_until(happened, what: str, seconds: float = 90) -> None:  # type: ignore[no-untyped-def]
+def wait_until(happened, what: str, seconds: float = 180) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"still waiting until {what}"
@@ -97,9 +98,9 @@ def pids_of(job: str) -> list[int]:
         except OSError:
             continue
         ours = {f"SLURM_ARRAY_JOB_ID={number}".encode(), f"SLURM_ARRAY_TASK_ID={element}".encode()}
-        if b"submitit.core._submit" in command and b"bash" not in command.split(b"\0")[0]:
-            if ours <= set(environment) and b"srun" not in command.split(b"\0")[0]:
-                found.append(int(process.name))
+        python = b"python" in command.split(b"\0")[0] and b"submitit.core._submit" in command
+        if python and ours <= set(environment):
+            found.append(int(process.name))
     return found
 
 

@@ -54,14 +54,25 @@ class Outcome:
     refused: str | None = None
 
 
-def group_points(points: Sequence[Point]) -> list[list[Point]]:
-    """Points that one loaded model can serve from one prefill, groups of one model together."""
-    models: dict[str, dict[Path, list[Point]]] = {}
+def by_engine(points: Sequence[Point]) -> list[list[Point]]:
+    """Points that one loaded model can serve, together."""
+    models: dict[str, list[Point]] = {}
     for point in points:
         config = point.config
         key = digest([resolved(config.engine), resolved(config.model), config.model.path])
-        models.setdefault(key, {}).setdefault(point.manifest_dir, []).append(point)
-    return [group for manifests in models.values() for group in manifests.values()]
+        models.setdefault(key, []).append(point)
+    return list(models.values())
+
+
+def group_points(points: Sequence[Point]) -> list[list[Point]]:
+    """Points that one loaded model can serve from one prefill; groups of one model together."""
+    groups: list[list[Point]] = []
+    for same_model in by_engine(points):
+        manifests: dict[Path, list[Point]] = {}
+        for point in same_model:
+            manifests.setdefault(point.manifest_dir, []).append(point)
+        groups += manifests.values()
+    return groups
 
 
 def make_units(todo: Sequence[Todo], slices: int) -> list[Unit]:

@@ -89,13 +89,7 @@ def finished_points(experiment: Path) -> list[PointRecord]:
 
     Others are left out and named in the log. Raises `UserError` if no point is left.
     """
-    left_out = unfinished_points(experiment)
-    records = []
-    for folder in sorted((experiment / "points").glob("*/")):
-        done = layout.read_done(folder)
-        if folder.name not in left_out and done is not None:
-            info = json.loads((folder / "point.json").read_text())
-            records.append(PointRecord(folder, info, done))
+    left_out, records = unfinished_points(experiment), answered_points(experiment)
     if left_out:
         log.warning(
             "%d of %d points are unfinished, failed or without answers, and left out: %s",
@@ -110,6 +104,18 @@ def finished_points(experiment: Path) -> list[PointRecord]:
         raise UserError(
             f"{experiment}: no finished point; start with kvx.run and the same arguments"
         )
+    return records
+
+
+def answered_points(experiment: Path) -> list[PointRecord]:
+    """As `finished_points`, silently and possibly empty."""
+    left_out = unfinished_points(experiment)
+    records = []
+    for folder in sorted((experiment / "points").glob("*/")):
+        done = layout.read_done(folder)
+        if folder.name not in left_out and done is not None:
+            info = json.loads((folder / "point.json").read_text())
+            records.append(PointRecord(folder, info, done))
     return records
 
 

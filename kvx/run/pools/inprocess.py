@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from kvx.points import Point
 from kvx.run.progress import Meter
-from kvx.run.units import Outcome, Unit, group_points
+from kvx.run.units import Outcome, Unit, by_engine
 from kvx.run.worker import engine_of, run_unit
 
 
 class InProcess:
     def check(self, points: Sequence[Point]) -> None:
-        for group in group_points(points):
+        for group in by_engine(points):
             engine_of(group[0].config).check(group)
 
     def slices(self, points: Sequence[Point]) -> int:
