@@ -70,7 +70,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         todo = [_todo(p) for p in missing]
         claim.share()
         units = make_units(todo, pool.slices(missing))
-        outcomes = pool.run(units)
+        outcomes = pool.run(units) if units else []
         _judge(points, missing, outcomes)
     log.info("run: %d points complete → %s", len(points), where)
     return points

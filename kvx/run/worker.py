@@ -83,9 +83,11 @@ def attempt(unit: Unit, meter: Advances) -> Outcome:
     except UserError as error:
         return Outcome(unit, refused=str(error))
     except Exception as error:
-        log.exception("run: %s ended early", unit)
-        first = (str(error).splitlines() or [""])[0]
-        return Outcome(unit, lost=describe(error)[1] or f"{type(error).__name__}: {first}")
+        reason = describe(error)[1]
+        if not reason:  # not the user's doing
+            log.exception("run: %s ended early", unit)
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return Outcome(unit, lost=reason)
 
 
 def log_to_stderr() -> None:

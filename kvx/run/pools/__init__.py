@@ -17,7 +17,7 @@ class Pool(Protocol):
         ...
 
     def run(self, units: Sequence[Unit]) -> list[Outcome]:
-        """Work on all units, those that measure latency alone and last; one outcome for each.
+        """Work on all units (at least one), those that measure latency alone and last; one outcome for each.
 
         Raises `Submitted` where the work goes on without us.
         """

@@ -18,5 +18,5 @@ class InProcess:
 
     def run(self, units: Sequence[Unit]) -> list[Outcome]:
         total = sum(unit.n_requests for unit in units)
-        with Meter(total, units[0].configs[0].run.progress if units else False) as meter:
+        with Meter(total, units[0].configs[0].run.progress) as meter:
             return [run_unit(unit, meter) for unit in units]

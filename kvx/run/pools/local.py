@@ -38,6 +38,12 @@ def visible_gpus() -> list[str]:
     return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
 
 
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what a container or a job may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass
 class _Worker:
     number: int
@@ -55,8 +61,7 @@ class Local:
             if value is not None and value < 1:
                 raise UserError(f"hydra.launcher.{name}={value}: must be at least 1")
         self.gpus = visible_gpus()
-        cores = os.cpu_count() or 1
-        self.workers = workers or len(self.gpus) or max(1, cores // CORES_PER_WORKER)
+        self.workers = workers or len(self.gpus) or max(1, usable_cores() // CORES_PER_WORKER)
         self.n_slices = slices or SLICES_PER_WORKER * self.workers
 
     def check(self, points: Sequence[Point]) -> None:
@@ -70,7 +75,7 @@ class Local:
         alone = deque(u for u in units if u.measure is Measure.latency)
         alone.reverse()  # the model that was loaded last comes first
         total = sum(unit.n_requests for unit in units)
-        show = units[0].configs[0].run.progress if units else False
+        show = units[0].configs[0].run.progress
         workers: dict[int, _Worker] = {}
         try:
             with Meter(total, show) as meter:
@@ -125,7 +130,7 @@ class Local:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.curdir for p in sys.path)}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
-        cores = max(1, (os.cpu_count() or 1) // self.workers)
+        cores = max(1, usable_cores() // self.workers)
         environment.setdefault("OMP_NUM_THREADS", str(cores))
         here, there = Pipe()
         with there:
