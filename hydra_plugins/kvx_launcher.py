@@ -1,7 +1,8 @@
-"""Hydra launcher that hands all points of a sweep to the stage as one bundle, in this process.
+"""Hydra launchers that hand all points of a sweep to the stage as one bundle, and say who works.
 
 Hydra's own launcher calls the stage once per point, which would load the model for each of them.
-Stages started through `kvx.cli` carry a `bundle` function that takes them all.
+Stages started through `kvx.cli` carry a `bundle` function that takes them all, with a pool of
+workers: this process (`kvx`), processes of this machine (`kvx_local`) or SLURM jobs (`kvx_slurm`).
 """
 
 import copy
@@ -15,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 
@@ -23,12 +25,49 @@ class KvxLauncherConf:
     _target_: str = "hydra_plugins.kvx_launcher.KvxLauncher"
 
 
-ConfigStore.instance().store(
-    group="hydra/launcher", name="kvx", node=KvxLauncherConf, provider="kvx_launcher"
-)
+@dataclass
+class KvxLocalConf:
+    """`workers`: null is one per GPU, else one per four cores; `slices`: null is two per worker."""
+
+    _target_: str = "hydra_plugins.kvx_launcher.KvxLocalLauncher"
+    workers: int | None = None
+    slices: int | None = None
+
+
+@dataclass
+class KvxSlurmConf(SlurmQueueConf):  # type: ignore[misc, unused-ignore]
+    """Submitit's fields, one GPU and one requeue by default; `slices`: null is what fits at once.
+
+    With `wait=false` the jobs are submitted and left alone.
+    """
+
+    _target_: str = "hydra_plugins.kvx_launcher.KvxSlurmLauncher"
+    slices: int | None = None
+    wait: bool = True
+    gpus_per_node: int | None = 1
+    timeout_min: int = 240
+    max_num_timeout: int = 10
+    name: str = "kvx"
+
+
+for _name, _node in (("kvx", KvxLauncherConf), ("kvx_local", KvxLocalConf),
+                     ("kvx_slurm", KvxSlurmConf)):  # fmt: skip
+    ConfigStore.instance().store(
+        group="hydra/launcher", name=_name, node=_node, provider="kvx_launcher"
+    )
 
 
 class KvxLauncher(Launcher):
+    """Works in this process."""
+
+    composes_all_points = True
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings: dict[str, Any] = {
+            k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
+            for k, v in settings.items()
+        }
+
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
@@ -36,35 +75,66 @@ class KvxLauncher(Launcher):
         self.task_function = task_function
         self.config = config
 
+    def pool(self) -> Any:
+        from kvx.run.pools.inprocess import InProcess
+
+        return InProcess()
+
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Compose every point, then run them all at once."""
+        from kvx.sweep import compose_sweep
+
+        bundle: Any = getattr(self.task_function, "bundle", None)
+        if bundle is None:
+            raise TypeError("kvx's launchers run kvx's own stages only; use hydra/launcher=basic")
         setup_globals()
         sweep_dir = Path(str(self.config.hydra.sweep.dir)).absolute()
         with read_write(self.config.hydra.runtime), open_dict(self.config.hydra.runtime):
             self.config.hydra.runtime.output_dir = str(sweep_dir)
         HydraConfig.instance().set_config(self.config)
         configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
-        jobs = [self._compose(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
-        bundle: Any = getattr(self.task_function, "bundle", None)
-        if bundle is None:
-            raise TypeError(
-                "hydra/launcher=kvx runs kvx's own stages only; use hydra/launcher=basic"
-            )
-        bundle([job.cfg for job in jobs])
-        return jobs
+        configs = compose_sweep(job_overrides, self._compose, self._is_group, self._is_local)
+        bundle(configs, self.pool())
+        return [
+            JobReturn(overrides=list(o), status=JobStatus.COMPLETED, _return_value=None)
+            for o in job_overrides
+        ]
 
-    def _compose(self, overrides: list[str], number: int) -> JobReturn:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        task = copy.deepcopy(config)
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        task = copy.copy(config)
         with read_write(task), open_dict(task):
             del task["hydra"]
-        done = JobReturn(
-            overrides=overrides, cfg=task, hydra_cfg=config, status=JobStatus.COMPLETED
-        )
-        done.working_dir = str(Path.cwd())
-        done.task_name = str(OmegaConf.select(config, "hydra.job.name"))
-        return done
+        return task
+
+    @property
+    def _repository(self) -> Any:
+        return self.hydra_context.config_loader.repository  # type: ignore[attr-defined]
+
+    def _is_group(self, key: str) -> bool:
+        return bool(self._repository.group_exists(key))
+
+    def _is_local(self, group: str, option: str) -> bool:
+        """Whether the option's file has neither a package of its own nor a defaults list."""
+        loaded = self._repository.load_config(f"{group}/{option}")
+        return loaded is not None and not loaded.defaults_list and not loaded.header.get("package")
+
+
+class KvxLocalLauncher(KvxLauncher):
+    """Works in processes of this machine."""
+
+    def pool(self) -> Any:
+        from kvx.run.pools.local import Local
+
+        return Local(**self.settings)
+
+
+class KvxSlurmLauncher(KvxLauncher):
+    """Works in the jobs of SLURM arrays."""
+
+    def pool(self) -> Any:
+        from kvx.run.pools.slurm import Slurm
+
+        return Slurm(**self.settings)

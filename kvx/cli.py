@@ -1,10 +1,11 @@
 """The command line of every stage: Hydra, plus numeric budgets, one-line errors and exit codes.
 
 Exit 0: done. 1: some of the work failed. 2: the request was wrong, nothing was started.
-130: interrupted. Set HYDRA_FULL_ERROR=1 to see tracebacks.
+3: not finished (kvx.status). 130: interrupted. Set HYDRA_FULL_ERROR=1 to see tracebacks.
 """
 
 import errno
+import inspect
 import os
 import sqlite3
 import sys
@@ -15,16 +16,17 @@ import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from kvx.config import Config, conf_dir, register
-from kvx.errors import RunFailedError, UserError
+from kvx.errors import RunFailedError, Submitted, UserError
 from kvx.messages import explain
 
 BUDGET_OPTIONS = ("ratio", "tokens")
 MULTIRUN = ("-m", "--multirun")
-Stage = Callable[[list[Config]], None]
+WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
+Stage = Callable[..., None]  # of a list of configurations; `pool=` too if it can use workers
 
 
 def stage(name: str, function: Stage, aggregates: bool = False) -> Callable[[], None]:
@@ -51,12 +53,12 @@ def run_stage(name: str, function: Stage, argv: list[str], aggregates: bool = Fa
     """Run a stage as the command line would; returns the exit code."""
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        arguments = drop_sweeps(argv) if aggregates else numeric_budgets(argv)
+        arguments = drop_sweeps(argv) if aggregates else numeric_budgets(with_workers(argv))
         _run_hydra(name, function, arguments, points=not aggregates)
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             raise
-        code, message = _describe(error)
+        code, message = describe(error)
         if code is None:
             raise
         print(f"kvx {name}: {message}", file=sys.stderr)
@@ -83,18 +85,20 @@ def compose(*overrides: str, stage: str = "run") -> Config:
 
 def to_config(cfg: DictConfig) -> Config:
     """The typed form of a composed configuration. Raises `UserError` if it makes no sense."""
-    return to_configs([cfg])[0]
+    from kvx.sweep import typed
+
+    return checked([typed(cfg)])[0]
 
 
-def to_configs(cfgs: Sequence[DictConfig], points: bool = True) -> list[Config]:
-    """The typed configurations of a sweep, all of them checked before anything is started.
+def checked(configs: Sequence[Config], points: bool = True) -> list[Config]:
+    """The configurations of a sweep, all of them checked before anything is started.
 
     In a sweep over presses and budgets, `press=none` stands for the full cache at every budget.
     Without `points` the fields that only make sense for a point (press, budget) are not checked.
     """
     from kvx.validate import check, full_cache, wants_less_of_the_full_cache
 
-    configs = [config for cfg in cfgs if isinstance(config := OmegaConf.to_object(cfg), Config)]
+    configs = list(configs)
     if not all(map(wants_less_of_the_full_cache, configs)):
         configs = [full_cache(c) if wants_less_of_the_full_cache(c) else c for c in configs]
     for config in configs:
@@ -106,16 +110,21 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
     """Let Hydra compose; our errors travel around it, because it would print its own text."""
     caught: list[BaseException] = []
 
-    def bundle(cfgs: Sequence[DictConfig]) -> None:
+    takes_pool = "pool" in inspect.signature(function).parameters
+
+    def bundle(configs: Sequence[Config], pool: Any = None) -> None:
+        extra = {"pool": pool} if takes_pool and pool is not None else {}
         try:
-            function(to_configs(cfgs, points))
+            function(checked(configs, points), **extra)
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
 
     here = os.getpid()
 
     def task(cfg: DictConfig) -> None:
-        bundle([cfg])
+        from kvx.sweep import typed
+
+        bundle([typed(cfg)])
         if caught and os.getpid() != here:  # another launcher's job: its error must reach Hydra
             raise caught[0]
 
@@ -155,6 +164,12 @@ def numeric_budgets(argv: list[str]) -> list[str]:
     return multirun + [a for a in rewritten if a not in MULTIRUN]
 
 
+def with_workers(argv: list[str]) -> list[str]:
+    """Add `-m` where a launcher with workers is asked for: Hydra starts it for sweeps only."""
+    asked = any(a in WORKERS for a in argv) and not any(a.startswith("-") for a in argv)
+    return ["-m", *argv] if asked else argv
+
+
 def _numeric_budget(argument: str) -> str:
     override = _parse(argument)
     if override is None:
@@ -192,15 +207,18 @@ def drop_sweeps(argv: list[str]) -> list[str]:
     return kept
 
 
-def _describe(error: BaseException) -> tuple[int | None, str]:
+def describe(error: BaseException) -> tuple[int | None, str]:
     """Exit code and one line for an error a user can cause; code None for one that is a bug."""
     match error:
         case KeyboardInterrupt():
-            return 130, "interrupted; what is finished is kept, type the same command to go on"
+            kept = "interrupted; what is finished is kept, type the same command to go on"
+            return 130, str(error) or kept
         case UserError():
             return 2, str(error)
+        case Submitted():
+            return 0, str(error)
         case RunFailedError():
-            return 1, str(error)
+            return error.exit_code, str(error)
         case CompactHydraException() | OmegaConfBaseException() | HydraException():
             return 2, explain(error)
         case AssertionError() if "Unexpected type for root" in str(error):

@@ -227,6 +227,26 @@ class AnalyzeConfig:
     baseline_floor: float = 0.20
 
 
+class PlanFormat(Enum):
+    text = "text"
+    json = "json"
+
+
+@dataclass
+class PlanConfig:
+    """`calibrate` loads the model and measures one short prompt."""
+
+    calibrate: bool = False
+    format: PlanFormat = PlanFormat.text
+
+
+@dataclass
+class StatusConfig:
+    """`points` lists every point instead of one line per press."""
+
+    points: bool = False
+
+
 @dataclass
 class PathsConfig:
     output: str = "outputs"
@@ -254,6 +274,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig, metadata=NEUTRAL)
     score: ScoreConfig = field(default_factory=ScoreConfig, metadata=NEUTRAL)
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig, metadata=NEUTRAL)
+    plan: PlanConfig = field(default_factory=PlanConfig, metadata=NEUTRAL)
+    status: StatusConfig = field(default_factory=StatusConfig, metadata=NEUTRAL)
     paths: PathsConfig = field(default_factory=PathsConfig, metadata=NEUTRAL)
 
 

@@ -1,4 +1,4 @@
-"""The two ways a command can end badly. `kvx.cli` turns both into one line and an exit code."""
+"""How a command can end early. `kvx.cli` turns each into one line and an exit code."""
 
 
 class UserError(Exception):
@@ -10,3 +10,15 @@ class UserError(Exception):
 
 class RunFailedError(Exception):
     """The request was right but some of the work failed (exit 1); what could be done is done."""
+
+    exit_code = 1
+
+
+class UnfinishedError(RunFailedError):
+    """What was looked at is not finished (exit 3); nothing went wrong."""
+
+    exit_code = 3
+
+
+class Submitted(Exception):  # noqa: N818
+    """The work was handed to a queue and goes on without us (exit 0); says how to watch it."""

@@ -1,13 +1,14 @@
 """A point of a sweep and its content-addressed identity."""
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvx.config import BudgetConfig, BudgetKind, Config
+from kvx.config import BudgetConfig, BudgetKind, Config, Measure
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
 from kvx.hashing import digest
@@ -73,6 +74,30 @@ class Point:
     def dir(self) -> Path:
         return experiment_dir(self.config) / "points" / self.id
 
+    @property
+    def wants_answers(self) -> bool:
+        return self.config.measure is not Measure.latency
+
+    @property
+    def wants_latency(self) -> bool:
+        return self.config.measure is not Measure.quality
+
+    @cached_property
+    def latency_items(self) -> list[tuple[Entry, int]]:
+        """What is measured alone: (entry, repeat) of the first `latency.n_per_bin` of each bin.
+
+        Empty unless the configuration asks for latency. All entries come before any is repeated.
+        """
+        if not self.wants_latency:
+            return []
+        settings, seen = self.config.latency, Counter[int]()
+        chosen = []
+        for entry in self.manifest.entries:
+            seen[entry.bin] += 1
+            if seen[entry.bin] <= settings.n_per_bin:
+                chosen.append(entry)
+        return [(entry, repeat) for repeat in range(settings.repeats) for entry in chosen]
+
     def kept_tokens(self, n_tokens: int) -> int:
         """Entries per head and layer that the budget asks to keep of `n_tokens`.
 
@@ -109,7 +134,11 @@ class Request:
 
     @property
     def id(self) -> str:
-        return f"{self.point.id}/{self.entry.example_id}"
+        return request_id(self.point.id, self.entry.example_id)
+
+
+def request_id(point_id: str, example_id: str) -> str:
+    return f"{point_id}/{example_id}"
 
 
 def experiment_dir(config: Config) -> Path:

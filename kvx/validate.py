@@ -7,6 +7,7 @@ from kvx.config import (
     BudgetKind,
     Config,
     DecodingConfig,
+    LatencyConfig,
     PressNeed,
     TemplateConfig,
 )
@@ -21,6 +22,7 @@ def check(config: Config, points: bool = True) -> None:
         _check_budget(config)
         _check_press(config)
     _check_decoding(config.decoding)
+    _check_latency(config.latency)
     _check_template(config.dataset.template)
     _check_scoring(config)
     if config.model.dtype not in DTYPES:
@@ -31,6 +33,12 @@ def check(config: Config, points: bool = True) -> None:
         raise UserError(f"analyze.n_boot={config.analyze.n_boot}: must be at least 100")
     if "/" in config.experiment_name or not config.experiment_name:
         raise UserError(f"experiment_name={config.experiment_name}: must be one folder name")
+
+
+def _check_latency(latency: LatencyConfig) -> None:
+    for name, least in (("n_per_bin", 1), ("repeats", 1), ("warmup", 0)):
+        if getattr(latency, name) < least:
+            raise UserError(f"latency.{name}={getattr(latency, name)}: must be at least {least}")
 
 
 def wants_less_of_the_full_cache(config: Config) -> bool:

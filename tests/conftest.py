@@ -16,10 +16,13 @@ from kvx.all.main import all_stages
 from kvx.analyze.main import analyze
 from kvx.cli import run_stage
 from kvx.config import cache_dir
+from kvx.plan.main import plan
 from kvx.prepare.main import prepare
 from kvx.report.main import report
 from kvx.run.main import run
 from kvx.score.main import score
+from kvx.status.main import status
+from kvx.store import layout
 
 STAGES = {
     "prepare": (prepare, False),
@@ -28,6 +31,8 @@ STAGES = {
     "analyze": (analyze, True),
     "report": (report, True),
     "all": (all_stages, False),
+    "plan": (plan, False),
+    "status": (status, True),
 }
 SMOLLM2 = cache_dir() / "models" / "smollm2-135m-instruct" / "kvx_asset.json"
 # measured, so different in every run
@@ -91,8 +96,8 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
 
 def request_rows(experiment: Path) -> pd.DataFrame:
     """All requests of an experiment without what varies from run to run, sorted."""
-    shards = sorted(experiment.glob("points/*/requests-*.parquet"))
-    frame = pd.concat([pq.read_table(s).to_pandas() for s in shards], ignore_index=True)
+    files = [f for p in sorted(experiment.glob("points/*")) for f in layout.files(p, "requests")]
+    frame = pd.concat([pq.read_table(f).to_pandas() for f in files], ignore_index=True)
     frame = frame.drop(columns=list(VARYING)).sort_values("request_id", ignore_index=True)
     frame["token_ids"] = [None if ids is None else list(ids) for ids in frame["token_ids"]]
     return frame

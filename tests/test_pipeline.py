@@ -78,7 +78,7 @@ def test_tables_have_their_pinned_schemas(demo: Kvx) -> None:
     for name, schema in (("scores", schemas.SCORES), ("failures", schemas.FAILURES)):
         for file in DEMO.glob(f"points/*/{name}.parquet"):
             assert pq.read_schema(file).remove_metadata() == schema
-    for file in DEMO.glob("points/*/requests-*.parquet"):
+    for file in DEMO.glob("points/*/requests.parquet"):
         assert pq.read_schema(file) == schemas.REQUESTS
         assert pa.types.is_timestamp(pq.read_schema(file).field("finished_at").type)
 
@@ -121,7 +121,7 @@ def test_comparisons_are_paired_with_the_full_cache_of_the_same_press(demo: Kvx)
 
 
 def test_requests_are_responses_and_failures(demo: Kvx) -> None:
-    requests, failures = points("requests-*"), points("failures")
+    requests, failures = points("requests"), points("failures")
     without = failures[~failures["has_response"]]
     assert len(requests) == 6 * 40
     assert len(requests) == requests["has_response"].sum() + len(without)
@@ -164,7 +164,7 @@ def test_the_report_says_what_the_tables_say(demo: Kvx) -> None:
 
 
 def test_a_lost_row_is_found(demo: Kvx) -> None:
-    shard = sorted(DEMO.glob("points/*/requests-*.parquet"))[0]
+    shard = sorted(DEMO.glob("points/*/requests.parquet"))[0]
     pq.write_table(pq.read_table(shard).slice(1), shard)
     outcome = demo("analyze", "experiment=demo", "analyze.n_boot=500")
     assert outcome.code == 2
@@ -175,10 +175,10 @@ def test_a_lost_row_is_found(demo: Kvx) -> None:
 
 
 def test_scores_can_be_redone_with_other_metrics_without_a_model(demo: Kvx) -> None:
-    shards = {p: p.stat().st_mtime_ns for p in DEMO.glob("points/*/requests-*")}
+    shards = {p: p.stat().st_mtime_ns for p in DEMO.glob("points/*/requests.parquet")}
     assert demo("score", *SMALL, "score.metrics=[string_match_all]").code == 0
     assert set(points("scores")["metric"]) == {"string_match_all"}
-    assert {p: p.stat().st_mtime_ns for p in DEMO.glob("points/*/requests-*")} == shards
+    assert {p: p.stat().st_mtime_ns for p in DEMO.glob("points/*/requests.parquet")} == shards
 
 
 def test_a_baseline_at_the_floor_is_called_out(kvx: Kvx) -> None:

@@ -1,13 +1,18 @@
 """python -m kvx.all: prepare, run, score, analyze and report, skipping what is already there."""
 
+from typing import TYPE_CHECKING
+
 from kvx.cli import stage
 from kvx.config import Config
 
+if TYPE_CHECKING:
+    from kvx.run.pools import Pool
 
-def all_stages(points: list[Config]) -> None:
+
+def all_stages(points: list[Config], pool: "Pool | None" = None) -> None:
     from kvx.all.pipeline import run_pipeline
 
-    run_pipeline(points)
+    run_pipeline(points, pool)
 
 
 main = stage("all", all_stages)

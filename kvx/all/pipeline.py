@@ -1,5 +1,7 @@
 """Every stage in order, for all points of a sweep at once."""
 
+import logging
+
 import pandas as pd
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -7,29 +9,35 @@ from rich.table import Table
 
 from kvx.analyze.build import analyze_experiment
 from kvx.analyze.frames import ALL_BINS
-from kvx.config import Config
+from kvx.config import Config, Measure
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
 from kvx.report.build import report_experiment
 from kvx.report.tables import mark
 from kvx.report.words import DEGENERATE, interval, series_name
 from kvx.run.bundle import run_points
+from kvx.run.pools import Pool
 from kvx.score.build import score_experiment
+from kvx.store.catalog import answered_points
 
+log = logging.getLogger(__name__)
 WIDEST = 160  # a table is as wide as it needs to be: better wrapped than cut
 
 
-def run_pipeline(configs: list[Config]) -> None:
+def run_pipeline(configs: list[Config], pool: Pool | None = None) -> None:
     """Run all points, then score, analyse and report each experiment they belong to.
 
     Raises `RunFailedError` after the report if some points failed.
     """
     failure: RunFailedError | None = None
     try:
-        run_points(configs)
+        run_points(configs, pool)
     except RunFailedError as error:
         failure = error
     for config in {experiment_dir(c): c for c in configs}.values():
+        if config.measure is Measure.latency and not answered_points(experiment_dir(config)):
+            log.info("all: %s holds latencies only; nothing to score", experiment_dir(config))
+            continue
         try:
             score_experiment(config)
         except UserError:

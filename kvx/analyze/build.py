@@ -29,7 +29,7 @@ TABLES = {
 def inputs_hash(experiment: Path, config: AnalyzeConfig) -> str:
     """Identity of everything the analysis is made from."""
     points = finished_points(experiment)
-    scored = [[p.id, p.done_sha256, read_inputs(p.dir / "scores.parquet")] for p in points]
+    scored = [[p.id, p.content_sha256(), read_inputs(p.dir / "scores.parquet")] for p in points]
     code = source_digest(Path(__file__).parent, package_dir() / "stats")
     left_out = unfinished_points(experiment)
     return digest([code, scored, left_out, dataclasses.asdict(config)], 16)
@@ -88,7 +88,7 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "experiments": overview,
             **sqlite.manifest_tables(experiment.manifests.values(), examples),
             "runs": runs,
-            **sqlite.request_tables(experiment.requests),
+            **sqlite.request_tables(experiment.requests, experiment.latency),
             "scores": experiment.scores,
             "failures": experiment.failures,
             "bin_stats": table("bin_stats"),

@@ -11,14 +11,20 @@ import numpy as np
 import pandas as pd
 
 from kvx.errors import UserError
-from kvx.store.catalog import PointRecord, finished_points, read_frame
+from kvx.store.catalog import (
+    PointRecord,
+    finished_points,
+    latency_of,
+    read_frame,
+    requests_of,
+)
 
 ALL_BINS = -1  # the value of `bin` in rows about all bins together
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Finished points with their requests, scores and failures (long frames, one row each)."""
+    """Finished points with their requests, latencies, scores and failures (long frames)."""
 
     dir: Path
     points: list[PointRecord]
@@ -26,12 +32,31 @@ class Experiment:
     requests: pd.DataFrame
     scores: pd.DataFrame
     failures: pd.DataFrame
+    latency: pd.DataFrame
 
     def manifest(self, point: PointRecord) -> dict[str, Any]:
         return self.manifests[point.info["manifest"]["key"]]
 
-    def requests_of(self, point: PointRecord) -> pd.DataFrame:
-        return self.requests[self.requests["point_id"] == point.id]
+    def of(self, table: str, point_id: str) -> pd.DataFrame:
+        """The rows of one point in `requests`, `scores`, `failures`, `latency` or `judged`."""
+        frame: pd.DataFrame = getattr(self, table)
+        if table not in self._grouped:  # once per table, not once per point
+            self._grouped[table] = dict(iter(frame.groupby("point_id", sort=False)))
+        return self._grouped[table].get(point_id, frame.iloc[:0])
+
+    @cached_property
+    def _grouped(self) -> dict[str, dict[Any, pd.DataFrame]]:
+        return {}
+
+    @cached_property
+    def judged(self) -> pd.DataFrame:
+        """Scores with the kind of failure (if any) and the degeneracy of their requests."""
+        kinds = self.failures.set_index("request_id")["error_type"]
+        degenerate = self.requests.set_index("request_id")["degenerate"]
+        kind = self.scores["request_id"].map(kinds)
+        return self.scores.assign(
+            kind=kind, failed=kind.notna(), degenerate=self.scores["request_id"].map(degenerate)
+        )
 
     def twin(self, point: PointRecord) -> PointRecord | None:
         """The full-cache point that `point` is compared with: same press if there is one.
@@ -89,7 +114,7 @@ class Experiment:
 
     def series_columns(self, point: PointRecord) -> dict[str, Any]:
         """What every analysed row says about its point; a token budget has its mean fraction."""
-        info, requests = point.info, self.requests_of(point)
+        info, requests = point.info, self.of("requests", point.id)
         budget = info["budget"]
         if budget is None:
             kept = requests["compressed_tokens"].clip(upper=info["budget_tokens"])
@@ -142,10 +167,10 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
         key = point.info["manifest"]["key"]
         if key not in manifests:
             manifests[key] = json.loads((point.manifest_dir(output) / "manifest.json").read_text())
-    requests = pd.concat([p.requests() for p in points], ignore_index=True)
+    requests, latency = requests_of(points), latency_of(points)
     scores = read_frame([p.dir / "scores.parquet" for p in points])
     failures = read_frame([p.dir / "failures.parquet" for p in points])
-    experiment = Experiment(folder, points, manifests, requests, scores, failures)
+    experiment = Experiment(folder, points, manifests, requests, scores, failures, latency)
     check_counts(experiment)
     check_metrics(points, scores)
     return experiment
@@ -166,8 +191,9 @@ def check_counts(experiment: Experiment) -> None:
             f"{experiment.dir}: {len(requests)} requests are not {len(requests) - len(lost)} "
             f"responses + {len(named)} failures; run kvx.score again"
         )
+    counts = requests["point_id"].value_counts()
     for point in experiment.points:
-        have = int((requests["point_id"] == point.id).sum())
+        have = int(counts.get(point.id, 0))
         if have != point.info["manifest"]["n_requests"]:
             raise UserError(
                 f"{point.dir}: {have} requests, its manifest has "
@@ -178,9 +204,9 @@ def check_counts(experiment: Experiment) -> None:
 def check_metrics(points: Iterable[PointRecord], scores: pd.DataFrame) -> None:
     """Points of one variant are compared, so they must be scored by the same metrics."""
     seen: dict[str, str] = {}
+    used = scores.groupby("point_id")["metric"].unique()
     for point in points:
-        used = scores.loc[scores["point_id"] == point.id, "metric"]
-        metrics = ", ".join(sorted(used.unique()))
+        metrics = ", ".join(sorted(used.get(point.id, ())))
         others = seen.setdefault(point.info["variant_id"], metrics)
         if others != metrics:
             raise UserError(

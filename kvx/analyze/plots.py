@@ -59,9 +59,10 @@ def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]
             ),
             "acc_by_budget": by_budget(frame, f"{metric} (mean over all bins, {percent})"),
         }  # fmt: skip
-        if frame["latency_p50_s"].notna().any():
+        measured = frame[frame["n_latency"] > 0]
+        if len(measured):
             figures["latency_p50_by_bin"] = by_bin(
-                frame, "latency in s (median; whisker: p95)",
+                measured, "latency in s (median; whisker: p95)",
                 _interval("latency_p50_s", "latency_p50_s", "latency_p95_s"), unit_interval=False,
             )  # fmt: skip
         for name, figure in figures.items():

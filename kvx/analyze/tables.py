@@ -33,16 +33,17 @@ def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     """One row per point, bin and metric; bin -1 is all bins together."""
     rows = []
     for point in experiment.points:
-        scores = experiment.scores[experiment.scores["point_id"] == point.id]
-        failures = experiment.failures[experiment.failures["point_id"] == point.id]
+        scores, failures = experiment.of("scores", point.id), experiment.of("failures", point.id)
+        alone = experiment.of("latency", point.id)
         series, bins = experiment.series_columns(point), experiment.manifest(point)["bins"]
-        for index, asked in by_bin(experiment.requests_of(point)):
+        for index, asked in by_bin(experiment.of("requests", point.id)):
             edges = bins if index == ALL_BINS else [bins[index]]
             failed = failures[failures["request_id"].isin(asked["request_id"])]
             common = {
                 **series, "bin": index, "bin_low_tokens": edges[0]["low_tokens"],
                 "bin_high_tokens": edges[-1]["high_tokens"],
                 **_failure_columns(asked, failed, config), **_cost_columns(asked),
+                **_latency_columns(alone if index == ALL_BINS else alone[alone["bin"] == index]),
             }  # fmt: skip
             cell = scores[scores["request_id"].isin(asked["request_id"])]
             for (metric, primary), group in cell.groupby(["metric", "primary"]):
@@ -98,21 +99,25 @@ def _failure_interval(asked: pd.DataFrame, failed: pd.DataFrame, config: Analyze
 
 
 def _cost_columns(asked: pd.DataFrame) -> Row:
-    """Latency quantiles and memory; null where nothing was measured, never estimated."""
-    row: Row = {}
-    for name in ("latency", "ttft", "tpot"):
-        values = asked[f"{name}_s"].dropna()
-        for q in (50, 95):
-            row[f"{name}_p{q}_s"] = null(values.quantile(q / 100)) if len(values) else None
     effective, full = asked["kv_bytes_effective"], asked["kv_bytes_full"]
-    peak = asked["peak_memory_bytes"].max()
-    return row | {
+    return {
         "output_tokens_mean": null(asked["output_tokens"].mean()),
         "kv_bytes_mean": null(asked["kv_bytes_physical"].mean()),
         "kv_bytes_full_mean": null(full.mean()),
         "budget_measured": null((effective / full).mean()),
-        "peak_memory_bytes_max": None if pd.isna(peak) else int(peak),
     }
+
+
+def _latency_columns(alone: pd.DataFrame) -> Row:
+    """Quantiles and memory of requests that ran alone; null where none did, never estimated."""
+    good = alone[alone["error_type"].isna()]
+    row: Row = {"n_latency": len(good), "n_latency_failed": len(alone) - len(good)}
+    for name in ("latency", "ttft", "tpot"):
+        values = good[f"{name}_s"].dropna()
+        for q in (50, 95):
+            row[f"{name}_p{q}_s"] = null(values.quantile(q / 100)) if len(values) else None
+    peak = good["peak_memory_bytes"].max()
+    return row | {"peak_memory_bytes_max": None if pd.isna(peak) else int(peak)}
 
 
 def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
@@ -135,13 +140,8 @@ def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
 
 def side_by_side(experiment: Experiment, point_id: str, twin_id: str) -> pd.DataFrame:
     """Scores of a point and its twin, one row per example and metric, with whether each failed."""
-    kinds = experiment.failures.set_index("request_id")["error_type"]
-    scores = experiment.scores.assign(kind=experiment.scores["request_id"].map(kinds))
-    scores["failed"] = scores["kind"].notna()
-    degenerate = experiment.requests.set_index("request_id")["degenerate"]
-    scores["degenerate"] = scores["request_id"].map(degenerate)
-    ours = scores[scores["point_id"] == point_id]
-    theirs = scores.loc[scores["point_id"] == twin_id, ["example_id", "metric", "score", "failed"]]
+    ours, theirs = experiment.of("judged", point_id), experiment.of("judged", twin_id)
+    theirs = theirs[["example_id", "metric", "score", "failed"]]
     pairs: pd.DataFrame = ours.merge(
         theirs, on=["example_id", "metric"], suffixes=("", "_twin"), validate="one_to_one"
     )

@@ -8,7 +8,7 @@ tokenizer or sampling therefore never overwrites a manifest that points already 
 import dataclasses
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Manifest:
     entries: tuple[Entry, ...]
     sampling: dict[str, Any]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return sha256_text(json.dumps(_body(self), sort_keys=True))
 

@@ -18,7 +18,13 @@ from kvx.report import tables
 from kvx.report.findings import findings
 from kvx.report.warnings import warnings
 from kvx.report.words import percent, token_range
-from kvx.store.catalog import PointRecord, finished_points, read_frame, unfinished_points
+from kvx.store.catalog import (
+    PointRecord,
+    finished_points,
+    latency_of,
+    read_frame,
+    unfinished_points,
+)
 from kvx.store.shards import read_inputs, write_text
 
 log = logging.getLogger(__name__)
@@ -62,18 +68,19 @@ def _context(
 ) -> dict[str, Any]:
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
     failures = read_frame([p.dir / "failures.parquet" for p in points])
-    on_gpu = any("gpu" in p.info["provenance"]["hardware"] for p in points)
+    alone = latency_of(points)
     left_out = unfinished_points(folder)
     return {
         "name": folder.name, "n_points": len(points), "n_requests": overall["n_requests"].sum(),
         "n_responses": overall["n_responses"].sum(),
-        "variants": _variants(bin_stats, comparisons, failures, points, config.analyze),
+        "variants": _variants(
+            bin_stats, comparisons, failures, alone, points, config.analyze
+        ),
         "all_verified": bool(overall["budget_verified"].all()),
         "findings": findings(bin_stats, comparisons, transitions, config.analyze),
         "warnings": warnings(bin_stats, comparisons, left_out, config.analyze),
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
-        "memory_kind": "allocated device memory" if on_gpu else "the process's resident memory",
         "reproducibility": _reproducibility(points),
     }  # fmt: skip
 
@@ -82,6 +89,7 @@ def _variants(
     bin_stats: pd.DataFrame,
     comparisons: pd.DataFrame,
     failures: pd.DataFrame,
+    alone: pd.DataFrame,
     points: list[PointRecord],
     config: AnalyzeConfig,
 ) -> list[dict[str, Any]]:
@@ -110,10 +118,31 @@ def _variants(
                 "failure_table": tables.failure_table(overall, compared, failures),
                 "cost_table": tables.cost_table(overall),
                 "plots": f"plots/{variant}" if several else "plots",
-                "has_latency": bool(frame["latency_p50_s"].notna().any()),
+                "latency_how": _how_measured(alone[alone["point_id"].isin(overall["point_id"])]),
+                "latency_table": tables.latency_table(overall),
+                "latency_plot": bool(frame["latency_p50_s"].notna().any()),
             }
         )  # fmt: skip
     return described
+
+
+def _how_measured(alone: pd.DataFrame) -> str | None:
+    """How the latencies of a variant were measured; None if they were not."""
+    if not len(alone):
+        return None
+    per_bin = alone.groupby(["point_id", "bin"])["example_id"].nunique()
+    repeats = alone.groupby(["point_id", "example_id"])["repeat"].nunique()
+    return (
+        "Measured apart from the answers: one request alone at batch 1, after a warm-up of "
+        f"{_several(alone['warmup'])} per point; examples per bin: {_several(per_bin)}, each "
+        f"measured {_several(repeats)} times; on {' and '.join(sorted(alone['machine'].unique()))}."
+    )
+
+
+def _several(numbers: "pd.Series[int]") -> str:
+    """`3`, or `2–3` where points differ."""
+    low, high = numbers.min(), numbers.max()
+    return f"{low}" if low == high else f"{low}–{high}"
 
 
 def _methods(table: pd.DataFrame, config: AnalyzeConfig) -> str:

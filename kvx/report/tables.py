@@ -7,6 +7,7 @@ import pandas as pd
 
 from kvx.analyze.frames import ALL_BINS
 from kvx.report.words import DEGENERATE, interval, series_name, token_range
+from kvx.words import byte_count
 
 Cells = Sequence[Any]
 ORDER = ["press", "controller", "seed", "budget"]
@@ -20,16 +21,6 @@ def markdown(header: Cells, rows: Sequence[Cells]) -> str:
 
 def number(value: Any, form: str = "{:.2f}") -> str:
     return "–" if value is None or pd.isna(value) else form.format(value)
-
-
-def byte_count(value: Any) -> str:
-    if value is None or pd.isna(value):
-        return "–"
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
 
 
 def ordered(frame: pd.DataFrame) -> pd.DataFrame:
@@ -117,14 +108,26 @@ def failure_table(overall: pd.DataFrame, comparisons: pd.DataFrame, failures: pd
 def cost_table(overall: pd.DataFrame) -> str:
     def cells(row: pd.Series) -> Cells:
         return (
+            byte_count(row["kv_bytes_mean"]), byte_count(row["kv_bytes_full_mean"]),
+            number(row["output_tokens_mean"], "{:.1f}"),
+        )  # fmt: skip
+
+    return per_point(overall, ["KV (mean)", "full KV (mean)", "output tokens (mean)"], cells)
+
+
+def latency_table(overall: pd.DataFrame) -> str:
+    """Points of which nothing was measured have no row."""
+
+    def cells(row: pd.Series) -> Cells:
+        return (
             number(row["ttft_p50_s"], "{:.3f}"), number(row["tpot_p50_s"], "{:.4f}"),
             number(row["latency_p50_s"], "{:.3f}"), number(row["latency_p95_s"], "{:.3f}"),
-            number(row["output_tokens_mean"], "{:.1f}"), byte_count(row["kv_bytes_mean"]),
-            byte_count(row["peak_memory_bytes_max"]),
+            byte_count(row["peak_memory_bytes_max"]), row["n_latency"], row["n_latency_failed"],
         )  # fmt: skip
 
     header = [
-        "TTFT p50 (s)", "TPOT p50 (s)", "latency p50 (s)", "latency p95 (s)", "output tokens",
-        "KV (mean)", "peak memory",
+        "TTFT p50 (s)", "TPOT p50 (s)", "latency p50 (s)", "latency p95 (s)", "peak memory",
+        "measured", "failed",
     ]  # fmt: skip
-    return per_point(overall, header, cells)
+    measured = overall["n_latency"] + overall["n_latency_failed"] > 0
+    return per_point(overall[measured], header, cells)

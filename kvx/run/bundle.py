@@ -1,20 +1,19 @@
-"""Run a bundle of points: skip what is done, resume what is not, one engine per model."""
+"""Run a bundle of points: skip what is done, hand what is missing to a pool of workers."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra.utils
-
 from kvx.config import Config
-from kvx.data.manifest import Manifest, load_examples
-from kvx.engines.base import Engine, PointWork
-from kvx.errors import RunFailedError
+from kvx.data.manifest import Manifest
+from kvx.errors import RunFailedError, UserError
 from kvx.hashing import digest
-from kvx.points import Point, Request, budget_label, experiment_dir, resolved
+from kvx.points import Point, budget_label, experiment_dir, request_id, resolved
 from kvx.prepare.build import ensure_manifest
-from kvx.run.collect import Collector
-from kvx.run.progress import Meter
+from kvx.run.jobs import refuse_if_submitted
+from kvx.run.pools import Pool
+from kvx.run.units import Outcome, Todo, make_units
+from kvx.store import journal, layout, locks
 from kvx.store.points import PointStore
 
 log = logging.getLogger(__name__)
@@ -23,11 +22,16 @@ log = logging.getLogger(__name__)
 def plan(configs: Sequence[Config]) -> list[Point]:
     """The distinct points of `configs`, each with its manifest (prepared if there is none yet)."""
     manifests: dict[str, tuple[Manifest, Path]] = {}
+    keys: dict[tuple[int, ...], str] = {}  # points of a sweep share what they agree on
     points: dict[Path, Point] = {}
     for config in configs:
-        model = [resolved(config.model), config.model.path]
-        prompt = [resolved(config.prompt), config.decoding.max_new_tokens]
-        key = digest([resolved(config.dataset), model, prompt])
+        decides = (config.dataset, config.model, config.prompt, config.decoding)
+        parts = tuple(map(id, decides))
+        if parts not in keys:
+            model = [resolved(config.model), config.model.path]
+            prompt = [resolved(config.prompt), config.decoding.max_new_tokens]
+            keys[parts] = digest([resolved(config.dataset), model, prompt])
+        key = keys[parts]
         if key not in manifests:
             manifests[key] = ensure_manifest(config)
         point = Point(config, *manifests[key])
@@ -35,11 +39,12 @@ def plan(configs: Sequence[Config]) -> list[Point]:
     return list(points.values())
 
 
-def run_points(configs: Sequence[Config]) -> list[Point]:
-    """Complete every point of `configs` and return them.
+def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Point]:
+    """Complete every point of `configs` with the workers of `pool` (this process) and return them.
 
-    Raises `UserError` before anything is started if a point cannot be run, and `RunFailedError` at
-    the end if some points failed; all others are complete then.
+    Raises `UserError` before anything is started if a point cannot be run, `RunFailedError` at the
+    end if some points are not complete (all others are then), and `Submitted` if the work goes on
+    without us.
     """
     points = plan(configs)
     missing = [p for p in points if not PointStore(p).is_done()]
@@ -51,59 +56,61 @@ def run_points(configs: Sequence[Config]) -> list[Point]:
             len(points), requests, where,
         )  # fmt: skip
         return points
+    refuse_if_submitted(missing)
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
     if len(points) > 1 and all(budget_label(p.config.budget) != "1" for p in points):
         log.warning("run: no full cache in this sweep; add budget 1.0 to know what is lost")
-    engines = [(_engine(group[0].config), group) for group in _by_engine(missing)]
-    for engine, group in engines:
-        engine.check(group)
-    failed: dict[Path, str] = {}
-    for engine, group in engines:
-        failed |= _run_group(engine, group)
-    if failed:
-        first, message = next(iter(failed.items()))
-        raise RunFailedError(
-            f"{len(failed)} of {len(points)} points failed, the others are complete; "
-            f"{first.name}: {message}"
-        )
+    if pool is None:
+        from kvx.run.pools.inprocess import InProcess
+
+        pool = InProcess()
+    pool.check(missing)
+    with locks.claim([p.dir for p in missing]) as claim:
+        journal.begin(points)
+        todo = [_todo(p) for p in missing]
+        claim.share()
+        units = make_units(todo, pool.slices(missing))
+        outcomes = pool.run(units) if units else []
+        _judge(points, missing, outcomes)
     log.info("run: %d points complete → %s", len(points), where)
     return points
 
 
-def _by_engine(points: Sequence[Point]) -> list[list[Point]]:
-    """Points that one loaded model can serve, together."""
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        config = point.config
-        key = digest([resolved(config.engine), resolved(config.model), config.model.path])
-        groups.setdefault(key, []).append(point)
-    return list(groups.values())
+def _todo(point: Point) -> Todo:
+    """What is missing of a point, whose directory is made ready for that."""
+    present = PointStore(point).recover()
+    asked = point.manifest.entries if point.wants_answers else ()
+    ids = {e.example_id: request_id(point.id, e.example_id) for e in asked}
+    measured = [(request_id(point.id, e.example_id), n) for e, n in point.latency_items]
+    return Todo(
+        point,
+        frozenset(e for e, r in ids.items() if r not in present.request_ids),
+        sum(item not in present.latency for item in measured),
+    )
 
 
-def _engine(config: Config) -> Engine:
-    engine: Engine = hydra.utils.get_class(config.engine._target_)(config)
-    return engine
-
-
-def _run_group(engine: Engine, points: Sequence[Point]) -> dict[Path, str]:
-    """Run the missing requests of points that share an engine; failed points and why."""
-    stores = {p.dir: PointStore(p) for p in points}
-    try:
-        work = [_work(point, stores[point.dir]) for point in points]
-        total = sum(len(w.requests) for w in work)
-        with Meter(total, points[0].config.run.progress) as meter:
-            collector = Collector(work, stores, meter)
-            collector.consume(engine.generate([w for w in work if w.requests]))
-        return collector.failed
-    finally:
-        for store in stores.values():
-            store.close()
-
-
-def _work(point: Point, store: PointStore) -> PointWork:
-    """Open the point and find out which of its requests are not there yet."""
-    present = store.open()
-    examples = load_examples(point.manifest_dir)
-    requests = [Request(point, entry) for entry in point.manifest.entries]
-    missing = tuple((r, examples[r.entry.example_id]) for r in requests if r.id not in present)
-    return PointWork(point, missing)
+def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence[Outcome]) -> None:
+    """Decide from what is on disk what is complete; raises if not everything is."""
+    refused = [outcome.refused for outcome in outcomes if outcome.refused]
+    lost = [f"{outcome.unit}: {outcome.lost}" for outcome in outcomes if outcome.lost]
+    failed, incomplete = {}, []
+    for point in missing:
+        reason = PointStore(point).finish() or layout.read_failed(point.dir)
+        if reason is not None:
+            failed[point.id] = reason
+        elif not PointStore(point).is_done():
+            incomplete.append(point)
+    if refused:
+        raise UserError(refused[0])
+    if incomplete:
+        reason = lost[0] if lost else f"{incomplete[0].id}: some of its requests are not there"
+        raise RunFailedError(
+            f"{len(incomplete) + len(failed)} of {len(points)} points incomplete; {reason}; "
+            "type the same command again to redo only what is missing"
+        )
+    if failed:
+        first, reason = next(iter(failed.items()))
+        raise RunFailedError(
+            f"{len(failed)} of {len(points)} points failed, the others are complete; "
+            f"{first}: {reason}"
+        )

@@ -1,38 +1,47 @@
-"""From the engine's stream of responses to shards on disk, point by point."""
+"""From the engine's stream of results to shards on disk, point by point."""
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kvx.engines.base import PointFailed, PointWork, Response
+from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
 from kvx.points import Point
-from kvx.run.progress import Meter
+from kvx.run.progress import Advances
 from kvx.store.points import PointStore
 
 log = logging.getLogger(__name__)
 
 
 class Collector:
-    """Writes a shard every few requests or seconds, and finishes a point with its last request.
+    """Writes a shard every few requests or seconds, and finishes a point with its last one.
 
     `failed` holds the points that could not be completed, and why.
     """
 
     def __init__(
-        self, work: Sequence[PointWork], stores: dict[Path, PointStore], meter: Meter
+        self,
+        work: Sequence[PointWork],
+        stores: dict[Path, PointStore],
+        meter: Advances,
+        latency: Sequence[LatencyWork] = (),
     ) -> None:
         self.stores, self.meter = stores, meter
         self.failed: dict[Path, str] = {}
-        self._left = {w.point.dir: len(w.requests) for w in work}
-        self._pending: dict[Path, list[tuple[Response, datetime]]] = {w.point.dir: [] for w in work}
-        self._written = dict.fromkeys(self._pending, time.monotonic())
-        for item in work:
-            if not item.requests:  # killed between its last shard and DONE
-                self._complete(item.point)
+        self._left: Counter[Path] = Counter()
+        everything: list[PointWork | LatencyWork] = [*work, *latency]
+        for item in everything:
+            self._left[item.point.dir] += len(item.requests)
+        self._responses: dict[Path, list[tuple[Response, datetime]]] = {f: [] for f in self._left}
+        self._measured: dict[Path, list[tuple[Measurement, datetime]]] = {f: [] for f in self._left}
+        self._written = dict.fromkeys(self._left, time.monotonic())
+        for point in {item.point.dir: item.point for item in everything}.values():
+            if not self._left[point.dir]:  # killed between its last shard and DONE
+                self._complete(point)
 
-    def consume(self, items: Iterable[Response | PointFailed]) -> None:
+    def consume(self, items: Iterable[Response | Measurement | PointFailed]) -> None:
         """Take all the engine yields; what has arrived is written even if that is cut short."""
         try:
             for item in items:
@@ -41,26 +50,29 @@ class Collector:
                 else:
                     self._take(item)
         finally:
-            for folder in self._pending:
+            for folder in self._left:
                 self._flush(folder)
 
-    def _take(self, response: Response) -> None:
-        point = response.request.point
-        self._pending[point.dir].append((response, datetime.now(UTC)))
-        self._left[point.dir] -= 1
+    def _take(self, item: Response | Measurement) -> None:
+        point, now = item.request.point, datetime.now(UTC)
+        folder = point.dir
+        if isinstance(item, Response):
+            self._responses[folder].append((item, now))
+        else:
+            self._measured[folder].append((item, now))
+        self._left[folder] -= 1
         self.meter.advance(point.id)
         settings = point.config.run
-        waited_s = time.monotonic() - self._written[point.dir]
-        if self._left[point.dir] == 0:
+        pending = len(self._responses[folder]) + len(self._measured[folder])
+        waited_s = time.monotonic() - self._written[folder]
+        if self._left[folder] == 0:
             self._complete(point)
-        elif (
-            len(self._pending[point.dir]) >= settings.shard_requests or waited_s > settings.shard_s
-        ):
-            self._flush(point.dir)
+        elif pending >= settings.shard_requests or waited_s > settings.shard_s:
+            self._flush(folder)
 
     def _fail(self, failure: PointFailed) -> None:
         folder = failure.point.dir
-        self._pending[folder] = []
+        self._responses[folder], self._measured[folder] = [], []
         self.failed[folder] = failure.message
         self.stores[folder].fail(failure.message)
         log.error("run: point %s failed: %s", failure.point.id, failure.message)
@@ -73,7 +85,10 @@ class Collector:
             log.error("run: point %s failed: %s", point.id, reason)
 
     def _flush(self, folder: Path) -> None:
-        if self._pending[folder]:
-            self.stores[folder].write(self._pending[folder])
-            self._pending[folder] = []
+        if self._responses[folder]:
+            self.stores[folder].write(self._responses[folder])
+            self._responses[folder] = []
+        if self._measured[folder]:
+            self.stores[folder].write_latency(self._measured[folder])
+            self._measured[folder] = []
         self._written[folder] = time.monotonic()

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +18,12 @@ from rich.progress import (
 
 log = logging.getLogger(__name__)
 LOG_EVERY_S = 30.0
+
+
+class Advances(Protocol):
+    """What is told of each request that is done, and of whose point."""
+
+    def advance(self, what: str) -> None: ...
 
 
 class Meter:

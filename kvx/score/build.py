@@ -18,7 +18,8 @@ from kvx.points import experiment_dir
 from kvx.score.failures import classify_response
 from kvx.score.metrics import resolve
 from kvx.store import schemas
-from kvx.store.catalog import PointRecord, finished_points
+from kvx.store.catalog import PointRecord, finished_points, requests_of
+from kvx.store.layout import REQUESTS
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
@@ -50,12 +51,12 @@ def score_point(
 ) -> bool:
     """Score one point unless that was done for the same inputs; whether anything was written."""
     code = source_digest(Path(__file__).parent)
-    inputs = digest([code, record.done_sha256, names, answer_format], 16)
+    inputs = digest([code, record.content_sha256(REQUESTS), names, answer_format], 16)
     paths = [record.dir / "scores.parquet", record.dir / "failures.parquet"]
     if all(read_inputs(path) == inputs for path in paths):
         return False
     examples = load_examples(record.manifest_dir(output))
-    requests = record.requests().to_dict("records")
+    requests = requests_of([record]).to_dict("records")
     scores = [row for request in requests for row in score_request(request, examples, names)]
     failures = [f for r in requests if (f := failure_of(r, answer_format)) is not None]
     write_table(paths[1], failures, schemas.FAILURES, inputs)

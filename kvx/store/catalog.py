@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvx.errors import UserError
-from kvx.hashing import sha256_file
-from kvx.store.points import request_shards
+from kvx.hashing import digest
+from kvx.store import layout, schemas
+from kvx.store.layout import LATENCY, REQUESTS, TRACES, Done
 
 log = logging.getLogger(__name__)
+LATENCY_ONLY = "it has no answers, only latencies"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class PointRecord:
 
     dir: Path
     info: dict[str, Any]
+    done: Done
 
     @property
     def id(self) -> str:
@@ -34,13 +36,18 @@ class PointRecord:
     def is_full_cache(self) -> bool:
         return bool(self.info["budget_kind"] == "ratio" and self.info["budget"] == 1.0)
 
-    @cached_property
-    def done_sha256(self) -> str:
-        """Identity of everything the point measured: DONE lists the checksums of its shards."""
-        return sha256_file(self.dir / "DONE")
+    @property
+    def has_answers(self) -> bool:
+        return self.done.holds(REQUESTS)
 
-    def requests(self) -> pd.DataFrame:
-        return read_frame(request_shards(self.dir))
+    @property
+    def has_latency(self) -> bool:
+        return self.done.holds(LATENCY)
+
+    def content_sha256(self, *kinds: str) -> str:
+        """Identity of what the point measured; of `kinds` of it alone if any are given."""
+        names = [f"{kind}.parquet" for kind in kinds or (REQUESTS, TRACES, LATENCY)]
+        return digest([self.done.files[n]["sha256"] for n in names if n in self.done.files], 16)
 
     def manifest_dir(self, output: Path) -> Path:
         manifest = self.info["manifest"]
@@ -52,7 +59,8 @@ def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
     tables = []
     for path in paths:
         try:
-            tables.append(pq.read_table(path))
+            with pq.ParquetFile(path) as file:
+                tables.append(file.read())
         except (pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -62,23 +70,36 @@ def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
     return frame
 
 
-def finished_points(experiment: Path) -> list[PointRecord]:
-    """The experiment's complete points, sorted by id.
+def requests_of(points: Sequence[PointRecord]) -> pd.DataFrame:
+    """Every request of points that have answers."""
+    return read_frame([layout.merged(p.dir, REQUESTS) for p in points])
 
-    Unfinished and failed ones are left out and named in the log. Raises `UserError` if no point is
-    complete.
+
+def latency_of(points: Sequence[PointRecord]) -> pd.DataFrame:
+    """Every measurement of requests that ran alone; no row where nothing was measured."""
+    paths = [layout.merged(p.dir, LATENCY) for p in points if p.has_latency]
+    if paths:
+        return read_frame(paths)
+    empty: pd.DataFrame = schemas.LATENCY.empty_table().to_pandas()
+    return empty
+
+
+def finished_points(experiment: Path) -> list[PointRecord]:
+    """The experiment's complete points that have answers, sorted by id.
+
+    Others are left out and named in the log. Raises `UserError` if no point is left.
     """
-    left_out = unfinished_points(experiment)
-    records = [
-        PointRecord(folder, json.loads((folder / "point.json").read_text()))
-        for folder in sorted((experiment / "points").glob("*/"))
-        if folder.name not in left_out
-    ]
+    left_out, records = unfinished_points(experiment), answered_points(experiment)
     if left_out:
         log.warning(
-            "%d of %d points are unfinished or failed and left out: %s",
+            "%d of %d points are unfinished, failed or without answers, and left out: %s",
             len(left_out), len(left_out) + len(records), ", ".join(list(left_out)[:5]),
         )  # fmt: skip
+    if not records and LATENCY_ONLY in left_out.values():
+        raise UserError(
+            f"{experiment}: no finished point has answers, only latencies; run with "
+            "measure=quality or measure=both"
+        )
     if not records:
         raise UserError(
             f"{experiment}: no finished point; start with kvx.run and the same arguments"
@@ -86,12 +107,27 @@ def finished_points(experiment: Path) -> list[PointRecord]:
     return records
 
 
+def answered_points(experiment: Path) -> list[PointRecord]:
+    """As `finished_points`, silently and possibly empty."""
+    left_out = unfinished_points(experiment)
+    records = []
+    for folder in sorted((experiment / "points").glob("*/")):
+        done = layout.read_done(folder)
+        if folder.name not in left_out and done is not None:
+            info = json.loads((folder / "point.json").read_text())
+            records.append(PointRecord(folder, info, done))
+    return records
+
+
 def unfinished_points(experiment: Path) -> dict[str, str]:
     """Points that no table holds, and why."""
     reasons = {}
     for folder in sorted((experiment / "points").glob("*/")):
-        if (folder / "FAILED").exists():
-            reasons[folder.name] = "failed: " + (folder / "FAILED").read_text().strip()
-        elif not (folder / "DONE").is_file():
+        failed, done = layout.read_failed(folder), layout.read_done(folder)
+        if failed is not None:
+            reasons[folder.name] = f"failed: {failed}"
+        elif done is None:
             reasons[folder.name] = "unfinished"
+        elif not done.holds(REQUESTS):
+            reasons[folder.name] = LATENCY_ONLY
     return reasons

@@ -1,210 +1,308 @@
-"""One point's directory: shards, what is done, what is missing, and the lock on it.
+"""One point's directory: what is there, what is missing, and when it is complete.
 
-point.json               configuration, manifest and provenance
-requests-00000.parquet   one row per request (the truth)
-traces-00000.parquet     per-token signals of the same requests
-DONE                     the shards and their checksums, once nothing is missing
-FAILED                   why the point could not go on
-quarantine/              shards that could not be read
+point.json                        configuration, manifest and provenance
+requests-<writer>-00000.parquet   one row per request, while the point is worked on
+traces-<writer>-00000.parquet     per-token signals of the same requests
+latency-<writer>-00000.parquet    one row per request that ran alone
+requests.parquet ...              all of a kind in the manifest's order, once nothing is missing
+DONE                              these files, their sizes and checksums
+FAILED                            why the point could not go on
+quarantine/                       files that could not be read
 """
 
-import fcntl
 import json
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from kvx import provenance
 from kvx.data.tokenizer import model_hash
-from kvx.engines.base import Response
+from kvx.engines.base import Measurement, Response
 from kvx.errors import UserError
-from kvx.hashing import sha256_file
-from kvx.points import Point, Request, budget_label, resolved
-from kvx.store import schemas
-from kvx.store.shards import write_table, write_text
+from kvx.points import Point, budget_label, request_id, resolved
+from kvx.store import layout, locks, merge, schemas
+from kvx.store.layout import LATENCY, REQUESTS, TRACES, Done, Present, UnreadableError
+from kvx.store.rows import latency_row, request_row, trace_row
+from kvx.store.shards import write_arrow, write_table, write_text
 
 log = logging.getLogger(__name__)
-
-
-def request_shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("requests-*.parquet"))
-
-
-def _number(shard: Path) -> str:
-    """`00003` of requests-00003.parquet."""
-    return shard.stem.split("-")[1]
+FINISH_LOCK = ".finish.lock"
 
 
 class PointStore:
-    """Opened by one process at a time; what it holds survives a kill at any moment."""
+    """What it holds survives a kill at any moment, of any of its writers.
+
+    The parent of a run, which has claimed the point (`kvx.store.locks`), asks `recover` what is
+    there. Each worker has a writer's name of its own, which no other uses at the same time:
+    `resume`, any number of `write` and `write_latency`, `finish`, `close`.
+    """
 
     def __init__(self, point: Point) -> None:
         self.point = point
         self.dir = point.dir
-        self._lock: IO[str] | None = None
-        self._next = 0
+        self._writer = ""
+        self._next = {REQUESTS: 0, LATENCY: 0}
+        self._share: locks.Claim | None = None
 
     def is_done(self) -> bool:
-        """Whether every request is there and every shard is what it was when the point finished."""
-        done = self._read_done()
-        if done is None:
+        """Whether all that the configuration asks for is there, in the files it was left in.
+
+        Raises `UserError` if the point was run with another manifest.
+        """
+        done = layout.read_done(self.dir)
+        if done is None or not self._is_complete(done) or (self.dir / "FAILED").exists():
             return False
         self._check_manifest()
-        changed = self._changed(done)
+        changed = layout.changed(self.dir, done)
         for name in changed:
-            log.warning("run: %s is corrupt: not what it was when the point finished", name)
-        retry = self.point.config.run.retry_failed and done["without_response"] > 0
-        return not changed and not retry
+            log.warning(
+                "run: %s is corrupt: not what it was when the point finished", self.dir / name
+            )
+        return not changed and not self._has_something_to_retry(done)
 
-    def open(self) -> set[str]:
-        """Lock the point and return the ids of the requests that are already there.
+    def peek(self) -> Present:
+        """What is there, without touching anything: for planning."""
+        return layout.present(self.dir)
 
-        Unreadable or changed shards are moved to quarantine/, so that they are done again. Raises
-        `UserError` if another process holds the lock or the point was run with another manifest.
+    def recover(self) -> Present:
+        """Make the directory ready to be worked on; what is already there.
+
+        Only for who has claimed the point. Removes what killed writers left half written, moves
+        unreadable or changed files to quarantine/ so that they are done again, and takes DONE away
+        if something is missing. Raises `UserError` if the point was run with another manifest.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.dir / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{self.dir}: another process is working on this point; wait for it or stop it"
-            ) from None
         self._check_manifest()
-        for unfinished in self.dir.glob(".*.tmp"):  # of a process that was killed while writing
+        for unfinished in self.dir.glob(".*.tmp"):
             unfinished.unlink()
-        if (done := self._read_done()) is not None:
-            for name in self._changed(done):
-                self._quarantine(name.split("-")[1], "not what it was when the point finished")
-            (self.dir / "DONE").unlink()
         if (self.dir / "FAILED").exists():  # what a failed point measured cannot be trusted
-            for stale in [*self.dir.glob("*.parquet"), self.dir / "point.json"]:
-                stale.unlink(missing_ok=True)
-            (self.dir / "FAILED").unlink()
+            for stale in ["DONE", *_names(self.dir.glob("*.parquet")), "point.json", "FAILED"]:
+                (self.dir / stale).unlink(missing_ok=True)
+        if (done := layout.read_done(self.dir)) is not None:
+            changed = layout.changed(self.dir, done)
+            for name in changed:
+                self._quarantine(self.dir / name, "not what it was when the point finished")
+            self._remove_merged_shards(done, changed)
+            if changed or not self._is_complete(done) or self._has_something_to_retry(done):
+                (self.dir / "DONE").unlink()
+        else:
+            (self.dir / "DONE").unlink(missing_ok=True)
+        if not (self.dir / "DONE").exists():
+            self._check_files()
+            self._drop_failed()
         if not (self.dir / "point.json").exists():
             self._describe()
-        present = self._present()
-        taken = [_number(p) for p in request_shards(self.dir)]
-        self._next = max(map(int, taken), default=-1) + 1
-        return present
+        return layout.present(self.dir)
+
+    def resume(self, writer: str) -> Present:
+        """Join the point as `writer`; what is there now, whoever wrote it.
+
+        `writer` may have written before: its numbering goes on, what it left half written goes.
+        Raises `UserError` if another run keeps the point for itself.
+        """
+        self._share = locks.join(self.dir)
+        self._writer = writer
+        mine = f"{writer}-?????.parquet"
+        for kind in (REQUESTS, TRACES, LATENCY):
+            for unfinished in self.dir.glob(f".{kind}-{mine}.*.tmp"):
+                unfinished.unlink()
+        for trace in self.dir.glob(f"{TRACES}-{mine}"):
+            if not (self.dir / trace.name.replace(TRACES, REQUESTS, 1)).exists():
+                trace.unlink(missing_ok=True)  # its requests were never there
+        for kind in self._next:
+            taken = self.dir.glob(f"{kind}-{mine}")
+            numbers = [int(path.stem.rsplit("-", 1)[1]) for path in taken]
+            self._next[kind] = max(numbers, default=-1) + 1
+        return layout.present(self.dir)
 
     def close(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._share is not None:
+            self._share.close()
+            self._share = None
 
     def write(self, responses: Sequence[tuple[Response, datetime]]) -> None:
         """One new shard of requests, and of their traces.
 
         A killed write leaves nothing behind; one that is interrupted and repeated replaces itself.
         """
-        number = f"{self._next:05d}"
-        traces = [
-            {
-                "request_id": r.request.id, "token_ids": r.trace.token_ids,
-                "logprob": r.trace.logprob, "entropy_nats": r.trace.entropy_nats,
-            }
-            for r, _ in responses
-            if r.trace is not None
-        ]  # fmt: skip
+        path = self._shard(REQUESTS)
+        traces = [row for response, _ in responses if (row := trace_row(response)) is not None]
         if traces:
-            write_table(self.dir / f"traces-{number}.parquet", traces, schemas.TRACES)
-        rows = [_row(response, at) for response, at in responses]
-        write_table(self.dir / f"requests-{number}.parquet", rows, schemas.REQUESTS)
-        self._next += 1
+            write_table(layout.traces_of(path), traces, schemas.TRACES)
+        write_table(path, [request_row(*item) for item in responses], schemas.REQUESTS)
+        self._next[REQUESTS] += 1
+
+    def write_latency(self, measurements: Sequence[tuple[Measurement, datetime]]) -> None:
+        """One new shard of latencies."""
+        rows = [latency_row(*item) for item in measurements]
+        write_table(self._shard(LATENCY), rows, schemas.LATENCY)
+        self._next[LATENCY] += 1
+
+    def _shard(self, kind: str) -> Path:
+        return self.dir / f"{kind}-{self._writer}-{self._next[kind]:05d}.parquet"
 
     def finish(self) -> str | None:
-        """Mark the point complete; or failed, and why, if not one request got a response."""
-        columns = ["request_id", "has_response", "error_message"]
-        table = pq.read_table(request_shards(self.dir), columns=columns)
-        responses = sum(table["has_response"].to_pylist())
-        if responses == 0:
-            reason = f"every request failed ({table['error_message'][0].as_py()})"
-            self.fail(reason)
-            return reason
-        shards = [*request_shards(self.dir), *sorted(self.dir.glob("traces-*.parquet"))]
-        done = {
-            "requests": table.num_rows,
-            "without_response": table.num_rows - responses,
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "shards": {p.name: sha256_file(p) for p in shards},
-        }
-        write_text(self.dir / "DONE", json.dumps(done, indent=1) + "\n")
+        """Merge all shards and mark the point complete, if nothing is missing.
+
+        Any process may call this at any time. Returns why the point failed: now, because not one
+        request got a response, or before.
+        """
+        if self._is_surely_unfinished():
+            return layout.read_failed(self.dir)
+        with locks.alone(self.dir / FINISH_LOCK):
+            if (reason := layout.read_failed(self.dir)) is not None:
+                return reason
+            if layout.read_done(self.dir) is not None:
+                return None
+            try:
+                return self._merge()
+            except UnreadableError as error:
+                self._quarantine(error.path, str(error))
+            except FileNotFoundError:
+                log.debug("%s: merged by another process", self.dir)
         return None
 
     def fail(self, message: str) -> None:
-        """Mark the point failed; its numbers will not be used."""
+        """Mark the point failed, whoever else works on it; its numbers will not be used."""
+        with locks.alone(self.dir / FINISH_LOCK):
+            self._fail(message)
+
+    def _fail(self, message: str) -> None:
         write_text(self.dir / "FAILED", message + "\n")
+        (self.dir / "DONE").unlink(missing_ok=True)
 
-    def _read_done(self) -> dict[str, Any] | None:
+    def _is_surely_unfinished(self) -> bool:
+        """A cheap look that spares most calls of `finish` the reading of every shard."""
+        asked = {
+            REQUESTS: len(self.point.manifest.entries) if self.point.wants_answers else 0,
+            LATENCY: len(self.point.latency_items),
+        }
         try:
-            done: dict[str, Any] = json.loads((self.dir / "DONE").read_text())
-        except (OSError, json.JSONDecodeError):
+            return any(
+                sum(map(layout.count_rows, layout.files(self.dir, kind))) < n
+                for kind, n in asked.items()
+                if n
+            )
+        except (UnreadableError, FileNotFoundError):
+            return False
+
+    def _merge(self) -> str | None:
+        point = self.point
+        ids = [request_id(point.id, e.example_id) for e in point.manifest.entries]
+        answers, latency = merge.answers(self.dir, ids), merge.latency(self.dir, ids)
+        measured = _repeats(latency)
+        if point.wants_answers and answers is None:
             return None
-        return done
+        if not self._covers_latency(measured):
+            return None
+        failed = latency.num_rows - latency["error_type"].null_count
+        responses = 0 if answers is None else answers.responses
+        if responses == 0 and (answers is not None or failed == latency.num_rows):
+            reason = _first_error(latency if answers is None else answers.requests)
+            self._fail(f"every request failed ({reason})")
+            return layout.read_failed(self.dir)
+        kinds = []
+        if answers is not None:
+            # traces first: alone they are worth nothing, so a kill in between loses nothing
+            added = bool(layout.shards(self.dir, REQUESTS))
+            if answers.traces.num_rows:
+                kinds.append(self._put(TRACES, answers.traces, added))
+            kinds.append(self._put(REQUESTS, answers.requests, added))
+        # latencies that this run did not ask for, and that none has completed, wait in their shards
+        if point.wants_latency or layout.merged(self.dir, LATENCY).exists():
+            kinds.append(self._put(LATENCY, latency, bool(layout.shards(self.dir, LATENCY))))
+        keep = LATENCY in kinds
+        layout.write_done(
+            self.dir, kinds,
+            requests=0 if answers is None else answers.requests.num_rows,
+            without_response=0 if answers is None else answers.requests.num_rows - responses,
+            latency=measured if keep else {}, latency_failed=failed if keep else 0,
+        )  # fmt: skip
+        if (done := layout.read_done(self.dir)) is not None:
+            self._remove_merged_shards(done, ())
+        return None
 
-    def _changed(self, done: dict[str, Any]) -> list[str]:
-        """Shards that are gone or not what DONE says."""
-        return [
-            name
-            for name, checksum in done["shards"].items()
-            if not (self.dir / name).is_file() or sha256_file(self.dir / name) != checksum
+    def _put(self, kind: str, table: pa.Table, added: bool) -> str:
+        """Write the merged file, unless it is there and nothing was added to it."""
+        path = layout.merged(self.dir, kind)
+        if added or not path.exists():
+            write_arrow(path, table)
+        return kind
+
+    def _remove_merged_shards(self, done: Done, changed: Sequence[str]) -> None:
+        """Delete shards whose rows are in a merged file that is what it should be."""
+        for kinds in ((REQUESTS, TRACES), (LATENCY,)):
+            names = [layout.merged(self.dir, kind).name for kind in kinds]
+            if done.holds(kinds[0]) and not set(names) & set(changed):
+                for shard in [s for kind in kinds for s in layout.shards(self.dir, kind)]:
+                    shard.unlink(missing_ok=True)
+
+    def _is_complete(self, done: Done) -> bool:
+        asked = len(self.point.manifest.entries) if self.point.wants_answers else 0
+        return done.requests >= asked and self._covers_latency(done.latency)
+
+    def _covers_latency(self, measured: dict[str, list[int]]) -> bool:
+        return all(
+            repeat in measured.get(entry.example_id, ())
+            for entry, repeat in self.point.latency_items
+        )
+
+    def _has_something_to_retry(self, done: Done) -> bool:
+        lost = done.without_response if self.point.wants_answers else 0
+        return self.point.config.run.retry_failed and (
+            lost > 0 or (self.point.wants_latency and done.latency_failed > 0)
+        )
+
+    def _check_files(self) -> None:
+        """Move what is not sound away; traces without their requests were never there."""
+        for trace in layout.files(self.dir, TRACES):
+            if not (self.dir / trace.name.replace(TRACES, REQUESTS, 1)).exists():
+                trace.unlink()
+        for kind in (REQUESTS, TRACES, LATENCY):
+            for path in layout.files(self.dir, kind):
+                try:
+                    layout.read(path, kind)
+                except UnreadableError as error:
+                    self._quarantine(path, str(error))
+
+    def _drop_failed(self) -> None:
+        """With `run.retry_failed`, take the rows without a result out, so that they are redone."""
+        if not self.point.config.run.retry_failed:
+            return
+        asked = {REQUESTS: self.point.wants_answers, LATENCY: self.point.wants_latency}
+        for kind in (kind for kind, wanted in asked.items() if wanted):
+            for path in layout.files(self.dir, kind):
+                table = layout.read(path, kind)
+                kept = table.filter(pc.is_null(table["error_type"]))
+                if kept.num_rows < table.num_rows:
+                    write_arrow(path, kept)
+
+    def _quarantine(self, path: Path, reason: str) -> None:
+        """Move a file aside, requests together with their traces, so that it is done again."""
+        kind, dash, rest = path.stem.partition("-")
+        names = [
+            f"{k}{dash}{rest}" for k in ((LATENCY,) if kind == LATENCY else (REQUESTS, TRACES))
         ]
-
-    def _present(self) -> set[str]:
-        """Ids of the requests in sound shards; what is not sound is moved away."""
-        for trace in self.dir.glob("traces-*.parquet"):
-            if not (self.dir / f"requests-{_number(trace)}.parquet").exists():
-                trace.unlink()  # killed between the two: its requests were never there
-        present: set[str] = set()
-        for shard in request_shards(self.dir):
-            try:
-                table = pq.read_table(shard)
-                trace = self.dir / f"traces-{_number(shard)}.parquet"
-                if trace.exists():
-                    pq.read_table(trace)
-                ids = set(table.column("request_id").to_pylist())
-            except (pa.ArrowException, OSError, KeyError) as error:
-                self._quarantine(
-                    _number(shard), (str(error) or type(error).__name__).splitlines()[0]
-                )
-                continue
-            if ids & present:
-                self._quarantine(_number(shard), "holds requests that another shard holds too")
-                continue
-            if self.point.config.run.retry_failed:
-                ids = self._drop_failed(shard, table)
-            present |= ids
-        return present
-
-    def _drop_failed(self, shard: Path, table: pa.Table) -> set[str]:
-        """Take the requests without a response out of a shard; the ids that stay."""
-        rows = table.to_pylist()
-        kept = [row for row in rows if row["has_response"]]
-        if len(kept) < len(rows):
-            write_table(shard, kept, schemas.REQUESTS)
-        return {row["request_id"] for row in kept}
-
-    def _quarantine(self, number: str, reason: str) -> None:
-        """Move a shard of requests and its traces aside, so that they are done again."""
         folder = self.dir / "quarantine"
         folder.mkdir(exist_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        number = number.removesuffix(".parquet")
-        for shard in self.dir.glob(f"*-{number}.parquet"):
-            log.warning("run: %s is corrupt (%s); quarantined and redone", shard, reason)
-            shard.rename(folder / f"{shard.stem}.{stamp}.parquet")
+        for file in (self.dir / f"{name}.parquet" for name in names):
+            if file.exists():
+                log.warning("run: %s is corrupt (%s); quarantined and redone", file, reason)
+                file.rename(folder / f"{file.stem}.{stamp}.parquet")
 
     def _check_manifest(self) -> None:
         path = self.dir / "point.json"
-        if not path.exists():
+        try:
+            ran_with = json.loads(path.read_text())["manifest"]["sha256"]
+        except FileNotFoundError:
             return
-        ran_with = json.loads(path.read_text())["manifest"]["sha256"]
         if ran_with != self.point.manifest.sha256:
             raise UserError(
                 f"{path}: was run with another manifest ({ran_with[:8]}, now "
@@ -244,31 +342,18 @@ class PointStore:
         write_text(self.dir / "point.json", json.dumps(described, indent=1) + "\n")
 
 
-def _row(response: Response, finished: datetime) -> dict[str, Any]:
-    request: Request = response.request
-    entry, timing, kv = request.entry, response.timing, response.kv
-    reason = request.point.degenerate_reason(entry.compressed_tokens)
-    row: dict[str, Any] = {
-        "request_id": request.id, "point_id": request.point.id, "example_id": entry.example_id,
-        "cluster": entry.cluster, "bin": entry.bin, "context_tokens": entry.context_tokens,
-        "prompt_tokens": entry.prompt_tokens, "compressed_tokens": entry.compressed_tokens,
-        "has_response": response.has_response, "budget_verified": response.budget_verified,
-        "degenerate": reason is not None, "degenerate_reason": reason, "finished_at": finished,
-        "text": response.text, "token_ids": response.token_ids,
-        "output_tokens": None if response.token_ids is None else len(response.token_ids),
-        "finish_reason": response.finish_reason, "error_type": response.error_type,
-        "error_message": response.error_message, "peak_memory_bytes": response.peak_memory_bytes,
-    }  # fmt: skip
-    if timing is not None:
-        row |= {
-            "ttft_s": timing.ttft_s, "tpot_s": timing.tpot_s, "latency_s": timing.latency_s,
-            "prefill_s": timing.prefill_s, "decode_s": timing.decode_s,
-        }  # fmt: skip
-    if kv is not None:
-        row |= {
-            "kv_entries_nominal": kv.entries_nominal, "kv_entries_effective": kv.entries_effective,
-            "kv_entries_physical": kv.entries_physical, "kv_bytes_nominal": kv.bytes_nominal,
-            "kv_bytes_effective": kv.bytes_effective, "kv_bytes_physical": kv.bytes_physical,
-            "kv_bytes_full": kv.bytes_full, "kv_bytes_peak": kv.bytes_peak,
-        }  # fmt: skip
-    return row
+def _names(paths: Iterable[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def _repeats(latency: pa.Table) -> dict[str, list[int]]:
+    """The repeats of each example in a table of latencies."""
+    found: dict[str, list[int]] = defaultdict(list)
+    examples, repeats = latency["example_id"].to_pylist(), latency["repeat"].to_pylist()
+    for example_id, repeat in zip(examples, repeats, strict=True):
+        found[example_id].append(repeat)
+    return dict(found)
+
+
+def _first_error(table: pa.Table) -> Any:
+    return next((m for m in table["error_message"].to_pylist() if m is not None), "no request")

@@ -54,6 +54,20 @@ TRACES = _schema(
     {},
 )  # fmt: skip
 
+# one row per measurement: a request that ran alone, for its times and memory
+LATENCY = _schema(
+    {
+        "request_id": S, "point_id": S, "example_id": S, "bin": I32, "repeat": I32,
+        "prompt_tokens": I32, "compressed_tokens": I32, "warmup": I32, "machine": S,
+        "finished_at": pa.timestamp("us", tz="UTC"),
+    },
+    {
+        "ttft_s": F64, "tpot_s": F64, "latency_s": F64, "prefill_s": F64, "decode_s": F64,
+        "output_tokens": I32, "kv_bytes_peak": I64, "peak_memory_bytes": I64,
+        "error_type": S, "error_message": S,
+    },
+)  # fmt: skip
+
 SCORES = _schema(
     {
         "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32, "metric": S,
@@ -82,6 +96,7 @@ BIN_STATS = _schema(
         **_SERIES, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32, "metric": S,
         "primary": B, "n": I64, "n_clusters": I64, "n_requests": I64, "n_responses": I64,
         "n_failures": I64, "n_truncated": I64, "n_degenerate": I64, "budget_verified": B,
+        "n_latency": I64, "n_latency_failed": I64,
     },
     {
         "mean": F64, "sd": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,

@@ -49,6 +49,11 @@ def write_table(
     table = pa.Table.from_pylist(list(rows), schema=schema)
     if inputs is not None:
         table = table.replace_schema_metadata({INPUTS_KEY: inputs.encode()})
+    write_arrow(path, table)
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write a table as it is. Raises `OSError` if the disk is full."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_bytes(path, sink.getvalue().to_pybytes())

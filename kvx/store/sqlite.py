@@ -9,15 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-TELEMETRY = (
-    "ttft_s", "tpot_s", "latency_s", "prefill_s", "decode_s", "output_tokens", "kv_entries_nominal",
-    "kv_entries_effective", "kv_entries_physical", "kv_bytes_nominal", "kv_bytes_effective",
-    "kv_bytes_physical", "kv_bytes_full", "kv_bytes_peak", "peak_memory_bytes", "budget_verified",
-    "degenerate", "degenerate_reason",
-)  # fmt: skip
 REQUEST = (
     "request_id", "point_id", "example_id", "bin", "context_tokens", "prompt_tokens",
-    "compressed_tokens", "finished_at",
+    "compressed_tokens", "finished_at", "kv_entries_nominal", "kv_entries_effective",
+    "kv_entries_physical", "kv_bytes_nominal", "kv_bytes_effective", "kv_bytes_physical",
+    "kv_bytes_full", "kv_bytes_peak", "budget_verified", "degenerate", "degenerate_reason",
 )  # fmt: skip
 RESPONSE = ("request_id", "text", "finish_reason", "output_tokens")
 
@@ -37,13 +33,13 @@ def export(path: Path, tables: dict[str, pd.DataFrame]) -> None:
         raise
 
 
-def request_tables(requests: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The requests shards, normalised into requests, responses and telemetry."""
+def request_tables(requests: pd.DataFrame, latency: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Requests (with their proved budgets), responses, and telemetry: what ran alone for times."""
     answered = requests[requests["has_response"]]
     return {
         "requests": requests[list(REQUEST)],
         "responses": answered[list(RESPONSE)],
-        "telemetry": requests[["request_id", *TELEMETRY]],
+        "telemetry": latency,
     }
 
 

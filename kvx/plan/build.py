@@ -1,0 +1,203 @@
+"""What a run would do: points, requests, what is there already, memory and time."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from kvx.config import Config, PlanFormat
+from kvx.data.tokenizer import model_hash
+from kvx.plan.cost import calibrate, kv_bytes_per_token, largest_prompts, runs_dir
+from kvx.points import Point, budget_label, experiment_dir, request_id
+from kvx.run.bundle import plan as points_of
+from kvx.run.units import by_engine
+from kvx.store.journal import latest_rate
+from kvx.store.points import PointStore
+from kvx.words import byte_count, duration
+
+WIDTH = 100
+
+
+@dataclass
+class Group:
+    """Points of one model, dataset and press; `*_left` is what a run would still do."""
+
+    model: str
+    dataset: str
+    press: str
+    points: int = 0
+    points_done: int = 0
+    requests: int = 0
+    requests_left: int = 0
+    latencies: int = 0
+    latencies_left: int = 0
+    prompt_tokens_left: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """KV bytes of the largest prompt of each bin, at one budget."""
+
+    model: str
+    dataset: str
+    budget: str
+    bin_tokens: list[int]
+    bin_bytes: list[int]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds for the answers that are left, by one process; None if nothing is known."""
+
+    model: str
+    seconds: float | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    experiments: list[str]
+    groups: list[Group]
+    jobs: str
+    memory: list[Memory]
+    estimates: list[Estimate]
+
+
+def print_plan(configs: Sequence[Config]) -> None:
+    """Print what a run of `configs` would do. Builds a manifest only if there is none yet."""
+    plan = make_plan(points_of(configs))
+    if configs[0].plan.format is PlanFormat.json:
+        print(json.dumps(asdict(plan), indent=1))
+    else:
+        _show(plan, Console(width=max(Console().width, WIDTH)))
+
+
+def make_plan(points: Sequence[Point]) -> Plan:
+    """Read what is there of `points`; loads no model unless `plan.calibrate` asks for it."""
+    groups: dict[tuple[str, str, str], Group] = {}
+    left_tokens: dict[str, int] = {}
+    for point in points:
+        key = (point.config.model.name, point.manifest.dataset_id, point.config.press.name)
+        tokens = _add(groups.setdefault(key, Group(*key)), point)
+        left_tokens[key[0]] = left_tokens.get(key[0], 0) + tokens
+    return Plan(
+        experiments=sorted({str(experiment_dir(p.config)) for p in points}),
+        groups=list(groups.values()),
+        jobs=jobs_line(points),
+        memory=_memory(points),
+        estimates=[
+            _estimate([p for p in points if p.config.model.name == model], tokens)
+            for model, tokens in left_tokens.items()
+        ],
+    )
+
+
+def jobs_line(points: Sequence[Point]) -> str:
+    """How the work is spread over processes."""
+    return f"one process, models loaded one after another: {len(by_engine(points))}"
+
+
+def _add(group: Group, point: Point) -> int:
+    """Count a point into its group; the prompt tokens of its answers that are missing."""
+    store, entries = PointStore(point), point.manifest.entries
+    group.points += 1
+    group.requests += len(entries) if point.wants_answers else 0
+    group.latencies += len(point.latency_items)
+    if store.is_done():
+        group.points_done += 1
+        return 0
+    present = store.peek()
+    missing = [e for e in entries if request_id(point.id, e.example_id) not in present.request_ids]
+    tokens = sum(e.prompt_tokens for e in missing) if point.wants_answers else 0
+    group.requests_left += len(missing) if point.wants_answers else 0
+    group.latencies_left += sum(
+        (request_id(point.id, e.example_id), repeat) not in present.latency
+        for e, repeat in point.latency_items
+    )
+    group.prompt_tokens_left += tokens
+    return tokens
+
+
+def _memory(points: Sequence[Point]) -> list[Memory]:
+    rows: dict[tuple[str, str, str], Memory] = {}
+    for point in points:
+        model, dataset = point.config.model, point.manifest.dataset_id
+        key = (model.name, dataset, budget_label(point.config.budget))
+        if key in rows or (per_token := kv_bytes_per_token(model)) is None:
+            continue
+        largest = [n for _, n in sorted(largest_prompts(point.manifest).items())]
+        kept = [point.kept_tokens(n) * per_token for n in largest]
+        full = (model.name, dataset, "1")
+        rows.setdefault(full, Memory(*full, largest, [n * per_token for n in largest]))
+        rows.setdefault(key, Memory(*key, largest, kept))
+    return list(rows.values())
+
+
+def _estimate(points: Sequence[Point], tokens: int) -> Estimate:
+    config = points[0].config
+    name = config.model.name
+    if tokens == 0:
+        return Estimate(name, 0.0, "no answer is missing")
+    if config.plan.calibrate:
+        per_token = calibrate(points)
+        how = (
+            f"at most: {per_token * 1000:.2f} ms per prompt token, measured on one short prompt "
+            "alone; points that share prefills take less"
+        )
+        return Estimate(name, tokens * per_token, how)
+    rate = latest_rate(runs_dir(points[0]), model_hash(config.model))
+    if rate is None:
+        how = (
+            "no earlier run of this model to estimate from; plan.calibrate=true measures one prompt"
+        )
+        return Estimate(name, None, how)
+    per_s = rate.prompt_tokens / rate.seconds
+    how = (
+        f"one process at {per_s:,.0f} prompt tokens/s, as in {rate.requests} requests of "
+        f"{rate.points} points on {rate.machine} ({rate.at[:10]})"
+    )
+    return Estimate(name, tokens / per_s, how)
+
+
+def _show(plan: Plan, console: Console) -> None:
+    console.print(f"experiment: {', '.join(plan.experiments)}", soft_wrap=True, highlight=False)
+    console.print()
+    table = _table("model", "dataset", "press", "points", "done", "requests", "left")
+    timed = any(group.latencies for group in plan.groups)
+    for name in ("latencies", "left") if timed else ():
+        table.add_column(name, justify="right")
+    for g in plan.groups:
+        numbers = [g.points, g.points_done, g.requests, g.requests_left]
+        numbers += [g.latencies, g.latencies_left] if timed else []
+        table.add_row(g.model, g.dataset, g.press, *(f"{n:,}" for n in numbers))
+    total = [
+        sum(getattr(g, name) for g in plan.groups)
+        for name in ("points", "points_done", "requests", "requests_left", "latencies",
+                     "latencies_left")
+    ]  # fmt: skip
+    if len(plan.groups) > 1:
+        table.add_row("all", "", "", *(f"{n:,}" for n in total[: None if timed else 4]))
+    console.print(table)
+    console.print(f"jobs: {plan.jobs}", highlight=False)
+    for model, dataset in dict.fromkeys((m.model, m.dataset) for m in plan.memory):
+        rows = [m for m in plan.memory if (m.model, m.dataset) == (model, dataset)]
+        about = f"\nKV cache of {model} on {dataset}, for the largest prompt of each bin"
+        console.print(about, highlight=False)
+        table = _table("budget", *(f"{n} tokens" for n in rows[0].bin_tokens))
+        for row in rows:
+            table.add_row(row.budget, *map(byte_count, row.bin_bytes))
+        console.print(table)
+    console.print()
+    for e in plan.estimates:
+        time = "time: unknown" if e.seconds is None else f"time: about {duration(e.seconds)}"
+        console.print(f"{time} for the answers of {e.model} ({e.how})", highlight=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="")
+    text = ("model", "dataset", "press", "budget")
+    for name in columns:
+        table.add_column(name, justify="left" if name in text else "right", no_wrap=True)
+    return table

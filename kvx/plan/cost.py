@@ -1,0 +1,68 @@
+"""What a plan can say about memory and time without loading a model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+
+from kvx.config import ModelConfig
+from kvx.data.manifest import Manifest, load_examples
+from kvx.data.tokenizer import model_dir
+from kvx.engines.base import Engine, LatencyWork, PointFailed
+from kvx.errors import RunFailedError
+from kvx.points import Point, Request
+
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def kv_bytes_per_token(model: ModelConfig) -> int | None:
+    """Bytes of keys and values per token: 2 · layers · KV heads · head dimension · item size.
+
+    From the model's config.json; None for a model whose config.json does not say.
+    """
+    raw: dict[str, Any] = json.loads((model_dir(model) / "config.json").read_text())
+    config = {**raw, **raw.get("text_config", {})}
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    item = ITEM_BYTES.get(str(dtype) if model.dtype == "auto" else model.dtype)
+    heads = config.get("num_attention_heads")
+    layers, kv_heads = config.get("num_hidden_layers"), config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim")
+    if head_dim is None and heads and config.get("hidden_size"):
+        head_dim = config["hidden_size"] // heads
+    if not (item and layers and kv_heads and head_dim):
+        return None
+    return int(2 * layers * kv_heads * head_dim * item)
+
+
+def largest_prompts(manifest: Manifest) -> dict[int, int]:
+    """Tokens of the largest compressed prompt part in each bin."""
+    largest: dict[int, int] = {}
+    for entry in manifest.entries:
+        largest[entry.bin] = max(largest.get(entry.bin, 0), entry.compressed_tokens)
+    return largest
+
+
+def calibrate(points: Sequence[Point]) -> float:
+    """Seconds per prompt token of the shortest prompt, alone at batch 1, after a warm-up.
+
+    Loads the model. Raises `RunFailedError` if the request fails.
+    """
+    point = points[0]
+    engine: Engine = hydra.utils.get_class(point.config.engine._target_)(point.config)
+    engine.check([point])
+    entry = min(point.manifest.entries, key=lambda e: e.prompt_tokens)
+    example = load_examples(point.manifest_dir)[entry.example_id]
+    work = LatencyWork(point, ((Request(point, entry), example, 0),))
+    measured = next(engine.measure([work]))
+    if isinstance(measured, PointFailed):
+        raise RunFailedError(f"calibration: {measured.message}")
+    if measured.timing is None:
+        raise RunFailedError(f"calibration: {measured.error_message}")
+    return measured.timing.latency_s / entry.prompt_tokens
+
+
+def runs_dir(point: Point) -> Path:
+    """Where every experiment of this output directory lies."""
+    return Path(point.config.paths.output) / "runs"

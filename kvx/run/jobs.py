@@ -1,0 +1,88 @@
+"""SLURM jobs that were submitted for an experiment, and which of them still wait or run.
+
+Kept in `jobs.json` of the experiment, so that a second command does not do the same work again.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kvx.errors import UserError
+from kvx.points import Point, experiment_dir
+from kvx.store.shards import write_text
+
+RECORD = "jobs.json"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One sweep's jobs: SLURM's ids (`12` stands for all of array 12), and where their logs are."""
+
+    job_ids: list[str]
+    point_ids: list[str]
+    logs: str
+    submitted_at: str
+
+
+def experiments(points: Iterable[Point]) -> dict[Path, list[str]]:
+    """The points' ids by experiment directory."""
+    found: dict[Path, list[str]] = {}
+    for point in points:
+        found.setdefault(experiment_dir(point.config), []).append(point.id)
+    return found
+
+
+def read(folder: Path) -> list[Submission]:
+    """What was submitted for the experiment in `folder`."""
+    try:
+        entries: list[dict[str, Any]] = json.loads((folder / RECORD).read_text())
+        return [Submission(**entry) for entry in entries]
+    except (OSError, json.JSONDecodeError, TypeError):
+        return []
+
+
+def remember(folder: Path, submission: Submission) -> None:
+    """Add to the experiment's record; what is over is dropped from it."""
+    before = read(folder)
+    active = active_jobs(i for entry in before for i in entry.job_ids)
+    kept = [e for e in before if active is None or _running(e.job_ids, active)]
+    entries = [asdict(entry) for entry in (*kept, submission)]
+    write_text(folder / RECORD, json.dumps(entries, indent=1) + "\n")
+
+
+def active_jobs(job_ids: Iterable[str]) -> dict[str, str] | None:
+    """State of those jobs (array elements one by one) that wait or run; None if SLURM is silent."""
+    wanted = sorted({job_id.partition("_")[0] for job_id in job_ids})
+    if not wanted:
+        return {}
+    # not by -j: one unknown id among them, and squeue names none
+    command = ["squeue", "--me", "-h", "-r", "-o", "%i|%T"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    if asked.returncode:
+        return None
+    states = dict(line.split("|", 1) for line in asked.stdout.split())
+    return {job: state for job, state in states.items() if job.partition("_")[0] in wanted}
+
+
+def _running(job_ids: Sequence[str], active: dict[str, str]) -> bool:
+    return any(job.partition("_")[0] in job_ids for job in active)
+
+
+def refuse_if_submitted(points: Sequence[Point]) -> None:
+    """Raises `UserError` if jobs submitted earlier still wait for or work on any of the points."""
+    for folder, ids in experiments(points).items():
+        ours = [s for s in read(folder) if not set(s.point_ids).isdisjoint(ids)]
+        active = active_jobs(i for s in ours for i in s.job_ids)
+        busy = [i for s in ours for i in s.job_ids if active and _running([i], active)]
+        if busy:
+            many = "jobs" if len(busy) > 1 else "job"
+            raise UserError(
+                f"SLURM {many} {', '.join(busy)} still wait for or work on these points; "
+                f"let them end, or end them with: scancel {' '.join(busy)}"
+            )

@@ -1,0 +1,24 @@
+"""Who works on a sweep: this process, processes of this machine, or SLURM jobs."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kvx.points import Point
+from kvx.run.units import Outcome, Unit
+
+
+class Pool(Protocol):
+    def check(self, points: Sequence[Point]) -> None:
+        """Raises `UserError` for points that cannot be run, as far as that shows from here."""
+        ...
+
+    def slices(self, points: Sequence[Point]) -> int:
+        """How many slices the examples should be cut into."""
+        ...
+
+    def run(self, units: Sequence[Unit]) -> list[Outcome]:
+        """Work on all units (at least one), those that measure latency alone and last; one outcome for each.
+
+        Raises `Submitted` where the work goes on without us.
+        """
+        ...

@@ -1,0 +1,182 @@
+"""hydra/launcher=kvx_local: worker processes of this machine, one per GPU or as many as asked for.
+
+A worker that dies loses the slice it was working on, at most what it had not yet written of it; a
+new one takes its place as long as there are slices left.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+
+from kvx.config import Measure
+from kvx.errors import UserError
+from kvx.points import Point
+from kvx.run.progress import Meter
+from kvx.run.units import Outcome, Unit
+
+log = logging.getLogger(__name__)
+SLICES_PER_WORKER = 2  # the last ones to finish wait for less, and a dead worker loses less
+CORES_PER_WORKER = 4
+PATIENCE_S = 30.0  # for workers that were asked to end
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; without torch."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what a container or a job may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class _Worker:
+    number: int
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    unit: Unit | None = None
+
+    def __str__(self) -> str:
+        return f"worker {self.number} (pid {self.process.pid})"
+
+
+class Local:
+    def __init__(self, workers: int | None = None, slices: int | None = None) -> None:
+        for name, value in (("workers", workers), ("slices", slices)):
+            if value is not None and value < 1:
+                raise UserError(f"hydra.launcher.{name}={value}: must be at least 1")
+        self.gpus = visible_gpus()
+        self.workers = workers or len(self.gpus) or max(1, usable_cores() // CORES_PER_WORKER)
+        self.n_slices = slices or SLICES_PER_WORKER * self.workers
+
+    def check(self, points: Sequence[Point]) -> None:
+        """The workers do that: this process loads no model."""
+
+    def slices(self, points: Sequence[Point]) -> int:
+        return self.n_slices
+
+    def run(self, units: Sequence[Unit]) -> list[Outcome]:
+        answers = deque(u for u in units if u.measure is not Measure.latency)
+        alone = deque(u for u in units if u.measure is Measure.latency)
+        alone.reverse()  # the model that was loaded last comes first
+        total = sum(unit.n_requests for unit in units)
+        show = units[0].configs[0].run.progress
+        workers: dict[int, _Worker] = {}
+        try:
+            with Meter(total, show) as meter:
+                done = self._run(answers, self.workers, workers, meter)
+                # one GPU each is alone enough, one core each is not
+                done += self._run(alone, min(len(self.gpus) or 1, self.workers), workers, meter)
+        except BaseException:
+            _end(workers.values(), interrupt=True)
+            raise
+        _end(workers.values(), interrupt=False)
+        return done
+
+    def _run(
+        self, queue: deque[Unit], width: int, workers: dict[int, _Worker], meter: Meter
+    ) -> list[Outcome]:
+        """Hand out units to at most `width` workers until all have an outcome."""
+        outcomes: list[Outcome] = []
+        while queue or any(w.unit is not None for w in workers.values()):
+            busy = [w for w in workers.values() if w.unit is not None]
+            while queue and len(busy) < width:
+                worker = self._idle(workers)
+                worker.unit = queue.popleft()
+                busy.append(worker)
+                try:
+                    worker.connection.send(worker.unit)
+                except OSError:  # it died while idle: found out below
+                    log.debug("%s does not listen", worker)
+            for connection in wait([w.connection for w in busy]):
+                worker = next(w for w in busy if w.connection is connection)
+                outcome = _receive(worker, meter)
+                if outcome is not None:
+                    outcomes.append(outcome)
+                    worker.unit = None
+                    if outcome.lost is not None and worker.process.poll() is not None:
+                        del workers[worker.number]
+                        log.error("run: %s: %s", outcome.unit, outcome.lost)
+        return outcomes
+
+    def _idle(self, workers: dict[int, _Worker]) -> _Worker:
+        for worker in list(workers.values()):
+            if worker.unit is None and worker.process.poll() is None:
+                return worker
+            if worker.unit is None:
+                worker.connection.close()
+                del workers[worker.number]
+        number = next(n for n in range(self.workers) if n not in workers)
+        workers[number] = self._start(number)
+        return workers[number]
+
+    def _start(self, number: int) -> _Worker:
+        """A fresh interpreter: no lock, thread or CUDA context of ours."""
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.curdir for p in sys.path)}
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
+        cores = max(1, usable_cores() // self.workers)
+        environment.setdefault("OMP_NUM_THREADS", str(cores))
+        here, there = Pipe()
+        with there:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kvx.run.worker", str(there.fileno())],
+                env=environment, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL,
+                process_group=0,  # a terminal's Ctrl-C is ours to pass on, once
+            )  # fmt: skip
+        worker = _Worker(number, process, here)
+        where = f" on GPU {environment['CUDA_VISIBLE_DEVICES']}" if self.gpus else ""
+        log.info("run: %s started%s", worker, where)
+        return worker
+
+
+def _receive(worker: _Worker, meter: Meter) -> Outcome | None:
+    """The outcome of the worker's unit; None for mere progress."""
+    assert worker.unit is not None
+    try:
+        message = worker.connection.recv()
+    except (EOFError, OSError):
+        worker.connection.close()
+        code = worker.process.wait()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return Outcome(worker.unit, lost=f"{worker} {how}")
+    if isinstance(message, Outcome):
+        return message
+    meter.advance(message)
+    return None
+
+
+def _end(workers: Iterable[_Worker], interrupt: bool) -> None:
+    """Let workers go; those that are at work write what they have first."""
+    for worker in workers:
+        if interrupt:
+            worker.process.send_signal(signal.SIGINT)
+        else:
+            try:
+                worker.connection.send(None)
+            except OSError:
+                log.debug("%s is gone", worker)
+    try:
+        for worker in workers:
+            worker.process.wait(PATIENCE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        for worker in workers:
+            worker.process.kill()
+            worker.process.wait()
+    for worker in workers:
+        worker.connection.close()

@@ -1,0 +1,228 @@
+"""hydra/launcher=kvx_slurm: jobs of SLURM arrays, each with its slice of the examples.
+
+Array element k takes slice k of every model and manifest, one model after the other; latencies come
+in jobs of their own when all answers are there. What is done is decided from our own files: SLURM
+is only asked whether jobs are still in the queue, by `squeue`, so no accounting is needed.
+"""
+
+import logging
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kvx.config import Measure
+from kvx.errors import Submitted, UserError
+from kvx.points import Point, experiment_dir
+from kvx.run import jobs
+from kvx.run.progress import Meter
+from kvx.run.units import Outcome, Unit
+
+log = logging.getLogger(__name__)
+# known to submitit by these names, everything else with `slurm_` in front
+PLAIN = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes",
+         "name", "stderr_to_stdout")  # fmt: skip
+PAUSE_S = (0.5, 15.0)  # between two looks at the queue: at first, at most
+SETTLE_S = 5.0  # until files of jobs that left the queue are seen here
+Work = tuple[Unit, ...]
+
+
+class SlurmWorker:
+    """What an array element runs."""
+
+    def __call__(self, units: Work) -> list[Outcome]:
+        from kvx.run.worker import attempt, interrupted, log_to_stderr
+
+        if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
+            os.environ.setdefault("OMP_NUM_THREADS", cores)
+        # cancelled or pre-empted: write what there is in the seconds before SIGKILL
+        signal.signal(signal.SIGTERM, interrupted)
+        log_to_stderr()
+        return [attempt(unit, Meter(unit.n_requests, show=False)) for unit in units]
+
+    def checkpoint(self, units: Work) -> Any:
+        """Out of time: submitit queues the same work again, which finds what is done."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, units)
+
+
+class Slurm:
+    """`settings` are those of submitit's SLURM launcher."""
+
+    def __init__(self, slices: int | None, wait: bool, **settings: Any) -> None:
+        for name in ("nodes", "tasks_per_node"):
+            if settings[name] != 1:
+                raise UserError(
+                    f"hydra.launcher.{name}={settings[name]}: a job is one worker; set "
+                    "hydra.launcher.slices to have more of them"
+                )
+        if slices is not None and slices < 1:
+            raise UserError(f"hydra.launcher.slices={slices}: must be at least 1")
+        self.n_slices, self.wait, self.settings = slices, wait, settings
+        self.folder = Path(settings["submitit_folder"]).absolute()
+        self.points: list[Point] = []
+
+    def check(self, points: Sequence[Point]) -> None:
+        """The workers check the points: a login node loads no model."""
+        if missing := [name for name in ("sbatch", "squeue") if shutil.which(name) is None]:
+            raise UserError(
+                f"hydra/launcher=kvx_slurm: there is no {missing[0]} here; "
+                "type the command on a machine of the cluster"
+            )
+
+    def slices(self, points: Sequence[Point]) -> int:
+        self.points = list(points)
+        parallel = int(self.settings["array_parallelism"])
+        return self.n_slices or max(1, min(room(self.settings), parallel))
+
+    def run(self, units: Sequence[Unit]) -> list[Outcome]:
+        by_slice: dict[str, list[Unit]] = {}
+        for unit in units:
+            if unit.measure is not Measure.latency:
+                by_slice.setdefault(unit.writer.partition("of")[0], []).append(unit)
+        submitted = self._submit([tuple(same) for same in by_slice.values()])
+        alone = [(unit,) for unit in units if unit.measure is Measure.latency]
+        if alone:
+            submitted += self._submit(alone, after=_ids(submitted))
+        where = ", ".join(_ids(submitted))
+        self._say_where(len(submitted), where)
+        try:
+            _wait([job for job, _ in submitted])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; SLURM goes on with {where}; when its jobs have ended, type the same "
+                f"command again, or end them with: scancel {where.replace(',', '')}"
+            ) from None
+        return [outcome for job, work in submitted for outcome in _outcomes(job, work)]
+
+    def _submit(self, work: Sequence[Work], after: Sequence[str] = ()) -> list[tuple[Any, Work]]:
+        """Submit arrays and write down their ids; jobs with what each of them works on."""
+        import submitit
+
+        settings = {k: v for k, v in self.settings.items() if k != "submitit_folder"}
+        turns = settings.pop("max_num_timeout")
+        executor = submitit.AutoExecutor(self.folder, cluster="slurm", slurm_max_num_timeout=turns)
+        if after:
+            settings["dependency"] = "afterany:" + ":".join(after)
+            if not settings["gpus_per_node"]:
+                settings |= {"array_parallelism": 1, "exclusive": True}
+        found: list[tuple[Any, Work]] = []
+        most = max_array_size()
+        try:
+            executor.update_parameters(
+                **{k if k in PLAIN else f"slurm_{k}": v for k, v in settings.items()}
+            )
+            for start in range(0, len(work), most):
+                part = work[start : start + most]
+                found += zip(executor.map_array(SlurmWorker(), part), part, strict=True)
+                self._remember(_ids(found[start:]))
+        except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
+            said = re.findall(r"sbatch: error: (.+)", str(error)) or [str(error).strip()]
+            raise UserError(f"hydra/launcher=kvx_slurm: {'; '.join(said)}") from None
+        return found
+
+    def _remember(self, job_ids: list[str]) -> None:
+        logs = str(self.folder).replace("%j", "*")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        for folder, ids in jobs.experiments(self.points).items():
+            jobs.remember(folder, jobs.Submission(job_ids, ids, logs, at))
+
+    def _say_where(self, n: int, where: str) -> None:
+        config = self.points[0].config
+        arguments = f"experiment_name={config.experiment_name}"
+        if config.paths.output != "outputs":
+            arguments += f" paths.output={config.paths.output}"
+        said = f"{n} {'jobs' if n > 1 else 'job'} submitted to SLURM as {where}"
+        watch = f"watch with: python -m kvx.status {arguments}"
+        if not self.wait:
+            raise Submitted(f"{said}; {watch}; type the same command again when they have ended")
+        log.info("run: %s; %s → %s", said, watch, experiment_dir(config))
+
+
+def _ids(submitted: Sequence[tuple[Any, Work]]) -> list[str]:
+    """The ids of jobs and arrays, each once."""
+    return list(dict.fromkeys(str(job.job_id).partition("_")[0] for job, _ in submitted))
+
+
+def _wait(submitted: Sequence[Any]) -> None:
+    """Until every job has left a result or the queue."""
+    pause_s, settled_at, before = PAUSE_S[0], None, -1
+    while True:
+        left = [job for job in submitted if not job.paths.result_pickle.exists()]
+        if before not in (-1, len(left)):
+            log.info("run: %d of %d jobs ended", len(submitted) - len(left), len(submitted))
+        before = len(left)
+        if not left:
+            return
+        active = jobs.active_jobs(job.job_id for job in left)
+        if active is None or any(job.job_id in active for job in left):
+            settled_at = None
+        else:
+            settled_at = settled_at or time.monotonic()
+            if time.monotonic() - settled_at > SETTLE_S:
+                return
+        time.sleep(pause_s if settled_at is None else PAUSE_S[0])
+        pause_s = min(pause_s * 1.2, PAUSE_S[1])
+
+
+def _outcomes(job: Any, work: Work) -> list[Outcome]:
+    """What a job says of its units, or that it was lost."""
+    try:
+        kind, result = pickle.loads(job.paths.result_pickle.read_bytes())
+    except (OSError, EOFError, pickle.UnpicklingError):
+        kind, result = "lost", _state(job.job_id)
+    if kind == "success":
+        outcomes: list[Outcome] = result
+        return outcomes
+    reason = str(result).strip().splitlines()[-1]
+    lost = f"SLURM job {job.job_id} ended early ({reason}; log: {job.paths.stderr})"
+    log.error("run: %s", lost)
+    return [Outcome(unit, lost=lost) for unit in work]
+
+
+def _state(job_id: str) -> str:
+    """SLURM's word for how a job ended, as long as it remembers."""
+    command = ["squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    return asked.stdout.strip() or "no result"
+
+
+def room(settings: dict[str, Any]) -> int:
+    """How many jobs of these settings fit at once into the partitions they go to."""
+    command = ["sinfo", "-h", "-N", "-o", "%P|%N|%c|%G"]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    asked = settings["partition"].split(",") if settings["partition"] else None
+    nodes = {}
+    for line in listed:
+        partition, node, cores, gres = line.split("|", 3)
+        if partition.rstrip("*") in asked if asked else partition.endswith("*"):
+            nodes[node] = (int(cores), sum(map(int, re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres))))
+    wanted = gpus_of(settings)
+    if wanted:
+        return sum(gpus // wanted for _, gpus in nodes.values())
+    return sum(cores // (settings["cpus_per_task"] or 1) for cores, _ in nodes.values())
+
+
+def gpus_of(settings: dict[str, Any]) -> int:
+    """GPUs that each job asks for, whichever field says so."""
+    if found := re.search(r"gpu(?::[^:,]+)?:(\d+)", settings["gres"] or ""):
+        return int(found[1])
+    return int(settings["gpus_per_node"] or settings["gpus_per_task"] or 0)
+
+
+def max_array_size() -> int:
+    """SLURM's limit on the elements of one array; its own default if it does not say."""
+    try:
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return 1001
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown.stdout)
+    return max(1, int(found[1]) if found else 1001)

@@ -1,0 +1,42 @@
+"""What is still to be done for a point, and letting an engine answer it."""
+
+import time
+from collections.abc import Sequence
+
+from kvx.data.manifest import load_examples
+from kvx.engines.base import Engine, LatencyWork, PointWork
+from kvx.points import Point, Request
+from kvx.run.collect import Collector
+from kvx.store import journal
+from kvx.store.layout import Present
+
+
+def answer(engine: Engine, collector: Collector, work: Sequence[PointWork]) -> None:
+    """Let the engine answer, and note how fast that went for `kvx.plan`."""
+    work = [item for item in work if item.requests]
+    begun = time.monotonic()
+    collector.consume(engine.generate(work))
+    seconds = time.monotonic() - begun
+    entries = [request.entry for item in work for request, _ in item.requests]
+    tokens = sum(entry.prompt_tokens for entry in entries)
+    journal.record_rate([item.point for item in work], seconds, len(entries), tokens)
+
+
+def answers_work(point: Point, present: Present) -> PointWork:
+    """The requests without an answer yet; none if the configuration asks for latencies only."""
+    if not point.wants_answers:
+        return PointWork(point, ())
+    examples = load_examples(point.manifest_dir)
+    requests = [Request(point, entry) for entry in point.manifest.entries]
+    missing = [r for r in requests if r.id not in present.request_ids]
+    return PointWork(point, tuple((r, examples[r.entry.example_id]) for r in missing))
+
+
+def latency_work(point: Point, present: Present) -> LatencyWork:
+    """What has not been measured alone yet; nothing unless the configuration asks for it."""
+    if not point.wants_latency:
+        return LatencyWork(point, ())
+    examples = load_examples(point.manifest_dir)
+    items = [(Request(point, entry), repeat) for entry, repeat in point.latency_items]
+    missing = [(r, repeat) for r, repeat in items if (r.id, repeat) not in present.latency]
+    return LatencyWork(point, tuple((r, examples[r.entry.example_id], n) for r, n in missing))

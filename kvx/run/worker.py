@@ -1,0 +1,140 @@
+"""Work on units: in this process, or as a process that is handed one after the other.
+
+`python -m kvx.run.worker FD` is such a process: units come through the connection on that file
+descriptor, progress and outcomes go back through it.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+import hydra.utils
+
+from kvx.config import Config, Measure
+from kvx.engines.base import Engine, PointWork
+from kvx.errors import UserError
+from kvx.points import Point
+from kvx.run.collect import Collector
+from kvx.run.progress import Advances
+from kvx.run.units import Outcome, Unit
+from kvx.run.work import answer, answers_work, latency_work
+from kvx.store import layout
+from kvx.store.points import PointStore
+
+log = logging.getLogger(__name__)
+
+
+def engine_of(config: Config) -> Engine:
+    engine: Engine = hydra.utils.get_class(config.engine._target_)(config)
+    return engine
+
+
+def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
+    """Do what is missing of a unit; points that became complete with it are finished.
+
+    What has arrived is written even if this is cut short. With `check` the points are checked
+    first, which raises `UserError` for what the engine cannot run.
+    """
+    from kvx.run.bundle import plan
+
+    points = plan(unit.configs)
+    engine = engine_of(unit.configs[0])
+    if check:
+        engine.check(points)
+    stores = {p.dir: PointStore(p) for p in points}
+    try:
+        present = {p.dir: stores[p.dir].resume(unit.writer) for p in points}
+        if unit.measure is Measure.latency:
+            alone = [latency_work(p, present[p.dir]) for p in points if not _has_failed(p)]
+            collector = Collector([], stores, meter, alone)
+            collector.consume(engine.measure([w for w in alone if w.requests]))
+        else:
+            work = [_slice(answers_work(p, present[p.dir]), unit) for p in points]
+            collector = Collector(work, stores, meter)
+            answer(engine, collector, work)
+        return Outcome(unit, {d.name: message for d, message in collector.failed.items()})
+    finally:
+        for store in stores.values():
+            store.close()
+
+
+def _slice(work: PointWork, unit: Unit) -> PointWork:
+    """The part of a point's work that is in the unit's slice of the examples."""
+    wanted = set(unit.example_ids)
+    return replace(
+        work, requests=tuple(pair for pair in work.requests if pair[1].example_id in wanted)
+    )
+
+
+def _has_failed(point: Point) -> bool:
+    return layout.read_failed(point.dir) is not None
+
+
+def attempt(unit: Unit, meter: Advances) -> Outcome:
+    """`run_unit` where nobody is there to catch its errors: an outcome that says what happened."""
+    from kvx.cli import describe
+
+    try:
+        return run_unit(unit, meter, check=True)
+    except UserError as error:
+        return Outcome(unit, refused=str(error))
+    except Exception as error:
+        reason = describe(error)[1]
+        if not reason:  # not the user's doing
+            log.exception("run: %s ended early", unit)
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return Outcome(unit, lost=reason)
+
+
+def log_to_stderr() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("kvx").setLevel(logging.INFO)
+
+
+class _Parent:
+    """The process that hands out units, and hears of each request that is done."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def advance(self, what: str) -> None:
+        try:
+            self.connection.send(what)
+        except OSError:  # it is gone: write what there is and end
+            raise KeyboardInterrupt from None
+
+
+def serve(connection: Connection) -> None:
+    """Work on units until the parent sends None or is gone."""
+    try:
+        while (unit := connection.recv()) is not None:
+            connection.send(attempt(unit, _Parent(connection)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def interrupted(*_: object) -> None:
+    """A signal handler: end, but write what there is."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str]) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores SIGINT
+        signal.signal(number, interrupted)
+    log_to_stderr()
+    try:
+        with Connection(int(arguments[0])) as parent:
+            serve(parent)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout.flush()
+    # not sys.exit: threads of libraries may hang at shutdown, and all is written
+    os._exit(main(sys.argv[1:]))

@@ -1,0 +1,213 @@
+"""How far an experiment is: what was asked for (sweep.json) against what is on disk."""
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from kvx.config import Config
+from kvx.errors import RunFailedError, UnfinishedError, UserError
+from kvx.points import experiment_dir
+from kvx.store import journal, layout, locks
+from kvx.store.layout import LATENCY, REQUESTS, UnreadableError
+from kvx.words import duration
+
+WINDOW_S = 300.0  # the rate is that of the last minutes
+ERROR_WIDTH = 90
+
+
+class State(Enum):
+    done = "done"
+    running = "running"  # somebody works on it, and something is there
+    waiting = "waiting"  # claimed by a run that has not come to it
+    unfinished = "unfinished"  # something is there, nobody works on it
+    missing = "missing"  # nothing is there, nobody works on it
+    failed = "failed"
+
+
+@dataclass(frozen=True)
+class PointStatus:
+    """One point; counts are requests and latencies together."""
+
+    id: str
+    press: str
+    budget: str
+    state: State
+    there: int
+    asked: int
+    errors: int
+    first_error: str | None
+
+
+def print_status(config: Config) -> None:
+    """Print how far the experiment is.
+
+    Raises `UserError` if nothing was ever begun, `UnfinishedError` if something is left to do and
+    `RunFailedError` if nothing is, but points failed.
+    """
+    folder = experiment_dir(config)
+    points = read_status(folder)
+    if not points:
+        raise UserError(f"{folder}: nothing was begun; start with kvx.run and the same arguments")
+    print("\n".join(_lines(folder, points, config.status.points)), flush=True)
+    states = Counter(p.state for p in points)
+    open_points = len(points) - states[State.done] - states[State.failed]
+    if open_points:
+        raise UnfinishedError(f"{open_points} of {len(points)} points are not finished")
+    if states[State.failed]:
+        raise RunFailedError(f"{states[State.failed]} of {len(points)} points failed")
+
+
+def read_status(folder: Path) -> list[PointStatus]:
+    """Every point that was asked for or is there, by id. Only looks: a run may be writing."""
+    asked = journal.read(folder)["points"]
+    there = {path.name for path in (folder / "points").glob("*/")}
+    return [_point(folder / "points" / i, asked.get(i)) for i in sorted(there | set(asked))]
+
+
+def _point(folder: Path, asked: dict[str, Any] | None) -> PointStatus:
+    about = asked or _described(folder)
+    wanted = about["requests"] + about["latency"]
+
+    def status(state: State, there: int, errors: int, first: str | None = None) -> PointStatus:
+        return PointStatus(
+            folder.name, about["press"], about["budget"], state, there, wanted, errors, first
+        )
+
+    if (reason := layout.read_failed(folder)) is not None:
+        return status(State.failed, 0, 0, reason)
+    done = layout.read_done(folder)
+    if done is not None:
+        n_latency = sum(map(len, done.latency.values()))
+        errors = done.without_response + done.latency_failed
+        if done.requests >= about["requests"] and n_latency >= about["latency"]:
+            return status(State.done, wanted, errors, _first_error(folder) if errors else None)
+    rows, errors = _count(folder, REQUESTS, about["requests"])
+    latencies, failed = _count(folder, LATENCY, about["latency"])
+    there, errors = rows + latencies, errors + failed
+    if locks.is_held(folder):
+        state = State.running if there else State.waiting
+    else:
+        state = State.unfinished if there else State.missing
+    return status(state, there, errors, _first_error(folder) if errors else None)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What point.json tells of a point that no sweep.json names."""
+    try:
+        info = json.loads((folder / "point.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {"press": "?", "budget": "?", "requests": 1, "latency": 0}
+    return {
+        "press": info["press"], "budget": info["budget_label"], "latency": 0,
+        "requests": info["manifest"]["n_requests"],
+    }  # fmt: skip
+
+
+def _count(folder: Path, kind: str, most: int) -> tuple[int, int]:
+    """Rows and errors of one kind, from the ends of the files alone.
+
+    At most `most`: a merge that is going on has rows twice.
+    """
+    rows = errors = 0
+    for path in layout.files(folder, kind):
+        try:
+            metadata = pq.read_metadata(path)
+        except Exception:  # merged away, or damaged: the next run will tell
+            continue
+        rows += metadata.num_rows
+        errors += metadata.num_rows - _nulls(metadata)
+    return min(rows, most), min(errors, most)
+
+
+def _nulls(metadata: Any) -> int:
+    """Rows without an error, by the statistics that Parquet keeps of each column."""
+    column = metadata.schema.to_arrow_schema().get_field_index("error_type")
+    found = 0
+    for i in range(metadata.num_row_groups):
+        # lists before it are one leaf each, so the place among the leaves is the same
+        found += metadata.row_group(i).column(column).statistics.null_count
+    return found
+
+
+def _first_error(folder: Path) -> str | None:
+    for kind in (REQUESTS, LATENCY):
+        for path in layout.files(folder, kind):
+            try:
+                table = layout.read(path, kind, ["error_type", "error_message"])
+            except (UnreadableError, FileNotFoundError):
+                continue
+            for row in table.to_pylist():
+                if row["error_type"] is not None:
+                    return f"{row['error_type']}: {row['error_message']}"
+    return None
+
+
+def recent_rate(folder: Path) -> float | None:
+    """Requests and latencies per second that came in during the last minutes, all writers."""
+    now, since = datetime.now(UTC), datetime.now(UTC) - timedelta(seconds=WINDOW_S)
+    times: list[datetime] = []
+    for path in folder.glob("points/*/*.parquet"):
+        kind = path.stem.split("-")[0]
+        try:
+            if kind in (REQUESTS, LATENCY) and path.stat().st_mtime > time.time() - WINDOW_S:
+                column = layout.read(path, kind, ["request_id", "finished_at"])
+                times += [t for t in column["finished_at"].to_pylist() if t > since]
+        except (UnreadableError, FileNotFoundError):
+            continue
+    runs = journal.read(folder)["runs"]
+    if not times:
+        return None
+    begun = max([since, *(datetime.fromisoformat(r["at"]) for r in runs[-1:])])
+    span = (now - min(begun, min(times))).total_seconds()
+    return len(times) / max(span, 1.0)
+
+
+def _lines(folder: Path, points: list[PointStatus], every_point: bool) -> list[str]:
+    states = Counter(p.state for p in points)
+    there, asked = sum(p.there for p in points), sum(p.asked for p in points)
+    counts = ", ".join(f"{states[s]} {s.value}" for s in State if states[s])
+    share = f"{there / asked:.0%}" if asked else "0%"
+    lines = [str(folder), f"{len(points)} points: {counts}", f"{there:,} of {asked:,} ({share})"]
+    left = sum(p.asked - p.there for p in points if p.state is not State.failed)
+    if states[State.running] and left and (rate := recent_rate(folder)):
+        lines[-1] += f", {rate:.1f}/s in the last minutes, about {duration(left / rate)} left"
+    lines += ["", *(_each(points) if every_point else _per_press(points))]
+    errors = sum(p.errors for p in points)
+    if errors:
+        lines += ["", f"{errors} without a response"]
+    first = next((p for p in points if p.state is State.failed), None) or next(
+        (p for p in points if p.first_error), None
+    )
+    if first is not None and first.first_error:
+        lines.append(f"first error: {first.id}: {first.first_error}"[: ERROR_WIDTH + 10])
+    return lines
+
+
+def _per_press(points: list[PointStatus]) -> list[str]:
+    used = [s for s in State if any(p.state is s for p in points)]
+    width = max(5, *(len(p.press) for p in points))
+    head = "".join(f"{s.value:>11}" for s in used)
+    lines = [f"{'press':<{width}} {'points':>7}{head} {'rows':>19}"]
+    for press in dict.fromkeys(p.press for p in points):
+        mine = [p for p in points if p.press == press]
+        states = Counter(p.state for p in mine)
+        rows = f"{sum(p.there for p in mine):,}/{sum(p.asked for p in mine):,}"
+        counts = "".join(f"{states[s]:>11}" for s in used)
+        lines.append(f"{press:<{width}} {len(mine):>7}{counts} {rows:>19}")
+    return lines
+
+
+def _each(points: list[PointStatus]) -> list[str]:
+    width = max(len(p.id) for p in points)
+    return [
+        f"{p.id:<{width}}  {p.state.value:<10} {p.there:>7,}/{p.asked:<7,}"
+        + (f" {p.errors} without a response" if p.errors else "")
+        for p in points
+    ]

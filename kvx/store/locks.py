@@ -1,0 +1,170 @@
+"""Who works on a point: kernel locks, freed whatever way their holder ends.
+
+Every point directory has a `.lock` file. The parent of a run claims its points alone, prepares
+them, and shares the claim with its workers, each of which joins the points it writes to. A second
+parent is refused as long as anybody is left. One lock file per point, not per sweep: points of
+overlapping sweeps are told apart, and `kvx.status` can ask for each of them who is at work. The
+price is an open file per point and process, so the soft limit on those is raised as needed.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+from kvx.errors import UserError
+
+log = logging.getLogger(__name__)
+LOCK = ".lock"
+CLAIM_WAIT_S = 0.3  # longer than anybody who only looks (`is_held`) holds a lock
+JOIN_WAIT_S = 10.0  # longer than a refused claim holds the locks it did get
+SPARE_FILES = 256  # for everything that is not a lock
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+_BUSY = (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR)
+
+
+class Claim:
+    """Locks on points; a context manager that frees them."""
+
+    def __init__(self, handles: dict[Path, int]) -> None:
+        self._handles = handles
+
+    def share(self) -> None:
+        """Let workers join; another claim still fails.
+
+        The kernel converts a lock by freeing it first. Raises `UserError` if another parent was
+        quick enough to take it.
+        """
+        for folder, handle in self._handles.items():
+            _wait(handle, fcntl.LOCK_SH, JOIN_WAIT_S, folder)
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles = {}
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def claim(folders: Sequence[Path]) -> Claim:
+    """All of `folders` (made if need be), for this process alone.
+
+    Raises `UserError`, and holds nothing then, if another process works on any of them.
+    """
+    return _take(folders, fcntl.LOCK_EX, CLAIM_WAIT_S)
+
+
+def join(folder: Path) -> Claim:
+    """A worker's share in a point that its parent has claimed.
+
+    Raises `UserError` if another process keeps the point for itself.
+    """
+    return _take([folder], fcntl.LOCK_SH, JOIN_WAIT_S)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether any process works on the point. False where the file system knows no locks."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # nobody ever claimed it, or it is not ours to lock
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _BUSY
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` alone, waiting for it as long as it takes."""
+    handle = _open(path)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            _unless_unsupported(error, path)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(folders: Sequence[Path], mode: int, wait_s: float) -> Claim:
+    handles: dict[Path, int] = {}
+    try:
+        for folder in sorted(set(folders)):  # in one order: of two parents one gets them all
+            folder.mkdir(parents=True, exist_ok=True)
+            handles[folder] = _open(folder / LOCK)
+            _wait(handles[folder], mode, wait_s, folder)
+    except BaseException:
+        Claim(handles).close()
+        raise
+    return Claim(handles)
+
+
+def _wait(handle: int, mode: int, wait_s: float, folder: Path) -> None:
+    """Lock within `wait_s` seconds, or raise `UserError`."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(handle, mode | fcntl.LOCK_NB)
+            return None
+        except OSError as error:
+            if error.errno not in _BUSY:
+                return _unless_unsupported(error, folder)
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{folder}: another process is working on this point; wait for it or stop it"
+            )
+        time.sleep(0.02)
+
+
+def _unless_unsupported(error: OSError, path: Path) -> None:
+    if error.errno not in _UNSUPPORTED:
+        raise error
+    _warn()
+    log.debug("no lock on %s: %s", path, error)
+
+
+@cache
+def _warn() -> None:
+    log.warning(
+        "this file system has no locks: start no second run of the same points while one is going"
+    )
+
+
+def _open(path: Path) -> int:
+    try:
+        # read and write, or network file systems give no lock
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            raise UserError(
+                f"{path.parent}: too many points at once for this system's limit of {limit} open "
+                "files; raise it (ulimit -Hn) or sweep fewer points"
+            ) from None
+        raise
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and handle > soft - SPARE_FILES:
+        wanted = 2 * soft if hard == resource.RLIM_INFINITY else min(2 * soft, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(wanted, soft), hard))
+    return handle

@@ -1,0 +1,84 @@
+"""What an engine yields, as rows of the pinned schemas."""
+
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from kvx import provenance
+from kvx.engines.base import Measurement, Response
+from kvx.points import Request
+
+Row = dict[str, Any]
+
+
+def request_row(response: Response, finished: datetime) -> Row:
+    """One row of `requests`."""
+    request: Request = response.request
+    entry, timing, kv = request.entry, response.timing, response.kv
+    reason = request.point.degenerate_reason(entry.compressed_tokens)
+    row: Row = {
+        "request_id": request.id, "point_id": request.point.id, "example_id": entry.example_id,
+        "cluster": entry.cluster, "bin": entry.bin, "context_tokens": entry.context_tokens,
+        "prompt_tokens": entry.prompt_tokens, "compressed_tokens": entry.compressed_tokens,
+        "has_response": response.has_response, "budget_verified": response.budget_verified,
+        "degenerate": reason is not None, "degenerate_reason": reason, "finished_at": finished,
+        "text": response.text, "token_ids": response.token_ids,
+        "output_tokens": None if response.token_ids is None else len(response.token_ids),
+        "finish_reason": response.finish_reason, "error_type": response.error_type,
+        "error_message": response.error_message, "peak_memory_bytes": response.peak_memory_bytes,
+    }  # fmt: skip
+    if timing is not None:
+        row |= {
+            "ttft_s": timing.ttft_s, "tpot_s": timing.tpot_s, "latency_s": timing.latency_s,
+            "prefill_s": timing.prefill_s, "decode_s": timing.decode_s,
+        }  # fmt: skip
+    if kv is not None:
+        row |= {
+            "kv_entries_nominal": kv.entries_nominal, "kv_entries_effective": kv.entries_effective,
+            "kv_entries_physical": kv.entries_physical, "kv_bytes_nominal": kv.bytes_nominal,
+            "kv_bytes_effective": kv.bytes_effective, "kv_bytes_physical": kv.bytes_physical,
+            "kv_bytes_full": kv.bytes_full, "kv_bytes_peak": kv.bytes_peak,
+        }  # fmt: skip
+    return row
+
+
+def trace_row(response: Response) -> Row | None:
+    """One row of `traces`, if the response has one."""
+    trace = response.trace
+    if trace is None:
+        return None
+    return {
+        "request_id": response.request.id, "token_ids": trace.token_ids,
+        "logprob": trace.logprob, "entropy_nats": trace.entropy_nats,
+    }  # fmt: skip
+
+
+def latency_row(measurement: Measurement, finished: datetime) -> Row:
+    """One row of `latency`."""
+    request, timing = measurement.request, measurement.timing
+    entry = request.entry
+    row: Row = {
+        "request_id": request.id, "point_id": request.point.id, "example_id": entry.example_id,
+        "bin": entry.bin, "repeat": measurement.repeat, "prompt_tokens": entry.prompt_tokens,
+        "compressed_tokens": entry.compressed_tokens, "machine": machine(),
+        "warmup": request.point.config.latency.warmup, "finished_at": finished,
+        "output_tokens": measurement.output_tokens, "kv_bytes_peak": measurement.kv_bytes_peak,
+        "peak_memory_bytes": measurement.peak_memory_bytes,
+        "error_type": measurement.error_type, "error_message": measurement.error_message,
+    }  # fmt: skip
+    if timing is not None:
+        row |= {
+            "ttft_s": timing.ttft_s, "tpot_s": timing.tpot_s, "latency_s": timing.latency_s,
+            "prefill_s": timing.prefill_s, "decode_s": timing.decode_s,
+        }  # fmt: skip
+    return row
+
+
+@cache
+def machine() -> str:
+    """What measured times depend on: the GPU if there is one, else CPU, cores and threads."""
+    hardware = provenance.hardware()
+    if "gpu" in hardware:
+        return str(hardware["gpu"])
+    threads = hardware.get("torch_threads", hardware["cores"])
+    return f"{hardware['cpu']}, {hardware['cores']} cores, {threads} threads"

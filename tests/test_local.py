@@ -1,0 +1,167 @@
+"""hydra/launcher=kvx_local: what workers do together is what one process does alone."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kvx.config import package_dir
+from tests.conftest import Kvx, finish, kvx_process, request_rows
+
+WORKERS = ("hydra/launcher=kvx_local", "hydra.launcher.workers=2")
+DATA = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "run.shard_requests=2")
+SWEEP = ("-m", "press=snapkv,streaming", "budget=1.0,0.5")
+# a press that takes its time, so that workers can be ended while they work
+SLOW = ("-m", "press=knorm", "press.method._target_=tests.presses.SlowPress",
+        "budget=0.8,0.6,0.4,0.2")  # fmt: skip
+RUNS = Path("outputs/runs/default")
+
+
+@pytest.fixture(autouse=True)
+def presses_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(package_dir().parent))
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def test_workers_give_what_one_process_gives(kvx: Kvx) -> None:
+    together = kvx("run", *SWEEP, *DATA, *WORKERS)
+    assert together.code == 0, together.err
+    assert together.err.count("loading model") == 2
+    rows = request_rows(RUNS)
+    assert kvx("run", *SWEEP, *DATA, "paths.output=alone").code == 0
+    pd.testing.assert_frame_equal(rows, request_rows(Path("alone/runs/default")))
+    again = kvx("run", *SWEEP, *DATA, *WORKERS)
+    assert "all 4 points are complete (80 requests); nothing to do" in again.err
+
+
+def test_one_point_is_shared_among_workers_too_and_latency_is_measured_after(kvx: Kvx) -> None:
+    arguments = ("measure=both", "latency.n_per_bin=1", "latency.repeats=2", "seed=3", *DATA)
+    outcome = kvx("all", "press=knorm", "budget=0.5", *arguments, *WORKERS)
+    assert outcome.code == 0, outcome.err
+    (latency,) = RUNS.glob("points/*/latency.parquet")
+    assert len(pd.read_parquet(latency)) == 10
+    assert (RUNS / "report.md").exists()
+
+
+def test_a_swept_experiment_takes_the_launcher_it_is_given(kvx: Kvx) -> None:
+    outcome = kvx("run", "experiment=sanity", *WORKERS)
+    assert outcome.code == 0, outcome.err
+    assert "worker 1" in outcome.err
+    assert len(list(Path("outputs/runs/sanity").glob("points/*/DONE"))) == 2
+
+
+def test_kill_9_of_workers_at_twenty_moments_changes_nothing(
+    kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*SLOW, *DATA, "run.shard_requests=1", "run.progress=false")
+    assert kvx("run", *arguments, "paths.output=undisturbed").code == 0
+    monkeypatch.setenv("KVX_TEST_PAUSE_S", "0.15")
+    rng, killed = random.Random(0), 0
+    command = (*arguments, *WORKERS, "hydra.launcher.slices=10")
+    process = kvx_process(tmp_path, "run", *command)
+    while killed < 20:
+        have = set(RUNS.glob("points/*/requests*"))
+        while process.poll() is None and set(RUNS.glob("points/*/requests*")) == have:
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.4)
+        if process.poll() is None:
+            if workers := children(process.pid):
+                os.kill(rng.choice(workers), signal.SIGKILL)
+                killed += 1
+            continue
+        outcome = finish(process)
+        if outcome.code == 0:
+            break
+        assert outcome.code == 1, outcome.err
+        assert "was killed by SIGKILL" in outcome.err
+        assert "type the same command again" in outcome.err.splitlines()[-1]
+        process = kvx_process(tmp_path, "run", *command)
+    assert finish(process).code in (0, 1)
+    assert killed >= 15
+    assert kvx("run", *arguments).code == 0
+    expected = request_rows(Path("undisturbed/runs/default"))
+    pd.testing.assert_frame_equal(request_rows(RUNS), expected)
+    assert not list(RUNS.rglob("*.tmp"))
+
+
+def test_ctrl_c_ends_the_workers_which_write_what_they_have(
+    kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = tmp_path / "marks"
+    monkeypatch.setenv("KVX_TEST_PAUSE_S", "0.1")
+    monkeypatch.setenv("KVX_TEST_MARKS", str(marks))
+    arguments = (*SLOW, *DATA, *WORKERS, "hydra.launcher.slices=2", "run.shard_requests=100")
+    process = kvx_process(tmp_path, "run", *arguments, "run.shard_s=1000")
+    while not marks.exists() or marks.stat().st_size < 12:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    assert not list(RUNS.glob("points/*/requests*"))
+    process.send_signal(signal.SIGINT)
+    outcome = finish(process)
+    assert outcome.code == 130, outcome.err
+    assert "interrupted" in outcome.err.splitlines()[-1]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert len(request_rows(RUNS)) >= 2
+    monkeypatch.delenv("KVX_TEST_PAUSE_S")
+    assert kvx("run", *SLOW, *DATA).code == 0
+    rows = request_rows(RUNS)
+    assert len(rows) == 80
+    assert rows["request_id"].is_unique
+
+
+def test_a_point_that_fails_in_workers_leaves_the_others_complete(kvx: Kvx) -> None:
+    target = "press.method._target_=tests.test_engine.HalfHeartedPress,kvpress.KnormPress"
+    outcome = kvx("run", "-m", "press=knorm", "budget=0.5", target, *DATA, *WORKERS)
+    assert outcome.code == 1
+    assert "1 of 2 points failed, the others are complete; knorm-0.5-" in outcome.err
+    assert len(list(RUNS.glob("points/*/DONE"))) == 1
+
+
+def test_a_wrong_request_that_only_workers_can_see_ends_in_one_line(kvx: Kvx) -> None:
+    outcome = kvx("run", "press=snapkv", "budget=0.5", "+press.method.windw=3", *DATA, *WORKERS)
+    assert outcome.code == 2
+    assert "press=snapkv: kvpress.SnapKVPress: " in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("field", ["workers", "slices"])
+def test_no_workers_is_no_number_of_workers(kvx: Kvx, field: str) -> None:
+    outcome = kvx("run", *DATA, "hydra/launcher=kvx_local", f"hydra.launcher.{field}=0")
+    assert outcome.code == 2
+    assert f"hydra.launcher.{field}=0: must be at least 1" in outcome.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_stops_workers_in_one_line_and_the_run_goes_on_later(
+    kvx: Kvx, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=250k", "tmpfs", str(disk)])
+    if mount.returncode:
+        pytest.skip("this system does not allow mounts")
+    try:
+        arguments = (*SWEEP, *DATA, f"paths.output={disk}/outputs")
+        full = kvx("run", *arguments, *WORKERS)
+        assert full.code == 1, full.err
+        assert "disk full" in full.err.splitlines()[-1]
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert kvx("run", *arguments, *WORKERS).code == 0
+        rows = request_rows(disk / "outputs/runs/default")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert len(rows) == 80
+    assert rows["request_id"].is_unique

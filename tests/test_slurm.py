@@ -1,0 +1,246 @@
+"""hydra/launcher=kvx_slurm on a real SLURM: jobs that die, requeue or are left alone lose nothing.
+
+`scripts/slurm_testbed.sh` starts a cluster of two nodes with two (fake) GPUs each on this machine.
+With KVX_REQUIRE_SLURM=1 these tests fail where it cannot be had, instead of being skipped.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kvx.config import package_dir
+from kvx.run import jobs
+from tests.conftest import Kvx, finish, kvx_process, request_rows
+
+pytestmark = pytest.mark.slurm
+TESTBED = package_dir().parent / "scripts" / "slurm_testbed.sh"
+DATA = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "run.shard_requests=2")
+SLURM = ("hydra/launcher=kvx_slurm", "hydra.launcher.slices=3", "hydra.launcher.cpus_per_task=1")
+SLOW = ("-m", "press=knorm", "press.method._target_=tests.presses.SlowPress",
+        "budget=0.8,0.4", *DATA)  # fmt: skip
+RUNS = Path("outputs/runs/default")
+
+
+def reason_to_skip() -> str | None:
+    if os.geteuid() != 0:
+        return "starting SLURM's daemons needs root"
+    missing = [n for n in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(n) is None]
+    return f"no {missing[0]} here; run scripts/install_slurm.sh" if missing else None
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Path of a running cluster's slurm.conf."""
+    if reason := reason_to_skip():
+        if os.environ.get("KVX_REQUIRE_SLURM"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("slurm")
+    environment = os.environ | {"KVX_TESTBED_MAX_ARRAY": "4"}
+    command = [str(TESTBED), "start", str(folder)]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=60)
+    yield str(folder / "slurm.conf")
+    subprocess.run([str(TESTBED), "stop", str(folder)], check=True, timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cluster(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SLURM_CONF", cluster)
+    monkeypatch.setenv("PYTHONPATH", str(package_dir().parent))
+    monkeypatch.setenv("KVX_TEST_PAUSE_S", "0.1")
+    yield
+    subprocess.run(["scancel", "--me"], check=True)
+    wait_until(lambda: not queue(), "the queue is empty")
+
+
+def queue() -> list[str]:
+    listed = subprocess.run(
+        ["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True
+    )
+    return listed.stdout.split()
+
+
+def wait_until(happened, what: str, seconds: float = 180) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"still waiting until {what}"
+        time.sleep(0.1)
+
+
+def wrote(writer: str) -> bool:
+    return any(RUNS.glob(f"points/*/requests-{writer}-*.parquet"))
+
+
+def array_id() -> str:
+    return jobs.read(RUNS)[-1].job_ids[0]
+
+
+def logs() -> str:
+    return "".join(p.read_text() for p in Path("multirun").rglob("*_log.err"))
+
+
+def pids_of(job: str) -> list[int]:
+    """Worker processes of array element `job`."""
+    found = []
+    number, _, element = job.partition("_")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            environment = (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ours = {f"SLURM_ARRAY_JOB_ID={number}".encode(), f"SLURM_ARRAY_TASK_ID={element}".encode()}
+        python = b"python" in command.split(b"\0")[0] and b"submitit.core._submit" in command
+        if python and ours <= set(environment):
+            found.append(int(process.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The rows of the slow sweep, made by one process that nobody bothers."""
+    from kvx.cli import run_stage
+    from kvx.run.main import run
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert run_stage("run", run, [*SLOW, f"paths.output={folder}", f"paths.multirun={folder}"]) == 0
+    return request_rows(folder / "runs" / "default")
+
+
+def test_three_jobs_share_a_sweep_over_two_models_each_loaded_once_by_each(kvx: Kvx) -> None:
+    shutil.copytree(package_dir() / "assets" / "tiny_recall", "copy")
+    (Path("copy") / "generation_config.json").write_text('{"eos_token_id": 3, "max_length": 99}')
+    models = (
+        "model=hf",
+        f"model.path={package_dir()}/assets/tiny_recall,{Path('copy').absolute()}",
+    )
+    arguments = ("-m", "press=knorm", "budget=1.0,0.5", *models, "model.dtype=float32", *DATA)
+    outcome = kvx("run", *arguments, *SLURM)
+    assert outcome.code == 0, outcome.err
+    assert "3 jobs submitted to SLURM as" in outcome.err
+    assert "python -m kvx.status experiment_name=default" in outcome.err
+    assert logs().count("loading model") == 6
+    assert "loading model" not in outcome.err
+    rows = request_rows(RUNS)
+    assert kvx("run", *arguments, "paths.output=alone").code == 0
+    pd.testing.assert_frame_equal(rows, request_rows(Path("alone/runs/default")))
+
+
+def test_a_cancelled_and_a_killed_job_lose_their_slices_only(
+    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    process = kvx_process(tmp_path, "run", *SLOW, *SLURM)
+    wait_until(lambda: wrote("s001of003") and wrote("s002of003"), "two jobs work")
+    job = array_id()
+    subprocess.run(["scancel", f"{job}_0"], check=True)
+    for pid in pids_of(f"{job}_1"):
+        os.kill(pid, signal.SIGKILL)
+    outcome = finish(process)
+    assert outcome.code == 1, outcome.err
+    assert "2 of 2 points incomplete; slice s001of003" in outcome.err.splitlines()[-1]
+    assert "type the same command again" in outcome.err.splitlines()[-1]
+    assert f"SLURM job {job}_0 ended early" in outcome.err
+    assert f"SLURM job {job}_1 ended early" in outcome.err
+    assert f"SLURM job {job}_2 ended early" not in outcome.err
+    assert kvx("run", *SLOW, *SLURM).code == 0
+    pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
+
+
+def test_out_of_time_and_preempted_jobs_are_queued_again_and_go_on(
+    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=1")
+    process = kvx_process(tmp_path, "run", *SLOW, *SLURM, *limits)
+    wait_until(lambda: wrote("s001of003"), "the first job works")
+    job = array_id()
+    # what SLURM sends when the time limit comes near
+    subprocess.run(["scancel", "--signal=USR2", f"{job}_0"], check=True)
+    wait_until(lambda: "this job is timed-out" in logs(), "the first job is out of time")
+    wait_until(lambda: wrote("s003of003") or not queue(), "the last job works")
+    preempting = ["sbatch", "-p", "high", "-N2", "--exclusive", "--mem=0", "--wrap=sleep 1"]
+    subprocess.run(preempting, check=True, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    outcome = finish(process)
+    assert outcome.code == 0, outcome.err
+    pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
+
+
+def test_a_job_over_its_memory_is_named_and_more_memory_completes_the_sweep(
+    kvx: Kvx, undisturbed: pd.DataFrame
+) -> None:
+    one = ("hydra.launcher.slices=1",)
+    little = kvx("run", *SLOW, *SLURM, *one, "+hydra.launcher.additional_parameters.mem=150M")
+    assert little.code == 1, little.err
+    assert "2 of 2 points incomplete; slice s001of001" in little.err.splitlines()[-1]
+    assert kvx("run", *SLOW, *SLURM, *one, "hydra.launcher.mem_gb=2").code == 0
+    pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
+
+
+def test_an_interrupted_parent_leaves_its_jobs_and_nobody_doubles_their_work(
+    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    process = kvx_process(tmp_path, "run", *SLOW, *SLURM)
+    wait_until(lambda: jobs.read(RUNS) and queue(), "jobs are submitted")
+    job = array_id()
+    while_it_waits = kvx("run", *SLOW, *SLURM)
+    assert while_it_waits.code == 2
+    assert f"SLURM job {job} still wait" in while_it_waits.err.splitlines()[-1]
+    process.send_signal(signal.SIGINT)
+    interrupted = finish(process)
+    assert interrupted.code == 130, interrupted.err
+    assert f"SLURM goes on with {job}" in interrupted.err.splitlines()[-1]
+    while_they_go_on = kvx("run", *SLOW)
+    assert while_they_go_on.code == 2
+    assert f"scancel {job}" in while_they_go_on.err.splitlines()[-1]
+    wait_until(lambda: not queue(), "the jobs have ended")
+    again = kvx("run", *SLOW, *SLURM)
+    assert again.code == 0
+    assert "all 2 points are complete (40 requests); nothing to do" in again.err
+    pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
+
+
+def test_submit_and_leave_in_as_many_arrays_as_the_cluster_asks_for(kvx: Kvx) -> None:
+    """This cluster takes arrays of at most four."""
+    arguments = ("-m", "press=knorm", "budget=1.0,0.5", *DATA)
+    leave = ("hydra.launcher.wait=false", "hydra.launcher.slices=5")
+    outcome = kvx("all", *arguments, *SLURM, *leave)
+    assert outcome.code == 0, outcome.err
+    said = re.search(r"5 jobs submitted to SLURM as (\d+), (\d+); watch with", outcome.err)
+    assert said, outcome.err
+    ids = {job.partition("_")[0] for job in queue()}
+    assert ids == set(said.groups())
+    wait_until(lambda: not queue(), "the jobs have ended")
+    after = kvx("all", *arguments)
+    assert after.code == 0
+    assert "nothing to do" in after.err
+    assert (RUNS / "report.md").exists()
+
+
+def test_a_point_that_raises_and_a_wrong_field_of_the_launcher(kvx: Kvx) -> None:
+    target = "press.method._target_=tests.test_engine.HalfHeartedPress,kvpress.KnormPress"
+    outcome = kvx("run", "-m", "press=knorm", "budget=0.5", target, *DATA, *SLURM)
+    assert outcome.code == 1
+    assert "1 of 2 points failed, the others are complete" in outcome.err.splitlines()[-1]
+    refused = kvx("run", "seed=5", *DATA, *SLURM, "hydra.launcher.partition=nosuch")
+    assert refused.code == 2
+    assert "invalid partition specified: nosuch" in refused.err.splitlines()[-1]
+    refused = kvx("run", "seed=5", *DATA, *SLURM, "hydra.launcher.nodes=2")
+    assert "hydra.launcher.nodes=2: a job is one worker" in refused.err.splitlines()[-1]
+
+
+def test_as_many_slices_as_there_are_gpus(cluster: str) -> None:
+    from kvx.run.pools.slurm import max_array_size, room
+
+    settings = {"partition": None, "gres": None, "gpus_per_node": 1, "gpus_per_task": None,
+                "cpus_per_task": None}  # fmt: skip
+    assert room(settings) == 4
+    assert room(settings | {"gres": "gpu:2"}) == 2
+    assert room(settings | {"partition": "high", "gpus_per_node": None}) == 8
+    assert max_array_size() == 4

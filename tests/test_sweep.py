@@ -1,0 +1,197 @@
+"""Fast composition of sweeps gives what Hydra gives, point by point, errors included."""
+
+import itertools
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, open_dict
+
+from hydra_plugins.kvx_launcher import KvxLauncher
+from kvx.config import Config, conf_dir
+from kvx.messages import explain
+from kvx.sweep import compose_sweep, typed
+from tests.conftest import Kvx
+
+# options whose effects are not confined to their node
+ODD = {
+    "press/global.yaml": "# @package _global_\nseed: 7\n"
+    "press: {name: g, method: {_target_: kvpress.KnormPress}}\n",
+    "press/nested.yaml": "defaults:\n  - knorm\n  - /press/extra/${model}@_here_\nname: nested\n",
+    "press/extra/tiny_recall.yaml": "degenerate_at_tokens: 3\n",
+    "press/extra/smollm2.yaml": "degenerate_at_tokens: 5\n",
+    "press/asks.yaml": "name: asks\nmethod: {_target_: kvpress.KnormPress}\n"
+    "degenerate_at_tokens: ${dataset.max_new_tokens}\n",
+    "experiment/one.yaml": "# @package _global_\ndefaults:\n  - override /dataset: gsm8k\n"
+    "experiment_name: one\npress: {degenerate_at_tokens: 11}\nseed: 2\n",
+    "experiment/two.yaml": "# @package _global_\ndefaults:\n  - override /model: smollm2\n"
+    "experiment_name: two\ndecoding: {max_new_tokens: 5}\nbudget: {ratio: 0.7}\n",
+    "experiment/three.yaml": "# @package _global_\nexperiment_name: three\n"
+    "prompt: {query_aware: true}\ndataset: {max_new_tokens: ${seed}}\nmodel: {dtype: bfloat16}\n",
+}
+
+COLUMNS = [
+    ["press=snapkv", "press=streaming", "press=none", "press=asks"],
+    ["press=snapkv", "press=tova"],
+    ["press=knorm", "press=global", "press=nested"],
+    ["press=snapkv", "press=snapvk"],
+    ["press=snapkv"],
+    ["dataset=recall", "dataset=gsm8k", "dataset=local"],
+    ["dataset=niah", "dataset=recall"],
+    ["model=tiny_recall", "model=smollm2"],
+    ["model=hf", "model=tiny_recall"],
+    ["budget=ratio", "budget=tokens"],
+    ["experiment=one", "experiment=two", "experiment=three", "experiment=null"],
+    ["experiment=two", "experiment=demo"],
+    ["experiment=one"],
+    ["budget.ratio=1", "budget.ratio=0.5", "budget.ratio=0.25"],
+    ["budget.ratio=0.5", "budget.ratio=abc"],
+    ["budget.tokens=16", "budget.tokens=32"],
+    ["seed=0", "seed=1", "seed=2"],
+    ["seed=${budget.tokens}", "seed=4"],
+    ["press.method.window_size=16", "press.method.window_size=32"],
+    ["press.method.window_size=16"],
+    ["press.degenerate_at_tokens=${.method.window_size}", "press.degenerate_at_tokens=1"],
+    ["press.degenerate_at_tokens='${dataset.sampling.n_per_bin}'", "press.degenerate_at_tokens=2"],
+    ["+press.method.extra=1", "+press.method.extra=two"],
+    ["++press.method.kernel_size=7", "++press.method.kernel_size=9"],
+    ["+press.name=other", "+press.name=another"],
+    ["press.method={_target_:kvpress.TOVAPress}", "press.method=null"],
+    ["dataset.max_new_tokens=3", "dataset.max_new_tokens=4"],
+    ["dataset.source.seed=1", "dataset.source.seed=2"],
+    ["dataset.metrics=[qa_f1]", "dataset.metrics=[exact_match,qa_f1]"],
+    ["model.path=/x", "model.path=/y"],
+    ["model.path=/x"],
+    ["decoding.max_new_tokens=2", "decoding.max_new_tokens=many"],
+    ["paths.cache=/c", "paths.cache=${paths.output}"],
+    ["paths.output=o", "paths.output=p"],
+    ["experiment_name=a", "experiment_name=b"],
+    ["experiment_name=run-${seed}-${press.name}"],
+    ["measure=latency", "measure=both"],
+    ["nosuch=1", "nosuch=2"],
+    ["press.nosuch=1"],
+    ["+top=1", "+top=2"],
+    ["~controller"],
+    ["run={shard_requests:3}", "run={shard_requests:4}"],
+    ["run.shard_requests=5"],
+]
+
+
+@pytest.fixture(scope="module")
+def odd_conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped configuration with the odd options beside it."""
+    folder = tmp_path_factory.mktemp("conf") / "conf"
+    shutil.copytree(conf_dir(), folder)
+    for name, text in ODD.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def launcher(odd_conf: Path) -> Iterator[KvxLauncher]:
+    with initialize_config_dir(str(odd_conf), version_base="1.3"):
+        launcher = KvxLauncher()
+        launcher.hydra_context = GlobalHydra.instance().hydra  # type: ignore[assignment]
+        yield launcher
+    hydras.cache_clear()
+
+
+@cache
+def hydras(overrides: tuple[str, ...]) -> DictConfig:
+    """The configuration of one point as Hydra composes it."""
+    loader = GlobalHydra.instance().config_loader()
+    cfg = loader.load_configuration("run", list(overrides), RunMode.RUN)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def outcome(work: Callable[[], list[Config]]) -> Any:
+    try:
+        return [repr(vars(config)) for config in work()]  # types too: 1 is not 1.0
+    except Exception as error:
+        return explain(error)
+
+
+def points(columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """The grid, with one column per key as Hydra's sweeper makes it."""
+    by_key = {c[0].partition("=")[0]: c for c in columns}
+    return list(itertools.product(*by_key.values()))
+
+
+@given(st.lists(st.sampled_from(COLUMNS), max_size=4))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_any_sweep_is_what_hydra_makes_of_it(
+    launcher: KvxLauncher, columns: list[list[str]]
+) -> None:
+    rows = points(columns)[:16]
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        return hydras(tuple(overrides))
+
+    expected = outcome(lambda: [typed(hydras(row)) for row in rows])
+    found = outcome(lambda: compose_sweep(rows, compose, launcher._is_group, launcher._is_local))
+    assert found == expected
+
+
+def test_a_big_sweep_needs_one_composition_per_choice(launcher: KvxLauncher) -> None:
+    presses = ["snapkv", "streaming", "knorm", "keydiff", "tova"]
+    columns = [[f"press={p}" for p in presses], [f"budget.ratio={i / 20}" for i in range(1, 21)],
+               [f"seed={i}" for i in range(5)], ["model=tiny_recall", "model=smollm2"]]  # fmt: skip
+    rows, asked = points(columns), 0
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        nonlocal asked
+        asked += 1
+        return hydras(tuple(overrides))
+
+    configs = compose_sweep(rows, compose, launcher._is_group, launcher._is_local)
+    # each choice once beside the first of the other group, and one combination to compare with
+    assert asked == len(presses) + 1 + 1
+    assert len({id(c.dataset) for c in configs}) == 1
+    assert configs[-1] == typed(hydras(rows[-1]))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        (["press=snapkv,snapvk"], "press=snapvk: unknown press; choose one of"),
+        (["press=snapkv", "seed=1,two"], "seed=two: Value 'two' of type 'str' could not be"),
+        (
+            ["press=snapkv,knorm", "press.method.window_size=16,32"],
+            "window_size: no such field",
+        ),
+        (["press=snapkv", "+seed=1,2"], "+seed"),
+        (["model=tiny_recall,hf"], "model.path: needs a value"),
+        (["press=snapkv,streaming", "budget=0.5,3"], "budget=3: must be above 0"),
+    ],
+)
+def test_what_is_wrong_with_one_point_of_a_sweep_is_said_in_one_line(
+    kvx: Kvx, sweep: list[str], says: str
+) -> None:
+    outcome = kvx("run", "-m", *sweep)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert says in outcome.err
+
+
+def test_a_sweep_is_planned_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from kvx.run.main import run; from kvx.cli import run_stage\n"
+        "arguments = ['-m', 'press=snapkv,knorm', 'budget=range(0.1,1.0,0.1)', 'seed=1,2,3']\n"
+        "seen = []\n"
+        "assert run_stage('run', lambda points: seen.extend(points), arguments) == 0\n"
+        "assert len(seen) == 54 and 'torch' not in sys.modules and 'submitit' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)
