@@ -112,19 +112,22 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
 
     takes_pool = "pool" in inspect.signature(function).parameters
 
-    def bundle(configs: Sequence[Config], pool: Any = None) -> None:
+    def attempt(configs: Callable[[], Sequence[Config]], pool: Any) -> None:
         extra = {"pool": pool} if takes_pool and pool is not None else {}
         try:
-            function(checked(configs, points), **extra)
+            function(checked(configs(), points), **extra)
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
+
+    def bundle(configs: Sequence[Config], pool: Any = None) -> None:
+        attempt(lambda: configs, pool)
 
     here = os.getpid()
 
     def task(cfg: DictConfig) -> None:
         from kvx.sweep import typed
 
-        bundle([typed(cfg)])
+        attempt(lambda: [typed(cfg)], None)
         if caught and os.getpid() != here:  # another launcher's job: its error must reach Hydra
             raise caught[0]
 
