@@ -1,4 +1,9 @@
-"""How sizes and times are written."""
+"""How numbers, sizes and times are written."""
+
+
+def plural(n: int, noun: str) -> str:
+    """`1 slice`, `3 slices`."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
 def byte_count(value: float | None) -> str:

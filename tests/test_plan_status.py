@@ -91,8 +91,8 @@ def test_calibration_measures_one_prompt(kvx: Kvx, capfd: pytest.CaptureFixture[
 
 
 def test_kv_bytes_follow_the_models_own_configuration(tmp_path: Path) -> None:
-    config = {"text_config": {"num_hidden_layers": 32, "num_attention_heads": 32,
-              "num_key_value_heads": 8, "hidden_size": 4096}, "torch_dtype": "bfloat16"}  # fmt: skip
+    text = {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+    config = {"text_config": {**text, "hidden_size": 4096}, "torch_dtype": "bfloat16"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = ModelConfig(name="m", path=str(tmp_path))
     assert kv_bytes_per_token(model) == 128 * 1024  # Llama-3-8B: 128 KiB per token

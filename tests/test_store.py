@@ -7,7 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -37,10 +37,10 @@ def make_point(*overrides: str) -> Point:
 
 
 @pytest.fixture
-def point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Point]:
+def point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Point:
     """20 requests and 10 latencies, nothing of it there yet."""
     monkeypatch.chdir(tmp_path)
-    yield make_point(*LATENCY)
+    return make_point(*LATENCY)
 
 
 def answer(request: Request) -> Response:

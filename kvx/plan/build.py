@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
-from kvx.config import Config, PlanFormat
+from kvx.config import Config, Measure, PlanFormat
 from kvx.data.tokenizer import model_hash
 from kvx.plan.cost import calibrate, kv_bytes_per_token, largest_prompts, runs_dir
-from kvx.points import Point, budget_label, experiment_dir, request_id
+from kvx.points import Point, budget_label, experiment_dir
 from kvx.run.bundle import plan as points_of
-from kvx.run.units import by_engine
+from kvx.run.pools import Pool
+from kvx.run.units import Todo, by_engine, make_units, todo_of
 from kvx.store.journal import latest_rate
 from kvx.store.points import PointStore
-from kvx.words import byte_count, duration
+from kvx.words import byte_count, duration, plural
 
 WIDTH = 100
 
@@ -65,27 +66,29 @@ class Plan:
     estimates: list[Estimate]
 
 
-def print_plan(configs: Sequence[Config]) -> None:
+def print_plan(configs: Sequence[Config], pool: Pool | None = None) -> None:
     """Print what a run of `configs` would do. Builds a manifest only if there is none yet."""
-    plan = make_plan(points_of(configs))
+    plan = make_plan(points_of(configs), pool)
     if configs[0].plan.format is PlanFormat.json:
         print(json.dumps(asdict(plan), indent=1))
     else:
         _show(plan, Console(width=max(Console().width, WIDTH)))
 
 
-def make_plan(points: Sequence[Point]) -> Plan:
+def make_plan(points: Sequence[Point], pool: Pool | None = None) -> Plan:
     """Read what is there of `points`; loads no model unless `plan.calibrate` asks for it."""
     groups: dict[tuple[str, str, str], Group] = {}
     left_tokens: dict[str, int] = {}
-    for point in points:
+    todo = [_todo(point) for point in points]
+    for item in todo:
+        point = item.point
         key = (point.config.model.name, point.manifest.dataset_id, point.config.press.name)
-        tokens = _add(groups.setdefault(key, Group(*key)), point)
+        tokens = _add(groups.setdefault(key, Group(*key)), point, item)
         left_tokens[key[0]] = left_tokens.get(key[0], 0) + tokens
     return Plan(
         experiments=sorted({str(experiment_dir(p.config)) for p in points}),
         groups=list(groups.values()),
-        jobs=jobs_line(points),
+        jobs=_jobs(todo, pool),
         memory=_memory(points),
         estimates=[
             _estimate([p for p in points if p.config.model.name == model], tokens)
@@ -94,30 +97,40 @@ def make_plan(points: Sequence[Point]) -> Plan:
     )
 
 
-def jobs_line(points: Sequence[Point]) -> str:
-    """How the work is spread over processes."""
-    return f"one process, models loaded one after another: {len(by_engine(points))}"
-
-
-def _add(group: Group, point: Point) -> int:
+def _add(group: Group, point: Point, todo: Todo) -> int:
     """Count a point into its group; the prompt tokens of its answers that are missing."""
-    store, entries = PointStore(point), point.manifest.entries
+    entries = point.manifest.entries
+    missing = [e for e in entries if e.example_id in todo.example_ids]
+    tokens = sum(e.prompt_tokens for e in missing)
     group.points += 1
+    group.points_done += not missing and not todo.latencies
     group.requests += len(entries) if point.wants_answers else 0
+    group.requests_left += len(missing)
     group.latencies += len(point.latency_items)
-    if store.is_done():
-        group.points_done += 1
-        return 0
-    present = store.peek()
-    missing = [e for e in entries if request_id(point.id, e.example_id) not in present.request_ids]
-    tokens = sum(e.prompt_tokens for e in missing) if point.wants_answers else 0
-    group.requests_left += len(missing) if point.wants_answers else 0
-    group.latencies_left += sum(
-        (request_id(point.id, e.example_id), repeat) not in present.latency
-        for e, repeat in point.latency_items
-    )
+    group.latencies_left += todo.latencies
     group.prompt_tokens_left += tokens
     return tokens
+
+
+def _todo(point: Point) -> Todo:
+    store = PointStore(point)
+    return Todo(point, frozenset()) if store.is_done() else todo_of(point, store.peek())
+
+
+def _jobs(todo: Sequence[Todo], pool: Pool | None) -> str:
+    """How what is missing would be spread over workers."""
+    missing = [item for item in todo if item.example_ids or item.latencies]
+    if not missing:
+        return "nothing to do"
+    points = [item.point for item in missing]
+    units = make_units(missing, pool.slices(points) if pool is not None else 1)
+    alone = sum(unit.measure is Measure.latency for unit in units)
+    answers = len(units) - alone
+    models = len(by_engine(points))
+    text = f"{plural(answers, 'slice')} of the examples, each for all its points"
+    if alone:
+        text += f"; {plural(alone, 'unit')} of latencies, run alone"
+    return f"{text}; {plural(models, 'model')}, loaded once per worker"
 
 
 def _memory(points: Sequence[Point]) -> list[Memory]:

@@ -8,11 +8,11 @@ from kvx.config import Config
 from kvx.data.manifest import Manifest
 from kvx.errors import RunFailedError, UserError
 from kvx.hashing import digest
-from kvx.points import Point, budget_label, experiment_dir, request_id, resolved
+from kvx.points import Point, budget_label, experiment_dir, resolved
 from kvx.prepare.build import ensure_manifest
 from kvx.run.jobs import refuse_if_submitted
 from kvx.run.pools import Pool
-from kvx.run.units import Outcome, Todo, make_units
+from kvx.run.units import Outcome, make_units, todo_of
 from kvx.store import journal, layout, locks
 from kvx.store.points import PointStore
 
@@ -67,26 +67,13 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     pool.check(missing)
     with locks.claim([p.dir for p in missing]) as claim:
         journal.begin(points)
-        todo = [_todo(p) for p in missing]
+        todo = [todo_of(p, PointStore(p).recover()) for p in missing]
         claim.share()
         units = make_units(todo, pool.slices(missing))
         outcomes = pool.run(units) if units else []
         _judge(points, missing, outcomes)
     log.info("run: %d points complete → %s", len(points), where)
     return points
-
-
-def _todo(point: Point) -> Todo:
-    """What is missing of a point, whose directory is made ready for that."""
-    present = PointStore(point).recover()
-    asked = point.manifest.entries if point.wants_answers else ()
-    ids = {e.example_id: request_id(point.id, e.example_id) for e in asked}
-    measured = [(request_id(point.id, e.example_id), n) for e, n in point.latency_items]
-    return Todo(
-        point,
-        frozenset(e for e, r in ids.items() if r not in present.request_ids),
-        sum(item not in present.latency for item in measured),
-    )
 
 
 def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence[Outcome]) -> None:

@@ -14,9 +14,15 @@ from kvx.store.points import PointStore
 
 log = logging.getLogger(__name__)
 
+# of a run's time that writing shards early may take; hundreds of points at once wait longer
+WRITING_SHARE = 0.05
+
 
 class Collector:
     """Writes a shard every few requests or seconds, and finishes a point with its last one.
+
+    Where hundreds of points run together, a point's share of the seconds is a row or two: then they
+    are written as often as a small part of the run's time allows.
 
     `failed` holds the points that could not be completed, and why.
     """
@@ -36,7 +42,9 @@ class Collector:
             self._left[item.point.dir] += len(item.requests)
         self._responses: dict[Path, list[tuple[Response, datetime]]] = {f: [] for f in self._left}
         self._measured: dict[Path, list[tuple[Measurement, datetime]]] = {f: [] for f in self._left}
-        self._written = dict.fromkeys(self._left, time.monotonic())
+        self._begun = time.monotonic()
+        self._writing_s = 0.0
+        self._written = dict.fromkeys(self._left, self._begun)
         for point in {item.point.dir: item.point for item in everything}.values():
             if not self._left[point.dir]:  # killed between its last shard and DONE
                 self._complete(point)
@@ -64,10 +72,12 @@ class Collector:
         self.meter.advance(point.id)
         settings = point.config.run
         pending = len(self._responses[folder]) + len(self._measured[folder])
+        elapsed_s = time.monotonic() - self._begun
         waited_s = time.monotonic() - self._written[folder]
+        late = waited_s > settings.shard_s and self._writing_s < WRITING_SHARE * elapsed_s
         if self._left[folder] == 0:
             self._complete(point)
-        elif pending >= settings.shard_requests or waited_s > settings.shard_s:
+        elif pending >= settings.shard_requests or late:
             self._flush(folder)
 
     def _fail(self, failure: PointFailed) -> None:
@@ -85,6 +95,7 @@ class Collector:
             log.error("run: point %s failed: %s", point.id, reason)
 
     def _flush(self, folder: Path) -> None:
+        start = time.monotonic()
         if self._responses[folder]:
             self.stores[folder].write(self._responses[folder])
             self._responses[folder] = []
@@ -92,3 +103,4 @@ class Collector:
             self.stores[folder].write_latency(self._measured[folder])
             self._measured[folder] = []
         self._written[folder] = time.monotonic()
+        self._writing_s += self._written[folder] - start

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from kvx.config import Config, Measure
 from kvx.hashing import digest
-from kvx.points import Point, resolved
+from kvx.points import Point, request_id, resolved
+from kvx.store.layout import Present
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,18 @@ class Todo:
     point: Point
     example_ids: frozenset[str]
     latencies: int = 0
+
+
+def todo_of(point: Point, present: Present) -> Todo:
+    """What is missing of a point that holds what is `present`."""
+    asked = point.manifest.entries if point.wants_answers else ()
+    ids = {e.example_id: request_id(point.id, e.example_id) for e in asked}
+    measured = [(request_id(point.id, e.example_id), n) for e, n in point.latency_items]
+    return Todo(
+        point,
+        frozenset(e for e, r in ids.items() if r not in present.request_ids),
+        sum(item not in present.latency for item in measured),
+    )
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ class Pool(Protocol):
         ...
 
     def run(self, units: Sequence[Unit]) -> list[Outcome]:
-        """Work on all units (at least one), those that measure latency alone and last; one outcome for each.
+        """Work on all units (at least one); one outcome for each.
 
-        Raises `Submitted` where the work goes on without us.
+        Those that measure latency run alone and last. Raises `Submitted` where the work
+        goes on without us.
         """
         ...
