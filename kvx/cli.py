@@ -53,7 +53,9 @@ def run_stage(name: str, function: Stage, argv: list[str], aggregates: bool = Fa
     """Run a stage as the command line would; returns the exit code."""
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        arguments = drop_sweeps(argv) if aggregates else numeric_budgets(with_workers(argv))
+        arguments = (
+            drop_sweeps(argv) if aggregates else after_options(numeric_budgets(with_workers(argv)))
+        )
         _run_hydra(name, function, arguments, points=not aggregates)
     except (KeyboardInterrupt, Exception) as error:
         if debug:
@@ -171,6 +173,26 @@ def with_workers(argv: list[str]) -> list[str]:
     """Add `-m` where a launcher with workers is asked for: Hydra starts it for sweeps only."""
     asked = any(a in WORKERS for a in argv) and not any(a.startswith("-") for a in argv)
     return ["-m", *argv] if asked else argv
+
+
+def after_options(argv: list[str]) -> list[str]:
+    """Let a fixed field of a swept group wait for the group's option.
+
+    `press=snapkv,pyramidkv press.method.window_size=32`: Hydra would set the field before there is
+    a press that has it; as a sweep of one value it is set for each point.
+    """
+    overrides = {a: o for a in argv if (o := _parse(a)) is not None}
+    swept = {o.key_or_group for o in overrides.values() if o.is_sweep_override()}
+    rewritten = []
+    for argument in argv:
+        override = overrides.get(argument)
+        if override is not None and not override.is_sweep_override() and override.value() != "":
+            group, _, field = override.key_or_group.partition(".")
+            if field and group in swept:
+                key, _, value = argument.partition("=")
+                argument = f"{key}=choice({value})"
+        rewritten.append(argument)
+    return rewritten
 
 
 def _numeric_budget(argument: str) -> str:

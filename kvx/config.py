@@ -17,6 +17,9 @@ from omegaconf import MISSING, OmegaConf
 
 NEUTRAL = {"neutral": True}
 
+# environment variable: how many workers share this machine's memory
+SHARING = "KVX_WORKERS_HERE"
+
 
 def neutral(default: Any) -> Any:
     """A field that cannot change results: paths, logging, shard sizes."""

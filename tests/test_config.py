@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.cli import compose, drop_sweeps, numeric_budgets
+from kvx.cli import after_options, compose, drop_sweeps, numeric_budgets
 from kvx.config import conf_dir
 from kvx.errors import UserError
 from kvx.points import Point
@@ -150,3 +150,10 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.wait(timeout=60)
+
+
+def test_a_fixed_field_of_a_swept_group_waits_for_the_option() -> None:
+    swept, fixed = "press=snapkv,pyramidkv", "press.method.window_size=32"
+    deferred = "press.method.window_size=choice(32)"
+    assert after_options(["-m", swept, fixed, "seed=1"]) == ["-m", swept, deferred, "seed=1"]
+    assert after_options(["press=snapkv", fixed]) == ["press=snapkv", fixed]

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from kvpress import KnormPress
 
 from kvx.cli import compose
-from kvx.config import conf_dir
+from kvx.config import SHARING, conf_dir
 from kvx.engines.base import PointWork, Response
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.cache import PADDING_SHARE, PADDING_TOKENS, Bucket, group_by_length
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.linear import fast_linears
+from kvx.engines.kvpress.measure import free_bytes
 from kvx.engines.kvpress.schedule import RowCost, chunks
 from kvx.errors import UserError
 from tests.test_engine import make_work, recall
@@ -245,3 +246,12 @@ def test_onednn_multiplies_like_torch_and_leaves_no_trace() -> None:
         inside = model(input_ids=ids).logits
     torch.testing.assert_close(inside, before, atol=1e-4, rtol=1e-4)
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_free_memory_is_what_a_job_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    whole = free_bytes(cpu)
+    monkeypatch.setenv(SHARING, "4")
+    assert free_bytes(cpu) < whole / 3
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1")  # MiB: less than this process has already
+    assert free_bytes(cpu) == 0

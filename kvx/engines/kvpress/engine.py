@@ -40,6 +40,8 @@ class KVPressEngine:
             check_press(point)
         for point in points:
             self.loaded.set_attention(resolve_attention(point.config))
+        if self.config.engine.max_cache_gib is None:
+            return  # rows that are larger than what is free run one at a time
         cost, cap = self._cost(), self._cap_bytes()
         for point in points:
             longest = max(point.manifest.entries, key=lambda e: e.prompt_tokens)

@@ -1,6 +1,7 @@
 """Measuring what a request really used: KV entries and bytes, peak memory."""
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from kvx.config import SHARING
+
+_CGROUP = "/sys/fs/cgroup/memory."
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -52,10 +56,19 @@ def entry_bytes(model: Any) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now: the device's on CUDA, else the machine's."""
+    """Memory that is free now for this process: the device's on CUDA, else the machine's.
+
+    Of the machine's, what a container or a SLURM job may use, shared with the other workers here.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    limits = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        limit, used = (int(Path(_CGROUP + name).read_text()) for name in ("max", "current"))
+        limits.append(limit - used)
+    if job_mib := os.environ.get("SLURM_MEM_PER_NODE"):
+        limits.append(int(job_mib) * 2**20 - psutil.Process().memory_info().rss)
+    return int(max(0, min(limits)) // int(os.environ.get(SHARING, "1")))
 
 
 class PeakMemory:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from kvx.config import Measure
+from kvx.config import SHARING, Measure
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.run.progress import Meter
@@ -132,6 +132,8 @@ class Local:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
         cores = max(1, usable_cores() // self.workers)
         environment.setdefault("OMP_NUM_THREADS", str(cores))
+        if not self.gpus:
+            environment[SHARING] = str(self.workers)
         here, there = Pipe()
         with there:
             process = subprocess.Popen(
