@@ -34,7 +34,8 @@ class BudgetKind(Enum):
 class PressNeed(Enum):
     """What a press asks of the engine beyond scoring and dropping entries after each layer.
 
-    Presses that only change what stays in the cache share one prefill; the others prefill alone.
+    Presses that only change what stays in the cache share one prefill; the others prefill alone. A
+    press must not write into the keys and values it is given: other points read them too.
     """
 
     attention_weights = "attention_weights"  # eager attention, which returns them
@@ -42,7 +43,6 @@ class PressNeed(Enum):
     masks = "masks"  # entries are hidden from attention, not dropped
     uneven_layers = "uneven_layers"  # layers keep different numbers of entries
     query_in_prompt = "query_in_prompt"  # the question must be in what is compressed
-    random_numbers = "random_numbers"  # draws: each point gets its own stream
 
 
 class Measure(Enum):
@@ -85,7 +85,7 @@ class PressConfig:
     method: dict[str, Any] | None = None
     needs: list[PressNeed] = field(default_factory=list)
     # whether the scores of the entries depend on how many are kept; if not, budgets share them
-    score_uses_budget: bool = neutral(True)
+    score_uses_budget: bool = True
     # at or below this many kept entries the press cannot do what it is meant to: a degenerate point
     degenerate_at_tokens: int = 0
     # prompts must be longer than this, or the press refuses them

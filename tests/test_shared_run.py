@@ -1,6 +1,7 @@
 """Sharing prefills and decoding together changes no answer, and keeps its memory promise."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from kvpress import KnormPress
 from kvx.cli import compose
 from kvx.config import SHARING, conf_dir
 from kvx.engines.base import PointWork, Response
+from kvx.engines.kvpress import batch, schedule
 from kvx.engines.kvpress.batch import Batch
-from kvx.engines.kvpress.cache import PADDING_SHARE, PADDING_TOKENS, Bucket, group_by_length
+from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.engines.kvpress.lengths import group_by_length, padded
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.measure import free_bytes
 from kvx.engines.kvpress.schedule import RowCost, chunks
@@ -92,6 +96,21 @@ def test_one_prefill_serves_all_points_of_an_example(tmp_path: Path) -> None:
     assert sorted(n for n in lengths if n in prompts) == sorted(prompts)
 
 
+@dataclass
+class Held:
+    """Notes what the caches take at every step, and the moment rows join."""
+
+    batch: Batch
+    held: list[int]
+
+    def on_prefill(self, rows: Sequence[Any], prefills: Sequence[Any]) -> None:
+        return None
+
+    def on_step(self, rows: Sequence[Any], logits: Any, tokens: Any) -> Sequence[Any]:
+        self.held.append(self.batch.decoder.bytes)
+        return ()
+
+
 def test_caches_stay_below_the_cap_and_rows_wait(tmp_path: Path) -> None:
     work = points(tmp_path, ["snapkv", "streaming", "tova"], "dataset.max_new_tokens=24", n=4)
     free = tokens(work)
@@ -100,11 +119,11 @@ def test_caches_stay_below_the_cap_and_rows_wait(tmp_path: Path) -> None:
     largest = max(cost.of(item.point, r) for item in work for r, _ in item.requests)
     for cap in (largest, 3 * largest):
         held = []
-        batch = Batch(loaded, work[0].point.config, cost, cap)
+        running = Batch(loaded, work[0].point.config, cost, cap)
+        running.observers.append(Held(running, held))
         found = {}
-        for item in batch.run(work):
+        for item in running.run(work):
             assert isinstance(item, Response)
-            held.append(batch.decoder.bytes)
             found[item.request.id] = item.token_ids
         assert found == free
         assert 0 < max(held) <= cap
@@ -122,6 +141,60 @@ def test_a_row_larger_than_the_cap_is_refused_before_the_start(tmp_path: Path) -
         UserError, match=r"engine.max_cache_gib: point snapkv-0.5-.* needs 0.00 GiB"
     ):
         KVPressEngine(work.point.config).check([work.point])
+
+
+def test_models_whose_rows_cannot_share_still_answer_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = points(tmp_path, ["none", "snapkv", "streaming"], n=3)
+    shared = tokens(work)
+    monkeypatch.setattr(batch, "ragged_obstacle", lambda model: "something else")
+    assert tokens(work) == shared
+
+
+@pytest.mark.parametrize("method", ["step", "admit"])
+def test_a_batch_that_fails_is_tried_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    work = points(tmp_path, ["snapkv", "random"], n=3)
+    expected = tokens(work)
+    original = getattr(Decoder, method)
+
+    def narrow(self: Decoder, *args: Any) -> Any:
+        rows = len(self.rows) if method == "step" else len(args[1])
+        if rows > 1:
+            raise RuntimeError("CUDA out of memory (pretended)")
+        return original(self, *args)
+
+    monkeypatch.setattr(Decoder, method, narrow)
+    assert tokens(work) == expected
+
+
+def test_a_time_limit_is_for_one_request_alone(tmp_path: Path) -> None:
+    work = points(tmp_path, ["snapkv", "knorm"], "decoding.timeout_s=600", n=3)
+    widths = []
+
+    class Widths:
+        def on_prefill(self, rows: Sequence[Any], prefills: Sequence[Any]) -> None:
+            widths.append(len(rows))
+
+        def on_step(self, rows: Sequence[Any], logits: Any, tokens: Any) -> Sequence[Any]:
+            return ()
+
+    loaded = KVPressEngine(work[0].point.config).loaded
+    running = Batch(loaded, work[0].point.config, RowCost(1024, 0), 2**40)
+    running.observers.append(Widths())
+    assert len(list(running.run(work))) == len(widths) == 12
+    assert set(widths) == {1}
+
+
+def test_a_long_question_is_taken_in_several_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = points(tmp_path, ["snapkv", "streaming"], n=3)
+    whole = tokens(work)
+    monkeypatch.setattr(schedule, "QUESTION_TOKENS", 8)  # of all rows together
+    assert tokens(work) == whole
 
 
 class MoodyPress(KnormPress):
@@ -173,7 +246,7 @@ def test_buckets_hold_every_row_once_and_waste_little(lengths: list[int]) -> Non
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         longest, shortest = max(lengths[i] for i in group), min(lengths[i] for i in group)
-        assert longest <= shortest * (1 + PADDING_SHARE) + PADDING_TOKENS
+        assert longest <= padded(shortest)
 
 
 @settings(max_examples=25, deadline=None)

@@ -57,6 +57,9 @@ def ragged_obstacle(model: Any) -> str | None:
         return "sliding-window attention"
     if getattr(config, "attn_logit_softcapping", None):
         return "capped attention logits"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if (kind := rope.get("rope_type", rope.get("type"))) in ("dynamic", "longrope"):
+        return f"{kind} rotary embeddings, which depend on the longest row"
     if not getattr(model, "_supports_attention_backend", False):
         return "attention that cannot be replaced"
     return None

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from kvx.config import Config, PressNeed, Signals
+from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.engines.base import KVUse, PointFailed, PointWork, Response
 from kvx.engines.kvpress.attention import ragged_obstacle
@@ -21,7 +22,7 @@ from kvx.engines.kvpress.observers import TIMEOUT, TimeLimit, TraceObserver
 from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
 from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
-from kvx.engines.kvpress.schedule import QUESTION_TOKENS, Chunk, RowCost, chunks
+from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks, question_tokens
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.failures import FailureType, classify_error
 from kvx.hashing import digest
@@ -60,9 +61,16 @@ class Batch:
         if config.decoding.timeout_s is not None:
             self.observers.append(TimeLimit(config.decoding.timeout_s))
         self.decoder = Decoder(loaded, config.decoding, self.observers)
+        self.in_transformers = ragged_obstacle(loaded.model) is not None
+        # a request's time means nothing among others
+        timed = config.decoding.timeout_s is not None
+        self.share = config.engine.share and not self.in_transformers and not timed
         self.failed: set[Path] = set()
+        self._parts: tuple[Example, PromptParts] | None = None
+        self._examples: dict[str, Example] = {}  # of the running rows, by request
 
     def run(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
+        """Exactly one response per request, unless its point fails."""
         pending = deque(self._chunks(work))
         with fast_linears(self.loaded.model):
             while pending or self.decoder.rows:
@@ -73,7 +81,6 @@ class Batch:
 
     def _chunks(self, work: Sequence[PointWork]) -> list[Chunk]:
         """The requests by example, in manifest order: those that share a prefill, then others."""
-        share = self.config.engine.share
         together: dict[str, list[Request]] = {}
         found: list[Chunk] = []
         examples = {}
@@ -83,7 +90,7 @@ class Batch:
                 name = example.example_id
                 examples[name] = example
                 order.setdefault(name, (request.entry.bin, position))
-                if share and not runs_alone(item.point):
+                if self.share and not runs_alone(item.point):
                     together.setdefault(name, []).append(request)
                 else:
                     size = self.cost.of(item.point, request)
@@ -92,46 +99,91 @@ class Batch:
             found += chunks(examples[name], requests, self.cost, self.cap_bytes)
         return sorted(found, key=lambda c: order[c.example.example_id])
 
+    def parts(self, example: Example) -> PromptParts:
+        """The prompt of `example`, tokenised once for all that ask for it in a row."""
+        if self._parts is None or self._parts[0] is not example:
+            self._parts = (example, self.builder.parts(example))
+        return self._parts[1]
+
     def _fits(self, chunk: Chunk) -> bool:
         running = len(self.decoder.rows)
         if running == 0:
             return True
-        engine = self.config.engine
+        held = self.decoder.bytes + running * self.cost.logits_bytes
         return (
-            engine.share
-            and running + len(chunk.requests) <= engine.max_rows
-            and self.decoder.bytes + chunk.bytes <= self.cap_bytes
+            self.share
+            and running + len(chunk.requests) <= self.config.engine.max_rows
+            and held + chunk.bytes <= self.cap_bytes
         )
 
     def start(self, chunk: Chunk) -> Iterator[Response | PointFailed]:
-        """Prefill a chunk and let its rows join; what could not start is answered at once."""
+        """Prefill a chunk and let its rows join; what ends with that is answered at once.
+
+        If a prefill for several requests fails, each is tried alone.
+        """
         requests = [r for r in chunk.requests if r.point.dir not in self.failed]
         if not requests:
             return
+        ended: list[Response | PointFailed] = []
+        reason: Response | None = None
         try:
-            parts = self.builder.parts(chunk.example)
-            if self._in_transformers(requests[0].point):
-                yield self._masked(requests[0], parts)
+            parts = self.parts(chunk.example)
+            if self.in_transformers or PressNeed.masks in requests[0].point.config.press.needs:
+                ended.append(self._masked(requests[0], parts))
             else:
-                yield from self._admit(requests, parts, chunk.alone)
+                self._admit(requests, parts, chunk.alone, ended)
+                self._examples |= {r.id: chunk.example for r in requests}
         except BudgetContradictedError as error:
-            yield self._fail(requests[0].point, str(error))
+            ended.append(self._fail(requests[0].point, str(error)))
         except Exception as error:  # this chunk's answer; the others go on
-            yield from (failure(request, error) for request in requests)
+            reason = failure(requests[0], error)
+        yield from ended
+        if reason is not None:
+            answered = {item.request.id for item in ended if isinstance(item, Response)}
+            left = [r for r in requests if r.id not in answered]
+            yield from self._one_by_one(left, chunk.example, reason)
 
-    def _in_transformers(self, point: Point) -> bool:
-        masks = PressNeed.masks in point.config.press.needs
-        return masks or ragged_obstacle(self.loaded.model) is not None
+    def go_on(self) -> Iterator[Response | PointFailed]:
+        """One step of all running rows; the responses that are finished with it.
 
-    @torch.inference_mode()
-    def go_on(self) -> list[Response]:
-        """One step of all running rows; the responses that are finished with it."""
-        return self._responses(self.decoder.step())
+        If it fails, each of the running requests is tried alone.
+        """
+        try:
+            with torch.inference_mode():
+                finished = self._responses(self.decoder.step())
+        except Exception as error:
+            rows = self.decoder.clear()
+            reason = failure(rows[0].request, error)
+        else:
+            yield from finished
+            return
+        if len(rows) == 1:
+            yield reason
+            return
+        for row in rows:
+            yield from self._one_by_one([row.request], self._examples[row.request.id], None)
+
+    def _one_by_one(
+        self, requests: Sequence[Request], example: Example, reason: Response | None
+    ) -> Iterator[Response | PointFailed]:
+        """Every request alone, to its end; with a `reason`, a single one has been tried already."""
+        if len(requests) == 1 and reason is not None:
+            yield replace(reason, request=requests[0])
+            return
+        for request in requests:
+            size = self.cost.of(request.point, request)
+            yield from self.start(Chunk(example, (request,), size, alone=True))
+            while self.decoder.rows:
+                yield from self.go_on()
 
     @torch.inference_mode()
     def _admit(
-        self, requests: Sequence[Request], parts: PromptParts, alone: bool
-    ) -> list[Response | PointFailed]:
+        self,
+        requests: Sequence[Request],
+        parts: PromptParts,
+        alone: bool,
+        ended: list[Response | PointFailed],
+    ) -> None:
         n, rest = len(parts.compressed_ids), parts.rest_ids
         prompts = [
             PromptRow(
@@ -147,7 +199,6 @@ class Batch:
         ]
         room = len(rest) + self.config.decoding.max_new_tokens
         caches = prefill(self.loaded, parts.compressed_ids, prompts, room, alone)
-        ended: list[Response | PointFailed] = []
         buckets = []
         for bucket, members in zip(caches.buckets, caches.rows, strict=True):
             rows = [running[i] for i in members]
@@ -163,19 +214,23 @@ class Batch:
                 buckets.append((bucket, rows))
         rows = [row for _, members in buckets for row in members]
         if not rows:
-            return ended
+            return
         if rest:
-            logits = torch.cat([self._question(*some, rest) for some in _portions(buckets, rest)])
+            logits = self._question([bucket for bucket, _ in buckets], rows, rest)
         else:
             logits = self.loaded.model.lm_head(caches.hidden).expand(len(rows), -1)
         prefills = [Prefill(logits[i], parts.n_tokens, n) for i in range(len(rows))]
-        return ended + list(self._responses(self.decoder.admit(buckets, prefills, logits)))
+        ended += self._responses(self.decoder.admit(buckets, prefills, logits))
 
     def _question(
-        self, buckets: list[Bucket], rows: list[Row], rest: Sequence[int]
+        self, buckets: Sequence[Bucket], rows: Sequence[Row], rest: Sequence[int]
     ) -> torch.Tensor:
+        """Logits [rows, vocab] after the rest of the prompt, which joins every row's cache."""
         ids = torch.tensor([list(rest)] * len(rows), device=self.loaded.device)
-        return forward(self.loaded, buckets, rows, ids)
+        entries = max(row.request.entry.prompt_tokens for row in rows)
+        for some in torch.split(ids, question_tokens(len(rows), entries), dim=1):
+            logits = forward(self.loaded, buckets, rows, some)
+        return logits
 
     def _refused(
         self, prompt: PromptRow, row: Row, n_tokens: int
@@ -206,10 +261,14 @@ class Batch:
 
     def _fail(self, point: Point, message: str) -> PointFailed:
         self.failed.add(point.dir)
+        for row in self.decoder.rows:  # need not go on
+            if row.request.point.dir == point.dir:
+                row.finish_reason = "failed"
         return PointFailed(point, message)
 
     def _responses(self, rows: Sequence[Row]) -> list[Response]:
-        return [self._response(row) for row in rows if row.request.point.dir not in self.failed]
+        responses = [self._response(row) for row in rows]
+        return [r for r in responses if r.request.point.dir not in self.failed]
 
     def _response(self, row: Row) -> Response:
         assert row.kv is not None
@@ -228,22 +287,6 @@ class Batch:
             budget_verified=True,
             trace=None if self.traces is None else self.traces.trace(row),
         )
-
-
-def _portions(
-    buckets: Sequence[tuple[Bucket, list[Row]]], rest: Sequence[int]
-) -> Iterator[tuple[list[Bucket], list[Row]]]:
-    """Buckets in groups whose rows fit one forward pass over the question."""
-    group: list[Bucket] = []
-    rows: list[Row] = []
-    for bucket, members in buckets:
-        if group and (len(rows) + len(members)) * len(rest) > QUESTION_TOKENS:
-            yield group, rows
-            group, rows = [], []
-        group.append(bucket)
-        rows = rows + members
-    if group:
-        yield group, rows
 
 
 def prove_budget(point: Point, kv: KVUse) -> None:

@@ -13,21 +13,6 @@ from transformers import Cache
 
 KV = tuple[torch.Tensor, torch.Tensor]
 
-# rows join a bucket if they are at most this much longer than its shortest row
-PADDING_SHARE, PADDING_TOKENS = 0.05, 8
-
-
-def group_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of rows in buckets of similar length, shortest first."""
-    groups: list[list[int]] = []
-    limit = -1.0
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if lengths[index] > limit:
-            limit = lengths[index] * (1 + PADDING_SHARE) + PADDING_TOKENS
-            groups.append([])
-        groups[-1].append(index)
-    return groups
-
 
 @dataclass
 class _Layer:

@@ -83,9 +83,14 @@ class Decoder:
         rows = [row for _, members in buckets for row in members]
         for observer in self.observers:
             observer.on_prefill(rows, prefills)
-        self._buckets += [(bucket, list(members)) for bucket, members in buckets]
         self._choose(rows, logits)
+        self._buckets += [(bucket, list(members)) for bucket, members in buckets]
         return self._release()
+
+    def clear(self) -> list[Row]:
+        """Give up all running rows."""
+        rows, self._buckets = self.rows, []
+        return rows
 
     def step(self) -> list[Row]:
         """One token for every running row; the rows that finished with it."""

@@ -67,7 +67,8 @@ class KVPressEngine:
     def _cost(self) -> RowCost:
         model = self.loaded.model
         vocabulary: int = model.config.get_text_config().vocab_size
-        return RowCost(entry_bytes(model), 4 * LOGITS_COPIES * vocabulary)
+        full = ragged_obstacle(model) is not None
+        return RowCost(entry_bytes(model), 4 * LOGITS_COPIES * vocabulary, full)
 
     def _cap_bytes(self) -> int:
         asked = self.config.engine.max_cache_gib

@@ -21,7 +21,10 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.first_token = self.prefill_end = 0.0
+        self.start = self.prefill_end = self.first_token = self.last_token = 0.0
+
+    def begin(self) -> None:
+        """The prompt is tokenised: from here it counts."""
         self.start = self._now()
 
     def _now(self) -> float:
@@ -32,18 +35,17 @@ class Clock:
         self.prefill_end = self._now()
 
     def on_step(self, rows: object, logits: object, tokens: object) -> Sequence[Stop]:
-        if not self.first_token:
-            self.first_token = self._now()
+        self.last_token = self._now()
+        self.first_token = self.first_token or self.last_token
         return ()
 
     def timing(self, n_tokens: int) -> Timing:
-        end = self._now()
-        ttft, latency = self.first_token - self.start, end - self.start
+        ttft, latency = self.first_token - self.start, self.last_token - self.start
         return Timing(
             ttft_s=ttft,
             latency_s=latency,
             prefill_s=self.prefill_end - self.start,
-            decode_s=end - self.prefill_end,
+            decode_s=self.last_token - self.prefill_end,
             tpot_s=(latency - ttft) / (n_tokens - 1) if n_tokens > 1 else None,
         )
 
@@ -73,6 +75,8 @@ def _alone(
     clock = Clock(loaded.device)
     batch = Batch(loaded, request.point.config, cost, cap_bytes, clock)
     chunk = Chunk(example, (request,), cost.of(request.point, request), alone=True)
+    batch.parts(example)  # remembered
+    clock.begin()
     items: list[Response | PointFailed] = list(batch.start(chunk))
     while batch.decoder.rows:
         items += batch.go_on()

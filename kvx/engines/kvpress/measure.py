@@ -61,7 +61,8 @@ def free_bytes(device: torch.device) -> int:
     Of the machine's, what a container or a SLURM job may use, shared with the other workers here.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + kept_by_torch)
     limits = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
         limit, used = (int(Path(_CGROUP + name).read_text()) for name in ("max", "current"))

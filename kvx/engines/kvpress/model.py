@@ -1,5 +1,6 @@
 """Loading a transformers model once per process, on the asked device with the asked attention."""
 
+import gc
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,9 @@ def load(config: ModelConfig) -> LoadedModel:
     key = (config.path, config.revision, config.dtype, str(device))
     if key not in _loaded:
         _loaded.clear()  # one model at a time: two rarely fit
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         log.info("run: loading model %s on %s", config.name, device)
         _loaded[key] = _load(config, device)
     return _loaded[key]

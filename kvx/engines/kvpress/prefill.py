@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from kvx.config import PressNeed
 from kvx.engines.base import KVUse
-from kvx.engines.kvpress.cache import KV, Bucket, group_by_length
+from kvx.engines.kvpress.cache import KV, Bucket
+from kvx.engines.kvpress.lengths import group_by_length
 from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.press import PointPress
@@ -111,16 +111,21 @@ def _compressing(
     def compress(
         module: Any, row: PromptRow, press: Any, full: KV, weights: Any, kwargs: dict[str, Any]
     ) -> KV:
-        if press is None or row.error is not None:
+        stub = (full[0][:, :, :1], full[1][:, :, :1])
+        if row.error is not None:
+            return stub
+        if press is None:
             return full
-        draws = PressNeed.random_numbers in row.press.point.config.press.needs
         try:
-            with row.stream.drawing() if draws else contextlib.nullcontext():
+            with row.stream.drawing():
                 kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
-                return kept
         except Exception as error:  # this row's answer; the others go on
             row.error = error
-            return full[0][:, :, :1], full[1][:, :, :1]
+            return stub
+        if kept[0].shape[2] == 0:
+            row.error = ValueError("the press kept no entry at all")
+            return stub
+        return kept
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         layer = cache.layers[module.layer_idx]

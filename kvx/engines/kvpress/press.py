@@ -61,6 +61,9 @@ def check_press(point: Point) -> None:
         return
     try:
         press = _instantiate(config.method, 0.5)
+    except AttributeError as error:  # a compression_ratio that cannot be set
+        target = config.method.get("_target_")
+        raise UserError(f"press={config.name}: {target}: no budget can be set: {error}") from None
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         reason = str(cause or error).splitlines()[0]

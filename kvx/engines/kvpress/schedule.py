@@ -7,28 +7,43 @@ memory.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvx.config import PressNeed
 from kvx.data.example import Example
+from kvx.engines.kvpress.lengths import padded
 from kvx.errors import UserError
 from kvx.points import Point, Request
 
-# a forward pass over the question takes at most this many tokens of all rows together
-QUESTION_TOKENS = 4096
+# a forward pass over the question takes at most so many tokens of all rows together, and so many
+# pairs of one of them and an entry it sees: more are taken in several passes
+QUESTION_TOKENS, QUESTION_PAIRS = 2**12, 2**24
 
 
 @dataclass(frozen=True)
 class RowCost:
-    """Bytes of one token's keys and values in all layers, and of one row's logits at a step."""
+    """Bytes of one token's keys and values in all layers, and of one row's logits at a step.
+
+    `full` where every row holds its whole prompt, whatever its budget.
+    """
 
     entry_bytes: int
     logits_bytes: int
+    full: bool = False
 
     def of(self, point: Point, request: Request) -> int:
         """Bytes a row needs at most until it ends."""
         entry = request.entry
-        kept = point.kept_tokens(entry.compressed_tokens) + point.config.press.tolerance_tokens
+        kept = entry.compressed_tokens
+        if not self.full and PressNeed.masks not in point.config.press.needs:
+            asked = point.kept_tokens(kept) + point.config.press.tolerance_tokens
+            kept = min(kept, padded(asked))
         room = entry.prompt_tokens - entry.compressed_tokens
         entries = kept + room + point.config.decoding.max_new_tokens
         return entries * self.entry_bytes + self.logits_bytes
+
+
+def question_tokens(rows: int, entries: int) -> int:
+    """How many tokens of the question each of `rows` rows with `entries` may take at once."""
+    return max(1, min(QUESTION_TOKENS // rows, QUESTION_PAIRS // (rows * entries)))
 
 
 @dataclass(frozen=True)
