@@ -85,7 +85,7 @@ def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence
         reason = PointStore(point).finish() or layout.read_failed(point.dir)
         if reason is not None:
             failed[point.id] = reason
-        elif not PointStore(point).is_done():
+        elif not PointStore(point).is_complete():
             incomplete.append(point)
     if refused:
         raise UserError(refused[0])
