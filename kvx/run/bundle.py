@@ -66,6 +66,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         pool = InProcess()
     pool.check(missing)
     with locks.claim([p.dir for p in missing]) as claim:
+        refuse_if_submitted(missing)  # nobody submits any more, but somebody may have just now
         journal.begin(points)
         todo = [todo_of(p, PointStore(p).recover()) for p in missing]
         claim.share()

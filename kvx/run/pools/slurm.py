@@ -87,7 +87,7 @@ class Slurm:
         by_slice: dict[str, list[Unit]] = {}
         for unit in units:
             if unit.measure is not Measure.latency:
-                by_slice.setdefault(unit.writer.partition("of")[0], []).append(unit)
+                by_slice.setdefault(unit.slice.partition("of")[0], []).append(unit)
         submitted = self._submit([tuple(same) for same in by_slice.values()])
         alone = [(unit,) for unit in units if unit.measure is Measure.latency]
         if alone:
