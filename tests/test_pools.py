@@ -1,20 +1,25 @@
-"""Who works on what: what pools and the record of submitted jobs decide, without a cluster or a GPU."""
+"""What pools and the record of submitted jobs decide, without a cluster or a GPU."""
 
+import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from submitit.core.utils import UncompletedJobError
 
 from kvx.cli import compose
-from kvx.config import Config
-from kvx.errors import UserError
+from kvx.config import Config, Measure
+from kvx.errors import Submitted, UserError
 from kvx.points import Point, experiment_dir
 from kvx.run import jobs
 from kvx.run.bundle import plan, run_points
 from kvx.run.jobs import Submission
+from kvx.run.pools.slurm import Slurm, SlurmWorker, gpus_of, room
 from kvx.run.units import Outcome, Unit
 from kvx.store import locks
 
@@ -78,7 +83,7 @@ def test_jobs_that_slurm_is_silent_about_are_not_doubled(monkeypatch: pytest.Mon
     monkeypatch.setattr(jobs, "active_jobs", lambda ids: {} if not list(ids) else None)
     jobs.refuse_if_submitted(points)
     jobs.remember(folder, submission("12", points))
-    with pytest.raises(UserError, match=r"whether jobs 12 still work.*delete .*jobs\.json"):
+    with pytest.raises(UserError, match=r"whether SLURM jobs 12 still work.*delete .*jobs\.json"):
         jobs.refuse_if_submitted(points)
     jobs.refuse_if_submitted(plan(configs("seed=5")))
 
@@ -105,3 +110,106 @@ def test_shards_of_two_runs_have_unlike_names() -> None:
         names.append([u.writer for u in pool.units])
         assert [u.slice for u in pool.units] == ["s001of002", "s002of002", "alone"]
     assert set(names[0]).isdisjoint(names[1])
+
+
+SETTINGS: dict[str, Any] = {
+    "submitit_folder": "jobs/%j", "nodes": 1, "tasks_per_node": 1, "array_parallelism": 256,
+    "max_num_timeout": 1, "gres": None, "gpus_per_node": None, "gpus_per_task": None,
+    "cpus_per_task": None, "partition": None,
+}  # fmt: skip
+
+
+def submitted(monkeypatch: pytest.MonkeyPatch, measure: str, **settings: Any) -> list[Any]:
+    """What submitit is told about the arrays of a sweep, with how many jobs are in each."""
+    told: list[Any] = []
+
+    class Executor:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def update_parameters(self, **parameters: Any) -> None:
+            self.parameters = parameters
+
+        def map_array(self, _: Any, work: Sequence[Any]) -> list[Any]:
+            told.append((len(work), self.parameters))
+            return [SimpleNamespace(job_id=f"{len(told)}_{i}") for i in range(len(work))]
+
+    monkeypatch.setattr("submitit.AutoExecutor", Executor)
+    monkeypatch.setattr("kvx.run.pools.slurm.max_array_size", lambda: 100)
+    monkeypatch.setattr(Slurm, "check", lambda *_: None)
+    monkeypatch.setattr(jobs, "active_jobs", lambda ids: {})
+    pool = Slurm(slices=2, wait=False, **(SETTINGS | settings))
+    with pytest.raises(Submitted):
+        run_points(configs(f"measure={measure}"), pool)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("settings", "alone"),
+    [({}, True), ({"gpus_per_node": 1}, False), ({"gres": "gpu:1"}, False),
+     ({"gpus_per_task": 1}, False)],
+)  # fmt: skip
+def test_latencies_are_measured_alone_with_and_without_answers_before(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], alone: bool
+) -> None:
+    ((n, parameters),) = submitted(monkeypatch, "latency", **settings)
+    assert (n, "slurm_dependency" in parameters) == (1, False)
+    assert parameters.get("slurm_exclusive", False) is alone
+    assert parameters["slurm_array_parallelism"] == (1 if alone else 256)
+    (n, parameters), (_, after) = submitted(monkeypatch, "both", **settings)
+    assert (n, parameters.get("slurm_exclusive")) == (2, None)
+    assert after["slurm_dependency"] == "afterany:1"
+    assert after.get("slurm_exclusive", False) is alone
+
+
+@pytest.mark.parametrize(
+    ("gres", "n"),
+    [("gpu", 1), ("gpu:2", 2), ("gpu:a100", 1), ("gpu:a100:2", 2), ("gres:gpu:3", 3),
+     ("gpu:a100:1,gpu:v100:2", 3), ("license:1", 4), (None, 4)],
+)  # fmt: skip
+def test_gpus_are_counted_whichever_way_they_are_asked_for(gres: str | None, n: int) -> None:
+    assert gpus_of(SETTINGS | {"gres": gres, "gpus_per_node": 4}) == n
+
+
+def test_only_nodes_that_take_jobs_are_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"idle": 1, "mix": 2, "alloc": 4, "idle~": 8, "down": 16, "down*": 32, "drain": 64,
+              "drng": 128, "idle*": 256, "maint": 512}  # fmt: skip
+    listed = "".join(f"all*|n{n}|{n}|{state}|(null)\n" for state, n in states.items())
+    answer = subprocess.CompletedProcess([], 0, listed)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    assert room(SETTINGS) == 1 + 2 + 4 + 8
+
+
+def test_without_sinfo_slices_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "nowhere")
+    with pytest.raises(UserError, match=r"no sinfo here.*set hydra\.launcher\.slices"):
+        room(SETTINGS)
+
+
+def test_a_job_that_may_not_be_queued_again_is_interrupted_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Submitit's handler raises a RuntimeError, which an engine would take for a model's."""
+    saw: list[type[BaseException]] = []
+
+    def give_up(*_: Any) -> None:
+        raise UncompletedJobError("timed-out too many times")
+
+    def attempt(*_: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGUSR2)
+        except BaseException as error:
+            saw.append(type(error))
+            raise
+
+    monkeypatch.setattr("kvx.run.worker.attempt", attempt)
+    monkeypatch.setattr("kvx.run.worker.log_to_stderr", lambda: None)
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM)}
+    signal.signal(signal.SIGUSR2, give_up)
+    try:
+        with pytest.raises(UncompletedJobError, match="timed-out too many times"):
+            SlurmWorker()((Unit((), (), "s001of001-0", Measure.quality, 1),))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert saw == [KeyboardInterrupt]

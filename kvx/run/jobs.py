@@ -84,7 +84,7 @@ def refuse_if_submitted(points: Sequence[Point]) -> None:
         if active is None:
             asked = ", ".join(i for s in ours for i in s.job_ids)
             raise UserError(
-                f"SLURM (squeue) does not say whether jobs {asked} still work on these points; type "
+                f"squeue does not say whether SLURM jobs {asked} still work on these points; type "
                 f"the command where it does, or delete {folder / RECORD} if they have ended"
             )
         busy = [i for s in ours for i in s.job_ids if _running([i], active)]
