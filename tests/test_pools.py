@@ -3,8 +3,9 @@
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,19 @@ from submitit.core.utils import UncompletedJobError
 
 from kvx.cli import compose
 from kvx.config import Config, Measure
+from kvx.engines.base import PointFailed, PointWork, Response
 from kvx.errors import Submitted, UserError
 from kvx.points import Point, experiment_dir
 from kvx.run import jobs
 from kvx.run.bundle import plan, run_points
 from kvx.run.jobs import Submission
+from kvx.run.pools.local import Local, _Worker
 from kvx.run.pools.slurm import Slurm, SlurmWorker, gpus_of, room
+from kvx.run.progress import Meter
 from kvx.run.units import Outcome, Unit
-from kvx.store import locks
+from kvx.run.worker import run_unit
+from kvx.store import journal, locks
+from kvx.store.points import PointStore
 
 SMALL = ("press=knorm", "budget=0.5", "dataset.source.n_examples=40",
          "dataset.sampling.n_per_bin=2", "latency.n_per_bin=1", "latency.repeats=2")  # fmt: skip
@@ -213,3 +219,89 @@ def test_a_job_that_may_not_be_queued_again_is_interrupted_and_says_why(
         for number, handler in before.items():
             signal.signal(number, handler)
     assert saw == [KeyboardInterrupt]
+
+
+class Process:
+    """Alive until told otherwise."""
+
+    pid, code = 1, None
+
+    def poll(self) -> int | None:
+        return self.code
+
+
+def test_units_that_run_alone_are_on_gpus_of_their_own_whoever_was_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    pool, pipe = Local(workers=4), Pipe()[0]
+    worker: Any = lambda number: _Worker(number, Process(), pipe)  # type: ignore[arg-type]  # noqa: E731
+    monkeypatch.setattr(pool, "_start", worker)
+    unit = Unit((), (), "alone-0", Measure.latency, 1)
+    workers = {number: worker(number) for number in (0, 2, 3)}  # 1 died
+    chosen = [pool._idle(workers)]
+    chosen[0].unit = unit
+    chosen.append(pool._idle(workers))
+    assert {w.number % 2 for w in chosen} == {0, 1}
+    workers = {number: worker(number) for number in (0, 2)}  # 1 and 3 died
+    workers[0].unit = unit
+    assert pool._idle(workers).number == 1
+
+
+def test_a_gpu_chosen_for_all_workers_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"model\.device=cuda:1: each worker .* sees one GPU"):
+        run_points(configs("model.device=cuda:1"), Local(workers=2))
+    Local(workers=2).check(plan(configs("model.device=cuda")))
+
+
+@pytest.mark.parametrize("measures", [("quality", "latency"), ("latency", "quality"),
+                                      ("both", "latency"), ("quality", "both")])  # fmt: skip
+def test_a_point_asked_for_answers_and_for_latencies_gets_both(measures: tuple[str, ...]) -> None:
+    (point,) = plan([c for m in measures for c in configs(f"measure={m}")])
+    assert (point.wants_answers, point.wants_latency) == (True, True)
+    assert len(point.latency_items) == 10
+
+
+def test_latencies_of_a_point_are_measured_in_one_way() -> None:
+    plan([*configs("measure=latency"), *configs("latency.repeats=5")])
+    with pytest.raises(UserError, match=r"latency\.repeats=2,5: "):
+        plan([*configs("measure=latency"), *configs("measure=both", "latency.repeats=5")])
+
+
+class Halfway:
+    """An engine whose first point fails after a few answers."""
+
+    asked: list[str]
+
+    def __init__(self, config: Config) -> None:
+        pass
+
+    def generate(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
+        Halfway.asked = [item.point.id for item in work]
+        for n, item in enumerate(work):
+            for request, _ in item.requests[: None if n else 3]:
+                yield Response(request, "7", [7], "stop", budget_verified=True)
+            if not n:
+                yield PointFailed(item.point, "failed half-way")
+
+
+def test_a_rate_counts_what_was_answered_and_failed_points_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvx.run.worker.engine_of", Halfway)
+    monkeypatch.setattr(journal, "RATED_REQUESTS", 1)
+    both = [*configs(), *configs("budget=0.2")]
+    first, second = plan(both)
+    for point in (first, second):
+        PointStore(point).recover()
+    unit = Unit(tuple(both), tuple(e.example_id for e in first.manifest.entries), "s001of001-0",
+                Measure.quality, 20)  # fmt: skip
+    outcome = run_unit(unit, Meter(20, show=False))
+    assert outcome.failed == {first.id: "failed half-way"}
+    (rate,) = journal._rates(experiment_dir(both[0]))
+    assert rate.requests == 3 + 10
+    tokens = [e.prompt_tokens for e in first.manifest.entries]
+    assert rate.prompt_tokens == sum(tokens) + sum(tokens[:3])
+    run_unit(unit, Meter(20, show=False))
+    assert first.id not in Halfway.asked
+    assert PointStore(second).is_done()
