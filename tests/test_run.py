@@ -179,6 +179,11 @@ def test_requests_without_a_response_are_asked_again_if_wanted(kvx: Kvx) -> None
     lost = (~request_rows(RUNS)["has_response"]).sum()
     assert 0 < lost < 20
     assert "nothing to do" in kvx("run", *arguments).err
+    still = kvx(
+        "run", *arguments, "run.retry_failed=true"
+    )  # they fail again: complete all the same
+    assert still.code == 0, still.err
+    assert (~request_rows(RUNS)["has_response"]).sum() == lost
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.test_engine.MoodyPress.compress", KnormPress.compress)
         assert kvx("run", *arguments, "run.retry_failed=true").code == 0

@@ -308,6 +308,32 @@ def test_a_damaged_shard_found_at_the_end_is_quarantined_and_its_rows_are_missin
     assert len(list(point.dir.glob("quarantine/*-a-00001.*"))) == 2
 
 
+def test_shards_that_merges_take_away_while_they_are_read_are_not_missing(
+    point: Point, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_two_writers(point, finish=False)
+    ids, read, lost = layout.present(point.dir), layout.read, iter(range(8))
+
+    def gone(*arguments: Any) -> Any:
+        if next(lost, None) is not None:
+            raise FileNotFoundError
+        return read(*arguments)
+
+    monkeypatch.setattr(layout, "read", gone)
+    assert layout.present(point.dir) == ids
+    monkeypatch.setattr(layout, "SETTLE_S", 0.05)
+    lost = iter(range(10**6))
+    with pytest.raises(FileNotFoundError):
+        layout.present(point.dir)
+
+
+def test_a_finished_file_that_somebody_deleted_holds_nothing(point: Point) -> None:
+    by_two_writers(point, finish=True)
+    layout.merged(point.dir, "requests").unlink()
+    there = PointStore(point).peek()
+    assert (len(there.request_ids), len(there.latency)) == (0, 10)
+
+
 def test_a_claim_keeps_others_out_until_the_last_worker_has_left(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     claim = locks.claim(folders)

@@ -54,7 +54,7 @@ def test_a_slice_has_all_points_of_one_model_and_latencies_come_last(points: lis
     units = make_units(todo, 3)
     assert [u.measure for u in units] == [Measure.quality] * 6 + [Measure.latency] * 2
     assert [u.model for u in units] == ["a", "a", "a", "b", "b", "b", "a", "b"]
-    assert [u.writer for u in units[:3]] == ["s001of003", "s002of003", "s003of003"]
+    assert [u.slice for u in units[:3]] == ["s001of003", "s002of003", "s003of003"]
     assert all(len(u.configs) == 2 for u in units)
     assert sorted(e for u in units[:3] for e in u.example_ids) == sorted(ids)
     assert sum(u.n_requests for u in units[:3]) == 2 * len(ids)
@@ -67,4 +67,4 @@ def test_only_what_is_missing_is_cut(points: list[Point]) -> None:
     assert [u.example_ids for u in units] in ([(ids[0],), (ids[1],)], [(ids[1],), (ids[0],)])
     needs = {u.example_ids[0]: [c.budget.ratio for c in u.configs] for u in units}
     assert needs == {ids[0]: [0.5, 0.2], ids[1]: [0.2]}
-    assert {u.writer for u in units} == {"s001of002", "s002of002"}
+    assert {u.slice for u in units} == {"s001of002", "s002of002"}

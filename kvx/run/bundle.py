@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from kvx.config import Config
+from kvx.config import Config, Measure
 from kvx.data.manifest import Manifest
 from kvx.errors import RunFailedError, UserError
 from kvx.hashing import digest
@@ -20,7 +21,11 @@ log = logging.getLogger(__name__)
 
 
 def plan(configs: Sequence[Config]) -> list[Point]:
-    """The distinct points of `configs`, each with its manifest (prepared if there is none yet)."""
+    """The distinct points of `configs`, each with its manifest (prepared if there is none yet).
+
+    A point that is asked for both answers and latencies is asked for both. Raises `UserError` if
+    it is asked for different latencies.
+    """
     manifests: dict[str, tuple[Manifest, Path]] = {}
     keys: dict[tuple[int, ...], str] = {}  # points of a sweep share what they agree on
     points: dict[Path, Point] = {}
@@ -35,8 +40,27 @@ def plan(configs: Sequence[Config]) -> list[Point]:
         if key not in manifests:
             manifests[key] = ensure_manifest(config)
         point = Point(config, *manifests[key])
-        points.setdefault(point.dir, point)
+        known = points.setdefault(point.dir, point)
+        if known is not point:
+            points[point.dir] = _both(known, point)
     return list(points.values())
+
+
+def _both(one: Point, other: Point) -> Point:
+    """What two configurations of the same point ask for."""
+    if not other.wants_latency:
+        one, other = other, one
+    if one.wants_latency:
+        for name, value in asdict(one.config.latency).items():
+            if value != (another := getattr(other.config.latency, name)):
+                raise UserError(
+                    f"latency.{name}={value},{another}: a point's latencies are measured one way; "
+                    "choose one value"
+                )
+    if one.config.measure is other.config.measure:
+        return one
+    config = replace(other.config, measure=Measure.both)
+    return Point(config, other.manifest, other.manifest_dir)
 
 
 def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Point]:
@@ -66,6 +90,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         pool = InProcess()
     pool.check(missing)
     with locks.claim([p.dir for p in missing]) as claim:
+        refuse_if_submitted(missing)  # nobody submits any more, but somebody may have just now
         journal.begin(points)
         todo = [todo_of(p, PointStore(p).recover()) for p in missing]
         claim.share()
@@ -85,7 +110,7 @@ def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence
         reason = PointStore(point).finish() or layout.read_failed(point.dir)
         if reason is not None:
             failed[point.id] = reason
-        elif not PointStore(point).is_done():
+        elif not PointStore(point).is_complete():
             incomplete.append(point)
     if refused:
         raise UserError(refused[0])

@@ -12,9 +12,10 @@ from typing import Any
 
 from kvx.errors import UserError
 from kvx.points import Point, experiment_dir
+from kvx.store.locks import alone
 from kvx.store.shards import write_text
 
-RECORD = "jobs.json"
+RECORD, LOCK = "jobs.json", ".jobs.lock"
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ def read(folder: Path) -> list[Submission]:
 
 def remember(folder: Path, submission: Submission) -> None:
     """Add to the experiment's record; what is over is dropped from it."""
-    before = read(folder)
-    active = active_jobs(i for entry in before for i in entry.job_ids)
-    kept = [e for e in before if active is None or _running(e.job_ids, active)]
-    entries = [asdict(entry) for entry in (*kept, submission)]
-    write_text(folder / RECORD, json.dumps(entries, indent=1) + "\n")
+    with alone(folder / LOCK):
+        before = read(folder)
+        active = active_jobs(i for entry in before for i in entry.job_ids)
+        kept = [e for e in before if active is None or _running(e.job_ids, active)]
+        entries = [asdict(entry) for entry in (*kept, submission)]
+        write_text(folder / RECORD, json.dumps(entries, indent=1) + "\n")
 
 
 def active_jobs(job_ids: Iterable[str]) -> dict[str, str] | None:
@@ -75,11 +77,17 @@ def _running(job_ids: Sequence[str], active: dict[str, str]) -> bool:
 
 
 def refuse_if_submitted(points: Sequence[Point]) -> None:
-    """Raises `UserError` if jobs submitted earlier still wait for or work on any of the points."""
+    """Raises `UserError` if jobs submitted earlier may still wait for or work on the points."""
     for folder, ids in experiments(points).items():
         ours = [s for s in read(folder) if not set(s.point_ids).isdisjoint(ids)]
         active = active_jobs(i for s in ours for i in s.job_ids)
-        busy = [i for s in ours for i in s.job_ids if active and _running([i], active)]
+        if active is None:
+            asked = ", ".join(i for s in ours for i in s.job_ids)
+            raise UserError(
+                f"squeue does not say whether SLURM jobs {asked} still work on these points; type "
+                f"the command where it does, or delete {folder / RECORD} if they have ended"
+            )
+        busy = [i for s in ours for i in s.job_ids if _running([i], active)]
         if busy:
             many = "jobs" if len(busy) > 1 else "job"
             raise UserError(

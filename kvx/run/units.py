@@ -4,6 +4,7 @@ Scaling out cuts the examples, not the points: whoever works on an example needs
 all of its points.
 """
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,10 @@ def todo_of(point: Point, present: Present) -> Todo:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one worker does without asking again. `writer` names its shards, alike in no two."""
+    """What one worker does without asking again.
+
+    `writer` names its shards: the slice and the run, alike in no two units of any runs.
+    """
 
     configs: tuple[Config, ...]
     example_ids: tuple[str, ...]  # none where latencies are measured: the points know their own
@@ -50,7 +54,11 @@ class Unit:
         return self.configs[0].model.name
 
     def __str__(self) -> str:
-        return f"slice {self.writer} of model {self.model}"
+        return f"slice {self.slice} of model {self.model}"
+
+    @property
+    def slice(self) -> str:
+        return self.writer.partition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -93,13 +101,14 @@ def make_units(todo: Sequence[Todo], slices: int) -> list[Unit]:
 
     Slices are balanced by prompt tokens. Latencies of a group are one unit: they must run alone.
     """
+    run = secrets.token_hex(4)
     missing = {item.point.dir: item for item in todo}
     groups = [[missing[p.dir] for p in group] for group in group_points([t.point for t in todo])]
-    answers = [unit for group in groups for unit in _answers(group, slices)]
-    return answers + [unit for group in groups for unit in _latencies(group)]
+    answers = [unit for group in groups for unit in _answers(group, slices, run)]
+    return answers + [unit for group in groups for unit in _latencies(group, run)]
 
 
-def _answers(group: Sequence[Todo], slices: int) -> list[Unit]:
+def _answers(group: Sequence[Todo], slices: int, run: str) -> list[Unit]:
     wanted = frozenset[str]().union(*(item.example_ids for item in group))
     entries = [e for e in group[0].point.manifest.entries if e.example_id in wanted]
     parts = balanced([(e.example_id, e.prompt_tokens) for e in entries], slices)
@@ -109,18 +118,18 @@ def _answers(group: Sequence[Todo], slices: int) -> list[Unit]:
         units.append(
             Unit(
                 configs=tuple(item.point.config for item in items), example_ids=part,
-                writer=f"s{number:03d}of{len(parts):03d}", measure=Measure.quality,
+                writer=f"s{number:03d}of{len(parts):03d}-{run}", measure=Measure.quality,
                 n_requests=sum(len(item.example_ids.intersection(part)) for item in items),
             )
         )  # fmt: skip
     return units
 
 
-def _latencies(group: Sequence[Todo]) -> list[Unit]:
+def _latencies(group: Sequence[Todo], run: str) -> list[Unit]:
     items = [item for item in group if item.latencies]
     configs = tuple(item.point.config for item in items)
     n = sum(item.latencies for item in items)
-    return [Unit(configs, (), "alone", Measure.latency, n)] if items else []
+    return [Unit(configs, (), f"alone-{run}", Measure.latency, n)] if items else []
 
 
 def balanced(costs: Sequence[tuple[str, int]], n: int) -> list[tuple[str, ...]]:

@@ -1,10 +1,10 @@
 """What is still to be done for a point, and letting an engine answer it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kvx.data.manifest import load_examples
-from kvx.engines.base import Engine, LatencyWork, PointWork
+from kvx.engines.base import Engine, LatencyWork, PointFailed, PointWork, Response
 from kvx.points import Point, Request
 from kvx.run.collect import Collector
 from kvx.store import journal
@@ -15,11 +15,18 @@ def answer(engine: Engine, collector: Collector, work: Sequence[PointWork]) -> N
     """Let the engine answer, and note how fast that went for `kvx.plan`."""
     work = [item for item in work if item.requests]
     begun = time.monotonic()
-    collector.consume(engine.generate(work))
+    answered: list[int] = []  # prompt tokens: points that fail leave requests without an answer
+
+    def noted(items: Iterable[Response | PointFailed]) -> Iterator[Response | PointFailed]:
+        for item in items:
+            if isinstance(item, Response) and item.error_message is None:
+                answered.append(item.request.entry.prompt_tokens)
+            yield item
+
+    collector.consume(noted(engine.generate(work)))
     seconds = time.monotonic() - begun
-    entries = [request.entry for item in work for request, _ in item.requests]
-    tokens = sum(entry.prompt_tokens for entry in entries)
-    journal.record_rate([item.point for item in work], seconds, len(entries), tokens)
+    points = [item.point for item in work]
+    journal.record_rate(points, seconds, len(answered), sum(answered))
 
 
 def answers_work(point: Point, present: Present) -> PointWork:

@@ -37,10 +37,6 @@ class PointRecord:
         return bool(self.info["budget_kind"] == "ratio" and self.info["budget"] == 1.0)
 
     @property
-    def has_answers(self) -> bool:
-        return self.done.holds(REQUESTS)
-
-    @property
     def has_latency(self) -> bool:
         return self.done.holds(LATENCY)
 

@@ -8,6 +8,7 @@ those files; from then on only they count.
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,9 @@ from kvx.store.shards import write_text
 log = logging.getLogger(__name__)
 REQUESTS, TRACES, LATENCY = "requests", "traces", "latency"
 SCHEMAS = {REQUESTS: schemas.REQUESTS, TRACES: schemas.TRACES, LATENCY: schemas.LATENCY}
-TRIES = 5  # a merge that is going on may take files away between listing and reading them
+# a merge may take shards away between listing and reading them, and a network file system may show
+# what came in their place late
+SETTLE_S = 60.0
 
 
 class UnreadableError(Exception):
@@ -166,15 +169,21 @@ def count_rows(path: Path) -> int:
 
 
 def present(folder: Path) -> Present:
-    """What is there now, whoever wrote it; files that cannot be read hold nothing."""
-    for _ in range(TRIES):
+    """What is there now, whoever wrote it; files that cannot be read hold nothing.
+
+    Raises `FileNotFoundError` if listed shards stay out of reach.
+    """
+    deadline, pause_s = time.monotonic() + SETTLE_S, 0.01
+    while True:
         try:
             ids = _columns(folder, REQUESTS, ["request_id"])
             measured = _columns(folder, LATENCY, ["request_id", "repeat"])
             return Present({row[0] for row in ids}, {(row[0], row[1]) for row in measured})
         except FileNotFoundError:
-            continue
-    return Present(set(), set())
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 1.0)
 
 
 def _columns(folder: Path, kind: str, columns: list[str]) -> list[tuple[Any, ...]]:
@@ -184,6 +193,11 @@ def _columns(folder: Path, kind: str, columns: list[str]) -> list[tuple[Any, ...
             table = read(path, kind, columns)
         except UnreadableError as error:
             log.warning("%s cannot be read (%s)", path, error)
+            continue
+        except FileNotFoundError:
+            if path != merged(folder, kind):
+                raise
+            log.warning("%s is gone", path)  # not by a merge: those replace it in one step
             continue
         rows += zip(*(table[name].to_pylist() for name in columns), strict=True)
     return rows

@@ -51,12 +51,21 @@ class PointStore:
         self._share: locks.Claim | None = None
 
     def is_done(self) -> bool:
-        """Whether all that the configuration asks for is there, in the files it was left in.
+        """Whether there is nothing to do: complete, and nothing to ask again.
 
-        Raises `UserError` if the point was run with another manifest.
+        Raises what `is_complete` does.
         """
         done = layout.read_done(self.dir)
-        if done is None or not self._is_complete(done) or (self.dir / "FAILED").exists():
+        return done is not None and not self._has_something_to_retry(done) and self.is_complete()
+
+    def is_complete(self) -> bool:
+        """Whether all that the configuration asks for is there, in the files it was left in.
+
+        A request that got no response is there too. Raises `UserError` if the point was run with
+        another manifest.
+        """
+        done = layout.read_done(self.dir)
+        if done is None or not self._covers(done) or (self.dir / "FAILED").exists():
             return False
         self._check_manifest()
         changed = layout.changed(self.dir, done)
@@ -64,7 +73,7 @@ class PointStore:
             log.warning(
                 "run: %s is corrupt: not what it was when the point finished", self.dir / name
             )
-        return not changed and not self._has_something_to_retry(done)
+        return not changed
 
     def peek(self) -> Present:
         """What is there, without touching anything: for planning."""
@@ -89,7 +98,7 @@ class PointStore:
             for name in changed:
                 self._quarantine(self.dir / name, "not what it was when the point finished")
             self._remove_merged_shards(done, changed)
-            if changed or not self._is_complete(done) or self._has_something_to_retry(done):
+            if changed or not self._covers(done) or self._has_something_to_retry(done):
                 (self.dir / "DONE").unlink()
         else:
             (self.dir / "DONE").unlink(missing_ok=True)
@@ -243,7 +252,7 @@ class PointStore:
                 for shard in [s for kind in kinds for s in layout.shards(self.dir, kind)]:
                     shard.unlink(missing_ok=True)
 
-    def _is_complete(self, done: Done) -> bool:
+    def _covers(self, done: Done) -> bool:
         asked = len(self.point.manifest.entries) if self.point.wants_answers else 0
         return done.requests >= asked and self._covers_latency(done.latency)
 

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -65,7 +65,14 @@ class Local:
         self.n_slices = slices or SLICES_PER_WORKER * self.workers
 
     def check(self, points: Sequence[Point]) -> None:
-        """The workers do that: this process loads no model."""
+        """The workers check the rest: this process loads no model."""
+        devices = sorted({p.config.model.device for p in points})
+        chosen = [d for d in devices if d.startswith("cuda:") and d != "cuda:0"]
+        if chosen:
+            raise UserError(
+                f"model.device={chosen[0]}: each worker of hydra/launcher=kvx_local sees one GPU "
+                "of its own; set model.device=cuda, and CUDA_VISIBLE_DEVICES to the GPUs to use"
+            )
 
     def slices(self, points: Sequence[Point]) -> int:
         return self.n_slices
@@ -115,14 +122,17 @@ class Local:
         return outcomes
 
     def _idle(self, workers: dict[int, _Worker]) -> _Worker:
+        """A worker without a unit, a new one if need be, where the fewest others are at work."""
         for worker in list(workers.values()):
-            if worker.unit is None and worker.process.poll() is None:
-                return worker
-            if worker.unit is None:
+            if worker.unit is None and worker.process.poll() is not None:
                 worker.connection.close()
                 del workers[worker.number]
-        number = next(n for n in range(self.workers) if n not in workers)
-        workers[number] = self._start(number)
+        gpus = max(1, len(self.gpus))
+        at_work = Counter(n % gpus for n, w in workers.items() if w.unit is not None)
+        free = [n for n in range(self.workers) if n not in workers or workers[n].unit is None]
+        number = min(free, key=lambda n: (at_work[n % gpus], n not in workers, n))
+        if number not in workers:
+            workers[number] = self._start(number)
         return workers[number]
 
     def _start(self, number: int) -> _Worker:

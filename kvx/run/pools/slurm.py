@@ -13,8 +13,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 PLAIN = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes",
          "name", "stderr_to_stdout")  # fmt: skip
 PAUSE_S = (0.5, 15.0)  # between two looks at the queue: at first, at most
+# states of nodes that start no jobs, and the mark of those that do not respond
+OUT_OF_SERVICE = re.compile(r"down|drain|drng|fail|futr|inval|maint|unk|.*\*")
 SETTLE_S = 5.0  # until files of jobs that left the queue are seen here
 Work = tuple[Unit, ...]
 
@@ -38,20 +41,42 @@ class SlurmWorker:
     """What an array element runs."""
 
     def __call__(self, units: Work) -> list[Outcome]:
+        from submitit.core.job_environment import JobEnvironment
+        from submitit.core.utils import UncompletedJobError
+
         from kvx.run.worker import attempt, interrupted, log_to_stderr
 
         if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
             os.environ.setdefault("OMP_NUM_THREADS", cores)
         # cancelled or pre-empted: write what there is in the seconds before SIGKILL
+        ending = signal.Signals["SIG" + JobEnvironment.USR_SIG]
+        requeue = signal.getsignal(ending)
         signal.signal(signal.SIGTERM, interrupted)
+        if callable(requeue):
+            signal.signal(ending, partial(_requeue_or_interrupt, requeue))
         log_to_stderr()
-        return [attempt(unit, Meter(unit.n_requests, show=False)) for unit in units]
+        try:
+            return [attempt(unit, Meter(unit.n_requests, show=False)) for unit in units]
+        except KeyboardInterrupt as error:
+            if isinstance(error.__cause__, UncompletedJobError):  # submitit writes down why
+                raise error.__cause__ from None
+            raise
 
     def checkpoint(self, units: Work) -> Any:
         """Out of time: submitit queues the same work again, which finds what is done."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, units)
+
+
+def _requeue_or_interrupt(requeue: Callable[..., Any], *signalled: Any) -> None:
+    """Submitit's handler; where it gives up its exception must not pass for one of the engine's."""
+    from submitit.core.utils import UncompletedJobError
+
+    try:
+        requeue(*signalled)
+    except UncompletedJobError as error:
+        raise KeyboardInterrupt(str(error)) from error
 
 
 class Slurm:
@@ -72,7 +97,8 @@ class Slurm:
 
     def check(self, points: Sequence[Point]) -> None:
         """The workers check the points: a login node loads no model."""
-        if missing := [name for name in ("sbatch", "squeue") if shutil.which(name) is None]:
+        needed = ("sbatch", "squeue") if self.n_slices else ("sbatch", "squeue", "sinfo")
+        if missing := [name for name in needed if shutil.which(name) is None]:
             raise UserError(
                 f"hydra/launcher=kvx_slurm: there is no {missing[0]} here; "
                 "type the command on a machine of the cluster"
@@ -87,11 +113,11 @@ class Slurm:
         by_slice: dict[str, list[Unit]] = {}
         for unit in units:
             if unit.measure is not Measure.latency:
-                by_slice.setdefault(unit.writer.partition("of")[0], []).append(unit)
+                by_slice.setdefault(unit.slice.partition("of")[0], []).append(unit)
         submitted = self._submit([tuple(same) for same in by_slice.values()])
         alone = [(unit,) for unit in units if unit.measure is Measure.latency]
         if alone:
-            submitted += self._submit(alone, after=_ids(submitted))
+            submitted += self._submit(alone, after=_ids(submitted), alone=True)
         where = ", ".join(_ids(submitted))
         self._say_where(len(submitted), where)
         try:
@@ -103,8 +129,13 @@ class Slurm:
             ) from None
         return [outcome for job, work in submitted for outcome in _outcomes(job, work)]
 
-    def _submit(self, work: Sequence[Work], after: Sequence[str] = ()) -> list[tuple[Any, Work]]:
-        """Submit arrays and write down their ids; jobs with what each of them works on."""
+    def _submit(
+        self, work: Sequence[Work], after: Sequence[str] = (), alone: bool = False
+    ) -> list[tuple[Any, Work]]:
+        """Submit arrays and write down their ids; jobs with what each of them works on.
+
+        They start when the jobs `after` have ended. `alone`: nothing else may slow them down.
+        """
         import submitit
 
         settings = {k: v for k, v in self.settings.items() if k != "submitit_folder"}
@@ -112,8 +143,8 @@ class Slurm:
         executor = submitit.AutoExecutor(self.folder, cluster="slurm", slurm_max_num_timeout=turns)
         if after:
             settings["dependency"] = "afterany:" + ":".join(after)
-            if not settings["gpus_per_node"]:
-                settings |= {"array_parallelism": 1, "exclusive": True}
+        if alone and not gpus_of(settings):  # a GPU of its own is alone enough, cores are not
+            settings |= {"array_parallelism": 1, "exclusive": True}
         found: list[tuple[Any, Work]] = []
         most = max_array_size()
         try:
@@ -196,13 +227,24 @@ def _state(job_id: str) -> str:
 
 
 def room(settings: dict[str, Any]) -> int:
-    """How many jobs of these settings fit at once into the partitions they go to."""
-    command = ["sinfo", "-h", "-N", "-o", "%P|%N|%c|%G"]
-    listed = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    """How many jobs of these settings fit at once into the partitions they go to.
+
+    Nodes that are busy count, those that take no jobs do not. Raises `UserError` without `sinfo`.
+    """
+    command = ["sinfo", "-h", "-N", "-o", "%P|%N|%c|%t|%G"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    except FileNotFoundError:
+        raise UserError(
+            "hydra/launcher=kvx_slurm: there is no sinfo here to ask how many jobs fit; set "
+            "hydra.launcher.slices"
+        ) from None
     asked = settings["partition"].split(",") if settings["partition"] else None
     nodes = {}
     for line in listed:
-        partition, node, cores, gres = line.split("|", 3)
+        partition, node, cores, state, gres = line.split("|", 4)
+        if OUT_OF_SERVICE.match(state):
+            continue
         if partition.rstrip("*") in asked if asked else partition.endswith("*"):
             nodes[node] = (int(cores), sum(map(int, re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres))))
     wanted = gpus_of(settings)
@@ -213,8 +255,13 @@ def room(settings: dict[str, Any]) -> int:
 
 def gpus_of(settings: dict[str, Any]) -> int:
     """GPUs that each job asks for, whichever field says so."""
-    if found := re.search(r"gpu(?::[^:,]+)?:(\d+)", settings["gres"] or ""):
-        return int(found[1])
+    found = 0
+    for asked in (settings["gres"] or "").split(","):
+        kind, *rest = asked.removeprefix("gres").lstrip(":/").split(":")  # gpu[:type][:count]
+        if kind == "gpu":
+            found += int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    if found:
+        return found
     return int(settings["gpus_per_node"] or settings["gpus_per_task"] or 0)
 
 

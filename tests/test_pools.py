@@ -1,0 +1,307 @@
+"""What pools and the record of submitted jobs decide, without a cluster or a GPU."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from submitit.core.utils import UncompletedJobError
+
+from kvx.cli import compose
+from kvx.config import Config, Measure
+from kvx.engines.base import PointFailed, PointWork, Response
+from kvx.errors import Submitted, UserError
+from kvx.points import Point, experiment_dir
+from kvx.run import jobs
+from kvx.run.bundle import plan, run_points
+from kvx.run.jobs import Submission
+from kvx.run.pools.local import Local, _Worker
+from kvx.run.pools.slurm import Slurm, SlurmWorker, gpus_of, room
+from kvx.run.progress import Meter
+from kvx.run.units import Outcome, Unit
+from kvx.run.worker import run_unit
+from kvx.store import journal, locks
+from kvx.store.points import PointStore
+
+SMALL = ("press=knorm", "budget=0.5", "dataset.source.n_examples=40",
+         "dataset.sampling.n_per_bin=2", "latency.n_per_bin=1", "latency.repeats=2")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def somewhere_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def configs(*overrides: str) -> list[Config]:
+    return [compose(*SMALL, *overrides)]
+
+
+def submission(job: str, points: Sequence[Point]) -> Submission:
+    return Submission([job], [p.id for p in points], "logs", "now")
+
+
+class Idle:
+    """A pool that only notes what it was given."""
+
+    def __init__(self) -> None:
+        self.units: list[Unit] = []
+
+    def check(self, points: Sequence[Point]) -> None:
+        pass
+
+    def slices(self, points: Sequence[Point]) -> int:
+        return 2
+
+    def run(self, units: Sequence[Unit]) -> list[Outcome]:
+        self.units += units
+        raise KeyboardInterrupt
+
+
+def test_who_submits_while_another_is_about_to_claim_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, claim, pool = configs(), locks.claim, Idle()
+    points = plan(asked)
+
+    def another_was_quicker(folders: Sequence[Path]) -> locks.Claim:
+        folder = experiment_dir(asked[0])
+        folder.mkdir(parents=True)
+        jobs.remember(folder, submission("12", points))
+        return claim(folders)
+
+    monkeypatch.setattr(jobs, "active_jobs", lambda ids: {f"{i}_0": "PENDING" for i in ids})
+    monkeypatch.setattr(locks, "claim", another_was_quicker)
+    with pytest.raises(UserError, match="SLURM job 12 still wait"):
+        run_points(asked, pool)
+    assert pool.units == []
+
+
+def test_jobs_that_slurm_is_silent_about_are_not_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = plan(configs())
+    folder = experiment_dir(points[0].config)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(jobs, "active_jobs", lambda ids: {} if not list(ids) else None)
+    jobs.refuse_if_submitted(points)
+    jobs.remember(folder, submission("12", points))
+    with pytest.raises(UserError, match=r"whether SLURM jobs 12 still work.*delete .*jobs\.json"):
+        jobs.refuse_if_submitted(points)
+    jobs.refuse_if_submitted(plan(configs("seed=5")))
+
+
+def test_submissions_noted_at_once_are_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(ids: Any) -> dict[str, str]:
+        time.sleep(0.05)
+        return {f"{i}_0": "RUNNING" for i in ids}
+
+    monkeypatch.setattr(jobs, "active_jobs", slow)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: jobs.remember(tmp_path, submission(str(n), [])), range(4)))
+    assert sorted(s.job_ids[0] for s in jobs.read(tmp_path)) == ["0", "1", "2", "3"]
+
+
+def test_shards_of_two_runs_have_unlike_names() -> None:
+    names: list[list[str]] = []
+    for _ in range(2):
+        pool = Idle()
+        with pytest.raises(KeyboardInterrupt):
+            run_points(configs("measure=both"), pool)
+        names.append([u.writer for u in pool.units])
+        assert [u.slice for u in pool.units] == ["s001of002", "s002of002", "alone"]
+    assert set(names[0]).isdisjoint(names[1])
+
+
+SETTINGS: dict[str, Any] = {
+    "submitit_folder": "jobs/%j", "nodes": 1, "tasks_per_node": 1, "array_parallelism": 256,
+    "max_num_timeout": 1, "gres": None, "gpus_per_node": None, "gpus_per_task": None,
+    "cpus_per_task": None, "partition": None,
+}  # fmt: skip
+
+
+def submitted(monkeypatch: pytest.MonkeyPatch, measure: str, **settings: Any) -> list[Any]:
+    """What submitit is told about the arrays of a sweep, with how many jobs are in each."""
+    told: list[Any] = []
+
+    class Executor:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def update_parameters(self, **parameters: Any) -> None:
+            self.parameters = parameters
+
+        def map_array(self, _: Any, work: Sequence[Any]) -> list[Any]:
+            told.append((len(work), self.parameters))
+            return [SimpleNamespace(job_id=f"{len(told)}_{i}") for i in range(len(work))]
+
+    monkeypatch.setattr("submitit.AutoExecutor", Executor)
+    monkeypatch.setattr("kvx.run.pools.slurm.max_array_size", lambda: 100)
+    monkeypatch.setattr(Slurm, "check", lambda *_: None)
+    monkeypatch.setattr(jobs, "active_jobs", lambda ids: {})
+    pool = Slurm(slices=2, wait=False, **(SETTINGS | settings))
+    with pytest.raises(Submitted):
+        run_points(configs(f"measure={measure}"), pool)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("settings", "alone"),
+    [({}, True), ({"gpus_per_node": 1}, False), ({"gres": "gpu:1"}, False),
+     ({"gpus_per_task": 1}, False)],
+)  # fmt: skip
+def test_latencies_are_measured_alone_with_and_without_answers_before(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], alone: bool
+) -> None:
+    ((n, parameters),) = submitted(monkeypatch, "latency", **settings)
+    assert (n, "slurm_dependency" in parameters) == (1, False)
+    assert parameters.get("slurm_exclusive", False) is alone
+    assert parameters["slurm_array_parallelism"] == (1 if alone else 256)
+    (n, parameters), (_, after) = submitted(monkeypatch, "both", **settings)
+    assert (n, parameters.get("slurm_exclusive")) == (2, None)
+    assert after["slurm_dependency"] == "afterany:1"
+    assert after.get("slurm_exclusive", False) is alone
+
+
+@pytest.mark.parametrize(
+    ("gres", "n"),
+    [("gpu", 1), ("gpu:2", 2), ("gpu:a100", 1), ("gpu:a100:2", 2), ("gres:gpu:3", 3),
+     ("gpu:a100:1,gpu:v100:2", 3), ("license:1", 4), (None, 4)],
+)  # fmt: skip
+def test_gpus_are_counted_whichever_way_they_are_asked_for(gres: str | None, n: int) -> None:
+    assert gpus_of(SETTINGS | {"gres": gres, "gpus_per_node": 4}) == n
+
+
+def test_only_nodes_that_take_jobs_are_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"idle": 1, "mix": 2, "alloc": 4, "idle~": 8, "down": 16, "down*": 32, "drain": 64,
+              "drng": 128, "idle*": 256, "maint": 512}  # fmt: skip
+    listed = "".join(f"all*|n{n}|{n}|{state}|(null)\n" for state, n in states.items())
+    answer = subprocess.CompletedProcess([], 0, listed)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    assert room(SETTINGS) == 1 + 2 + 4 + 8
+
+
+def test_without_sinfo_slices_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "nowhere")
+    with pytest.raises(UserError, match=r"no sinfo here.*set hydra\.launcher\.slices"):
+        room(SETTINGS)
+
+
+def test_a_job_that_may_not_be_queued_again_is_interrupted_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Submitit's handler raises a RuntimeError, which an engine would take for a model's."""
+    saw: list[type[BaseException]] = []
+
+    def give_up(*_: Any) -> None:
+        raise UncompletedJobError("timed-out too many times")
+
+    def attempt(*_: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGUSR2)
+        except BaseException as error:
+            saw.append(type(error))
+            raise
+
+    monkeypatch.setattr("kvx.run.worker.attempt", attempt)
+    monkeypatch.setattr("kvx.run.worker.log_to_stderr", lambda: None)
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM)}
+    signal.signal(signal.SIGUSR2, give_up)
+    try:
+        with pytest.raises(UncompletedJobError, match="timed-out too many times"):
+            SlurmWorker()((Unit((), (), "s001of001-0", Measure.quality, 1),))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert saw == [KeyboardInterrupt]
+
+
+class Process:
+    """Alive until told otherwise."""
+
+    pid, code = 1, None
+
+    def poll(self) -> int | None:
+        return self.code
+
+
+def test_units_that_run_alone_are_on_gpus_of_their_own_whoever_was_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    pool, pipe = Local(workers=4), Pipe()[0]
+    worker: Any = lambda number: _Worker(number, Process(), pipe)  # type: ignore[arg-type]  # noqa: E731
+    monkeypatch.setattr(pool, "_start", worker)
+    unit = Unit((), (), "alone-0", Measure.latency, 1)
+    workers = {number: worker(number) for number in (0, 2, 3)}  # 1 died
+    chosen = [pool._idle(workers)]
+    chosen[0].unit = unit
+    chosen.append(pool._idle(workers))
+    assert {w.number % 2 for w in chosen} == {0, 1}
+    workers = {number: worker(number) for number in (0, 2)}  # 1 and 3 died
+    workers[0].unit = unit
+    assert pool._idle(workers).number == 1
+
+
+def test_a_gpu_chosen_for_all_workers_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"model\.device=cuda:1: each worker .* sees one GPU"):
+        run_points(configs("model.device=cuda:1"), Local(workers=2))
+    Local(workers=2).check(plan(configs("model.device=cuda")))
+
+
+@pytest.mark.parametrize("measures", [("quality", "latency"), ("latency", "quality"),
+                                      ("both", "latency"), ("quality", "both")])  # fmt: skip
+def test_a_point_asked_for_answers_and_for_latencies_gets_both(measures: tuple[str, ...]) -> None:
+    (point,) = plan([c for m in measures for c in configs(f"measure={m}")])
+    assert (point.wants_answers, point.wants_latency) == (True, True)
+    assert len(point.latency_items) == 10
+
+
+def test_latencies_of_a_point_are_measured_in_one_way() -> None:
+    plan([*configs("measure=latency"), *configs("latency.repeats=5")])
+    with pytest.raises(UserError, match=r"latency\.repeats=2,5: "):
+        plan([*configs("measure=latency"), *configs("measure=both", "latency.repeats=5")])
+
+
+class Halfway:
+    """An engine whose first point fails after a few answers."""
+
+    asked: list[str]
+
+    def __init__(self, config: Config) -> None:
+        pass
+
+    def generate(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
+        Halfway.asked = [item.point.id for item in work]
+        for n, item in enumerate(work):
+            for request, _ in item.requests[: None if n else 3]:
+                yield Response(request, "7", [7], "stop", budget_verified=True)
+            if not n:
+                yield PointFailed(item.point, "failed half-way")
+
+
+def test_a_rate_counts_what_was_answered_and_failed_points_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvx.run.worker.engine_of", Halfway)
+    monkeypatch.setattr(journal, "RATED_REQUESTS", 1)
+    both = [*configs(), *configs("budget=0.2")]
+    first, second = plan(both)
+    for point in (first, second):
+        PointStore(point).recover()
+    unit = Unit(tuple(both), tuple(e.example_id for e in first.manifest.entries), "s001of001-0",
+                Measure.quality, 20)  # fmt: skip
+    outcome = run_unit(unit, Meter(20, show=False))
+    assert outcome.failed == {first.id: "failed half-way"}
+    (rate,) = journal._rates(experiment_dir(both[0]))
+    assert rate.requests == 3 + 10
+    tokens = [e.prompt_tokens for e in first.manifest.entries]
+    assert rate.prompt_tokens == sum(tokens) + sum(tokens[:3])
+    run_unit(unit, Meter(20, show=False))
+    assert first.id not in Halfway.asked
+    assert PointStore(second).is_done()
