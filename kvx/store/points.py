@@ -113,8 +113,14 @@ class PointStore:
         """Join the point as `writer`; what is there now, whoever wrote it.
 
         `writer` may have written before: its numbering goes on, what it left half written goes.
-        Raises `UserError` if another run keeps the point for itself.
+        Raises `UserError` if another run keeps the point for itself, or if no run has made it
+        ready: then the worker computes another id than the one who sent it.
         """
+        if not (self.dir / "point.json").exists():
+            raise UserError(
+                f"{self.dir}: no run has made this point ready; did kvx, the configuration or the "
+                "model change after the job was submitted? type the command again"
+            )
         self._share = locks.join(self.dir)
         self._writer = writer
         mine = f"{writer}-?????.parquet"
