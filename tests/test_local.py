@@ -16,9 +16,9 @@ from tests.conftest import Kvx, finish, kvx_process, request_rows
 WORKERS = ("hydra/launcher=kvx_local", "hydra.launcher.workers=2")
 DATA = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "run.shard_requests=2")
 SWEEP = ("-m", "press=snapkv,streaming", "budget=1.0,0.5")
-# a press that takes its time, so that workers can be ended while they work
+# a press that takes its time, one example after another: workers can be ended while they work
 SLOW = ("-m", "press=knorm", "press.method._target_=tests.presses.SlowPress",
-        "budget=0.8,0.6,0.4,0.2")  # fmt: skip
+        "budget=0.8,0.6,0.4,0.2", "engine.max_rows=4")  # fmt: skip
 RUNS = Path("outputs/runs/default")
 
 
@@ -103,7 +103,7 @@ def test_ctrl_c_ends_the_workers_which_write_what_they_have(
     monkeypatch.setenv("KVX_TEST_MARKS", str(marks))
     arguments = (*SLOW, *DATA, *WORKERS, "hydra.launcher.slices=2", "run.shard_requests=100")
     process = kvx_process(tmp_path, "run", *arguments, "run.shard_s=1000")
-    while not marks.exists() or marks.stat().st_size < 12:
+    while not marks.exists() or marks.stat().st_size < 60:  # 8 per example
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     workers = children(process.pid)

@@ -25,7 +25,7 @@ TESTBED = package_dir().parent / "scripts" / "slurm_testbed.sh"
 DATA = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "run.shard_requests=2")
 SLURM = ("hydra/launcher=kvx_slurm", "hydra.launcher.slices=3", "hydra.launcher.cpus_per_task=1")
 SLOW = ("-m", "press=knorm", "press.method._target_=tests.presses.SlowPress",
-        "budget=0.8,0.4", *DATA)  # fmt: skip
+        "budget=0.8,0.4", "engine.max_rows=2", *DATA)  # fmt: skip
 RUNS = Path("outputs/runs/default")
 
 
