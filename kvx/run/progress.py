@@ -18,6 +18,7 @@ from rich.progress import (
 
 log = logging.getLogger(__name__)
 LOG_EVERY_S = 30.0
+EARLY_SHARE = 0.02
 
 
 class Advances(Protocol):
@@ -61,7 +62,8 @@ class Meter:
         rate = self.done / max(now - self._start, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=what, rate=f"{rate:.1f}/s")
-        if now - self._logged >= LOG_EVERY_S:
+        # answers come in batches: the first of them says nothing about the rate
+        if now - self._logged >= LOG_EVERY_S and self.done >= EARLY_SHARE * self.total:
             self._logged = now
             left = (self.total - self.done) / rate
             level = logging.DEBUG if self._bar is not None else logging.INFO
