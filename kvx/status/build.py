@@ -58,13 +58,14 @@ def print_status(config: Config) -> None:
     points = read_status(folder, {i for entry, _ in submitted for i in entry.point_ids})
     if not points:
         raise UserError(f"{folder}: nothing was begun; start with kvx.run and the same arguments")
-    lines = _lines(folder, points, config.status.points)
-    for entry, states in submitted:
-        said = ", ".join(jobs.in_words(states))
-        lines += ["", f"SLURM job {', '.join(entry.job_ids)}: {said}; logs: {entry.logs}/*_log.err"]
-    print("\n".join(lines), flush=True)
     states = Counter(p.state for p in points)
     open_points = len(points) - states[State.done] - states[State.failed]
+    lines = _lines(folder, points, config.status.points)
+    for entry, queue in submitted if open_points else []:
+        said = ", ".join(jobs.in_words(queue))
+        logs = entry.logs.removeprefix(f"{Path.cwd()}/")
+        lines += ["", f"SLURM job {', '.join(entry.job_ids)}: {said}; logs: {logs}/*_log.err"]
+    print("\n".join(lines), flush=True)
     if open_points:
         raise UnfinishedError(f"{open_points} of {len(points)} points are not finished")
     if states[State.failed]:
