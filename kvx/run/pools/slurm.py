@@ -222,9 +222,10 @@ def _wait(submitted: Sequence[Any]) -> None:
         left = [job for job in submitted if not job.paths.result_pickle.exists()]
         ended = len(submitted) - len(left)
         active = jobs.active_jobs(job.job_id for job in left) if left else {}
-        says = ", ".join((f"{ended} of {len(submitted)} jobs ended", *jobs.in_words(active or {})))
+        queue = {job.job_id: active[job.job_id] for job in left if job.job_id in (active or {})}
+        says = ", ".join((f"{ended} of {len(submitted)} jobs ended", *jobs.in_words(queue)))
         waited = time.monotonic() - said_at >= SAY_EVERY_S
-        if ended != before or (active and says != said and waited):
+        if ended != before or (queue and says != said and waited):
             said, said_at, before = says, time.monotonic(), ended
             log.info("run: %s", says)
         if not left:
