@@ -222,7 +222,8 @@ def _wait(submitted: Sequence[Any]) -> None:
         left = [job for job in submitted if not job.paths.result_pickle.exists()]
         ended = len(submitted) - len(left)
         active = jobs.active_jobs(job.job_id for job in left) if left else {}
-        queue = {job.job_id: active[job.job_id] for job in left if job.job_id in (active or {})}
+        listed = active or {}
+        queue = {job.job_id: listed[job.job_id] for job in left if job.job_id in listed}
         says = ", ".join((f"{ended} of {len(submitted)} jobs ended", *jobs.in_words(queue)))
         waited = time.monotonic() - said_at >= SAY_EVERY_S
         if ended != before or (queue and says != said and waited):
