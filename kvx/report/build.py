@@ -25,7 +25,8 @@ from kvx.store.catalog import (
     read_frame,
     unfinished_points,
 )
-from kvx.store.shards import read_inputs, write_text
+from kvx.store.files import write_text
+from kvx.store.shards import read_inputs
 
 log = logging.getLogger(__name__)
 STAMP = "<!-- kvx inputs {} -->"

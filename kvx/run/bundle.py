@@ -15,7 +15,7 @@ from kvx.run.jobs import refuse_if_submitted
 from kvx.run.pools import Pool
 from kvx.run.units import Outcome, make_units, todo_of
 from kvx.store import journal, layout, locks
-from kvx.store.points import PointStore
+from kvx.store.completion import is_complete, is_done
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     without us.
     """
     points = plan(configs)
-    missing = [p for p in points if not PointStore(p).is_done()]
+    missing = [p for p in points if not is_done(p)]
     where = experiment_dir(points[0].config)
     if not missing:
         requests = sum(len(p.manifest.entries) for p in points)
@@ -80,6 +80,8 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
             len(points), requests, where,
         )  # fmt: skip
         return points
+    from kvx.store.points import PointStore  # Arrow takes longer than finding nothing to do
+
     refuse_if_submitted(missing)
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
     if len(points) > 1 and all(budget_label(p.config.budget) != "1" for p in points):
@@ -103,6 +105,8 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
 
 def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence[Outcome]) -> None:
     """Decide from what is on disk what is complete; raises if not everything is."""
+    from kvx.store.points import PointStore
+
     refused = [outcome.refused for outcome in outcomes if outcome.refused]
     lost = [f"{outcome.unit}: {outcome.lost}" for outcome in outcomes if outcome.lost]
     failed, incomplete = {}, []
@@ -110,7 +114,7 @@ def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence
         reason = PointStore(point).finish() or layout.read_failed(point.dir)
         if reason is not None:
             failed[point.id] = reason
-        elif not PointStore(point).is_complete():
+        elif not is_complete(point):
             incomplete.append(point)
     if refused:
         raise UserError(refused[0])
