@@ -9,12 +9,12 @@ from kvx.config import Config, Measure
 from kvx.data.manifest import Manifest
 from kvx.errors import RunFailedError, UserError
 from kvx.hashing import digest
-from kvx.points import Point, budget_label, experiment_dir, resolved
+from kvx.points import SHARED, Point, budget_label, experiment_dir, resolved
 from kvx.prepare.build import ensure_manifest
 from kvx.run.jobs import refuse_if_submitted
 from kvx.run.pools import Pool
 from kvx.run.units import Outcome, make_units, todo_of
-from kvx.store import journal, layout, locks
+from kvx.store import layout, locks
 from kvx.store.completion import is_complete, is_done
 
 log = logging.getLogger(__name__)
@@ -27,23 +27,27 @@ def plan(configs: Sequence[Config]) -> list[Point]:
     it is asked for different latencies.
     """
     manifests: dict[str, tuple[Manifest, Path]] = {}
-    keys: dict[tuple[int, ...], str] = {}  # points of a sweep share what they agree on
+    variants: dict[tuple[int, ...], Point] = {}  # points of a sweep share what they agree on
     points: dict[Path, Point] = {}
     for config in configs:
-        decides = (config.dataset, config.model, config.prompt, config.decoding)
-        parts = tuple(map(id, decides))
-        if parts not in keys:
-            model = [resolved(config.model), config.model.path]
-            prompt = [resolved(config.prompt), config.decoding.max_new_tokens]
-            keys[parts] = digest([resolved(config.dataset), model, prompt])
-        key = keys[parts]
-        if key not in manifests:
-            manifests[key] = ensure_manifest(config)
-        point = Point(config, *manifests[key])
+        parts = tuple([id(getattr(config, name)) for name in SHARED])
+        if parts in variants:
+            point = variants[parts].beside(config)
+        else:
+            key = _decides_manifest(config)
+            if key not in manifests:
+                manifests[key] = ensure_manifest(config)
+            point = variants[parts] = Point(config, *manifests[key])
         known = points.setdefault(point.dir, point)
         if known is not point:
             points[point.dir] = _both(known, point)
     return list(points.values())
+
+
+def _decides_manifest(config: Config) -> str:
+    model = [resolved(config.model), config.model.path]
+    prompt = [resolved(config.prompt), config.decoding.max_new_tokens]
+    return digest([resolved(config.dataset), model, prompt, config.paths.output])
 
 
 def _both(one: Point, other: Point) -> Point:
@@ -80,7 +84,8 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
             len(points), requests, where,
         )  # fmt: skip
         return points
-    from kvx.store.points import PointStore  # Arrow takes longer than finding nothing to do
+    from kvx.store import journal  # Arrow takes longer than finding nothing to do
+    from kvx.store.points import PointStore
 
     refuse_if_submitted(missing)
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
