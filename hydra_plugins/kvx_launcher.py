@@ -18,6 +18,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from kvx.errors import UserError
+
 
 @dataclass
 class KvxLauncherConf:
@@ -109,6 +111,12 @@ class KvxLauncher(Launcher):
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        ours, asked = (c.hydra.runtime.choices["hydra/launcher"] for c in (self.config, config))
+        if asked != ours:
+            raise UserError(
+                f"hydra/launcher={asked}: chosen by one of several experiments; a sweep over "
+                f"experiments has one launcher: give hydra/launcher={asked} on the command line"
+            )
         with read_write(config), open_dict(config):
             del config["hydra"]
         return config
