@@ -5,7 +5,6 @@ Stages started through `kvx.cli` carry a `bundle` function that takes them all, 
 workers: this process (`kvx`), processes of this machine (`kvx_local`) or SLURM jobs (`kvx_slurm`).
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from kvx.errors import UserError
 
 
 @dataclass
@@ -76,9 +77,8 @@ class KvxLauncher(Launcher):
         self.config = config
 
     def pool(self) -> Any:
-        from kvx.run.pools.inprocess import InProcess
-
-        return InProcess()
+        """Who works, a `kvx.run.pools.Pool`; None is this process."""
+        return None
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -95,31 +95,31 @@ class KvxLauncher(Launcher):
             self.config.hydra.runtime.output_dir = str(sweep_dir)
         HydraConfig.instance().set_config(self.config)
         configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
-        configs = compose_sweep(job_overrides, self._compose, self._is_group, self._is_local)
+        configs = compose_sweep(job_overrides, self.composer())
         bundle(configs, self.pool())
         return [
             JobReturn(overrides=list(o), status=JobStatus.COMPLETED, _return_value=None)
             for o in job_overrides
         ]
 
+    def composer(self) -> Any:
+        from kvx.composer import Composer
+
+        hydra = self.config.hydra
+        loader = self.hydra_context.config_loader
+        return Composer(loader, hydra.job.config_name, list(hydra.overrides.hydra), self._compose)
+
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        task = copy.copy(config)
-        with read_write(task), open_dict(task):
-            del task["hydra"]
-        return task
-
-    @property
-    def _repository(self) -> Any:
-        return self.hydra_context.config_loader.repository  # type: ignore[attr-defined]
-
-    def _is_group(self, key: str) -> bool:
-        return bool(self._repository.group_exists(key))
-
-    def _is_local(self, group: str, option: str) -> bool:
-        """Whether the option's file has neither a package of its own nor a defaults list."""
-        loaded = self._repository.load_config(f"{group}/{option}")
-        return loaded is not None and not loaded.defaults_list and not loaded.header.get("package")
+        ours, asked = (c.hydra.runtime.choices["hydra/launcher"] for c in (self.config, config))
+        if asked != ours:
+            raise UserError(
+                f"hydra/launcher={asked}: chosen by one of several experiments; a sweep over "
+                f"experiments has one launcher: give hydra/launcher={asked} on the command line"
+            )
+        with read_write(config), open_dict(config):
+            del config["hydra"]
+        return config
 
 
 class KvxLocalLauncher(KvxLauncher):

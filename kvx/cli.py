@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, HydraException
@@ -130,7 +131,12 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
     def task(cfg: DictConfig) -> None:
         from kvx.sweep import typed
 
-        attempt(lambda: [typed(cfg)], None)
+        def alone() -> list[Config]:
+            if takes_pool:
+                _refuse_workers()
+            return [typed(cfg)]
+
+        attempt(alone, None)
         if caught and os.getpid() != here:  # another launcher's job: its error must reach Hydra
             raise caught[0]
 
@@ -148,6 +154,15 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
             del os.environ["HYDRA_FULL_ERROR"]
     if caught:
         raise caught[0]
+
+
+def _refuse_workers() -> None:
+    """Raises `UserError` where workers were chosen for what is no sweep: none would start."""
+    launcher = f"hydra/launcher={HydraConfig.get().runtime.choices['hydra/launcher']}"
+    if launcher in WORKERS:
+        raise UserError(
+            f"{launcher}: works on sweeps; add -m, or `hydra: {{mode: MULTIRUN}}` to the experiment"
+        )
 
 
 def _parse(argument: str) -> Override | None:

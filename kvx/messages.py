@@ -24,5 +24,7 @@ def explain(error: BaseException) -> str:
         key = None if "." in found[1] else re.search(r"full_key: (\S+)", text)
         return f"{key[1] if key else found[1]}: needs a value"
     full_key = re.search(r"full_key: (\S+)", text)
+    if found := re.search(r"In '([^']+)': \w+ raised while composing config:\n(.+)", text):
+        return f"{full_key[1] + ': ' if full_key else ''}{found[2]} (in {found[1]}.yaml)"
     first = text.splitlines()[0] if text else type(error).__name__
     return f"{full_key[1]}: {first}" if full_key else re.sub(r"\s*\n\s*", "; ", text.strip())

@@ -13,6 +13,10 @@ from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
 from kvx.hashing import digest
 
+# what tells the points of a variant apart, and where they lie
+OWN = ("experiment_name", "press", "budget", "controller", "seed")
+SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name not in OWN)
+
 
 def resolved(value: Any) -> Any:
     """A configuration as plain data, without the fields that cannot change results."""
@@ -51,7 +55,7 @@ class Point:
         That is everything but press, budget, controller and seed.
         """
         fields = resolved(self.config)
-        for name in ("experiment_name", "press", "budget", "controller", "seed"):
+        for name in OWN:
             del fields[name]
         # the manifest stands for the data, its own hash for the model: neither knows a path
         fields["dataset"] = {"manifest": self.manifest.key}
@@ -70,7 +74,13 @@ class Point:
         own = [self.variant_id, resolved(c.press), budget, resolved(c.controller), c.seed]
         return f"{c.press.name}-{budget_label(c.budget)}-{digest(own)}"
 
-    @property
+    def beside(self, config: Config) -> "Point":
+        """Another point of the same variant: `config` has the very same `SHARED` parts."""
+        point = Point(config, self.manifest, self.manifest_dir)
+        vars(point)["variant_id"] = self.variant_id  # not hashed again for each of thousands
+        return point
+
+    @cached_property
     def dir(self) -> Path:
         return experiment_dir(self.config) / "points" / self.id
 

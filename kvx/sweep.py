@@ -1,18 +1,19 @@
 """Typed configurations of a sweep, with few of Hydra's compositions, which take 80 ms each.
 
 What a sweep changes is mostly local: an option of a group fills its own node (`press`), a value
-sets one field. Hydra composes each choice of each swept group once; combinations of choices are put
-together from those nodes, values are set on copies, and points share every typed node that neither
-their choices nor an interpolation tells apart. Where a choice is not local (an experiment, a
-`@package` header, a defaults list of its own) each of its combinations is composed by Hydra. A
-point that meets any error is composed by Hydra as a whole, so that the error is Hydra's.
+sets one field. Hydra composes one point; the nodes of other options are merged from the files that
+Hydra lists, after the first one's has turned out to be Hydra's. Values are set on a copy, and
+points share every typed node that neither their choices nor an interpolation tells apart. Where a
+choice is not local (an experiment, a `@package` header, a defaults list of its own) each of its
+combinations is composed by Hydra. A point that meets any error is composed by Hydra as a whole, so
+that the error is Hydra's.
 """
 
 import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +21,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from kvx.composer import Composer, Parts, set_value
 from kvx.config import Config
 
 Overrides = tuple[str, ...]
-Compose = Callable[[Sequence[str]], DictConfig]  # Hydra's composition of one point
-IsGroup = Callable[[str], bool]
-IsLocal = Callable[[str, str], bool]  # (group, option): nothing in its file reaches other nodes
 
 NODES = tuple(f.name for f in dataclasses.fields(Config))
 EVERYTHING = frozenset(NODES)
@@ -41,24 +40,22 @@ def typed(cfg: DictConfig) -> Config:
     return config
 
 
-def compose_sweep(
-    points: Sequence[Sequence[str]], compose: Compose, is_group: IsGroup, is_local: IsLocal
-) -> list[Config]:
-    """`[typed(compose(point)) for point in points]`, quickly; raises what that would raise.
+def compose_sweep(points: Sequence[Sequence[str]], composer: Composer) -> list[Config]:
+    """`[typed(composer.compose(point)) for point in points]`, quickly; raises what that would.
 
     Points that agree on a part of their configuration share it: treat it as frozen.
     """
     rows = [tuple(point) for point in points]
-    columns = _columns(rows, is_group, is_local)
+    columns = _columns(rows, composer)
     if columns is None:
-        return [typed(compose(row)) for row in rows]
-    sweep = _Sweep(columns, compose)
+        return [typed(composer.compose(row)) for row in rows]
+    sweep = _Sweep(columns, composer)
     configs = []
     for row in rows:
         try:
             configs.append(sweep.config(row))
         except Exception:
-            configs.append(typed(compose(row)))
+            configs.append(typed(composer.compose(row)))
     return configs
 
 
@@ -75,10 +72,16 @@ class _Column:
     def is_swept(self) -> bool:
         return len(self.overrides) > 1
 
+    @property
+    def replaces(self) -> bool:
+        """Whether setting one value leaves nothing of the one that was set before."""
+        return not any(
+            o.is_add() or o.is_force_add() or isinstance(o.value(), dict | list)
+            for o in self.overrides.values()
+        )
 
-def _columns(
-    rows: Sequence[Overrides], is_group: IsGroup, is_local: IsLocal
-) -> list[_Column] | None:
+
+def _columns(rows: Sequence[Overrides], composer: Composer) -> list[_Column] | None:
     """The columns of a grid of overrides; None if the order of its overrides could matter."""
     if len({len(row) for row in rows}) != 1:
         return None
@@ -91,8 +94,8 @@ def _columns(
         first = next(iter(parsed.values()))
         if len(keys) != 1 or first.is_delete():
             return None
-        group = is_group(first.key_or_group)
-        columns.append(_Column(index, parsed, _node(parsed, group, is_local), group))
+        group = composer.is_group(first.key_or_group)
+        columns.append(_Column(index, parsed, _node(parsed, group, composer), group))
     values = [next(iter(c.overrides.values())).key_or_group for c in columns if not c.is_group]
     overlap = (
         a == b or a.startswith((f"{b}.", f"{b}[")) for a, b in itertools.permutations(values, 2)
@@ -100,63 +103,76 @@ def _columns(
     return None if any(overlap) else columns
 
 
-def _node(overrides: dict[str, Override], group: bool, is_local: IsLocal) -> str | None:
+def _node(overrides: dict[str, Override], group: bool, composer: Composer) -> str | None:
     first = next(iter(overrides.values()))
     name = re.split(r"[.\[]", first.key_or_group)[0]
     if name not in EVERYTHING or first.package is not None:
         return None
     if not group:
         return name
+    if len(overrides) == 1 or first.is_add():
+        return None
     options = [override.value() for override in overrides.values()]
-    local = all(isinstance(o, str) and is_local(first.key_or_group, o) for o in options)
-    return name if local and not first.is_add() else None
+    local = all(isinstance(o, str) and composer.is_local(first.key_or_group, o) for o in options)
+    return name if local else None
+
+
+@dataclass
+class _Draft:
+    """A configuration that one point after the other is set on; `holds` what of each column."""
+
+    cfg: DictConfig
+    holds: dict[int, str]
 
 
 @dataclass
 class _Family:
-    """Points that agree on every choice that is not local to its node, and their compositions."""
+    """Points that agree on every choice that is not local to its node.
+
+    `composed` holds choices as Hydra composes them, without swept values. With `parts`, all but
+    the choices of the `first` point are made by putting `options` into their nodes.
+    """
 
     first: Overrides
-    bases: dict[Overrides, DictConfig] = field(default_factory=dict)
-    local: bool = True  # as far as seen, a choice changes its own node only
-    joined: int = 0
+    parts: Parts | None = None
+    composed: dict[Overrides, DictConfig] = field(default_factory=dict)
+    options: dict[tuple[str, str], Any] = field(default_factory=dict)
+    draft: _Draft | None = None
 
 
 class _Sweep:
-    def __init__(self, columns: Sequence[_Column], compose: Compose) -> None:
+    def __init__(self, columns: Sequence[_Column], composer: Composer) -> None:
         swept = [c for c in columns if c.is_swept]
-        self.fixed = [next(iter(c.overrides)) for c in columns if not c.is_swept]
-        self.compose = compose
+        self.fixed = {next(iter(c.overrides)): c for c in columns if not c.is_swept}
+        self.composer = composer
         self.values = [c for c in swept if not c.is_group]
         self.groups = [c for c in swept if c.is_group]
         self.wide = [c for c in self.groups if c.node is None]
-        self.narrow = [c for c in self.groups if c.node is not None]
-        self.by_node: dict[str, list[int]] = {name: [] for name in NODES}
-        for column in swept:
-            for name in NODES if column.node is None else (column.node,):
-                self.by_node[name].append(column.index)
+        self.narrow = {c.node: c for c in self.groups if c.node is not None}
+        self.replaceable = all(c.replaces for c in self.values)
+        self.by_node = {n: [c.index for c in swept if c.node in (None, n)] for n in NODES}
         self.families: dict[Overrides, _Family] = {}
         self.references: dict[tuple[Any, ...], frozenset[str]] = {}
         self.nodes: dict[tuple[Any, ...], Any] = {}
 
     def config(self, row: Overrides) -> Config:
         """The typed configuration of a point, its nodes shared with points that have the same."""
-        family = self.families.setdefault(tuple(row[c.index] for c in self.wide), _Family(row))
-        base = self._base(family, row)
-        choices = () if family.local else self._choices(row)
-        own = {n: (n, choices, *(row[i] for i in self.by_node[n])) for n in NODES}
+        family = self._family(row)
+        choices = () if family.parts is not None else self._choices(row)
+        own = {n: (n, choices, *[row[i] for i in self.by_node[n]]) for n in NODES}
         cfg: DictConfig | None = None
-        if any(key not in self.references for key in own.values()):
-            cfg = self._raw(base, row)
-            for name, key in own.items():
-                self.references.setdefault(key, references(cfg, name))
+        unseen = [name for name, key in own.items() if key not in self.references]
+        if unseen:
+            cfg = self._raw(family, row)
+            for name in unseen:
+                self.references[own[name]] = references(cfg, name)
         fields = {}
         for name in NODES:
-            reached = tuple(own[n] for n in sorted(self._reached(name, own)))
-            if (name, reached) not in self.nodes:
-                cfg = cfg if cfg is not None else self._raw(base, row)
-                self.nodes[name, reached] = _typed_node(cfg, name)
-            fields[name] = self.nodes[name, reached]
+            reached = (name, *[own[n] for n in sorted(self._reached(name, own))])
+            if reached not in self.nodes:
+                cfg = cfg if cfg is not None else self._raw(family, row)
+                self.nodes[reached] = _typed_node(cfg, name)
+            fields[name] = self.nodes[reached]
         return Config(**fields)
 
     def _reached(self, name: str, own: dict[str, tuple[Any, ...]]) -> set[str]:
@@ -168,73 +184,81 @@ class _Sweep:
             todo += new
         return reached
 
-    def _raw(self, base: DictConfig, row: Overrides) -> DictConfig:
-        cfg = copy.deepcopy(base)
-        for column in self.values:
-            _apply(cfg, column.overrides[row[column.index]])
-        if set(cfg) != EVERYTHING:
-            raise KeyError("`+name=…` at the top: no node of the schema")
-        return cfg
-
     def _choices(self, row: Overrides) -> Overrides:
-        return tuple(row[c.index] for c in self.groups)
+        return tuple([row[c.index] for c in self.groups])
 
-    def _base(self, family: _Family, row: Overrides) -> DictConfig:
-        """The composed choices of a point's groups, before values are set."""
+    def _family(self, row: Overrides) -> _Family:
+        choices = tuple([row[c.index] for c in self.wide])
+        if choices not in self.families:
+            family = _Family(row)
+            self._composed(family, row)
+            if self.narrow:
+                self._understand(family)
+            self.families[choices] = family
+        return self.families[choices]
+
+    def _composed(self, family: _Family, row: Overrides) -> DictConfig:
+        """The choices of a point as Hydra composes them."""
         choices = self._choices(row)
-        if choices not in family.bases:
-            family.bases[choices] = self._new_base(family, row)
-        return family.bases[choices]
+        if choices not in family.composed:
+            family.composed[choices] = self.composer.compose([*self.fixed, *choices])
+        return family.composed[choices]
 
-    def _new_base(self, family: _Family, row: Overrides) -> DictConfig:
-        differs = [c for c in self.narrow if row[c.index] != family.first[c.index]]
-        if family.local and len(differs) > 1:
-            joined = self._join(family, row, differs)
-            family.joined += 1
-            if family.joined > 1 or not family.local:
-                return joined if family.local else self._composed(row)
-            composed = self._composed(row)  # the first one is compared as a whole
-            family.local = _plain(joined) == _plain(composed)
-            return composed
-        composed = self._composed(row)
-        if differs and family.local:
-            nodes = [c.node for c in differs]
-            first = self._base(family, family.first)
-            family.local = _plain(composed, nodes) == _plain(first, nodes)
-        return composed
+    def _understand(self, family: _Family) -> None:
+        """Find the parts; forget them if Hydra made another node of its own choice from them."""
+        first, composed = family.first, self._composed(family, family.first)
+        try:
+            family.parts = self.composer.parts([*self.fixed, *self._choices(first)])
+            for node, column in self.narrow.items():
+                made = self._option(family, node, first[column.index])
+                if _plain(made) != _plain(composed._get_node(node)):
+                    family.parts = None
+                    return
+        except Exception:
+            family.parts = None
 
-    def _composed(self, row: Overrides) -> DictConfig:
-        return self.compose([*self.fixed, *self._choices(row)])
+    def _option(self, family: _Family, node: str, text: str) -> Any:
+        """The node that an option makes, with the values that no point changes."""
+        if (node, text) not in family.options:
+            assert family.parts is not None
+            column = self.narrow[node]
+            chosen, asked = (column.overrides[t] for t in (family.first[column.index], text))
+            cfg = family.parts.with_option(
+                node, f"{node}/{chosen.value()}", f"{node}/{asked.value()}"
+            )
+            for override, fixed in self.fixed.items():
+                if fixed.node == node:
+                    set_value(cfg, fixed.overrides[override])
+            family.options[node, text] = cfg._get_node(node)
+        return family.options[node, text]
 
-    def _join(self, family: _Family, row: Overrides, differs: Sequence[_Column]) -> DictConfig:
-        """The first point's choices, with the nodes of the choices that differ in this one."""
-        joined = copy.deepcopy(self._base(family, family.first))
-        for column in differs:
-            assert column.node is not None
-            alone = list(family.first)
-            alone[column.index] = row[column.index]
-            chosen = self._base(family, tuple(alone))
-            with open_dict(joined):
-                joined[column.node] = chosen._get_node(column.node)
-        return joined
+    def _raw(self, family: _Family, row: Overrides) -> DictConfig:
+        """A point's configuration, interpolations unresolved; it lasts until the next point's."""
+        draft, family.draft = family.draft, None  # an error leaves none behind
+        local = family.parts is not None
+        if draft is None or not local or not self.replaceable:
+            base = self._composed(family, family.first if local else row)
+            holds = {c.index: family.first[c.index] for c in self.narrow.values()}
+            draft = _Draft(copy.deepcopy(base), holds)
+        replaced = set()
+        for node, column in self.narrow.items() if local else ():
+            if draft.holds[column.index] != row[column.index]:
+                with open_dict(draft.cfg):
+                    draft.cfg[node] = self._option(family, node, row[column.index])
+                replaced.add(node)
+        for column in self.values:
+            if column.node in replaced or draft.holds.get(column.index) != row[column.index]:
+                set_value(draft.cfg, column.overrides[row[column.index]])
+        if set(draft.cfg) != EVERYTHING:
+            raise KeyError("`+name=…` at the top: no node of the schema")
+        draft.holds = dict(enumerate(row))
+        family.draft = draft
+        return draft.cfg
 
 
-def _plain(cfg: DictConfig, without: Sequence[str | None] = ()) -> str:
-    """Everything in a configuration but some nodes, interpolations unresolved."""
-    container = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(container, dict)
-    return repr({k: v for k, v in container.items() if k not in without})
-
-
-def _apply(cfg: DictConfig, override: Override) -> None:
-    """Set one value as Hydra does; raises for what Hydra would refuse."""
-    key, value = override.key_or_group, override.value()
-    if override.is_add() and not override.is_force_add():
-        present = OmegaConf.select(cfg, key, throw_on_missing=False) is not None
-        if present and not isinstance(value, dict | list):
-            raise KeyError(key)
-    adds = override.is_add() or override.is_force_add()
-    OmegaConf.update(cfg, key, value, merge=True, force_add=adds)
+def _plain(node: Any) -> str:
+    """A node's type and everything in it, interpolations unresolved."""
+    return repr((OmegaConf.get_type(node), OmegaConf.to_container(node, resolve=False)))
 
 
 def _typed_node(cfg: DictConfig, name: str) -> Any:

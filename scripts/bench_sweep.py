@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvx.cli import compose
 from kvx.config import Config
-from kvx.data.manifest import load_examples
+from kvx.data.examples import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.base import PointWork, Response

@@ -12,7 +12,7 @@ from kvpress.pipeline import KVPressTextGenerationPipeline
 
 from kvx.cli import compose
 from kvx.config import Config
-from kvx.data.manifest import load_examples
+from kvx.data.examples import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
 from kvx.engines.kvpress.batch import seed_of

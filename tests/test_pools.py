@@ -28,6 +28,7 @@ from kvx.run.progress import Meter
 from kvx.run.units import Outcome, Unit
 from kvx.run.worker import run_unit
 from kvx.store import journal, locks
+from kvx.store.completion import is_done
 from kvx.store.points import PointStore
 
 SMALL = ("press=knorm", "budget=0.5", "dataset.source.n_examples=40",
@@ -305,7 +306,7 @@ def test_a_rate_counts_what_was_answered_and_failed_points_are_left_alone(
     assert rate.prompt_tokens == sum(tokens) + sum(tokens[:3])
     run_unit(unit, Meter(20, show=False))
     assert first.id not in Halfway.asked
-    assert PointStore(second).is_done()
+    assert is_done(second)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from kvx.engines.base import Measurement, Response, Timing, Trace
 from kvx.errors import UserError
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
-from kvx.store import layout, locks
+from kvx.store import contents, layout, locks
+from kvx.store.completion import is_done
 from kvx.store.points import PointStore
 
 SMALL = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "press=knorm")
@@ -108,7 +109,7 @@ def test_processes_write_slices_of_one_point_at_once_and_finish_it_once(point: P
         with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
             jobs = [pool.submit(work, f"w{i}", slice(i, None, 3)) for i in range(3)]
             assert [job.result(timeout=120) for job in jobs] == [None] * 3
-    assert PointStore(point).is_done()
+    assert is_done(point)
     assert parquet(point) == MERGED
     expected = [e.example_id for e in point.manifest.entries]
     assert [row["example_id"] for row in rows(point, "requests")] == expected
@@ -168,7 +169,7 @@ def test_a_kill_at_any_step_of_merging_loses_and_doubles_nothing(point: Point) -
         assert (len(there.request_ids), len(there.latency)) == (20, 10), step
         PointStore(point).finish()
         assert {kind: rows(point, kind) for kind in expected} == expected, step
-        assert PointStore(point).is_done()
+        assert is_done(point)
         PointStore(point).recover()
         assert parquet(point) == MERGED, step
         assert not list(point.dir.glob(".*.tmp"))
@@ -247,8 +248,8 @@ def test_latency_is_added_to_a_finished_point_and_its_answers_stay(point: Point)
     write_answers(store, slice(None))
     assert store.finish() is None
     store.close()
-    assert PointStore(quality).is_done()
-    assert not PointStore(point).is_done()
+    assert is_done(quality)
+    assert not is_done(point)
     before = (point.dir / "requests.parquet").stat().st_mtime_ns
     assert len(PointStore(point).recover().request_ids) == 20
     later = PointStore(point)
@@ -256,10 +257,10 @@ def test_latency_is_added_to_a_finished_point_and_its_answers_stay(point: Point)
     write_latencies(later, slice(None))
     assert later.finish() is None
     later.close()
-    assert PointStore(point).is_done()
-    assert PointStore(quality).is_done()
+    assert is_done(point)
+    assert is_done(quality)
     assert (point.dir / "requests.parquet").stat().st_mtime_ns == before
-    assert not PointStore(make_point(*LATENCY, "latency.repeats=3")).is_done()
+    assert not is_done(make_point(*LATENCY, "latency.repeats=3"))
 
 
 def test_half_done_answers_survive_a_run_for_latencies_only(point: Point) -> None:
@@ -275,7 +276,7 @@ def test_half_done_answers_survive_a_run_for_latencies_only(point: Point) -> Non
     write_latencies(later, slice(None))
     assert later.finish() is None
     later.close()
-    assert PointStore(alone).is_done()
+    assert is_done(alone)
     there = PointStore(point).recover()
     assert (len(there.request_ids), len(there.latency)) == (7, 10)
 
@@ -286,10 +287,10 @@ def test_a_finished_point_is_trusted_by_size_and_time_and_hashed_only_if_touched
     by_two_writers(point, finish=True)
     hashed = []
     monkeypatch.setattr(layout, "sha256_file", lambda path: hashed.append(path.name) or "other")
-    assert PointStore(point).is_done()
+    assert is_done(point)
     assert not hashed
     os.utime(point.dir / "traces.parquet")
-    assert not PointStore(point).is_done()
+    assert not is_done(point)
     assert hashed == ["traces.parquet"]
     monkeypatch.undo()
     monkeypatch.chdir(Path(point.config.paths.output).resolve().parent)
@@ -312,25 +313,25 @@ def test_shards_that_merges_take_away_while_they_are_read_are_not_missing(
     point: Point, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_two_writers(point, finish=False)
-    ids, read, lost = layout.present(point.dir), layout.read, iter(range(8))
+    ids, read, lost = contents.present(point.dir), contents.read, iter(range(8))
 
     def gone(*arguments: Any) -> Any:
         if next(lost, None) is not None:
             raise FileNotFoundError
         return read(*arguments)
 
-    monkeypatch.setattr(layout, "read", gone)
-    assert layout.present(point.dir) == ids
-    monkeypatch.setattr(layout, "SETTLE_S", 0.05)
+    monkeypatch.setattr(contents, "read", gone)
+    assert contents.present(point.dir) == ids
+    monkeypatch.setattr(contents, "SETTLE_S", 0.05)
     lost = iter(range(10**6))
     with pytest.raises(FileNotFoundError):
-        layout.present(point.dir)
+        contents.present(point.dir)
 
 
 def test_a_finished_file_that_somebody_deleted_holds_nothing(point: Point) -> None:
     by_two_writers(point, finish=True)
     layout.merged(point.dir, "requests").unlink()
-    there = PointStore(point).peek()
+    there = contents.present(point.dir)
     assert (len(there.request_ids), len(there.latency)) == (0, 10)
 
 
@@ -396,13 +397,13 @@ def test_five_hundred_finished_points_are_recognised_fast_and_without_torch(
         "from dataclasses import replace\n"
         "from kvx.cli import compose\n"
         "from kvx.run.bundle import plan\n"
-        "from kvx.store.points import PointStore\n"
+        "from kvx.store.completion import is_done\n"
         f"config = compose(*{SMALL!r}, 'budget=0.5')\n"
         "points = plan([replace(config, seed=seed) for seed in range(500)])\n"
         "start = time.perf_counter()\n"
-        "assert all(PointStore(p).is_done() for p in points)\n"
+        "assert all(is_done(p) for p in points)\n"
         "print(time.perf_counter() - start)\n"
-        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)\n"
+        "assert not {'torch', 'transformers', 'pandas', 'pyarrow'} & set(sys.modules)\n"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, timeout=120

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, open_dict
 
-from hydra_plugins.kvx_launcher import KvxLauncher
+from kvx.composer import Composer
 from kvx.config import Config, conf_dir
 from kvx.messages import explain
 from kvx.sweep import compose_sweep, typed
@@ -38,6 +38,11 @@ ODD = {
     "experiment_name: two\ndecoding: {max_new_tokens: 5}\nbudget: {ratio: 0.7}\n",
     "experiment/three.yaml": "# @package _global_\nexperiment_name: three\n"
     "prompt: {query_aware: true}\ndataset: {max_new_tokens: ${seed}}\nmodel: {dtype: bfloat16}\n",
+    # choices that decide about other choices, and a node that two files fill
+    "experiment/follows.yaml": "# @package _global_\ndefaults:\n"
+    "  - /press/extra/${model}@press\nexperiment_name: follows\n",
+    "experiment/twice.yaml": "# @package _global_\ndefaults:\n  - /press/tova@press\n"
+    "  - _self_\nexperiment_name: twice\npress: {tolerance_tokens: 4}\n",
 }
 
 COLUMNS = [
@@ -53,6 +58,9 @@ COLUMNS = [
     ["budget=ratio", "budget=tokens"],
     ["experiment=one", "experiment=two", "experiment=three", "experiment=null"],
     ["experiment=two", "experiment=demo"],
+    ["experiment=follows"],
+    ["experiment=twice"],
+    ["experiment=twice", "experiment=follows"],
     ["experiment=one"],
     ["budget.ratio=1", "budget.ratio=0.5", "budget.ratio=0.25"],
     ["budget.ratio=0.5", "budget.ratio=abc"],
@@ -98,12 +106,22 @@ def odd_conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Counting(Composer):
+    """Hydra's composition, each point composed once in all tests and counted in every one."""
+
+    def __init__(self) -> None:
+        super().__init__(GlobalHydra.instance().config_loader(), "run", [], self._compose)
+        self.asked = 0
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        self.asked += 1
+        return hydras(tuple(overrides))
+
+
 @pytest.fixture
-def launcher(odd_conf: Path) -> Iterator[KvxLauncher]:
+def in_hydra(odd_conf: Path) -> Iterator[None]:
     with initialize_config_dir(str(odd_conf), version_base="1.3"):
-        launcher = KvxLauncher()
-        launcher.hydra_context = GlobalHydra.instance().hydra  # type: ignore[assignment]
-        yield launcher
+        yield
     hydras.cache_clear()
 
 
@@ -132,33 +150,20 @@ def points(columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 @given(st.lists(st.sampled_from(COLUMNS), max_size=4))
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-def test_any_sweep_is_what_hydra_makes_of_it(
-    launcher: KvxLauncher, columns: list[list[str]]
-) -> None:
+def test_any_sweep_is_what_hydra_makes_of_it(in_hydra: None, columns: list[list[str]]) -> None:
     rows = points(columns)[:16]
-
-    def compose(overrides: Sequence[str]) -> DictConfig:
-        return hydras(tuple(overrides))
-
     expected = outcome(lambda: [typed(hydras(row)) for row in rows])
-    found = outcome(lambda: compose_sweep(rows, compose, launcher._is_group, launcher._is_local))
+    found = outcome(lambda: compose_sweep(rows, Counting()))
     assert found == expected
 
 
-def test_a_big_sweep_needs_one_composition_per_choice(launcher: KvxLauncher) -> None:
+def test_a_big_sweep_needs_one_composition(in_hydra: None) -> None:
     presses = ["snapkv", "streaming", "knorm", "keydiff", "tova"]
     columns = [[f"press={p}" for p in presses], [f"budget.ratio={i / 20}" for i in range(1, 21)],
                [f"seed={i}" for i in range(5)], ["model=tiny_recall", "model=smollm2"]]  # fmt: skip
-    rows, asked = points(columns), 0
-
-    def compose(overrides: Sequence[str]) -> DictConfig:
-        nonlocal asked
-        asked += 1
-        return hydras(tuple(overrides))
-
-    configs = compose_sweep(rows, compose, launcher._is_group, launcher._is_local)
-    # each choice once beside the first of the other group, and one combination to compare with
-    assert asked == len(presses) + 1 + 1
+    rows, composer = points(columns), Counting()
+    configs = compose_sweep(rows, composer)
+    assert composer.asked == 1
     assert len({id(c.dataset) for c in configs}) == 1
     assert configs[-1] == typed(hydras(rows[-1]))
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvx.analyze.build import analyze_experiment
-from kvx.analyze.frames import ALL_BINS
+from kvx.analyze.columns import ALL_BINS
 from kvx.config import Config, Measure
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir

@@ -1,6 +1,7 @@
 """An experiment as data frames: what the statistics are computed from."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from kvx.analyze.columns import ByPoint, Columns, take
 from kvx.errors import UserError
 from kvx.store.catalog import (
     PointRecord,
@@ -19,12 +22,13 @@ from kvx.store.catalog import (
     requests_of,
 )
 
-ALL_BINS = -1  # the value of `bin` in rows about all bins together
-
 
 @dataclass(frozen=True)
 class Experiment:
-    """Finished points with their requests, latencies, scores and failures (long frames)."""
+    """Finished points with their requests, latencies, scores and failures (long frames).
+
+    Requests say their `kind` of failure, if any, and whether they `failed`.
+    """
 
     dir: Path
     points: list[PointRecord]
@@ -37,44 +41,64 @@ class Experiment:
     def manifest(self, point: PointRecord) -> dict[str, Any]:
         return self.manifests[point.info["manifest"]["key"]]
 
-    def of(self, table: str, point_id: str) -> pd.DataFrame:
-        """The rows of one point in `requests`, `scores`, `failures`, `latency` or `judged`."""
-        frame: pd.DataFrame = getattr(self, table)
-        if table not in self._grouped:  # once per table, not once per point
-            self._grouped[table] = dict(iter(frame.groupby("point_id", sort=False)))
-        return self._grouped[table].get(point_id, frame.iloc[:0])
+    def of(self, table: str, point_id: str) -> Columns:
+        """The rows of one point in `requests`, `scores`, `latency` or `judged`."""
+        if table not in self._cut:
+            self._cut[table] = ByPoint(getattr(self, table))
+        return self._cut[table].of(point_id)
 
     @cached_property
-    def _grouped(self) -> dict[str, dict[Any, pd.DataFrame]]:
+    def _cut(self) -> dict[str, ByPoint]:
         return {}
 
     @cached_property
     def judged(self) -> pd.DataFrame:
-        """Scores with the kind of failure (if any) and the degeneracy of their requests."""
-        kinds = self.failures.set_index("request_id")["error_type"]
-        degenerate = self.requests.set_index("request_id")["degenerate"]
-        kind = self.scores["request_id"].map(kinds)
-        return self.scores.assign(
-            kind=kind, failed=kind.notna(), degenerate=self.scores["request_id"].map(degenerate)
-        )
+        """Scores with the kind of failure (if any) and the degeneracy of their requests.
+
+        `pair` numbers what is compared: rows of one example and metric; ascending within a point.
+        """
+        requests = self.requests.set_index("request_id")
+        known = self.scores["request_id"].map
+        examples, _ = pd.factorize(self.scores["example_id"])
+        metrics, names = pd.factorize(self.scores["metric"])
+        judged = self.scores.assign(
+            kind=known(requests["kind"]), degenerate=known(requests["degenerate"]),
+            pair=examples * len(names) + metrics,
+        )  # fmt: skip
+        judged["failed"] = judged["kind"].notna()
+        return judged.sort_values("pair", kind="stable")
+
+    def side_by_side(self, point_id: str, twin_id: str) -> Columns:
+        """What is judged of a point beside its twin's `score_twin` and `failed_twin`.
+
+        One row per example and metric that both have.
+        """
+        ours, theirs = self.of("judged", point_id), self.of("judged", twin_id)
+        if not np.array_equal(ours["pair"], theirs["pair"]):
+            _, here, there = np.intersect1d(
+                ours["pair"], theirs["pair"], assume_unique=True, return_indices=True
+            )
+            ours, theirs = take(ours, here), take(theirs, there)
+        return {**ours, "score_twin": theirs["score"], "failed_twin": theirs["failed"]}
 
     def twin(self, point: PointRecord) -> PointRecord | None:
         """The full-cache point that `point` is compared with: same press if there is one.
 
         Only points of the same variant (model, data, prompt, decoding) and seed are comparable.
         """
-        candidates = [
-            p
-            for p in self.points
-            if p.is_full_cache
-            and p.info["variant_id"] == point.info["variant_id"]
-            and p.info["seed"] == point.info["seed"]
-            and p.info["controller"] == "none"
-        ]
-        order = [self.press_labels[point.id], "none"]
-        labels = self.press_labels
-        candidates.sort(key=lambda p: order.index(labels[p.id]) if labels[p.id] in order else 2)
-        return candidates[0] if candidates else None
+        candidates = self._twins.get((point.info["variant_id"], point.info["seed"]), [])
+        order, labels = [self.press_labels[point.id], "none"], self.press_labels
+        rank = {p.id: order.index(labels[p.id]) if labels[p.id] in order else 2 for p in candidates}
+        return min(candidates, key=lambda p: rank[p.id], default=None)
+
+    @cached_property
+    def _twins(self) -> dict[tuple[str, int], list[PointRecord]]:
+        """The full-cache points without a controller of each variant and seed."""
+        found: dict[tuple[str, int], list[PointRecord]] = defaultdict(list)
+        for point in self.points:
+            if point.is_full_cache and point.info["controller"] == "none":
+                found[point.info["variant_id"], point.info["seed"]].append(point)
+        return found
 
     @cached_property
     def binary_metrics(self) -> set[str]:
@@ -114,10 +138,11 @@ class Experiment:
 
     def series_columns(self, point: PointRecord) -> dict[str, Any]:
         """What every analysed row says about its point; a token budget has its mean fraction."""
-        info, requests = point.info, self.of("requests", point.id)
+        info = point.info
         budget = info["budget"]
         if budget is None:
-            kept = requests["compressed_tokens"].clip(upper=info["budget_tokens"])
+            requests = self.of("requests", point.id)
+            kept = np.minimum(requests["compressed_tokens"], info["budget_tokens"])
             budget = float((kept / requests["compressed_tokens"]).mean())
         return {
             "variant_id": info["variant_id"], "variant": self.variant_labels[info["variant_id"]],
@@ -170,6 +195,8 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
     requests, latency = requests_of(points), latency_of(points)
     scores = read_frame([p.dir / "scores.parquet" for p in points])
     failures = read_frame([p.dir / "failures.parquet" for p in points])
+    kinds = requests["request_id"].map(failures.set_index("request_id")["error_type"])
+    requests = requests.assign(kind=kinds.astype(object), failed=kinds.notna())
     experiment = Experiment(folder, points, manifests, requests, scores, failures, latency)
     check_counts(experiment)
     check_metrics(points, scores)
@@ -215,10 +242,16 @@ def check_metrics(points: Iterable[PointRecord], scores: pd.DataFrame) -> None:
             )
 
 
-def paired_table(experiment: Experiment, point_ids: list[str]) -> tuple[np.ndarray[Any, Any], Any]:
-    """Primary scores [points, examples] side by side, and the examples' bin and cluster."""
-    scores = experiment.scores[experiment.scores["primary"]]
-    scores = scores[scores["point_id"].isin(point_ids)]
-    table = scores.pivot(index="example_id", columns="point_id", values="score")
-    about = scores.drop_duplicates("example_id").set_index("example_id").loc[table.index]
-    return table[point_ids].to_numpy(dtype=float).T, about[["bin", "cluster"]]
+def paired_table(experiment: Experiment, point_ids: list[str]) -> tuple[NDArray[Any], Columns]:
+    """Primary scores [points, examples] side by side, and the examples' bin and cluster.
+
+    nan where a point has no score for an example that another one has.
+    """
+    primary = [experiment.of("judged", point_id) for point_id in point_ids]
+    primary = [take(columns, columns["primary"]) for columns in primary]
+    pairs, first = np.unique(np.concatenate([c["pair"] for c in primary]), return_index=True)
+    scores = np.full((len(point_ids), len(pairs)), np.nan)
+    for row, columns in zip(scores, primary, strict=True):
+        row[np.searchsorted(pairs, columns["pair"])] = columns["score"]
+    about = {name: np.concatenate([c[name] for c in primary])[first] for name in ("bin", "cluster")}
+    return scores, about

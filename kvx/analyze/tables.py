@@ -1,20 +1,29 @@
 """bin_stats and comparisons: rows of plain values from an experiment's frames."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from kvx.analyze.frames import ALL_BINS, Experiment
+from kvx.analyze.columns import ALL_BINS, Columns, by_bin, by_metric, take
+from kvx.analyze.frames import Experiment
 from kvx.config import AnalyzeConfig
 from kvx.failures import FailureType
-from kvx.stats.bootstrap import bootstrap_mean
+from kvx.stats.bootstrap import Cell, MeanEstimate, bootstrap_means
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, clopper_pearson
-from kvx.stats.paired import failure_attribution, newcombe_interval, paired_difference
+from kvx.stats.paired import (
+    PairedDifference,
+    failure_attribution,
+    newcombe_interval,
+    paired_differences,
+)
 
 Row = dict[str, Any]
 BOOTSTRAP, EXACT, NEWCOMBE = "cluster_bootstrap", "clopper_pearson", "newcombe"
+QUANTILES = (50, 95)
 
 
 def null(value: Any) -> float | None:
@@ -22,42 +31,46 @@ def null(value: Any) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def by_bin(frame: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Each bin's rows, then all rows as bin -1."""
-    for index in sorted(frame["bin"].unique()):
-        yield int(index), frame[frame["bin"] == index]
-    yield ALL_BINS, frame
-
-
 def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     """One row per point, bin and metric; bin -1 is all bins together."""
-    rows = []
+    rows: list[Row] = []
+    cells: list[Columns] = []
     for point in experiment.points:
-        scores, failures = experiment.of("scores", point.id), experiment.of("failures", point.id)
-        alone = experiment.of("latency", point.id)
+        requests, scores, latency = (
+            dict(by_bin(experiment.of(table, point.id)))
+            for table in ("requests", "judged", "latency")
+        )
         series, bins = experiment.series_columns(point), experiment.manifest(point)["bins"]
-        for index, asked in by_bin(experiment.of("requests", point.id)):
+        for index, asked in requests.items():
             edges = bins if index == ALL_BINS else [bins[index]]
-            failed = failures[failures["request_id"].isin(asked["request_id"])]
             common = {
                 **series, "bin": index, "bin_low_tokens": edges[0]["low_tokens"],
                 "bin_high_tokens": edges[-1]["high_tokens"],
-                **_failure_columns(asked, failed, config), **_cost_columns(asked),
-                **_latency_columns(alone if index == ALL_BINS else alone[alone["bin"] == index]),
+                **_failure_columns(asked, config), **_cost_columns(asked),
+                **_latency_columns(_bin(latency, index)),
             }  # fmt: skip
-            cell = scores[scores["request_id"].isin(asked["request_id"])]
-            for (metric, primary), group in cell.groupby(["metric", "primary"]):
-                binary = metric in experiment.binary_metrics
-                means = _mean_columns(group, binary, config)
-                rows.append({**common, "metric": metric, "primary": primary, **means})
-    return rows
+            for metric, primary, cell in by_metric(_bin(scores, index)):
+                rows.append({**common, "metric": metric, "primary": primary})
+                cells.append(cell)
+    estimates = _bootstrap([(cell["score"], cell["cluster"].tolist()) for cell in cells], config)
+    binary = experiment.binary_metrics
+    return [
+        row | _mean_columns(estimate, row["metric"] in binary, config)
+        for row, estimate in zip(rows, estimates, strict=True)
+    ]
 
 
-def _mean_columns(scores: pd.DataFrame, binary: bool, config: AnalyzeConfig) -> Row:
+def _bin(cut: dict[int, Columns], index: int) -> Columns:
+    """The rows of a bin, none if nothing is in it."""
+    return cut[index] if index in cut else take(cut[ALL_BINS], slice(0))
+
+
+def _bootstrap(cells: Sequence[Cell], config: AnalyzeConfig) -> list[MeanEstimate]:
+    return bootstrap_means(cells, config.n_boot, config.confidence, config.seed)
+
+
+def _mean_columns(estimate: MeanEstimate, binary: bool, config: AnalyzeConfig) -> Row:
     """Mean with its interval: exact for independent binary scores, else the cluster bootstrap's."""
-    values = scores["score"].to_numpy(dtype=float)
-    clusters = scores["cluster"].tolist()
-    estimate = bootstrap_mean(values, clusters, config.n_boot, config.confidence, config.seed)
     interval, method = _unless_constant(estimate.interval), BOOTSTRAP
     if binary and estimate.n == estimate.n_clusters:
         right = round(estimate.mean * estimate.n) if estimate.n else 0
@@ -75,10 +88,10 @@ def _unless_constant(interval: Interval) -> Interval:
     return UNKNOWN_INTERVAL if interval.low == interval.high else interval
 
 
-def _failure_columns(asked: pd.DataFrame, failed: pd.DataFrame, config: AnalyzeConfig) -> Row:
-    n, k = len(asked), len(failed)
-    truncated = int((failed["error_type"] == FailureType.TRUNCATED).sum())
-    interval = _failure_interval(asked, failed, config)
+def _failure_columns(asked: Columns, config: AnalyzeConfig) -> Row:
+    n, k = len(asked["failed"]), int(asked["failed"].sum())
+    truncated = int((asked["kind"] == FailureType.TRUNCATED).sum())
+    interval = _failure_interval(asked["failed"], asked["cluster"].tolist(), config)
     return {
         "n_requests": n, "n_responses": int(asked["has_response"].sum()),
         "n_failures": k, "n_truncated": truncated,
@@ -89,77 +102,80 @@ def _failure_columns(asked: pd.DataFrame, failed: pd.DataFrame, config: AnalyzeC
     }  # fmt: skip
 
 
-def _failure_interval(asked: pd.DataFrame, failed: pd.DataFrame, config: AnalyzeConfig) -> Interval:
+def _failure_interval(
+    failed: NDArray[np.bool_], clusters: list[str], config: AnalyzeConfig
+) -> Interval:
     """Exact for independent requests, else a bootstrap over the clusters they form."""
-    if asked["cluster"].is_unique:
-        return clopper_pearson(len(failed), len(asked), config.confidence)
-    values = asked["request_id"].isin(failed["request_id"]).to_numpy(dtype=float)
-    clusters = asked["cluster"].tolist()
-    return bootstrap_mean(values, clusters, config.n_boot, config.confidence, config.seed).interval
+    if len(set(clusters)) == len(clusters):
+        return clopper_pearson(int(failed.sum()), len(failed), config.confidence)
+    return _bootstrap([(failed, clusters)], config)[0].interval
 
 
-def _cost_columns(asked: pd.DataFrame) -> Row:
+def _cost_columns(asked: Columns) -> Row:
     effective, full = asked["kv_bytes_effective"], asked["kv_bytes_full"]
     return {
-        "output_tokens_mean": null(asked["output_tokens"].mean()),
-        "kv_bytes_mean": null(asked["kv_bytes_physical"].mean()),
-        "kv_bytes_full_mean": null(full.mean()),
-        "budget_measured": null((effective / full).mean()),
+        "output_tokens_mean": _mean(asked["output_tokens"]),
+        "kv_bytes_mean": _mean(asked["kv_bytes_physical"]),
+        "kv_bytes_full_mean": _mean(full),
+        "budget_measured": _mean(effective / full),
     }
 
 
-def _latency_columns(alone: pd.DataFrame) -> Row:
+def _mean(values: NDArray[Any]) -> float | None:
+    """Mean of what was measured; null if nothing was."""
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else None
+
+
+def _latency_columns(alone: Columns) -> Row:
     """Quantiles and memory of requests that ran alone; null where none did, never estimated."""
-    good = alone[alone["error_type"].isna()]
-    row: Row = {"n_latency": len(good), "n_latency_failed": len(alone) - len(good)}
+    good = take(alone, pd.isna(alone["error_type"]))
+    n = len(good["error_type"])
+    row: Row = {"n_latency": n, "n_latency_failed": len(alone["error_type"]) - n}
     for name in ("latency", "ttft", "tpot"):
-        values = good[f"{name}_s"].dropna()
-        for q in (50, 95):
-            row[f"{name}_p{q}_s"] = null(values.quantile(q / 100)) if len(values) else None
-    peak = good["peak_memory_bytes"].max()
-    return row | {"peak_memory_bytes_max": None if pd.isna(peak) else int(peak)}
+        values = good[f"{name}_s"].astype(float)
+        values = values[~np.isnan(values)]
+        quantiles = np.percentile(values, QUANTILES).tolist() if values.size else (None, None)
+        row |= {f"{name}_p{q}_s": v for q, v in zip(QUANTILES, quantiles, strict=True)}
+    peak = good["peak_memory_bytes"].astype(float)
+    peak = peak[~np.isnan(peak)]
+    return row | {"peak_memory_bytes_max": int(peak.max()) if peak.size else None}
 
 
 def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     """Every point against its full-cache twin, example by example, per bin and over all bins."""
-    rows = []
+    rows: list[Row] = []
+    cells: list[Columns] = []
     for point in experiment.points:
         twin = experiment.twin(point)
         if twin is None or twin.id == point.id:
             continue
         series = experiment.series_columns(point)
-        pairs = side_by_side(experiment, point.id, twin.id)
-        for (metric, primary), group in pairs.groupby(["metric", "primary"]):
-            binary = metric in experiment.binary_metrics
+        pairs = experiment.side_by_side(point.id, twin.id)
+        for metric, primary, group in by_metric(pairs):
+            about = {**series, "twin_point_id": twin.id, "metric": metric, "primary": primary}
             for index, cell in by_bin(group):
-                about = {"bin": index, "metric": metric, "primary": primary}
-                compared = _compare(cell, binary, config)
-                rows.append({**series, "twin_point_id": twin.id, **about, **compared})
-    return rows
+                rows.append({**about, "bin": index})
+                cells.append(cell)
+    found = paired_differences(
+        [(cell["score"], cell["score_twin"], cell["cluster"].tolist()) for cell in cells],
+        config.n_boot, config.confidence, config.seed,
+    )  # fmt: skip
+    binary = experiment.binary_metrics
+    return [
+        row | _compare(cell, difference, row["metric"] in binary, config)
+        for row, cell, difference in zip(rows, cells, found, strict=True)
+    ]
 
 
-def side_by_side(experiment: Experiment, point_id: str, twin_id: str) -> pd.DataFrame:
-    """Scores of a point and its twin, one row per example and metric, with whether each failed."""
-    ours, theirs = experiment.of("judged", point_id), experiment.of("judged", twin_id)
-    theirs = theirs[["example_id", "metric", "score", "failed"]]
-    pairs: pd.DataFrame = ours.merge(
-        theirs, on=["example_id", "metric"], suffixes=("", "_twin"), validate="one_to_one"
-    )
-    return pairs
-
-
-def _compare(pairs: pd.DataFrame, binary: bool, config: AnalyzeConfig) -> Row:
-    ours = pairs["score"].to_numpy(dtype=float)
-    twins = pairs["score_twin"].to_numpy(dtype=float)
-    failed = pairs["failed"].to_numpy(dtype=bool)
-    truncated = (pairs["kind"] == FailureType.TRUNCATED).to_numpy(dtype=bool)
-    found = paired_difference(
-        ours, twins, pairs["cluster"].tolist(), config.n_boot, config.confidence, config.seed
-    )
+def _compare(pairs: Columns, found: PairedDifference, binary: bool, config: AnalyzeConfig) -> Row:
+    ours, twins, failed = pairs["score"], pairs["score_twin"], pairs["failed"]
+    truncated = pairs["kind"] == FailureType.TRUNCATED
     exact = binary and found.n_pairs == found.n_clusters
     interval, method = _unless_constant(found.interval), BOOTSTRAP
     if exact:
-        interval, method = _newcombe(pairs, found.n_lost, found.n_won, config), NEWCOMBE
+        interval, method = _newcombe(ours, twins, found, config), NEWCOMBE
     return {
         "n_pairs": found.n_pairs, "n_clusters": found.n_clusters, "mean": null(found.mean_a),
         "twin_mean": null(found.mean_b), "difference": null(found.difference),
@@ -176,8 +192,9 @@ def _compare(pairs: pd.DataFrame, binary: bool, config: AnalyzeConfig) -> Row:
     }  # fmt: skip
 
 
-def _newcombe(pairs: pd.DataFrame, lost: int, won: int, config: AnalyzeConfig) -> Interval:
-    known = pairs.dropna(subset=["score", "score_twin"])
-    both = int(((known["score"] == 1) & (known["score_twin"] == 1)).sum())
-    neither = len(known) - both - lost - won
-    return newcombe_interval(both, lost, won, neither, config.confidence)
+def _newcombe(
+    ours: NDArray[Any], twins: NDArray[Any], found: PairedDifference, config: AnalyzeConfig
+) -> Interval:
+    both = int(((ours == 1) & (twins == 1)).sum())
+    neither = found.n_pairs - both - found.n_lost - found.n_won
+    return newcombe_interval(both, found.n_lost, found.n_won, neither, config.confidence)

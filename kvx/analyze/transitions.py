@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvx.analyze.frames import ALL_BINS, Experiment, paired_table
-from kvx.analyze.tables import Row, null, side_by_side
+from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.frames import Experiment, paired_table
+from kvx.analyze.tables import Row, null
 from kvx.config import AnalyzeConfig
 from kvx.stats.paired import mcnemar_exact
 from kvx.stats.transition import find_transition, instability_zone, mean_of_bin_means
@@ -49,7 +50,7 @@ def _curve(
     experiment: Experiment, ids: list[str], overall: pd.DataFrame, config: AnalyzeConfig
 ) -> Row:
     scores, about = paired_table(experiment, ids)
-    bins, curve = about["bin"].to_numpy(), overall.loc[ids]
+    bins, curve = about["bin"], overall.loc[ids]
     rank = [float(-i) for i in range(len(ids))]  # budgets may tie as fractions, not as ranks
     found = find_transition(
         rank, scores, bins, about["cluster"].tolist(), config.transition_drop, config.n_boot,
@@ -97,10 +98,9 @@ def _clear_failure_rates(
     """Failure rates; nan (no evidence) where the paired change could well be chance."""
     rates = curve["failure_rate"].to_numpy(dtype=float).copy()
     for i, point_id in enumerate(ids[1:], 1):
-        pairs = side_by_side(experiment, point_id, ids[0])
-        pairs = pairs[pairs["primary"]]
-        more = int((pairs["failed"] & ~pairs["failed_twin"]).sum())
-        fewer = int((~pairs["failed"] & pairs["failed_twin"]).sum())
+        pairs = experiment.side_by_side(point_id, ids[0])
+        here, twin = (pairs[name][pairs["primary"]] for name in ("failed", "failed_twin"))
+        more, fewer = int((here & ~twin).sum()), int((~here & twin).sum())
         if mcnemar_exact(more, fewer) > alpha:
             rates[i] = np.nan
     return rates

@@ -8,15 +8,14 @@ tokenizer or sampling therefore never overwrites a manifest that points already 
 import dataclasses
 import json
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
-import pyarrow.parquet as pq
 
 from kvx.config import Config, DatasetConfig
-from kvx.data.example import DatasetSource, Example
+from kvx.data.example import DatasetSource
 from kvx.data.tokenizer import max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
 from kvx.hashing import digest, sha256_file, sha256_text
@@ -145,16 +144,3 @@ def load(folder: Path, config: Config) -> Manifest:
     if not examples.is_file() or sha256_file(examples) != manifest.examples_sha256:
         raise UserError(f"{examples}: missing or changed since the manifest was made; {redo}")
     return manifest
-
-
-@cache
-def load_examples(folder: Path) -> dict[str, Example]:
-    """The manifest's examples by id, from examples.parquet."""
-    rows = pq.read_table(folder / "examples.parquet").to_pylist()
-    return {
-        r["example_id"]: Example(
-            r["example_id"], r["context"], r["question"], tuple(r["answers"]), r["cluster"],
-            json.loads(r["meta_json"]),
-        )
-        for r in rows
-    }  # fmt: skip

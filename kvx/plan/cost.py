@@ -8,7 +8,7 @@ from typing import Any
 import hydra.utils
 
 from kvx.config import ModelConfig
-from kvx.data.manifest import Manifest, load_examples
+from kvx.data.manifest import Manifest
 from kvx.data.tokenizer import model_dir
 from kvx.engines.base import Engine, LatencyWork, PointFailed
 from kvx.errors import RunFailedError
@@ -49,6 +49,8 @@ def calibrate(points: Sequence[Point]) -> float:
 
     Loads the model. Raises `RunFailedError` if the request fails.
     """
+    from kvx.data.examples import load_examples  # Arrow takes longer than most plans
+
     point = points[0]
     engine: Engine = hydra.utils.get_class(point.config.engine._target_)(point.config)
     engine.check([point])

@@ -16,8 +16,7 @@ from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
 from kvx.hashing import digest, sha256_file
-from kvx.store import schemas
-from kvx.store.shards import write_table, write_text
+from kvx.store.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +32,9 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     folder = manifests.manifest_dir(config, key)
     if (folder / "manifest.json").exists():
         return manifests.load(folder, config), folder
+    from kvx.store import schemas  # Arrow takes longer than finding a manifest
+    from kvx.store.shards import write_table
+
     log.debug("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
     built, chosen = build(config, source.examples(), key, revision)
     write_table(folder / "examples.parquet", map(_row, chosen), schemas.EXAMPLES)

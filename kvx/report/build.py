@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from kvx.analyze.build import TABLES, inputs_hash
-from kvx.analyze.frames import ALL_BINS
+from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig, Config
 from kvx.errors import UserError
 from kvx.hashing import digest, source_digest
@@ -25,7 +25,8 @@ from kvx.store.catalog import (
     read_frame,
     unfinished_points,
 )
-from kvx.store.shards import read_inputs, write_text
+from kvx.store.files import write_text
+from kvx.store.shards import read_inputs
 
 log = logging.getLogger(__name__)
 STAMP = "<!-- kvx inputs {} -->"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.analyze.frames import ALL_BINS
+from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig
 from kvx.report.words import DEGENERATE, full_name, interval, token_range
 

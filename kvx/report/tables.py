@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.analyze.frames import ALL_BINS
+from kvx.analyze.columns import ALL_BINS
 from kvx.report.words import DEGENERATE, interval, series_name, token_range
 from kvx.words import byte_count
 

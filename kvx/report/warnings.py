@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from kvx.analyze.frames import ALL_BINS
+from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig
 from kvx.report.words import token_range
 

@@ -9,13 +9,13 @@ from kvx.config import Config, Measure
 from kvx.data.manifest import Manifest
 from kvx.errors import RunFailedError, UserError
 from kvx.hashing import digest
-from kvx.points import Point, budget_label, experiment_dir, resolved
+from kvx.points import SHARED, Point, budget_label, experiment_dir, resolved
 from kvx.prepare.build import ensure_manifest
 from kvx.run.jobs import refuse_if_submitted
 from kvx.run.pools import Pool
 from kvx.run.units import Outcome, make_units, todo_of
-from kvx.store import journal, layout, locks
-from kvx.store.points import PointStore
+from kvx.store import layout, locks
+from kvx.store.completion import is_complete, is_done
 
 log = logging.getLogger(__name__)
 
@@ -27,23 +27,27 @@ def plan(configs: Sequence[Config]) -> list[Point]:
     it is asked for different latencies.
     """
     manifests: dict[str, tuple[Manifest, Path]] = {}
-    keys: dict[tuple[int, ...], str] = {}  # points of a sweep share what they agree on
+    variants: dict[tuple[int, ...], Point] = {}  # points of a sweep share what they agree on
     points: dict[Path, Point] = {}
     for config in configs:
-        decides = (config.dataset, config.model, config.prompt, config.decoding)
-        parts = tuple(map(id, decides))
-        if parts not in keys:
-            model = [resolved(config.model), config.model.path]
-            prompt = [resolved(config.prompt), config.decoding.max_new_tokens]
-            keys[parts] = digest([resolved(config.dataset), model, prompt])
-        key = keys[parts]
-        if key not in manifests:
-            manifests[key] = ensure_manifest(config)
-        point = Point(config, *manifests[key])
+        parts = tuple([id(getattr(config, name)) for name in SHARED])
+        if parts in variants:
+            point = variants[parts].beside(config)
+        else:
+            key = _decides_manifest(config)
+            if key not in manifests:
+                manifests[key] = ensure_manifest(config)
+            point = variants[parts] = Point(config, *manifests[key])
         known = points.setdefault(point.dir, point)
         if known is not point:
             points[point.dir] = _both(known, point)
     return list(points.values())
+
+
+def _decides_manifest(config: Config) -> str:
+    model = [resolved(config.model), config.model.path]
+    prompt = [resolved(config.prompt), config.decoding.max_new_tokens]
+    return digest([resolved(config.dataset), model, prompt, config.paths.output])
 
 
 def _both(one: Point, other: Point) -> Point:
@@ -71,7 +75,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     without us.
     """
     points = plan(configs)
-    missing = [p for p in points if not PointStore(p).is_done()]
+    missing = [p for p in points if not is_done(p)]
     where = experiment_dir(points[0].config)
     if not missing:
         requests = sum(len(p.manifest.entries) for p in points)
@@ -80,6 +84,9 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
             len(points), requests, where,
         )  # fmt: skip
         return points
+    from kvx.store import journal  # Arrow takes longer than finding nothing to do
+    from kvx.store.points import PointStore
+
     refuse_if_submitted(missing)
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
     if len(points) > 1 and all(budget_label(p.config.budget) != "1" for p in points):
@@ -103,13 +110,15 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
 
 def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence[Outcome]) -> None:
     """Decide from what is on disk what is complete; raises if not everything is."""
+    from kvx.store.points import PointStore
+
     refused = [outcome.refused for outcome in outcomes if outcome.refused]
     failed, incomplete = {}, []
     for point in missing:
         reason = PointStore(point).finish() or layout.read_failed(point.dir)
         if reason is not None:
             failed[point.id] = reason
-        elif not PointStore(point).is_complete():
+        elif not is_complete(point):
             incomplete.append(point)
     if refused:
         raise UserError(refused[0])

@@ -13,8 +13,8 @@ from typing import Any
 
 from kvx.errors import UserError
 from kvx.points import Point, experiment_dir
+from kvx.store.files import write_text
 from kvx.store.locks import alone
-from kvx.store.shards import write_text
 
 RECORD, LOCK = "jobs.json", ".jobs.lock"
 

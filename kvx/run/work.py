@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from kvx.data.manifest import load_examples
+from kvx.data.examples import load_examples
 from kvx.engines.base import Engine, LatencyWork, PointFailed, PointWork, Response
 from kvx.points import Point, Request
 from kvx.run.collect import Collector

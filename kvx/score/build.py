@@ -12,7 +12,8 @@ import pandas as pd
 
 from kvx.config import Config
 from kvx.data.example import Example
-from kvx.data.manifest import dataset_id, load_examples
+from kvx.data.examples import load_examples
+from kvx.data.manifest import dataset_id
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
 from kvx.score.failures import classify_response

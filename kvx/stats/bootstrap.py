@@ -1,16 +1,19 @@
 """Cluster bootstrap of means: resample prompts, not rows, as one product of weights and sums."""
 
 import math
-from collections.abc import Collection, Hashable
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvx.stats.intervals import Interval, check_confidence
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
 
 CHUNK_BYTES = 256 * 2**20
+DRAWS_BYTES = 64 * 2**20
+Cell = tuple[ArrayLike, Collection[Hashable]]
 
 
 @dataclass(frozen=True)
@@ -190,22 +193,90 @@ def bootstrap_mean(
     Raises `ValueError` on lengths that differ, infinite values, n_boot < 1 or a confidence outside
     (0, 1).
     """
+    return bootstrap_means([(values, clusters)], n_boot, confidence, seed)[0]
+
+
+def bootstrap_means(
+    cells: Sequence[Cell], n_boot: int, confidence: float, seed: int | tuple[int, ...]
+) -> list[MeanEstimate]:
+    """`bootstrap_mean` of each cell's values [n] and clusters [n]; thousands of cells at once.
+
+    Cells with as many clusters share one product of weights and sums, and cells whose clusters hold
+    the same values are resampled once. Raises what `bootstrap_mean` does.
+    """
     check_confidence(confidence)
-    scores = score_array(values)
-    if scores.shape != (len(clusters),):
-        raise ValueError(f"values {scores.shape}: need [n] with n={len(clusters)} rows")
-    scored = np.flatnonzero(~np.isnan(scores))
-    codes, _ = cluster_codes(clusters)
-    draws = resampled_means(scores[scored], codes[scored].tolist(), n_boot, seed)
-    ordered = np.sort(scores[scored])  # so that the order of rows cannot change the last bit
-    n = len(ordered)
-    return MeanEstimate(
-        n=n,
-        n_clusters=len(np.unique(codes[scored])),
-        mean=float(ordered.mean()) if n else math.nan,
-        sd=float(ordered.std(ddof=1)) if n >= 2 else math.nan,
-        interval=percentile_interval(draws[0], confidence),
-    )
+    check_n_boot(n_boot)
+    contents = [_Content.of(*cell) for cell in cells]
+    alike: dict[int, dict[bytes, _Content]] = defaultdict(dict)
+    for content in contents:
+        alike[content.n_clusters].setdefault(content.key, content)
+    intervals: dict[bytes, Interval] = {}
+    for n_clusters, distinct in alike.items():
+        found = _intervals(list(distinct.values()), n_clusters, n_boot, confidence, seed)
+        intervals |= dict(zip(distinct, found, strict=True))
+    return [
+        MeanEstimate(
+            n=content.values.size,
+            n_clusters=content.n_clusters,
+            mean=float(content.values.mean()) if content.values.size else math.nan,
+            sd=float(content.values.std(ddof=1)) if content.values.size >= 2 else math.nan,
+            interval=intervals[content.key],
+        )
+        for content in contents
+    ]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A cell's scored values in order of size, and its clusters' totals and sizes in an order that
+    neither the names of clusters nor the order of rows decides.
+    """
+
+    values: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: ArrayLike, clusters: Collection[Hashable]) -> "_Content":
+        scores = score_array(values)
+        if scores.shape != (len(clusters),):
+            raise ValueError(f"values {scores.shape}: need [n] with n={len(clusters)} rows")
+        codes, _ = cluster_codes(clusters)
+        order = np.argsort(scores)[: np.count_nonzero(~np.isnan(scores))]  # nan comes last
+        ordered, codes = scores[order], codes[order]
+        sums, counts = np.bincount(codes, weights=ordered), np.bincount(codes)
+        held = np.flatnonzero(counts)
+        place = held[np.lexsort((sums[held], counts[held]))]
+        return cls(ordered, sums[place].astype(np.float64), counts[place].astype(np.int64))
+
+    @property
+    def n_clusters(self) -> int:
+        return len(self.sums)
+
+    @property
+    def key(self) -> bytes:
+        return self.sums.tobytes() + self.counts.tobytes()
+
+
+def _intervals(
+    contents: Sequence[_Content],
+    n_clusters: int,
+    n_boot: int,
+    confidence: float,
+    seed: int | tuple[int, ...],
+) -> list[Interval]:
+    """Percentile intervals of cells that hold `n_clusters` each."""
+    if n_clusters < 2:
+        return [UNKNOWN_INTERVAL] * len(contents)
+    bootstrap = _cached_bootstrap(n_clusters, n_boot, seed)
+    found: list[Interval] = []
+    step = max(1, DRAWS_BYTES // (8 * n_boot))
+    for start in range(0, len(contents), step):
+        part = contents[start : start + step]
+        sums, counts = np.stack([c.sums for c in part]), np.stack([c.counts for c in part])
+        draws = bootstrap.means(sums, counts)
+        found += percentile_intervals(draws, confidence)
+    return found
 
 
 @lru_cache(maxsize=8)

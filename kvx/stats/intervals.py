@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from scipy.stats import binomtest
@@ -55,6 +56,7 @@ def check_confidence(confidence: float) -> None:
         raise ValueError(f"confidence={confidence}: must lie between 0 and 1, for example 0.95")
 
 
+@cache  # cells of an experiment hold few different counts, and the exact ends are slow to find
 def _proportion_interval(
     k: int, n: int, confidence: float, method: Literal["exact", "wilson"]
 ) -> Interval:

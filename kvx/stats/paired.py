@@ -1,14 +1,15 @@
 """A point against its full-cache twin, example by example."""
 
 import math
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
-from kvx.stats.bootstrap import bootstrap_mean, score_array
+from kvx.stats.bootstrap import MeanEstimate, bootstrap_means, score_array
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, wilson
 
 
@@ -46,14 +47,34 @@ def paired_difference(
     interval. Fewer than two clusters give a (nan, nan) interval (see `bootstrap_mean`, whose limits
     and errors hold here too). Raises `ValueError` on shapes that differ.
     """
-    left, right = score_array(a), score_array(b)
-    if left.shape != right.shape:
-        raise ValueError(f"a {left.shape} and b {right.shape}: must pair up")
-    estimate = bootstrap_mean(left - right, clusters, n_boot, confidence, seed)
+    return paired_differences([(a, b, clusters)], n_boot, confidence, seed)[0]
+
+
+def paired_differences(
+    pairs: Sequence[tuple[ArrayLike, ArrayLike, Collection[Hashable]]],
+    n_boot: int,
+    confidence: float,
+    seed: int | tuple[int, ...],
+) -> list[PairedDifference]:
+    """`paired_difference` of each (a, b, clusters), resampled together; raises what that does."""
+    sides = []
+    for a, b, _ in pairs:
+        left, right = score_array(a), score_array(b)
+        if left.shape != right.shape:
+            raise ValueError(f"a {left.shape} and b {right.shape}: must pair up")
+        sides.append((left, right))
+    cells = [(a - b, clusters) for (a, b), (_, _, clusters) in zip(sides, pairs, strict=True)]
+    estimates = bootstrap_means(cells, n_boot, confidence, seed)
+    return [_paired(*side, estimate) for side, estimate in zip(sides, estimates, strict=True)]
+
+
+def _paired(
+    left: NDArray[np.float64], right: NDArray[np.float64], estimate: MeanEstimate
+) -> PairedDifference:
     paired = ~np.isnan(left - right)
     left, right = left[paired], right[paired]
     n_lost, n_won = int((left < right).sum()), int((left > right).sum())
-    binary = bool(np.isin([left, right], [0.0, 1.0]).all())
+    binary = bool(((left == 0) | (left == 1)).all() and ((right == 0) | (right == 1)).all())
     return PairedDifference(
         n_pairs=estimate.n,
         n_clusters=estimate.n_clusters,
@@ -67,6 +88,7 @@ def paired_difference(
     )
 
 
+@cache
 def mcnemar_exact(n_lost: int, n_won: int) -> float:
     """Two-sided exact p that losses and wins are equally likely; 1.0 where neither occurred.
 

@@ -16,8 +16,9 @@ from kvx.config import Config
 from kvx.errors import RunFailedError, UnfinishedError, UserError
 from kvx.points import experiment_dir
 from kvx.run import jobs
-from kvx.store import journal, layout, locks
-from kvx.store.layout import LATENCY, REQUESTS, UnreadableError
+from kvx.store import contents, journal, layout, locks
+from kvx.store.contents import UnreadableError
+from kvx.store.layout import LATENCY, REQUESTS
 from kvx.words import duration
 
 WINDOW_S = 300.0  # the rate is that of the last minutes
@@ -155,7 +156,7 @@ def _first_error(folder: Path) -> str | None:
     for kind in (REQUESTS, LATENCY):
         for path in layout.files(folder, kind):
             try:
-                table = layout.read(path, kind, ["error_type", "error_message"])
+                table = contents.read(path, kind, ["error_type", "error_message"])
             except (UnreadableError, FileNotFoundError):
                 continue
             for row in table.to_pylist():
@@ -172,7 +173,7 @@ def recent_rate(folder: Path) -> float | None:
         kind = path.stem.split("-")[0]
         try:
             if kind in (REQUESTS, LATENCY) and path.stat().st_mtime > time.time() - WINDOW_S:
-                column = layout.read(path, kind, ["request_id", "finished_at"])
+                column = contents.read(path, kind, ["request_id", "finished_at"])
                 times += [t for t in column["finished_at"].to_pylist() if t > since]
         except (UnreadableError, FileNotFoundError):
             continue

@@ -15,9 +15,9 @@ from typing import Any
 from kvx.data.tokenizer import model_hash
 from kvx.points import Point, budget_label, experiment_dir
 from kvx.provenance import command_line
+from kvx.store.files import write_text
 from kvx.store.locks import alone
 from kvx.store.rows import machine
-from kvx.store.shards import write_text
 
 SWEEP, RATES, LOCK = "sweep.json", "rates.json", ".sweep.lock"
 RATED_REQUESTS = 20  # fewer say little about how fast a run is

@@ -1,4 +1,4 @@
-"""Which files a point's directory holds, which of them count, and what is in them.
+"""Which files a point's directory holds, and which of them count.
 
 While a point is worked on, each writer adds shards of its own (`requests-<writer>-00000.parquet`).
 When nothing is missing they are merged into one file per kind (`requests.parquet`) and DONE names
@@ -6,36 +6,17 @@ those files; from then on only they count.
 """
 
 import json
-import logging
 import os
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from kvx.hashing import sha256_file
-from kvx.store import schemas
-from kvx.store.shards import write_text
+from kvx.store.files import write_text
 
-log = logging.getLogger(__name__)
 REQUESTS, TRACES, LATENCY = "requests", "traces", "latency"
-SCHEMAS = {REQUESTS: schemas.REQUESTS, TRACES: schemas.TRACES, LATENCY: schemas.LATENCY}
-# a merge may take shards away between listing and reading them, and a network file system may show
-# what came in their place late
-SETTLE_S = 60.0
-
-
-class UnreadableError(Exception):
-    """A file that is not what a writer of this version leaves; the message says why."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(reason)
-        self.path = path
 
 
 @dataclass(frozen=True)
@@ -138,66 +119,3 @@ def changed(folder: Path, done: Done) -> list[str]:
         if stat.st_size != was["size"] or (touched and sha256_file(folder / name) != was["sha256"]):
             found.append(name)
     return found
-
-
-def read(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One file of `kind`.
-
-    Raises `UnreadableError` for one that is damaged or has another schema, `FileNotFoundError` if
-    it is gone.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(SCHEMAS[kind]):
-                raise UnreadableError(path, "made by another version of kvx")
-            return file.read(columns=columns)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UnreadableError(path, reason) from None
-
-
-def count_rows(path: Path) -> int:
-    """Rows of a file, from its last bytes alone. Raises what `read` does."""
-    try:
-        return int(pq.read_metadata(path).num_rows)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise UnreadableError(path, str(error)) from None
-
-
-def present(folder: Path) -> Present:
-    """What is there now, whoever wrote it; files that cannot be read hold nothing.
-
-    Raises `FileNotFoundError` if listed shards stay out of reach.
-    """
-    deadline, pause_s = time.monotonic() + SETTLE_S, 0.01
-    while True:
-        try:
-            ids = _columns(folder, REQUESTS, ["request_id"])
-            measured = _columns(folder, LATENCY, ["request_id", "repeat"])
-            return Present({row[0] for row in ids}, {(row[0], row[1]) for row in measured})
-        except FileNotFoundError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 1.0)
-
-
-def _columns(folder: Path, kind: str, columns: list[str]) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = []
-    for path in files(folder, kind):
-        try:
-            table = read(path, kind, columns)
-        except UnreadableError as error:
-            log.warning("%s cannot be read (%s)", path, error)
-            continue
-        except FileNotFoundError:
-            if path != merged(folder, kind):
-                raise
-            log.warning("%s is gone", path)  # not by a merge: those replace it in one step
-            continue
-        rows += zip(*(table[name].to_pylist() for name in columns), strict=True)
-    return rows

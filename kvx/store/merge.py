@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvx.store import layout
-from kvx.store.layout import LATENCY, REQUESTS, SCHEMAS, TRACES
+from kvx.store import contents, layout
+from kvx.store.contents import SCHEMAS
+from kvx.store.layout import LATENCY, REQUESTS, TRACES
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,19 @@ def answers(folder: Path, request_ids: Sequence[str]) -> Answers | None:
     """The rows of `request_ids`, in that order; None if one of them is missing.
 
     Of a request that is there twice the first counts, the merged file before the shards, these by
-    name; its trace is the one that was written with it. Raises what `layout.read` does.
+    name; its trace is the one that was written with it. Raises what `contents.read` does.
     """
     place = {request_id: i for i, request_id in enumerate(request_ids)}
     rows, traces = [SCHEMAS[REQUESTS].empty_table()], [SCHEMAS[TRACES].empty_table()]
     seen: set[str] = set()
     for path in layout.files(folder, REQUESTS):
-        table = layout.read(path, REQUESTS)
+        table = contents.read(path, REQUESTS)
         new = [i for i in table["request_id"].to_pylist() if i in place and i not in seen]
         fresh = set(new)
         rows.append(_only(table, fresh))
         seen |= fresh
         if (partner := layout.traces_of(path)).exists():
-            traces.append(_only(layout.read(partner, TRACES), fresh))
+            traces.append(_only(contents.read(partner, TRACES), fresh))
     if len(seen) < len(place):
         return None
     return Answers(_ordered(rows, place), _ordered(traces, place))
@@ -49,7 +50,7 @@ def answers(folder: Path, request_ids: Sequence[str]) -> Answers | None:
 def latency(folder: Path, request_ids: Sequence[str]) -> pa.Table:
     """Every latency row once, by the order of `request_ids`, then by repeat."""
     place = {request_id: i for i, request_id in enumerate(request_ids)}
-    tables = [layout.read(path, LATENCY) for path in layout.files(folder, LATENCY)]
+    tables = [contents.read(path, LATENCY) for path in layout.files(folder, LATENCY)]
     table = pa.concat_tables([SCHEMAS[LATENCY].empty_table(), *tables])
     first: dict[tuple[int, int], int] = {}
     keys = zip(table["request_id"].to_pylist(), table["repeat"].to_pylist(), strict=True)

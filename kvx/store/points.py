@@ -26,10 +26,12 @@ from kvx.data.tokenizer import model_hash
 from kvx.engines.base import Measurement, Response
 from kvx.errors import UserError
 from kvx.points import Point, budget_label, request_id, resolved
-from kvx.store import layout, locks, merge, schemas
-from kvx.store.layout import LATENCY, REQUESTS, TRACES, Done, Present, UnreadableError
+from kvx.store import completion, contents, layout, locks, merge, schemas
+from kvx.store.contents import UnreadableError
+from kvx.store.files import write_text
+from kvx.store.layout import LATENCY, REQUESTS, TRACES, Done, Present
 from kvx.store.rows import latency_row, request_row, trace_row
-from kvx.store.shards import write_arrow, write_table, write_text
+from kvx.store.shards import write_arrow, write_table
 
 log = logging.getLogger(__name__)
 FINISH_LOCK = ".finish.lock"
@@ -50,35 +52,6 @@ class PointStore:
         self._next = {REQUESTS: 0, LATENCY: 0}
         self._share: locks.Claim | None = None
 
-    def is_done(self) -> bool:
-        """Whether there is nothing to do: complete, and nothing to ask again.
-
-        Raises what `is_complete` does.
-        """
-        done = layout.read_done(self.dir)
-        return done is not None and not self._has_something_to_retry(done) and self.is_complete()
-
-    def is_complete(self) -> bool:
-        """Whether all that the configuration asks for is there, in the files it was left in.
-
-        A request that got no response is there too. Raises `UserError` if the point was run with
-        another manifest.
-        """
-        done = layout.read_done(self.dir)
-        if done is None or not self._covers(done) or (self.dir / "FAILED").exists():
-            return False
-        self._check_manifest()
-        changed = layout.changed(self.dir, done)
-        for name in changed:
-            log.warning(
-                "run: %s is corrupt: not what it was when the point finished", self.dir / name
-            )
-        return not changed
-
-    def peek(self) -> Present:
-        """What is there, without touching anything: for planning."""
-        return layout.present(self.dir)
-
     def recover(self) -> Present:
         """Make the directory ready to be worked on; what is already there.
 
@@ -87,7 +60,7 @@ class PointStore:
         if something is missing. Raises `UserError` if the point was run with another manifest.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
-        self._check_manifest()
+        completion.check_manifest(self.point)
         for unfinished in self.dir.glob(".*.tmp"):
             unfinished.unlink()
         if (self.dir / "FAILED").exists():  # what a failed point measured cannot be trusted
@@ -98,7 +71,11 @@ class PointStore:
             for name in changed:
                 self._quarantine(self.dir / name, "not what it was when the point finished")
             self._remove_merged_shards(done, changed)
-            if changed or not self._covers(done) or self._has_something_to_retry(done):
+            if (
+                changed
+                or not completion.covers(self.point, done)
+                or completion.has_something_to_retry(self.point, done)
+            ):
                 (self.dir / "DONE").unlink()
         else:
             (self.dir / "DONE").unlink(missing_ok=True)
@@ -107,7 +84,7 @@ class PointStore:
             self._drop_failed()
         if not (self.dir / "point.json").exists():
             self._describe()
-        return layout.present(self.dir)
+        return contents.present(self.dir)
 
     def resume(self, writer: str) -> Present:
         """Join the point as `writer`; what is there now, whoever wrote it.
@@ -134,7 +111,7 @@ class PointStore:
             taken = self.dir.glob(f"{kind}-{mine}")
             numbers = [int(path.stem.rsplit("-", 1)[1]) for path in taken]
             self._next[kind] = max(numbers, default=-1) + 1
-        return layout.present(self.dir)
+        return contents.present(self.dir)
 
     def close(self) -> None:
         if self._share is not None:
@@ -200,7 +177,7 @@ class PointStore:
         }
         try:
             return any(
-                sum(map(layout.count_rows, layout.files(self.dir, kind))) < n
+                sum(map(contents.count_rows, layout.files(self.dir, kind))) < n
                 for kind, n in asked.items()
                 if n
             )
@@ -214,7 +191,7 @@ class PointStore:
         measured = _repeats(latency)
         if point.wants_answers and answers is None:
             return None
-        if not self._covers_latency(measured):
+        if not completion.covers_latency(self.point, measured):
             return None
         failed = latency.num_rows - latency["error_type"].null_count
         responses = 0 if answers is None else answers.responses
@@ -258,22 +235,6 @@ class PointStore:
                 for shard in [s for kind in kinds for s in layout.shards(self.dir, kind)]:
                     shard.unlink(missing_ok=True)
 
-    def _covers(self, done: Done) -> bool:
-        asked = len(self.point.manifest.entries) if self.point.wants_answers else 0
-        return done.requests >= asked and self._covers_latency(done.latency)
-
-    def _covers_latency(self, measured: dict[str, list[int]]) -> bool:
-        return all(
-            repeat in measured.get(entry.example_id, ())
-            for entry, repeat in self.point.latency_items
-        )
-
-    def _has_something_to_retry(self, done: Done) -> bool:
-        lost = done.without_response if self.point.wants_answers else 0
-        return self.point.config.run.retry_failed and (
-            lost > 0 or (self.point.wants_latency and done.latency_failed > 0)
-        )
-
     def _check_files(self) -> None:
         """Move what is not sound away; traces without their requests were never there."""
         for trace in layout.files(self.dir, TRACES):
@@ -282,7 +243,7 @@ class PointStore:
         for kind in (REQUESTS, TRACES, LATENCY):
             for path in layout.files(self.dir, kind):
                 try:
-                    layout.read(path, kind)
+                    contents.read(path, kind)
                 except UnreadableError as error:
                     self._quarantine(path, str(error))
 
@@ -293,7 +254,7 @@ class PointStore:
         asked = {REQUESTS: self.point.wants_answers, LATENCY: self.point.wants_latency}
         for kind in (kind for kind, wanted in asked.items() if wanted):
             for path in layout.files(self.dir, kind):
-                table = layout.read(path, kind)
+                table = contents.read(path, kind)
                 kept = table.filter(pc.is_null(table["error_type"]))
                 if kept.num_rows < table.num_rows:
                     write_arrow(path, kept)
@@ -311,18 +272,6 @@ class PointStore:
             if file.exists():
                 log.warning("run: %s is corrupt (%s); quarantined and redone", file, reason)
                 file.rename(folder / f"{file.stem}.{stamp}.parquet")
-
-    def _check_manifest(self) -> None:
-        path = self.dir / "point.json"
-        try:
-            ran_with = json.loads(path.read_text())["manifest"]["sha256"]
-        except FileNotFoundError:
-            return
-        if ran_with != self.point.manifest.sha256:
-            raise UserError(
-                f"{path}: was run with another manifest ({ran_with[:8]}, now "
-                f"{self.point.manifest.sha256[:8]}); delete {self.dir} or restore the manifest"
-            )
 
     def _describe(self) -> None:
         point, config = self.point, self.point.config

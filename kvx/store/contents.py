@@ -1,0 +1,90 @@
+"""What is in the files that a point's directory holds."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvx.store import layout, schemas
+from kvx.store.layout import LATENCY, REQUESTS, TRACES, Present
+
+log = logging.getLogger(__name__)
+SCHEMAS = {REQUESTS: schemas.REQUESTS, TRACES: schemas.TRACES, LATENCY: schemas.LATENCY}
+# a merge may take shards away between listing and reading them, and a network file system may show
+# what came in their place late
+SETTLE_S = 60.0
+
+
+class UnreadableError(Exception):
+    """A file that is not what a writer of this version leaves; the message says why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+
+
+def read(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One file of `kind`.
+
+    Raises `UnreadableError` for one that is damaged or has another schema, `FileNotFoundError` if
+    it is gone.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(SCHEMAS[kind]):
+                raise UnreadableError(path, "made by another version of kvx")
+            return file.read(columns=columns)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnreadableError(path, reason) from None
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a file, from its last bytes alone. Raises what `read` does."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableError(path, str(error)) from None
+
+
+def present(folder: Path) -> Present:
+    """What is there now, whoever wrote it; files that cannot be read hold nothing.
+
+    Raises `FileNotFoundError` if listed shards stay out of reach.
+    """
+    deadline, pause_s = time.monotonic() + SETTLE_S, 0.01
+    while True:
+        try:
+            ids = _columns(folder, REQUESTS, ["request_id"])
+            measured = _columns(folder, LATENCY, ["request_id", "repeat"])
+            return Present({row[0] for row in ids}, {(row[0], row[1]) for row in measured})
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 1.0)
+
+
+def _columns(folder: Path, kind: str, columns: list[str]) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for path in layout.files(folder, kind):
+        try:
+            table = read(path, kind, columns)
+        except UnreadableError as error:
+            log.warning("%s cannot be read (%s)", path, error)
+            continue
+        except FileNotFoundError:
+            if path != layout.merged(folder, kind):
+                raise
+            log.warning("%s is gone", path)  # not by a merge: those replace it in one step
+            continue
+        rows += zip(*(table[name].to_pylist() for name in columns), strict=True)
+    return rows
