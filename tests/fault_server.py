@@ -20,6 +20,7 @@ from aiohttp import web
 Plan = Callable[[int, dict[str, Any]], str]
 MODEL, KEY = "tiny_recall", "sk-secret-0123456789"
 OK = "ok"
+WHOLE = (OK, "length", "refusal", "empty")  # what a client can make an answer of
 
 
 def prompt_of(body: dict[str, Any]) -> str:
@@ -163,7 +164,7 @@ class FaultServer:
             last["kvx"] = said
         await send(last)
         await send("[DONE]")
-        self.answered[prompt] += what != "empty_choices"
+        self.answered[prompt] += what in WHOLE
         return response
 
     def _whole(self, what: str, body: dict[str, Any]) -> dict[str, Any]:

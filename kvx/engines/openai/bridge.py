@@ -5,9 +5,11 @@ streams wait and time-outs run.
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,40 +27,40 @@ def iterate(work: Callable[[Callable[[T], None]], Awaitable[None]]) -> Iterator[
     Closing the iterator (or an exception in its consumer) cancels `work` and waits for it.
     """
     items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(_whole(work, items.put))
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+    async def whole() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.set_result((asyncio.get_running_loop(), task))
+        try:
+            await work(items.put)
+        except BaseExceptionGroup as group:  # of tasks that ended together: the first says why
+            raise group.exceptions[0] from None
 
     def run() -> None:
+        end = _End()
         try:
-            loop.run_until_complete(task)
-            end = _End()
+            asyncio.run(whole())
         except BaseException as error:
             end = _End(error)
         finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-        items.put(end)
+            items.put(end)
 
     thread = threading.Thread(target=run, name="kvx-openai", daemon=True)
     thread.start()
+    item: T | _End | None = None
     try:
         while not isinstance(item := items.get(), _End):
             yield item
         if item.error is not None:
             raise item.error
     finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(task.cancel)
+        if not isinstance(item, _End):
+            loop, task = begun.result()
+            with contextlib.suppress(RuntimeError):  # it ended by itself just now
+                loop.call_soon_threadsafe(task.cancel)
         thread.join()
-
-
-async def _whole(
-    work: Callable[[Callable[[T], None]], Awaitable[None]], put: Callable[[T], None]
-) -> None:
-    try:
-        await work(put)
-    except BaseExceptionGroup as group:  # of tasks that ended together: the first says why
-        raise group.exceptions[0] from None
 
 
 def call(work: Callable[[], Awaitable[T]]) -> T:
