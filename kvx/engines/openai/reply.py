@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+from scipy.special import entr
+
 from kvx.config import Api
 from kvx.engines.base import KVUse, Timing, Trace
 from kvx.engines.openai.fault import Fault
@@ -139,22 +142,28 @@ class Parser:
     def _trace(self, streamed: bool) -> Trace | None:
         if not self.tokens or not all(self.top):
             return None
-        entropy = [entropy_nats(*pair) for pair in zip(self.logprob, self.top, strict=True)]
+        entropy = entropy_nats(self.logprob, self.top)
         return Trace(
             None, self.logprob, entropy, source="top20", top_logprobs=self.top,
             arrival_s=self.arrival_s if streamed else None,
         )  # fmt: skip
 
 
-def entropy_nats(chosen: float, top: list[float]) -> float:
-    """Entropy of the likeliest tokens and the rest taken as one outcome: a lower bound.
+def entropy_nats(chosen: list[float], tops: list[list[float]]) -> list[float]:
+    """Entropy per token of the likeliest tokens and the rest taken as one outcome: a lower bound.
 
-    `chosen` counts too where it is not among the `top`.
+    A `chosen` token counts too where it is not among the `tops` (highest first).
     """
-    known = top if not top or chosen >= top[-1] else [*top, chosen]
-    shares = [math.exp(value) for value in known]
-    rest = max(0.0, 1.0 - sum(shares))
-    return -sum(p * math.log(p) for p in (*shares, rest) if p > 0)
+    known = [
+        top if logprob >= top[-1] else [*top, logprob]
+        for logprob, top in zip(chosen, tops, strict=True)
+    ]
+    width = max(map(len, known), default=0)
+    padded = np.array([[*row, *[-np.inf] * (width - len(row))] for row in known])
+    shares = np.exp(padded)
+    rest = np.clip(1 - shares.sum(axis=1), 0, None)
+    entropy: list[float] = entr(np.column_stack([shares, rest])).sum(axis=1).tolist()
+    return entropy
 
 
 def accounting(raw: dict[str, Any]) -> Accounting:
