@@ -21,8 +21,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
 from aiohttp import web
+from openai import DefaultAsyncHttpxClient
 
 from kvx.cli import compose
 from kvx.engines.base import PointWork, Response
@@ -98,7 +98,7 @@ class Clock:
 async def raw(url: str, bodies: list[bytes]) -> Cost:
     """All bodies, one after the other, answers read and thrown away; the first is not counted."""
     headers = {"Content-Type": "application/json", "Authorization": "Bearer none"}
-    async with httpx2.AsyncClient(timeout=60) as client:
+    async with DefaultAsyncHttpxClient(timeout=60) as client:
         for n, body in enumerate(bodies):
             async with client.stream(
                 "POST", f"{url}/completions", content=body, headers=headers

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import httpx2
 import openai
-from openai import AsyncOpenAI, AsyncStream
+from openai import AsyncOpenAI, AsyncStream, Timeout
 
 from kvx import environment
 from kvx.config import Api, Config, OpenAIConfig
@@ -48,7 +47,7 @@ class Client:
         self._key = environment.read(environment.API_KEY)
         self._client = AsyncOpenAI(
             api_key=self._key or NO_KEY, base_url=url, max_retries=0,
-            timeout=httpx2.Timeout(None, connect=self.limits.connect_s),
+            timeout=Timeout(None, connect=self.limits.connect_s),
         )  # fmt: skip
 
     async def __aenter__(self) -> "Client":
