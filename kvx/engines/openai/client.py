@@ -21,6 +21,7 @@ KVX = "kvx"  # what a kvx server says it is owned by
 HIDDEN = "[OPENAI_API_KEY]"
 NO_KEY = "none"  # the client insists on one
 LISTING_S = 15.0
+SLACK = 0.1  # of the time between tokens, by which its time-out may come too early
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,14 @@ class Client:
                     parser.feed(await self._post(body), time.perf_counter() - begun)
                 else:
                     async with await self._open(body) as stream:
+                        moved_s = -limits.between_tokens_s
                         async for part in stream:
-                            parser.feed(part, time.perf_counter() - begun)
-                            if parser.first_s is not None:
+                            at_s = time.perf_counter() - begun
+                            parser.feed(part, at_s)
+                            # not for every token: moving a deadline costs as much as parsing
+                            late = at_s - moved_s > SLACK * limits.between_tokens_s
+                            if late and parser.first_s is not None:
+                                moved_s = at_s
                                 pause.reschedule(loop.time() + limits.between_tokens_s)
         except TimeoutError:
             raise self._too_slow(parser, total.expired()) from None

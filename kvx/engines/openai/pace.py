@@ -13,7 +13,8 @@ from kvx.engines.openai.fields import AUTO
 
 START = 4
 WINDOW = 4  # attempts at one limit before it is judged; as many as the limit, where that is more
-BETTER, AS_GOOD = 1.05, 1.0
+# of the gain in throughput that more concurrency would bring if latency held
+WORTH_DOUBLING, WORTH_ONE_MORE = 0.1, 0.25
 HOLD_WINDOWS = 8  # after a step back, before the next try
 # what one new token costs, in prompt tokens: latencies of unlike requests become comparable
 TOKEN_COST = 20
@@ -23,8 +24,9 @@ class Pace:
     """A limit on concurrent attempts that finds the server's pace.
 
     By Little's law concurrency / latency is throughput: the limit doubles while that brings at
-    least 5% more, then grows by one while it brings anything, and steps back when latency rises as
-    fast as concurrency. It is halved when the server pushes back, once per congestion.
+    least 10% more, then grows by one while that brings a quarter of what it could, and steps back
+    when latency rises as fast as concurrency. It is halved when the server pushes back, once per
+    congestion.
     """
 
     def __init__(self, concurrency: int | str, most: int) -> None:
@@ -89,7 +91,8 @@ class Pace:
         self._set(back)
 
     def _wanted(self) -> float:
-        return BETTER if self._doubles else AS_GOOD
+        """Throughput, as a multiple of the best at a lower limit, that makes more worth trying."""
+        return 1 + WORTH_DOUBLING if self._doubles else 1 + WORTH_ONE_MORE / self.limit
 
     def _set(self, limit: int) -> None:
         limit = max(1, min(limit, self.most))
