@@ -46,13 +46,33 @@ class PromptBuilder:
 
     def parts(self, example: Example) -> PromptParts:
         """Tokenise `example`; see the module docstring for which part is which."""
-        context = self.template.context.replace("{context}", example.context)
-        question = self.template.question.replace("{question}", example.question)
-        answer_prefix = self.template.answer_prefix.replace("{question}", example.question)
+        compressed, rest = self.texts(example)
+        return PromptParts(self._encode(compressed), self._encode(rest))
+
+    def texts(self, example: Example) -> tuple[str, str]:
+        """The compressed part and the rest, with all that a template adds."""
+        context, question, answer_prefix = self._filled(example)
         before, after = self._wrap(context)
         if self.query_aware:
-            return PromptParts(self._encode(before + question), self._encode(after + answer_prefix))
-        return PromptParts(self._encode(before), self._encode(question + after + answer_prefix))
+            return before + question, after + answer_prefix
+        return before, question + after + answer_prefix
+
+    def message(self, example: Example) -> str:
+        """The user message, for a server that has the chat template itself.
+
+        The answer prefix ends it: a message cannot begin the answer.
+        """
+        context, question, answer_prefix = self._filled(example)
+        return context + (f"{question}\n{answer_prefix}" if answer_prefix else question)
+
+    def _filled(self, example: Example) -> tuple[str, str, str]:
+        """Context, question and answer prefix in the dataset's templates."""
+        template = self.template
+        return (
+            template.context.replace("{context}", example.context),
+            template.question.replace("{question}", example.question),
+            template.answer_prefix.replace("{question}", example.question),
+        )
 
     def context_tokens(self, example: Example) -> int:
         """Tokens of the context alone, without template or question: what bins are made of."""

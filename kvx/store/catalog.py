@@ -62,7 +62,7 @@ def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
             raise UserError(
                 f"{path}: cannot be read ({reason}); run the same kvx.run again to redo it"
             ) from None
-    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     return frame
 
 

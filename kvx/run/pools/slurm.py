@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kvx.config import Measure
+from kvx.engines.openai import fields
 from kvx.errors import Submitted, UserError
 from kvx.points import Point, experiment_dir
 from kvx.run import jobs
@@ -119,6 +120,7 @@ class Slurm:
 
     def check(self, points: Sequence[Point]) -> None:
         """The workers check the points: a login node loads no model."""
+        fields.refuse_workers(points)
         needed = ("sbatch", "squeue") if self.n_slices else ("sbatch", "squeue", "sinfo")
         if missing := [name for name in needed if shutil.which(name) is None]:
             raise UserError(
