@@ -172,9 +172,9 @@ def test_the_budget_of_an_answer_is_the_request_s_or_the_server_s(client: OpenAI
         assert found["kv"]["entries_physical"] == found["kv"]["entries_effective"]
         return found["press"], found["budget"], found["kv"]["entries_physical"]
 
-    assert kept() == ("snapkv", 0.2, 40)
+    assert kept() == ("snapkv", 0.2, 39)  # kvpress rounds int(200 * (1 - 0.8))
     assert kept(budget=0.5) == ("snapkv", 0.5, 100)
-    assert kept(press="knorm") == ("knorm", 0.2, 40)
+    assert kept(press="knorm") == ("knorm", 0.2, 39)
     assert kept(press="none") == ("none", 1.0, 200)
     assert kept(budget_tokens=70) == ("snapkv", 70, 70)
     assert kept(press="streaming", budget=0.25) == ("streaming", 0.25, 50)

@@ -191,11 +191,17 @@ class _AsciiResponse(JSONResponse):
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong, and where."""
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
+    """The first field that is wrong, and what each form it may have finds wrong with it."""
+    errors = error.errors()
+    if errors[0]["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON")
-    param = ".".join(where)[:200] or None
-    message = str(first["msg"])
+    param = _field(errors[0])
+    reasons = dict.fromkeys(str(e["msg"]) for e in errors if _field(e) == param)
+    message = ", or: ".join(reasons)
     return ApiError(400, f"{param}: {message}" if param else message, param)
+
+
+def _field(error: dict[str, Any]) -> str | None:
+    """Its name; the forms of a union are no part of it, but `kvx` has fields of its own."""
+    where = [str(part)[:100] for part in error["loc"] if part != "body"]
+    return ".".join(where[:2] if where[:1] == ["kvx"] else where[:1]) or None
