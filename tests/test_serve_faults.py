@@ -31,7 +31,8 @@ LONG = {**GREEDY, "prompt": WORDS, "max_tokens": 4000, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with serving("model=tiny_recall", "serve.max_request_bytes=65536") as running:
+    limits = ["serve.max_request_bytes=65536", "decoding.max_new_tokens=16"]
+    with serving("model=tiny_recall", *limits) as running:
         yield running
 
 
@@ -318,38 +319,52 @@ json_values = st.recursive(
     | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=8,
 )  # fmt: skip
-PRESS_NAMES = st.sampled_from(["snapkv", "none", "random", "compactor", "lagkv", "chunkkv", "cur"])
+text_parts = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": st.text(max_size=9)}))
+
+
+def mostly(good: st.SearchStrategy[Any], bad: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.integers(0, 11).flatmap(lambda i: bad if i == 0 else good)
+
+
 kvx_objects = st.fixed_dictionaries(
     {},
     optional={
-        "press": PRESS_NAMES, "budget": st.floats(-0.5, 1.5) | st.sampled_from([0.01, 0.5, 1.0]),
-        "budget_tokens": st.integers(-1, 80), "compress_chars": st.integers(-1, 60),
+        "press": st.sampled_from(["snapkv", "none", "random", "compactor", "lagkv", "chunkkv"]),
+        "budget": mostly(st.sampled_from([0.01, 0.2, 0.5, 1.0]), st.floats(-0.5, 1.5)),
+        "compress_chars": mostly(st.integers(1, 60), st.integers(-1, 10**9)),
     },
-)  # fmt: skip
-text_parts = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": st.text(max_size=9)}))
+)
+messages = st.fixed_dictionaries(
+    {
+        "role": mostly(st.sampled_from(["system", "user", "assistant"]), st.just("tool")),
+        "content": st.just(WORDS) | st.text(max_size=30) | text_parts,
+    }
+)
 PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "model": st.just("tiny_recall"),
-    "prompt": st.text(max_size=60)
-    | st.lists(st.integers(-1, 330), max_size=100)
-    | st.lists(st.text(max_size=9), max_size=2)
-    | st.sampled_from([WORDS, "", " ", "\x00", "<bos>", "w1 " * 90]),
-    "messages": st.lists(
-        st.fixed_dictionaries(
-            {
-                "role": st.sampled_from(["system", "user", "assistant", "tool"]),
-                "content": st.text(max_size=30) | text_parts,
-            }
-        ),
-        max_size=3,
+    "prompt": mostly(
+        st.text(max_size=60)
+        | st.lists(st.integers(0, 319), min_size=1, max_size=100)
+        | st.sampled_from([WORDS, [WORDS], "\x00", "<bos>", "w1 " * 90]),
+        st.lists(st.text(max_size=9)) | st.lists(st.integers(-1, 400)) | st.sampled_from(["", " "]),
     ),
-    "max_tokens": st.integers(-1, 12) | st.sampled_from([10**6, 2**63]),
-    "temperature": st.floats(-1, 3) | st.sampled_from([0, 1e-300, 2]),
-    "top_p": st.floats(-0.5, 1.5), "top_k": st.integers(-1, 400),
-    "seed": st.integers(-(2**64), 2**64), "n": st.integers(0, 2), "stream": st.booleans(),
-    "stop": st.text(max_size=4) | st.lists(st.text(max_size=3), max_size=5),
-    "logprobs": st.booleans() | st.integers(-1, 25), "top_logprobs": st.integers(-1, 25),
-    "echo": st.booleans(), "ignore_eos": st.booleans(), "kvx": kvx_objects,
-}  # fmt: skip
+    "messages": mostly(st.lists(messages, min_size=1, max_size=3), st.just([])),
+    "max_tokens": mostly(st.integers(1, 12), st.sampled_from([-1, 0, 10**6, 2**63])),
+    "temperature": mostly(st.floats(0, 2) | st.just(1e-300), st.floats()),
+    "top_p": mostly(st.floats(0, 1), st.floats()),
+    "top_k": mostly(st.integers(0, 400), st.integers()),
+    "seed": mostly(st.integers(-(2**63), 2**63 - 1), st.integers()),
+    "n": mostly(st.just(1), st.integers()),
+    "stream": st.booleans(),
+    "stop": mostly(
+        st.text(min_size=1, max_size=4) | st.lists(st.text(min_size=1, max_size=3), max_size=4),
+        st.lists(st.text(max_size=3), max_size=6),
+    ),
+    "logprobs": st.booleans() | st.integers(-1, 25),
+    "echo": st.booleans(),
+    "ignore_eos": st.booleans(),
+    "kvx": kvx_objects,
+}
 
 
 @st.composite
@@ -361,7 +376,7 @@ def bodies(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     others = sorted(set(PLAUSIBLE) - {"model", "prompt", "messages"})
     names = [needed, *draw(st.lists(st.sampled_from(others), max_size=4, unique=True))]
     body = {"model": "tiny_recall"} | {name: draw(PLAUSIBLE[name]) for name in names}
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.integers(0, 7)) == 0:
         name = draw(st.sampled_from([*names, "model"]) | st.text(max_size=9))
         body[name] = draw(json_values)
     return path, body
