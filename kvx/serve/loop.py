@@ -65,7 +65,7 @@ class DecodeLoop(threading.Thread):
         self.max_rows, self.logits_bytes, self.cap_bytes = (
             config.serve.max_rows, logits_bytes, cap_bytes,
         )  # fmt: skip
-        self.failed = False  # by a bug: the thread has ended and takes nothing more
+        self.broken = False  # by a bug: the thread has ended and takes nothing more
         self._speaker = Speaker()
         observers: list[StepObserver] = [self._speaker]
         self.limit_s = config.decoding.timeout_s
@@ -90,7 +90,7 @@ class DecodeLoop(threading.Thread):
     def submit(self, job: Job) -> None:
         """Raises `ApiError` if the server takes nothing more."""
         with self._changed:
-            if self._closed_at is not None or self.failed:
+            if self._closed_at is not None:
                 raise shutting_down()
             self._waiting.append(job)
             self._changed.notify()
@@ -117,9 +117,10 @@ class DecodeLoop(threading.Thread):
                 while self._turn():
                     pass
         except Exception:
+            self.broken = True
             log.exception("serve: the decoding thread ended")
         with self._changed:
-            self.failed = True
+            self._closed_at = time.perf_counter()
             left = [*self._waiting, *self._suspects, *self._speaker.jobs.values()]
             self._waiting.clear()
             self._suspects.clear()

@@ -3,6 +3,7 @@
 from kvx.cli import stage
 from kvx.config import Config
 from kvx.errors import UserError
+from kvx.serve.address import api_key_of, check_limits, listening
 
 
 def serve(points: list[Config]) -> None:
@@ -11,9 +12,13 @@ def serve(points: list[Config]) -> None:
             "a server has one press and budget of its own; requests may name others, so leave "
             "the sweep (-m) away"
         )
-    from kvx.serve.server import run_server
+    (config,) = points
+    check_limits(config.serve)
+    key = api_key_of(config.serve)
+    with listening(config.serve) as listener:
+        from kvx.serve.server import run_server
 
-    run_server(points[0])
+        run_server(config, key, listener)
 
 
 main = stage("serve", serve)
