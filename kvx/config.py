@@ -305,6 +305,25 @@ class StatusConfig:
 
 
 @dataclass
+class ServeConfig:
+    """The OpenAI-compatible server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    # null: KVX_API_KEY of the environment, read by the server alone
+    api_key: str | None = None
+    # prompts that may wait for a row; more are answered 429
+    queue: int = 256
+    # rows decoded together
+    max_rows: int = 64
+    # prompt and answer together, in tokens; null: the model's limit
+    max_context: int | None = None
+    max_request_bytes: int = 4 << 20
+    # how long running answers may go on after the server was told to stop
+    drain_s: float = 10.0
+
+
+@dataclass
 class PathsConfig:
     output: str = "outputs"
     multirun: str = "multirun"
@@ -333,6 +352,7 @@ class Config:
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig, metadata=NEUTRAL)
     plan: PlanConfig = field(default_factory=PlanConfig, metadata=NEUTRAL)
     status: StatusConfig = field(default_factory=StatusConfig, metadata=NEUTRAL)
+    serve: ServeConfig = field(default_factory=ServeConfig, metadata=NEUTRAL)
     paths: PathsConfig = field(default_factory=PathsConfig, metadata=NEUTRAL)
 
 

@@ -82,18 +82,22 @@ class PromptBuilder:
         if not self.use_chat:
             return (self.tokenizer.bos_token or "") + context, "\n"
         separator = "#" * (len(context) + 10)
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": context + separator}],
-            add_generation_prompt=True,
-            tokenize=False,
-            enable_thinking=False,
-        )
+        text = render_chat(self.tokenizer, [{"role": "user", "content": context + separator}])
         before, after = text.split(separator)
         return before, after
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """`messages` through the tokenizer's own chat template, up to where the model is to answer."""
+    return str(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+    )
 
 
 def truncate_context(context: str, n_tokens: int, tokenizer: Any, middle: bool) -> str:
