@@ -104,7 +104,6 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
 def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence[Outcome]) -> None:
     """Decide from what is on disk what is complete; raises if not everything is."""
     refused = [outcome.refused for outcome in outcomes if outcome.refused]
-    lost = [f"{outcome.unit}: {outcome.lost}" for outcome in outcomes if outcome.lost]
     failed, incomplete = {}, []
     for point in missing:
         reason = PointStore(point).finish() or layout.read_failed(point.dir)
@@ -115,6 +114,9 @@ def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence
     if refused:
         raise UserError(refused[0])
     if incomplete:
+        models = {point.config.model.name for point in incomplete}
+        # a lost job has often done the slices of its first models
+        lost = [f"{o.unit}: {o.lost}" for o in outcomes if o.lost and o.unit.model in models]
         reason = lost[0] if lost else f"{incomplete[0].id}: some of its requests are not there"
         raise RunFailedError(
             f"{len(incomplete) + len(failed)} of {len(points)} points incomplete; {reason}; "
