@@ -83,21 +83,21 @@ def _model(service: Service) -> dict[str, Any]:
 async def _answer(
     service: Service, asked: Generation, request: Request, reply_class: type[Reply]
 ) -> Response:
-    ticket = await service.submit(asked)
+    ticket, streams = await service.submit(asked), False
     try:
         if asked.stream:
+            # an error before the first token has a status of its own
             first = await _unless_gone(request, ticket.next())
-            if first is None:
-                return Response(status_code=CLIENT_GONE)
-            response = _Stream(ticket, _chunks(ticket, reply_class(ticket), first))
-            ticket = None  # type: ignore[assignment]  # the stream closes it
-            return response
-        answer = await _unless_gone(request, _whole(ticket))
-        if answer is None:
-            return Response(status_code=CLIENT_GONE)
-        return JSONResponse(reply_class(ticket).body(*answer))
+            if first is not None:
+                streams = True
+                return _Stream(ticket, _chunks(ticket, reply_class(ticket), first))
+        else:
+            answer = await _unless_gone(request, _whole(ticket))
+            if answer is not None:
+                return JSONResponse(reply_class(ticket).body(*answer))
+        return Response(status_code=CLIENT_GONE)
     finally:
-        if ticket is not None:
+        if not streams:  # a stream does it when it ends
             ticket.close()
 
 
@@ -161,8 +161,7 @@ class _Stream(StreamingResponse):
 
 def _handle_errors(app: FastAPI) -> None:
     def respond(error: ApiError) -> JSONResponse:
-        body = json.loads(json.dumps(error.body()).encode())
-        return _AsciiResponse(body, error.status, error.headers())
+        return _AsciiResponse(error.body(), error.status, error.headers())
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
