@@ -3,7 +3,7 @@
 Readable in greyscale (markers and dashes) and by colour-blind people (Okabe–Ito colours).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -37,7 +39,10 @@ STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
-Draw = Callable[[Axes, pd.DataFrame, float, dict[str, Any]], None]
+CAP_POINTS = 6.0  # width of a whisker's ends
+Interval = tuple[str, str, str]  # columns: the middle, and where its whisker ends
+MEAN: Interval = ("mean", "ci_low", "ci_high")
+Curve = tuple[pd.DataFrame, pd.Series, dict[str, Any]]  # rows, their x, and a line's style
 
 
 def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]:
@@ -51,11 +56,11 @@ def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]
         percent = f"{100 * confidence:g}% CI"
         figures = {
             "acc_by_bin": by_bin(
-                frame, f"{metric} (mean, {percent})", _interval("mean", "ci_low", "ci_high")
+                frame, f"{metric} (mean, {percent})", MEAN
             ),
             "fail_by_bin": by_bin(
                 frame, f"failure rate ({percent})",
-                _interval("failure_rate", "failure_ci_low", "failure_ci_high"),
+                ("failure_rate", "failure_ci_low", "failure_ci_high"),
             ),
             "acc_by_budget": by_budget(frame, f"{metric} (mean over all bins, {percent})"),
         }  # fmt: skip
@@ -63,7 +68,7 @@ def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]
         if len(measured):
             figures["latency_p50_by_bin"] = by_bin(
                 measured, "latency in s (median; whisker: p95)",
-                _interval("latency_p50_s", "latency_p50_s", "latency_p95_s"), unit_interval=False,
+                ("latency_p50_s", "latency_p50_s", "latency_p95_s"), unit_interval=False,
             )  # fmt: skip
         for name, figure in figures.items():
             written.append(_save(figure, target / f"{name}.png"))
@@ -76,21 +81,25 @@ def expected(folder: Path, variants: set[str]) -> list[Path]:
     return [f / f"{n}.png" for f in folders for n in ("acc_by_bin", "fail_by_bin", "acc_by_budget")]
 
 
-def series_label(row: pd.Series, varied: Sequence[str]) -> str:
-    """Press, and controller and seed where the experiment varies them."""
-    return " ".join([str(row["press"]), *(f"{name}={row[name]}" for name in varied)])
+def series(frame: pd.DataFrame) -> pd.Series:
+    """Press, and controller and seed where the experiment varies them, of every row."""
+    names = frame["press"].astype(str)
+    for name in ("controller", "seed"):
+        if frame[name].nunique() > 1:
+            names += f" {name}=" + frame[name].astype(str)
+    return names
 
 
-def by_bin(frame: pd.DataFrame, label: str, draw: Draw, unit_interval: bool = True) -> Figure:
+def by_bin(
+    frame: pd.DataFrame, label: str, interval: Interval, unit_interval: bool = True
+) -> Figure:
     """One panel per press, one line per budget, over the context-length bins."""
-    frame = frame[frame["bin"] != ALL_BINS]
-    varied = [c for c in ("controller", "seed") if frame[c].nunique() > 1]
-    frame = frame.assign(series=[series_label(row, varied) for _, row in frame.iterrows()])
-    names = list(dict.fromkeys(frame["series"]))
+    frame = frame[frame["bin"] != ALL_BINS].sort_values("bin", kind="stable")
+    curves = dict(iter(frame.groupby([series(frame), "budget_label"], sort=False)))
+    names = list(dict.fromkeys(series(frame)))
     ordered = frame.sort_values("budget", ascending=False)
     budgets = list(dict.fromkeys(ordered["budget_label"]))
-    styles = {b: i % len(COLOURS) for i, b in enumerate(budgets)}
-    bins = frame.drop_duplicates("bin").sort_values("bin")
+    bins = frame.drop_duplicates("bin")
     with mpl.rc_context(STYLE):
         columns = min(3, len(names))
         lines = -(-len(names) // columns)
@@ -102,17 +111,14 @@ def by_bin(frame: pd.DataFrame, label: str, draw: Draw, unit_interval: bool = Tr
             squeeze=False,
         )
         for axis, name in zip(axes.flat, names, strict=False):
-            panel = frame[frame["series"] == name]
-            present = [b for b in budgets if (panel["budget_label"] == b).any()]
+            present = [b for b in budgets if (name, b) in curves]
+            panel = []
             for k, budget in enumerate(present):
                 shift = (k - (len(present) - 1) / 2) * 0.09
-                rows = panel[panel["budget_label"] == budget].sort_values("bin")
-                i = styles[budget]
-                draw(
-                    axis, rows, shift,
-                    {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i],
-                     "label": str(budget)},
-                )  # fmt: skip
+                rows, i = curves[name, budget], budgets.index(budget) % len(COLOURS)
+                style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i]}
+                panel.append((rows, rows["bin"] + shift, {**style, "label": str(budget)}))
+            _draw(axis, panel, interval)
             axis.set_title(name)
             axis.set_xticks(
                 bins["bin"],
@@ -141,24 +147,17 @@ def by_bin(frame: pd.DataFrame, label: str, draw: Draw, unit_interval: bool = Tr
 def by_budget(frame: pd.DataFrame, label: str) -> Figure:
     """All bins together: one line per press over the budget, dearest first."""
     frame = frame[frame["bin"] == ALL_BINS]
-    varied = [c for c in ("controller", "seed") if frame[c].nunique() > 1]
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.2, 3.8))
-        groups = list(frame.groupby(["press", "controller", "seed"], sort=False))
-        for i, (_, rows) in enumerate(groups):
+        groups = list(frame.groupby(series(frame), sort=False))
+        curves = []
+        for i, (name, rows) in enumerate(groups):
             rows = rows.sort_values("budget")
             k = i % len(COLOURS)
             x = rows["budget"] * (1 + 0.012 * (i - (len(groups) - 1) / 2))
-            style: dict[str, Any] = {
-                "color": COLOURS[k],
-                "marker": MARKERS[k],
-                "linestyle": DASHES[k],
-            }
-            _hollow(axis, x, rows, "mean", style)
-            axis.errorbar(
-                x, rows["mean"], yerr=_errors(rows, "mean", "ci_low", "ci_high"), capsize=3,
-                label=series_label(rows.iloc[0], varied), **style,
-            )  # fmt: skip
+            style = {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k]}
+            curves.append((rows, x, {**style, "label": str(name)}))
+        _draw(axis, curves, MEAN)
         ticks = sorted(frame["budget"].unique())
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
@@ -171,38 +170,35 @@ def by_budget(frame: pd.DataFrame, label: str) -> Figure:
     return figure
 
 
-def _interval(middle: str, low: str, high: str) -> Draw:
-    """Draws a line with error bars from three columns."""
+def _draw(axis: Axes, curves: Sequence[Curve], interval: Interval) -> None:
+    """Lines with markers, and the whiskers of all of them as one artist: hundreds would be slow.
 
-    def draw(axis: Axes, rows: pd.DataFrame, shift: float, style: dict[str, Any]) -> None:
-        _hollow(axis, rows["bin"] + shift, rows, middle, style)
-        axis.errorbar(
-            rows["bin"] + shift,
-            rows[middle],
-            yerr=_errors(rows, middle, low, high),
-            capsize=3,
-            **style,
-        )
-
-    return draw
-
-
-def _hollow(
-    axis: Axes, x: pd.Series, rows: pd.DataFrame, middle: str, style: dict[str, Any]
-) -> None:
-    """Degenerate cells get a hollow marker: they are not the press's quality."""
-    at = (rows["n_degenerate"] > 0).to_numpy()
-    axis.plot(
-        x[at], rows.loc[at, middle], linestyle="", marker=style["marker"], zorder=5,
-        markerfacecolor="white", markeredgecolor=style["color"], label="_degenerate",
+    Degenerate cells get a hollow marker: they are not the press's quality.
+    """
+    middle, low, high = interval
+    whiskers, colours = [], []
+    for rows, x, style in curves:
+        axis.plot(x, rows[middle], **style)
+        hollow = (rows["n_degenerate"] > 0).to_numpy()
+        if hollow.any():
+            axis.plot(
+                x[hollow], rows.loc[hollow, middle], linestyle="", marker=style["marker"],
+                zorder=5, markerfacecolor="white", markeredgecolor=style["color"],
+                label="_degenerate",
+            )  # fmt: skip
+        ends = rows[[middle, low, high]].to_numpy(dtype=float)
+        known = ~np.isnan(ends).any(axis=1)
+        bottom, top = ends[known].min(axis=1), ends[known].max(axis=1)
+        at = x.to_numpy(dtype=float)[known]
+        whiskers.append(np.stack([np.stack([at, bottom], 1), np.stack([at, top], 1)], 1))
+        colours += [style["color"]] * len(at)
+    segments = np.concatenate(whiskers)
+    axis.add_collection(LineCollection(list(segments), colors=colours))
+    caps = segments.reshape(-1, 2)
+    axis.scatter(
+        caps[:, 0], caps[:, 1], marker="_", s=CAP_POINTS**2, linewidths=1.0,
+        c=np.repeat(colours, 2).tolist(), zorder=2,
     )  # fmt: skip
-
-
-def _errors(rows: pd.DataFrame, middle: str, low: str, high: str) -> list[Any]:
-    return [
-        (rows[middle] - rows[low]).clip(lower=0).to_numpy(dtype=float),
-        (rows[high] - rows[middle]).clip(lower=0).to_numpy(dtype=float),
-    ]
 
 
 def _legend(axes: Any) -> tuple[list[Any], list[str]]:

@@ -34,7 +34,7 @@ def null(value: Any) -> float | None:
 def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     """One row per point, bin and metric; bin -1 is all bins together."""
     rows: list[Row] = []
-    cells: list[Columns] = []
+    cells: list[tuple[Columns, Columns]] = []
     for point in experiment.points:
         requests, scores, latency = (
             dict(by_bin(experiment.of(table, point.id)))
@@ -46,17 +46,18 @@ def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
             common = {
                 **series, "bin": index, "bin_low_tokens": edges[0]["low_tokens"],
                 "bin_high_tokens": edges[-1]["high_tokens"],
-                **_failure_columns(asked, config), **_cost_columns(asked),
+                **_failure_columns(asked), **_cost_columns(asked),
                 **_latency_columns(_bin(latency, index)),
             }  # fmt: skip
             for metric, primary, cell in by_metric(_bin(scores, index)):
                 rows.append({**common, "metric": metric, "primary": primary})
-                cells.append(cell)
-    estimates = _bootstrap([(cell["score"], cell["cluster"].tolist()) for cell in cells], config)
+                cells.append((cell, asked))
+    estimates = _bootstrap([(cell["score"], cell["cluster"].tolist()) for cell, _ in cells], config)
+    failures = _failure_intervals([asked for _, asked in cells], config)
     binary = experiment.binary_metrics
     return [
-        row | _mean_columns(estimate, row["metric"] in binary, config)
-        for row, estimate in zip(rows, estimates, strict=True)
+        row | failed | _mean_columns(estimate, row["metric"] in binary, config)
+        for row, failed, estimate in zip(rows, failures, estimates, strict=True)
     ]
 
 
@@ -88,27 +89,31 @@ def _unless_constant(interval: Interval) -> Interval:
     return UNKNOWN_INTERVAL if interval.low == interval.high else interval
 
 
-def _failure_columns(asked: Columns, config: AnalyzeConfig) -> Row:
+def _failure_columns(asked: Columns) -> Row:
     n, k = len(asked["failed"]), int(asked["failed"].sum())
     truncated = int((asked["kind"] == FailureType.TRUNCATED).sum())
-    interval = _failure_interval(asked["failed"], asked["cluster"].tolist(), config)
     return {
         "n_requests": n, "n_responses": int(asked["has_response"].sum()),
         "n_failures": k, "n_truncated": truncated,
         "n_degenerate": int(asked["degenerate"].sum()),
         "budget_verified": bool(asked["budget_verified"].all()),
-        "failure_rate": k / n, "failure_ci_low": null(interval.low),
-        "failure_ci_high": null(interval.high), "truncated_rate": truncated / n,
+        "failure_rate": k / n, "truncated_rate": truncated / n,
     }  # fmt: skip
 
 
-def _failure_interval(
-    failed: NDArray[np.bool_], clusters: list[str], config: AnalyzeConfig
-) -> Interval:
+def _failure_intervals(cells: Sequence[Columns], config: AnalyzeConfig) -> list[Row]:
     """Exact for independent requests, else a bootstrap over the clusters they form."""
-    if len(set(clusters)) == len(clusters):
-        return clopper_pearson(int(failed.sum()), len(failed), config.confidence)
-    return _bootstrap([(failed, clusters)], config)[0].interval
+    rates = [(cell["failed"], cell["cluster"].tolist()) for cell in cells]
+    shared = [cell for cell in rates if len(set(cell[1])) < len(cell[1])]
+    resampled = iter(_bootstrap(shared, config))
+    rows = []
+    for failed, clusters in rates:
+        if len(set(clusters)) < len(clusters):
+            interval = next(resampled).interval
+        else:
+            interval = clopper_pearson(int(failed.sum()), len(failed), config.confidence)
+        rows.append({"failure_ci_low": null(interval.low), "failure_ci_high": null(interval.high)})
+    return rows
 
 
 def _cost_columns(asked: Columns) -> Row:

@@ -67,9 +67,13 @@ def _plain(frame: pd.DataFrame) -> pd.DataFrame:
     for name in out.columns:
         if isinstance(out[name].dtype, pd.DatetimeTZDtype):
             out[name] = out[name].map(lambda t: t.isoformat())
-        elif out[name].dtype == object:
+        elif out[name].dtype == object and not _is_text(out[name]):
             out[name] = out[name].map(_cell)
     return out
+
+
+def _is_text(column: pd.Series) -> bool:
+    return pd.api.types.infer_dtype(column, skipna=True) in ("string", "empty")
 
 
 def _cell(value: Any) -> Any:
