@@ -13,8 +13,7 @@ from kvx.cli import compose
 from kvx.config import BudgetKind
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
-from kvx.engines.base import PointWork, Response
-from kvx.engines.kvpress.batch import seed_of
+from kvx.engines.base import PointWork, Response, seed_of
 from tests.serving import Running, serving
 from tests.test_engine import answers, make_work, recall
 
