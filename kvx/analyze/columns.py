@@ -1,6 +1,6 @@
 """Tables as columns of arrays, cut by point and by bin: cheap enough for thousands of cells."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,13 @@ Columns = dict[str, NDArray[Any]]
 
 
 class ByPoint:
-    """A frame with a `point_id`, cut once."""
+    """`names` of a frame with a `point_id`, cut once."""
 
-    def __init__(self, frame: pd.DataFrame) -> None:
+    def __init__(self, frame: pd.DataFrame, names: Sequence[str]) -> None:
         codes, ids = pd.factorize(frame["point_id"])
         order = np.argsort(codes, kind="stable")
         ends = np.cumsum(np.bincount(codes, minlength=len(ids)))
-        self._columns = {str(name): frame[name].to_numpy()[order] for name in frame}
+        self._columns = {name: frame[name].to_numpy()[order] for name in names}
         self._slices = {
             point_id: slice(end - n, end)
             for point_id, end, n in zip(ids, ends, np.diff(ends, prepend=0), strict=True)

@@ -22,6 +22,19 @@ from kvx.store.catalog import (
     requests_of,
 )
 
+# the columns that statistics are made from
+USED = {
+    "requests": (
+        "bin", "cluster", "compressed_tokens", "has_response", "budget_verified", "degenerate",
+        "kind", "failed", "output_tokens", "kv_bytes_effective", "kv_bytes_physical",
+        "kv_bytes_full",
+    ),
+    "latency": ("bin", "error_type", "latency_s", "ttft_s", "tpot_s", "peak_memory_bytes"),
+    "judged": (
+        "bin", "cluster", "metric", "primary", "score", "kind", "failed", "degenerate", "pair",
+    ),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -42,9 +55,9 @@ class Experiment:
         return self.manifests[point.info["manifest"]["key"]]
 
     def of(self, table: str, point_id: str) -> Columns:
-        """The rows of one point in `requests`, `scores`, `latency` or `judged`."""
+        """The rows of one point in `requests`, `latency` or `judged`, of it what is in `USED`."""
         if table not in self._cut:
-            self._cut[table] = ByPoint(getattr(self, table))
+            self._cut[table] = ByPoint(getattr(self, table), USED[table])
         return self._cut[table].of(point_id)
 
     @cached_property

@@ -5,7 +5,7 @@ Readable in greyscale (markers and dashes) and by colour-blind people (Okabe–I
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from kvx.analyze.columns import ALL_BINS
 from kvx.store.files import write_bytes
@@ -42,7 +43,15 @@ STYLE: Any = {
 CAP_POINTS = 6.0  # width of a whisker's ends
 Interval = tuple[str, str, str]  # columns: the middle, and where its whisker ends
 MEAN: Interval = ("mean", "ci_low", "ci_high")
-Curve = tuple[pd.DataFrame, pd.Series, dict[str, Any]]  # rows, their x, and a line's style
+
+
+class Curve(NamedTuple):
+    """`x` [n], `y` [n, 3] (middle and the whisker's ends), and which points are `hollow` [n]."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    hollow: NDArray[np.bool_]
+    style: dict[str, Any]
 
 
 def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]:
@@ -95,7 +104,8 @@ def by_bin(
 ) -> Figure:
     """One panel per press, one line per budget, over the context-length bins."""
     frame = frame[frame["bin"] != ALL_BINS].sort_values("bin", kind="stable")
-    curves = dict(iter(frame.groupby([series(frame), "budget_label"], sort=False)))
+    cut = frame.groupby([series(frame), "budget_label"], sort=False).indices
+    x, y, hollow = _arrays(frame, "bin", interval)
     names = list(dict.fromkeys(series(frame)))
     ordered = frame.sort_values("budget", ascending=False)
     budgets = list(dict.fromkeys(ordered["budget_label"]))
@@ -111,14 +121,13 @@ def by_bin(
             squeeze=False,
         )
         for axis, name in zip(axes.flat, names, strict=False):
-            present = [b for b in budgets if (name, b) in curves]
+            present = [b for b in budgets if (name, b) in cut]
             panel = []
             for k, budget in enumerate(present):
                 shift = (k - (len(present) - 1) / 2) * 0.09
-                rows, i = curves[name, budget], budgets.index(budget) % len(COLOURS)
-                style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i]}
-                panel.append((rows, rows["bin"] + shift, {**style, "label": str(budget)}))
-            _draw(axis, panel, interval)
+                rows, style = cut[name, budget], _style(budgets.index(budget), budget)
+                panel.append(Curve(x[rows] + shift, y[rows], hollow[rows], style))
+            _draw(axis, panel)
             axis.set_title(name)
             axis.set_xticks(
                 bins["bin"],
@@ -136,6 +145,9 @@ def by_bin(
             axis.set_visible(False)
         for line in axes:
             line[0].set_ylabel(label)
+        for axis in axes[1:, 1:].flat:  # as large as those of the first row and column
+            axis.xaxis.set_in_layout(False)
+            axis.yaxis.set_in_layout(False)
         handles, labels = _legend(axes)
         if (frame["n_degenerate"] > 0).any():
             handles.append(Line2D([], [], linestyle="", marker="o", mfc="white", mec="black"))
@@ -146,18 +158,18 @@ def by_bin(
 
 def by_budget(frame: pd.DataFrame, label: str) -> Figure:
     """All bins together: one line per press over the budget, dearest first."""
-    frame = frame[frame["bin"] == ALL_BINS]
+    names = dict.fromkeys(series(frame))
+    frame = frame[frame["bin"] == ALL_BINS].sort_values("budget", kind="stable")
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.2, 3.8))
-        groups = list(frame.groupby(series(frame), sort=False))
+        x, y, hollow = _arrays(frame, "budget", MEAN)
+        cut = frame.groupby(series(frame), sort=False).indices
         curves = []
-        for i, (name, rows) in enumerate(groups):
-            rows = rows.sort_values("budget")
-            k = i % len(COLOURS)
-            x = rows["budget"] * (1 + 0.012 * (i - (len(groups) - 1) / 2))
-            style = {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": DASHES[k]}
-            curves.append((rows, x, {**style, "label": str(name)}))
-        _draw(axis, curves, MEAN)
+        for i, name in enumerate(names):
+            rows = cut[name]
+            apart = 1 + 0.012 * (i - (len(cut) - 1) / 2)
+            curves.append(Curve(x[rows] * apart, y[rows], hollow[rows], _style(i, name)))
+        _draw(axis, curves)
         ticks = sorted(frame["budget"].unique())
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
@@ -170,27 +182,37 @@ def by_budget(frame: pd.DataFrame, label: str) -> Figure:
     return figure
 
 
-def _draw(axis: Axes, curves: Sequence[Curve], interval: Interval) -> None:
+def _arrays(
+    frame: pd.DataFrame, x: str, interval: Interval
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Where points and whiskers are, and which points are degenerate."""
+    y = frame[list(interval)].to_numpy(dtype=float)
+    return frame[x].to_numpy(dtype=float), y, (frame["n_degenerate"] > 0).to_numpy()
+
+
+def _style(number: int, label: object) -> dict[str, Any]:
+    i = number % len(COLOURS)
+    return {
+        "color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i], "label": str(label),
+    }  # fmt: skip
+
+
+def _draw(axis: Axes, curves: Sequence[Curve]) -> None:
     """Lines with markers, and the whiskers of all of them as one artist: hundreds would be slow.
 
     Degenerate cells get a hollow marker: they are not the press's quality.
     """
-    middle, low, high = interval
     whiskers, colours = [], []
-    for rows, x, style in curves:
-        axis.plot(x, rows[middle], **style)
-        hollow = (rows["n_degenerate"] > 0).to_numpy()
+    for x, y, hollow, style in curves:
+        axis.plot(x, y[:, 0], **style)
         if hollow.any():
             axis.plot(
-                x[hollow], rows.loc[hollow, middle], linestyle="", marker=style["marker"],
-                zorder=5, markerfacecolor="white", markeredgecolor=style["color"],
-                label="_degenerate",
+                x[hollow], y[hollow, 0], linestyle="", marker=style["marker"], zorder=5,
+                markerfacecolor="white", markeredgecolor=style["color"], label="_degenerate",
             )  # fmt: skip
-        ends = rows[[middle, low, high]].to_numpy(dtype=float)
-        known = ~np.isnan(ends).any(axis=1)
-        bottom, top = ends[known].min(axis=1), ends[known].max(axis=1)
-        at = x.to_numpy(dtype=float)[known]
-        whiskers.append(np.stack([np.stack([at, bottom], 1), np.stack([at, top], 1)], 1))
+        known = ~np.isnan(y).any(axis=1)
+        at, ends = x[known], (y[known].min(axis=1), y[known].max(axis=1))
+        whiskers.append(np.stack([np.stack([at, end], 1) for end in ends], 1))
         colours += [style["color"]] * len(at)
     segments = np.concatenate(whiskers)
     axis.add_collection(LineCollection(list(segments), colors=colours))
@@ -212,6 +234,11 @@ def _legend(axes: Any) -> tuple[list[Any], list[str]]:
 def _save(figure: Figure, path: Path) -> Path:
     import io
 
+    layout = figure.get_layout_engine()
+    if layout is not None:  # savefig would draw the whole figure once more just to lay it out
+        figure.set_dpi(DPI)
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     plt.close(figure)

@@ -24,6 +24,7 @@ from kvx.stats.paired import (
 Row = dict[str, Any]
 BOOTSTRAP, EXACT, NEWCOMBE = "cluster_bootstrap", "clopper_pearson", "newcombe"
 QUANTILES = (50, 95)
+TIMES = ("latency", "ttft", "tpot")
 
 
 def null(value: Any) -> float | None:
@@ -138,14 +139,24 @@ def _latency_columns(alone: Columns) -> Row:
     good = take(alone, pd.isna(alone["error_type"]))
     n = len(good["error_type"])
     row: Row = {"n_latency": n, "n_latency_failed": len(alone["error_type"]) - n}
-    for name in ("latency", "ttft", "tpot"):
-        values = good[f"{name}_s"].astype(float)
-        values = values[~np.isnan(values)]
-        quantiles = np.percentile(values, QUANTILES).tolist() if values.size else (None, None)
+    times = np.stack([good[f"{name}_s"] for name in TIMES], axis=1).astype(float)
+    for name, quantiles in zip(TIMES, _quantiles(times), strict=True):
         row |= {f"{name}_p{q}_s": v for q, v in zip(QUANTILES, quantiles, strict=True)}
     peak = good["peak_memory_bytes"].astype(float)
     peak = peak[~np.isnan(peak)]
     return row | {"peak_memory_bytes_max": int(peak.max()) if peak.size else None}
+
+
+def _quantiles(values: NDArray[np.float64]) -> list[list[float | None]]:
+    """The quantiles of what is known of each column; nulls where nothing is."""
+    known = ~np.isnan(values)
+    if values.size and known.all():  # all columns in one call
+        found: list[list[float | None]] = np.percentile(values, QUANTILES, axis=0).T.tolist()
+        return found
+    return [
+        np.percentile(column[good], QUANTILES).tolist() if good.any() else [None] * len(QUANTILES)
+        for column, good in zip(values.T, known.T, strict=True)
+    ]
 
 
 def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:

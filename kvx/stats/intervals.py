@@ -3,10 +3,8 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal
 
-from scipy.stats import binomtest
+from scipy.special import betaincinv, ndtri
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,11 @@ def clopper_pearson(k: int, n: int, confidence: float) -> Interval:
 
     Source: Clopper & Pearson (1934), Biometrika 26, 404-413.
     """
-    return _proportion_interval(k, n, confidence, "exact")
+    if _nothing_known(k, n, confidence):
+        return UNKNOWN_INTERVAL
+    low = betaincinv(k, n - k + 1, (1 - confidence) / 2) if k > 0 else 0.0
+    high = betaincinv(k + 1, n - k, (1 + confidence) / 2) if k < n else 1.0
+    return Interval(float(low), float(high))
 
 
 def wilson(k: int, n: int, confidence: float) -> Interval:
@@ -47,7 +49,13 @@ def wilson(k: int, n: int, confidence: float) -> Interval:
 
     Source: Wilson (1927), Journal of the American Statistical Association 22, 209-212.
     """
-    return _proportion_interval(k, n, confidence, "wilson")
+    if _nothing_known(k, n, confidence):
+        return UNKNOWN_INTERVAL
+    z = float(ndtri((1 + confidence) / 2))
+    centre = (2 * k + z**2) / (2 * (n + z**2))
+    reach = z * math.sqrt(4 * k * (n - k) / n + z**2) / (2 * (n + z**2))
+    # the ends would be a rounding error away from 0 and 1
+    return Interval(centre - reach if k > 0 else 0.0, centre + reach if k < n else 1.0)
 
 
 def check_confidence(confidence: float) -> None:
@@ -56,15 +64,9 @@ def check_confidence(confidence: float) -> None:
         raise ValueError(f"confidence={confidence}: must lie between 0 and 1, for example 0.95")
 
 
-@cache  # cells of an experiment hold few different counts, and the exact ends are slow to find
-def _proportion_interval(
-    k: int, n: int, confidence: float, method: Literal["exact", "wilson"]
-) -> Interval:
+def _nothing_known(k: int, n: int, confidence: float) -> bool:
+    """Whether there were no trials; raises `ValueError` for what cannot be."""
     check_confidence(confidence)
     if not 0 <= k <= n:
         raise ValueError(f"k={k}, n={n}: k must lie between 0 and n")
-    if n == 0:
-        return UNKNOWN_INTERVAL
-    bounds = binomtest(int(k), int(n)).proportion_ci(confidence, method)
-    # scipy leaves Wilson's ends a rounding error away from 0 and 1
-    return Interval(0.0 if k == 0 else float(bounds.low), 1.0 if k == n else float(bounds.high))
+    return n == 0

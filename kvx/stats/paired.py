@@ -3,11 +3,10 @@
 import math
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
+from scipy.special import bdtr
 
 from kvx.stats.bootstrap import MeanEstimate, bootstrap_means, score_array
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, wilson
@@ -88,7 +87,6 @@ def _paired(
     )
 
 
-@cache
 def mcnemar_exact(n_lost: int, n_won: int) -> float:
     """Two-sided exact p that losses and wins are equally likely; 1.0 where neither occurred.
 
@@ -99,7 +97,7 @@ def mcnemar_exact(n_lost: int, n_won: int) -> float:
         raise ValueError(f"n_lost={n_lost}, n_won={n_won}: must be at least 0")
     if n_lost + n_won == 0:
         return 1.0
-    return float(binomtest(n_lost, n_lost + n_won, 0.5).pvalue)
+    return min(1.0, 2 * float(bdtr(min(n_lost, n_won), n_lost + n_won, 0.5)))
 
 
 def newcombe_interval(both: int, lost: int, won: int, neither: int, confidence: float) -> Interval:
