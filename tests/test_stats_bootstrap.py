@@ -1,6 +1,7 @@
 """Cluster bootstrap: equal to the slow definition, blind to names and order, right in coverage."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from kvx.stats import bootstrap
 from kvx.stats.bootstrap import (
     ClusterBootstrap,
     bootstrap_mean,
+    bootstrap_means,
     cluster_codes,
     cluster_sums,
     percentile_interval,
@@ -197,3 +199,24 @@ def test_a_wrong_request_is_refused_in_words(change, message):
 def test_sums_of_other_clusters_than_the_weights_are_refused():
     with pytest.raises(ValueError, match=r"must be \[cells, 3\]"):
         ClusterBootstrap(3, 10, seed=0).means([[1.0, 2.0]], [[1, 1]])
+
+
+@given(st.lists(rows, max_size=8))
+@settings(deadline=None, max_examples=50)
+def test_many_cells_are_each_of_them_alone(cells):
+    """Cells of one size share a product; those with equal contents, a resampling."""
+    together = bootstrap_means([columns(cell) for cell in [*cells, *cells[:1]]], 200, 0.95, 3)
+    for cell, found in zip([*cells, *cells[:1]], together, strict=True):
+        alone = bootstrap_mean(*columns(cell), 200, 0.95, 3)
+        assert tuple(found.interval) == pytest.approx(tuple(alone.interval), abs=1e-12, nan_ok=True)
+        assert repr(replace(found, interval=None)) == repr(replace(alone, interval=None))
+
+
+def test_cells_are_resampled_in_parts_that_fit_the_memory(monkeypatch):
+    rng = np.random.default_rng(0)
+    cells = [(rng.random(12), list(range(12))) for _ in range(7)]
+    whole = bootstrap_means(cells, 500, 0.95, 0)
+    monkeypatch.setattr(bootstrap, "DRAWS_BYTES", 2 * 8 * 500)  # two cells at a time
+    parts = bootstrap_means(cells, 500, 0.95, 0)
+    for one, other in zip(whole, parts, strict=True):
+        assert tuple(one.interval) == pytest.approx(tuple(other.interval), abs=1e-12)

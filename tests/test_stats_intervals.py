@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from kvx.stats.intervals import Interval, clopper_pearson, wilson
 
@@ -86,3 +86,12 @@ def test_an_impossible_request_is_refused_even_with_no_trials(interval, k, n, co
 
 def _holds(interval: Interval, rate: float) -> bool:
     return interval.low <= rate <= interval.high
+
+
+@given(trial=trials, confidence=st.floats(0.5, 0.999))
+@settings(deadline=None, max_examples=100)
+def test_intervals_are_scipys(trial, confidence):
+    k, n = trial
+    for interval, method in ((clopper_pearson, "exact"), (wilson, "wilson")):
+        theirs = binomtest(k, n).proportion_ci(confidence, method)
+        assert tuple(interval(k, n, confidence)) == pytest.approx(tuple(theirs), abs=1e-10)

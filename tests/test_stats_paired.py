@@ -1,14 +1,21 @@
 """Paired comparison with the full cache: differences, flips, McNemar, and what failures explain."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from kvx.stats.bootstrap import bootstrap_mean
-from kvx.stats.paired import failure_attribution, mcnemar_exact, paired_difference
+from kvx.stats.paired import (
+    failure_attribution,
+    mcnemar_exact,
+    paired_difference,
+    paired_differences,
+)
 
 NAN = math.nan
 score = st.one_of(st.just(NAN), st.floats(0, 1))
@@ -130,3 +137,23 @@ def test_sides_that_do_not_pair_up_are_refused():
         failure_attribution([1, 0], [1, 0], [True])
     with pytest.raises(ValueError, match="need"):
         compare([1, 0], [1, 0], clusters=["a"])
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_mcnemar_is_scipys_binomial_test(n_lost, n_won):
+    n = n_lost + n_won
+    theirs = binomtest(n_lost, n, 0.5).pvalue if n else 1.0
+    assert mcnemar_exact(n_lost, n_won) == pytest.approx(theirs, rel=1e-9)
+
+
+@given(st.lists(pairs, max_size=6))
+@settings(deadline=None, max_examples=50)
+def test_many_comparisons_are_each_of_them_alone(cells):
+    cells = [
+        ([a for a, *_ in cell], [b for _, b, *_ in cell], [c for *_, c in cell]) for cell in cells
+    ]
+    together = paired_differences(cells, 200, 0.95, 3)
+    for cell, found in zip(cells, together, strict=True):
+        alone = paired_difference(*cell, 200, 0.95, 3)
+        assert tuple(found.interval) == pytest.approx(tuple(alone.interval), abs=1e-12, nan_ok=True)
+        assert repr(replace(found, interval=None)) == repr(replace(alone, interval=None))

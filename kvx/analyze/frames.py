@@ -84,14 +84,14 @@ class Experiment:
     def side_by_side(self, point_id: str, twin_id: str) -> Columns:
         """What is judged of a point beside its twin's `score_twin` and `failed_twin`.
 
-        One row per example and metric that both have.
+        One row per example and metric. Raises `UserError` if the two do not have the same ones.
         """
         ours, theirs = self.of("judged", point_id), self.of("judged", twin_id)
         if not np.array_equal(ours["pair"], theirs["pair"]):
-            _, here, there = np.intersect1d(
-                ours["pair"], theirs["pair"], assume_unique=True, return_indices=True
+            raise UserError(
+                f"{self.dir}: {point_id} and {twin_id} are not scored on the same examples; "
+                "run kvx.score again"
             )
-            ours, theirs = take(ours, here), take(theirs, there)
         return {**ours, "score_twin": theirs["score"], "failed_twin": theirs["failed"]}
 
     def twin(self, point: PointRecord) -> PointRecord | None:
