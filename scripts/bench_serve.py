@@ -16,6 +16,7 @@ import dataclasses
 import json
 import logging
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -155,6 +156,7 @@ def main() -> None:
             found["one"].append(rates(*asyncio.run(by_server(url, [one]))))
             found["many"].append(rates(*asyncio.run(by_server(url, bodies))))
             found["engine"].append(rates(*by_engine(engine, work)))
+            print({name: runs[-1] for name, runs in found.items()}, file=sys.stderr)
     tokens = [r.entry.prompt_tokens for r, _ in work.requests]
     print(
         f"{options.model}, {options.press} at {options.budget:g}, prompts of {min(tokens)} to "

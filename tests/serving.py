@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
-import uvicorn
 from openai import AsyncOpenAI, OpenAI
 
 from kvx.cli import compose
-from kvx.serve.app import create_app
-from kvx.serve.server import Server
+from kvx.serve.server import make_server
 from kvx.serve.service import Service
 
 
@@ -48,9 +46,8 @@ class Running:
 @contextlib.contextmanager
 def serving(*overrides: str, api_key: str | None = None) -> Iterator[Running]:
     """`python -m kvx.serve` with these arguments, on a free port."""
-    service = Service(compose("serve.drain_s=1", *overrides, stage="serve"))
-    config = uvicorn.Config(create_app(service, api_key), log_config=None, ws="none")
-    server = Server(service, config)
+    server = make_server(compose("serve.drain_s=1", *overrides, stage="serve"), api_key)
+    service = server.service
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

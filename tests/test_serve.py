@@ -117,11 +117,11 @@ def test_a_whole_manifest_at_several_budgets_is_served_as_the_engine_answers_it(
 def test_a_chat_model_serves_what_the_engine_answers(tmp_path: Path) -> None:
     small = [
         "model=smollm2", "dataset=niah", "dataset.source.n_examples=6", "dataset.binning.n_bins=1",
-        "dataset.source.max_words=400", "decoding.max_new_tokens=24",
+        "dataset.source.max_words=300", "decoding.max_new_tokens=12",
         "dataset.template.answer_prefix=''",  # a chat cannot begin the answer
     ]  # fmt: skip
     work = [
-        make_work(tmp_path, *small, *point, n=3)
+        make_work(tmp_path, *small, *point, n=2)
         for point in (["press=none"], ["press=snapkv", "budget=0.5"], ["press=knorm", "budget=0.5"])
     ]
     assert_serves_what_the_engine_answers(work, "model=smollm2")

@@ -386,7 +386,7 @@ def test_no_request_makes_the_server_fail(server: Running) -> None:
     answered: dict[int, int] = {}
 
     @settings(
-        max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+        max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
     )
     @given(bodies())
     def holds(request: tuple[str, dict[str, Any]]) -> None:

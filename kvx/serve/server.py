@@ -18,6 +18,9 @@ from kvx.serve.service import Service
 log = logging.getLogger(__name__)
 
 END_S = 5.0  # for the last bytes of streams that were cut
+# longer than clients keep idle connections (httpx 5 s, proxies 60 s): who closes first must not be
+# the one who does not know whether a request is under way
+KEEP_ALIVE_S = 75
 
 
 class Server(uvicorn.Server):
@@ -32,27 +35,34 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run_server(config: Config, api_key: str | None, listener: socket.socket) -> None:
-    """Serve on `listener` until SIGINT or SIGTERM.
-
-    Raises `UserError` for a model or press that cannot be served.
-    """
+def make_server(config: Config, api_key: str | None) -> Server:
+    """Loads the model. Raises `UserError` for a model or press that cannot be served."""
     service = Service(config)
     settings = uvicorn.Config(
         create_app(service, api_key),
         log_config=None,
         access_log=False,
         ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(config.serve.drain_s + END_S) + 1,
     )
+    return Server(service, settings)
+
+
+def run_server(config: Config, api_key: str | None, listener: socket.socket) -> None:
+    """Serve on `listener` until SIGINT or SIGTERM.
+
+    Raises `UserError` for a model or press that cannot be served.
+    """
+    server = make_server(config, api_key)
     log.info(
         "serve: %s, press=%s budget=%s, at %s",
         config.model.name, config.press.name, budget_label(config.budget), base_url(listener),
     )  # fmt: skip
     with _signals_once():
-        Server(service, settings).run(sockets=[listener])
-    service.loop.join(END_S)
-    if service.loop.broken:
+        server.run(sockets=[listener])
+    server.service.loop.join(END_S)
+    if server.service.loop.broken:
         raise RunFailedError("the decoding thread ended; see above")
     log.info("serve: stopped")
 
