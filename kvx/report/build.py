@@ -23,6 +23,7 @@ from kvx.store.catalog import (
     finished_points,
     latency_of,
     read_frame,
+    requests_of,
     unfinished_points,
 )
 from kvx.store.files import write_text
@@ -82,7 +83,7 @@ def _context(
         "warnings": warnings(bin_stats, comparisons, left_out, config.analyze),
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
-        "reproducibility": _reproducibility(points),
+        "reproducibility": _reproducibility(points, requests_of(points)["made_with"]),
     }  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def _methods(table: pd.DataFrame, config: AnalyzeConfig) -> str:
     return "; ".join(used) or "none"
 
 
-def _reproducibility(points: list[PointRecord]) -> list[tuple[str, str]]:
+def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tuple[str, str]]:
     """One row per fact; several values where the points differ."""
 
     def all_of(*path: str, missing: str = "none") -> str:
@@ -177,6 +178,7 @@ def _reproducibility(points: list[PointRecord]) -> list[tuple[str, str]]:
         ("git commit", all_of("provenance", "git_commit", missing="none (installed package)")),
         ("versions", all_of("provenance", "versions")),
         ("hardware", all_of("provenance", "hardware")),
+        ("answers made with", "<br>".join(f"`{v}`" for v in made_with.dropna().unique()) or "none"),
         ("model", all_of("model_path")),
         ("model hash", all_of("model_hash")),
         ("model settings", all_of("config", "model")),

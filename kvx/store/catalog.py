@@ -62,13 +62,14 @@ def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
             raise UserError(
                 f"{path}: cannot be read ({reason}); run the same kvx.run again to redo it"
             ) from None
-    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     return frame
 
 
 def requests_of(points: Sequence[PointRecord]) -> pd.DataFrame:
-    """Every request of points that have answers."""
-    return read_frame([layout.merged(p.dir, REQUESTS) for p in points])
+    """Every request of points that have answers; nulls where an older kvx had no such column."""
+    frame = read_frame([layout.merged(p.dir, REQUESTS) for p in points])
+    return frame.reindex(columns=schemas.REQUESTS.names)
 
 
 def latency_of(points: Sequence[PointRecord]) -> pd.DataFrame:

@@ -1,12 +1,14 @@
 """What an engine yields, as rows of the pinned schemas."""
 
+import json
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 from kvx import provenance
+from kvx.config import Config
 from kvx.engines.base import Measurement, Response
-from kvx.points import Request
+from kvx.points import Request, made_with
 
 Row = dict[str, Any]
 
@@ -26,6 +28,7 @@ def request_row(response: Response, finished: datetime) -> Row:
         "output_tokens": None if response.token_ids is None else len(response.token_ids),
         "finish_reason": response.finish_reason, "error_type": response.error_type,
         "error_message": response.error_message, "peak_memory_bytes": response.peak_memory_bytes,
+        "made_with": _made_with(request.point.config),
     }  # fmt: skip
     if timing is not None:
         row |= {
@@ -40,6 +43,11 @@ def request_row(response: Response, finished: datetime) -> Row:
             "kv_bytes_full": kv.bytes_full, "kv_bytes_peak": kv.bytes_peak,
         }  # fmt: skip
     return row
+
+
+def _made_with(config: Config) -> str:
+    """What a response may depend on though it does not name its point, as JSON."""
+    return json.dumps({**made_with(config), "machine": machine()}, sort_keys=True)
 
 
 def trace_row(response: Response) -> Row | None:
