@@ -1,11 +1,11 @@
-# make demo: see it work · make test: run the tests · make check: what CI runs · make assets: fetch SmolLM2 and data
+# make demo: see it work · make test: run the tests · make check: what CI runs · make soak: 64 clients of the server for 2 minutes · make assets: fetch SmolLM2 and data
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := kvx hydra_plugins scripts tests
 
-.PHONY: demo test check format assets install clean
+.PHONY: demo test check soak format assets install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,9 @@ check: install
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+soak: install
+	$(BIN)/python scripts/soak_serve.py
 
 format: install
 	$(BIN)/ruff format $(SOURCES)

@@ -9,6 +9,7 @@ import inspect
 import os
 import sqlite3
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -269,6 +270,12 @@ def describe(error: BaseException) -> tuple[int | None, str]:
             return 1, (
                 f"disk full while writing {error.filename or 'results'}; free some space and type "
                 "the same command to go on"
+            )
+        case FileNotFoundError() if traceback.extract_tb(error.__traceback__)[-1].name == "mkdir":
+            # a folder that cannot be made: automounted homes and scratch say this, not EACCES
+            return 2, (
+                f"cannot make {error.filename}: {error.strerror}; set paths.output (results) or "
+                "paths.multirun (logs) elsewhere"
             )
         case (
             PermissionError()

@@ -17,6 +17,8 @@ from omegaconf import MISSING, OmegaConf
 
 NEUTRAL = {"neutral": True}
 RECORDED = "recorded"
+# the metadata of a field of which only something derived can change results
+IDENTITY = "identity"
 
 # environment variable: how many workers share this machine's memory
 SHARING = "KVX_WORKERS_HERE"
@@ -199,6 +201,58 @@ class EngineConfig:
     max_cache_gib: float | None = recorded(None)
 
 
+class Api(Enum):
+    """Which endpoint of an OpenAI-compatible server is asked."""
+
+    completions = "completions"  # the rendered prompt, as engine=kvpress sees it
+    chat = "chat"  # one user message; the server's own template
+
+
+@dataclass
+class RateLimitConfig:
+    """Upper limits per minute, of this process: requests, and prompt plus new tokens."""
+
+    max_rpm: int | None = None
+    max_tpm: int | None = None
+
+
+@dataclass
+class ServerTimeoutsConfig:
+    """Seconds until an attempt is given up; `decoding.timeout_s` replaces `total_s`."""
+
+    connect_s: float = 10.0
+    first_token_s: float = 300.0
+    between_tokens_s: float = 60.0
+    total_s: float = 900.0
+
+
+@dataclass
+class OpenAIConfig(EngineConfig):
+    """A server with OpenAI's API. Where it is and how fast it is asked is not part of a result.
+
+    `endpoints` maps budgets to URLs; of it, only whether it is used identifies a point.
+    `extra_body` is kept as typed: its `${press}` and `${budget}` are filled in for each request.
+    Both are untyped, because a typed mapping takes no new keys from the command line.
+    """
+
+    api: Api = Api.completions
+    model: str | None = None
+    extra_body: Any = None
+    # fields of a request that this server does not take
+    omit: list[str] = field(default_factory=list)
+    top_logprobs: int = 20
+    endpoints: Any = field(default=None, metadata={IDENTITY: bool})
+    base_url: str | None = neutral(None)
+    stream: bool = neutral(True)
+    concurrency: int | str = neutral("auto")
+    max_concurrency: int = neutral(64)
+    max_retries: int = neutral(5)
+    max_retry_after_s: float = neutral(120.0)
+    probe: bool = neutral(True)
+    rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig, metadata=NEUTRAL)
+    timeouts: ServerTimeoutsConfig = field(default_factory=ServerTimeoutsConfig, metadata=NEUTRAL)
+
+
 @dataclass
 class ControllerConfig:
     name: str = MISSING
@@ -260,6 +314,25 @@ class StatusConfig:
 
 
 @dataclass
+class ServeConfig:
+    """The OpenAI-compatible server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    # null: KVX_API_KEY of the environment, read by the server alone
+    api_key: str | None = None
+    # prompts that may wait for a row; more are answered 429
+    queue: int = 256
+    # rows decoded together
+    max_rows: int = 64
+    # prompt and answer together, in tokens; null: the model's limit
+    max_context: int | None = None
+    max_request_bytes: int = 4 << 20
+    # how long running answers may go on after the server was told to stop
+    drain_s: float = 10.0
+
+
+@dataclass
 class PathsConfig:
     output: str = "outputs"
     multirun: str = "multirun"
@@ -288,12 +361,19 @@ class Config:
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig, metadata=NEUTRAL)
     plan: PlanConfig = field(default_factory=PlanConfig, metadata=NEUTRAL)
     status: StatusConfig = field(default_factory=StatusConfig, metadata=NEUTRAL)
+    serve: ServeConfig = field(default_factory=ServeConfig, metadata=NEUTRAL)
     paths: PathsConfig = field(default_factory=PathsConfig, metadata=NEUTRAL)
 
 
 def cache_dir() -> Path:
     """Where fetched models and data live: `KVX_CACHE`, else the user's cache directory."""
     return Path(os.environ.get("KVX_CACHE") or platformdirs.user_cache_dir("kvx", appauthor=False))
+
+
+def _from_environment(name: str, otherwise: str | None = None) -> str | None:
+    from kvx import environment
+
+    return environment.read(name) or otherwise
 
 
 def package_dir() -> Path:
@@ -310,11 +390,13 @@ def register() -> None:
     """Make the schema and the resolvers known to Hydra; safe to call more than once."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(group="schema/engine", name="openai", node=OpenAIConfig)
     # Hydra copies the whole store for every composition and for every group --help lists; the store
     # itself copies each node it hands out, so sharing it is safe and halves the start-up time
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     OmegaConf.register_new_resolver("kvx_cache", lambda: str(cache_dir()), replace=True)
     OmegaConf.register_new_resolver("kvx_package", lambda: str(package_dir()), replace=True)
+    OmegaConf.register_new_resolver("kvx_env", _from_environment, replace=True)
 
 
 register()

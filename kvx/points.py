@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvx.config import RECORDED, BudgetConfig, BudgetKind, Config, Measure
+from kvx.config import IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, Measure
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
 from kvx.hashing import digest
@@ -22,7 +22,7 @@ def resolved(value: Any) -> Any:
     """A configuration as plain data, without the fields that cannot change results."""
     if dataclasses.is_dataclass(value):
         return {
-            f.name: resolved(getattr(value, f.name))
+            f.name: resolved(f.metadata.get(IDENTITY, _itself)(getattr(value, f.name)))
             for f in dataclasses.fields(value)
             if not f.metadata.get("neutral")
         }
@@ -45,6 +45,10 @@ def made_with(value: Any, prefix: str = "") -> dict[str, Any]:
         elif dataclasses.is_dataclass(inner):
             found |= made_with(inner, f"{name}.")
     return found
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def budget_label(budget: BudgetConfig) -> str:

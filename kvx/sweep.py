@@ -22,14 +22,15 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from kvx.composer import Composer, Parts, set_value
-from kvx.config import Config
+from kvx.config import Config, OpenAIConfig
+from kvx.placeholders import as_typed
 
 Overrides = tuple[str, ...]
 
 NODES = tuple(f.name for f in dataclasses.fields(Config))
 EVERYTHING = frozenset(NODES)
 # resolvers that read no other node
-SELF_CONTAINED = ("kvx_cache", "kvx_package", "now", "oc.env", "hydra")
+SELF_CONTAINED = ("kvx_cache", "kvx_package", "kvx_env", "now", "oc.env", "hydra")
 _INTERPOLATION = re.compile(r"\$\{\s*([^${}:]*?)\s*([:}])")
 
 
@@ -37,6 +38,7 @@ def typed(cfg: DictConfig) -> Config:
     """The dataclasses of a composed configuration."""
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
+    config.engine = _typed_node(cfg, "engine")
     return config
 
 
@@ -263,7 +265,14 @@ def _plain(node: Any) -> str:
 
 def _typed_node(cfg: DictConfig, name: str) -> Any:
     value = cfg[name]
-    return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+    if not OmegaConf.is_config(value):
+        return value
+    node = OmegaConf.to_object(value)
+    if isinstance(node, OpenAIConfig):
+        raw = OmegaConf.to_container(value, resolve=False)
+        assert isinstance(raw, dict)
+        node.extra_body = as_typed(raw["extra_body"], node.extra_body)
+    return node
 
 
 def references(cfg: DictConfig, name: str) -> frozenset[str]:

@@ -8,6 +8,7 @@ from kvx.config import (
     Config,
     DecodingConfig,
     LatencyConfig,
+    OpenAIConfig,
     PressNeed,
     TemplateConfig,
 )
@@ -25,6 +26,10 @@ def check(config: Config, points: bool = True) -> None:
     _check_latency(config.latency)
     _check_template(config.dataset.template)
     _check_scoring(config)
+    if isinstance(config.engine, OpenAIConfig):
+        from kvx.engines.openai import fields
+
+        fields.check(config.engine, config.measure)
     if config.model.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.model.dtype}: use one of {', '.join(DTYPES)}")
     if not 0 < config.analyze.confidence < 1:

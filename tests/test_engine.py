@@ -14,8 +14,7 @@ from kvx.cli import compose
 from kvx.config import Config
 from kvx.data.examples import load_examples
 from kvx.data.prompt import PromptBuilder
-from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
-from kvx.engines.kvpress.batch import seed_of
+from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response, seed_of
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.decode import Decoder, forward
 from kvx.engines.kvpress.engine import KVPressEngine

@@ -145,6 +145,14 @@ def test_status_of_a_finished_experiment_is_0(kvx: Kvx, capfd: pytest.CaptureFix
     assert "2 points: 2 done" in said(kvx, capfd, "status")
 
 
+def test_status_leaves_nothing_behind(kvx: Kvx, tmp_path: Path) -> None:
+    """It is watched: `watch -n 2 python -m kvx.status`."""
+    assert kvx("run", "press=knorm", "budget=0.5", *SMALL).code == 0
+    before = sorted(tmp_path.rglob("*"))
+    assert kvx("status").code == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_status_looks_on_while_a_run_writes(
     kvx: Kvx, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

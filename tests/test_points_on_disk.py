@@ -11,10 +11,12 @@ import pytest
 
 from kvx.cli import compose
 from kvx.config import Config
-from kvx.points import Point, made_with
+from kvx.engines.base import Response
+from kvx.points import Point, Request, made_with
 from kvx.store.points import PointStore
+from kvx.store.rows import request_row
 from tests.conftest import Kvx
-from tests.test_store import SMALL, make_point, rows, write_answers
+from tests.test_store import AT, SMALL, make_point, rows, write_answers
 
 
 def alone(config: Config) -> Config:
@@ -41,6 +43,16 @@ def test_a_point_keeps_its_id_and_each_response_says_how_it_was_made(
     assert [m["engine.share"] for m in made] == [True] * 7 + [False] * 13
     assert {m["engine.max_rows"] for m in made[7:]} == {3}
     assert all(m["machine"] and m["engine.max_cache_gib"] is None for m in made)
+
+
+def test_of_a_server_only_its_address_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    point = make_point()
+    request = Request(point, point.manifest.entries[0])
+    row = request_row(Response(request, "yes", machine="http://there/v1"), AT)
+    assert json.loads(row["made_with"]) == {"machine": "http://there/v1"}
 
 
 def test_what_is_recorded_is_what_can_tip_a_tie_and_names_no_point() -> None:

@@ -1,5 +1,6 @@
 """What pools and the record of submitted jobs decide, without a cluster or a GPU."""
 
+import shutil
 import signal
 import subprocess
 import time
@@ -14,15 +15,15 @@ import pytest
 from submitit.core.utils import UncompletedJobError
 
 from kvx.cli import compose
-from kvx.config import Config, Measure
+from kvx.config import Config, Measure, package_dir
 from kvx.engines.base import PointFailed, PointWork, Response
-from kvx.errors import Submitted, UserError
+from kvx.errors import RunFailedError, Submitted, UserError
 from kvx.points import Point, experiment_dir
 from kvx.run import jobs
 from kvx.run.bundle import plan, run_points
 from kvx.run.jobs import Submission
 from kvx.run.pools.local import Local, _Worker
-from kvx.run.pools.slurm import Slurm, SlurmWorker, gpus_of, room
+from kvx.run.pools.slurm import Slurm, SlurmWorker, _ending, gpus_of, room
 from kvx.run.progress import Meter
 from kvx.run.units import Outcome, Unit
 from kvx.run.worker import run_unit
@@ -122,7 +123,7 @@ def test_shards_of_two_runs_have_unlike_names() -> None:
 SETTINGS: dict[str, Any] = {
     "submitit_folder": "jobs/%j", "nodes": 1, "tasks_per_node": 1, "array_parallelism": 256,
     "max_num_timeout": 1, "gres": None, "gpus_per_node": None, "gpus_per_task": None,
-    "cpus_per_task": None, "partition": None,
+    "cpus_per_task": None, "partition": None, "timeout_min": 240, "signal_delay_s": 120,
 }  # fmt: skip
 
 
@@ -306,3 +307,53 @@ def test_a_rate_counts_what_was_answered_and_failed_points_are_left_alone(
     run_unit(unit, Meter(20, show=False))
     assert first.id not in Halfway.asked
     assert is_done(second)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("slurmstepd-n1: error: StepId=11.0 exceeded memory limit (2 > 1), being killed",
+         "out of memory; more with hydra.launcher.mem_gb="),
+        ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.batch. Some of your "
+         "processes may have been killed by the cgroup out-of-memory handler.",
+         "out of memory; more with hydra.launcher.mem_gb="),
+        ("slurmstepd-n2: error: *** JOB 31 ON n2 CANCELLED AT 2026-11-22T02:12:05 DUE TO TIME "
+         "LIMIT ***", "over its time limit; more with hydra.launcher.timeout_min="),
+        ("slurmstepd-n1: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-11-22T01:49:03 ***", None),
+        ("run: point x failed: CUDA out of memory", None),
+    ],
+)  # fmt: skip
+def test_slurms_own_words_in_a_log_say_why_it_ended_a_job(
+    tmp_path: Path, line: str, reason: str | None
+) -> None:
+    (tmp_path / "log").write_text("x" * 20_000 + f"\n{line}\nsrun: Force Terminated\n")
+    assert _ending(tmp_path / "log") == reason
+    assert _ending(tmp_path / "none") is None
+
+
+def test_a_job_that_would_stop_before_it_works_is_refused() -> None:
+    with pytest.raises(UserError, match=r"timeout_min=2: a job stops 120 s before its end"):
+        Slurm(slices=2, wait=True, **(SETTINGS | {"timeout_min": 2}))
+
+
+def test_the_queue_in_words() -> None:
+    states = {"7_0": "PENDING (Resources)", "7_1": "RUNNING", "7_2": "RUNNING"}
+    assert jobs.in_words(states) == ["2 running", "1 pending (Resources)"]
+
+
+def test_a_lost_job_is_named_by_a_slice_it_did_not_finish(tmp_path: Path) -> None:
+    """Its slices of other models may all be there."""
+    copy = tmp_path / "copy"
+    shutil.copytree(package_dir() / "assets" / "tiny_recall", copy)
+    (copy / "generation_config.json").write_text('{"eos_token_id": 3, "max_length": 99}')
+    asked = [*configs(), *configs("model=hf", f"model.path={copy}", "model.dtype=float32")]
+
+    class LosesTheSecond(Idle):
+        def run(self, units: Sequence[Unit]) -> list[Outcome]:
+            for unit in units:
+                if unit.model == "tiny_recall":
+                    run_unit(unit, Meter(unit.n_requests, show=False))
+            return [Outcome(unit, lost="its job died") for unit in units]
+
+    with pytest.raises(RunFailedError, match=r"1 of 2 points.*of model .*/copy: its job died"):
+        run_points(asked, LosesTheSecond())

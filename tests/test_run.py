@@ -152,9 +152,9 @@ def test_a_shard_changed_after_the_end_is_redone_though_it_can_be_read(kvx: Kvx)
 def test_an_interrupt_after_a_shard_is_in_place_doubles_no_row(
     kvx: Kvx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kvx.store.shards as shards_module
+    import kvx.store.files as files_module
 
-    real, calls = shards_module._fsync_dir, 0
+    real, calls = files_module._fsync_dir, 0
 
     def interrupted(folder: Path) -> None:
         nonlocal calls
@@ -163,9 +163,9 @@ def test_an_interrupt_after_a_shard_is_in_place_doubles_no_row(
         if calls == 8:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards_module, "_fsync_dir", interrupted)
+    monkeypatch.setattr(files_module, "_fsync_dir", interrupted)
     assert kvx("run", *SMALL).code == 130
-    monkeypatch.setattr(shards_module, "_fsync_dir", real)
+    monkeypatch.setattr(files_module, "_fsync_dir", real)
     assert kvx("run", *SMALL).code == 0
     assert request_rows(RUNS)["request_id"].is_unique
     assert "nothing to do" in kvx("run", *SMALL).err

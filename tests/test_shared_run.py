@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvpress import KnormPress
+from kvpress import ExpectedAttentionPress, KnormPress
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvx.cli import compose
 from kvx.config import SHARING, conf_dir
@@ -22,6 +23,7 @@ from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.lengths import group_by_length, padded
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.measure import free_bytes
+from kvx.engines.kvpress.prefill import remember_average_rope
 from kvx.engines.kvpress.schedule import RowCost, chunks
 from kvx.errors import UserError
 from tests.test_engine import make_work, recall
@@ -316,9 +318,44 @@ def test_onednn_multiplies_like_torch_and_leaves_no_trace() -> None:
     ids = torch.arange(40)[None]
     before = model(input_ids=ids).logits
     with fast_linears(model):
+        assert "forward" in model.model.layers[0].mlp.__dict__  # its gated MLPs as well
         inside = model(input_ids=ids).logits
     torch.testing.assert_close(inside, before, atol=1e-4, rtol=1e-4)
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+@torch.inference_mode()
+def test_a_gated_mlp_of_another_kind_is_left_alone() -> None:
+    """Named like Llama's, with GELU instead of SiLU."""
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=11, hidden_act="gelu",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with fast_linears(model):
+        assert "forward" in model.model.layers[0].mlp.gate_proj.__dict__
+        assert "forward" not in model.model.layers[0].mlp.__dict__
+
+
+@torch.inference_mode()
+def test_expected_attention_averages_its_rotary_matrices_once_with_the_same_result() -> None:
+    model = KVPressEngine(compose()).loaded.model
+    layer = model.model.layers[0].self_attn
+    layer.rotary_emb = model.model.rotary_emb
+    plain, quick = ExpectedAttentionPress(0.5), ExpectedAttentionPress(0.5)
+    calls = []
+    own = quick.apply_avg_rope
+    quick.apply_avg_rope = lambda *args: calls.append(args[-1]) or own(*args)
+    remember_average_rope(quick)
+    generator = torch.Generator().manual_seed(0)
+    size = layer.head_dim
+    for length in (300, 300, 301):
+        mean = torch.randn(1, 4, size, generator=generator)
+        covariance = torch.randn(1, 4, size, size, generator=generator)
+        expected = plain.apply_avg_rope(layer, mean, covariance, length)
+        got = quick.apply_avg_rope(layer, mean, covariance, length)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert calls == [300, 301]
 
 
 def test_free_memory_is_what_a_job_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,8 @@ def test_a_cancelled_and_a_killed_job_lose_their_slices_only(
     assert f"SLURM job {job}_0 ended early" in outcome.err
     assert f"SLURM job {job}_1 ended early" in outcome.err
     assert f"SLURM job {job}_2 ended early" not in outcome.err
+    assert "this job was ended from outside; what it has answered is written" in logs()
+    assert "Traceback" not in logs()
     assert kvx("run", *SLOW, *SLURM).code == 0
     pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
 
@@ -179,6 +181,7 @@ def test_a_job_over_its_memory_is_named_and_more_memory_completes_the_sweep(
     little = kvx("run", *SLOW, *SLURM, *one, "+hydra.launcher.additional_parameters.mem=150M")
     assert little.code == 1, little.err
     assert "2 of 2 points incomplete; slice s001of001" in little.err.splitlines()[-1]
+    assert "out of memory; more with hydra.launcher.mem_gb=" in little.err.splitlines()[-1]
     assert kvx("run", *SLOW, *SLURM, *one, "hydra.launcher.mem_gb=2").code == 0
     pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
 
@@ -196,6 +199,11 @@ def test_an_interrupted_parent_leaves_its_jobs_and_nobody_doubles_their_work(
     interrupted = finish(process)
     assert interrupted.code == 130, interrupted.err
     assert f"SLURM goes on with {job}" in interrupted.err.splitlines()[-1]
+    status = kvx_process(tmp_path, "status")
+    looked, _ = status.communicate(timeout=60)
+    assert status.returncode == 3
+    assert re.search(rf"SLURM job {job}: \d (running|pending)", looked)
+    assert "missing" not in looked
     while_they_go_on = kvx("run", *SLOW)
     assert while_they_go_on.code == 2
     assert f"scancel {job}" in while_they_go_on.err.splitlines()[-1]
@@ -230,7 +238,12 @@ def test_a_point_that_raises_and_a_wrong_field_of_the_launcher(kvx: Kvx) -> None
     assert "1 of 2 points failed, the others are complete" in outcome.err.splitlines()[-1]
     refused = kvx("run", "seed=5", *DATA, *SLURM, "hydra.launcher.partition=nosuch")
     assert refused.code == 2
-    assert "invalid partition specified: nosuch" in refused.err.splitlines()[-1]
+    said = refused.err.splitlines()[-1]
+    assert "sbatch: invalid partition specified: nosuch; asked for partition=nosuch gpus" in said
+    assert refused.err.count("invalid partition") == 1
+    refused = kvx("run", "seed=5", *DATA, *SLURM, "hydra.launcher.gres=tpu:1")
+    assert refused.code == 2
+    assert "asked for gres=tpu:1" in refused.err.splitlines()[-1]
     refused = kvx("run", "seed=5", *DATA, *SLURM, "hydra.launcher.nodes=2")
     assert "hydra.launcher.nodes=2: a job is one worker" in refused.err.splitlines()[-1]
 

@@ -44,7 +44,7 @@ def point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Point:
 def answer(request: Request) -> Response:
     trace = Trace([7, 8], [-0.5, -0.25], [1.0, 0.5])
     text = request.entry.example_id
-    return Response(request, text, [7, 8], "stop", budget_verified=True, trace=trace)
+    return Response(request, text, [7, 8], finish_reason="stop", budget_verified=True, trace=trace)
 
 
 def measurement(request: Request, repeat: int) -> Measurement:

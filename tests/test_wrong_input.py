@@ -155,6 +155,15 @@ def test_an_output_directory_that_cannot_be_written(kvx: Kvx, tmp_path: Path) ->
     assert "set paths.output (results)" in outcome.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("field", ["output", "multirun"])
+def test_a_folder_that_the_system_will_not_make(kvx: Kvx, field: str) -> None:
+    """Where homes are mounted on demand, mkdir says ENOENT; so does /proc."""
+    outcome = kvx("run", "-m", "budget=1.0,0.5", f"paths.{field}=/proc/nobody/kvx")
+    assert outcome.code == 2
+    assert "cannot make /proc/nobody: " in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+
+
 def test_pinned_ids_that_are_not_there(kvx: Kvx) -> None:
     outcome = kvx("prepare", "experiment=sanity", "dataset.sampling.pinned_ids=[recall-77777]")
     assert outcome.code == 2

@@ -46,13 +46,33 @@ class PromptBuilder:
 
     def parts(self, example: Example) -> PromptParts:
         """Tokenise `example`; see the module docstring for which part is which."""
-        context = self.template.context.replace("{context}", example.context)
-        question = self.template.question.replace("{question}", example.question)
-        answer_prefix = self.template.answer_prefix.replace("{question}", example.question)
+        compressed, rest = self.texts(example)
+        return PromptParts(self._encode(compressed), self._encode(rest))
+
+    def texts(self, example: Example) -> tuple[str, str]:
+        """The compressed part and the rest, with all that a template adds."""
+        context, question, answer_prefix = self._filled(example)
         before, after = self._wrap(context)
         if self.query_aware:
-            return PromptParts(self._encode(before + question), self._encode(after + answer_prefix))
-        return PromptParts(self._encode(before), self._encode(question + after + answer_prefix))
+            return before + question, after + answer_prefix
+        return before, question + after + answer_prefix
+
+    def message(self, example: Example) -> str:
+        """The user message, for a server that has the chat template itself.
+
+        The answer prefix ends it: a message cannot begin the answer.
+        """
+        context, question, answer_prefix = self._filled(example)
+        return context + (f"{question}\n{answer_prefix}" if answer_prefix else question)
+
+    def _filled(self, example: Example) -> tuple[str, str, str]:
+        """Context, question and answer prefix in the dataset's templates."""
+        template = self.template
+        return (
+            template.context.replace("{context}", example.context),
+            template.question.replace("{question}", example.question),
+            template.answer_prefix.replace("{question}", example.question),
+        )
 
     def context_tokens(self, example: Example) -> int:
         """Tokens of the context alone, without template or question: what bins are made of."""
@@ -62,18 +82,22 @@ class PromptBuilder:
         if not self.use_chat:
             return (self.tokenizer.bos_token or "") + context, "\n"
         separator = "#" * (len(context) + 10)
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": context + separator}],
-            add_generation_prompt=True,
-            tokenize=False,
-            enable_thinking=False,
-        )
+        text = render_chat(self.tokenizer, [{"role": "user", "content": context + separator}])
         before, after = text.split(separator)
         return before, after
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """`messages` through the tokenizer's own chat template, up to where the model is to answer."""
+    return str(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+    )
 
 
 def truncate_context(context: str, n_tokens: int, tokenizer: Any, middle: bool) -> str:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from kvx.config import Config
 from kvx.data.example import Example
+from kvx.hashing import digest
 from kvx.points import Point, Request
 
 
@@ -19,16 +21,17 @@ class PointWork:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds, wall clock, of one request that ran alone.
+    """Seconds, wall clock, of one request.
 
-    `ttft_s` counts from the start of the prefill to the first token; `tpot_s` is
-    (latency - TTFT) / (output tokens - 1), None for a single token.
+    `ttft_s` counts from the start of the prefill (of a server: from sending) to the first token;
+    `tpot_s` is (latency - TTFT) / (output tokens - 1), None for a single token. A server's prefill
+    and decoding cannot be told apart from outside: None.
     """
 
-    ttft_s: float
+    ttft_s: float | None
     latency_s: float
-    prefill_s: float
-    decode_s: float
+    prefill_s: float | None
+    decode_s: float | None
     tpot_s: float | None
 
 
@@ -53,28 +56,59 @@ class KVUse:
 
 @dataclass(frozen=True)
 class Trace:
-    """Per-token signals of one response; all lists have one item per output token."""
+    """Per-token signals of one response; all lists have one item per output token.
 
-    token_ids: list[int]
+    `source` is "full" where the whole distribution was seen, "top20" where only the 20 likeliest
+    were (`top_logprobs`, highest first): then the entropy takes the rest as one outcome, a lower
+    bound. `arrival_s` is when the token came, counted from sending the request.
+    """
+
+    token_ids: list[int] | None
     logprob: list[float]
     entropy_nats: list[float]
+    source: str = "full"
+    top_logprobs: list[list[float]] | None = None
+    arrival_s: list[float] | None = None
+
+
+class BudgetProof(StrEnum):
+    """How it is known, or not, that a response was made with the asked budget.
+
+    Only the first two count as proof: what a probe finds says that a budget has some effect, not
+    how much was kept.
+    """
+
+    MEASURED = "measured"  # in the cache, in this process
+    SERVER = "server"  # the server's own accounting, in the response
+    PROBE_DIFFERS = "probe_differs"  # other tokens or log-probs at the lowest budget
+    PROBE_SAME = "probe_same"  # the same tokens and log-probs: the budget is ignored
+    PROBE_UNCLEAR = "probe_unclear"  # no log-probs, or they vary by themselves
+    NOT_SENT = "not_sent"  # nothing in the requests tells budgets apart
+    NONE = "none"  # the request failed, or the budget was not probed
 
 
 @dataclass(frozen=True)
 class Response:
-    """What came back for one request, with its own measurements. What was not measured is None."""
+    """What came back for one request, with its own measurements. What was not measured is None.
+
+    `output_tokens` is the server's count, where it gives no `token_ids`; `machine` its address,
+    None for what this process generated.
+    """
 
     request: Request
     text: str | None
     token_ids: list[int] | None = None
-    finish_reason: str | None = None  # stop | length
+    output_tokens: int | None = None
+    finish_reason: str | None = None  # stop | length | content_filter
     error_type: str | None = None
     error_message: str | None = None
     timing: Timing | None = None
     kv: KVUse | None = None
     budget_verified: bool = False
+    budget_proof: BudgetProof | None = None  # None: measured if verified
     peak_memory_bytes: int | None = None
     trace: Trace | None = None
+    machine: str | None = None
 
     @property
     def has_response(self) -> bool:
@@ -93,7 +127,8 @@ class PointFailed:
 class Measurement:
     """One request that ran alone at batch 1, for its times and memory; its answer is not kept.
 
-    `peak_memory_bytes` is the device's (CUDA) or the process's (CPU), weights included.
+    `peak_memory_bytes` is the device's (CUDA) or the process's (CPU), weights included. `machine`
+    is what the times depend on; None: this one.
     """
 
     request: Request
@@ -102,6 +137,7 @@ class Measurement:
     output_tokens: int | None = None
     kv_bytes_peak: int | None = None
     peak_memory_bytes: int | None = None
+    machine: str | None = None
     error_type: str | None = None
     error_message: str | None = None
 
@@ -133,3 +169,8 @@ class Engine(Protocol):
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
         """One `Measurement` per item; each request runs alone, after its point's warm-up."""
         ...
+
+
+def seed_of(request: Request) -> int:
+    """By seed and example, so that a resumed run draws what an undisturbed one would."""
+    return int(digest([request.point.config.seed, request.entry.example_id], 12), 16)

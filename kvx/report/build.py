@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig, Config
+from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
-from kvx.report import tables
+from kvx.report import proof, tables
 from kvx.report.findings import findings
 from kvx.report.warnings import warnings
 from kvx.report.words import percent, token_range
@@ -71,19 +72,21 @@ def _context(
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
     failures = read_frame([p.dir / "failures.parquet" for p in points])
     alone = latency_of(points)
+    requests = requests_of(points)
+    found = proof.proofs(requests)
     left_out = unfinished_points(folder)
     return {
         "name": folder.name, "n_points": len(points), "n_requests": overall["n_requests"].sum(),
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
-            bin_stats, comparisons, failures, alone, points, config.analyze
+            bin_stats, comparisons, failures, alone, points, config.analyze, found
         ),
-        "all_verified": bool(overall["budget_verified"].all()),
+        "proof": proof.sentences(found),
         "findings": findings(bin_stats, comparisons, transitions, config.analyze),
         "warnings": warnings(bin_stats, comparisons, left_out, config.analyze),
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
-        "reproducibility": _reproducibility(points, requests_of(points)["made_with"]),
+        "reproducibility": _reproducibility(points, requests["made_with"]),
     }  # fmt: skip
 
 
@@ -94,6 +97,7 @@ def _variants(
     alone: pd.DataFrame,
     points: list[PointRecord],
     config: AnalyzeConfig,
+    found: dict[str, list[BudgetProof]],
 ) -> list[dict[str, Any]]:
     described = []
     several = bin_stats["variant_id"].nunique() > 1
@@ -114,7 +118,7 @@ def _variants(
                 "sees": f"the context{' and' if query_aware else ', not'} the question",
                 "methods": _methods(frame, config), "paired_methods": _methods(compared, config),
                 "degenerate": bool(overall["n_degenerate"].any()),
-                "budget_table": tables.budget_table(overall),
+                "budget_table": tables.budget_table(overall, found),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
                 "failure_table": tables.failure_table(overall, compared, failures),

@@ -6,6 +6,8 @@ from typing import Any
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
+from kvx.engines.base import BudgetProof
+from kvx.report import proof
 from kvx.report.words import DEGENERATE, interval, series_name, token_range
 from kvx.words import byte_count
 
@@ -57,10 +59,10 @@ def accuracy_table(frame: pd.DataFrame) -> str:
     return markdown(["press", "budget", *ranges, "all"], rows)
 
 
-def budget_table(overall: pd.DataFrame) -> str:
+def budget_table(overall: pd.DataFrame, found: dict[str, list[BudgetProof]]) -> str:
     def cells(row: pd.Series) -> Cells:
         return (
-            number(row["budget_measured"], "{:.3f}"), "yes" if row["budget_verified"] else "no",
+            number(row["budget_measured"], "{:.3f}"), proof.short(found[row["point_id"]]),
             byte_count(row["kv_bytes_mean"]), byte_count(row["kv_bytes_full_mean"]),
             row["n_degenerate"],
         )  # fmt: skip

@@ -41,8 +41,8 @@ def _unproved(overall: pd.DataFrame) -> Iterator[str]:
     names = overall.loc[~overall["budget_verified"], "point_id"]
     if len(names):
         yield (
-            f"**Budget not proved** for {', '.join(names)}: the engine gave no evidence that the "
-            "asked budget was applied, or requests failed before it could be measured."
+            f"**Budget not proved** for {', '.join(names)}: see the budget proof above. What is "
+            "said here about a budget may be said about its label."
         )
 
 

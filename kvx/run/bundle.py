@@ -113,7 +113,6 @@ def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence
     from kvx.store.points import PointStore
 
     refused = [outcome.refused for outcome in outcomes if outcome.refused]
-    lost = [f"{outcome.unit}: {outcome.lost}" for outcome in outcomes if outcome.lost]
     failed, incomplete = {}, []
     for point in missing:
         reason = PointStore(point).finish() or layout.read_failed(point.dir)
@@ -124,6 +123,9 @@ def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence
     if refused:
         raise UserError(refused[0])
     if incomplete:
+        models = {point.config.model.name for point in incomplete}
+        # a lost job has often done the slices of its first models
+        lost = [f"{o.unit}: {o.lost}" for o in outcomes if o.lost and o.unit.model in models]
         reason = lost[0] if lost else f"{incomplete[0].id}: some of its requests are not there"
         raise RunFailedError(
             f"{len(incomplete) + len(failed)} of {len(points)} points incomplete; {reason}; "

@@ -5,6 +5,7 @@ Kept in `jobs.json` of the experiment, so that a second command does not do the 
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,20 +57,46 @@ def remember(folder: Path, submission: Submission) -> None:
 
 
 def active_jobs(job_ids: Iterable[str]) -> dict[str, str] | None:
-    """State of those jobs (array elements one by one) that wait or run; None if SLURM is silent."""
+    """State of those jobs (array elements one by one) that wait or run; None if SLURM is silent.
+
+    A job that waits has the reason with it: `PENDING (Resources)`.
+    """
     wanted = sorted({job_id.partition("_")[0] for job_id in job_ids})
     if not wanted:
         return {}
     # not by -j: one unknown id among them, and squeue names none
-    command = ["squeue", "--me", "-h", "-r", "-o", "%i|%T"]
+    command = ["squeue", "--me", "-h", "-r", "-o", "%i|%T|%r"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     if asked.returncode:
         return None
-    states = dict(line.split("|", 1) for line in asked.stdout.split())
-    return {job: state for job, state in states.items() if job.partition("_")[0] in wanted}
+    states = {}
+    for line in asked.stdout.splitlines():
+        job, state, reason = line.split("|", 2)
+        if job.partition("_")[0] in wanted:
+            waits = state == "PENDING" and reason != "None"
+            states[job] = f"{state} ({reason})" if waits else state
+    return states
+
+
+def in_words(active: dict[str, str]) -> list[str]:
+    """`["2 running", "1 pending (Resources)"]`, the most frequent first."""
+    found = []
+    for state, n in Counter(active.values()).most_common():
+        word, _, reason = state.partition(" ")
+        found.append(f"{n} {word.lower()} {reason}".rstrip())
+    return found
+
+
+def active_submissions(folder: Path) -> list[tuple[Submission, dict[str, str]]]:
+    """Submissions for the experiment in `folder` that wait or run, with their jobs' states.
+
+    None where SLURM does not say.
+    """
+    found = [(entry, active_jobs(entry.job_ids)) for entry in read(folder)]
+    return [(entry, states) for entry, states in found if states]
 
 
 def _running(job_ids: Sequence[str], active: dict[str, str]) -> bool:
@@ -90,7 +117,8 @@ def refuse_if_submitted(points: Sequence[Point]) -> None:
         busy = [i for s in ours for i in s.job_ids if _running([i], active)]
         if busy:
             many = "jobs" if len(busy) > 1 else "job"
+            do = "still wait for or work" if len(busy) > 1 else "still waits for or works"
             raise UserError(
-                f"SLURM {many} {', '.join(busy)} still wait for or work on these points; "
+                f"SLURM {many} {', '.join(busy)} {do} on these points; "
                 f"let them end, or end them with: scancel {' '.join(busy)}"
             )

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from kvx.config import Config
 from kvx.errors import RunFailedError, UnfinishedError, UserError
 from kvx.points import experiment_dir
+from kvx.run import jobs
 from kvx.store import contents, journal, layout, locks
 from kvx.store.contents import UnreadableError
 from kvx.store.layout import LATENCY, REQUESTS
@@ -26,7 +28,7 @@ ERROR_WIDTH = 90
 class State(Enum):
     done = "done"
     running = "running"  # somebody works on it, and something is there
-    waiting = "waiting"  # claimed by a run that has not come to it
+    waiting = "waiting"  # claimed by a run that has not come to it, or in SLURM's queue
     unfinished = "unfinished"  # something is there, nobody works on it
     missing = "missing"  # nothing is there, nobody works on it
     failed = "failed"
@@ -53,26 +55,37 @@ def print_status(config: Config) -> None:
     `RunFailedError` if nothing is, but points failed.
     """
     folder = experiment_dir(config)
-    points = read_status(folder)
+    submitted = jobs.active_submissions(folder)
+    points = read_status(folder, {i for entry, _ in submitted for i in entry.point_ids})
     if not points:
         raise UserError(f"{folder}: nothing was begun; start with kvx.run and the same arguments")
-    print("\n".join(_lines(folder, points, config.status.points)), flush=True)
     states = Counter(p.state for p in points)
     open_points = len(points) - states[State.done] - states[State.failed]
+    lines = _lines(folder, points, config.status.points)
+    for entry, queue in submitted if open_points else []:
+        said = ", ".join(jobs.in_words(queue))
+        logs = entry.logs.removeprefix(f"{Path.cwd()}/")
+        lines += ["", f"SLURM job {', '.join(entry.job_ids)}: {said}; logs: {logs}/*_log.err"]
+    print("\n".join(lines), flush=True)
     if open_points:
         raise UnfinishedError(f"{open_points} of {len(points)} points are not finished")
     if states[State.failed]:
         raise RunFailedError(f"{states[State.failed]} of {len(points)} points failed")
 
 
-def read_status(folder: Path) -> list[PointStatus]:
-    """Every point that was asked for or is there, by id. Only looks: a run may be writing."""
+def read_status(folder: Path, queued: Container[str] = ()) -> list[PointStatus]:
+    """Every point that was asked for or is there, by id. Only looks: a run may be writing.
+
+    Jobs in a queue will work on the points `queued`, though nobody holds them now.
+    """
     asked = journal.read(folder)["points"]
     there = {path.name for path in (folder / "points").glob("*/")}
-    return [_point(folder / "points" / i, asked.get(i)) for i in sorted(there | set(asked))]
+    return [
+        _point(folder / "points" / i, asked.get(i), i in queued) for i in sorted(there | set(asked))
+    ]
 
 
-def _point(folder: Path, asked: dict[str, Any] | None) -> PointStatus:
+def _point(folder: Path, asked: dict[str, Any] | None, queued: bool) -> PointStatus:
     about = asked or _described(folder)
     wanted = about["requests"] + about["latency"]
 
@@ -94,6 +107,8 @@ def _point(folder: Path, asked: dict[str, Any] | None) -> PointStatus:
     there, errors = rows + latencies, errors + failed
     if locks.is_held(folder):
         state = State.running if there else State.waiting
+    elif queued:
+        state = State.waiting
     else:
         state = State.unfinished if there else State.missing
     return status(state, there, errors, _first_error(folder) if errors else None)

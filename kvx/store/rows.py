@@ -6,8 +6,7 @@ from functools import cache
 from typing import Any
 
 from kvx import provenance
-from kvx.config import Config
-from kvx.engines.base import Measurement, Response
+from kvx.engines.base import BudgetProof, Measurement, Response
 from kvx.points import Request, made_with
 
 Row = dict[str, Any]
@@ -25,10 +24,10 @@ def request_row(response: Response, finished: datetime) -> Row:
         "has_response": response.has_response, "budget_verified": response.budget_verified,
         "degenerate": reason is not None, "degenerate_reason": reason, "finished_at": finished,
         "text": response.text, "token_ids": response.token_ids,
-        "output_tokens": None if response.token_ids is None else len(response.token_ids),
+        "output_tokens": _output_tokens(response), "budget_proof": _proof(response),
         "finish_reason": response.finish_reason, "error_type": response.error_type,
         "error_message": response.error_message, "peak_memory_bytes": response.peak_memory_bytes,
-        "made_with": _made_with(request.point.config),
+        "made_with": _made_with(response),
     }  # fmt: skip
     if timing is not None:
         row |= {
@@ -45,9 +44,21 @@ def request_row(response: Response, finished: datetime) -> Row:
     return row
 
 
-def _made_with(config: Config) -> str:
+def _made_with(response: Response) -> str:
     """What a response may depend on though it does not name its point, as JSON."""
-    return json.dumps({**made_with(config), "machine": machine()}, sort_keys=True)
+    if response.machine is not None:  # our batches are none of a server's
+        return json.dumps({"machine": response.machine})
+    settings = made_with(response.request.point.config)
+    return json.dumps({**settings, "machine": machine()}, sort_keys=True)
+
+
+def _output_tokens(response: Response) -> int | None:
+    return response.output_tokens if response.token_ids is None else len(response.token_ids)
+
+
+def _proof(response: Response) -> str:
+    measured = BudgetProof.MEASURED if response.budget_verified else BudgetProof.NONE
+    return (response.budget_proof or measured).value
 
 
 def trace_row(response: Response) -> Row | None:
@@ -58,6 +69,8 @@ def trace_row(response: Response) -> Row | None:
     return {
         "request_id": response.request.id, "token_ids": trace.token_ids,
         "logprob": trace.logprob, "entropy_nats": trace.entropy_nats,
+        "signals_source": trace.source, "top_logprobs": trace.top_logprobs,
+        "arrival_s": trace.arrival_s,
     }  # fmt: skip
 
 
@@ -68,7 +81,7 @@ def latency_row(measurement: Measurement, finished: datetime) -> Row:
     row: Row = {
         "request_id": request.id, "point_id": request.point.id, "example_id": entry.example_id,
         "bin": entry.bin, "repeat": measurement.repeat, "prompt_tokens": entry.prompt_tokens,
-        "compressed_tokens": entry.compressed_tokens, "machine": machine(),
+        "compressed_tokens": entry.compressed_tokens, "machine": measurement.machine or machine(),
         "warmup": request.point.config.latency.warmup, "finished_at": finished,
         "output_tokens": measurement.output_tokens, "kv_bytes_peak": measurement.kv_bytes_peak,
         "peak_memory_bytes": measurement.peak_memory_bytes,

@@ -11,7 +11,7 @@ import torch
 from kvx.config import Config, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
-from kvx.engines.base import KVUse, PointFailed, PointWork, Response
+from kvx.engines.base import KVUse, PointFailed, PointWork, Response, seed_of
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.decode import Decoder, forward
@@ -25,7 +25,6 @@ from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
 from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks, question_tokens
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.failures import FailureType, classify_error
-from kvx.hashing import digest
 from kvx.points import Point, Request
 
 log = logging.getLogger(__name__)
@@ -308,8 +307,3 @@ def failure(request: Request, error: Exception) -> Response:
     message = f"{type(error).__name__}: {reason}"
     kind = classify_error(message)
     return Response(request, None, error_type=kind.value, error_message=message)
-
-
-def seed_of(request: Request) -> int:
-    """By seed and example, so that a resumed run draws what an undisturbed one would."""
-    return int(digest([request.point.config.seed, request.entry.example_id], 12), 16)

@@ -1,6 +1,7 @@
 """The decode loop: running rows, one token each per step, joining and leaving at any step."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,38 +20,50 @@ from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
 
 
 class Sampler:
-    """Greedy at temperature 0, else sampling.
+    """Greedy at temperature 0, else sampling, for each row as its own decoding or `config` says.
 
     Sampling is by temperature, top-k and top-p, with each row's generator.
     """
 
     def __init__(self, config: DecodingConfig) -> None:
-        self.greedy = config.temperature == 0
-        self.warpers = LogitsProcessorList()
-        if not self.greedy:
-            self.warpers.append(TemperatureLogitsWarper(config.temperature))
-            if config.top_k > 0:
-                self.warpers.append(TopKLogitsWarper(config.top_k))
-            if config.top_p < 1:
-                self.warpers.append(TopPLogitsWarper(config.top_p))
+        self.config = config
 
     def choose(self, rows: Sequence[Row], logits: torch.Tensor) -> torch.Tensor:
         """Token ids [rows] from logits [rows, vocab]."""
-        if self.greedy:
-            return logits.argmax(-1)
-        probabilities = torch.softmax(self.warpers(None, logits.float()), dim=-1).cpu()
-        chosen = [
-            torch.multinomial(p, 1, generator=row.generator)
-            for row, p in zip(rows, probabilities, strict=True)
-        ]
-        return torch.cat(chosen).to(logits.device)
+        tokens = logits.argmax(-1)
+        alike: dict[tuple[float, int, float], list[int]] = {}
+        for index, row in enumerate(rows):
+            config = row.decoding or self.config
+            if config.temperature > 0:
+                key = (config.temperature, config.top_k, config.top_p)
+                alike.setdefault(key, []).append(index)
+        for key, indices in alike.items():
+            warped = _warpers(*key)(None, logits[indices].float())
+            probabilities = torch.softmax(warped, dim=-1).cpu()
+            chosen = [
+                torch.multinomial(p, 1, generator=rows[index].generator)
+                for index, p in zip(indices, probabilities, strict=True)
+            ]
+            tokens[indices] = torch.cat(chosen).to(logits.device)
+        return tokens
+
+
+@lru_cache(maxsize=64)
+def _warpers(temperature: float, top_k: int, top_p: float) -> Any:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k > 0:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    return warpers
 
 
 class Decoder:
     """Rows that are being generated, in buckets of similar length.
 
     A stop token is kept as the last of `row.tokens` (the text leaves it out) and ends the row with
-    `stop`; `max_new_tokens` ends it with `length`.
+    `stop`; `max_new_tokens` ends it with `length`. `config` holds for rows without decoding of
+    their own.
     """
 
     def __init__(
@@ -86,6 +99,16 @@ class Decoder:
         self._choose(rows, logits)
         self._buckets += [(bucket, list(members)) for bucket, members in buckets]
         return self._release()
+
+    def readmit(self, bucket: Bucket, row: Row) -> None:
+        """Take a row in that has tokens already; all but the last are in its bucket."""
+        self._buckets.append((bucket, [row]))
+
+    def end(self, rows: Sequence[Row], reason: str) -> None:
+        """Take running rows out before their next token."""
+        for row in rows:
+            row.finish_reason = reason
+        self._release()
 
     def clear(self) -> list[Row]:
         """Give up all running rows."""
@@ -127,9 +150,9 @@ def take(
     """Append each row's token and note which rows that ends."""
     for row, token in zip(rows, tokens.tolist(), strict=True):
         row.tokens.append(token)
-        if token in loaded.stop_ids:
+        if token in loaded.stop_ids and not row.ignore_stop:
             row.finish_reason = "stop"
-        elif len(row.tokens) >= config.max_new_tokens:
+        elif len(row.tokens) >= (row.decoding or config).max_new_tokens:
             row.finish_reason = "length"
 
 

@@ -64,6 +64,10 @@ class KVPressEngine:
             self.loaded.set_attention(resolve_attention(item.point.config))
             yield from latency.measure(self.loaded, item, cost, cap)
 
+    def limits(self) -> tuple[RowCost, int]:
+        """What rows cost, and the bytes that all caches together may take."""
+        return self._cost(), self._cap_bytes()
+
     def _cost(self) -> RowCost:
         model = self.loaded.model
         vocabulary: int = model.config.get_text_config().vocab_size

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from kvpress import ExpectedAttentionPress
 from transformers import DynamicCache
 
 from kvx.engines.base import KVUse
@@ -105,6 +106,7 @@ def _compressing(
     for row, press in zip(rows, presses, strict=True):
         if press is not None:
             press.post_init_from_model(model)
+            remember_average_rope(press)
             if hasattr(press, "score") and not row.press.point.config.press.score_uses_budget:
                 scores.share(press, row.press.method_key)
 
@@ -170,6 +172,33 @@ class SharedScores:
     def forget(self) -> None:
         """The next layer begins."""
         self._scores.clear()
+
+
+def remember_average_rope(press: Any) -> None:
+    """Let ExpectedAttention average its rotary matrices once per prompt instead of in every layer.
+
+    They depend on the prompt's length and the rotary embedding only. The press's own function
+    tells the matrix, so the results are the same bit by bit.
+    """
+    if not isinstance(press, ExpectedAttentionPress):
+        return
+    average = press.apply_avg_rope
+    matrices: dict[tuple[int, int], torch.Tensor] = {}
+
+    def remembered(
+        module: Any, mu: torch.Tensor, cov: torch.Tensor | None, q_len: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key = (q_len, id(module.rotary_emb))
+        if key not in matrices:
+            identity = torch.eye(module.head_dim, device=mu.device, dtype=mu.dtype)
+            matrices[key] = average(module, identity, None, q_len)[0].T.contiguous()
+        rope = matrices[key]
+        mu = torch.matmul(mu, rope.T)
+        if cov is not None:
+            cov = torch.matmul(rope, torch.matmul(cov, rope.T))
+        return mu, cov
+
+    press.apply_avg_rope = remembered
 
 
 def kv_use(row: PromptRow, n_tokens: int) -> KVUse:

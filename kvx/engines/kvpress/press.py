@@ -59,6 +59,26 @@ def check_press(point: Point) -> None:
     config = point.config.press
     if config.method is None:
         return
+    check_method(point)
+    shortest = min(point.manifest.entries, key=lambda e: e.compressed_tokens)
+    if (
+        point.compression_ratio(shortest.compressed_tokens) > 0
+        and shortest.compressed_tokens <= config.min_prompt_tokens
+    ):
+        raise UserError(
+            f"press={config.name}: needs prompts of more than {config.min_prompt_tokens} tokens; "
+            f"example {shortest.example_id} has {shortest.compressed_tokens}; "
+            "lower the press's window or use longer contexts (dataset.binning.edges)"
+        )
+
+
+def check_method(point: Point) -> None:
+    """Check the press without any prompt.
+
+    Raises `UserError` if it does not exist, takes other arguments or does more than it declares.
+    """
+    config = point.config.press
+    assert config.method is not None
     try:
         press = _instantiate(config.method, 0.5)
     except AttributeError as error:  # a compression_ratio that cannot be set
@@ -73,16 +93,6 @@ def check_press(point: Point) -> None:
             reason = "no such class" if known else f"cannot import {package}; set PYTHONPATH"
         raise UserError(f"press={config.name}: {config.method.get('_target_')}: {reason}") from None
     _check_needs(point, press)
-    shortest = min(point.manifest.entries, key=lambda e: e.compressed_tokens)
-    if (
-        point.compression_ratio(shortest.compressed_tokens) > 0
-        and shortest.compressed_tokens <= config.min_prompt_tokens
-    ):
-        raise UserError(
-            f"press={config.name}: needs prompts of more than {config.min_prompt_tokens} tokens; "
-            f"example {shortest.example_id} has {shortest.compressed_tokens}; "
-            "lower the press's window or use longer contexts (dataset.binning.edges)"
-        )
 
 
 def _check_needs(point: Point, press: Any) -> None:

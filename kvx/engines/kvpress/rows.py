@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from kvx.config import DecodingConfig
 from kvx.engines.base import KVUse
 from kvx.points import Request
 
@@ -15,7 +16,8 @@ from kvx.points import Request
 class Row:
     """One running sequence.
 
-    `position` is the logical position of the next token (prompt length + i).
+    `position` is the logical position of the next token (prompt length + i). `decoding` is its own
+    where rows beside it are decoded otherwise; `ignore_stop` lets it go on after a stop token.
     """
 
     request: Request
@@ -24,6 +26,8 @@ class Row:
     finish_reason: str | None = None  # stop | length | what a Stop action said
     generator: torch.Generator | None = None
     kv: KVUse | None = None  # of the prompt
+    decoding: DecodingConfig | None = None
+    ignore_stop: bool = False
     started: float = field(default_factory=time.perf_counter)  # seconds on that clock
 
 

@@ -17,6 +17,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from kvx.config import SHARING, Measure
+from kvx.engines.openai import fields
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.run.progress import Meter
@@ -66,6 +67,7 @@ class Local:
 
     def check(self, points: Sequence[Point]) -> None:
         """The workers check the rest: this process loads no model."""
+        fields.refuse_workers(points)
         devices = sorted({p.config.model.device for p in points})
         chosen = [d for d in devices if d.startswith("cuda:") and d != "cuda:0"]
         if chosen:

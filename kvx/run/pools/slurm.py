@@ -5,6 +5,8 @@ in jobs of their own when all answers are there. What is done is decided from ou
 is only asked whether jobs are still in the queue, by `squeue`, so no accounting is needed.
 """
 
+import contextlib
+import io
 import logging
 import os
 import pickle
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kvx.config import Measure
+from kvx.engines.openai import fields
 from kvx.errors import Submitted, UserError
 from kvx.points import Point, experiment_dir
 from kvx.run import jobs
@@ -34,6 +37,19 @@ PAUSE_S = (0.5, 15.0)  # between two looks at the queue: at first, at most
 # states of nodes that start no jobs, and the mark of those that do not respond
 OUT_OF_SERVICE = re.compile(r"down|drain|drng|fail|futr|inval|maint|unk|.*\*")
 SETTLE_S = 5.0  # until files of jobs that left the queue are seen here
+SAY_EVERY_S = 10.0  # at most, where only the queue's reasons change
+# what a refusal of sbatch may be about
+ASKED = ("partition", "account", "qos", "constraint", "gres", "gpus_per_node", "gpus_per_task",
+         "cpus_per_task", "mem_gb", "timeout_min", "additional_parameters")  # fmt: skip
+# how SLURM's daemons write into a job's log why they ended it, and what to do about it
+ENDINGS = (
+    (r"exceeded (?:job )?memory limit|oom.?kill|out.of.memory",
+     "out of memory; more with hydra.launcher.mem_gb="),
+    (r"DUE TO TIME LIMIT", "over its time limit; more with hydra.launcher.timeout_min="),
+    (r"DUE TO PREEMPTION", "pre-empted"),
+    (r"DUE TO NODE FAILURE", "its node failed"),
+)  # fmt: skip
+INTERRUPTED = 130
 Work = tuple[Unit, ...]
 
 
@@ -60,7 +76,8 @@ class SlurmWorker:
         except KeyboardInterrupt as error:
             if isinstance(error.__cause__, UncompletedJobError):  # submitit writes down why
                 raise error.__cause__ from None
-            raise
+            log.error("run: this job was ended from outside; what it has answered is written")
+            raise SystemExit(INTERRUPTED) from None
 
     def checkpoint(self, units: Work) -> Any:
         """Out of time: submitit queues the same work again, which finds what is done."""
@@ -91,12 +108,19 @@ class Slurm:
                 )
         if slices is not None and slices < 1:
             raise UserError(f"hydra.launcher.slices={slices}: must be at least 1")
+        minutes, delay_s = settings["timeout_min"], settings["signal_delay_s"]
+        if minutes * 60 <= delay_s:
+            raise UserError(
+                f"hydra.launcher.timeout_min={minutes}: a job stops {delay_s} s before its end, so "
+                "it would never work; raise it, or lower hydra.launcher.signal_delay_s"
+            )
         self.n_slices, self.wait, self.settings = slices, wait, settings
         self.folder = Path(settings["submitit_folder"]).absolute()
         self.points: list[Point] = []
 
     def check(self, points: Sequence[Point]) -> None:
         """The workers check the points: a login node loads no model."""
+        fields.refuse_workers(points)
         needed = ("sbatch", "squeue") if self.n_slices else ("sbatch", "squeue", "sinfo")
         if missing := [name for name in needed if shutil.which(name) is None]:
             raise UserError(
@@ -153,12 +177,21 @@ class Slurm:
             )
             for start in range(0, len(work), most):
                 part = work[start : start + most]
-                found += zip(executor.map_array(SlurmWorker(), part), part, strict=True)
+                with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                    found += zip(executor.map_array(SlurmWorker(), part), part, strict=True)
                 self._remember(_ids(found[start:]))
         except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
-            said = re.findall(r"sbatch: error: (.+)", str(error)) or [str(error).strip()]
-            raise UserError(f"hydra/launcher=kvx_slurm: {'; '.join(said)}") from None
+            raise UserError(f"hydra/launcher=kvx_slurm: {self._refusal(str(error))}") from None
         return found
+
+    def _refusal(self, said: str) -> str:
+        """sbatch's first reason, and what it was asked for."""
+        reasons = re.findall(r"sbatch: error: (?:Batch job submission failed: )?(.+)", said)
+        asked = [f"{k}={self.settings[k]}" for k in ASKED if self.settings.get(k)]
+        return (
+            f"sbatch: {reasons[0] if reasons else said.strip()}; asked for {' '.join(asked)}; "
+            "`sinfo -o '%P %l %c %m %G %f'` shows what there is"
+        )
 
     def _remember(self, job_ids: list[str]) -> None:
         logs = str(self.folder).replace("%j", "*")
@@ -185,15 +218,21 @@ def _ids(submitted: Sequence[tuple[Any, Work]]) -> list[str]:
 
 def _wait(submitted: Sequence[Any]) -> None:
     """Until every job has left a result or the queue."""
-    pause_s, settled_at, before = PAUSE_S[0], None, -1
+    pause_s, settled_at = PAUSE_S[0], None
+    said, said_at, before = "", time.monotonic(), 0
     while True:
         left = [job for job in submitted if not job.paths.result_pickle.exists()]
-        if before not in (-1, len(left)):
-            log.info("run: %d of %d jobs ended", len(submitted) - len(left), len(submitted))
-        before = len(left)
+        ended = len(submitted) - len(left)
+        active = jobs.active_jobs(job.job_id for job in left) if left else {}
+        listed = active or {}
+        queue = {job.job_id: listed[job.job_id] for job in left if job.job_id in listed}
+        says = ", ".join((f"{ended} of {len(submitted)} jobs ended", *jobs.in_words(queue)))
+        waited = time.monotonic() - said_at >= SAY_EVERY_S
+        if ended != before or (queue and says != said and waited):
+            said, said_at, before = says, time.monotonic(), ended
+            log.info("run: %s", says)
         if not left:
             return
-        active = jobs.active_jobs(job.job_id for job in left)
         if active is None or any(job.job_id in active for job in left):
             settled_at = None
         else:
@@ -213,10 +252,25 @@ def _outcomes(job: Any, work: Work) -> list[Outcome]:
     if kind == "success":
         outcomes: list[Outcome] = result
         return outcomes
-    reason = str(result).strip().splitlines()[-1]
+    reason = _ending(job.paths.stderr) or str(result).strip().splitlines()[-1]
     lost = f"SLURM job {job.job_id} ended early ({reason}; log: {job.paths.stderr})"
     log.error("run: %s", lost)
     return [Outcome(unit, lost=lost) for unit in work]
+
+
+def _ending(job_log: Path) -> str | None:
+    """Why SLURM's daemons ended a job, from what they wrote at the end of its log."""
+    try:
+        with job_log.open("rb") as file:
+            file.seek(max(0, job_log.stat().st_size - 10_000))
+            tail = file.read().decode(errors="replace")
+    except OSError:
+        return None
+    lines = [line for line in tail.splitlines() if line.startswith(("slurmstepd", "srun"))]
+    for pattern, meaning in ENDINGS:
+        if any(re.search(pattern, line, re.IGNORECASE) for line in lines):
+            return meaning
+    return None
 
 
 def _state(job_id: str) -> str:

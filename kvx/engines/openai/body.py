@@ -1,0 +1,117 @@
+"""What is sent for a request: the prompt, the decoding fields, and where the budget lives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvx import placeholders
+from kvx.config import Api, BudgetKind, Config, Signals
+from kvx.data.example import Example
+from kvx.data.prompt import PromptBuilder
+from kvx.data.tokenizer import load_tokenizer
+from kvx.engines.base import seed_of
+from kvx.engines.openai.client import KVX, settings
+from kvx.errors import UserError
+from kvx.points import Point, Request, budget_label
+
+
+@dataclass(frozen=True)
+class Route:
+    """How the budget of a point reaches a server, and which one that is."""
+
+    url: str
+    by_endpoint: bool
+    by_body: bool
+
+    @property
+    def tells_budgets(self) -> bool:
+        return self.by_endpoint or self.by_body
+
+
+def budget_of(config: Config) -> float | int:
+    """The fraction, or the number of tokens."""
+    budget = config.budget
+    return (budget.tokens or 0) if budget.kind is BudgetKind.tokens else budget.ratio
+
+
+def route(point: Point) -> Route:
+    """Raises `UserError` where no server is named for the point."""
+    engine, label = settings(point.config), budget_label(point.config.budget)
+    by_body = "budget" in placeholders.names(engine.extra_body)
+    if not engine.endpoints:
+        if not engine.base_url:
+            raise UserError("engine=openai: which server? set engine.base_url, or BASE_URL in .env")
+        return Route(engine.base_url.rstrip("/"), False, by_body)
+    urls = endpoints(engine.endpoints)
+    if label not in urls:
+        raise UserError(f"engine.endpoints: none for budget {label}; there are {', '.join(urls)}")
+    return Route(urls[label], True, by_body)
+
+
+def endpoints(raw: Any) -> dict[str, str]:
+    """The URLs by budget label, whichever way a budget was typed (`1`, `1.0`, `256t`).
+
+    Raises `UserError` for what is no such mapping.
+    """
+    if not isinstance(raw, Mapping) or not raw:
+        raise UserError("engine.endpoints: write {1.0: http://a:8000/v1, 0.2: http://b:8000/v1}")
+    found = {}
+    for key, url in raw.items():
+        try:
+            label = key if isinstance(key, str) and key.endswith("t") else f"{float(key):g}"
+        except (TypeError, ValueError):
+            raise UserError(f"engine.endpoints: {key!r} is no budget") from None
+        found[label] = str(url).rstrip("/")
+    return found
+
+
+class BodyBuilder:
+    """Builds request bodies for one tokenizer, dataset template and decoding configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.engine = config, settings(config)
+        self.prompts = PromptBuilder(load_tokenizer(config.model), config)
+        self._last: tuple[Example, tuple[str, int]] | None = None
+
+    def body(
+        self, request: Request, example: Example, is_kvx: bool, logprobs: bool = True
+    ) -> dict[str, Any]:
+        """The JSON object to send."""
+        config, engine = request.point.config, self.engine
+        decoding = config.decoding
+        text, compress_chars = self._text(example)
+        body: dict[str, Any] = {"model": engine.model}
+        if engine.api is Api.chat:
+            body["messages"] = [{"role": "user", "content": text}]
+        else:
+            body["prompt"] = text
+        body |= {
+            "max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
+            "top_p": decoding.top_p, "seed": seed_of(request), "n": 1,
+        }  # fmt: skip
+        if decoding.top_k > 0:
+            body["top_k"] = decoding.top_k
+        if logprobs and config.signals is Signals.light and engine.top_logprobs > 0:
+            chat = {"logprobs": True, "top_logprobs": engine.top_logprobs}
+            body |= chat if engine.api is Api.chat else {"logprobs": engine.top_logprobs}
+        if engine.stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body = {name: value for name, value in body.items() if name not in engine.omit}
+        press, budget = config.press.name, budget_of(config)
+        if is_kvx:
+            in_tokens = config.budget.kind is BudgetKind.tokens
+            asked = {"budget_tokens" if in_tokens else "budget": budget}
+            body[KVX] = {"press": press, **asked, "compress_chars": compress_chars}
+        return body | (placeholders.fill(engine.extra_body, press, budget) or {})
+
+    def _text(self, example: Example) -> tuple[str, int]:
+        """The prompt or message, and how many characters of the rendered prompt are compressed.
+
+        Put together once for all points that ask for it in a row.
+        """
+        if self._last is None or self._last[0] is not example:
+            compressed, rest = self.prompts.texts(example)
+            chat = self.engine.api is Api.chat
+            text = self.prompts.message(example) if chat else compressed + rest
+            self._last = (example, (text, len(compressed)))
+        return self._last[1]

@@ -1,0 +1,65 @@
+"""What the schema cannot say about `engine=openai`; needs no server and imports no client."""
+
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from kvx.config import Measure, OpenAIConfig
+from kvx.errors import UserError
+from kvx.points import Point
+
+AUTO = "auto"
+
+
+def check(engine: OpenAIConfig, measure: Measure) -> None:
+    """Raises `UserError` naming the field for a value that cannot be right."""
+    good_pace = engine.concurrency == AUTO or (
+        isinstance(engine.concurrency, int) and engine.concurrency >= 1
+    )
+    limits, wait = engine.rate_limit, engine.timeouts
+    rules = {
+        "concurrency": (engine.concurrency, good_pace, "auto, or at least 1"),
+        "max_concurrency": (engine.max_concurrency, engine.max_concurrency >= 1, "at least 1"),
+        "max_retries": (engine.max_retries, engine.max_retries >= 0, "0 or more"),
+        "top_logprobs": (engine.top_logprobs, 0 <= engine.top_logprobs <= 20, "0 to 20"),
+        "extra_body": (
+            engine.extra_body,
+            engine.extra_body is None or isinstance(engine.extra_body, Mapping),
+            "a mapping such as {keep: ${budget}}",
+        ),
+    }
+    for name in ("max_rpm", "max_tpm"):
+        value = getattr(limits, name)
+        rules[f"rate_limit.{name}"] = (value, value is None or value >= 1, "at least 1, or null")
+    for name in ("connect_s", "first_token_s", "between_tokens_s", "total_s"):
+        value = getattr(wait, name)
+        rules[f"timeouts.{name}"] = (value, value > 0, "above 0")
+    for name, (value, good, wanted) in rules.items():
+        if not good:
+            raise UserError(f"engine.{name}={value}: must be {wanted}")
+    if measure is not Measure.quality and not engine.stream:
+        raise UserError(f"measure={measure.name}: times to the first token need engine.stream=true")
+
+
+def check_url(url: str) -> None:
+    """Raises `UserError` for what is no address, or holds a password."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{url}: no address of a server; write e.g. http://127.0.0.1:8000/v1")
+    if parts.username is not None or parts.password is not None:
+        raise UserError(
+            f"{parts.hostname}: a name or password in the address would be saved with the results; "
+            "put the key in OPENAI_API_KEY"
+        )
+
+
+def refuse_workers(points: Sequence[Point]) -> None:
+    """Raises `UserError` where several processes would each keep a limit meant for all of them."""
+    for point in points:
+        engine = point.config.engine
+        if isinstance(engine, OpenAIConfig):
+            limits = engine.rate_limit
+            if limits.max_rpm is not None or limits.max_tpm is not None:
+                raise UserError(
+                    "engine.rate_limit holds for one process, and one is enough to keep a server "
+                    "busy; leave hydra/launcher out"
+                )

@@ -1,0 +1,165 @@
+"""The servers of one run: their pace, the rate limit, and trying again."""
+
+import logging
+import random
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import tenacity
+
+from kvx.config import Config
+from kvx.data.example import Example
+from kvx.engines.openai.body import BodyBuilder, route
+from kvx.engines.openai.client import Client, settings
+from kvx.engines.openai.fault import Fault
+from kvx.engines.openai.pace import Pace, Rate
+from kvx.engines.openai.reply import Reply
+from kvx.errors import UserError
+from kvx.points import Point, Request
+
+log = logging.getLogger(__name__)
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+
+
+@dataclass
+class Lane:
+    """One server and what was learnt about it."""
+
+    client: Client
+    pace: Pace
+    is_kvx: bool = False
+    gives_logprobs: bool = True
+
+
+class Session:
+    """Use as an async context manager; `concurrency` replaces the configured one."""
+
+    def __init__(self, points: Sequence[Point], concurrency: int | None = None) -> None:
+        self.config: Config = points[0].config
+        self.engine = settings(self.config)
+        wanted = self.engine.concurrency if concurrency is None else concurrency
+        self.lanes = {
+            url: Lane(Client(url, self.config), Pace(wanted, self.engine.max_concurrency))
+            for url in urls_of(points)
+        }
+        largest = max(tokens_of(p, e.prompt_tokens) for p in points for e in p.manifest.entries)
+        self.rate = Rate(self.engine.rate_limit, largest)
+        self._builders: dict[str, BodyBuilder] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> "Session":
+        for url, lane in self.lanes.items():
+            await self._stack.enter_async_context(lane.client)
+            try:
+                about = await lane.client.about()
+            except Fault as fault:
+                await self._stack.aclose()
+                raise refused(url, fault) from None
+            lane.is_kvx = about.is_kvx
+            if about.models is not None and self.engine.model not in about.models:
+                log.warning(
+                    "run: %s lists no model %s (it lists %s); set engine.model or MODEL_NAME",
+                    url, self.engine.model, ", ".join(about.models[:5]) or "none",
+                )  # fmt: skip
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def width(self) -> int:
+        """How many requests are worth holding: in flight, or waiting to be tried again."""
+        return 2 * sum(lane.pace.most for lane in self.lanes.values())
+
+    def lane(self, point: Point) -> Lane:
+        return self.lanes[route(point).url]
+
+    async def ask(self, request: Request, example: Example) -> Reply:
+        """The answer to one request, tried again as often as configured. Raises `Fault`."""
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(1 + self.engine.max_retries),
+            retry=tenacity.retry_if_exception(self._is_worth_retrying),
+            wait=_backoff_s,
+            reraise=True,
+        )
+        try:
+            return await retrying(self._attempt, request, example)
+        except Fault as fault:
+            attempts = retrying.statistics["attempt_number"]
+            if attempts > 1:
+                fault.message += f" (the last of {attempts} attempts)"
+            raise
+
+    async def _attempt(self, request: Request, example: Example) -> Reply:
+        lane, entry = self.lane(request.point), request.entry
+        async with lane.pace.slot():
+            await self.rate.wait(tokens_of(request.point, entry.prompt_tokens))
+            begun = time.monotonic()
+            try:
+                reply = await self._send(lane, request, example)
+            except Fault as fault:
+                if fault.is_push_back:
+                    lane.pace.pushed_back(begun)
+                raise
+            lane.pace.succeeded(
+                begun, reply.timing.latency_s, entry.prompt_tokens, reply.output_tokens or 1
+            )
+            return reply
+
+    async def _send(self, lane: Lane, request: Request, example: Example) -> Reply:
+        asks = lane.gives_logprobs
+        body = self._body(lane, request, example)
+        try:
+            return await lane.client.ask(body)
+        except Fault as fault:
+            about_logprobs = fault.status in (400, 422) and "logprob" in fault.message.lower()
+            if not (asks and about_logprobs and body.get("logprobs")):
+                raise
+            if lane.gives_logprobs:
+                lane.gives_logprobs = False
+                log.warning(
+                    "run: %s gives no such log-probs (%s): answers will have no traces; perhaps "
+                    "engine.top_logprobs=5 is allowed", lane.client.url, fault.message,
+                )  # fmt: skip
+            return await lane.client.ask(self._body(lane, request, example))
+
+    def _body(self, lane: Lane, request: Request, example: Example) -> dict[str, Any]:
+        variant = request.point.variant_id
+        if variant not in self._builders:
+            self._builders[variant] = BodyBuilder(request.point.config)
+        builder = self._builders[variant]
+        return builder.body(request, example, lane.is_kvx, lane.gives_logprobs)
+
+    def _is_worth_retrying(self, error: BaseException) -> bool:
+        if not isinstance(error, Fault) or not error.transient:
+            return False
+        return (error.retry_after_s or 0) <= self.engine.max_retry_after_s
+
+
+def _backoff_s(state: tenacity.RetryCallState) -> float:
+    """What the server asks for, or twice as long each time; with jitter on top in both cases."""
+    backoff: float = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (state.attempt_number - 1))
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked = error.retry_after_s if isinstance(error, Fault) else None
+    if asked is not None:
+        return asked + random.uniform(0, min(backoff, asked / 2))
+    return backoff * random.uniform(0.5, 1)
+
+
+def urls_of(points: Iterable[Point]) -> list[str]:
+    return list(dict.fromkeys(route(point).url for point in points))
+
+
+def tokens_of(point: Point, prompt_tokens: int) -> int:
+    """What a request can use of a limit on tokens."""
+    return prompt_tokens + point.config.decoding.max_new_tokens
+
+
+def refused(url: str, fault: Fault) -> UserError:
+    """Why a server cannot be used at all, in one line."""
+    if fault.status in (401, 403):
+        return UserError(f"{url} refuses the key; set OPENAI_API_KEY ({fault.message})")
+    return UserError(f"{url}: no server answers there ({fault.message})")

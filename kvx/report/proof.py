@@ -1,0 +1,71 @@
+"""How each budget is known to have been applied, in words for the report's first page."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from kvx.engines.base import BudgetProof
+
+PROVED = {
+    BudgetProof.MEASURED: "measured in the cache of every response",
+    BudgetProof.SERVER: "told by the server in every response",
+}
+# most serious first
+NOT_PROVED = {
+    BudgetProof.PROBE_SAME: (
+        "**The server ignores the budget** of {points}: at the highest and the lowest it gave the "
+        "same tokens and log-probs. These points differ by their label only."
+    ),
+    BudgetProof.NOT_SENT: (
+        "**The budget was never sent** for {points}: no endpoint and no field of the requests told "
+        "it to the server. These points differ by their label only."
+    ),
+    BudgetProof.PROBE_UNCLEAR: (
+        "**Not known** for {points}: the server gives no accounting, and what it answered at "
+        "different budgets (if there were several) settles nothing."
+    ),
+    BudgetProof.PROBE_DIFFERS: (
+        "**Some effect, not known how much**, for {points}: the server gives no accounting, but "
+        "its answers at the highest and the lowest budget differ."
+    ),
+    BudgetProof.NONE: (
+        "**No evidence** for {points}: these requests failed, or nothing was measured or probed."
+    ),
+}
+SHORT = {
+    BudgetProof.MEASURED: "in the cache", BudgetProof.SERVER: "by the server",
+    BudgetProof.PROBE_DIFFERS: "no: some effect", BudgetProof.PROBE_SAME: "no: ignored",
+    BudgetProof.PROBE_UNCLEAR: "no: unclear", BudgetProof.NOT_SENT: "no: not sent",
+    BudgetProof.NONE: "no",
+}  # fmt: skip
+
+
+def proofs(requests: pd.DataFrame) -> dict[str, list[BudgetProof]]:
+    """The kinds of proof that each point's requests have."""
+    known = requests["budget_verified"].map({True: BudgetProof.MEASURED, False: BudgetProof.NONE})
+    kinds = requests["budget_proof"].fillna(known)  # rows of earlier versions do not say
+    found = kinds.groupby(requests["point_id"]).unique()
+    return {str(point): sorted(map(BudgetProof, values)) for point, values in found.items()}
+
+
+def sentences(found: dict[str, list[BudgetProof]]) -> list[str]:
+    """One sentence per kind of missing proof, or a single one that all is proved."""
+    kinds = {kind for several in found.values() for kind in several}
+    if kinds <= set(PROVED):
+        how = " or ".join(text for kind, text in PROVED.items() if kind in kinds)
+        return [
+            f"Every budget of the {len(found)} points in this report was {how}, and none "
+            "contradicts what was asked."
+        ]
+    lines = ["**Not every budget is proved.**"]
+    for kind, text in NOT_PROVED.items():
+        points = [point for point, several in found.items() if kind in several]
+        if points:
+            lines.append(text.format(points=", ".join(points)))
+    return lines
+
+
+def short(kinds: Iterable[BudgetProof]) -> str:
+    """For a table: the weakest kind decides."""
+    order = [*NOT_PROVED, *PROVED]
+    return SHORT[min(kinds, key=order.index)]

@@ -1,0 +1,108 @@
+"""From a request's text to the two token sequences of a prompt, split as the harness splits it.
+
+What is compressed and what follows are tokenised apart, as in `kvx.data.prompt`, so that the same
+split gives the same tokens as engine=kvpress in process.
+"""
+
+import copy
+import secrets
+import threading
+from typing import Any
+
+from kvx.config import ModelConfig
+from kvx.data.prompt import PromptParts, render_chat
+from kvx.serve.errors import invalid
+
+Messages = list[dict[str, str]]
+
+
+class PromptSplitter:
+    """Tokenises prompts; for any thread, one at a time. `n_ids` is the size of the embedding."""
+
+    def __init__(self, tokenizer: Any, model: ModelConfig, n_ids: int) -> None:
+        self.tokenizer = copy.deepcopy(tokenizer)  # the decoding thread uses the other
+        self.n_ids = n_ids
+        self.use_chat = model.chat_template and tokenizer.chat_template is not None
+        self._lock = threading.Lock()
+
+    def completion(self, prompt: str | list[int], compress_chars: int | None) -> PromptParts:
+        """A prompt that is taken as it is.
+
+        Without `compress_chars` everything but the last token is compressed, and the tokenizer's
+        first token is added where it is missing. Raises `ApiError`.
+        """
+        if not isinstance(prompt, str):
+            if compress_chars is not None:
+                raise invalid("compress_chars needs a prompt of text", "kvx.compress_chars")
+            return self._but_last(self._known(prompt))
+        with self._lock:
+            if compress_chars is not None:
+                return self._at(prompt, compress_chars)
+            first = self.tokenizer.bos_token or ""
+            return self._but_last(
+                self._encode(prompt if prompt.startswith(first) else first + prompt)
+            )
+
+    def chat(self, messages: Messages, compress_chars: int | None) -> PromptParts:
+        """A chat through the tokenizer's template; models without one get the plain contents.
+
+        Without `compress_chars` everything up to the end of the last message is compressed, and
+        what the template writes after it, or else the last token, follows. Raises `ApiError`.
+        """
+        with self._lock:
+            text = self._render(messages)
+            at = self._end_of_last(messages, text) if compress_chars is None else compress_chars
+            if at is not None:
+                parts = self._at(text, at)
+                if parts.rest_ids or compress_chars is not None:
+                    return parts
+            return self._but_last(self._encode(text))
+
+    def _render(self, messages: Messages) -> str:
+        if not self.use_chat:
+            contents = "\n".join(m["content"] for m in messages)
+            return (self.tokenizer.bos_token or "") + contents + "\n"
+        try:
+            return render_chat(self.tokenizer, messages)
+        except Exception as error:  # templates refuse in many ways: roles, order, types
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise invalid(
+                f"the model's chat template refuses these messages: {reason}", "messages"
+            ) from None
+
+    def _end_of_last(self, messages: Messages, text: str) -> int | None:
+        """Where the last message's content ends in the rendered `text`; None if it is not there."""
+        mark = secrets.token_hex(16)
+        last = {**messages[-1], "content": messages[-1]["content"] + mark}
+        before, found, after = self._render([*messages[:-1], last]).partition(mark)
+        return len(before) if found and before and before + after == text else None
+
+    def _at(self, text: str, compress_chars: int) -> PromptParts:
+        if compress_chars > len(text):
+            raise invalid(
+                f"compress_chars is {compress_chars}, the prompt has {len(text)} characters",
+                "kvx.compress_chars",
+            )
+        parts = PromptParts(
+            self._encode(text[:compress_chars]), self._encode(text[compress_chars:])
+        )
+        if not parts.compressed_ids:
+            raise invalid("compress_chars leaves no token to compress", "kvx.compress_chars")
+        return parts
+
+    def _but_last(self, ids: list[int]) -> PromptParts:
+        if not ids:
+            raise invalid("the prompt is empty")
+        return PromptParts(ids, []) if len(ids) == 1 else PromptParts(ids[:-1], ids[-1:])
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise invalid("the prompt has half a surrogate pair: it is no text") from None
+        return self._known(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _known(self, ids: list[int]) -> list[int]:
+        if ids and max(ids) >= self.n_ids:
+            raise invalid(f"token {max(ids)} is not in the model's vocabulary of {self.n_ids}")
+        return ids

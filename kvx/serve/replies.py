@@ -1,0 +1,144 @@
+"""Answers in the API's shape: whole bodies and the chunks of a stream."""
+
+import dataclasses
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from kvx.config import BudgetKind
+from kvx.serve.jobs import Done, Job, Piece
+from kvx.serve.service import Ticket
+from kvx.serve.tokens import chat_logprobs, completion_logprobs, token_text
+
+Json = dict[str, Any]
+
+
+class Reply(ABC):
+    """One answer; a subclass per endpoint knows what a choice looks like."""
+
+    id_prefix: str
+    whole_object: str
+    chunk_object: str
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.job: Job = ticket.job
+        self.tokenizer = ticket.service.tokenizer
+        self.wants_logprobs = ticket.asked.logprobs_asked is not None
+        options = ticket.asked.stream_options
+        self.wants_usage = options is not None and options.include_usage
+        self._head = {
+            "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": ticket.asked.model,
+        }
+
+    @abstractmethod
+    def choice(self, pieces: Sequence[Piece]) -> Json:
+        """The only choice of a whole body, without how it ended."""
+
+    @abstractmethod
+    def delta(self, piece: Piece | None) -> Json:
+        """The only choice of a chunk, without how it ended."""
+
+    def opening(self) -> Json | None:
+        """The chunk before the first piece, if there is one."""
+        return None
+
+    def body(self, pieces: Sequence[Piece], done: Done) -> Json:
+        choice = {"index": 0, **self.choice(pieces), "finish_reason": done.finish_reason}
+        return {
+            **self._head,
+            "object": self.whole_object,
+            "choices": [choice],
+            "usage": self._usage(done),
+            "kvx": proof(self.job, done),
+        }
+
+    def chunk(self, piece: Piece | None, done: Done | None = None) -> Json:
+        """A piece of the answer, or with `done` its end and the proof of its budget."""
+        reason = None if done is None else done.finish_reason
+        choice = {"index": 0, **self.delta(piece), "finish_reason": reason}
+        return self._chunk([choice]) | ({} if done is None else {"kvx": proof(self.job, done)})
+
+    def closing(self, done: Done) -> list[Json]:
+        """The chunks after the last piece; the last of them carries the proof of the budget."""
+        chunks = [self.chunk(None, done)]
+        if self.wants_usage:
+            last = self._chunk([]) | {"usage": self._usage(done), "kvx": proof(self.job, done)}
+            chunks.append(last)
+        return chunks
+
+    def _chunk(self, choices: list[Json]) -> Json:
+        usage = {"usage": None} if self.wants_usage else {}
+        return {**self._head, "object": self.chunk_object, "choices": choices, **usage}
+
+    def _usage(self, done: Done) -> Json:
+        prompt = self.job.parts.n_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": done.completion_tokens,
+            "total_tokens": prompt + done.completion_tokens,
+        }
+
+
+class ChatReply(Reply):
+    id_prefix, whole_object = "chatcmpl", "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def choice(self, pieces: Sequence[Piece]) -> Json:
+        text = "".join(p.text for p in pieces)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"message": message, "logprobs": self._logprobs(pieces)}
+
+    def delta(self, piece: Piece | None) -> Json:
+        if piece is None:
+            return {"delta": {}, "logprobs": None}
+        return {"delta": {"content": piece.text}, "logprobs": self._logprobs([piece])}
+
+    def opening(self) -> Json:
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self._chunk([choice])
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> Json | None:
+        scored = tuple(s for p in pieces for s in p.scored)
+        return chat_logprobs(self.tokenizer, scored) if self.wants_logprobs else None
+
+
+class CompletionReply(Reply):
+    id_prefix, whole_object = "cmpl", "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, ticket: Ticket) -> None:
+        super().__init__(ticket)
+        self._offset = 0  # of the next token with a log-probability
+
+    def choice(self, pieces: Sequence[Piece]) -> Json:
+        return {"text": "".join(p.text for p in pieces), "logprobs": self._logprobs(pieces)}
+
+    def delta(self, piece: Piece | None) -> Json:
+        if piece is None:
+            return {"text": "", "logprobs": None}
+        return self.choice([piece])
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> Json | None:
+        if not self.wants_logprobs:
+            return None
+        scored = tuple(s for p in pieces for s in p.scored)
+        shown = completion_logprobs(self.tokenizer, scored, self._offset)
+        self._offset += sum(len(token_text(self.tokenizer, s.chosen.token_id)) for s in scored)
+        return shown
+
+
+def proof(job: Job, done: Done) -> Json:
+    """What the budget was and what the cache really held: `"kvx"` of every answer."""
+    config = job.request.point.config
+    in_tokens = config.budget.kind is BudgetKind.tokens
+    return {
+        "press": config.press.name,
+        "budget": config.budget.tokens if in_tokens else config.budget.ratio,
+        "budget_kind": config.budget.kind.name,
+        "kv": dataclasses.asdict(done.kv),
+    }

@@ -1,0 +1,221 @@
+"""From a request to a job of the decoding thread, with everything checked that can be wrong."""
+
+import asyncio
+import contextlib
+import copy
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kvx.config import Config
+from kvx.data.manifest import Entry, Manifest
+from kvx.data.prompt import PromptParts
+from kvx.data.tokenizer import max_context_tokens
+from kvx.engines.kvpress.attention import ragged_obstacle
+from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.errors import UserError
+from kvx.points import Point, Request
+from kvx.serve.errors import ApiError, invalid
+from kvx.serve.jobs import Done, Event, Job, Piece
+from kvx.serve.loop import DecodeLoop
+from kvx.serve.metrics import Metrics
+from kvx.serve.presses import Presses
+from kvx.serve.prompts import PromptSplitter
+from kvx.serve.schema import ChatRequest, CompletionRequest, Generation
+from kvx.serve.text import StopStrings, TokenText
+
+GREEDY_BELOW = 1e-5  # only the likeliest token survives such a temperature
+RECENT = 32  # answers that say how soon a place in the queue is free
+LONGEST_WAIT_S = 60
+
+
+class Ticket:
+    """One request that was taken in: its events, in order, and the way to give it up."""
+
+    def __init__(self, service: "Service", asked: Generation) -> None:
+        self.service, self.asked = service, asked
+        self.job: Job
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._ended = False
+
+    def deliver(self, event: Event) -> None:
+        self._events.put_nowait(event)
+
+    async def next(self) -> Piece | Done:
+        """The next event. Raises `ApiError` if the request came to nothing."""
+        event = await self._events.get()
+        if not isinstance(event, Piece):
+            self._ended = True
+        if isinstance(event, ApiError):
+            raise event
+        return event
+
+    def close(self) -> None:
+        """Nobody listens any more; frees the row of an answer that has not ended."""
+        if not self._ended:
+            self._ended = True
+            self.service.metrics.disconnects.inc()
+            self.service.loop.cancel(self.job)
+
+
+class Service:
+    """The model, its decoding thread, and the limits of what is taken in.
+
+    Raises `UserError` for a model or press that cannot be served.
+    """
+
+    def __init__(self, config: Config) -> None:
+        engine = KVPressEngine(config)
+        self.config, self.loaded = config, engine.loaded
+        model = self.loaded.model
+        if (obstacle := ragged_obstacle(model)) is not None:
+            raise UserError(f"model={config.model.name}: cannot be served: it has {obstacle}")
+        self.point = Point(config, _no_manifest(config), Path())
+        self.presses = Presses(self.point)
+        self.cost, self.cap_bytes = engine.limits()
+        limits = [max_context_tokens(config.model), config.serve.max_context or math.inf]
+        self.max_context = int(min(limits))
+        n_ids: int = model.get_input_embeddings().weight.shape[0]
+        self.splitter = PromptSplitter(self.loaded.tokenizer, config.model, n_ids)
+        self.tokenizer = copy.deepcopy(self.loaded.tokenizer)  # for the event loop
+        self.metrics = Metrics()
+        self.loop = DecodeLoop(
+            self.loaded, config, self.cost.logits_bytes, self.cap_bytes, self.metrics, self._send
+        )
+        self._register_gauges()
+        self._preparing = 0
+        self._ended: deque[float] = deque(maxlen=RECENT)
+        self._asyncio: asyncio.AbstractEventLoop
+        self.started = int(time.time())
+
+    def start(self) -> None:
+        """Begin to decode; to be called in the event loop that takes the events."""
+        self._asyncio = asyncio.get_running_loop()
+        self.loop.start()
+
+    async def submit(self, asked: Generation) -> Ticket:
+        """Raises `ApiError` for a request that cannot be answered, or not now."""
+        if asked.model != self.config.model.name:
+            raise ApiError(
+                404,
+                f"there is no model {asked.model!r} here, only {self.config.model.name!r}",
+                "model",
+                "model_not_found",
+            )
+        ticket = Ticket(self, asked)
+        with self._place_in_queue():
+            ticket.job = await asyncio.to_thread(self._prepare, asked, ticket)
+            self.loop.submit(ticket.job)
+        self.metrics.prompt_tokens.inc(ticket.job.parts.n_tokens)
+        return ticket
+
+    @contextlib.contextmanager
+    def _place_in_queue(self) -> Iterator[None]:
+        if self._preparing + self.loop.load.waiting >= self.config.serve.queue:
+            raise ApiError(
+                429,
+                f"{self.config.serve.queue} requests are waiting already; try again later",
+                code="queue_full",
+                retry_after_s=self._retry_after_s(),
+            )
+        self._preparing += 1
+        try:
+            yield
+        finally:
+            self._preparing -= 1
+
+    def _retry_after_s(self) -> int:
+        """Until a place is free, at the pace of the last answers."""
+        if len(self._ended) < 2:
+            return 1
+        pace_s = (time.monotonic() - self._ended[0]) / len(self._ended)
+        return min(LONGEST_WAIT_S, max(1, math.ceil(pace_s)))
+
+    def _prepare(self, asked: Generation, ticket: Ticket) -> Job:
+        """Everything about a request that needs no model; runs in a thread of its own."""
+        press, budget = self.presses.resolve(asked.kvx)
+        parts = self._parts(asked)
+        n = len(parts.compressed_ids)
+        own = self.config.decoding
+        left = self.max_context - parts.n_tokens
+        new = asked.tokens_asked or max(1, min(own.max_new_tokens, left))
+        if new > left:
+            raise invalid(
+                f"This model's maximum context length is {self.max_context} tokens. However, you "
+                f"requested {parts.n_tokens + new} tokens ({parts.n_tokens} in the prompt, {new} "
+                "in the completion).",
+                "messages" if isinstance(asked, ChatRequest) else "prompt",
+                "context_length_exceeded",
+            )
+        temperature = own.temperature if asked.temperature is None else asked.temperature
+        decoding = replace(
+            own,
+            max_new_tokens=new,
+            temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+            top_p=own.top_p if asked.top_p is None else asked.top_p,
+            top_k=own.top_k if asked.top_k is None else asked.top_k,
+        )
+        config = replace(self.config, press=press, budget=budget, decoding=decoding)
+        point = replace(self.point, config=config)
+        if point.compression_ratio(n) > 0 and n <= press.min_prompt_tokens:
+            raise invalid(
+                f"press={press.name} needs more than {press.min_prompt_tokens} tokens to compress, "
+                f"this prompt has {n}; ask for budget 1.0 or another press",
+                "kvx.press",
+                "prompt_too_short",
+            )
+        request = Request(point, Entry("", 0, n, parts.n_tokens, n, "", ""))
+        size = self.cost.of(point, request)
+        if size > self.cap_bytes:
+            raise invalid(
+                f"this request needs {size / 2**30:.2f} GiB of KV cache, the server has "
+                f"{self.cap_bytes / 2**30:.2f} GiB; ask for fewer max_tokens or a smaller budget",
+                "max_tokens",
+                "kv_cache_exceeded",
+            )
+        return Job(
+            request,
+            parts,
+            secrets.randbits(63) if asked.seed is None else asked.seed,
+            TokenText(self.loaded.tokenizer),
+            StopStrings(asked.stops),
+            ticket.deliver,
+            size,
+            logprobs=asked.logprobs_asked,
+            ignore_stop=asked.ignore_eos,
+        )
+
+    def _parts(self, asked: Generation) -> PromptParts:
+        compress_chars = asked.kvx.compress_chars
+        if isinstance(asked, ChatRequest):
+            messages = [{"role": m.role, "content": m.text} for m in asked.messages]
+            return self.splitter.chat(messages, compress_chars)
+        assert isinstance(asked, CompletionRequest)
+        return self.splitter.completion(asked.one_prompt, compress_chars)
+
+    def _send(self, events: Sequence[tuple[Job, Event]]) -> None:
+        """From the decoding thread into the event loop, all of a step at once."""
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._asyncio.call_soon_threadsafe(self._deliver, events)
+
+    def _deliver(self, events: Sequence[tuple[Job, Event]]) -> None:
+        for job, event in events:
+            if not isinstance(event, Piece):
+                self._ended.append(time.monotonic())
+            job.deliver(event)
+
+    def _register_gauges(self) -> None:
+        gauge, loop = self.metrics.gauge, self.loop
+        gauge("kvx_running_rows", "Requests being decoded", lambda: loop.load.running)
+        gauge("kvx_waiting_requests", "Requests that wait for a row", lambda: loop.load.waiting)
+        gauge("kvx_kv_cache_bytes", "Held by running rows", lambda: loop.load.cache_bytes)
+        gauge("kvx_kv_cache_cap_bytes", "What rows may hold together", lambda: self.cap_bytes)
+
+
+def _no_manifest(config: Config) -> Manifest:
+    """A server's points run no manifest."""
+    return Manifest("", "", config.model.name, "", "", "", "", (), (), {})

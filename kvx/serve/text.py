@@ -1,0 +1,88 @@
+"""From tokens to text that can be shown at once: whole characters, and never a stop string."""
+
+from collections.abc import Sequence
+from typing import Any
+
+# tokens that are decoded anew for each token, and how many stay when the window moves on
+WINDOW, CONTEXT = 64, 16
+# transformers' clean-up looks at so many characters at once (" n't")
+CLEAN_UP_REACH = 3
+INCOMPLETE = "\ufffd"  # what bytes that are no character yet decode to
+
+
+class TokenText:
+    """The text of a growing token sequence, as soon as later tokens cannot change it.
+
+    All that `push` and `rest` return, joined, is what the tokenizer decodes the sequence to,
+    without special tokens.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = 0  # of the window
+        self._given = 0  # characters of the window's text
+        self._cleaned = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+
+    def push(self, token: int) -> str:
+        """What becomes certain with `token`; may be empty."""
+        self._ids.append(token)
+        window = self._decode(self._start)
+        certain = window.rstrip(INCOMPLETE)
+        if self._cleaned:
+            certain = certain[:-CLEAN_UP_REACH]
+        new = certain[self._given :]
+        self._given += len(new)
+        if len(self._ids) - self._start > WINDOW and self._given == len(window):
+            self._move(window)
+        return new
+
+    def rest(self) -> str:
+        """What was held back; the sequence has ended."""
+        new = self._decode(self._start)[self._given :]
+        self._given += len(new)
+        return new
+
+    def _move(self, window: str) -> None:
+        start = len(self._ids) - CONTEXT
+        context = self._decode(start)
+        if context and window.endswith(context):  # else a character is split there: next time
+            self._start, self._given = start, len(context)
+
+    def _decode(self, start: int) -> str:
+        return str(self.tokenizer.decode(self._ids[start:], skip_special_tokens=True))
+
+
+class StopStrings:
+    """Cuts text before the first of `stops` that is complete; holds back what may become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = tuple(stops)
+        self.found = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """What can be shown of the text so far; nothing more after a stop string was found."""
+        if self.found:
+            return ""
+        text = self._held + text
+        ends = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
+        if ends:  # the first that is complete, as if the text came character by character
+            self.found, self._held = True, ""
+            return text[: min(ends)[1]]
+        shown = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
+        self._held = text[shown:]
+        return text[:shown]
+
+    def rest(self) -> str:
+        """What was held back; the text has ended."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` begin `stop`."""
+    for n in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:n]):
+            return n
+    return 0

@@ -1,0 +1,67 @@
+"""A real server on loopback, in a thread of the test process."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+import uvicorn
+from openai import AsyncOpenAI, OpenAI
+
+from kvx.cli import compose
+from kvx.serve.app import create_app
+from kvx.serve.server import Server
+from kvx.serve.service import Service
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that takes requests."""
+
+    service: Service
+    url: str  # ends in /v1
+
+    @property
+    def root(self) -> str:
+        return self.url.removesuffix("/v1")
+
+    def client(self, key: str = "none") -> OpenAI:
+        return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=120)
+
+    def async_client(self) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=120)
+
+    def health(self) -> dict[str, int]:
+        found: dict[str, int] = httpx.get(f"{self.root}/health").json()
+        return found
+
+    def wait_until_idle(self, limit_s: float = 20) -> None:
+        until = time.monotonic() + limit_s
+        while (state := self.health())["running"] or state["waiting"]:
+            assert time.monotonic() < until, state
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def serving(*overrides: str, api_key: str | None = None) -> Iterator[Running]:
+    """`python -m kvx.serve` with these arguments, on a free port."""
+    service = Service(compose("serve.drain_s=1", *overrides, stage="serve"))
+    config = uvicorn.Config(create_app(service, api_key), log_config=None, ws="none")
+    server = Server(service, config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield Running(service, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            service.loop.join(30)
+    assert not thread.is_alive()
+    assert not service.loop.is_alive()

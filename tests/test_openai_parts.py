@@ -1,0 +1,316 @@
+"""The parts of engine=openai that need no server: templates, replies, verdicts, pace."""
+
+import asyncio
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvx import environment
+from kvx.cli import compose
+from kvx.config import Api, Config, OpenAIConfig, RateLimitConfig
+from kvx.engines.base import BudgetProof, KVUse
+from kvx.engines.openai import proof
+from kvx.engines.openai.body import BodyBuilder, endpoints
+from kvx.engines.openai.fault import Fault
+from kvx.engines.openai.pace import Pace, Rate
+from kvx.engines.openai.reply import Accounting, Parser, Reply, entropy_nats
+from kvx.errors import UserError
+from kvx.placeholders import fill, names
+from kvx.points import Point, Request
+from kvx.run.bundle import plan
+from kvx.run.work import answers_work
+from kvx.store.layout import Present
+from kvx.sweep import references
+
+URL = "engine.base_url=http://127.0.0.1:1/v1"
+
+
+def openai_config(*overrides: str) -> Config:
+    return compose("engine=openai", URL, "press=snapkv", "budget=0.2", *overrides)
+
+
+def engine_of(config: Config) -> OpenAIConfig:
+    assert isinstance(config.engine, OpenAIConfig)
+    return config.engine
+
+
+@pytest.fixture
+def point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Point:
+    monkeypatch.chdir(tmp_path)
+    (only,) = plan([openai_config("dataset.source.n_examples=20", "dataset.sampling.n_per_bin=1")])
+    return only
+
+
+def first(point: Point) -> tuple[Request, Any]:
+    return answers_work(point, Present(set(), set())).requests[0]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "engine.extra_body={a: {press: ${press}, keep: ${budget}}, m: ${model.name}, t: 3}",
+        'engine.extra_body={a: {press: "${press}", keep: "${budget}"}, m: tiny_recall, t: 3}',
+        "engine.extra_body={a: {press: ${press.name}, keep: ${budget.ratio}}, m: "
+        "tiny_recall, t: 3}",
+    ],
+)
+def test_placeholders_survive_the_command_line(typed: str) -> None:
+    template = engine_of(openai_config(typed)).extra_body
+    assert names(template) == {"press", "budget"}
+    wanted = {"a": {"press": "snapkv", "keep": 0.2}, "m": "tiny_recall", "t": 3}
+    assert fill(template, "snapkv", 0.2) == wanted
+
+
+def test_a_placeholder_inside_a_text_and_a_mix() -> None:
+    assert fill(["${press}@${budget}"], "knorm", 0.5) == ["knorm@0.5"]
+    with pytest.raises(UserError, match="can stand in one text"):
+        fill("${press}-${seed}", "knorm", 0.5)
+
+
+def test_a_template_keeps_points_comparable(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ("dataset.source.n_examples=20", "dataset.sampling.n_per_bin=1")
+    typed = "engine.extra_body={keep: ${budget}}"
+    one, other = plan(
+        [openai_config(typed, *small), openai_config(typed, *small, "budget.ratio=0.5")]
+    )
+    assert one.variant_id == other.variant_id
+    assert one.id != other.id
+
+
+def test_where_the_server_is_does_not_identify_a_point(point: Point) -> None:
+    def id_with(**changes: Any) -> str:
+        engine = replace(engine_of(point.config), **changes)
+        return Point(replace(point.config, engine=engine), point.manifest, point.manifest_dir).id
+
+    same = {
+        "base_url": "http://other/v1", "concurrency": 3, "max_retries": 0, "stream": False,
+        "rate_limit": RateLimitConfig(max_rpm=5),
+    }  # fmt: skip
+    assert {id_with(**{name: value}) for name, value in same.items()} == {point.id}
+    assert id_with(endpoints={0.2: "http://a/v1"}) == id_with(endpoints={"0.2": "http://b/v1"})
+    different = [
+        id_with(model="other"), id_with(api=Api.chat), id_with(extra_body={"x": 1}),
+        id_with(omit=["seed"]), id_with(endpoints={0.2: "http://a/v1"}), point.id,
+    ]  # fmt: skip
+    assert len(set(different)) == len(different)
+
+
+def test_endpoints_by_whatever_a_budget_is_typed_as() -> None:
+    found = endpoints(
+        {1: "http://a/v1/", 0.2: "http://b/v1", "0.50": "http://c", "256t": "http://d"}
+    )
+    assert found == {
+        "1": "http://a/v1",
+        "0.2": "http://b/v1",
+        "0.5": "http://c",
+        "256t": "http://d",
+    }
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODEL_NAME", raising=False)
+    (tmp_path / ".env").write_text("MODEL_NAME=from-file\nBASE_URL=http://file/v1\n")
+    monkeypatch.setenv("BASE_URL", "http://shell/v1")
+    engine = engine_of(compose("engine=openai"))
+    assert (engine.model, engine.base_url) == ("from-file", "http://shell/v1")
+    assert environment.read("KVX_NO_SUCH_VARIABLE") is None
+
+
+def test_an_environment_variable_leads_to_no_other_node() -> None:
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.create({"engine": {"base_url": "${kvx_env:BASE_URL}"}})
+    assert references(cfg, "engine") == frozenset()
+
+
+def test_a_kvx_server_is_told_what_is_the_context(point: Point) -> None:
+    request, example = first(point)
+    for api in Api:
+        config = replace(point.config, engine=replace(engine_of(point.config), api=api))
+        body = BodyBuilder(config).body(request, example, is_kvx=True)
+        prompts = BodyBuilder(config).prompts
+        compressed, rest = prompts.texts(example)
+        assert body["kvx"] == {
+            "press": "snapkv", "budget": 0.2, "compress_chars": len(compressed),
+        }  # fmt: skip
+        if api is Api.completions:
+            assert body["prompt"] == compressed + rest
+        else:
+            assert body["messages"][0]["content"].startswith(example.context)
+    assert "kvx" not in BodyBuilder(point.config).body(request, example, is_kvx=False)
+
+
+def test_a_budget_in_tokens_is_told_as_such(point: Point) -> None:
+    request, example = first(point)
+    in_tokens = openai_config("budget=tokens", "budget.tokens=64").budget
+    other = Point(replace(point.config, budget=in_tokens), point.manifest, point.manifest_dir)
+    body = BodyBuilder(point.config).body(Request(other, request.entry), example, is_kvx=True)
+    assert body["kvx"]["budget_tokens"] == 64
+    assert "budget" not in body["kvx"]
+
+
+def test_fields_a_server_does_not_take_are_left_out() -> None:
+    engine = engine_of(openai_config("engine.omit=[seed,stream_options]"))
+    assert engine.omit == ["seed", "stream_options"]
+
+
+@given(st.lists(st.floats(-20, 3), min_size=25, max_size=60), st.integers(0, 24))
+@settings(max_examples=50, deadline=None)
+def test_the_entropy_of_the_top_is_a_lower_bound(logits: list[float], chosen: int) -> None:
+    logprobs = np.array(logits) - np.logaddexp.reduce(logits)
+    top = sorted(logprobs.tolist(), reverse=True)[:20]
+    full = float(-(np.exp(logprobs) * logprobs).sum())
+    (found,) = entropy_nats([float(logprobs[chosen])], [top])
+    assert -1e-9 <= found <= full + 1e-9
+    (whole,) = entropy_nats([top[0]], [sorted(logprobs.tolist(), reverse=True)])
+    assert math.isclose(whole, full, abs_tol=1e-6)
+
+
+def test_a_stream_is_put_together_with_its_times() -> None:
+    parser = Parser(Api.completions)
+    for at_s, text in ((0.1, "a "), (0.3, "b "), (0.5, "c")):
+        parser.feed({"choices": [{"text": text, "finish_reason": None}]}, at_s)
+    parser.feed({"choices": [{"text": "", "finish_reason": "stop"}]}, 0.6)
+    parser.feed({"choices": [], "usage": {"completion_tokens": 3}}, 0.6)
+    reply = parser.finish(0.7, streamed=True)
+    assert (reply.text, reply.finish_reason, reply.output_tokens) == ("a b c", "stop", 3)
+    assert reply.timing.ttft_s == 0.1
+    assert reply.timing.latency_s == 0.5
+    assert reply.timing.tpot_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        None, [], "text", {}, {"choices": None}, {"choices": [{}]}, {"choices": [{"text": 5}]},
+        {"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": ["x"]}}]},
+        {"choices": [{"text": "a", "logprobs": {"tokens": ["a", "b"], "token_logprobs": [0]}}]},
+        {"choices": [], "kvx": {"press": "snapkv"}}, {"choices": ["a"]},
+    ],
+)  # fmt: skip
+def test_a_wrong_schema_is_a_fault_and_no_crash(part: Any) -> None:
+    with pytest.raises(Fault, match="wrong schema"):
+        Parser(Api.completions).feed(part, 0.0)
+
+
+def reply_of(*logprobs: float, text: str = "a b") -> Reply:
+    parser = Parser(Api.completions)
+    tokens = text.split()
+    choice: dict[str, Any] = {"text": text, "finish_reason": "stop"}
+    if logprobs:
+        tops = [
+            {token: value, "z": value - 1} for token, value in zip(tokens, logprobs, strict=True)
+        ]
+        choice["logprobs"] = {
+            "tokens": tokens, "token_logprobs": list(logprobs), "top_logprobs": tops,
+        }  # fmt: skip
+    parser.feed({"choices": [choice]}, 0.1)
+    return parser.finish(0.1, streamed=True)
+
+
+@pytest.mark.parametrize(
+    ("again", "other", "verdict"),
+    [
+        (reply_of(-0.5, -0.6), reply_of(-0.5, -0.6), BudgetProof.PROBE_SAME),
+        (reply_of(-0.5, -0.6), reply_of(-0.5, -0.9), BudgetProof.PROBE_DIFFERS),
+        (reply_of(-0.5, -0.6), reply_of(-0.5, -0.6, text="a c"), BudgetProof.PROBE_DIFFERS),
+        (reply_of(-0.5, -0.8), reply_of(-0.5, -0.9), BudgetProof.PROBE_UNCLEAR),
+        (reply_of(-0.5, -0.6, text="x y"), reply_of(-0.5, -0.6), BudgetProof.PROBE_UNCLEAR),
+        (reply_of(), reply_of(), BudgetProof.PROBE_UNCLEAR),
+        (reply_of(), reply_of(text="c d"), BudgetProof.PROBE_DIFFERS),
+    ],
+)
+def test_what_a_probe_concludes(
+    point: Point, again: Reply, other: Reply, verdict: BudgetProof
+) -> None:
+    assert proof.compare(reply_of(-0.5, -0.6), again, other, "1", point).proof is verdict
+
+
+def accounting_for(request: Request, **changes: Any) -> Accounting:
+    full = request.entry.compressed_tokens
+    kept = float(request.point.kept_tokens(full))
+    kv = KVUse(kept, kept, kept, int(kept) * 8, int(kept) * 8, int(kept) * 8, full * 8, full * 8)
+    said = Accounting("snapkv", 0.2, "ratio", kv)
+    own = {k: v for k, v in changes.items() if k in ("press", "budget", "budget_kind")}
+    inner = {k: v for k, v in changes.items() if k not in own}
+    return replace(said, kv=replace(kv, **inner), **own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"press": "knorm"}, "the server used knorm"),
+        ({"budget": 0.5}, "budget 0.2 was asked for, the server says 0.5"),
+        ({"budget_kind": "tokens"}, "was asked for"),
+        ({"entries_effective": 1.0}, "the server kept 1"),
+        ({"bytes_full": 8}, "the server compressed 1"),
+        ({"bytes_physical": 0}, "nothing was in its cache"),
+    ],
+)
+def test_accounting_is_held_against_what_was_asked(
+    point: Point, changes: dict[str, Any], words: str | None
+) -> None:
+    request, _ = first(point)
+    found = proof.contradiction(request, accounting_for(request, **changes), split_is_ours=True)
+    assert (found is None) if words is None else (words in (found or ""))
+
+
+def test_a_push_back_counts_once_per_congestion() -> None:
+    pace = Pace("auto", 64)
+    begun = time.monotonic()
+    pace.pushed_back(begun)
+    assert pace.limit == 2
+    pace.pushed_back(begun)  # it began before the server said so
+    assert pace.limit == 2
+    pace.pushed_back(time.monotonic())
+    pace.pushed_back(time.monotonic())
+    pace.pushed_back(time.monotonic())
+    assert pace.limit == 1
+    fixed = Pace(8, 64)
+    fixed.pushed_back(time.monotonic())
+    assert fixed.limit == 8
+
+
+def test_the_limit_grows_while_latency_holds_and_not_beyond() -> None:
+    """A made-up server of eight places: beyond them, latency grows as concurrency does."""
+
+    async def run() -> list[int]:
+        pace, limits = Pace("auto", 64), []
+
+        async def worker() -> None:
+            for _ in range(60):
+                async with pace.slot() as begun:
+                    await asyncio.sleep(0.001)
+                    # as if it had taken that long: no machine is too busy for this test
+                    pace.succeeded(begun, 0.02 * max(1.0, pace.running / 8), 0, 1)
+                    limits.append(pace.limit)
+
+        await asyncio.gather(*(worker() for _ in range(40)))
+        return limits
+
+    limits = asyncio.run(run())
+    assert max(limits) >= 8
+    settled = limits[len(limits) // 2 :]
+    assert 6 <= sum(settled) / len(settled) <= 16
+
+
+def test_tokens_per_minute_are_kept() -> None:
+    async def run() -> float:
+        rate = Rate(RateLimitConfig(max_tpm=60_000), largest_tokens=100)
+        begun = time.monotonic()
+        for _ in range(6):
+            await rate.wait(100)
+        return time.monotonic() - begun
+
+    # 100 at once, the other 500 at 59,900 a minute
+    assert 0.48 <= asyncio.run(run()) < 5
