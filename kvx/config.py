@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 NEUTRAL = {"neutral": True}
+RECORDED = "recorded"
 # the metadata of a field of which only something derived can change results
 IDENTITY = "identity"
 
@@ -26,6 +27,11 @@ SHARING = "KVX_WORKERS_HERE"
 def neutral(default: Any) -> Any:
     """A field that cannot change results: paths, logging, shard sizes."""
     return field(default=default, metadata=NEUTRAL)
+
+
+def recorded(default: Any) -> Any:
+    """A neutral field that may still tip a near tie in the numbers: kept with every response."""
+    return field(default=default, metadata={**NEUTRAL, RECORDED: True})
 
 
 class BudgetKind(Enum):
@@ -180,16 +186,19 @@ class DecodingConfig:
 
 @dataclass
 class EngineConfig:
-    """`share` and `max_cache_gib` change how fast answers come and how much memory that takes."""
+    """What decides how fast answers come and how much memory that takes.
+
+    Which rows are decoded together changes how sums are rounded: a near tie can tip.
+    """
 
     name: str = MISSING
     _target_: str = MISSING
     # one prefill for all points of an example, and all of them decoded together
-    share: bool = neutral(True)
+    share: bool = recorded(True)
     # rows decoded together; the points of one example always are, if their caches fit
-    max_rows: int = neutral(256)
+    max_rows: int = recorded(256)
     # KV caches held at once; null: a share of the memory that is free at the start
-    max_cache_gib: float | None = neutral(None)
+    max_cache_gib: float | None = recorded(None)
 
 
 class Api(Enum):

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvx.config import IDENTITY, BudgetConfig, BudgetKind, Config, Measure
+from kvx.config import IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, Measure
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
 from kvx.hashing import digest
@@ -33,6 +33,18 @@ def resolved(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [resolved(v) for v in value]
     return value
+
+
+def made_with(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The fields of a configuration that name no point but may tip a near tie, by dotted name."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        inner, name = getattr(value, field.name), f"{prefix}{field.name}"
+        if field.metadata.get(RECORDED):
+            found[name] = inner
+        elif dataclasses.is_dataclass(inner):
+            found |= made_with(inner, f"{name}.")
+    return found
 
 
 def _itself(value: Any) -> Any:

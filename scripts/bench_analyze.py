@@ -90,7 +90,8 @@ def _responses(point: Point, requests: list[Request]) -> Iterator[Response]:
         n = request.entry.compressed_tokens
         kept = point.kept_tokens(n)
         yield Response(
-            request, text, ids, "stop" if good or rng.random() < 0.9 else "length",
+            request, text, ids,
+            finish_reason="stop" if good or rng.random() < 0.9 else "length",
             kv=KVUse(kept, kept, kept, *[KV_BYTES * kept] * 3, KV_BYTES * n, KV_BYTES * (kept + 8)),
             budget_verified=True,
             trace=Trace(ids, [-rng.random() for _ in ids], [rng.random() for _ in ids]),

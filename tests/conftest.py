@@ -44,6 +44,7 @@ VARYING = (
     "prefill_s",
     "decode_s",
     "peak_memory_bytes",
+    "made_with",
 )
 
 

@@ -91,7 +91,8 @@ class BudgetProof(StrEnum):
 class Response:
     """What came back for one request, with its own measurements. What was not measured is None.
 
-    `output_tokens` is the server's count, where it gives no `token_ids`.
+    `output_tokens` is the server's count, where it gives no `token_ids`; `machine` its address,
+    None for what this process generated.
     """
 
     request: Request
@@ -107,6 +108,7 @@ class Response:
     budget_proof: BudgetProof | None = None  # None: measured if verified
     peak_memory_bytes: int | None = None
     trace: Trace | None = None
+    machine: str | None = None
 
     @property
     def has_response(self) -> bool:

@@ -72,7 +72,8 @@ def _context(
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
     failures = read_frame([p.dir / "failures.parquet" for p in points])
     alone = latency_of(points)
-    found = proof.proofs(requests_of(points))
+    requests = requests_of(points)
+    found = proof.proofs(requests)
     left_out = unfinished_points(folder)
     return {
         "name": folder.name, "n_points": len(points), "n_requests": overall["n_requests"].sum(),
@@ -85,7 +86,7 @@ def _context(
         "warnings": warnings(bin_stats, comparisons, left_out, config.analyze),
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
-        "reproducibility": _reproducibility(points),
+        "reproducibility": _reproducibility(points, requests["made_with"]),
     }  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def _methods(table: pd.DataFrame, config: AnalyzeConfig) -> str:
     return "; ".join(used) or "none"
 
 
-def _reproducibility(points: list[PointRecord]) -> list[tuple[str, str]]:
+def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tuple[str, str]]:
     """One row per fact; several values where the points differ."""
 
     def all_of(*path: str, missing: str = "none") -> str:
@@ -181,6 +182,7 @@ def _reproducibility(points: list[PointRecord]) -> list[tuple[str, str]]:
         ("git commit", all_of("provenance", "git_commit", missing="none (installed package)")),
         ("versions", all_of("provenance", "versions")),
         ("hardware", all_of("provenance", "hardware")),
+        ("answers made with", "<br>".join(f"`{v}`" for v in made_with.dropna().unique()) or "none"),
         ("model", all_of("model_path")),
         ("model hash", all_of("model_hash")),
         ("model settings", all_of("config", "model")),

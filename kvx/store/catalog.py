@@ -67,8 +67,9 @@ def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def requests_of(points: Sequence[PointRecord]) -> pd.DataFrame:
-    """Every request of points that have answers."""
-    return read_frame([layout.merged(p.dir, REQUESTS) for p in points])
+    """Every request of points that have answers; nulls where an older kvx had no such column."""
+    frame = read_frame([layout.merged(p.dir, REQUESTS) for p in points])
+    return frame.reindex(columns=schemas.REQUESTS.names)
 
 
 def latency_of(points: Sequence[PointRecord]) -> pd.DataFrame:

@@ -1,12 +1,13 @@
 """What an engine yields, as rows of the pinned schemas."""
 
+import json
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 from kvx import provenance
 from kvx.engines.base import BudgetProof, Measurement, Response
-from kvx.points import Request
+from kvx.points import Request, made_with
 
 Row = dict[str, Any]
 
@@ -26,6 +27,7 @@ def request_row(response: Response, finished: datetime) -> Row:
         "output_tokens": _output_tokens(response), "budget_proof": _proof(response),
         "finish_reason": response.finish_reason, "error_type": response.error_type,
         "error_message": response.error_message, "peak_memory_bytes": response.peak_memory_bytes,
+        "made_with": _made_with(response),
     }  # fmt: skip
     if timing is not None:
         row |= {
@@ -40,6 +42,14 @@ def request_row(response: Response, finished: datetime) -> Row:
             "kv_bytes_full": kv.bytes_full, "kv_bytes_peak": kv.bytes_peak,
         }  # fmt: skip
     return row
+
+
+def _made_with(response: Response) -> str:
+    """What a response may depend on though it does not name its point, as JSON."""
+    if response.machine is not None:  # our batches are none of a server's
+        return json.dumps({"machine": response.machine})
+    settings = made_with(response.request.point.config)
+    return json.dumps({**settings, "machine": machine()}, sort_keys=True)
 
 
 def _output_tokens(response: Response) -> int | None:

@@ -38,6 +38,7 @@ REQUESTS = _schema(
     {
         "text": S, "token_ids": pa.list_(I32), "output_tokens": I32, "finish_reason": S,
         "error_type": S, "error_message": S, "degenerate_reason": S, "budget_proof": S,
+        "made_with": S,
         "ttft_s": F64, "tpot_s": F64, "latency_s": F64, "prefill_s": F64, "decode_s": F64,
         "kv_entries_nominal": F64, "kv_entries_effective": F64, "kv_entries_physical": F64,
         "kv_bytes_nominal": I64, "kv_bytes_effective": I64, "kv_bytes_physical": I64,

@@ -14,6 +14,7 @@ REQUEST = (
     "compressed_tokens", "finished_at", "kv_entries_nominal", "kv_entries_effective",
     "kv_entries_physical", "kv_bytes_nominal", "kv_bytes_effective", "kv_bytes_physical",
     "kv_bytes_full", "kv_bytes_peak", "budget_verified", "degenerate", "degenerate_reason",
+    "made_with",
 )  # fmt: skip
 RESPONSE = ("request_id", "text", "finish_reason", "output_tokens")
 

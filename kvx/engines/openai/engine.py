@@ -147,7 +147,7 @@ async def _answer(session: Session, request: Request, example: Example, known: F
     except Fault as fault:
         return Response(
             request, None, error_type=fault.kind.value, error_message=fault.message,
-            budget_proof=BudgetProof.NONE,
+            budget_proof=BudgetProof.NONE, machine=route(request.point).url,
         )  # fmt: skip
     if (wrong := _contradiction(session, request, reply)) is not None:
         return wrong
@@ -162,6 +162,7 @@ async def _answer(session: Session, request: Request, example: Example, known: F
         budget_verified=said is not None,
         budget_proof=known.proof if said is None else BudgetProof.SERVER,
         trace=reply.trace,
+        machine=route(request.point).url,
     )
 
 
