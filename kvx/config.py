@@ -81,8 +81,11 @@ class SampleStrategy(Enum):
 
 
 class Signals(Enum):
+    """What is recorded of every generated token."""
+
     off = "off"
-    light = "light"
+    light = "light"  # log-prob and entropy of the chosen token
+    full = "full"  # what the guard learns from, and the probe of every prompt
 
 
 @dataclass

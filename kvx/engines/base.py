@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from kvx.config import Config
 from kvx.data.example import Example
@@ -55,8 +55,25 @@ class KVUse:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """How far compression moved the next-token distributions before anything was generated.
+
+    At the last tokens of the prompt, forced on both caches; the last item is where the first token
+    is chosen. `kl_nats` is KL(full cache || compressed), `same_top1` whether both find the same
+    token likeliest. Whoever reads may not assume how many items there are.
+    """
+
+    kl_nats: list[float]
+    same_top1: list[bool]
+
+
+@dataclass(frozen=True)
 class Trace:
     """Per-token signals of one response; all lists have one item per output token.
+
+    `signals` holds the columns of `store.schemas.SIGNALS` by name, `probe` and
+    `score_evicted` (share of the press's score mass that was dropped, mean over layers and heads)
+    what was seen at the prefill: None if not recorded or not to be had.
 
     `source` is "full" where the whole distribution was seen, "top20" where only the 20 likeliest
     were (`top_logprobs`, highest first): then the entropy takes the rest as one outcome, a lower
@@ -69,6 +86,9 @@ class Trace:
     source: str = "full"
     top_logprobs: list[list[float]] | None = None
     arrival_s: list[float] | None = None
+    signals: dict[str, list[Any]] | None = None
+    probe: Probe | None = None
+    score_evicted: float | None = None
 
 
 class BudgetProof(StrEnum):

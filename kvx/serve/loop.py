@@ -220,7 +220,7 @@ class DecodeLoop(threading.Thread):
             tokens = torch.tensor([following], device=device)
             at_once = question_tokens(1, n + len(following))
             for some in torch.split(tokens, at_once, dim=1):
-                logits = forward(self.loaded, [bucket], [row], some)
+                logits = forward(self.loaded, [bucket], [row], some)[:, -1]
         return bucket, logits
 
     def _compressed(self, job: Job, prompt: PromptRow, room: int) -> PromptCaches:

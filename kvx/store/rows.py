@@ -66,12 +66,17 @@ def trace_row(response: Response) -> Row | None:
     trace = response.trace
     if trace is None:
         return None
-    return {
+    row: Row = {
         "request_id": response.request.id, "token_ids": trace.token_ids,
         "logprob": trace.logprob, "entropy_nats": trace.entropy_nats,
         "signals_source": trace.source, "top_logprobs": trace.top_logprobs,
-        "arrival_s": trace.arrival_s,
+        "arrival_s": trace.arrival_s, "score_evicted": trace.score_evicted,
     }  # fmt: skip
+    if trace.probe is not None:
+        row |= {
+            "probe_kl_nats": trace.probe.kl_nats, "probe_same_top1": trace.probe.same_top1,
+        }  # fmt: skip
+    return row | (trace.signals or {})
 
 
 def latency_row(measurement: Measurement, finished: datetime) -> Row:

@@ -46,6 +46,13 @@ REQUESTS = _schema(
     },
 )  # fmt: skip
 
+# per-token signals that signals=full adds
+SIGNALS = {
+    "top1_prob": F32, "top5_prob": F32, "entropy_rest_nats": F32, "entropy_change_nats": F32,
+    "mean_logprob": F32, "margin": F32, "rank": I32, "repetition_count": I32, "period": I32,
+    "thinking": B,
+}  # fmt: skip
+
 # one row per response: per-token signals as lists of output_tokens items
 TRACES = _schema(
     {
@@ -53,7 +60,10 @@ TRACES = _schema(
         "entropy_nats": pa.list_(F32), "signals_source": S,
         "top_logprobs": pa.list_(pa.list_(F32)), "arrival_s": pa.list_(F32),
     },
-    {},
+    {
+        **{name: pa.list_(kind) for name, kind in SIGNALS.items()},
+        "probe_kl_nats": pa.list_(F32), "probe_same_top1": pa.list_(B), "score_evicted": F32,
+    },
 )  # fmt: skip
 
 # one row per measurement: a request that ran alone, for its times and memory

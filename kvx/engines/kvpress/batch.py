@@ -21,6 +21,14 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT, TimeLimit, TraceObserver
 from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
+from kvx.engines.kvpress.probe import (
+    PROBE_TOKENS,
+    drop,
+    mean_share,
+    probes,
+    reference_of,
+    without,
+)
 from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
 from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks, question_tokens
 from kvx.engines.kvpress.streams import RandomStream
@@ -52,8 +60,11 @@ class Batch:
     ) -> None:
         self.loaded, self.config, self.cost, self.cap_bytes = loaded, config, cost, cap_bytes
         self.builder = PromptBuilder(loaded.tokenizer, config)
-        traced = config.signals is Signals.light and clock is None
-        self.traces = TraceObserver() if traced else None
+        signals = config.signals if clock is None else Signals.off
+        self.traces = None
+        if signals is not Signals.off:
+            self.traces = TraceObserver(loaded, full=signals is Signals.full)
+        self.probing = signals is Signals.full
         self.observers: list[StepObserver] = [] if clock is None else [clock]
         if self.traces is not None:
             self.observers.append(self.traces)
@@ -95,7 +106,9 @@ class Batch:
                     size = self.cost.of(item.point, request)
                     found.append(Chunk(example, (request,), size, alone=True))
         for name, requests in together.items():
-            found += chunks(examples[name], requests, self.cost, self.cap_bytes)
+            found += chunks(
+                examples[name], requests, self.cost, self.cap_bytes, reference=self.probing
+            )
         return sorted(found, key=lambda c: order[c.example.example_id])
 
     def parts(self, example: Example) -> PromptParts:
@@ -189,6 +202,7 @@ class Batch:
                 PointPress(request.point, n),
                 request.point.kept_tokens(n),
                 RandomStream(seed_of(request), self.loaded.device),
+                watched=self.probing and not alone,
             )
             for request in requests
         ]
@@ -196,6 +210,13 @@ class Batch:
             Row(request, n, generator=torch.Generator().manual_seed(seed_of(request)))
             for request in requests
         ]
+        reference = reference_of([p.kept_tokens for p in prompts], n) if self.probing else None
+        if self.probing and reference is None and not alone:
+            # a full cache to compare with that answers no request
+            reference = len(running)
+            stream = RandomStream(seed_of(requests[0]), self.loaded.device)
+            prompts.append(PromptRow(None, n, stream))
+            running.append(Row(requests[0], n))
         room = len(rest) + self.config.decoding.max_new_tokens
         caches = prefill(self.loaded, parts.compressed_ids, prompts, room, alone)
         buckets = []
@@ -206,30 +227,46 @@ class Batch:
                 out = self._refused(prompt, row, n)
                 if out is not None:
                     ended += out
-                    bucket.drop(slot)
-                    rows[slot] = rows[-1]
-                    rows.pop()
+                    drop(bucket, rows, slot)
             if rows:
                 buckets.append((bucket, rows))
         rows = [row for _, members in buckets for row in members]
-        if not rows:
-            return
-        if rest:
+        if rest and rows:
             logits = self._question([bucket for bucket, _ in buckets], rows, rest)
         else:
-            logits = self.loaded.model.lm_head(caches.hidden).expand(len(rows), -1)
-        prefills = [Prefill(logits[i], parts.n_tokens, n) for i in range(len(rows))]
-        ended += self._responses(self.decoder.admit(buckets, prefills, logits))
+            logits = self.loaded.model.lm_head(caches.hidden).expand(len(rows), 1, -1)
+        full = None if reference is None else running[reference]
+        seen = {id(row): i for i, row in enumerate(rows)}
+        found = probes(logits, seen.get(id(full)))
+        if reference == len(requests):
+            buckets = without(buckets, running[reference])
+            rows = [row for _, members in buckets for row in members]
+        if not rows:
+            return
+        evicted = {id(row): p.evicted for row, p in zip(running, prompts, strict=True)}
+        prefills = [
+            Prefill(
+                logits[seen[id(row)], -1], parts.n_tokens, n,
+                found[seen[id(row)]], mean_share(evicted[id(row)]),
+            )
+            for row in rows
+        ]  # fmt: skip
+        first = logits[[seen[id(row)] for row in rows], -1]
+        ended += self._responses(self.decoder.admit(buckets, prefills, first))
 
     def _question(
         self, buckets: Sequence[Bucket], rows: Sequence[Row], rest: Sequence[int]
     ) -> torch.Tensor:
-        """Logits [rows, vocab] after the rest of the prompt, which joins every row's cache."""
+        """Logits [rows, last tokens, vocab] of the rest of the prompt, which joins every cache."""
         ids = torch.tensor([list(rest)] * len(rows), device=self.loaded.device)
         entries = max(row.request.entry.prompt_tokens for row in rows)
+        keep = PROBE_TOKENS if self.probing else 1
+        last = torch.empty(0)
         for some in torch.split(ids, question_tokens(len(rows), entries), dim=1):
-            logits = forward(self.loaded, buckets, rows, some)
-        return logits
+            logits = forward(self.loaded, buckets, rows, some, keep)
+            several = 0 < last.numel() and logits.shape[1] < keep
+            last = torch.cat([last, logits], 1)[:, -keep:] if several else logits
+        return last
 
     def _refused(
         self, prompt: PromptRow, row: Row, n_tokens: int

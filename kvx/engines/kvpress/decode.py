@@ -120,7 +120,7 @@ class Decoder:
         rows = self.rows
         last = torch.tensor([[row.tokens[-1]] for row in rows], device=self.loaded.device)
         logits = forward(self.loaded, [bucket for bucket, _ in self._buckets], rows, last)
-        self._choose(rows, logits)
+        self._choose(rows, logits[:, -1])
         return self._release()
 
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
@@ -157,9 +157,16 @@ def take(
 
 
 def forward(
-    loaded: LoadedModel, buckets: Sequence[Bucket], rows: Sequence[Row], ids: torch.Tensor
+    loaded: LoadedModel,
+    buckets: Sequence[Bucket],
+    rows: Sequence[Row],
+    ids: torch.Tensor,
+    keep: int = 1,
 ) -> torch.Tensor:
-    """Logits [rows, vocab] after each row's `ids` [rows, n], which join its cache."""
+    """Logits [rows, keep, vocab] after the last of each row's `ids` [rows, n], which join its cache.
+
+    Where there are fewer than `keep` ids, there are as many.
+    """
     n = ids.shape[1]
     starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
     cache = RaggedCache(buckets)
@@ -168,10 +175,10 @@ def forward(
             input_ids=ids,
             past_key_values=cache,
             position_ids=starts + torch.arange(n, device=loaded.device),
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
     cache.advance(n)
     for row in rows:
         row.position += n
-    logits: torch.Tensor = out.logits[:, -1]
+    logits: torch.Tensor = out.logits
     return logits

@@ -2,41 +2,86 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from kvx.engines.base import Trace
+from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.rows import Prefill, Row, Stop
+from kvx.guard.repetition import Repetition
+from kvx.guard.signals import TokenSignals, thinking_tokens, token_signals
 
 TIMEOUT = "timeout"
 
 
 class TraceObserver:
-    """Records log-probability and entropy (nats) of every chosen token, in float32."""
+    """Records the signals of every token: log-prob and entropy, or with `full` all there are."""
 
-    def __init__(self) -> None:
-        self._signals: dict[int, tuple[list[int], list[float], list[float]]] = {}
+    def __init__(self, loaded: LoadedModel, full: bool) -> None:
+        self.full = full
+        self._rows: dict[int, _Recorded] = {}
+        self._thinking: frozenset[int] = frozenset()
+        if full:
+            n = loaded.model.config.get_text_config().vocab_size
+            tokenizer = loaded.tokenizer
+            self._thinking = thinking_tokens(lambda i: tokenizer.decode([i]), range(n))
 
     def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
-        for row in rows:
-            self._signals[id(row)] = ([], [], [])
+        for row, prefill in zip(rows, prefills, strict=True):
+            self._rows[id(row)] = _Recorded(prefill)
 
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
     ) -> Sequence[Stop]:
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-        entropy = torch.special.entr(logprobs.exp()).sum(-1).tolist()
-        for row, token, logprob, nats in zip(rows, tokens.tolist(), chosen, entropy, strict=True):
-            ids, probs, entropies = self._signals[id(row)]
-            ids.append(token)
-            probs.append(logprob)
-            entropies.append(nats)
+        signals = token_signals(logits, tokens)
+        for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+            recorded = self._rows[id(row)]
+            recorded.steps.append((signals, index))
+            if self.full:
+                recorded.repetition.append(recorded.tail.push(token))
         return ()
 
     def trace(self, row: Row) -> Trace:
         """The signals of a finished row; forgets it."""
-        return Trace(*self._signals.pop(id(row)))
+        recorded = self._rows.pop(id(row))
+
+        def of(name: str) -> np.ndarray:
+            return np.array([getattr(signals, name)[i] for signals, i in recorded.steps])
+
+        entropy = of("entropy_nats")
+        trace = Trace(row.tokens, of("logprob").tolist(), entropy.tolist())
+        if not self.full:
+            return trace
+        counts, periods = zip(*recorded.repetition, strict=True)
+        return replace(
+            trace,
+            top_logprobs=of("top_logprobs").tolist(),
+            probe=recorded.prefill.probe,
+            score_evicted=recorded.prefill.score_evicted,
+            signals={
+                **{n: of(n).tolist() for n in _STORED},
+                "rank": of("rank").astype(int).tolist(),
+                "entropy_change_nats": np.diff(entropy, prepend=entropy[:1]).tolist(),
+                "repetition_count": list(counts),
+                "period": list(periods),
+                "thinking": [token in self._thinking for token in row.tokens],
+            },
+        )
+
+
+_STORED = ("top1_prob", "top5_prob", "entropy_rest_nats", "mean_logprob", "margin")
+
+
+class _Recorded:
+    """What has been seen of one row."""
+
+    def __init__(self, prefill: Prefill) -> None:
+        self.prefill = replace(prefill, logits=torch.empty(0))
+        self.steps: list[tuple[TokenSignals, int]] = []  # of a step's rows, which one
+        self.tail = Repetition()
+        self.repetition: list[tuple[int, int]] = []
 
 
 class TimeLimit:

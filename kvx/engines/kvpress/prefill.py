@@ -20,16 +20,22 @@ from kvx.engines.kvpress.lengths import group_by_length
 from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.press import PointPress
+from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.streams import RandomStream
 
 
 @dataclass
 class PromptRow:
-    """One point's share of a prompt: its press, and what compression left in each layer."""
+    """One point's share of a prompt: its press, and what compression left in each layer.
 
-    press: PointPress
+    Without a press the full cache stays. `watched` rows also tell what share of the scores went.
+    """
+
+    press: PointPress | None
     kept_tokens: int
     stream: RandomStream
+    watched: bool = False
+    evicted: EvictedMass | None = None
     entries: list[int] = field(default_factory=list)  # per layer
     bytes: int = 0  # of keys and values, all layers
     error: Exception | None = None
@@ -84,7 +90,7 @@ def prefill(
 
 @contextlib.contextmanager
 def _own_press(model: Any, row: PromptRow) -> Iterator[None]:
-    press = row.press.build()
+    press = None if row.press is None else row.press.build()
     with contextlib.nullcontext() if press is None else press(model):
         yield
 
@@ -102,13 +108,16 @@ def _compressing(
     budget are computed once for all budgets of a press.
     """
     scores = SharedScores()
-    presses = [row.press.build() for row in rows]
+    presses = [None if row.press is None else row.press.build() for row in rows]
     for row, press in zip(rows, presses, strict=True):
         if press is not None:
+            assert row.press is not None
             press.post_init_from_model(model)
             remember_average_rope(press)
             if hasattr(press, "score") and not row.press.point.config.press.score_uses_budget:
                 scores.share(press, row.press.method_key)
+            if hasattr(press, "score") and row.watched:
+                row.evicted = EvictedMass(press)
 
     def compress(
         module: Any, row: PromptRow, press: Any, full: KV, weights: Any, kwargs: dict[str, Any]
@@ -127,6 +136,8 @@ def _compressing(
         if kept[0].shape[2] == 0:
             row.error = ValueError("the press kept no entry at all")
             return stub
+        if row.evicted is not None:
+            row.evicted.kept(kept[0].shape[2])
         return kept
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:

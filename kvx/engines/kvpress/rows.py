@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from kvx.config import DecodingConfig
-from kvx.engines.base import KVUse
+from kvx.engines.base import KVUse, Probe
 from kvx.points import Request
 
 
@@ -33,11 +33,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Prefill:
-    """What a prompt left behind: first-token logits [vocab] after compression and the question."""
+    """What a prompt left behind: first-token logits [vocab] after compression and the question.
+
+    `probe` and `score_evicted` as in `Trace`.
+    """
 
     logits: torch.Tensor
     prompt_tokens: int
     compressed_tokens: int
+    probe: Probe | None = None
+    score_evicted: float | None = None
 
 
 @dataclass(frozen=True)

@@ -57,20 +57,26 @@ class Chunk:
 
 
 def chunks(
-    example: Example, requests: Sequence[Request], cost: RowCost, cap_bytes: int
+    example: Example,
+    requests: Sequence[Request],
+    cost: RowCost,
+    cap_bytes: int,
+    reference: bool = False,
 ) -> list[Chunk]:
     """Requests of `example` in as few prefills as the cap allows.
 
-    Rows of similar length stay together. A row larger than the cap is a chunk of its own.
+    Rows of similar length stay together. A row larger than the cap is a chunk of its own. With a
+    `reference`, each prefill also holds a full cache while the question passes.
     """
     found: list[Chunk] = []
     group: list[Request] = []
-    used = 0
+    full = requests[0].entry.prompt_tokens * cost.entry_bytes if reference else 0
+    used = full
     for request in sorted(requests, key=lambda r: cost.of(r.point, r)):
         size = cost.of(request.point, request)
         if group and used + size > cap_bytes:
             found.append(Chunk(example, tuple(group), used))
-            group, used = [], 0
+            group, used = [], full
         group.append(request)
         used += size
     if group:

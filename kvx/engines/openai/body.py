@@ -91,7 +91,7 @@ class BodyBuilder:
         }  # fmt: skip
         if decoding.top_k > 0:
             body["top_k"] = decoding.top_k
-        if logprobs and config.signals is Signals.light and engine.top_logprobs > 0:
+        if logprobs and config.signals is not Signals.off and engine.top_logprobs > 0:
             chat = {"logprobs": True, "top_logprobs": engine.top_logprobs}
             body |= chat if engine.api is Api.chat else {"logprobs": engine.top_logprobs}
         if engine.stream:
