@@ -15,6 +15,8 @@ import platformdirs
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from kvx.controller_config import ControllerConfig, SimulateConfig
+
 NEUTRAL = {"neutral": True}
 RECORDED = "recorded"
 # the metadata of a field of which only something derived can change results
@@ -257,11 +259,6 @@ class OpenAIConfig(EngineConfig):
 
 
 @dataclass
-class ControllerConfig:
-    name: str = MISSING
-
-
-@dataclass
 class RunConfig:
     shard_requests: int = 8
     shard_s: float = 20.0
@@ -364,6 +361,7 @@ class Config:
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig, metadata=NEUTRAL)
     plan: PlanConfig = field(default_factory=PlanConfig, metadata=NEUTRAL)
     status: StatusConfig = field(default_factory=StatusConfig, metadata=NEUTRAL)
+    simulate: SimulateConfig = field(default_factory=SimulateConfig, metadata=NEUTRAL)
     serve: ServeConfig = field(default_factory=ServeConfig, metadata=NEUTRAL)
     paths: PathsConfig = field(default_factory=PathsConfig, metadata=NEUTRAL)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvx.config import IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, Measure
+from kvx.controller_config import ControllerConfig, ControllerKind
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
 from kvx.hashing import digest
@@ -51,6 +52,19 @@ def _itself(value: Any) -> Any:
     return value
 
 
+def controller_identity(config: Config) -> dict[str, Any]:
+    """The fields of the controller that are not as they are by default.
+
+    A field that is added later changes no id. Of `kind: none` only the name counts.
+    """
+    controller = config.controller
+    plain = resolved(controller)
+    if controller.kind is ControllerKind.none:
+        return {"name": plain["name"]}
+    default = resolved(ControllerConfig())
+    return {name: value for name, value in plain.items() if value != default[name]}
+
+
 def budget_label(budget: BudgetConfig) -> str:
     """`0.5`, or `256t` for a number of tokens."""
     return f"{budget.tokens}t" if budget.kind is BudgetKind.tokens else f"{budget.ratio:g}"
@@ -87,7 +101,7 @@ class Point:
             if c.budget.kind is BudgetKind.tokens
             else {"ratio": c.budget.ratio}
         )
-        own = [self.variant_id, resolved(c.press), budget, resolved(c.controller), c.seed]
+        own = [self.variant_id, resolved(c.press), budget, controller_identity(c), c.seed]
         return f"{c.press.name}-{budget_label(c.budget)}-{digest(own)}"
 
     def beside(self, config: Config) -> "Point":

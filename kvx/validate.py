@@ -12,7 +12,9 @@ from kvx.config import (
     PressNeed,
     TemplateConfig,
 )
+from kvx.controller_config import ControllerKind
 from kvx.errors import UserError
+from kvx.guard import controller
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -26,6 +28,7 @@ def check(config: Config, points: bool = True) -> None:
     _check_latency(config.latency)
     _check_template(config.dataset.template)
     _check_scoring(config)
+    controller.check(config.controller)
     if isinstance(config.engine, OpenAIConfig):
         from kvx.engines.openai import fields
 
@@ -38,6 +41,16 @@ def check(config: Config, points: bool = True) -> None:
         raise UserError(f"analyze.n_boot={config.analyze.n_boot}: must be at least 100")
     if "/" in config.experiment_name or not config.experiment_name:
         raise UserError(f"experiment_name={config.experiment_name}: must be one folder name")
+
+
+def refuse_controller(config: Config) -> None:
+    """Raises `UserError` where a controller would have to act on running sequences."""
+    if config.controller.kind is not ControllerKind.none:
+        raise UserError(
+            f"controller={config.controller.name}: no controller steers a live run yet; "
+            "kvx.simulate replays finished points through it, runs and servers take "
+            "controller=none"
+        )
 
 
 def _check_latency(latency: LatencyConfig) -> None:

@@ -16,6 +16,7 @@ from kvx.run.pools import Pool
 from kvx.run.units import Outcome, make_units, todo_of
 from kvx.store import layout, locks
 from kvx.store.completion import is_complete, is_done
+from kvx.validate import refuse_controller
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,13 @@ def plan(configs: Sequence[Config]) -> list[Point]:
     """The distinct points of `configs`, each with its manifest (prepared if there is none yet).
 
     A point that is asked for both answers and latencies is asked for both. Raises `UserError` if
-    it is asked for different latencies.
+    it is asked for different latencies, or for a controller.
     """
     manifests: dict[str, tuple[Manifest, Path]] = {}
     variants: dict[tuple[int, ...], Point] = {}  # points of a sweep share what they agree on
     points: dict[Path, Point] = {}
     for config in configs:
+        refuse_controller(config)
         parts = tuple([id(getattr(config, name)) for name in SHARED])
         if parts in variants:
             point = variants[parts].beside(config)

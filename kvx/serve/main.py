@@ -4,6 +4,7 @@ from kvx.cli import stage
 from kvx.config import Config
 from kvx.errors import UserError
 from kvx.serve.address import api_key_of, check_limits, listening
+from kvx.validate import refuse_controller
 
 
 def serve(points: list[Config]) -> None:
@@ -13,6 +14,7 @@ def serve(points: list[Config]) -> None:
             "the sweep (-m) away"
         )
     (config,) = points
+    refuse_controller(config)
     check_limits(config.serve)
     key = api_key_of(config.serve)
     with listening(config.serve) as listener:

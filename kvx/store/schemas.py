@@ -142,3 +142,23 @@ TRANSITIONS = _schema(
         "lowest_difference": F64, "zone_labels": pa.list_(S), "zone_reasons": pa.list_(S),
     },
 )  # fmt: skip
+
+# controllers replayed over recorded traces; whatever is prevented is so at best, an upper bound
+SIMULATION = _schema(
+    {
+        "role": S, "controller": S, "family": S, "group": S, "n_traces": I64, "n_prompts": I64,
+        "n_catastrophes": I64, "n_preventable": I64, "n_instant": I64, "on_front": B,
+    },
+    {
+        "threshold": F64,
+        **{
+            f"{name}{end}": F64
+            for name in (
+                "prevented", "prevented_of_preventable", "prevented_of_instant", "forecast",
+                "false_trigger_rate", "false_trigger_rate_calm", "trigger_rate", "mean_budget",
+            )
+            for end in ("", "_ci_low", "_ci_high")
+        },
+        "lead_median_tokens": F64, "dropped_per_1000_tokens": F64,
+    },
+)  # fmt: skip

@@ -1,0 +1,90 @@
+"""Configuration of the guard's controller and of its simulation.
+
+Apart from `kvx.config`, because the guard reads it and knows no Hydra.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class ControllerKind(Enum):
+    """What makes a controller relax a sequence."""
+
+    none = "none"
+    hazard = "hazard"  # the trained model's forecast
+    rule_based = "rule_based"  # repeated n-grams and entropy sums, no model
+    reactive = "reactive"  # a loop that is already there
+    always_safe = "always_safe"  # everything, from the start
+    random = "random"  # chance
+
+
+class OperatingPoint(Enum):
+    """Thresholds that a hazard model's card holds."""
+
+    conservative = "conservative"  # fewest false alarms
+    balanced = "balanced"
+    aggressive = "aggressive"  # fewest misses
+
+
+@dataclass
+class ControllerConfig:
+    """NORMAL, ALERT and SAFE with hysteresis; see `kvx.guard.controller`.
+
+    `tau_high` null: the card's threshold at `operating_point`. `tau_low` null: half of `tau_high`.
+    The taus are hazards (probabilities); other kinds have rules of their own.
+    """
+
+    name: str = MISSING
+    kind: ControllerKind = ControllerKind.none
+    operating_point: OperatingPoint | None = None
+    tau_high: float | None = None
+    tau_low: float | None = None
+    # consecutive tokens at or above tau_high until SAFE
+    k: int = 1
+    # consecutive tokens below tau_low until NORMAL
+    j: int = 8
+    # tokens that SAFE lasts at least
+    cooldown: int = 32
+    # the budget of a sequence in SAFE (never less than its own)
+    safe_budget: float = 1.0
+    # tokens dropped and decoded again when SAFE is entered; of a loop, that many before its onset
+    rollback_tokens: int = 32
+    # a detected loop is an alarm at once, whatever the hazard
+    on_loop: bool = False
+    # divergence of full and compressed cache at the first token, from which SAFE starts there
+    prefill_gate_nats: float | None = None
+    # rule_based: the last 20 tokens stood together this often before
+    repetition_count: int | None = None
+    # rule_based: the sum of entropies above the reference (CUSUM) that is an alarm
+    entropy_cusum_nats: float | None = None
+    entropy_reference_nats: float = 1.85
+    # random: probability of an alarm per token; null: kvx.simulate takes that of another controller
+    rate: float | None = None
+    seed: int = 0
+
+
+@dataclass
+class SimulateConfig:
+    """`controllers` are options of the group `controller`; one given as `controller=` is added.
+
+    `lateness_tokens`: how long after the onset an alarm may come and still count; null: as long as
+    its rollback reaches back to the onset.
+    """
+
+    controllers: list[str] = field(
+        default_factory=lambda: [
+            "none", "conservative", "balanced", "aggressive", "reactive", "rule_based",
+            "always_safe", "random",
+        ]
+    )  # fmt: skip
+    # whose trigger rate `random` gets
+    match: str = "balanced"
+    random_repeats: int = 20
+    lateness_tokens: int | None = None
+    # thresholds of each sweep
+    n_thresholds: int = 24
+    n_boot: int = 2_000
+    confidence: float = 0.95
+    seed: int = 0

@@ -1,0 +1,277 @@
+"""The controller: NORMAL, ALERT and SAFE with hysteresis, one per running sequence.
+
+NORMAL keeps the point's budget. ALERT says that the hazard has reached `tau_low`: checkpoints are
+kept close, nothing else changes. SAFE is entered after `k` tokens in a row at or above `tau_high`
+and means: roll back, relax to `safe_budget`, go on. It lasts at least `cooldown` tokens and until
+`j` tokens in a row were below `tau_low`. The same code steers a simulation and a live run; a step
+costs about a microsecond.
+"""
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint
+from kvx.errors import UserError
+
+PREFILL = -1  # the token index of what is seen before the first token
+RULE_LOW, RULE_HIGH = 0.5, 1.0  # rules without a hazard: a share of the sum that is an alarm
+
+
+class Mode(IntEnum):
+    NORMAL = 0
+    ALERT = 1
+    SAFE = 2
+
+
+class Observation(NamedTuple):
+    """What is known of a sequence after token number `token` (0-based; -1: before the first).
+
+    `hazard` is the probability that a catastrophe starts within the horizon, nan where there is no
+    forecast. `loop_onset` is the token at which a loop began, None unless the sequence is in one
+    now. `repetition_count` as in `kvx.guard.repetition`. `probe_nats` matters at -1 only.
+    """
+
+    token: int
+    hazard: float = math.nan
+    loop_onset: int | None = None
+    entropy_nats: float = math.nan
+    repetition_count: int = 0
+    probe_nats: float = math.nan
+
+
+class Decision(NamedTuple):
+    """`alarm`: SAFE is entered with this token. `again`: it was not enough, in SAFE, once more.
+
+    With either, tokens from `rollback_to` on are to be dropped and decoded again; without, it is
+    the next token. `reason` is gate, hazard, loop, repetition, entropy, random or always_safe.
+    """
+
+    mode: Mode
+    alarm: bool
+    again: bool
+    rollback_to: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A checked `ControllerConfig` with the thresholds it gets from a model's card filled in."""
+
+    config: ControllerConfig
+    tau_low: float
+    tau_high: float
+
+    def budget(self, mode: Mode, nominal: float) -> float:
+        """The budget of a sequence in `mode` whose point asks for `nominal`."""
+        return max(nominal, self.config.safe_budget) if mode is Mode.SAFE else nominal
+
+
+def needs_hazard(config: ControllerConfig) -> bool:
+    """Whether the controller cannot work without a hazard model."""
+    return config.kind is ControllerKind.hazard
+
+
+def check(config: ControllerConfig) -> None:
+    """Raises `UserError` naming the field for a controller that cannot be right."""
+    c, unit = config, "between 0 and 1"
+    limits = {
+        "tau_high": (c.tau_high is None or 0 <= c.tau_high <= 1, unit),
+        "tau_low": (c.tau_low is None or 0 <= c.tau_low <= 1, unit),
+        "k": (c.k >= 1, "at least 1"),
+        "j": (c.j >= 1, "at least 1"),
+        "cooldown": (c.cooldown >= 0, "0 or more tokens"),
+        "safe_budget": (0 < c.safe_budget <= 1, "above 0 and at most 1"),
+        "rollback_tokens": (c.rollback_tokens >= 0, "0 or more"),
+        "prefill_gate_nats": (c.prefill_gate_nats is None or c.prefill_gate_nats >= 0, "0 or more"),
+        "repetition_count": (c.repetition_count is None or c.repetition_count >= 1, "at least 1"),
+        "entropy_cusum_nats": (
+            c.entropy_cusum_nats is None or c.entropy_cusum_nats > 0, "above 0",
+        ),
+        "entropy_reference_nats": (c.entropy_reference_nats >= 0, "0 or more"),
+        "rate": (c.rate is None or 0 <= c.rate <= 1, unit),
+        "seed": (c.seed >= 0, "0 or more"),
+    }  # fmt: skip
+    for name, (good, wanted) in limits.items():
+        if not good:
+            raise UserError(f"controller.{name}={getattr(c, name)}: must be {wanted}")
+    if c.tau_low is not None and c.tau_high is not None and c.tau_low > c.tau_high:
+        raise UserError(
+            f"controller.tau_low={c.tau_low:g}: must be at most tau_high={c.tau_high:g}"
+        )
+    if c.kind is ControllerKind.hazard and c.tau_high is None and c.operating_point is None:
+        raise UserError(
+            "controller.tau_high: needs a value, or controller.operating_point of the model's card"
+        )
+    if c.kind is ControllerKind.rule_based and (c.repetition_count, c.entropy_cusum_nats) == (
+        None,
+        None,
+    ):
+        raise UserError(
+            "controller.kind=rule_based: needs repetition_count, entropy_cusum_nats or both"
+        )
+
+
+def policy(
+    config: ControllerConfig, thresholds: Mapping[OperatingPoint, float] | None = None
+) -> Policy:
+    """`config` with its taus; `thresholds` are those of the hazard model's card.
+
+    Raises `UserError` if the configuration is wrong or needs a threshold that the card has not.
+    """
+    check(config)
+    if config.kind is not ControllerKind.hazard:
+        return Policy(config, RULE_LOW, RULE_HIGH)
+    high = config.tau_high
+    if high is None:
+        point = config.operating_point
+        assert point is not None
+        high = (thresholds or {}).get(point)
+        if high is None:
+            raise UserError(
+                f"controller={config.name}: the hazard model has no threshold for the operating "
+                f"point {point.name}; set controller.tau_high"
+            )
+    low = high / 2 if config.tau_low is None else config.tau_low
+    if low > high:
+        raise UserError(
+            f"controller.tau_low={low:g}: must be at most tau_high={high:g} of the model's card"
+        )
+    return Policy(config, low, high)
+
+
+class Hysteresis:
+    """The three modes over one number per token."""
+
+    __slots__ = ("_above", "_below", "_held", "cooldown", "j", "k", "mode", "tau_high", "tau_low")
+
+    def __init__(self, tau_low: float, tau_high: float, k: int, j: int, cooldown: int) -> None:
+        self.tau_low, self.tau_high = tau_low, tau_high
+        self.k, self.j, self.cooldown = k, j, cooldown
+        self.mode = Mode.NORMAL
+        self._above = self._below = self._held = 0
+
+    def enter(self) -> None:
+        """Go to SAFE now."""
+        self.mode = Mode.SAFE
+        self._above = self._below = self._held = 0
+
+    def forget(self) -> None:
+        """Start to count again: the tokens that were counted are gone."""
+        self._above = self._below = 0
+
+    def step(self, value: float, certain: bool = False) -> bool:
+        """Whether this token's `value` calls for SAFE; in SAFE, whether it does so again.
+
+        `certain` counts as enough on its own. nan is neither above nor below.
+        """
+        self._above = self._above + 1 if value >= self.tau_high else 0
+        self._below = self._below + 1 if value < self.tau_low and not certain else 0
+        enough = certain or self._above >= self.k
+        if self.mode is Mode.SAFE:
+            self._held += 1
+            if self._held < self.cooldown:
+                return False
+            if enough:
+                self.enter()
+            elif self._below >= self.j:
+                self.mode = Mode.NORMAL
+            return enough
+        if enough:
+            self.enter()
+        elif value >= self.tau_low:
+            self.mode = Mode.ALERT
+        elif self._below >= self.j:
+            self.mode = Mode.NORMAL
+        return enough
+
+
+class Controller:
+    """Follows one sequence. `key` names it: a random controller draws differently for each."""
+
+    def __init__(self, policy: Policy, key: str = "") -> None:
+        config = policy.config
+        self.policy = policy
+        self._state = Hysteresis(
+            policy.tau_low, policy.tau_high, config.k, config.j, config.cooldown
+        )
+        self._off = config.kind is ControllerKind.none
+        self._for_good = False  # SAFE until the end
+        self._on_loop = config.on_loop or config.kind is ControllerKind.reactive
+        self._sums: list[float] = []  # entropy above the reference, after each token
+        self._random = random.Random(f"{config.seed}/{key}")
+        self._score: Callable[[Observation], tuple[float, str]] = {
+            ControllerKind.hazard: self._hazard,
+            ControllerKind.rule_based: self._rules,
+            ControllerKind.random: self._chance,
+        }.get(config.kind, _nothing)
+
+    @property
+    def mode(self) -> Mode:
+        return self._state.mode
+
+    def step(self, seen: Observation) -> Decision:
+        """Decide after one token; before the first one, with `seen.token` -1, at the gate."""
+        state, token = self._state, seen.token
+        if token <= PREFILL:
+            return self._gate(seen)
+        if self._off or self._for_good:
+            return Decision(state.mode, False, False, token + 1, "")
+        value, reason = self._score(seen)
+        certain = self._on_loop and seen.loop_onset is not None
+        was_safe = state.mode is Mode.SAFE
+        if not state.step(value, certain):
+            return Decision(state.mode, False, False, token + 1, "")
+        start = token + 1
+        if certain:
+            assert seen.loop_onset is not None
+            start, reason = min(start, seen.loop_onset), "loop"
+        back = max(0, start - self.policy.config.rollback_tokens)
+        return Decision(Mode.SAFE, not was_safe, was_safe, back, reason)
+
+    def rollback(self, n_kept: int) -> None:
+        """Forget what was seen of tokens from number `n_kept` on; the mode stays."""
+        del self._sums[n_kept:]
+        self._state.forget()
+
+    def _gate(self, seen: Observation) -> Decision:
+        """SAFE for good, if it starts there: calm tokens of a full cache clear no compressed one."""
+        config = self.policy.config
+        gate = config.prefill_gate_nats
+        reason = ""
+        if config.kind is ControllerKind.always_safe:
+            reason = "always_safe"
+        elif gate is not None and not self._off and seen.probe_nats >= gate:
+            reason = "gate"
+        if reason:
+            self._state.enter()
+            self._for_good = True
+        return Decision(self._state.mode, bool(reason), False, 0, reason)
+
+    def _hazard(self, seen: Observation) -> tuple[float, str]:
+        return seen.hazard, "hazard"
+
+    def _rules(self, seen: Observation) -> tuple[float, str]:
+        """The larger of the two rules, each as a share of what is an alarm."""
+        config = self.policy.config
+        repeated = summed = 0.0
+        if config.repetition_count is not None:
+            repeated = seen.repetition_count / config.repetition_count
+        if config.entropy_cusum_nats is not None:
+            before = self._sums[-1] if self._sums else 0.0
+            step = seen.entropy_nats - config.entropy_reference_nats
+            total = before if math.isnan(step) else max(0.0, before + step)
+            # no higher than the alarm: it shall come down as soon as it is over
+            self._sums.append(min(total, config.entropy_cusum_nats))
+            summed = self._sums[-1] / config.entropy_cusum_nats
+        return (repeated, "repetition") if repeated >= summed else (summed, "entropy")
+
+    def _chance(self, seen: Observation) -> tuple[float, str]:
+        return float(self._random.random() < (self.policy.config.rate or 0.0)), "random"
+
+
+def _nothing(seen: Observation) -> tuple[float, str]:
+    return 0.0, ""

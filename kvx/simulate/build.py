@@ -1,0 +1,173 @@
+"""From an experiment's traces to simulation.parquet, simulate.md and the Pareto plot."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kvx.config import Config, package_dir
+from kvx.controller_config import ControllerConfig, SimulateConfig
+from kvx.errors import UserError
+from kvx.guard.controller import needs_hazard
+from kvx.guard.simulation import (
+    Replayed,
+    Summary,
+    matching_rate,
+    pareto_front,
+    replay_all,
+    summarise,
+)
+from kvx.hashing import digest, source_digest
+from kvx.points import experiment_dir, resolved
+from kvx.simulate import page, plots
+from kvx.simulate.controllers import Entry, Policies, chosen, entries, sweeps
+from kvx.simulate.load import Recorded, inputs_of, load
+from kvx.simulate.rows import ALL, CONTROLLER, SWEEP, counts, summary_columns
+from kvx.store import schemas
+from kvx.store.files import write_text
+from kvx.store.shards import read_inputs, write_table
+
+log = logging.getLogger(__name__)
+GROUPS = ("dataset", "press", "budget")
+SWEEP_REPLAYS = 10_000  # traces that one point of a sweep over chance replays, at most
+
+
+def simulate_experiment(config: Config) -> Path:
+    """Write simulation.parquet, simulate.md and plots/pareto.png unless they are there; the page.
+
+    Raises `UserError` if a controller makes no sense or needs a model that was not trained.
+    """
+    check_settings(config.simulate)
+    controllers = chosen(config)
+    folder = experiment_dir(config)
+    target = folder / "guard"
+    wants_model = any(map(needs_hazard, controllers))
+    inputs = digest(
+        [
+            source_digest(Path(__file__).parent, package_dir() / "guard"),
+            inputs_of(folder, wants_model),
+            [resolved(c) for c in controllers],
+            dataclasses.asdict(config.simulate),
+        ],
+        16,
+    )
+    table, text = target / "simulation.parquet", target / "simulate.md"
+    plot = target / "plots" / "pareto.png"
+    if read_inputs(table) == inputs and text.is_file() and plot.is_file():
+        log.info("simulate: nothing to do → %s", text)
+        return text
+    recorded = load(config, folder, wants_model)
+    rows, paired = simulate_recorded(recorded, controllers, config.simulate)
+    frame = pd.DataFrame(rows, columns=schemas.SIMULATION.names)
+    plots.pareto(frame[frame["group"] == ALL], plot)
+    write_text(text, page.write(frame, paired, recorded, controllers, config))
+    write_table(table, rows, schemas.SIMULATION, inputs)
+    log.info("simulate: %d traces, %d controllers → %s", len(recorded.traces),
+             frame[frame["role"] == CONTROLLER]["controller"].nunique(), text)  # fmt: skip
+    return text
+
+
+def check_settings(settings: SimulateConfig) -> None:
+    """Raises `UserError` naming the field for settings that cannot be right."""
+    limits = {
+        "random_repeats": (settings.random_repeats >= 1, "at least 1"),
+        "n_thresholds": (settings.n_thresholds >= 2, "at least 2"),
+        "n_boot": (settings.n_boot >= 100, "at least 100"),
+        "confidence": (0 < settings.confidence < 1, "between 0 and 1"),
+        "lateness_tokens": (
+            settings.lateness_tokens is None or settings.lateness_tokens >= 0, "0 or more, or null",
+        ),
+        "seed": (settings.seed >= 0, "0 or more"),
+    }  # fmt: skip
+    for name, (good, wanted) in limits.items():
+        if not good:
+            raise UserError(f"simulate.{name}={getattr(settings, name)}: must be {wanted}")
+
+
+def simulate_recorded(
+    recorded: Recorded, controllers: Sequence[ControllerConfig], settings: SimulateConfig
+) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """Rows of `schemas.SIMULATION`; and each controller's outcome per trace, in long form.
+
+    Raises `UserError` if a random controller is to match one that is not simulated.
+    """
+    traces, clusters = recorded.traces, recorded.about["cluster"].tolist()
+    done: dict[str, Replayed] = {}
+
+    def replayed(name: str, policies: Policies) -> Replayed:
+        if name not in done:
+            done[name] = replay_all(traces, policies, settings.lateness_tokens)
+        return done[name]
+
+    def rate(others: Sequence[Entry]) -> float:
+        match = next((e for e in others if e.name == settings.match), None)
+        if match is None:
+            names = ", ".join(e.name for e in others) or "none"
+            raise UserError(
+                f"simulate.match={settings.match}: is not simulated, so random has no rate; "
+                f"choose from {names}, or set simulate.controllers"
+            )
+        share = float(replayed(match.name, match.policies).triggered.mean())
+        return matching_rate(share, [t.n_tokens for t in traces])
+
+    def summary(found: Replayed, keep: np.ndarray) -> Summary:
+        return summarise(
+            [t for t, k in zip(traces, keep, strict=True) if k], found.take(keep),
+            [c for c, k in zip(clusters, keep, strict=True) if k],
+            settings.n_boot, settings.confidence, settings.seed,
+        )  # fmt: skip
+
+    rows: list[dict[str, Any]] = []
+
+    def add(group: str, keep: np.ndarray, found: Replayed, **about: Any) -> None:
+        some = [t for t, k in zip(traces, keep, strict=True) if k]
+        names = [c for c, k in zip(clusters, keep, strict=True) if k]
+        rows.append(
+            {**about, "group": group, "on_front": False, **counts(some, names)}
+            | summary_columns(summary(found, keep))
+        )
+
+    everything = np.ones(len(traces), dtype=bool)
+    listed = entries(controllers, recorded.cards, settings.random_repeats, rate)
+    for entry in listed:
+        found = replayed(entry.name, entry.policies)
+        about = {"role": CONTROLLER, "controller": entry.name, "family": entry.kind.name}
+        add(ALL, everything, found, **about)
+        for column in GROUPS:
+            values = sorted(recorded.about[column].unique())
+            for value in values if len(values) > 1 else ():
+                keep = (recorded.about[column] == value).to_numpy()
+                add(f"{column}={value}", keep, found, **about)
+    repeats = max(1, min(settings.random_repeats, SWEEP_REPLAYS // max(1, len(traces))))
+    for step in sweeps(controllers, traces, settings.n_thresholds, repeats):
+        found = replay_all(traces, step.policies, settings.lateness_tokens)
+        add(ALL, everything, found, role=SWEEP, controller=step.family, family=step.family,
+            threshold=step.threshold)  # fmt: skip
+    whole = [row for row in rows if row["group"] == ALL]
+    front = pareto_front(
+        *([np.nan if r[name] is None else r[name] for r in whole]
+          for name in ("prevented", "false_trigger_rate", "mean_budget"))
+    )  # fmt: skip
+    for row, is_best in zip(whole, front, strict=True):
+        row["on_front"] = bool(is_best)
+    return rows, outcomes(recorded, {e.name: done[e.name] for e in listed})
+
+
+def outcomes(recorded: Recorded, done: dict[str, Replayed]) -> pd.DataFrame:
+    """A row per controller and trace: what paired differences are made from."""
+    catastrophe = [t.catastrophe for t in recorded.traces]
+    return pd.concat(
+        pd.DataFrame(
+            {
+                "controller": name, "cluster": recorded.about["cluster"].to_numpy(),
+                "catastrophe": catastrophe, "prevented": found.prevented,
+                "triggered": found.triggered, "mean_budget": found.mean_budget,
+                "dropped_tokens": found.dropped_tokens,
+            }
+        )
+        for name, found in done.items()
+    )  # fmt: skip

@@ -1,0 +1,153 @@
+"""Which controllers a simulation replays, and the families that its front sweeps over."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kvx.config import Config, conf_dir
+from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint
+from kvx.errors import UserError
+from kvx.guard.controller import Policy, check, needs_hazard, policy
+from kvx.guard.simulation import Trace, matching_rate, thresholds
+
+Thresholds = Mapping[OperatingPoint, float]  # of one model's card
+Policies = list[list[Policy]]  # [repeats][traces]
+TRIGGER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+FORECAST, FORECAST_LOOP = "forecast", "forecast + loop detector"
+ENTROPY, CHANCE = "entropy CUSUM", "random"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A controller of the table, in a policy for each trace; random ones several times."""
+
+    name: str
+    kind: ControllerKind
+    policies: Policies
+
+
+@dataclass(frozen=True)
+class Step:
+    """One point of a sweep."""
+
+    family: str
+    threshold: float
+    policies: Policies
+
+
+def chosen(config: Config) -> list[ControllerConfig]:
+    """The controllers to simulate: `simulate.controllers`, and the one given as `controller=`.
+
+    Raises `UserError` for an option that does not exist or makes no sense.
+    """
+    given = config.controller
+    found = {name: _option(name) for name in config.simulate.controllers}
+    if given.kind is not ControllerKind.none:
+        found[given.name] = given
+    if not found:
+        raise UserError("simulate.controllers: name at least one controller")
+    for controller in found.values():
+        check(controller)
+    return [c for controller in found.values() for c in _with_parts(controller)]
+
+
+def _with_parts(controller: ControllerConfig) -> list[ControllerConfig]:
+    """A controller, and each of two rules alone where it has two."""
+    rules = (controller.repetition_count, controller.entropy_cusum_nats)
+    if controller.kind is not ControllerKind.rule_based or None in rules:
+        return [controller]
+    name = controller.name
+    return [
+        controller,
+        replace(controller, name=f"{name}, repetition alone", entropy_cusum_nats=None),
+        replace(controller, name=f"{name}, entropy alone", repetition_count=None),
+    ]
+
+
+def _option(name: str) -> ControllerConfig:
+    folder = conf_dir() / "controller"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        options = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"simulate.controllers: no controller {name!r}; choose from {options}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ControllerConfig), OmegaConf.load(path))
+        option = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    assert isinstance(option, ControllerConfig)
+    return option
+
+
+def entries(
+    controllers: Sequence[ControllerConfig],
+    cards: Sequence[Thresholds | None],
+    repeats: int,
+    rate: Callable[[Sequence[Entry]], float],
+) -> list[Entry]:
+    """What is replayed for each controller; `cards` [traces] are of the models that have not seen
+    them. `rate` of the other entries is asked where a random controller has none.
+
+    The model's forecast without the loop detector beside it gets a row of its own.
+    """
+    found: list[Entry] = []
+    late = [c for c in controllers if c.kind is ControllerKind.random]
+    for controller in (*(c for c in controllers if c not in late), *late):
+        if controller.kind is ControllerKind.random:
+            own = controller
+            if controller.rate is None:
+                own = replace(controller, rate=rate(found))
+            found.append(Entry(own.name, own.kind, _random(own, len(cards), repeats)))
+            continue
+        found.append(_entry(controller, cards))
+        if needs_hazard(controller) and controller.on_loop:
+            alone = replace(controller, name=f"{controller.name}, forecast alone", on_loop=False)
+            found.append(_entry(alone, cards))
+    return found
+
+
+def _entry(controller: ControllerConfig, cards: Sequence[Thresholds | None]) -> Entry:
+    known: dict[int, Policy] = {}
+    policies = []
+    for card in cards:
+        if id(card) not in known:
+            known[id(card)] = policy(controller, card)
+        policies.append(known[id(card)])
+    return Entry(controller.name, controller.kind, [policies])
+
+
+def _random(controller: ControllerConfig, n: int, repeats: int) -> Policies:
+    seeds = range(controller.seed, controller.seed + repeats)
+    return [[policy(replace(controller, seed=seed))] * n for seed in seeds]
+
+
+def sweeps(
+    controllers: Sequence[ControllerConfig], traces: Sequence[Trace], n: int, repeats: int
+) -> list[Step]:
+    """Thresholds of every family that `controllers` have: forecast, entropy sum, chance."""
+    steps: list[Step] = []
+
+    def add(family: str, threshold: float, controller: ControllerConfig) -> None:
+        steps.append(Step(family, threshold, [[policy(controller)] * len(traces)]))
+
+    hazard = next((c for c in controllers if needs_hazard(c)), None)
+    rules = next((c for c in controllers if c.entropy_cusum_nats is not None), None)
+    chance = next((c for c in controllers if c.kind is ControllerKind.random), None)
+    if hazard is not None:
+        for family, on_loop in ((FORECAST, False), (FORECAST_LOOP, True)):
+            for tau in thresholds([t.hazard_peak for t in traces], n):
+                add(family, tau, replace(hazard, tau_high=tau, tau_low=None, on_loop=on_loop))
+    if rules is not None:
+        peaks = [t.cusum_peak(rules.entropy_reference_nats) for t in traces]
+        for nats in thresholds(peaks, n):
+            if nats > 0:
+                changed = replace(rules, repetition_count=None, entropy_cusum_nats=nats)
+                add(ENTROPY, nats, changed)
+    if chance is not None:
+        for share in TRIGGER_SHARES:
+            rate = matching_rate(share, [t.n_tokens for t in traces])
+            own = _random(replace(chance, rate=rate), len(traces), repeats)
+            steps.append(Step(CHANCE, rate, own))
+    return steps

@@ -1,0 +1,64 @@
+"""The Pareto plot: prevented at best against false triggers and against KV kept."""
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+
+from kvx.analyze.plots import COLOURS, DASHES, DPI, MARKERS, STYLE
+from kvx.simulate.rows import CONTROLLER, SWEEP
+from kvx.store.files import write_bytes
+
+AXES = {
+    "false_trigger_rate": "false triggers (share of traces without an excess catastrophe)",
+    "mean_budget": "mean KV budget (over tokens and prompt entries)",
+}
+LABEL = "prevented at best (share of excess catastrophes; upper bound)"
+
+
+def pareto(table: pd.DataFrame, path: Path) -> None:
+    """Draw sweeps as lines and controllers as points with whiskers; `table` holds all traces."""
+    swept, single = table[table["role"] == SWEEP], table[table["role"] == CONTROLLER]
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(11.5, 5.0), sharey=True)
+        for axis, (x, label) in zip(axes, AXES.items(), strict=True):
+            _families(axis, swept, x)
+            _controllers(axis, single, x, len(set(swept["family"])))
+            axis.set_xlabel(label)
+            axis.set_ylim(-0.04, 1.04)
+        axes[0].set_xlim(-0.04, 1.04)
+        axes[0].set_ylabel(LABEL)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI)
+        plt.close(figure)
+    write_bytes(path, buffer.getvalue())
+
+
+def _families(axis: Axes, swept: pd.DataFrame, x: str) -> None:
+    for i, (family, rows) in enumerate(swept.groupby("family", sort=False)):
+        rows = rows.sort_values(["false_trigger_rate", "mean_budget"])
+        axis.plot(
+            rows[x], rows["prevented"], label=f"{family} (thresholds)", color=COLOURS[i],
+            linestyle=DASHES[i], linewidth=1.2, marker=".", markersize=4, alpha=0.8,
+        )  # fmt: skip
+
+
+def _controllers(axis: Axes, single: pd.DataFrame, x: str, first: int) -> None:
+    for i, (_, row) in enumerate(single.iterrows()):
+        colour = COLOURS[(first + i) % len(COLOURS)]
+        where = float(row[x]), float(row["prevented"])
+        axis.errorbar(
+            *where, fmt=MARKERS[i % len(MARKERS)], color=colour, markersize=7, linestyle="",
+            xerr=[[where[0] - row[f"{x}_ci_low"]], [row[f"{x}_ci_high"] - where[0]]],
+            yerr=[[where[1] - row["prevented_ci_low"]], [row["prevented_ci_high"] - where[1]]],
+            elinewidth=0.8, markeredgecolor="black", markeredgewidth=0.5,
+            markerfacecolor=colour if i < len(MARKERS) else "white", label=str(row["controller"]),
+        )  # fmt: skip

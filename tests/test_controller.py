@@ -1,0 +1,331 @@
+"""The guard's controller: what its parameters promise, and which requests it refuses."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvx.cli import compose
+from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint
+from kvx.errors import UserError
+from kvx.guard.controller import Controller, Decision, Hysteresis, Mode, Observation, check, policy
+from kvx.guard.detectors import find_loop
+from kvx.guard.loops import LoopDetector
+from kvx.guard.repetition import Repetition
+from kvx.points import controller_identity
+
+HAZARDS = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=120)
+PARAMETERS = st.fixed_dictionaries(
+    {
+        "taus": st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+        "k": st.integers(1, 6),
+        "j": st.integers(1, 6),
+        "cooldown": st.integers(0, 20),
+    }
+)
+
+
+def hazard(**fields: Any) -> ControllerConfig:
+    return ControllerConfig(name="test", kind=ControllerKind.hazard, **{"tau_high": 0.5, **fields})
+
+
+def of(parameters: dict[str, Any]) -> ControllerConfig:
+    low, high = parameters["taus"]
+    rest = {name: parameters[name] for name in ("k", "j", "cooldown")}
+    return hazard(tau_low=low, tau_high=high, **rest)
+
+
+def run(config: ControllerConfig, hazards: list[float], **fields: Any) -> list[Decision]:
+    controller = Controller(policy(config))
+    return [controller.step(Observation(i, h, **fields)) for i, h in enumerate(hazards)]
+
+
+def alarms(decisions: list[Decision]) -> list[int]:
+    return [i for i, d in enumerate(decisions) if d.alarm]
+
+
+@given(PARAMETERS, HAZARDS)
+def test_safe_is_entered_after_k_hits_in_a_row_and_never_without(
+    parameters: dict[str, Any], hazards: list[float]
+) -> None:
+    config = of(parameters)
+    assert config.tau_high is not None
+    decisions = run(config, hazards)
+    for at in alarms(decisions):
+        assert at >= config.k - 1
+        assert all(h >= config.tau_high for h in hazards[at - config.k + 1 : at + 1])
+    modes = [Mode.NORMAL, *(d.mode for d in decisions)]
+    for at in range(len(hazards) - config.k + 1):
+        hits = all(h >= config.tau_high for h in hazards[at : at + config.k])
+        if hits and all(m is not Mode.SAFE for m in modes[at : at + config.k]):
+            assert modes[at + config.k] is Mode.SAFE
+
+
+@given(PARAMETERS, HAZARDS)
+def test_safe_lasts_cooldown_and_j_calm_tokens(
+    parameters: dict[str, Any], hazards: list[float]
+) -> None:
+    config = of(parameters)
+    assert config.tau_low is not None
+    decisions = run(config, hazards)
+    entered = None
+    for at, decision in enumerate(decisions):
+        if decision.alarm or decision.again:
+            assert entered is None or decision.alarm or at - entered >= config.cooldown
+            entered = at
+        elif entered is not None and decision.mode is not Mode.SAFE:
+            assert decision.mode is Mode.NORMAL
+            assert at - entered >= max(config.cooldown, config.j)
+            assert all(h < config.tau_low for h in hazards[at - config.j + 1 : at + 1])
+            entered = None
+
+
+@given(PARAMETERS, HAZARDS)
+def test_it_never_flaps_faster_than_its_parameters_allow(
+    parameters: dict[str, Any], hazards: list[float]
+) -> None:
+    config = of(parameters)
+    at = alarms(run(config, hazards))
+    least = max(config.cooldown, config.j) + config.k
+    assert all(b - a >= least for a, b in zip(at, at[1:], strict=False))
+
+
+@given(PARAMETERS, HAZARDS, st.floats(0, 1))
+def test_a_higher_threshold_never_alarms_earlier(
+    parameters: dict[str, Any], hazards: list[float], higher: float
+) -> None:
+    config = of(parameters)
+    assert config.tau_high is not None
+    stricter = replace(config, tau_high=max(higher, config.tau_high))
+    first, later = alarms(run(config, hazards)), alarms(run(stricter, hazards))
+    assert not later or (first and first[0] <= later[0])
+    patient = alarms(run(replace(config, k=config.k + 1), hazards))
+    assert not patient or (first and first[0] < patient[0])
+
+
+@given(PARAMETERS, HAZARDS)
+def test_the_past_alone_decides(parameters: dict[str, Any], hazards: list[float]) -> None:
+    whole = run(of(parameters), hazards)
+    half = len(hazards) // 2
+    assert run(of(parameters), hazards[:half]) == whole[:half]
+
+
+def test_alert_says_that_the_hazard_is_up_and_costs_no_budget() -> None:
+    config = hazard(tau_low=0.3, j=2, k=2)
+    found = run(config, [0.1, 0.4, 0.1, 0.1, 0.6, 0.6])
+    assert [d.mode.name for d in found] == ["NORMAL", "ALERT", "ALERT", "NORMAL", "ALERT", "SAFE"]
+    decided = policy(config)
+    assert [decided.budget(mode, 0.25) for mode in Mode] == [0.25, 0.25, 1.0]
+    assert policy(replace(config, safe_budget=0.5)).budget(Mode.SAFE, 0.75) == 0.75
+
+
+def test_an_unknown_hazard_neither_alarms_nor_calms() -> None:
+    state = Hysteresis(0.2, 0.5, 1, 2, 0)
+    assert state.step(0.9)
+    for value in (0.1, math.nan, 0.1, math.nan):
+        state.step(value)
+        assert state.mode is Mode.SAFE
+    state.step(0.1)
+    state.step(0.1)
+    assert state.mode is Mode.NORMAL
+
+
+def test_in_safe_it_says_when_the_sequence_derails_again() -> None:
+    found = run(hazard(cooldown=3), [0.9] * 8)
+    assert [i for i, d in enumerate(found) if d.again] == [3, 6]
+    assert alarms(found) == [0]
+
+
+def test_a_detected_loop_is_an_alarm_whatever_the_hazard_and_goes_back_before_it() -> None:
+    seen = Observation(90, 0.0, loop_onset=50)
+    assert not Controller(policy(hazard(k=5))).step(seen).alarm
+    found = Controller(policy(hazard(k=5, on_loop=True))).step(seen)
+    assert (found.alarm, found.rollback_to, found.reason) == (True, 18, "loop")
+    reactive = ControllerConfig(name="reactive", kind=ControllerKind.reactive)
+    assert Controller(policy(reactive)).step(seen) == found
+    early = Controller(policy(reactive)).step(Observation(30, loop_onset=10))
+    assert early.rollback_to == 0
+
+
+def test_the_gate_is_asked_before_the_first_token_and_holds_to_the_end() -> None:
+    config = hazard(prefill_gate_nats=0.5, cooldown=0, j=1)
+    for probe, expected in ((0.6, Mode.SAFE), (0.4, Mode.NORMAL), (math.nan, Mode.NORMAL)):
+        controller = Controller(policy(config))
+        first = controller.step(Observation(-1, probe_nats=probe))
+        assert (first.mode, first.alarm) == (expected, expected is Mode.SAFE)
+        assert first.rollback_to == 0
+        for token in range(10):
+            assert controller.step(Observation(token, 0.0)).mode is expected
+
+
+def test_always_safe_and_none() -> None:
+    for kind, mode in ((ControllerKind.always_safe, Mode.SAFE), (ControllerKind.none, Mode.NORMAL)):
+        config = ControllerConfig(name="x", kind=kind, prefill_gate_nats=0.0)
+        controller = Controller(policy(config))
+        assert controller.step(Observation(-1, probe_nats=9.0)).alarm == (mode is Mode.SAFE)
+        for token in range(40):
+            found = controller.step(Observation(token, 1.0, loop_onset=0))
+            assert found == Decision(mode, False, False, token + 1, "")
+
+
+def test_random_draws_by_seed_and_sequence() -> None:
+    config = ControllerConfig(name="r", kind=ControllerKind.random, rate=0.05, cooldown=0, j=1)
+
+    def draw(seed: int, key: str, n: int = 4000) -> list[int]:
+        controller = Controller(policy(replace(config, seed=seed)), key)
+        return [t for t in range(n) if controller.step(Observation(t)).alarm]
+
+    assert draw(0, "a") == draw(0, "a")
+    assert draw(0, "a") != draw(1, "a") != draw(1, "b")
+    assert 0.03 < len(draw(0, "a")) / 4000 < 0.07
+    never = Controller(policy(replace(config, rate=0.0)))
+    assert not any(never.step(Observation(t)).alarm for t in range(200))
+
+
+def test_rules_sum_entropy_above_the_reference_and_count_repetition() -> None:
+    entropy = ControllerConfig(
+        name="e", kind=ControllerKind.rule_based, entropy_cusum_nats=3.0, entropy_reference_nats=1.0
+    )  # fmt: skip
+    controller = Controller(policy(entropy))
+    values = [2.0, 2.0, 0.0, 2.0, math.nan, 2.0]
+    found = [
+        controller.step(Observation(t, entropy_nats=v)).reason for t, v in enumerate(values)
+    ]
+    assert found == ["", "", "", "", "", "entropy"]
+    repetition = replace(entropy, entropy_cusum_nats=None, repetition_count=2)
+    controller = Controller(policy(repetition))
+    assert not controller.step(Observation(0, repetition_count=1)).alarm
+    assert controller.step(Observation(1, repetition_count=2)).reason == "repetition"
+
+
+@given(
+    st.lists(st.floats(0, 4), min_size=1, max_size=40),
+    st.lists(st.floats(0, 4), max_size=10),
+    st.data(),
+)
+def test_after_a_rollback_sums_are_those_of_the_kept_tokens(
+    kept: list[float], dropped: list[float], data: st.DataObject
+) -> None:
+    config = ControllerConfig(
+        name="e", kind=ControllerKind.rule_based, entropy_cusum_nats=1e6, entropy_reference_nats=1.0
+    )  # fmt: skip
+    rolled, fresh = Controller(policy(config)), Controller(policy(config))
+    for t, value in enumerate([*kept, *dropped]):
+        rolled.step(Observation(t, entropy_nats=value))
+    rolled.rollback(len(kept))
+    for t, value in enumerate(kept):
+        fresh.step(Observation(t, entropy_nats=value))
+    assert rolled._sums == fresh._sums
+
+
+TOKENS = st.one_of(
+    st.lists(st.integers(0, 2), max_size=90),
+    st.tuples(
+        st.lists(st.integers(0, 5), max_size=30), st.lists(st.integers(0, 5), min_size=1,
+        max_size=30), st.integers(1, 6), st.lists(st.integers(0, 5), max_size=30),
+    ).map(lambda t: t[0] + t[1] * t[2] + t[3]),
+)  # fmt: skip
+
+
+@given(TOKENS)
+def test_the_incremental_detector_agrees_with_the_one_for_whole_responses(
+    tokens: list[int],
+) -> None:
+    detector, counter = LoopDetector(), Repetition()
+    for n, token in enumerate(tokens, 1):
+        now = detector.push(token)
+        assert detector.found == find_loop(tokens[:n])
+        count, _ = counter.push(token)
+        if count >= 2:  # this window stands here for the third time
+            assert now is not None
+        if now is not None:
+            assert detector.found is not None
+            assert now < n
+    if tokens:
+        half = len(tokens) // 2
+        detector.truncate(half)
+        assert detector.found == find_loop(tokens[:half])
+        assert [detector.push(t) for t in tokens[half:]] == [
+            now for i, now in enumerate(map(LoopDetector().push, tokens)) if i >= half
+        ]
+
+
+def test_a_loop_that_ended_is_no_loop_now() -> None:
+    detector = LoopDetector()
+    line = list(range(12))
+    seen = [detector.push(t) for t in [*line * 5, *range(100, 140)]]
+    onset = next(s for s in seen if s is not None)
+    assert onset == 12
+    assert seen[-1] is None
+    assert detector.found is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tau_low": 0.6}, "controller.tau_low=0.6: must be at most tau_high=0.5"),
+        ({"tau_high": 1.5}, "controller.tau_high=1.5: must be between 0 and 1"),
+        ({"tau_low": -0.1}, "controller.tau_low=-0.1: must be between 0 and 1"),
+        ({"k": 0}, "controller.k=0: must be at least 1"),
+        ({"j": 0}, "controller.j=0: must be at least 1"),
+        ({"cooldown": -1}, "controller.cooldown=-1"),
+        ({"safe_budget": 0.0}, "controller.safe_budget=0.0: must be above 0"),
+        ({"rate": 2.0}, "controller.rate=2.0: must be between 0 and 1"),
+        ({"prefill_gate_nats": -1.0}, "controller.prefill_gate_nats=-1.0"),
+        ({"tau_high": math.nan}, "controller.tau_high=nan"),
+        ({"tau_high": None}, "controller.tau_high: needs a value, or controller.operating_point"),
+    ],
+)
+def test_a_controller_that_cannot_be_right(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        check(hazard(**fields))
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
+
+
+def test_rules_need_a_rule() -> None:
+    with pytest.raises(UserError, match="rule_based: needs repetition_count"):
+        check(ControllerConfig(name="r", kind=ControllerKind.rule_based))
+
+
+def test_thresholds_come_from_the_card_unless_given() -> None:
+    card = {OperatingPoint.balanced: 0.12}
+    config = hazard(tau_high=None, operating_point=OperatingPoint.balanced)
+    assert (policy(config, card).tau_low, policy(config, card).tau_high) == (0.06, 0.12)
+    assert policy(replace(config, tau_high=0.3), card).tau_high == 0.3
+    with pytest.raises(UserError, match="no threshold for the operating point aggressive"):
+        policy(replace(config, operating_point=OperatingPoint.aggressive), card)
+    with pytest.raises(UserError, match="tau_low=0.5: must be at most tau_high=0.12"):
+        policy(replace(config, tau_low=0.5), card)
+
+
+SHIPPED = {
+    "none": ControllerKind.none, "conservative": ControllerKind.hazard,
+    "balanced": ControllerKind.hazard, "aggressive": ControllerKind.hazard,
+    "rule_based": ControllerKind.rule_based, "reactive": ControllerKind.reactive,
+    "always_safe": ControllerKind.always_safe, "random": ControllerKind.random,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_controllers(name: str) -> None:
+    config = compose(f"controller={name}").controller
+    assert (config.name, config.kind) == (name, SHIPPED[name])
+    decided = policy(config, dict.fromkeys(OperatingPoint, 0.2))
+    assert decided.tau_low <= decided.tau_high
+    if config.kind is ControllerKind.hazard:
+        assert config.operating_point is OperatingPoint[name]
+
+
+def test_the_identity_of_a_controller() -> None:
+    assert controller_identity(compose()) == {"name": "none"}
+    assert controller_identity(compose("controller.k=3")) == {"name": "none"}
+    plain = controller_identity(compose("controller=balanced"))
+    assert plain == {
+        "name": "balanced", "kind": "hazard", "operating_point": "balanced", "on_loop": True,
+    }  # fmt: skip
+    assert controller_identity(compose("controller=balanced", "controller.j=8")) == plain
+    assert controller_identity(compose("controller=balanced", "controller.j=9")) != plain
