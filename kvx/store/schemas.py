@@ -168,6 +168,8 @@ CATASTROPHE_STATS = _schema(
         "twin_point_id": S, "rate": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,
         "twin_rate": F64, "excess": F64, "excess_ci_low": F64, "excess_ci_high": F64,
         "excess_ci_method": S, "mcnemar_p": F64,
+    },
+)  # fmt: skip
 
 # controllers replayed over recorded traces; whatever is prevented is so at best, an upper bound
 SIMULATION = _schema(
