@@ -1,0 +1,50 @@
+"""Names and numbers of a text, and how many of a question's an answer still speaks of."""
+
+import re
+
+MIN_TERMS = 2  # a single name is easily left out of a good answer
+_TERM = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_STARTS = re.compile(r"(?:^|[.!?:\n\"“”*•>-])\s*$")
+# words that begin sentences and name nothing
+_COMMON = frozenset(
+    "a about after all also although an and any are as at be because been before but by can could "
+    "did do does during each every find first follow for from give given had has have he her here "
+    "his how however i if in into is it its if let list many may more most my next no not now of "
+    "on once one only or our please question she should since so some story such summarise "
+    "summarize text that the their them then there these they this those though through to under "
+    "until using was we were what when where which while who whose why will with write would you "
+    "your".split()
+)
+
+
+def names_and_numbers(text: str, sentence_starts: bool = True) -> list[str]:
+    """Capitalised words and numbers of `text` in their order, lower case, digits without commas.
+
+    A word that begins a sentence counts unless it is a common one; with `sentence_starts` false it
+    never does. A possessive ending is dropped.
+    """
+    found = []
+    for match in _TERM.finditer(text):
+        word = match[0]
+        if word[0].isdigit():
+            found.append(word.replace(",", ""))
+            continue
+        if not word[0].isupper() or word.lower() in _COMMON:
+            continue
+        if not sentence_starts and _STARTS.search(text[max(0, match.start() - 4) : match.start()]):
+            continue
+        found.append(re.sub(r"['’]s?$", "", word.lower()))
+    return found
+
+
+def question_recall(question: str, answer: str) -> float | None:
+    """Share of the question's distinct names and numbers that the answer speaks of, 0 to 1.
+
+    None for a question that has fewer than two: there is too little to lose. Case does not count.
+    """
+    asked = set(names_and_numbers(question))
+    if len(asked) < MIN_TERMS:
+        return None
+    said = {t.lower() for t in _TERM.findall(answer)}
+    said |= {re.sub(r"['’]s?$", "", t) for t in said} | {t.replace(",", "") for t in said}
+    return len(asked & said) / len(asked)
