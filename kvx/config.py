@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from kvx.controller_config import ControllerConfig, SimulateConfig
+from kvx.train_config import TrainConfig, VerifyConfig
 
 NEUTRAL = {"neutral": True}
 RECORDED = "recorded"
@@ -363,6 +364,8 @@ class Config:
     status: StatusConfig = field(default_factory=StatusConfig, metadata=NEUTRAL)
     simulate: SimulateConfig = field(default_factory=SimulateConfig, metadata=NEUTRAL)
     serve: ServeConfig = field(default_factory=ServeConfig, metadata=NEUTRAL)
+    train: TrainConfig = field(default_factory=TrainConfig, metadata=NEUTRAL)
+    verify: VerifyConfig = field(default_factory=VerifyConfig, metadata=NEUTRAL)
     paths: PathsConfig = field(default_factory=PathsConfig, metadata=NEUTRAL)
 
 

@@ -30,6 +30,7 @@ from kvx.simulate.rows import ALL, CONTROLLER, SWEEP, counts, summary_columns
 from kvx.store import schemas
 from kvx.store.files import write_text
 from kvx.store.shards import read_inputs, write_table
+from kvx.train.build import FOLDER
 
 log = logging.getLogger(__name__)
 GROUPS = ("dataset", "press", "budget")
@@ -44,7 +45,7 @@ def simulate_experiment(config: Config) -> Path:
     check_settings(config.simulate)
     controllers = chosen(config)
     folder = experiment_dir(config)
-    target = folder / "guard"
+    target = folder / FOLDER
     wants_model = any(map(needs_hazard, controllers))
     inputs = digest(
         [

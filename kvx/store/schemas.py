@@ -190,3 +190,22 @@ SIMULATION = _schema(
         "lead_median_tokens": F64, "dropped_per_1000_tokens": F64,
     },
 )  # fmt: skip
+
+# figures of the hazard model, each with its interval; `n` counts what `unit` says
+EVALUATION = _schema(
+    {
+        "analysis": S, "name": S, "metric": S, "unit": S, "n": I64, "n_positive": I64,
+        "n_prompts": I64,
+    },
+    {"value": F64, "ci_low": F64, "ci_high": F64},
+)  # fmt: skip
+
+# one row per trace: hazards by a model that knows no token of its prompt
+PREDICTIONS = _schema(
+    {
+        "request_id": S, "prompt": S, "fold": I32, "part": S, "role": S,
+        "hazard": pa.list_(F32), "threshold_conservative": F64, "threshold_balanced": F64,
+        "threshold_aggressive": F64,
+    },
+    {"onset": I32},
+)  # fmt: skip
