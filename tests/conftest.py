@@ -21,6 +21,7 @@ from kvx.prepare.main import prepare
 from kvx.report.main import report
 from kvx.run.main import run
 from kvx.score.main import score
+from kvx.simulate.main import simulate
 from kvx.status.main import status
 from kvx.store import layout
 from kvx.train.main import train
@@ -36,6 +37,7 @@ STAGES = {
     "plan": (plan, False),
     "status": (status, True),
     "train": (train, True),
+    "simulate": (simulate, True),
     "verify": (verify, True),
 }
 SMOLLM2 = cache_dir() / "models" / "smollm2-135m-instruct" / "kvx_asset.json"

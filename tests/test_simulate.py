@@ -1,19 +1,185 @@
 """python -m kvx.simulate: from finished points to a page, and what it refuses."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from kvx.cli import compose
+from kvx.cli import compose, run_stage
 from kvx.guard.detectors import find_loop
-from kvx.points import Point
 from kvx.run.bundle import plan
+from kvx.run.main import run
+from kvx.score.main import score
 from kvx.simulate.load import loop_onsets
-from kvx.store.files import write_text
+from kvx.train.main import train
 from tests.conftest import Kvx
 
+EXPERIMENT = "experiment_name=derails"
+POINTS = (EXPERIMENT, "-m", "press=none,streaming,knorm", "budget=1.0,0.1", "signals=full",
+          "dataset.sampling.n_per_bin=4", "decoding.max_new_tokens=80",
+          "prompt.query_aware=false")  # fmt: skip
+TRAINING = ("train.ablations=[]", "train.horizons=[]", "train.leave_out=[]", "train.n_boot=100",
+            "train.rounds=20", "train.folds=2")  # fmt: skip
+QUICK = ("simulate.n_boot=200", "simulate.random_repeats=3", "simulate.n_thresholds=4")
 MODELLESS = ("simulate.controllers=[none,reactive,rule_based,always_safe,random]",
-             "simulate.match=reactive", "simulate.n_boot=200", "simulate.random_repeats=3",
-             "simulate.n_thresholds=4")  # fmt: skip
+             "simulate.match=reactive")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The embedded model's answers under three presses, scored, and a hazard model of them."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_stage("run", run, list(POINTS)) == 0
+        assert run_stage("score", score, [EXPERIMENT], aggregates=True) == 0
+        assert run_stage("train", train, [EXPERIMENT, *TRAINING], aggregates=True) == 0
+    yield folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path, kvx: Kvx) -> Path:
+    """`finished` in the directory in which `kvx` works; the folder of its guard."""
+    shutil.copytree(finished / "outputs", tmp_path / "outputs", copy_function=shutil.copy2)
+    return tmp_path / "outputs" / "runs" / "derails" / "guard"
+
+
+def table(guard: Path) -> pd.DataFrame:
+    frame: pd.DataFrame = pq.read_table(guard / "simulation.parquet").to_pandas()
+    return frame
+
+
+def test_one_call_reports_every_controller(kvx: Kvx, copied: Path) -> None:
+    outcome = kvx("simulate", EXPERIMENT, *QUICK)
+    assert outcome.code == 0, outcome.err
+    rows = table(copied)
+    whole = rows[(rows["role"] == "controller") & (rows["group"] == "all")].set_index("controller")
+    assert list(whole.index) == [
+        "none", "conservative", "conservative, forecast alone", "balanced",
+        "balanced, forecast alone", "aggressive", "aggressive, forecast alone", "reactive",
+        "rule_based", "rule_based, repetition alone", "rule_based, entropy alone", "always_safe",
+        "random",
+    ]  # fmt: skip
+    always, none = whole.loc["always_safe"], whole.loc["none"]
+    assert (always["prevented"], always["false_trigger_rate"], always["mean_budget"]) == (1, 1, 1)
+    assert (none["prevented"], none["trigger_rate"]) == (0, 0)
+    assert none["mean_budget"] == pytest.approx(0.1)
+    # a loop detector can only add alarms to a forecast
+    for name in ("conservative", "balanced", "aggressive"):
+        both, alone = whole.loc[name], whole.loc[f"{name}, forecast alone"]
+        assert both["trigger_rate"] >= max(alone["trigger_rate"], whole.loc["reactive"]["trigger_rate"])
+    shares = [whole.loc[n]["trigger_rate"] for n in ("conservative", "balanced", "aggressive")]
+    assert shares == sorted(shares)
+    assert whole.loc["random"]["trigger_rate"] == pytest.approx(
+        whole.loc["balanced"]["trigger_rate"], abs=0.2
+    )
+    assert set(rows[rows["role"] == "sweep"]["family"]) == {
+        "forecast", "forecast + loop detector", "entropy CUSUM", "random",
+    }  # fmt: skip
+    assert set(rows["group"]) == {"all", "press=knorm", "press=streaming"}
+    page = (copied / "simulate.md").read_text()
+    assert "prevented at best" in page
+    assert "upper bound" in page
+    assert "outer folds" in page
+    assert (copied / "plots" / "pareto.png").stat().st_size > 10_000
+
+
+def test_it_is_done_again_only_if_something_changed(kvx: Kvx, copied: Path) -> None:
+    assert kvx("simulate", EXPERIMENT, *QUICK).code == 0
+    first = (copied / "simulate.md").stat().st_mtime_ns
+    assert "nothing to do" in kvx("simulate", EXPERIMENT, *QUICK).err
+    assert (copied / "simulate.md").stat().st_mtime_ns == first
+    outcome = kvx("simulate", EXPERIMENT, *QUICK, "controller=balanced", "controller.k=9")
+    assert outcome.code == 0
+    assert "nothing to do" not in outcome.err
+    assert "random" in set(table(copied)["controller"])
+
+
+def test_a_controller_of_ones_own_joins_the_others(kvx: Kvx, copied: Path) -> None:
+    own = ("controller=reactive", "controller.name=careful", "controller.safe_budget=0.5")
+    assert kvx("simulate", EXPERIMENT, *QUICK, *MODELLESS, *own).code == 0
+    rows = table(copied)
+    whole = rows[rows["group"] == "all"].set_index("controller")
+    assert whole.loc["careful"]["prevented"] == whole.loc["reactive"]["prevented"]
+    assert whole.loc["careful"]["mean_budget"] <= whole.loc["reactive"]["mean_budget"]
+
+
+def test_controllers_without_a_model_need_none(kvx: Kvx, copied: Path) -> None:
+    shutil.rmtree(copied)
+    assert kvx("simulate", EXPERIMENT, *QUICK, *MODELLESS).code == 0
+    assert "No trained model" in (copied / "simulate.md").read_text()
+    outcome = kvx("simulate", EXPERIMENT, *QUICK)
+    assert outcome.code == 2
+    assert "no forecasts; run kvx.train" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["controller=balanced", "controller.tau_low=0.9", "controller.tau_high=0.1"],
+         "controller.tau_low=0.9: must be at most tau_high=0.1"),
+        (["controller.k=0"], "controller.k=0: must be at least 1"),
+        (["controller.k=many"], "controller.k"),
+        (["controller.window=3"], "controller.window: no such field"),
+        (["controller=brave"], "controller=brave: unknown controller; choose one of"),
+        (["simulate.controllers=[none,brave]"], "simulate.controllers: no controller 'brave'"),
+        (["simulate.controllers=[]"], "simulate.controllers: name at least one"),
+        (["simulate.controllers=[none,random]", "simulate.match=reactive"],
+         "simulate.match=reactive: is not simulated"),
+        (["simulate.n_boot=3"], "simulate.n_boot=3"),
+        (["simulate.confidence=1"], "simulate.confidence=1"),
+        (["simulate.lateness_tokens=-1"], "simulate.lateness_tokens=-1"),
+        (["simulate.n_thresholds=0"], "simulate.n_thresholds=0"),
+        (["simulate.random_repeats=0"], "simulate.random_repeats=0"),
+    ],
+)  # fmt: skip
+def test_wrong_requests(kvx: Kvx, copied: Path, arguments: list[str], says: str) -> None:
+    outcome = kvx("simulate", EXPERIMENT, *arguments)
+    lines = [line for line in outcome.err.splitlines() if line]
+    assert (outcome.code, len(lines)) == (2, 1), outcome.err
+    assert says in lines[0]
+    assert not (copied / "simulation.parquet").exists()
+
+
+def test_there_must_be_something_to_replay(kvx: Kvx) -> None:
+    outcome = kvx("simulate", EXPERIMENT)
+    assert outcome.code == 2
+    assert "no finished point" in outcome.err
+
+
+@pytest.mark.parametrize("stage", ["run", "plan", "all"])
+def test_live_runs_refuse_controllers(kvx: Kvx, stage: str) -> None:
+    outcome = kvx(stage, "controller=reactive", "press=knorm", "budget=0.5")
+    lines = [line for line in outcome.err.splitlines() if line]
+    assert (outcome.code, len(lines)) == (2, 1), outcome.err
+    assert "controller=reactive: no controller steers a live run yet; kvx.simulate" in lines[0]
+    assert not Path("outputs").exists()
+
+
+def test_serving_refuses_controllers() -> None:
+    from kvx.serve.main import serve
+
+    assert run_stage("serve", serve, ["controller=balanced", "serve.port=0"]) == 2
+
+
+def test_the_ids_of_points_are_what_they_were_before_there_were_controllers(
+    tmp_path: Path,
+) -> None:
+    expected = DEFAULT_IDS
+    for typed, point_id in expected.items():
+        (point,) = plan([compose(*typed.split(), f"paths.output={tmp_path}")])
+        assert point.id == point_id
+
+
+def test_loops_are_seen_as_they_happen() -> None:
+    ids = np.array([*range(8), *([1, 2, 3] * 12)], dtype=np.int32)
+    found = loop_onsets(ids, len(ids))
+    at = next(i for i, onset in enumerate(found) if onset is not None)
+    assert find_loop(ids[: at + 1].tolist()) is not None
+    assert find_loop(ids[:at].tolist()) is None
+    assert loop_onsets(None, 5) == [None] * 5

@@ -27,11 +27,12 @@ def plan(configs: Sequence[Config]) -> list[Point]:
     A point that is asked for both answers and latencies is asked for both. Raises `UserError` if
     it is asked for different latencies, or for a controller.
     """
+    for config in configs:
+        refuse_controller(config)
     manifests: dict[str, tuple[Manifest, Path]] = {}
     variants: dict[tuple[int, ...], Point] = {}  # points of a sweep share what they agree on
     points: dict[Path, Point] = {}
     for config in configs:
-        refuse_controller(config)
         parts = tuple([id(getattr(config, name)) for name in SHARED])
         if parts in variants:
             point = variants[parts].beside(config)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from kvx.config import Config, package_dir
 from kvx.controller_config import ControllerConfig, SimulateConfig
@@ -15,7 +16,6 @@ from kvx.errors import UserError
 from kvx.guard.controller import needs_hazard
 from kvx.guard.simulation import (
     Replayed,
-    Summary,
     matching_rate,
     pareto_front,
     replay_all,
@@ -63,7 +63,8 @@ def simulate_experiment(config: Config) -> Path:
         return text
     recorded = load(config, folder, wants_model)
     rows, paired = simulate_recorded(recorded, controllers, config.simulate)
-    frame = pd.DataFrame(rows, columns=schemas.SIMULATION.names)
+    figures = [f.name for f in schemas.SIMULATION if f.type == schemas.F64]
+    frame = pd.DataFrame(rows, columns=schemas.SIMULATION.names).astype(dict.fromkeys(figures, float))
     plots.pareto(frame[frame["group"] == ALL], plot)
     write_text(text, page.write(frame, paired, recorded, controllers, config))
     write_table(table, rows, schemas.SIMULATION, inputs)
@@ -115,22 +116,16 @@ def simulate_recorded(
         share = float(replayed(match.name, match.policies).triggered.mean())
         return matching_rate(share, [t.n_tokens for t in traces])
 
-    def summary(found: Replayed, keep: np.ndarray) -> Summary:
-        return summarise(
-            [t for t, k in zip(traces, keep, strict=True) if k], found.take(keep),
-            [c for c, k in zip(clusters, keep, strict=True) if k],
-            settings.n_boot, settings.confidence, settings.seed,
-        )  # fmt: skip
-
     rows: list[dict[str, Any]] = []
 
-    def add(group: str, keep: np.ndarray, found: Replayed, **about: Any) -> None:
+    def add(group: str, keep: NDArray[np.bool_], found: Replayed, **about: Any) -> None:
         some = [t for t, k in zip(traces, keep, strict=True) if k]
         names = [c for c, k in zip(clusters, keep, strict=True) if k]
-        rows.append(
-            {**about, "group": group, "on_front": False, **counts(some, names)}
-            | summary_columns(summary(found, keep))
+        summary = summarise(
+            some, found.take(keep), names, settings.n_boot, settings.confidence, settings.seed
         )
+        common = {**about, "group": group, "on_front": False}
+        rows.append(common | counts(some, names) | summary_columns(summary))
 
     everything = np.ones(len(traces), dtype=bool)
     listed = entries(controllers, recorded.cards, settings.random_repeats, rate)
@@ -144,7 +139,7 @@ def simulate_recorded(
                 keep = (recorded.about[column] == value).to_numpy()
                 add(f"{column}={value}", keep, found, **about)
     repeats = max(1, min(settings.random_repeats, SWEEP_REPLAYS // max(1, len(traces))))
-    for step in sweeps(controllers, traces, settings.n_thresholds, repeats):
+    for step in sweeps(controllers, settings.match, traces, settings.n_thresholds, repeats):
         found = replay_all(traces, step.policies, settings.lateness_tokens)
         add(ALL, everything, found, role=SWEEP, controller=step.family, family=step.family,
             threshold=step.threshold)  # fmt: skip

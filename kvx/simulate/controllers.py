@@ -124,18 +124,25 @@ def _random(controller: ControllerConfig, n: int, repeats: int) -> Policies:
 
 
 def sweeps(
-    controllers: Sequence[ControllerConfig], traces: Sequence[Trace], n: int, repeats: int
+    controllers: Sequence[ControllerConfig],
+    match: str,
+    traces: Sequence[Trace],
+    n: int,
+    repeats: int,
 ) -> list[Step]:
-    """Thresholds of every family that `controllers` have: forecast, entropy sum, chance."""
+    """Thresholds of every family that `controllers` have: forecast, entropy sum, chance.
+
+    The forecast is that of the controller `match`, or of the first that has one.
+    """
     steps: list[Step] = []
 
     def add(family: str, threshold: float, controller: ControllerConfig) -> None:
         steps.append(Step(family, threshold, [[policy(controller)] * len(traces)]))
 
-    hazard = next((c for c in controllers if needs_hazard(c)), None)
+    hazards = sorted(filter(needs_hazard, controllers), key=lambda c: c.name != match)
     rules = next((c for c in controllers if c.entropy_cusum_nats is not None), None)
     chance = next((c for c in controllers if c.kind is ControllerKind.random), None)
-    if hazard is not None:
+    for hazard in hazards[:1]:
         for family, on_loop in ((FORECAST, False), (FORECAST_LOOP, True)):
             for tau in thresholds([t.hazard_peak for t in traces], n):
                 add(family, tau, replace(hazard, tau_high=tau, tau_low=None, on_loop=on_loop))

@@ -156,12 +156,12 @@ def _source(forecasts: Forecasts | None) -> str:
     )
 
 
-def loop_onsets(token_ids: NDArray[np.int32] | None, n: int) -> list[int | None]:
+def loop_onsets(token_ids: Any, n: int) -> list[int | None]:
     """After each of `n` tokens, the onset of the loop that the response is in; without ids, none.
 
     A server that gives no token ids shows a controller no loop.
     """
-    if token_ids is None:
+    if not isinstance(token_ids, np.ndarray):
         return [None] * n
     detector = LoopDetector()
-    return [detector.push(token) for token in np.asarray(token_ids).tolist()]
+    return [detector.push(token) for token in token_ids.tolist()]

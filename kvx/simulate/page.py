@@ -92,8 +92,7 @@ def _lateness(settings: SimulateConfig) -> str:
         return (
             "An alarm is in time if the tokens it rolls back (`rollback_tokens`; of a detected "
             "loop, from that many before its onset) reach the onset. A catastrophe without an "
-            "onset (it never ended, or broke its instruction) counts with any alarm before its "
-            "last token was rolled out of reach."
+            "onset (it never ended, or broke its instruction) counts with any alarm."
         )
     return (
         f"An alarm is in time up to {plural(settings.lateness_tokens, 'token')} after the onset; "

@@ -42,6 +42,12 @@ def pareto(table: pd.DataFrame, path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def _reach(row: pd.Series, name: str) -> list[list[float]]:
+    """From a share down and up to the ends of its interval; 0 where there is none."""
+    away = (row[name] - row[f"{name}_ci_low"], row[f"{name}_ci_high"] - row[name])
+    return [[max(0.0, float(a)) if pd.notna(a) else 0.0] for a in away]
+
+
 def _families(axis: Axes, swept: pd.DataFrame, x: str) -> None:
     for i, (family, rows) in enumerate(swept.groupby("family", sort=False)):
         rows = rows.sort_values(["false_trigger_rate", "mean_budget"])
@@ -55,10 +61,10 @@ def _controllers(axis: Axes, single: pd.DataFrame, x: str, first: int) -> None:
     for i, (_, row) in enumerate(single.iterrows()):
         colour = COLOURS[(first + i) % len(COLOURS)]
         where = float(row[x]), float(row["prevented"])
+        reach = {name: _reach(row, name) for name in (x, "prevented")}
         axis.errorbar(
             *where, fmt=MARKERS[i % len(MARKERS)], color=colour, markersize=7, linestyle="",
-            xerr=[[where[0] - row[f"{x}_ci_low"]], [row[f"{x}_ci_high"] - where[0]]],
-            yerr=[[where[1] - row["prevented_ci_low"]], [row["prevented_ci_high"] - where[1]]],
+            xerr=reach[x], yerr=reach["prevented"],
             elinewidth=0.8, markeredgecolor="black", markeredgewidth=0.5,
             markerfacecolor=colour if i < len(MARKERS) else "white", label=str(row["controller"]),
         )  # fmt: skip
