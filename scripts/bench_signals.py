@@ -3,14 +3,15 @@
     python scripts/bench_signals.py                  # SmolLM2, batches of 1, 16 and 76 rows
     python scripts/bench_signals.py --rows 16 --new-tokens 64 --rounds 5
 
-Rows of one example at several budgets are decoded without end tokens; seconds per step (TPOT of each
-row) are the median over the steps of a round, and modes take turns within a round, so that a host
-whose speed varies tells the same of each. The probe and the evicted score mass are the prefill's;
-their cost is the difference of the time until the first step.
+Rows of one example at several budgets are decoded without end tokens; the time of a step (TPOT of
+each row) is the median over the steps of a round, and modes take turns within a round, so that a
+host whose speed varies tells the same of each. Probe and evicted score mass belong to the prefill:
+what they cost is seen in the time until the first token.
 """
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import tempfile
 import time
@@ -56,7 +57,7 @@ def timed(engine: KVPressEngine, work: list[PointWork], signals: Signals) -> tup
     responses = list(batch.run(work))
     assert len(responses) == sum(len(item.requests) for item in work)
     times = clock.times
-    steps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(times)]
     return times[0] - start, statistics.median(steps)
 
 
