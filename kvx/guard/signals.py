@@ -10,9 +10,10 @@ TOP = 20
 LOWEST = -200.0  # nats below the likeliest token; logits further down count as this
 
 # words at which a model reconsiders; the flag is one of the original KVGuard's signals
-THINKING_WORDS = frozenset(
-    "actually alternatively but check hmm however maybe mistake perhaps recheck wait".split()
-)
+THINKING_WORDS = frozenset({
+    "actually", "alternatively", "but", "check", "hmm", "however", "maybe", "mistake", "perhaps",
+    "recheck", "wait",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
