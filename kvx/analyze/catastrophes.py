@@ -47,7 +47,7 @@ def judged(experiment: Experiment) -> pd.DataFrame:
     """
     seen = experiment.catastrophes
     twins = {p.id: twin.id for p in experiment.points if (twin := experiment.twin(p)) is not None}
-    of_twin = seen["point_id"].map(twins)
+    of_twin = seen["point_id"].map(twins).astype(object)
     compared = seen.assign(twin_point_id=of_twin)[of_twin.notna() & (of_twin != seen["point_id"])]
     names = [name for kind in KINDS for name in (kind, f"twin_{kind}")]
     paired = pair(compared, seen).set_index("request_id")[names].astype("Float64")
