@@ -16,7 +16,7 @@ def random_traces(lengths: list[int], seed: int) -> Traces:
     rng = np.random.default_rng(seed)
     n, tokens = len(lengths), int(sum(lengths))
     signals = {
-        name: rng.gamma(1.0, 3.0, tokens).astype(np.float32) * rng.choice([-1, 1, 40])
+        name: (rng.gamma(1.0, 3.0, tokens) * rng.choice([-1, 1, 40])).astype(np.float32)
         for name in TOKEN_SIGNALS
     }
     top = -np.sort(rng.gamma(1.0, 5.0, (tokens, TOP)), axis=1).astype(np.float32)

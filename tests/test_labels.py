@@ -28,9 +28,7 @@ def test_a_catastrophe_at_the_first_token_leaves_nothing_to_learn_from():
 def test_labels_agree_with_their_definition(traces, horizon):
     lengths = [n for n, _ in traces]
     onset = [NAN if o is None else float(o) for _, o in traces]
-    positive = [
-        o is not None and t < o <= t + horizon for n, o in traces for t in range(n)
-    ]
+    positive = [o is not None and t < o <= t + horizon for n, o in traces for t in range(n)]
     counts = [o is None or t < o for n, o in traces for t in range(n)]
     assert token_labels(lengths, onset, horizon).tolist() == positive
     assert before_onset(lengths, onset).tolist() == counts
@@ -51,9 +49,10 @@ def test_roles():
 
 def test_traces_that_are_left_out_have_no_usable_token():
     of = targets([NAN, NAN, 2.0], [False, True, False], [False, False, True], excess_only=True)
-    assert usable_tokens([2, 2, 4], of).tolist() == [True, True, False, False] + [True] * 2 + [
-        False
-    ] * 2
+    assert (
+        usable_tokens([2, 2, 4], of).tolist()
+        == [True, True, False, False] + [True] * 2 + [False] * 2
+    )
 
 
 def test_a_horizon_of_nothing_is_refused():

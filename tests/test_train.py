@@ -92,7 +92,9 @@ def evaluated(table):
 
 def figure(results, analysis, name, metric):
     return next(
-        r for r in results.rows if (r["analysis"], r["name"], r["metric"]) == (analysis, name, metric)
+        r
+        for r in results.rows
+        if (r["analysis"], r["name"], r["metric"]) == (analysis, name, metric)
     )
 
 
@@ -188,3 +190,82 @@ def test_too_little_to_learn_from_is_said(tmp_path):
     data.traces.signals["top1_prob"][:] = np.nan
     with pytest.raises(UserError, match="features=top20"):
         check_data(tmp_path, data, TrainConfig())
+
+
+RUN = (
+    "model=tiny_recall", "signals=full", "press=knorm,streaming", "budget=1.0,0.5,0.35,0.2",
+    "decoding.max_new_tokens=64", "run.progress=false", "dataset.sampling.n_per_bin=8",
+)  # fmt: skip
+TRAIN = (
+    "train.rounds=20", "train.n_boot=100", "train.folds=2", "train.horizons=[]", "train.threads=1",
+    "train.ablations=[logit_only]", "train.leave_out=[press,model]", "train.horizon=16",
+)  # fmt: skip
+
+
+@pytest.fixture
+def learnt(kvx):
+    for stage in ("run", "score"):
+        assert kvx(stage, *(["-m"] if stage == "run" else []), *RUN).code == 0
+
+
+def test_from_a_run_to_a_model(kvx, learnt, tmp_path):
+    assert kvx("train", *TRAIN).code == 0
+    folder = tmp_path / "outputs/runs/default/guard"
+    model = HazardModel.load(folder, features.SETS["full"])
+    predictions = pq.read_table(folder / "predictions.parquet").to_pandas()
+    figures = pq.read_table(folder / "evaluation.parquet").to_pandas()
+    card = json.loads((folder / "card.json").read_text())
+    assert card["data"]["n_event"] == (predictions["role"] == "event").sum() > 10
+    assert set(card["thresholds"]) == {"conservative", "balanced", "aggressive"}
+    points = tmp_path / "outputs/runs/default/points"
+    lengths = {
+        row["request_id"]: row["output_tokens"]
+        for point in points.iterdir()
+        for row in pq.read_table(point / "requests.parquet").to_pylist()
+    }
+    assert all(len(h) == lengths[i] for i, h in zip(predictions["request_id"],
+                                                    predictions["hazard"], strict=True))  # fmt: skip
+    # seven points with the full cache once: knorm and streaming generate the same there
+    assert len(predictions) == 7 * 40
+    assert {"headline", "features", "baseline", "early", "leave_one_press_out"} <= set(
+        figures["analysis"]
+    )
+    assert (folder / "train.md").read_text().startswith("# Hazard model of default")
+    assert model.horizon == 16
+
+    before = {f: (folder / f).read_bytes() for f in ("model.json", "card.json", "train.md")}
+    assert "nothing to do" in kvx("train", *TRAIN).err
+    (folder / "evaluation.parquet").unlink()
+    assert kvx("train", *TRAIN).code == 0
+    assert {f: (folder / f).read_bytes() for f in before} == before
+
+    # another experiment's model with other features, and this one's own
+    other = kvx("train", *TRAIN, "train.features=logit_only", f"train.compare={folder}")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "features are not the" in other.err
+    verified = kvx("verify", *TRAIN)
+    assert verified.code in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("run", "train", "said"),
+    [
+        (("signals=off", "budget=1.0,0.2"), (), "signals=full"),
+        (("signals=light", "budget=1.0,0.2"), (), "light"),
+        (("signals=full", "budget=0.2"), (), "no baseline"),
+        (("signals=full", "budget=1.0,0.2"), ("train.folds=4",), "5 prompts"),
+        (("signals=full", "budget=1.0,0.9"), ("train.folds=2",), "no catastrophe"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_one_line(kvx, run, train, said):
+    more = ("model=tiny_recall", "press=streaming", "dataset.sampling.n_per_bin=1",
+            "run.progress=false")  # fmt: skip
+    assert kvx("run", "-m", *more, *run).code == 0
+    assert kvx("score").code == 0
+    for stage, code in (("train", 2), ("verify", 1)):
+        outcome = kvx(stage, *train)
+        assert outcome.code == code
+        last = outcome.err.strip().splitlines()[-1]
+        if stage == "train":
+            assert said in last
+        assert last.startswith(f"kvx {stage}:")
