@@ -105,7 +105,10 @@ class Windows(Block):
         super().__init__()
         self.needs, self.sizes = tuple(signals), tuple(sizes)
         self.names = tuple(
-            f"{kind}_{size}_{name}" for size in sizes for kind in ("mean", "std") for name in signals
+            f"{kind}_{size}_{name}"
+            for size in sizes
+            for kind in ("mean", "std")
+            for name in signals
         )
 
     def start(self, prefill: Signals, rows: int) -> None:

@@ -159,7 +159,9 @@ def alarm_metrics(
         roomy = events & (scored.about.onset >= least)
         counts[f"recall_with_lead_{least}"] = ((lead >= least)[roomy], clusters[roomy])
     found = [
-        Metric(f"{name}.{what}", resampler.mean(values, of), len(values), int(values.sum()), "traces")
+        Metric(
+            f"{name}.{what}", resampler.mean(values, of), len(values), int(values.sum()), "traces"
+        )
         for what, (values, of) in counts.items()
     ]
     spread = {"lead_q25": 0.25, "lead_median": 0.5, "lead_q75": 0.75}
@@ -219,7 +221,9 @@ def group_auroc(
 
 
 def all_metrics(
-    scored: Scored, thresholds: Mapping[str, NDArray[np.float64]], resampler: Resampler,
+    scored: Scored,
+    thresholds: Mapping[str, NDArray[np.float64]],
+    resampler: Resampler,
     probability: bool = True,
 ) -> list[Metric]:
     """Everything about one score; `thresholds` [n] by operating point."""

@@ -41,9 +41,7 @@ class Targets:
         return self.events & (self.onset <= INSTANT)
 
 
-def targets(
-    onset: ArrayLike, unplaced: ArrayLike, excess: ArrayLike, excess_only: bool
-) -> Targets:
+def targets(onset: ArrayLike, unplaced: ArrayLike, excess: ArrayLike, excess_only: bool) -> Targets:
     """Roles from each response's `onset` (nan: none), whether compression caused it a catastrophe
     that has no onset (`unplaced`), and whether its full-cache twin is free of what has one
     (`excess`); all [n].
@@ -80,12 +78,12 @@ def before_onset(lengths: ArrayLike, onset: ArrayLike) -> NDArray[np.bool_]:
 
 def usable_tokens(lengths: ArrayLike, about: Targets) -> NDArray[np.bool_]:
     """Tokens before the onset of traces that are not left out: [tokens]."""
-    sizes = np.asarray(lengths)
+    sizes = np.asarray(lengths, np.int64)
     return before_onset(sizes, about.onset) & np.repeat(about.role != Role.LEFT_OUT, sizes)
 
 
 def _to_onset(lengths: ArrayLike, onset: ArrayLike) -> NDArray[np.float64]:
     """How many tokens each token stands before the onset of its trace; nan without one."""
-    sizes = np.asarray(lengths)
+    sizes = np.asarray(lengths, np.int64)
     left: NDArray[np.float64] = np.repeat(np.asarray(onset, np.float64), sizes) - positions(sizes)
     return left

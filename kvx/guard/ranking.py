@@ -126,8 +126,11 @@ class Resampler:
         return self.estimate(float(value), draws, of)
 
     def calibration_error(
-        self, probability: NDArray[np.float64], positive: NDArray[np.bool_],
-        bins: NDArray[np.intp], clusters: ArrayLike,
+        self,
+        probability: NDArray[np.float64],
+        positive: NDArray[np.bool_],
+        bins: NDArray[np.intp],
+        clusters: ArrayLike,
     ) -> Estimate:
         """Mean distance between probability and frequency over bins (see `calibration_error`)."""
         of, n_bins = np.asarray(clusters, np.int64), CALIBRATION_BINS
@@ -137,9 +140,7 @@ class Resampler:
         count = np.bincount(cell, minlength=size).astype(np.float64)
         away, count = away.reshape(-1, n_bins), count.reshape(-1, n_bins)
         value = _over(np.abs(away.sum(axis=0)).sum(), count.sum())
-        draws = _over(
-            np.abs(self.weights @ away).sum(axis=1), (self.weights @ count).sum(axis=1)
-        )
+        draws = _over(np.abs(self.weights @ away).sum(axis=1), (self.weights @ count).sum(axis=1))
         return self.estimate(float(value), draws, of)
 
     def _sums(self, values: ArrayLike, clusters: ArrayLike) -> NDArray[np.float64]:

@@ -79,8 +79,8 @@ def to_traces(table: pa.Table, prefill: Mapping[str, NDArray[Any]]) -> Traces:
     for name in TOKEN_SIGNALS:
         values = np.full(n_tokens, np.nan, np.float32)
         if name in table.column_names:
-            known = np.repeat(_lengths(table[name]) == lengths, lengths)
-            values[known] = _flat(table.filter(pa.array(_lengths(table[name]) == lengths))[name])
+            whole = _lengths(table[name]) == lengths
+            values[np.repeat(whole, lengths)] = _flat(table[name].filter(pa.array(whole)))
         signals[name] = values
     signals["top_logprobs"] = _top(table["top_logprobs"], lengths)
     return Traces(

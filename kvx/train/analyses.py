@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,7 @@ class Judge:
     def data(self) -> Data:
         return self.table.data
 
-    def scored(
-        self, score: NDArray[np.float32], rows: Mask, horizon: int | None = None
-    ) -> Scored:
+    def scored(self, score: NDArray[np.float32], rows: Mask, horizon: int | None = None) -> Scored:
         """The compressed traces `rows` that are not left out, with their scores."""
         data = self.data
         rows = rows & data.compressed & (data.about.role != Role.LEFT_OUT)
@@ -89,7 +87,9 @@ class Judge:
         self.results.add(analysis, name, metrics, len(np.unique(scored.clusters)))
 
 
-def evaluate(table: Table, config: TrainConfig, fold: NDArray[np.int64]) -> tuple[Results, CrossFit]:
+def evaluate(
+    table: Table, config: TrainConfig, fold: NDArray[np.int64]
+) -> tuple[Results, CrossFit]:
     """All analyses; the cross-fitted scores of the model that is trained."""
     n_prompts = len(np.unique(table.data.clusters))
     resampler = Resampler(n_prompts, config.n_boot, config.confidence, config.seed)
@@ -146,7 +146,7 @@ def _as_the_original_counted(judge: Judge, cross: CrossFit) -> None:
         "auroc_with_tokens_after_onset",
     )  # fmt: skip
     n_prompts = len(np.unique(data.clusters))
-    judge.results.add(HEADLINE, judge.config.features, [metric], n_prompts)
+    judge.results.add(HEADLINE, judge.config.features, [replace(metric, unit="tokens")], n_prompts)
 
 
 def _instant(judge: Judge, cross: CrossFit) -> None:
@@ -221,9 +221,9 @@ def _leave_out(judge: Judge, group: LeaveOut) -> Iterator[str]:
         if not (data.about.events & ours & ~data.about.instant).any():
             judge.results.skipped.append(f"{analysis} {member}: nothing happened there")
             continue
-        cross = crossfit(
-            judge.table, names, config.horizon, config, judge.fold, values != member, ours
-        )
+        # datasets share no prompt: one model that saw none of it serves all
+        fold = np.where(ours, 0, 1) if group is LeaveOut.dataset else judge.fold
+        cross = crossfit(judge.table, names, config.horizon, config, fold, values != member, ours)
         judge.judge(analysis, member, cross, ours)
         tokens = judge.table.tokens(ours)
         pooled[tokens] = cross.score[tokens]

@@ -107,9 +107,7 @@ def fit_parts(
     return model.with_card(thresholds=thresholds(data, part == THRESHOLD, score))
 
 
-def thresholds(
-    data: Data, among: Mask, score: NDArray[np.float32]
-) -> dict[str, dict[str, float]]:
+def thresholds(data: Data, among: Mask, score: NDArray[np.float32]) -> dict[str, dict[str, float]]:
     """By operating point, the score that so few sound compressed traces `among` reach.
 
     Raises `UserError` without any.

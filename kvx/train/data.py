@@ -207,6 +207,4 @@ def check_traces(point: PointRecord, kinds: Counter[Holds]) -> None:
             "signals=full under another experiment_name"
         )
     if kinds[Holds.LIGHT]:
-        raise UserError(
-            f"{point.dir}: its traces are light; run kvx.run with signals=full"
-        )
+        raise UserError(f"{point.dir}: its traces are light; run kvx.run with signals=full")

@@ -19,7 +19,9 @@ PREFILL_FEATURES = (
 )  # fmt: skip
 
 
-def early_metrics(table: Table, fold: NDArray[np.int64], resampler: Resampler, seed: int) -> list[tuple[str, Metric]]:
+def early_metrics(
+    table: Table, fold: NDArray[np.int64], resampler: Resampler, seed: int
+) -> list[tuple[str, Metric]]:
     """(what, AUROC) of compressed traces: which derail at once, and which at any time.
 
     Instant catastrophes are told from all other traces, by what is known before the first token.
@@ -75,5 +77,3 @@ def _crossfit(
         booster = xgb.train(parameters, matrix, 100)
         score[tested] = booster.inplace_predict(features[tested], predict_type="margin")
     return score
-
-

@@ -30,5 +30,3 @@ def verify_experiment(config: Config) -> None:
     if failed:
         raise RunFailedError(f"{folder}: not fit to learn from: {', '.join(failed)}")
     log.info("verify: fit to learn from%s → %s", f", {warned} warnings" * bool(warned), folder)
-
-

@@ -119,9 +119,13 @@ def _traces(points: list[PointRecord], experiment: Experiment) -> Iterator[Findi
         lengths = pc.list_value_length(table["entropy_nats"]).to_numpy(zero_copy_only=False)
         wrong += [point.id] * int((lengths != requests["output_tokens"].to_numpy(float)).sum())
         holes += [point.id] * any(_has_hole(table, name) for name in _NUMBERS)
-        no_probe += table["probe_kl_nats"].null_count if "probe_kl_nats" in table.column_names else 0
+        no_probe += (
+            table["probe_kl_nats"].null_count if "probe_kl_nats" in table.column_names else 0
+        )
     thin = {kind.value: kinds[kind] for kind in (Holds.NOTHING, Holds.LIGHT) if kinds[kind]}
-    top20 = f"; {kinds[Holds.TOP20]} from servers: features=top20 only" if kinds[Holds.TOP20] else ""
+    top20 = (
+        f"; {kinds[Holds.TOP20]} from servers: features=top20 only" if kinds[Holds.TOP20] else ""
+    )
     said = ", ".join(f"{n} {kind}" for kind, n in thin.items())
     yield Finding(
         "traces", _judge(bool(thin), bool(kinds[Holds.TOP20])),
@@ -194,7 +198,10 @@ def _prompts(data: Data, config: Config) -> Finding:
 
 def _balance(data: Data, config: Config) -> Finding:
     events, frame = data.about.events, data.frame
-    loops, excess = int(frame["looping"].sum()), int((frame["excess"] & frame["onset"].notna()).sum())
+    loops, excess = (
+        int(frame["looping"].sum()),
+        int((frame["excess"] & frame["onset"].notna()).sum()),
+    )
     prompts, wanted = frame["prompt"][events].nunique(), config.verify.min_event_prompts
     return Finding(
         "balance", _judge(not events.any(), prompts < wanted),
