@@ -1,7 +1,6 @@
 """python -m kvx.simulate: from finished points to a page, and what it refuses."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +26,17 @@ TRAINING = ("train.ablations=[]", "train.horizons=[]", "train.leave_out=[]", "tr
 QUICK = ("simulate.n_boot=200", "simulate.random_repeats=3", "simulate.n_thresholds=4")
 MODELLESS = ("simulate.controllers=[none,reactive,rule_based,always_safe,random]",
              "simulate.match=reactive")  # fmt: skip
+# of points that were run before a controller had more than a name
+IDS = {
+    "": "none-1-391b2bd3",
+    "press=snapkv budget=0.5": "snapkv-0.5-6982754e",
+    "press=streaming budget.kind=tokens budget.tokens=64 seed=3": "streaming-64t-56f6588d",
+    "press=knorm budget=0.2 signals=full decoding.max_new_tokens=80": "knorm-0.2-0a4ce9d8",
+}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model's answers under three presses, scored, and a hazard model of them."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert run_stage("run", run, list(POINTS)) == 0
         assert run_stage("score", score, [EXPERIMENT], aggregates=True) == 0
         assert run_stage("train", train, [EXPERIMENT, *TRAINING], aggregates=True) == 0
-    yield folder
+    return folder
 
 
 @pytest.fixture
@@ -71,7 +77,9 @@ def test_one_call_reports_every_controller(kvx: Kvx, copied: Path) -> None:
     # a loop detector can only add alarms to a forecast
     for name in ("conservative", "balanced", "aggressive"):
         both, alone = whole.loc[name], whole.loc[f"{name}, forecast alone"]
-        assert both["trigger_rate"] >= max(alone["trigger_rate"], whole.loc["reactive"]["trigger_rate"])
+        assert both["trigger_rate"] >= max(
+            alone["trigger_rate"], whole.loc["reactive"]["trigger_rate"]
+        )
     shares = [whole.loc[n]["trigger_rate"] for n in ("conservative", "balanced", "aggressive")]
     assert shares == sorted(shares)
     assert whole.loc["random"]["trigger_rate"] == pytest.approx(
@@ -170,8 +178,7 @@ def test_serving_refuses_controllers() -> None:
 def test_the_ids_of_points_are_what_they_were_before_there_were_controllers(
     tmp_path: Path,
 ) -> None:
-    expected = DEFAULT_IDS
-    for typed, point_id in expected.items():
+    for typed, point_id in IDS.items():
         (point,) = plan([compose(*typed.split(), f"paths.output={tmp_path}")])
         assert point.id == point_id
 

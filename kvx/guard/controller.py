@@ -238,7 +238,7 @@ class Controller:
         self._state.forget()
 
     def _gate(self, seen: Observation) -> Decision:
-        """SAFE for good, if it starts there: calm tokens of a full cache clear no compressed one."""
+        """SAFE for good if it starts there: calm tokens of a full cache clear no compressed one."""
         config = self.policy.config
         gate = config.prefill_gate_nats
         reason = ""

@@ -14,7 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from kvx.controller_config import ControllerKind
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
-from kvx.stats.bootstrap import ClusterBootstrap, bootstrap_means, cluster_codes, percentile_interval
+from kvx.stats.bootstrap import (
+    ClusterBootstrap,
+    bootstrap_means,
+    cluster_codes,
+    percentile_interval,
+)
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, clopper_pearson
 
 INSTANT = 4  # an onset at or before this token leaves monitoring no lead
@@ -122,7 +127,7 @@ class Outcome:
         return self.alarm <= trace.deadline + lateness
 
     def forecasts(self, trace: Trace) -> bool:
-        """Whether the first alarm came at or before the onset: nothing that went wrong was shown."""
+        """Whether the first alarm came at or before the onset: nothing wrong was shown yet."""
         return trace.catastrophe and self.alarm is not None and self.alarm <= trace.deadline
 
     def lead(self, trace: Trace) -> float:
@@ -194,7 +199,7 @@ def replay_all(
 ) -> Replayed:
     """Every trace through a controller of its own: `policies` [repeats][n].
 
-    Several repeats, of random controllers, are averaged. Raises `ValueError` on lengths that differ.
+    Several repeats, of random controllers, are averaged. Raises `ValueError` on other lengths.
     """
     columns = np.empty((len(policies), len(traces), 7))
     for i, own in enumerate(policies):
@@ -261,20 +266,24 @@ def summarise(
     instant = np.array([t.instant for t in traces], dtype=bool)
     derails = np.array([t.derails for t in traces], dtype=bool)
     everything = np.ones(len(traces), dtype=bool)
-    cells = [
-        (replayed.prevented, catastrophe), (replayed.prevented, catastrophe & ~instant),
-        (replayed.prevented, catastrophe & instant), (replayed.forecast, catastrophe),
-        (replayed.triggered, ~catastrophe), (replayed.triggered, ~derails),
-        (replayed.triggered, everything),
-    ]  # fmt: skip
+    cells = {
+        "prevented": (replayed.prevented, catastrophe),
+        "prevented_preventable": (replayed.prevented, catastrophe & ~instant),
+        "prevented_instant": (replayed.prevented, catastrophe & instant),
+        "forecast": (replayed.forecast, catastrophe),
+        "false_triggers": (replayed.triggered, ~catastrophe),
+        "false_triggers_calm": (replayed.triggered, ~derails),
+        "triggered": (replayed.triggered, everything),
+    }
     names = list(clusters)
     found = bootstrap_means(
-        [(np.where(mask, values, np.nan), names) for values, mask in cells],
+        [(np.where(mask, values, np.nan), names) for values, mask in cells.values()],
         n_boot, confidence, seed,
     )  # fmt: skip
-    shares = [
-        Estimate(e.mean, _with_width(e.interval, e.mean, e.n_clusters, confidence)) for e in found
-    ]
+    shares = {
+        name: Estimate(e.mean, _with_width(e.interval, e.mean, e.n_clusters, confidence))
+        for name, e in zip(cells, found, strict=True)
+    }
     tokens = np.array([t.n_tokens for t in traces], dtype=float)
     entries = np.array([t.entries for t in traces], dtype=float)
     budget = _ratio(
@@ -282,7 +291,7 @@ def summarise(
     )
     leads = replayed.lead_tokens[~np.isnan(replayed.lead_tokens)]
     return Summary(
-        *shares, mean_budget=budget,
+        **shares, mean_budget=budget,
         lead_median_tokens=float(np.median(leads)) if leads.size else math.nan,
         dropped_per_1000=1000 * float(replayed.dropped_tokens.sum() / max(1.0, tokens.sum())),
     )  # fmt: skip
@@ -308,9 +317,7 @@ def _ratio(
     codes, n = cluster_codes(clusters)
     top, bottom = np.bincount(codes, sums, n), np.bincount(codes, weights, n)
     draws = ClusterBootstrap(n, n_boot, seed).means(top[None], bottom[None])
-    return Estimate(
-        float(sums.sum() / weights.sum()), percentile_interval(draws[0], confidence)
-    )
+    return Estimate(float(sums.sum() / weights.sum()), percentile_interval(draws[0], confidence))
 
 
 def pareto_front(prevented: ArrayLike, false_triggers: ArrayLike, mean_budget: ArrayLike) -> Bools:
@@ -324,7 +331,8 @@ def pareto_front(prevented: ArrayLike, false_triggers: ArrayLike, mean_budget: A
     )  # fmt: skip
     no_worse = (cost[:, None] <= cost[None]).all(axis=2)
     better = (cost[:, None] < cost[None]).any(axis=2)
-    return ~(no_worse & better).any(axis=0) & ~np.isnan(cost).any(axis=1)
+    front: Bools = ~(no_worse & better).any(axis=0) & ~np.isnan(cost).any(axis=1)
+    return front
 
 
 def matching_rate(share: float, n_tokens: ArrayLike) -> float:

@@ -64,7 +64,9 @@ def simulate_experiment(config: Config) -> Path:
     recorded = load(config, folder, wants_model)
     rows, paired = simulate_recorded(recorded, controllers, config.simulate)
     figures = [f.name for f in schemas.SIMULATION if f.type == schemas.F64]
-    frame = pd.DataFrame(rows, columns=schemas.SIMULATION.names).astype(dict.fromkeys(figures, float))
+    frame = pd.DataFrame(rows, columns=schemas.SIMULATION.names).astype(
+        dict.fromkeys(figures, float)
+    )
     plots.pareto(frame[frame["group"] == ALL], plot)
     write_text(text, page.write(frame, paired, recorded, controllers, config))
     write_table(table, rows, schemas.SIMULATION, inputs)

@@ -18,8 +18,8 @@ PAGE = """# Controllers replayed over `{name}`
 
 {recorded}
 
-**Whatever is "prevented" here is prevented at best.** A replay knows when an alarm would have come, not what
-the model would have said after it: every such share is an upper bound. {lateness}
+**Whatever is "prevented" here is prevented at best.** A replay knows when an alarm would have
+come, not what the model would have said after it: every such share is an upper bound. {lateness}
 
 ## All controllers
 
@@ -75,8 +75,8 @@ def _recorded(single: pd.DataFrame, recorded: Recorded) -> str:
         f"{plural(int(row['n_traces']), 'response')} to {plural(int(row['n_prompts']), 'prompt')} "
         f"from {plural(about['point_id'].nunique(), 'compressed point')} "
         f"({', '.join(sorted(about['press'].unique()))}). "
-        f"{plural(int(row['n_catastrophes']), 'excess catastrophe')}: derailed where the full cache "
-        f"did not; {row['n_instant']} of them start within the first five tokens, where monitoring "
+        f"{plural(int(row['n_catastrophes']), 'excess catastrophe')}: derailed where the full "
+        f"cache did not; {row['n_instant']} of them start within the first five tokens, where monitoring "
         f"has no lead; the other {row['n_preventable']} are called preventable. {recorded.source}"
     )
     if degenerate:
