@@ -18,11 +18,14 @@ from kvx.train.main import train
 from tests.conftest import Kvx
 
 EXPERIMENT = "experiment_name=derails"
-POINTS = (EXPERIMENT, "-m", "press=none,streaming,knorm", "budget=1.0,0.1", "signals=full",
-          "dataset.sampling.n_per_bin=4", "decoding.max_new_tokens=80",
-          "prompt.query_aware=false")  # fmt: skip
-TRAINING = ("train.ablations=[]", "train.horizons=[]", "train.leave_out=[]", "train.n_boot=100",
-            "train.rounds=20", "train.folds=2")  # fmt: skip
+POINTS = (
+    EXPERIMENT, "-m", "press=none,streaming,knorm", "budget=0.5,0.35,0.2", "signals=full",
+    "dataset.sampling.n_per_bin=8", "decoding.max_new_tokens=64", "run.progress=false",
+)  # fmt: skip
+TRAINING = (
+    "train.ablations=[]", "train.horizons=[]", "train.leave_out=[]", "train.n_boot=100",
+    "train.rounds=20", "train.folds=2", "train.horizon=16", "train.threads=1",
+)  # fmt: skip
 QUICK = ("simulate.n_boot=200", "simulate.random_repeats=3", "simulate.n_thresholds=4")
 MODELLESS = ("simulate.controllers=[none,reactive,rule_based,always_safe,random]",
              "simulate.match=reactive")  # fmt: skip
@@ -73,7 +76,7 @@ def test_one_call_reports_every_controller(kvx: Kvx, copied: Path) -> None:
     always, none = whole.loc["always_safe"], whole.loc["none"]
     assert (always["prevented"], always["false_trigger_rate"], always["mean_budget"]) == (1, 1, 1)
     assert (none["prevented"], none["trigger_rate"]) == (0, 0)
-    assert none["mean_budget"] == pytest.approx(0.1)
+    assert 0.2 < none["mean_budget"] < 0.5
     # a loop detector can only add alarms to a forecast
     for name in ("conservative", "balanced", "aggressive"):
         both, alone = whole.loc[name], whole.loc[f"{name}, forecast alone"]
@@ -83,12 +86,14 @@ def test_one_call_reports_every_controller(kvx: Kvx, copied: Path) -> None:
     shares = [whole.loc[n]["trigger_rate"] for n in ("conservative", "balanced", "aggressive")]
     assert shares == sorted(shares)
     assert whole.loc["random"]["trigger_rate"] == pytest.approx(
-        whole.loc["balanced"]["trigger_rate"], abs=0.2
+        whole.loc["balanced"]["trigger_rate"], abs=0.08
     )
     assert set(rows[rows["role"] == "sweep"]["family"]) == {
         "forecast", "forecast + loop detector", "entropy CUSUM", "random",
     }  # fmt: skip
-    assert set(rows["group"]) == {"all", "press=knorm", "press=streaming"}
+    assert set(rows["group"]) == {
+        "all", "press=knorm", "press=streaming", "budget=0.2", "budget=0.35", "budget=0.5",
+    }  # fmt: skip
     page = (copied / "simulate.md").read_text()
     assert "prevented at best" in page
     assert "upper bound" in page

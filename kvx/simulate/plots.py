@@ -16,22 +16,28 @@ from kvx.simulate.rows import CONTROLLER, SWEEP
 from kvx.store.files import write_bytes
 
 AXES = {
-    "false_trigger_rate": "false triggers (share of traces without an excess catastrophe)",
-    "mean_budget": "mean KV budget (over tokens and prompt entries)",
+    "false_trigger_rate": "false triggers (share of responses without one)",
+    "mean_budget": "mean KV budget (share of prompt entries, over all tokens)",
 }
-LABEL = "prevented at best (share of excess catastrophes; upper bound)"
+LABEL = "prevented at best (share of excess catastrophes)"
+TITLE = "Replayed traces: an upper bound on what each controller prevents"
 
 
 def pareto(table: pd.DataFrame, path: Path) -> None:
-    """Draw sweeps as lines and controllers as points with whiskers; `table` holds all traces."""
+    """Draw sweeps as lines and controllers as points with whiskers; `table` holds all traces.
+
+    A part of a controller (`balanced, forecast alone`) is a point of a sweep and has none here.
+    """
     swept, single = table[table["role"] == SWEEP], table[table["role"] == CONTROLLER]
+    single = single[~single["controller"].str.contains(", ")]
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(11.5, 5.0), sharey=True)
         for axis, (x, label) in zip(axes, AXES.items(), strict=True):
             _families(axis, swept, x)
-            _controllers(axis, single, x, len(set(swept["family"])))
+            _controllers(axis, single, x, swept["family"].nunique())
             axis.set_xlabel(label)
             axis.set_ylim(-0.04, 1.04)
+        figure.suptitle(TITLE)
         axes[0].set_xlim(-0.04, 1.04)
         axes[0].set_ylabel(LABEL)
         handles, labels = axes[0].get_legend_handles_labels()
@@ -65,6 +71,6 @@ def _controllers(axis: Axes, single: pd.DataFrame, x: str, first: int) -> None:
         axis.errorbar(
             *where, fmt=MARKERS[i % len(MARKERS)], color=colour, markersize=7, linestyle="",
             xerr=reach[x], yerr=reach["prevented"],
-            elinewidth=0.8, markeredgecolor="black", markeredgewidth=0.5,
+            elinewidth=0.7, markeredgecolor="black", markeredgewidth=0.6, zorder=3,
             markerfacecolor=colour if i < len(MARKERS) else "white", label=str(row["controller"]),
         )  # fmt: skip
