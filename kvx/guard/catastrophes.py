@@ -114,7 +114,8 @@ def _flags(both: pd.DataFrame, side: str) -> Flags:
 
 
 def _column(kind: str, flags: NDArray[np.float64]) -> Any:
-    return pd.array(flags, dtype="boolean") if kind in MAY_BE_UNKNOWN else flags.astype(bool)
+    known = flags == 1
+    return pd.arrays.BooleanArray(known, np.isnan(flags)) if kind in MAY_BE_UNKNOWN else known
 
 
 def _known(values: NDArray[np.bool_], *from_: NDArray[np.float64]) -> NDArray[np.float64]:
