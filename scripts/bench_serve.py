@@ -27,7 +27,7 @@ import torch
 from soak_serve import server
 
 from kvx.cli import compose
-from kvx.data.manifest import load_examples
+from kvx.data.examples import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.batch import Batch

@@ -1,11 +1,13 @@
 """A real server on loopback, in a thread of the test process."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from openai import AsyncOpenAI, OpenAI
@@ -62,3 +64,16 @@ def serving(*overrides: str, api_key: str | None = None) -> Iterator[Running]:
             service.loop.join(30)
     assert not thread.is_alive()
     assert not service.loop.is_alive()
+
+
+def post(url: str, body: Any, path: str = "/completions", **headers: str) -> httpx.Response:
+    headers = {"content-type": "application/json", **headers}
+    return httpx.post(url + path, content=json.dumps(body), headers=headers, timeout=60)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The API's error object, whole."""
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from kvx.cli import compose
 from kvx.config import BudgetConfig, BudgetKind, PressConfig, PressNeed, conf_dir
 from kvx.engines.kvpress.press import check_method
 from kvx.errors import UserError
@@ -67,9 +69,11 @@ class Presses:
         return self._served[name]
 
 
-def _read(path: object) -> PressConfig:
-    merged = OmegaConf.merge(OmegaConf.structured(PressConfig), OmegaConf.load(str(path)))
-    press = OmegaConf.to_object(merged)
+def _read(path: Path) -> PressConfig:
+    loaded = OmegaConf.load(path)
+    if "defaults" in loaded:  # only Hydra knows how to put it together, which takes its time
+        return compose(f"press={path.stem}").press
+    press = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PressConfig), loaded))
     assert isinstance(press, PressConfig)
     return press
 

@@ -264,7 +264,7 @@ class Batch:
         last = torch.empty(0)
         for some in torch.split(ids, question_tokens(len(rows), entries), dim=1):
             logits = forward(self.loaded, buckets, rows, some, keep)
-            several = 0 < last.numel() and logits.shape[1] < keep
+            several = last.numel() > 0 and logits.shape[1] < keep
             last = torch.cat([last, logits], 1)[:, -keep:] if several else logits
         return last
 

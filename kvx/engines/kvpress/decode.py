@@ -163,9 +163,9 @@ def forward(
     ids: torch.Tensor,
     keep: int = 1,
 ) -> torch.Tensor:
-    """Logits [rows, keep, vocab] after the last of each row's `ids` [rows, n], which join its cache.
+    """Logits [rows, keep, vocab] after the last of each row's `ids` [rows, n].
 
-    Where there are fewer than `keep` ids, there are as many.
+    The ids join its cache. Where there are fewer than `keep`, there are as many logits.
     """
     n = ids.shape[1]
     starts = torch.tensor([[row.position] for row in rows], device=loaded.device)

@@ -3,6 +3,7 @@
 import gc
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from kvx.config import Config, ModelConfig, PressNeed
 from kvx.data.tokenizer import load_tokenizer, model_dir
 from kvx.errors import UserError
+from kvx.guard.signals import thinking_tokens
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,12 @@ class LoadedModel:
     tokenizer: Any
     device: torch.device
     stop_ids: frozenset[int]
+
+    @cached_property
+    def thinking_ids(self) -> frozenset[int]:
+        """Tokens at which a model reconsiders; see `kvx.guard.signals`."""
+        n = self.model.config.get_text_config().vocab_size
+        return thinking_tokens(lambda i: str(self.tokenizer.decode([i])), range(n))
 
     def set_attention(self, implementation: str) -> None:
         """Switch between attention implementations without loading the model again."""

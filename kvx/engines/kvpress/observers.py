@@ -11,7 +11,7 @@ from kvx.engines.base import Trace
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.rows import Prefill, Row, Stop
 from kvx.guard.repetition import Repetition
-from kvx.guard.signals import TokenSignals, thinking_tokens, token_signals
+from kvx.guard.signals import TokenSignals, token_signals
 
 TIMEOUT = "timeout"
 
@@ -21,12 +21,8 @@ class TraceObserver:
 
     def __init__(self, loaded: LoadedModel, full: bool) -> None:
         self.full = full
+        self._thinking = loaded.thinking_ids if full else frozenset()
         self._rows: dict[int, _Recorded] = {}
-        self._thinking: frozenset[int] = frozenset()
-        if full:
-            n = loaded.model.config.get_text_config().vocab_size
-            tokenizer = loaded.tokenizer
-            self._thinking = thinking_tokens(lambda i: tokenizer.decode([i]), range(n))
 
     def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
         for row, prefill in zip(rows, prefills, strict=True):

@@ -1,0 +1,127 @@
+"""signals=full: the probe and the traces that a run records, against direct computations."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from kvx.data.prompt import PromptBuilder
+from kvx.engines.base import Probe, Response
+from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.guard.signals import divergence_nats
+from kvx.store import schemas
+from tests.conftest import Kvx
+from tests.test_engine import make_work
+
+SMALL = ("dataset.source.n_examples=20", "dataset.sampling.n_per_bin=1", "dataset.binning.n_bins=3")
+
+
+def generated(tmp_path: Path, *points: tuple[str, ...]) -> dict[tuple[str, str], Response]:
+    """The responses of several points that ran together, by point and example."""
+    works = [make_work(tmp_path, *SMALL, *point) for point in points]
+    engine = KVPressEngine(works[0].point.config)
+    found = [item for item in engine.generate(works) if isinstance(item, Response)]
+    return {(r.request.point.id, r.request.entry.example_id): r for r in found}
+
+
+def probe_of(response: Response) -> Probe:
+    assert response.trace is not None
+    assert response.trace.probe is not None
+    return response.trace.probe
+
+
+def test_the_probe_is_the_divergence_from_the_full_cache(tmp_path: Path) -> None:
+    full, half = ("press=none", "signals=full"), ("press=knorm", "budget.ratio=0.5", "signals=full")
+    responses = generated(tmp_path, full, half)
+    assert len(responses) == 6
+    work = make_work(tmp_path, *SMALL, *half)
+    engine = KVPressEngine(work.point.config)
+    model, device = engine.loaded.model, engine.loaded.device
+    builder = PromptBuilder(engine.loaded.tokenizer, work.point.config)
+    from kvpress import KnormPress
+    from transformers import DynamicCache
+
+    for request, example in work.requests:
+        parts = builder.parts(example)
+        n = len(parts.compressed_ids)
+        logits = []
+        for press in (None, KnormPress(0.5)):
+            cache = DynamicCache()
+            ids = torch.tensor([parts.compressed_ids], device=device)
+            rest = torch.tensor([parts.rest_ids], device=device)
+            with torch.inference_mode():
+                if press is None:
+                    model(ids, past_key_values=cache)
+                else:
+                    with press(model):
+                        model(ids, past_key_values=cache)
+                positions = torch.arange(n, n + rest.shape[1])[None]
+                out = model(rest, past_key_values=cache, position_ids=positions)
+            logits.append(out.logits[0, -8:])
+        expected = divergence_nats(*logits)
+        probe = probe_of(responses[request.point.id, example.example_id])
+        assert probe.kl_nats == pytest.approx(expected.tolist(), rel=1e-2, abs=1e-4)
+        same = (logits[0].argmax(-1) == logits[1].argmax(-1)).tolist()
+        assert probe.same_top1 == same
+        assert max(probe.kl_nats) > 0
+
+
+def test_the_full_cache_does_not_diverge_from_itself(tmp_path: Path) -> None:
+    for response in generated(tmp_path, ("press=none", "signals=full")).values():
+        probe = probe_of(response)
+        assert max(probe.kl_nats) == pytest.approx(0, abs=1e-6)
+        assert all(probe.same_top1)
+
+
+def test_a_probe_needs_no_full_cache_among_the_points(tmp_path: Path) -> None:
+    half = ("press=knorm", "budget.ratio=0.5", "signals=full")
+    quarter = ("press=streaming", "budget.ratio=0.25", "signals=full")
+    beside = generated(tmp_path, half, quarter, ("press=none", "signals=full"))
+    alone = generated(tmp_path, half, quarter)
+    assert len(alone) == 6
+    for key, response in alone.items():
+        assert response.token_ids == beside[key].token_ids
+        assert response.kv == beside[key].kv
+        found, expected = probe_of(response), probe_of(beside[key])
+        assert found.kl_nats == pytest.approx(expected.kl_nats, rel=1e-2, abs=1e-5)
+
+
+def test_watching_changes_no_answer(tmp_path: Path) -> None:
+    points = [("press=snapkv", f"budget.ratio={b}") for b in ("0.5", "0.2")]
+    plain = generated(tmp_path, *points)
+    watched = generated(tmp_path, *[(*point, "signals=full") for point in points])
+    texts = sorted((r.request.entry.example_id, r.text) for r in plain.values())
+    assert texts == sorted((r.request.entry.example_id, r.text) for r in watched.values())
+
+
+def test_the_evicted_share_grows_as_the_budget_falls(tmp_path: Path) -> None:
+    budgets = ("0.75", "0.5", "0.25")
+    points = [("press=expected_attention", f"budget.ratio={b}", "signals=full") for b in budgets]
+    by_example: dict[str, dict[float, float]] = {}
+    for response in generated(tmp_path, *points).values():
+        assert response.trace is not None
+        share = response.trace.score_evicted
+        assert share is not None
+        assert 0 < share < 1
+        budget = response.request.point.config.budget.ratio
+        by_example.setdefault(response.request.entry.example_id, {})[budget] = share
+    assert len(by_example) == 3
+    for shares in by_example.values():
+        assert shares[0.75] < shares[0.5] < shares[0.25]
+
+
+def test_traces_are_stored_whole(kvx: Kvx) -> None:
+    arguments = ("experiment_name=e", "signals=full", *SMALL, "decoding.max_new_tokens=30")
+    outcome = kvx("run", *arguments, "-m", "press=none,adakv,snapkv", "budget=0.5")
+    assert outcome.code == 0, outcome.err
+    paths = list(Path("outputs/runs/e/points").glob("*/traces.parquet"))
+    assert len(paths) == 3
+    for path in paths:
+        for row in pq.read_table(path).to_pylist():
+            n = len(row["token_ids"])
+            for name in ("logprob", "entropy_nats", "top_logprobs", *schemas.SIGNALS):
+                assert len(row[name]) == n, name
+            assert row["signals_source"] == "full"
+            # adakv hides entries in a pass of its own, beside which there is no full cache
+            assert (row["probe_kl_nats"] is None) == path.parent.name.startswith("adakv")
