@@ -1,4 +1,4 @@
-"""Catastrophes beside the full cache: judged per response, counted per point, told in the report."""
+"""Catastrophes beside the full cache: judged per response, counted per point, told in reports."""
 
 import sqlite3
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image
 
@@ -51,14 +51,22 @@ def judged(own: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]:
 def test_a_loop_that_the_twin_does_not_have_is_excess() -> None:
     loop = {"looping": True, "loop_onset": 7, "cap_reached": True, "failure": "TRUNCATED"}
     found = judged(loop, {})
-    assert found["looping"] and found["non_termination"] and found["any"]
-    assert found["excess_looping"] and found["excess_non_termination"] and found["excess_any"]
+    assert found["looping"]
+    assert found["non_termination"]
+    assert found["any"]
+    assert found["excess_looping"]
+    assert found["excess_non_termination"]
+    assert found["excess_any"]
     assert found["onset"] == 7
     both = judged(loop, loop)
-    assert both["looping"] and both["twin_looping"]
-    assert not both["excess_looping"] and not both["excess_any"]
+    assert both["looping"]
+    assert both["twin_looping"]
+    assert not both["excess_looping"]
+    assert not both["excess_any"]
     cured = judged({}, loop)
-    assert not cured["looping"] and cured["twin_looping"] and not cured["excess_looping"]
+    assert not cured["looping"]
+    assert cured["twin_looping"]
+    assert not cured["excess_looping"]
     assert cured["onset"] is None
 
 
@@ -69,7 +77,9 @@ def test_amnesia_is_an_instruction_that_only_the_twin_kept() -> None:
     assert not judged(broken, broken)["amnesia"]
     assert not judged(kept, kept)["amnesia"]
     back = judged(kept, broken)
-    assert not back["amnesia"] and back["twin_amnesia"] and not back["excess_amnesia"]
+    assert not back["amnesia"]
+    assert back["twin_amnesia"]
+    assert not back["excess_amnesia"]
     assert judged({}, kept)["amnesia"] is None  # cut before its end could tell
 
 
@@ -93,10 +103,9 @@ def test_a_silent_failure_ended_fluently_and_only_the_twin_was_right() -> None:
         "silent_failure"
     ]
     assert not judged({**wrong, "failure": "REFUSAL"}, right)["silent_failure"]
-    forgot = judged(
-        {**wrong, "instruction_kept": False}, {**right, "instruction_kept": True}
-    )
-    assert forgot["amnesia"] and not forgot["silent_failure"]
+    forgot = judged({**wrong, "instruction_kept": False}, {**right, "instruction_kept": True})
+    assert forgot["amnesia"]
+    assert not forgot["silent_failure"]
     assert judged({}, right)["silent_failure"] is None
 
 
@@ -124,15 +133,21 @@ responses = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@given(responses, responses)
-def test_pairing_is_even_handed(one: dict[str, Any], other: dict[str, Any]) -> None:
-    there, back, self_ = judged(one, other), judged(other, one), judged(one, one)
+@settings(deadline=None)
+@given(st.lists(st.tuples(responses, responses), min_size=1, max_size=30))
+def test_pairing_is_even_handed(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    one, other = (
+        pd.DataFrame([response(example_id=str(i), **r) for i, r in enumerate(side)])
+        for side in zip(*pairs, strict=True)
+    )
+    there, back, alone = pair(one, other), pair(other, one), pair(one, one)
     for kind in KINDS:
-        assert there[kind] == back[f"twin_{kind}"]
-        assert not self_[f"excess_{kind}"]
-        assert not (there[f"excess_{kind}"] and back[f"excess_{kind}"])
-    assert not self_["amnesia"] and not self_["silent_failure"]
-    assert not (there["silent_failure"] and there["any"])
+        pd.testing.assert_series_equal(there[kind], back[f"twin_{kind}"], check_names=False)
+        assert not alone[f"excess_{kind}"].fillna(False).any()
+        assert not (there[f"excess_{kind}"] & back[f"excess_{kind}"]).fillna(False).any()
+    assert not alone["amnesia"].fillna(False).any()
+    assert not alone["silent_failure"].fillna(False).any()
+    assert not (there["silent_failure"] & there["any"]).fillna(False).any()
 
 
 def test_what_is_seen_in_one_response_alone() -> None:
@@ -214,7 +229,7 @@ def write_experiment(
 
 def stats(*index: str) -> pd.DataFrame:
     frame = pq.read_table(FOLDER / "catastrophe_stats.parquet").to_pandas()
-    return frame.set_index(list(index)) if index else frame
+    return frame.set_index(list(index)).sort_index() if index else frame
 
 
 def derail(number: int, budget: float) -> tuple[str, list[int] | None, str]:

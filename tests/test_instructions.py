@@ -24,14 +24,14 @@ EXAMPLES = [
     ("keyword", "window", ["A Window stood open.", "window"], ["The windows stood open.", "No."]),
     ("no_word", "the", ["A man and his dog.", "They went there."], ["The man.", "on the sea"]),
     ("number", 42, ["It is 42.", "42 men"], ["It is 142.", "It is 4 2."]),
-    ("bullets", 2, ["* one\n* two", "Points:\n- one\n- two"], ["* one", "one\ntwo", "*one*\n*two*"]),
+    ("bullets", 2, ["* one\n* two", "Points:\n- one\n- two"], ["* one", "a\nb", "*one*\n*two*"]),
     ("numbered", 2, ["1. one\n2. two", "So:\n1) a\n2) b"], ["1. a\n1. b", "1. a\n2. b\n3. c", "a"]),
     ("sentences", 2, ["One. Two!", 'He said "no." He left.'], ["One.", "One. Two. Three.", "One"]),
     ("paragraphs", 2, ["One.\n\nTwo.", "a\n \nb"], ["One.\nTwo.", "a\n\nb\n\nc"]),
     ("max_words", 3, ["One two three.", "I don't know"], ["One two three four."]),
     ("capitals", None, ["ALL IS WELL 1.", "É"], ["All is well", "42"]),
     ("lowercase", None, ["all is well 1."], ["All is well", "42"]),
-    ("json", None, ['{"topic": "x"}', '```json\n{"a": 1}\n```'], ['{"a": ', "{}", "12", "[1]", "x"]),
+    ("json", None, ['{"topic": "x"}', '```json\n{"a": 1}\n```'], ['{"a": ', "{}", "12", "[1]"]),
     ("no_comma", None, ["All is well."], ["Yes, all is well."]),
     ("quotes", None, ['"All is well."', "“Well.”"], ['"All" is well.', "All is well."]),
     ("title", None, ["<<All>>\nIt is.", "Title: <<A b>>"], ["All\n<<late>>", "<< >> x", "<all>"]),
@@ -140,7 +140,9 @@ def test_the_instruction_stands_where_its_placement_says(tmp_path: Path) -> None
             assert len(words) > 15
         if instruction.kind == "number":
             assert str(instruction.value) in e.context + e.question
-    kinds = Counter(e.meta["kind"] for e in source(tmp_path, kinds={"number": 1, "json": 2}).examples())
+    kinds = Counter(
+        e.meta["kind"] for e in source(tmp_path, kinds={"number": 1, "json": 2}).examples()
+    )
     assert kinds["json"] == 2 * kinds["number"]
 
 
@@ -198,6 +200,6 @@ def test_the_stages_take_the_dataset(kvx: Kvx, tmp_path: Path) -> None:
     )  # fmt: skip
     outcome = kvx("prepare", *arguments)
     assert outcome.code == 0, outcome.err
-    wrong = kvx("prepare", *arguments, "dataset.source.kinds={poem:1}")
+    wrong = kvx("prepare", *arguments, "dataset.source.texts=[poems]")
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
-    assert "dataset.source.kinds: poem; choose from" in wrong.err
+    assert "dataset.source.texts: poems; choose from speeches, stories" in wrong.err

@@ -62,8 +62,8 @@ def analyze_experiment(config: Config) -> None:
         "transitions": transitions(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
     }
-    frames = [pd.DataFrame(rows[name]) for name in ("bin_stats", "catastrophe_stats")]
-    plots.draw_all(*frames, folder / "plots", config.analyze.confidence)
+    frame, derailed = pd.DataFrame(stats), pd.DataFrame(rows["catastrophe_stats"])
+    plots.draw_all(frame, derailed, folder / "plots", config.analyze.confidence)
     _export(experiment, rows, Path(config.paths.output))
     for name, schema in TABLES.items():
         write_table(folder / f"{name}.parquet", rows[name], schema, inputs)

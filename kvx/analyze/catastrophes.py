@@ -47,7 +47,7 @@ def judged(experiment: Experiment) -> pd.DataFrame:
     """
     seen = experiment.catastrophes
     twins = {p.id: twin.id for p in experiment.points if (twin := experiment.twin(p)) is not None}
-    of_twin = seen["point_id"].map(twins)
+    of_twin = seen["point_id"].map(twins).astype(object)
     compared = seen.assign(twin_point_id=of_twin)[of_twin.notna() & (of_twin != seen["point_id"])]
     names = [name for kind in KINDS for name in (kind, f"twin_{kind}")]
     paired = pair(compared, seen).set_index("request_id")[names].astype("Float64")
@@ -58,9 +58,7 @@ def judged(experiment: Experiment) -> pd.DataFrame:
     degenerate = experiment.requests.set_index("request_id")["degenerate"]
     clusters, _ = pd.factorize(seen["cluster"])
     about = seen[["request_id", "point_id", "bin"]]
-    return about.assign(
-        cluster=clusters, degenerate=about["request_id"].map(degenerate), **flags
-    )
+    return about.assign(cluster=clusters, degenerate=about["request_id"].map(degenerate), **flags)
 
 
 def catastrophe_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
@@ -84,9 +82,7 @@ def catastrophe_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row
                 rows.append({**here, "kind": kind})
                 cells.append(_Cell(columns[kind], columns[f"twin_{kind}"], columns["cluster"]))
     rates, excesses = _rates(cells, config), _excesses(cells, config)
-    return [
-        row | rate | excess for row, rate, excess in zip(rows, rates, excesses, strict=True)
-    ]
+    return [row | rate | excess for row, rate, excess in zip(rows, rates, excesses, strict=True)]
 
 
 def _rates(cells: list[_Cell], config: AnalyzeConfig) -> list[Row]:

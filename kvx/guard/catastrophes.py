@@ -98,8 +98,7 @@ def pair(own: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
                 (found[kind] == 1) & (found_there[kind] == 0), found[kind], found_there[kind]
             ),
         }  # fmt: skip
-        dtype = "boolean" if kind in MAY_BE_UNKNOWN else "bool"
-        added |= {name: pd.array(values, dtype=dtype) for name, values in pairs.items()}
+        added |= {name: _column(kind, values) for name, values in pairs.items()}
     sides = [f"{side}_{n}" for side in ("here", "there") for n in JUDGED]
     return both.drop(columns=sides).assign(onset=both["loop_onset"], **added)
 
@@ -110,8 +109,13 @@ Flags = dict[str, NDArray[np.float64]]  # 1 yes, 0 no, nan unknown
 def _flags(both: pd.DataFrame, side: str) -> Flags:
     values = {n: both[f"{side}_{n}"] for n in JUDGED}
     values["failure"] = values["failure"].notna()
-    return {n: column.astype("Float64").to_numpy(float, na_value=np.nan)
-            for n, column in values.items()}  # fmt: skip
+    objects = {n: column.astype(object) for n, column in values.items()}
+    return {n: o.where(o.notna(), np.nan).to_numpy(dtype=np.float64) for n, o in objects.items()}
+
+
+def _column(kind: str, flags: NDArray[np.float64]) -> Any:
+    known = flags == 1
+    return pd.arrays.BooleanArray(known, np.isnan(flags)) if kind in MAY_BE_UNKNOWN else known
 
 
 def _known(values: NDArray[np.bool_], *from_: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,9 +1,10 @@
 """Looping: whether a response repeats itself, and from which token on. Pure functions.
 
-What a response lost against its full-cache twin is in `catastrophes`. Looping is seen by two rules. The window rule is the original KVGuard's: a 20-token window that
-stands in the text three times; its onset is where the second one begins. The period rule finds
-shorter loops that ran into the end of the text: its tail repeats itself with a period; the onset is
-where the second repetition begins. Both name the same token in a loop that both can see.
+What a response lost against its full-cache twin is in `catastrophes`. Looping is seen by two rules.
+The window rule is the original KVGuard's: a 20-token window that stands in the text three times;
+its onset is where the second one begins. The period rule finds shorter loops that ran into the end
+of the text: its tail repeats itself with a period; the onset is where the second repetition begins.
+Both name the same token in a loop that both can see.
 """
 
 from collections.abc import Hashable, Sequence
@@ -36,9 +37,7 @@ def find_loop(token_ids: Sequence[Hashable]) -> Loop | None:
     Takes token ids, or words where a server gave no ids. Where both rules name the same token, the
     window rule is named. Linear in the number of tokens.
     """
-    found = [
-        loop for loop in (window_loop(token_ids), period_loop(token_ids)) if loop is not None
-    ]
+    found = [loop for loop in (window_loop(token_ids), period_loop(token_ids)) if loop is not None]
     return min(found, key=lambda loop: loop.onset, default=None)
 
 

@@ -41,7 +41,8 @@ def parse(answer: str) -> Instruction | None:
         return None
     if not isinstance(found, dict) or found.keys() != {"instruction", "value"}:
         return None
-    kind, value = found["instruction"], found["value"]
+    kind = found["instruction"]
+    value: Value = found["value"]
     if not isinstance(kind, str) or kind not in CHECKS or type(value) is not _type_of(kind):
         return None
     return Instruction(kind, value)
@@ -152,9 +153,11 @@ _PLAIN: dict[str, Callable[[str, Value], bool]] = {
 CHECKS = {**_OF_WORDS, **_OF_NUMBERS, **_PLAIN}
 # what a cut text may still have been about to do
 NEEDS_END = frozenset(
-    "end_phrase keyword number bullets numbered sentences paragraphs json quotes question_mark "
-    "postscript".split()
-)
+    {
+        "end_phrase", "keyword", "number", "bullets", "numbered", "sentences", "paragraphs",
+        "json", "quotes", "question_mark", "postscript",
+    }
+)  # fmt: skip
 
 
 def _type_of(kind: str) -> type:
