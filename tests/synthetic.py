@@ -46,7 +46,8 @@ def drifting_data(n_prompts: int, seed: int = 0, drift: float = 1.5) -> Data:
         for press in PRESSES:
             derails = press != "none" and rng.random() < 0.33
             length = 80 if derails else int(rng.integers(30, 81))
-            onset = float(rng.integers(1, 60)) if derails else np.nan
+            first = rng.integers(1, 60) if rng.random() < 0.8 else rng.integers(0, 5)
+            onset = float(first) if derails else np.nan
             rows.append(
                 {
                     "request_id": f"{press}/{prompt}", "point_id": press,

@@ -193,7 +193,8 @@ def test_too_little_to_learn_from_is_said(tmp_path):
 
 
 RUN = (
-    "model=tiny_recall", "signals=full", "press=knorm,streaming", "budget=1.0,0.5,0.35,0.2",
+    "model=tiny_recall", "signals=full", "press=expected_attention,random",
+    "budget=1.0,0.5,0.2,0.1",
     "decoding.max_new_tokens=64", "run.progress=false", "dataset.sampling.n_per_bin=8",
 )  # fmt: skip
 TRAIN = (
@@ -225,7 +226,7 @@ def test_from_a_run_to_a_model(kvx, learnt, tmp_path):
     }
     assert all(len(h) == lengths[i] for i, h in zip(predictions["request_id"],
                                                     predictions["hazard"], strict=True))  # fmt: skip
-    # seven points with the full cache once: knorm and streaming generate the same there
+    # eight points, the full cache of two presses once: they generate the same there
     assert len(predictions) == 7 * 40
     assert {"headline", "features", "baseline", "early", "leave_one_press_out"} <= set(
         figures["analysis"]

@@ -48,9 +48,9 @@ def train_experiment(config: Config) -> None:
         return
     data = load(experiment, train.labels, train.degenerate)
     check_data(folder, data, train)
+    compared = _compared(data, train)
     table = table_of(data, train)
     fold = outer_folds(data, train)
-    compared = _compared(table, train)
     results, cross = analyses.evaluate(table, train, fold)
     if compared is not None:
         analyses.compare(table, train, fold, *compared, results)
@@ -127,11 +127,11 @@ def table_of(data: Data, train: TrainConfig) -> Table:
     return Table(data, built, names)
 
 
-def _compared(table: Table, train: TrainConfig) -> tuple[str, HazardModel] | None:
+def _compared(data: Data, train: TrainConfig) -> tuple[str, HazardModel] | None:
     """An existing model that is to be judged here too. Raises `UserError` if it does not fit."""
     if train.compare is None:
         return None
-    names = analyses.own_names(table.data, train)
+    names = analyses.own_names(data, train)
     return train.compare, HazardModel.load(Path(train.compare), names)
 
 

@@ -206,7 +206,7 @@ def _balance(data: Data, config: Config) -> Finding:
     return Finding(
         "balance", _judge(not events.any(), prompts < wanted),
         f"{loops} of {len(data)} responses loop, {excess} where the full cache does not; "
-        f"{int(frame['unplaced'].sum())} other catastrophes without an onset; events in {prompts} "
+        f"{int((frame['unplaced'] & frame['onset'].isna()).sum())} other catastrophes without an onset; events in {prompts} "
         f"prompts ({wanted} wanted)",
     )  # fmt: skip
 
@@ -226,18 +226,23 @@ def _splits(data: Data, config: Config) -> Finding:
     if data.frame["prompt"].nunique() < 2 * config.train.folds:
         return Finding("splits", Verdict.FAIL, "too few prompts to split")
     fold = crossfit.outer_folds(data, config.train)
-    shared, empty = 0, []
+    shared, empty, unlearnable = 0, [], []
+    onset = data.about.onset
     for k in range(config.train.folds):
         part = crossfit.inner_parts(data, fold != k, config.train)
         part[fold == k] = "test"
         sides = data.frame.assign(side=part).groupby("prompt")["side"].nunique()
         shared += int((sides > 1).sum())
-        some = data.about.events & ~data.about.instant
-        empty += [f"{s} of fold {k}" for s in np.unique(part) if not some[part == s].any()]
-    learn = [side for side in empty if side.startswith(("train", "validation"))]
+        for side in np.unique(part):
+            first = np.nanmax(onset[part == side], initial=-1)
+            name = f"{side} of fold {k}"
+            empty += [name] * (first <= INSTANT)
+            unlearnable += [name] * (first < 1 and side in (crossfit.TRAIN, crossfit.VALIDATION))
     reason = f"{config.train.folds} folds, no prompt on two sides, events on every side"
     if empty:
-        reason = f"no event with something before it in {', '.join(empty[:3])}"
+        reason = f"no event after token {INSTANT} in {', '.join(empty[:3])}"
+    if unlearnable:
+        reason = f"nothing to learn from in {', '.join(unlearnable[:3])}"
     if shared:
         reason = f"{shared} prompts stand on two sides"
-    return Finding("splits", _judge(bool(shared or learn), bool(empty)), reason)
+    return Finding("splits", _judge(bool(shared or unlearnable), bool(empty)), reason)
