@@ -16,6 +16,7 @@ class ControllerKind(Enum):
     hazard = "hazard"  # the trained model's forecast
     rule_based = "rule_based"  # repeated n-grams and entropy sums, no model
     reactive = "reactive"  # a loop that is already there
+    gate = "gate"  # the probe before the first token, and nothing after it
     always_safe = "always_safe"  # everything, from the start
     random = "random"  # chance
 

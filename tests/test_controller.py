@@ -285,6 +285,17 @@ def test_a_controller_that_cannot_be_right(fields: dict[str, Any], says: str) ->
     assert "\n" not in str(error.value)
 
 
+def test_a_gate_alone_needs_a_threshold_and_sees_nothing_else() -> None:
+    gate = ControllerConfig(name="g", kind=ControllerKind.gate)
+    with pytest.raises(UserError, match=r"controller\.prefill_gate_nats: needs a value"):
+        check(gate)
+    controller = Controller(policy(replace(gate, prefill_gate_nats=0.5)))
+    assert not controller.step(Observation(-1, probe_nats=0.4)).alarm
+    for token in range(30):
+        found = controller.step(Observation(token, 1.0, 0, 9.0, 9))
+        assert found.mode is Mode.NORMAL
+
+
 def test_rules_need_a_rule() -> None:
     with pytest.raises(UserError, match="rule_based: needs repetition_count"):
         check(ControllerConfig(name="r", kind=ControllerKind.rule_based))

@@ -89,7 +89,7 @@ def test_one_call_reports_every_controller(kvx: Kvx, copied: Path) -> None:
         whole.loc["balanced"]["trigger_rate"], abs=0.08
     )
     assert set(rows[rows["role"] == "sweep"]["family"]) == {
-        "forecast", "forecast + loop detector", "entropy CUSUM", "random",
+        "forecast", "forecast + loop detector", "entropy CUSUM", "probe gate", "random",
     }  # fmt: skip
     assert set(rows["group"]) == {
         "all", "press=knorm", "press=streaming", "budget=0.2", "budget=0.35", "budget=0.5",

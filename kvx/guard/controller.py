@@ -106,6 +106,8 @@ def check(config: ControllerConfig) -> None:
         raise UserError(
             "controller.tau_high: needs a value, or controller.operating_point of the model's card"
         )
+    if c.kind is ControllerKind.gate and c.prefill_gate_nats is None:
+        raise UserError("controller.prefill_gate_nats: needs a value for controller.kind=gate")
     if c.kind is ControllerKind.rule_based and (c.repetition_count, c.entropy_cusum_nats) == (
         None,
         None,

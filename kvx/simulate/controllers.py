@@ -16,7 +16,7 @@ Thresholds = Mapping[OperatingPoint, float]  # of one model's card
 Policies = list[list[Policy]]  # [repeats][traces]
 TRIGGER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 FORECAST, FORECAST_LOOP = "forecast", "forecast + loop detector"
-ENTROPY, CHANCE = "entropy CUSUM", "random"
+ENTROPY, GATE, CHANCE = "entropy CUSUM", "probe gate", "random"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def sweeps(
     n: int,
     repeats: int,
 ) -> list[Step]:
-    """Thresholds of every family that `controllers` have: forecast, entropy sum, chance.
+    """Thresholds of every family that `controllers` have (forecast, entropy sum, chance), and of
+    the probe before the first token.
 
     The forecast is that of the controller `match`, or of the first that has one.
     """
@@ -152,6 +153,9 @@ def sweeps(
             if nats > 0:
                 changed = replace(rules, repetition_count=None, entropy_cusum_nats=nats)
                 add(ENTROPY, nats, changed)
+    gate = ControllerConfig(name=GATE, kind=ControllerKind.gate)
+    for nats in thresholds([t.observations[0].probe_nats for t in traces], n):
+        add(GATE, nats, replace(gate, prefill_gate_nats=max(0.0, nats)))
     if chance is not None:
         for share in TRIGGER_SHARES:
             rate = matching_rate(share, [t.n_tokens for t in traces])
