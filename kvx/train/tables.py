@@ -74,8 +74,8 @@ def _introduction(card: dict[str, Any]) -> str:
     return (
         f"{data['n_traces']} responses of {data['n_prompts']} prompts, {data['n_tokens']} tokens: "
         f"{data['n_event']} with a catastrophe whose onset is known ({data['n_instant']} of them "
-        f"at or before token 4), {data['n_negative']} sound, {data['n_left_out']} left out (no onset, "
-        f"or shared with the full cache). Models: {', '.join(data['models'])}. Datasets: "
+        f"at or before token 4), {data['n_negative']} sound, {data['n_left_out']} left out (no "
+        f"onset, or shared with the full cache). Models: {', '.join(data['models'])}. Datasets: "
         f"{', '.join(data['datasets'])}. Presses: {', '.join(data['presses'])}.\n\n"
         f"A token is positive if a catastrophe starts within the next {card['horizon_tokens']} "
         "tokens. Tokens from the onset on count nowhere, and full-cache responses are learnt from "

@@ -219,8 +219,8 @@ def _leads(data: Data, config: Config) -> Finding:
     late, roomy = int((onset > INSTANT).sum()), int((onset >= config.train.horizon).sum())
     return Finding(
         "leads", _judge(late == 0, roomy < config.verify.min_event_prompts),
-        f"{len(onset) - late} events start at or before token {INSTANT}, {late} later, {roomy} with "
-        f"room for the whole horizon of {config.train.horizon}",
+        f"{len(onset) - late} events start at or before token {INSTANT}, {late} later, {roomy} "
+        f"with room for the whole horizon of {config.train.horizon}",
     )  # fmt: skip
 
 
