@@ -62,7 +62,7 @@ def drifting_data(n_prompts: int, seed: int = 0, drift: float = 1.5) -> Data:
     traces = random_traces(lengths, seed)
     frame = pd.DataFrame(rows)
     entropy = rng.normal(2.0, 0.7, sum(lengths))
-    for start, length, onset in zip(traces.starts[:-1], lengths, onsets, strict=True):
+    for start, onset in zip(traces.starts[:-1], onsets, strict=True):
         if not np.isnan(onset):
             low = start + max(0, int(onset) - 24)
             entropy[low : start + int(onset)] += drift * 0.7

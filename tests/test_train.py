@@ -224,8 +224,10 @@ def test_from_a_run_to_a_model(kvx, learnt, tmp_path):
         for point in points.iterdir()
         for row in pq.read_table(point / "requests.parquet").to_pylist()
     }
-    assert all(len(h) == lengths[i] for i, h in zip(predictions["request_id"],
-                                                    predictions["hazard"], strict=True))  # fmt: skip
+    hazards = predictions.set_index("request_id")["hazard"]
+    assert {i: len(hazard) for i, hazard in hazards.items()} == {
+        i: lengths[i] for i in hazards.index
+    }
     # eight points, the full cache of two presses once: they generate the same there
     assert len(predictions) == 7 * 40
     assert {"headline", "features", "baseline", "early", "leave_one_press_out"} <= set(

@@ -197,4 +197,5 @@ def _difference(have: Sequence[str], asked: Sequence[str]) -> str:
         return "has the asked features in another order; train again"
     parts = [f"lacks {lacking[0]} and {len(lacking) - 1} more" if lacking else ""]
     parts.append(f"has {extra[0]} and {len(extra) - 1} more that are not asked" if extra else "")
-    return f"its {len(have)} features are not the {len(asked)} asked ({', '.join(filter(None, parts))}); train again"
+    how = ", ".join(filter(None, parts))
+    return f"its {len(have)} features are not the {len(asked)} asked ({how}); train again"

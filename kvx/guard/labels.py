@@ -33,7 +33,7 @@ class Targets:
 
     @property
     def events(self) -> NDArray[np.bool_]:
-        return self.role == Role.EVENT
+        return np.asarray(self.role == Role.EVENT)
 
     @property
     def instant(self) -> NDArray[np.bool_]:
@@ -67,13 +67,13 @@ def token_labels(lengths: ArrayLike, onset: ArrayLike, horizon: int) -> NDArray[
     if horizon < 1:
         raise ValueError(f"horizon={horizon}: must be at least 1 token")
     left = _to_onset(lengths, onset)
-    return (left > 0) & (left <= horizon)
+    return np.asarray((left > 0) & (left <= horizon))
 
 
 def before_onset(lengths: ArrayLike, onset: ArrayLike) -> NDArray[np.bool_]:
     """The tokens that may be learnt from and counted: all, or those before the onset: [tokens]."""
     left = _to_onset(lengths, onset)
-    return np.isnan(left) | (left > 0)
+    return np.asarray(np.isnan(left) | (left > 0))
 
 
 def usable_tokens(lengths: ArrayLike, about: Targets) -> NDArray[np.bool_]:

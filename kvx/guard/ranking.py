@@ -150,10 +150,10 @@ class Resampler:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Positives and negatives of each prompt in each class of scores, lowest first: [c, classes]."""
+    """Positives and negatives of each prompt in each class of scores, lowest first."""
 
     by: Resampler
-    hits: NDArray[np.int64]
+    hits: NDArray[np.int64]  # [prompts, classes]
     misses: NDArray[np.int64]
     clusters: NDArray[np.int64]
     score: NDArray[np.float64]
@@ -178,7 +178,8 @@ class Ranked:
 
     def recall_at(self, rate: float) -> Estimate:
         """Share of positives above the lowest score that at most `rate` of the negatives reach."""
-        exact = _recall_at(*(part[None] for part in _by_score(self.score, self.positive)), rate)
+        hits, misses = _by_score(self.score, self.positive)
+        exact = _recall_at(hits[None], misses[None], rate)
         return self._estimate(float(exact[0]), _recall_at(*self._drawn, rate))
 
     def _rates(self) -> NDArray[np.float64]:

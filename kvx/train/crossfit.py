@@ -28,9 +28,9 @@ class Table:
     features: Floats
     names: tuple[str, ...]
 
-    def columns(self, names: Sequence[str]) -> list[int]:
+    def columns(self, names: Sequence[str]) -> NDArray[np.intp]:
         place = {name: i for i, name in enumerate(self.names)}
-        return [place[name] for name in names]
+        return np.array([place[name] for name in names], dtype=np.intp)
 
     def tokens(self, traces: Mask) -> Mask:
         return np.repeat(traces, self.data.traces.lengths)

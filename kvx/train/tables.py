@@ -15,8 +15,9 @@ _FEW = (
     ("trace AUROC", "trace_auroc"),
 )  # fmt: skip
 _ALARMS = (
-    ("recall", "recall"), ("false positives", "false_positive_rate"), ("lead ≥ 32", "recall_with_lead_32"),
-    ("lead ≥ 64", "recall_with_lead_64"), ("median lead", "lead_median"),
+    ("recall", "recall"), ("false positives", "false_positive_rate"),
+    ("lead ≥ 32", "recall_with_lead_32"), ("lead ≥ 64", "recall_with_lead_64"),
+    ("median lead", "lead_median"),
     ("quartiles", "lead_q25"), ("median lead, onset ≥ 64", "lead_median_roomy"),
     ("false alarms / 1,000 tokens", "false_alarms_per_1000_tokens"),
 )  # fmt: skip
@@ -72,9 +73,9 @@ def _introduction(card: dict[str, Any]) -> str:
     share = f"{training['confidence']:.0%}"
     return (
         f"{data['n_traces']} responses of {data['n_prompts']} prompts, {data['n_tokens']} tokens: "
-        f"{data['n_event']} with a catastrophe whose onset is known ({data['n_instant']} of them at "
-        f"or before token 4), {data['n_negative']} sound, {data['n_left_out']} left out (no onset, "
-        f"or shared with the full cache). Models: {', '.join(data['models'])}. Datasets: "
+        f"{data['n_event']} with a catastrophe whose onset is known ({data['n_instant']} of them "
+        f"at or before token 4), {data['n_negative']} sound, {data['n_left_out']} left out (no "
+        f"onset, or shared with the full cache). Models: {', '.join(data['models'])}. Datasets: "
         f"{', '.join(data['datasets'])}. Presses: {', '.join(data['presses'])}.\n\n"
         f"A token is positive if a catastrophe starts within the next {card['horizon_tokens']} "
         "tokens. Tokens from the onset on count nowhere, and full-cache responses are learnt from "
@@ -117,8 +118,8 @@ def _early(results: Results, found: Lookup) -> str:
     ]
     table = _markdown(["which catastrophe: by what", "AUROC", "catastrophes", "traces"], rows)
     return (
-        "## At and before the first tokens\n\nOne score per compressed response. Instant: the onset "
-        f"is at or before token 4.\n\n{table}"
+        "## At and before the first tokens\n\nOne score per compressed response. Instant: the "
+        f"onset is at or before token 4.\n\n{table}"
     )
 
 

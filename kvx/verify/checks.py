@@ -129,7 +129,9 @@ def _traces(points: list[PointRecord], experiment: Experiment) -> Iterator[Findi
     said = ", ".join(f"{n} {kind}" for kind, n in thin.items())
     yield Finding(
         "traces", _judge(bool(thin), bool(kinds[Holds.TOP20])),
-        f"{said}: run with signals=full" if thin else f"{kinds[Holds.FULL]} with all signals{top20}",
+        f"{said}: run with signals=full"
+        if thin
+        else f"{kinds[Holds.FULL]} with all signals{top20}",
     )  # fmt: skip
     yield Finding(
         "lengths", _judge(bool(wrong)),
@@ -168,7 +170,7 @@ def _degenerate(experiment: Experiment, config: Config) -> Finding:
 
 
 def _baseline_is_sound(experiment: Experiment, config: Config) -> Iterator[Finding]:
-    """Where the full cache itself seldom ends, or loops, little is left to blame compression for."""
+    """Where the full cache itself seldom ends, or loops, little is left to compression."""
     outcomes = outcomes_of(experiment)
     full = {p.id for p in experiment.points if p.is_full_cache}
     ids = experiment.requests.loc[experiment.requests["point_id"].isin(full), "request_id"]
@@ -203,11 +205,12 @@ def _balance(data: Data, config: Config) -> Finding:
         int((frame["excess"] & frame["onset"].notna()).sum()),
     )
     prompts, wanted = frame["prompt"][events].nunique(), config.verify.min_event_prompts
+    unplaced = int((frame["unplaced"] & frame["onset"].isna()).sum())
     return Finding(
         "balance", _judge(not events.any(), prompts < wanted),
         f"{loops} of {len(data)} responses loop, {excess} where the full cache does not; "
-        f"{int((frame['unplaced'] & frame['onset'].isna()).sum())} other catastrophes without an onset; events in {prompts} "
-        f"prompts ({wanted} wanted)",
+        f"{unplaced} other catastrophes without an onset; events in {prompts} prompts "
+        f"({wanted} wanted)",
     )  # fmt: skip
 
 
@@ -216,8 +219,8 @@ def _leads(data: Data, config: Config) -> Finding:
     late, roomy = int((onset > INSTANT).sum()), int((onset >= config.train.horizon).sum())
     return Finding(
         "leads", _judge(late == 0, roomy < config.verify.min_event_prompts),
-        f"{len(onset) - late} events start at or before token {INSTANT}, {late} later, {roomy} with "
-        f"room for the whole horizon of {config.train.horizon}",
+        f"{len(onset) - late} events start at or before token {INSTANT}, {late} later, {roomy} "
+        f"with room for the whole horizon of {config.train.horizon}",
     )  # fmt: skip
 
 
