@@ -119,15 +119,26 @@ def test_a_gate_prevents_what_starts_at_once() -> None:
 HAZARDS = st.lists(st.sampled_from([0.0, 0.2, 0.45, 0.5, 0.7, math.nan]), min_size=1, max_size=40)
 
 
-@given(HAZARDS, st.booleans(), st.booleans(), st.sampled_from([None, 0.3]))
+@given(
+    HAZARDS, st.booleans(), st.booleans(), st.sampled_from([None, 0.3, 0.5]),
+    st.sampled_from([ControllerKind.hazard, ControllerKind.rule_based, ControllerKind.gate]),
+)  # fmt: skip
 def test_skipping_calm_traces_changes_nothing(
-    hazard: list[float], loops: bool, on_loop: bool, gate: float | None
+    values: list[float], loops: bool, on_loop: bool, gate: float | None, kind: ControllerKind
 ) -> None:
-    t = trace(hazard, loop=(len(hazard) // 2, 0) if loops else None, probe=0.4)
+    if kind is ControllerKind.gate:
+        gate = gate or 0.45
+    start = [0 if loops and t >= len(values) // 2 else None for t in range(len(values))]
+    seen = observations(values, values, start, [0] * len(values), 0.4)
+    t = Trace("x", seen, 0.25, 10, False, False, None)
+    chosen = kind_policy(
+        kind, on_loop=on_loop, prefill_gate_nats=gate, tau_high=0.5, j=2, cooldown=4,
+        entropy_cusum_nats=0.6, entropy_reference_nats=0.2,
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        quick = replay(t, hazard_policy(on_loop=on_loop, prefill_gate_nats=gate))
+        quick = replay(t, chosen)
         patch.setattr(simulation, "_stays_calm", lambda *_: False)
-        assert replay(t, hazard_policy(on_loop=on_loop, prefill_gate_nats=gate)) == quick
+        assert replay(t, chosen) == quick
 
 
 @given(HAZARDS, st.floats(0.05, 1.0))

@@ -59,6 +59,10 @@ class Trace:
         """Where the catastrophe starts; of one without an onset (it never ends), the last token."""
         return self.n_tokens - 1 if self.onset is None else self.onset
 
+    @property
+    def probe_nats(self) -> float:
+        return self.observations[0].probe_nats
+
     @cached_property
     def hazard_peak(self) -> float:
         """The highest hazard; nan without any."""
@@ -71,6 +75,15 @@ class Trace:
 
     def cusum_peak(self, reference_nats: float) -> float:
         """The highest sum of entropy above the reference; see `controller=rule_based`."""
+        if reference_nats not in self._cusum_peaks:
+            self._cusum_peaks[reference_nats] = self._cusum_peak(reference_nats)
+        return self._cusum_peaks[reference_nats]
+
+    @cached_property
+    def _cusum_peaks(self) -> dict[float, float]:
+        return {}
+
+    def _cusum_peak(self, reference_nats: float) -> float:
         peak = total = 0.0
         for seen in self.observations[1:]:
             if not math.isnan(seen.entropy_nats):
@@ -164,14 +177,18 @@ def replay(trace: Trace, policy: Policy) -> Outcome:
 
 
 def _stays_calm(trace: Trace, policy: Policy) -> bool:
-    """Whether a forecast can be seen to raise no alarm without a replay: most of a sweep's time."""
+    """Whether it can be seen without a replay that there is no alarm: most of a sweep's time."""
     c = policy.config
-    return (
-        c.kind is ControllerKind.hazard
-        and c.prefill_gate_nats is None
-        and not (c.on_loop and trace.loops)
-        and not trace.hazard_peak >= policy.tau_high
-    )
+    if c.prefill_gate_nats is not None and trace.probe_nats >= c.prefill_gate_nats:
+        return False
+    if c.on_loop and trace.loops:
+        return False
+    if c.kind is ControllerKind.hazard:
+        return not trace.hazard_peak >= policy.tau_high
+    if c.kind is ControllerKind.rule_based and c.repetition_count is None:
+        assert c.entropy_cusum_nats is not None
+        return trace.cusum_peak(c.entropy_reference_nats) < c.entropy_cusum_nats
+    return c.kind is ControllerKind.gate
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def sweeps(
                 changed = replace(rules, repetition_count=None, entropy_cusum_nats=nats)
                 add(ENTROPY, nats, changed)
     gate = ControllerConfig(name=GATE, kind=ControllerKind.gate)
-    for nats in thresholds([t.observations[0].probe_nats for t in traces], n):
+    for nats in thresholds([t.probe_nats for t in traces], n):
         add(GATE, nats, replace(gate, prefill_gate_nats=max(0.0, nats)))
     if chance is not None:
         for share in TRIGGER_SHARES:
