@@ -77,7 +77,8 @@ def _recorded(single: pd.DataFrame, recorded: Recorded) -> str:
         f"({', '.join(sorted(about['press'].unique()))}). "
         f"{plural(int(row['n_catastrophes']), 'excess catastrophe')}: derailed where the full "
         f"cache did not; {row['n_instant']} of them start within the first five tokens, where "
-        f"monitoring has no lead; the other {row['n_preventable']} are called preventable. {recorded.source}"
+        f"monitoring has no lead; the other {row['n_preventable']} are called preventable. "
+        f"{recorded.source}"
     )
     if degenerate:
         text += (
