@@ -30,8 +30,8 @@ from kvx.train_config import Labels
 @dataclass(frozen=True)
 class Recorded:
     """What is replayed. `about` [n]: point_id, cluster (a prompt, across its points), dataset,
-    press, budget, degenerate. `cards` [n]: the thresholds of the model that made a trace's
-    forecast. `source`: a sentence on where the forecasts come from.
+    press, budget (its label), degenerate. `cards` [n]: the thresholds of the model that made a
+    trace's forecast. `source`: a sentence on where the forecasts come from.
     """
 
     traces: list[Trace]
@@ -99,11 +99,11 @@ def load(config: Config, folder: Path, wants_model: bool) -> Recorded:
             )
         )  # fmt: skip
         cards.append(None if forecasts is None else forecasts.cards[name])
-    about = data.frame[["point_id", "dataset", "press", "budget", "degenerate"]]
-    return Recorded(
-        traces, about.assign(cluster=data.frame["prompt"]).reset_index(drop=True), cards,
-        _source(forecasts),
-    )  # fmt: skip
+    labels = {p.id: str(p.info["budget_label"]) for p in experiment.points}
+    about = data.frame[["point_id", "dataset", "press", "degenerate"]].assign(
+        budget=data.frame["point_id"].map(labels), cluster=data.frame["prompt"]
+    )
+    return Recorded(traces, about.reset_index(drop=True), cards, _source(forecasts))
 
 
 def read_forecasts(folder: Path) -> Forecasts:
