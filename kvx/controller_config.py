@@ -60,7 +60,7 @@ class ControllerConfig:
     repetition_count: int | None = None
     # rule_based: the sum of entropies above the reference (CUSUM) that is an alarm
     entropy_cusum_nats: float | None = None
-    entropy_reference_nats: float = 1.85
+    entropy_reference_nats: float = 3.0
     # random: probability of an alarm per token; null: kvx.simulate takes that of another controller
     rate: float | None = None
     seed: int = 0

@@ -91,6 +91,7 @@ def test_a_catastrophe_without_an_onset_is_prevented_by_any_alarm() -> None:
     t = trace(peak(40, 30), catastrophe=True)
     found = replay(t, hazard_policy())
     assert found.prevents(t, None)
+    assert not found.forecasts(t)
     assert math.isnan(found.lead(t))
     calm = trace([0.0] * 40, catastrophe=True)
     assert not replay(calm, hazard_policy()).prevents(calm, None)

@@ -76,7 +76,8 @@ def _recorded(single: pd.DataFrame, recorded: Recorded) -> str:
         f"from {plural(about['point_id'].nunique(), 'compressed point')} "
         f"({', '.join(sorted(about['press'].unique()))}). "
         f"{plural(int(row['n_catastrophes']), 'excess catastrophe')}: derailed where the full "
-        f"cache did not; {row['n_instant']} of them start within the first five tokens, where "
+        f"cache did not; {row['n_with_onset']} of them loop and so have a known onset, "
+        f"{row['n_instant']} start within the first five tokens, where "
         f"monitoring has no lead; the other {row['n_preventable']} are called preventable. "
         f"{recorded.source}"
     )
@@ -132,8 +133,9 @@ def share(row: pd.Series, name: str, form: str = "{:.2f}") -> str:
 
 def _legend(settings: SimulateConfig) -> str:
     return (
-        "Shares are of excess catastrophes (prevented, alarm before onset), of responses without "
-        "one (false triggers), and of prompt entries over all tokens (mean KV budget: SAFE costs "
+        "Shares are of excess catastrophes (prevented), of those with a known onset (alarm before "
+        "onset), of responses without an excess one (false triggers), of prompt entries over all "
+        "tokens (mean KV budget: SAFE costs "
         f"the safe budget). In brackets {percent(settings.confidence)} intervals by resampling "
         f"prompts ({settings.n_boot:,} times); where all prompts agree, exact ones of as many "
         "trials as prompts. Lead: from the first alarm to the onset, of excess catastrophes with "

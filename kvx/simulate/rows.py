@@ -25,7 +25,8 @@ def counts(traces: Sequence[Trace], clusters: Sequence[str]) -> dict[str, Any]:
     instant = sum(t.instant for t in events)
     return {
         "n_traces": len(traces), "n_prompts": len(set(clusters)), "n_catastrophes": len(events),
-        "n_preventable": len(events) - instant, "n_instant": instant,
+        "n_with_onset": sum(t.placed for t in events), "n_preventable": len(events) - instant,
+        "n_instant": instant,
     }  # fmt: skip
 
 

@@ -175,7 +175,8 @@ CATASTROPHE_STATS = _schema(
 SIMULATION = _schema(
     {
         "role": S, "controller": S, "family": S, "group": S, "n_traces": I64, "n_prompts": I64,
-        "n_catastrophes": I64, "n_preventable": I64, "n_instant": I64, "on_front": B,
+        "n_catastrophes": I64, "n_with_onset": I64, "n_preventable": I64, "n_instant": I64,
+        "on_front": B,
     },
     {
         "threshold": F64,
