@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 TOP = 20
+CACHED = 2**19  # logits that a CPU works on at once, so that they stay in its cache
 LOWEST = -200.0  # nats below the likeliest token; logits further down count as this
 
 # words at which a model reconsiders; the flag is one of the original KVGuard's signals
@@ -40,18 +41,29 @@ class TokenSignals:
 def token_signals(logits: torch.Tensor, tokens: torch.Tensor) -> TokenSignals:
     """Signals of `logits` [rows, vocab], any float type, that chose `tokens` [rows].
 
-    Computed in float32 in five passes over the logits, copied to the host once. Vocabularies of
+    Computed in float32 in a few passes over the logits, copied to the host once. Vocabularies of
     fewer than 20 tokens are filled up with the lowest log-prob.
     """
+    size = len(logits) if logits.is_cuda else max(1, CACHED // logits.shape[1])
+    parts = zip(logits.split(size), tokens.split(size), strict=True)
+    table = torch.cat([_table(*part) for part in parts]).cpu().numpy()
+    return TokenSignals(*table[:, :-TOP].T, top_logprobs=table[:, -TOP:])
+
+
+def _table(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """One row of signals per row of logits, in the order of `TokenSignals`."""
     z = logits.float()
     top, ids = z.topk(min(TOP, z.shape[1]), dim=1)
     z = (z - top[:, :1]).clamp_(min=LOWEST)
     mean, chosen = z.mean(1), z.gather(1, tokens[:, None])[:, 0]
-    rank = (z > chosen[:, None]).sum(1)
+    if bool((tokens == ids[:, 0]).all()):  # greedy
+        rank = torch.zeros_like(mean)
+    else:
+        rank = (z > chosen[:, None]).sum(1).float()
     e = z.exp()
     e.scatter_(1, ids[:, :1], 0.0)  # without the likeliest: no cancellation where it has it all
     rest = e.sum(1).clamp_(min=torch.finfo(torch.float32).tiny)
-    moment = torch.einsum("rv,rv->r", e, z)
+    moment = e.mul_(z).sum(1)
     log_total = torch.log1p(rest)
     top = (top - top[:, :1]).clamp_(min=LOWEST) - log_total[:, None]
     if top.shape[1] < TOP:
@@ -64,10 +76,9 @@ def token_signals(logits: torch.Tensor, tokens: torch.Tensor) -> TokenSignals:
         (rest.log() - moment / rest).clamp_(min=0.0),
         mean - log_total,
         top[:, 0] - top[:, 1],
-        rank.float(),
+        rank,
     ]
-    table = torch.cat([torch.stack(columns, 1), top], 1).cpu().numpy()
-    return TokenSignals(*table[:, : len(columns)].T, top_logprobs=table[:, len(columns) :])
+    return torch.cat([torch.stack(columns, 1), top], 1)
 
 
 def thinking_tokens(decode: Callable[[int], str], vocabulary: Iterable[int]) -> frozenset[int]:
