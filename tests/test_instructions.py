@@ -66,6 +66,17 @@ def test_any_text_can_be_checked_and_an_empty_one_keeps_nothing(kind: str, text:
     assert instruction.kept(text) == instruction.kept(f"  {text}\n")
 
 
+@pytest.mark.parametrize(
+    "loop", ["a", " ", "\n", "<<a ", "1. ", '"', "```json ", "P.", ". ", "* \n"]
+)
+def test_a_degenerate_generation_does_not_hang_a_check(loop: str) -> None:
+    text = loop * (100_000 // len(loop))
+    for kind, value, *_ in EXAMPLES:
+        Instruction(kind, value).kept(f"<<```{text}``` x")
+    question_recall("Did Nora meet Ivo?", text)
+    assert parse(text) is None
+
+
 @given(st.text(max_size=60) | st.sampled_from(["12", "[]", "null", '{"instruction": "json"}']))
 def test_other_answers_are_no_instructions(answer: str) -> None:
     assert parse(answer) is None

@@ -228,12 +228,12 @@ def _over_budgets(
     curves = []
     for i, name in enumerate(names):
         if name in cut:
-            rows, apart = cut[name], 1 + 0.012 * (i - (len(names) - 1) / 2)
+            rows, apart = cut[name], 1 + 0.025 * (i - (len(names) - 1) / 2)
             curves.append(Curve(x[rows] * apart, y[rows], hollow[rows], _style(i, name)))
     _draw(axis, curves)
     ticks = sorted(frame["budget"].unique())
     axis.set_xscale("log")
-    axis.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
+    axis.set_xticks(ticks, [f"{t:.3g}" for t in ticks])
     axis.minorticks_off()
     axis.invert_xaxis()
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 
 Value = str | int | None
 
@@ -57,10 +58,11 @@ def kept_at_the_end(instruction: Instruction, text: str, cut: bool) -> bool | No
 _WORD = re.compile(r"\w")
 _QUOTES = "\"'“”‘’"
 _MARKS = _QUOTES + "*_#` \n"
-_BULLET = re.compile(r"^\s*[*•+-]\s+\S", re.MULTILINE)
-_NUMBERED = re.compile(r"^\s*(\d+)[.)]\s+\S", re.MULTILINE)
+# every pattern reads a text in linear time: a degenerate generation is 10^5 spaces or marks
+_BULLET = re.compile(r"^[ \t]*[*•+-][ \t]+\S", re.MULTILINE)
+_NUMBERED = re.compile(r"^[ \t]*(\d+)[.)][ \t]+\S", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’')]*\s+")
-_TITLE = re.compile(r"<<[^<>\n]*\w[^<>\n]*>>")
+_TITLE = re.compile(r"<<([^<>\n]*)>>")
 
 
 def _words(text: str) -> list[str]:
@@ -96,7 +98,8 @@ def _sentences(text: str, value: Value) -> bool:
 
 
 def _paragraphs(text: str, value: Value) -> bool:
-    return sum(_WORD.search(p) is not None for p in re.split(r"\n\s*\n", text)) == value
+    blocks = groupby(text.splitlines(), key=lambda line: _WORD.search(line) is not None)
+    return sum(written for written, _ in blocks) == value
 
 
 def _at_most_words(text: str, value: Value) -> bool:
@@ -105,9 +108,10 @@ def _at_most_words(text: str, value: Value) -> bool:
 
 
 def _json(text: str, value: Value) -> bool:
-    fence = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL | re.IGNORECASE)
+    if text.startswith("```") and text.endswith("```"):
+        text = text[3:-3].removeprefix("json")
     try:
-        found = json.loads(fence[1] if fence else text, parse_int=str)
+        found = json.loads(text, parse_int=str)
     except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and len(found) > 0
@@ -118,11 +122,11 @@ def _quoted(text: str, value: Value) -> bool:
 
 
 def _title(text: str, value: Value) -> bool:
-    return _TITLE.search(text.splitlines()[0]) is not None
+    return any(_WORD.search(title) for title in _TITLE.findall(text.splitlines()[0]))
 
 
 def _postscript(text: str, value: Value) -> bool:
-    return re.search(r"^\W*P\.\s?S\.", text, re.MULTILINE) is not None
+    return re.search(r"^[^\w\n]*P\. ?S\.", text, re.MULTILINE) is not None
 
 
 # kinds by the type of their value

@@ -7,12 +7,12 @@ _TERM = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _STARTS = re.compile(r"(?:^|[.!?:\n\"“”*•>-])\s*$")
 # words that begin sentences and name nothing
 _SENTENCE_WORDS = """
-a about after all also although an and answer any are as at be because begin been before but by can could
-did do does during each end every find first follow for from give given had has have he her here
-his how however i if in into is it its if let list many may more most my next no not now of
-on once one only or our please put question she should since so some story such summarise
+a about after all also although an and answer any are as at be because been before begin but by
+can could did do does during each end every find first follow for from give given had has have
+he her here his how however i if in into is it its let list many may more most my next no not
+now of on once one only or our please put question she should since so some story such summarise
 summarize text that the their them then there these they this those though through to under
-until use using was we were what when where which while who whose why will with write would you
+until use using was we were what when where which while who whose why will with would write you
 your
 """
 _COMMON = frozenset(_SENTENCE_WORDS.split())
