@@ -12,7 +12,10 @@ class Labels(Enum):
 
 
 class ClassWeight(Enum):
-    balanced = "balanced"
+    """What a positive token weighs, by the number n of negatives per positive."""
+
+    balanced = "balanced"  # n
+    sqrt = "sqrt"  # its square root
     none = "none"
 
 

@@ -11,8 +11,10 @@ from kvx.verify.checks import Verdict
 
 RUN = (
     "model=tiny_recall", "signals=full", "press=knorm", "budget=1.0,0.5,0.2",
-    "decoding.max_new_tokens=64", "run.progress=false", "dataset.sampling.n_per_bin=8",
+    "decoding.max_new_tokens=64", "run.progress=false", "dataset.sampling.n_per_bin=4",
 )  # fmt: skip
+
+FEW = ("train.folds=2", "verify.min_prompts=10")
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def change(path, **columns):
 
 
 def test_each_thing_that_is_wrong_is_found(kvx, point, capfd):
-    code, before = verdicts(kvx, capfd, "train.folds=2")
+    code, before = verdicts(kvx, capfd, *FEW)
     good = ("points", "responses", "budgets", "baseline", "traces", "lengths", "numbers", "probe",
             "degenerate", "caps", "prompts")  # fmt: skip
     assert {name: before[name] for name in good} == dict.fromkeys(good, "ok")
@@ -58,7 +60,7 @@ def test_each_thing_that_is_wrong_is_found(kvx, point, capfd):
 
     def after(path, check, **columns):
         change(path, **columns)
-        code, found = verdicts(kvx, capfd, "train.folds=2")
+        code, found = verdicts(kvx, capfd, *FEW)
         path.write_bytes(sound[path])
         assert code == 1
         return found[check]
@@ -77,7 +79,7 @@ def test_each_thing_that_is_wrong_is_found(kvx, point, capfd):
     assert after(
         traces, "lengths", **dict.fromkeys(lists, lambda i, v: v[:-1] if i == first else v)
     ) == "fail"  # fmt: skip
-    assert verdicts(kvx, capfd, "train.folds=2")[1] == before
+    assert verdicts(kvx, capfd, *FEW)[1] == before
     assert code in (0, 1)
 
 

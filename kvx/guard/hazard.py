@@ -41,7 +41,7 @@ class FitSettings:
     subsample: float = 0.8
     colsample_bytree: float = 0.6
     min_child_weight: float = 5.0
-    balance: bool = True
+    balance: float = 1.0  # positives weigh (negatives per positive) to this power
     calibration: str = "platt"
     seed: int = 0
     threads: int = 1
@@ -120,18 +120,18 @@ def fit(
     for side, examples in (("train", train), ("validation", validation)):
         if examples.positive.all() or not examples.positive.any():
             raise ValueError(f"{side}: needs tokens with and without a catastrophe ahead")
-    data = {"train": _matrix(train, settings), "validation": _matrix(validation, settings)}
     n_positive = float(train.positive.sum())
+    weight = ((len(train.positive) - n_positive) / n_positive) ** settings.balance
+    # what stops the fit early weighs as what is fitted
+    learnt, watched = (_matrix(side, weight, settings) for side in (train, validation))
     parameters = {
         "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist",
         "max_depth": settings.max_depth, "eta": settings.eta, "subsample": settings.subsample,
         "colsample_bytree": settings.colsample_bytree, "seed": settings.seed,
         "min_child_weight": settings.min_child_weight, "nthread": settings.threads,
-        "scale_pos_weight": (len(train.positive) - n_positive) / n_positive
-        if settings.balance else 1.0,
     }  # fmt: skip
     booster = xgb.train(
-        parameters, data["train"], settings.rounds, evals=[(data["validation"], "validation")],
+        parameters, learnt, settings.rounds, evals=[(watched, "validation")],
         early_stopping_rounds=settings.patience, verbose_eval=False,
     )  # fmt: skip
     booster = booster[: booster.best_iteration + 1]
@@ -164,9 +164,12 @@ def threshold_at(scores: ArrayLike, rate: float) -> float:
     return float(np.nextafter(highest[allowed], np.float32(np.inf)))
 
 
-def _matrix(examples: Examples, settings: FitSettings) -> xgb.DMatrix:
+def _matrix(examples: Examples, of_positives: float, settings: FitSettings) -> xgb.DMatrix:
+    weight = np.where(examples.positive, of_positives, 1.0)
+    if examples.weight is not None:
+        weight = weight * examples.weight
     return xgb.DMatrix(
-        examples.features, label=examples.positive, weight=examples.weight, nthread=settings.threads
+        examples.features, label=examples.positive, weight=weight, nthread=settings.threads
     )
 
 

@@ -79,7 +79,8 @@ def before_onset(lengths: ArrayLike, onset: ArrayLike) -> NDArray[np.bool_]:
 def usable_tokens(lengths: ArrayLike, about: Targets) -> NDArray[np.bool_]:
     """Tokens before the onset of traces that are not left out: [tokens]."""
     sizes = np.asarray(lengths, np.int64)
-    return before_onset(sizes, about.onset) & np.repeat(about.role != Role.LEFT_OUT, sizes)
+    kept = np.repeat(about.role != Role.LEFT_OUT, sizes)
+    return np.asarray(before_onset(sizes, about.onset) & kept)
 
 
 def _to_onset(lengths: ArrayLike, onset: ArrayLike) -> NDArray[np.float64]:

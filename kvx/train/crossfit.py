@@ -17,6 +17,7 @@ from kvx.train.data import Data
 from kvx.train_config import ClassWeight, TrainConfig
 
 Mask = NDArray[np.bool_]
+BALANCE = {ClassWeight.balanced: 1.0, ClassWeight.sqrt: 0.5, ClassWeight.none: 0.0}
 TRAIN, VALIDATION, THRESHOLD = PARTS
 
 
@@ -57,7 +58,7 @@ def settings_of(config: TrainConfig) -> FitSettings:
         rounds=config.rounds, patience=config.patience, max_depth=config.max_depth, eta=config.eta,
         subsample=config.subsample, colsample_bytree=config.colsample_bytree,
         min_child_weight=config.min_child_weight, seed=config.seed,
-        balance=config.class_weight is ClassWeight.balanced, calibration=config.calibration.name,
+        balance=BALANCE[config.class_weight], calibration=config.calibration.name,
         threads=config.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1,
     )  # fmt: skip
 

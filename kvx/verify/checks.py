@@ -237,10 +237,12 @@ def _splits(data: Data, config: Config) -> Finding:
         sides = data.frame.assign(side=part).groupby("prompt")["side"].nunique()
         shared += int((sides > 1).sum())
         for side in np.unique(part):
-            first = np.nanmax(onset[part == side], initial=-1)
+            latest = np.nan_to_num(onset[part == side], nan=-1).max(initial=-1)
             name = f"{side} of fold {k}"
-            empty += [name] * (first <= INSTANT)
-            unlearnable += [name] * (first < 1 and side in (crossfit.TRAIN, crossfit.VALIDATION))
+            if latest <= INSTANT:
+                empty.append(name)
+            if latest < 1 and side in (crossfit.TRAIN, crossfit.VALIDATION):
+                unlearnable.append(name)
     reason = f"{config.train.folds} folds, no prompt on two sides, events on every side"
     if empty:
         reason = f"no event after token {INSTANT} in {', '.join(empty[:3])}"
