@@ -30,7 +30,7 @@ JSON = st.recursive(
 
 
 def mostly(good: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.integers(0, 9).flatmap(lambda i: JSON if i == 0 else good)
+    return st.integers(0, 30).flatmap(lambda i: JSON if i == 0 else good)
 
 
 def fields(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -46,22 +46,33 @@ COMPLETION = fields(
     tokens=st.lists(TEXTS, max_size=2), token_logprobs=st.lists(LOGPROB, max_size=2),
     top_logprobs=st.lists(st.dictionaries(TEXTS, LOGPROB, max_size=3), max_size=2),
 )  # fmt: skip
-CHOICE = fields(
-    index=st.just(0), text=TEXTS, delta=fields(content=TEXTS, refusal=TEXTS),
-    logprobs=CHAT | COMPLETION | st.none(),
-    finish_reason=st.sampled_from(["stop", "length", None]),
-)  # fmt: skip
+CHOICE = st.fixed_dictionaries(
+    {
+        "text": mostly(TEXTS),
+        "delta": fields(content=TEXTS, refusal=TEXTS),
+        "logprobs": mostly(CHAT | COMPLETION | st.none()),
+        "finish_reason": mostly(st.sampled_from(["stop", "length", None])),
+    }
+)
 NAMES = (
     "entries_nominal", "entries_effective", "entries_physical", "bytes_nominal",
     "bytes_effective", "bytes_physical", "bytes_full", "bytes_peak",
 )  # fmt: skip
-KVX = fields(
-    press=TEXTS, budget=st.floats(0, 1), budget_kind=TEXTS,
-    kv=st.fixed_dictionaries({name: mostly(st.integers(0, 99)) for name in NAMES}),
-)  # fmt: skip
+KVX = st.fixed_dictionaries(
+    {
+        "press": mostly(TEXTS),
+        "budget": mostly(st.floats(0, 1)),
+        "budget_kind": mostly(TEXTS),
+        "kv": st.fixed_dictionaries({name: mostly(st.integers(0, 99)) for name in NAMES}),
+    }
+)
 PART = st.fixed_dictionaries(
     {"choices": mostly(st.lists(CHOICE, max_size=2))},
-    optional={"usage": fields(completion_tokens=st.integers()), "kvx": KVX, "error": JSON},
+    optional={
+        "usage": fields(completion_tokens=st.integers()),
+        "kvx": KVX,
+        "error": mostly(st.none()),
+    },
 )
 
 
@@ -95,7 +106,7 @@ def test_whatever_a_server_sends_is_an_answer_that_can_be_stored_or_a_fault(
 ) -> None:
     answers = []
 
-    @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(PART, min_size=1, max_size=3))
     def holds(parts: list[Any]) -> None:
         parser = Parser(api)
@@ -110,7 +121,7 @@ def test_whatever_a_server_sends_is_an_answer_that_can_be_stored_or_a_fault(
         answers.append(reply)
 
     holds()
-    assert len(answers) > 50
+    assert len(answers) > 40
 
 
 def test_a_character_in_two_parts_is_one_and_half_of_one_is_marked() -> None:

@@ -15,7 +15,7 @@ from kvx.engines.base import KVUse, Timing, Trace
 from kvx.engines.openai.fault import Fault, of_object
 
 CONTENT_FILTER = "content_filter"
-MOST = 2**53  # of anything that is counted: what a float holds exactly
+MOST_TOKENS, MOST_BYTES = 2**31, 2**53  # what tables hold
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Parser:
             raise Fault(f"the answer {how}")
         text, refusal = storable("".join(self.text)), storable("".join(self.refusal))
         tokens = self.usage_tokens
-        if not isinstance(tokens, int) or not 0 <= tokens < MOST:
+        if not isinstance(tokens, int) or not 0 <= tokens < MOST_TOKENS:
             tokens = len(self.tokens) or None
         latency_s = self.last_s if streamed and self.last_s is not None else total_s
         ttft_s = self.first_s if streamed else None
@@ -177,7 +177,7 @@ def accounting(raw: dict[str, Any]) -> Accounting:
     """Raises what `Parser.feed` turns into a fault if a field is missing or no number."""
     kv, types = raw["kv"], {f.name: f.type for f in fields(KVUse)}
     numbers = {name: float(kv[name]) for name in types}
-    if not all(0 <= value < MOST for value in numbers.values()):  # nor is NaN
+    if not all(0 <= value < MOST_BYTES for value in numbers.values()):  # nor is NaN
         raise ValueError("kv holds what is no amount")
     budget = float(raw["budget"])
     if not math.isfinite(budget):
