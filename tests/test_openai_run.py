@@ -235,7 +235,7 @@ def test_parameters_of_a_press_are_not_sent_so_two_of_them_are_refused(kvx: Kvx)
 
 def test_a_server_whose_press_has_other_parameters_is_contradicted(kvx: Kvx) -> None:
     def other_window(body: dict[str, Any]) -> dict[str, Any]:
-        method = {"_target_": "kvpress.SnapKVPress", "window_size": 5}
+        method = {"_target_": "kvpress.SnapKVPress", "window_size": 5, "kernel_size": 5}
         return {**kv_of(body), "method": method}
 
     with serving(FaultServer(accounting=other_window, owned_by="kvx")) as server:
@@ -337,6 +337,15 @@ def test_a_refused_key_ends_in_one_line(kvx: Kvx, monkeypatch: pytest.MonkeyPatc
     assert outcome.code == 2
     assert "refuses the key; set OPENAI_API_KEY" in outcome.err
     assert "sk-old-key-9876543210" not in outcome.err
+
+
+def test_an_address_without_its_end_is_pointed_out(kvx: Kvx) -> None:
+    with serving(FaultServer()) as server:
+        where = f"engine.base_url={server.url.removesuffix('/v1')}"
+        outcome = kvx("run", *small(server), where)
+    assert outcome.code == 1
+    assert "most servers' addresses end in /v1" in outcome.err
+    assert "HTTP 404" in outcome.err
 
 
 def test_limits_are_not_multiplied_by_workers(kvx: Kvx) -> None:

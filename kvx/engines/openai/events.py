@@ -29,4 +29,4 @@ class Events:
                 if data.startswith(END):
                     self.done = True
                     return
-                yield json.loads(data)
+                yield json.loads(data.decode())  # bytes: it would guess at their encoding

@@ -59,6 +59,8 @@ class Session:
                 await self._stack.aclose()
                 raise refused(url, fault) from None
             lane.is_kvx = about.is_kvx
+            if about.models is None and not url.endswith("/v1"):
+                log.warning("run: %s lists no models; most servers' addresses end in /v1", url)
             if about.models is not None and self.engine.model not in about.models:
                 log.warning(
                     "run: %s lists no model %s (it lists %s); set engine.model or MODEL_NAME",
