@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -159,7 +159,7 @@ class Client:
         return fault
 
 
-async def _pieces(response: Any) -> AsyncIterator[bytes]:
+async def _pieces(response: Any) -> AsyncGenerator[bytes, None]:
     """The bytes of a response. Raises `Fault` if the connection breaks."""
     try:
         async for piece in response.aiter_bytes():

@@ -61,8 +61,9 @@ def of_object(error: Any) -> Fault:
     said, code = error, None
     if isinstance(error, Mapping):
         said, code = error.get("message") or "an error without a message", error.get("code")
-    digits = str(code).isdecimal()
-    return _of_status(f"{code or ''} {said}".strip(), int(code) if digits else None, None)
+    number = str(code)
+    status = int(number) if number.isdecimal() and len(number) == 3 else None
+    return _of_status(f"{code or ''} {said}".strip(), status, None)
 
 
 def lost(error: BaseException) -> Fault:
