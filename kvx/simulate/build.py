@@ -34,7 +34,7 @@ from kvx.train.build import FOLDER
 
 log = logging.getLogger(__name__)
 GROUPS = ("dataset", "press", "budget")
-SWEEP_REPLAYS = 10_000  # traces that one point of a sweep over chance replays, at most
+SWEEP_REPLAYS = 2_000  # traces that one point of a sweep over chance replays, at most
 
 
 def simulate_experiment(config: Config) -> Path:
