@@ -198,7 +198,6 @@ def test_wrong_fields_are_named(tmp_path: Path, fields: dict[str, object], says:
 def test_names_and_numbers_of_a_question() -> None:
     text = "Natalia sold clips to 48 of her friends in April. How many did Ben's 1,200 clients buy?"
     assert names_and_numbers(text) == ["natalia", "48", "april", "ben", "1200"]
-    assert names_and_numbers(text, sentence_starts=False) == ["48", "april", "ben", "1200"]
     assert question_recall(text, "In april natalia sold 48, Ben 1200") == 1
     assert question_recall(text, "She sold 1,200.") == pytest.approx(0.2)
     assert question_recall("Who is Mark?", "He is Mark.") is None
