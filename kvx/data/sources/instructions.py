@@ -84,7 +84,7 @@ class InstructionsSource:
     texts: list[str] = field(default_factory=lambda: ["speeches", "stories"])
     kinds: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 1))
     placements: list[str] = field(default_factory=lambda: list(PLACEMENTS))
-    n_examples: int = 423
+    n_examples: int = 414
     min_words: int = 80
     max_words: int = 800
     seed: int = 0
