@@ -42,14 +42,14 @@ class TrainConfig:
     shares: list[float] = field(default_factory=lambda: [0.6, 0.2, 0.2])
     seed: int = 0
     max_tokens: int = 150_000
-    rounds: int = 400
+    rounds: int = 600
     patience: int = 30
-    max_depth: int = 4
-    eta: float = 0.08
+    max_depth: int = 3
+    eta: float = 0.05
     subsample: float = 0.8
-    colsample_bytree: float = 0.6
-    min_child_weight: float = 5.0
-    class_weight: ClassWeight = ClassWeight.balanced
+    colsample_bytree: float = 0.3
+    min_child_weight: float = 50.0
+    class_weight: ClassWeight = ClassWeight.sqrt
     calibration: Calibration = Calibration.platt
     threads: int | None = None
     # reported beside the model: other feature sets, other horizons, what is left out of training

@@ -235,7 +235,7 @@ def _over_budgets(
     axis.set_xscale("log")
     axis.set_xticks(ticks, [f"{t:.3g}" for t in ticks])
     axis.minorticks_off()
-    axis.invert_xaxis()
+    axis.set_xlim(ticks[-1] * 1.15, ticks[0] / 1.15)
 
 
 def _arrays(

@@ -34,14 +34,14 @@ class Examples:
 class FitSettings:
     """XGBoost's parameters by its own names where they are its own."""
 
-    rounds: int = 400
+    rounds: int = 600
     patience: int = 30
-    max_depth: int = 4
-    eta: float = 0.08
+    max_depth: int = 3
+    eta: float = 0.05
     subsample: float = 0.8
-    colsample_bytree: float = 0.6
-    min_child_weight: float = 5.0
-    balance: float = 1.0  # positives weigh (negatives per positive) to this power
+    colsample_bytree: float = 0.3
+    min_child_weight: float = 50.0
+    balance: float = 0.5  # positives weigh (negatives per positive) to this power
     calibration: str = "platt"
     seed: int = 0
     threads: int = 1

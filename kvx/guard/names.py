@@ -4,7 +4,6 @@ import re
 
 MIN_TERMS = 2  # a single name is easily left out of a good answer
 _TERM = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’-][^\W\d_]+)*")
-_STARTS = re.compile(r"(?:^|[.!?:\n\"“”*•>-])\s*$")
 # words that begin sentences and name nothing
 _SENTENCE_WORDS = """
 a about after all also although an and answer any are as at be because been before begin but by
@@ -18,23 +17,18 @@ your
 _COMMON = frozenset(_SENTENCE_WORDS.split())
 
 
-def names_and_numbers(text: str, sentence_starts: bool = True) -> list[str]:
+def names_and_numbers(text: str) -> list[str]:
     """Capitalised words and numbers of `text` in their order, lower case, digits without commas.
 
-    A word that begins a sentence counts unless it is a common one; with `sentence_starts` false it
-    never does. A possessive ending is dropped.
+    Common words that begin sentences do not count. A possessive ending is dropped.
     """
     found = []
     for match in _TERM.finditer(text):
         word = match[0]
         if word[0].isdigit():
             found.append(word.replace(",", ""))
-            continue
-        if not word[0].isupper() or word.lower() in _COMMON:
-            continue
-        if not sentence_starts and _STARTS.search(text[max(0, match.start() - 4) : match.start()]):
-            continue
-        found.append(re.sub(r"['’]s?$", "", word.lower()))
+        elif word[0].isupper() and word.lower() not in _COMMON:
+            found.append(re.sub(r"['’]s?$", "", word.lower()))
     return found
 
 

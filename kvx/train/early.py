@@ -37,6 +37,8 @@ def early_metrics(
         PROBE, "budget", "first_8_entropy_nats")}  # fmt: skip
     found = []
     for what, positive in (("instant", data.about.instant), ("any onset", data.about.events)):
+        if not positive.any():
+            continue
         scores = {
             "probe alone": columns[PROBE][first],
             "budget alone": -columns["budget"][first],

@@ -102,8 +102,8 @@ def _alarms(found: Lookup, own: str) -> str:
         for _, metric in _ALARMS:
             row = found[HEADLINE, own, f"{name}.{metric}"]
             if metric == "lead_q25":
-                high = found[HEADLINE, own, f"{name}.lead_q75"]["value"]
-                cells.append(f"{_number(row['value'], 0)}–{_number(high, 0)}")
+                low, high = row["value"], found[HEADLINE, own, f"{name}.lead_q75"]["value"]
+                cells.append("–" if low is None else f"{low:.0f} to {high:.0f}")
             else:
                 cells.append(_figure(row, 0 if metric.startswith("lead") else 3))
         rows.append([f"{name} (≤ {rate:.0%})", *cells])

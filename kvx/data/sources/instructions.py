@@ -7,7 +7,6 @@ with the question, which is not compressed unless `prompt.query_aware` says so.
 
 import math
 import random
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,51 +18,56 @@ from kvx.data.files import read_jsonl
 from kvx.data.texts import excerpt, speech_files, stories_file
 from kvx.errors import UserError
 from kvx.guard.instructions import Instruction
-from kvx.guard.names import names_and_numbers
 from kvx.hashing import digest, sha256_file
 
 VERSION = "1"
 PLACEMENTS = ("before", "inside", "after")
 DEPTHS = (0.2, 0.8)  # where inside a text an instruction may stand, as a share of its sentences
 
-SUMMARISE, SHORT, LIST = (
-    "Summarize {what} in a few sentences.", "Summarize {what}.",
-    "List important points of {what}.",
-)  # fmt: skip
-WORDS = ("Honestly", "Overall", "Briefly", "Today", "Listen", "Indeed", "Clearly", "Friends")
+TASK = "What is the text about?"
+REMINDER = "Follow the rule."
+WORDS = ("Overall", "Honestly", "Briefly", "Indeed", "Clearly", "Today")
 PHRASES = ("That is all.", "Thank you for reading.", "This is the end.", "I hope this helps.")
 KEYWORDS = ("banana", "window", "purple", "garden", "guitar", "mountain", "coffee", "elephant")
-# kind: the task about the text, the instruction, and the values it is drawn with
-KINDS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
-    "begin_word": (SUMMARISE, 'Begin your answer with the word "{}".', WORDS),
-    "end_phrase": (SUMMARISE, 'End your answer with the exact phrase "{}"', PHRASES),
-    "keyword": (SUMMARISE, 'Use the word "{}" somewhere in your answer.', KEYWORDS),
-    "no_word": (SUMMARISE, 'Do not use the word "{}" in your answer.', ("the", "and", "is", "of")),
-    "number": (SUMMARISE, "Write the number {} somewhere in your answer.", (42, 73, 119, 250, 861)),
-    "bullets": (LIST, 'Answer with exactly {} lines, each beginning with "* ".', (2, 3, 4, 5)),
-    "numbered": (LIST, "Answer with a numbered list of exactly {} items.", (2, 3, 4, 5)),
-    "sentences": (SHORT, "Answer with exactly {} sentences.", (1, 2, 3)),
-    "paragraphs": (SHORT, "Answer with exactly {} paragraphs, with a blank line between them.",
-                   (2, 3)),
-    "max_words": (SHORT, "Answer with at most {} words.", (20, 40, 60)),
-    "capitals": (SUMMARISE, "Write your whole answer in capital letters.", (None,)),
-    "lowercase": (SUMMARISE, "Write your whole answer in lowercase letters only.", (None,)),
-    "json": (SHORT, 'Answer with a JSON object that has the keys "topic" and "summary".', (None,)),
-    "no_comma": (SUMMARISE, "Do not use any commas in your answer.", (None,)),
-    "quotes": (SUMMARISE, "Put your whole answer in double quotation marks.", (None,)),
-    "title": (SUMMARISE, "Begin with a title in double angle brackets, such as <<A title>>.",
-              (None,)),
-    "question_mark": (SUMMARISE, "End your answer with a question to the reader.", (None,)),
-    "postscript": (SUMMARISE, 'End your answer with a postscript that begins with "P.S."', (None,)),
+ITEMS = ("a dog", "a cat", "a house", "a tree")
+# kind: the rule and the values it is drawn with. Without an example a small model keeps few of them
+KINDS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "end_phrase": ('Your answer must end with the words "{}" Example: It is about a dog. {}',
+                   PHRASES),
+    "keyword": ("Your answer must contain the word {}. Example: It is about a dog, {}.", KEYWORDS),
+    "number": ("Your answer must contain the number {}. Example: It is about {} dogs.",
+               (42, 73, 119, 250, 861)),
+    "numbered": ("Your answer must be a numbered list of exactly {} items. Example:\n{items}",
+                 (2, 3, 4)),
+    "bullets": ("Your answer must be a list of exactly {} lines. Example:\n{lines}", (2, 3, 4)),
+    "title": ("Your answer must begin with a title in double angle brackets. "
+              "Example: <<The dog>> It is about a dog.", (None,)),
+    "json": ('Your answer must be a JSON object. Example: {{"topic": "a dog"}}', (None,)),
+    "begin_word": ('Your answer must begin with the word "{}". Example: {}, it is about a dog.',
+                   WORDS),
+    "sentences": ("Your answer must be exactly one sentence. Example: It is about a dog.", (1,)),
+    "max_words": ("Your answer must have at most {} words. Example: It is about a dog.", (15, 25)),
+    "no_comma": ("Your answer must be one short sentence without commas. "
+                 "Example: It is about a dog.", (None,)),
+    "capitals": ("YOUR ANSWER MUST BE IN CAPITAL LETTERS. EXAMPLE: IT IS ABOUT A DOG.", (None,)),
+    "lowercase": ("your answer must be in lowercase letters. example: it is about a dog.", (None,)),
+    "quotes": ('Your answer must stand in double quotation marks. Example: "It is about a dog."',
+               (None,)),
+    "question_mark": ("Your answer must be a question. Example: Is it about a dog?", (None,)),
+    "no_word": ('Your answer must not contain the word "{}". Example: It is about a dog.',
+                ("the", "and", "of")),
+    "paragraphs": ("Your answer must have exactly two paragraphs. "
+                   "Example: It is about a dog.\n\nIt is old.", (2,)),
+    "postscript": ("Your answer must end with a postscript. "
+                   "Example: It is about a dog.\nP.S. I like dogs.", (None,)),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Text:
-    """What a context is cut from (`anywhere`, or at the start), and how a question calls it."""
+    """What a context is cut from: anywhere, or from its start."""
 
     body: str
-    what: str
     anywhere: bool
 
 
@@ -80,9 +84,9 @@ class InstructionsSource:
     texts: list[str] = field(default_factory=lambda: ["speeches", "stories"])
     kinds: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 1))
     placements: list[str] = field(default_factory=lambda: list(PLACEMENTS))
-    n_examples: int = 360
-    min_words: int = 150
-    max_words: int = 1200
+    n_examples: int = 414
+    min_words: int = 80
+    max_words: int = 800
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -127,12 +131,8 @@ class InstructionsSource:
         found = []
         for file in speech_files(self.haystack):
             body = file.read_text(encoding="utf-8")
-            year, name, *rest = [*file.stem.split("-"), ""]
-            named = year.isdigit() and name and rest
-            name = name.replace("VanBuren", "Van Buren")
-            what = f"the speech that President {name} gave in {year}" if named else "the speech"
             if len(body.split()) >= self.max_words:
-                found.append(Text(body, what, anywhere=True))
+                found.append(Text(body, anywhere=True))
         if not found:
             raise UserError(
                 f"dataset.source.max_words={self.max_words}: no text in {self.haystack} is that "
@@ -147,13 +147,10 @@ class InstructionsSource:
             raise UserError(f"{self.path}: dataset.source.path holds no story")
         texts = []
         for first, story in enumerate(stories):
-            names = Counter(n for n in names_and_numbers(story, False) if n.isalpha())
-            two = [name.title() for name, _ in names.most_common(2)]
-            what = f"the story that mentions {' and '.join(two)}" if len(two) == 2 else "the story"
             body, others = story, iter(stories[first + 1 :] + stories[:first])
             while len(body.split()) < self.max_words and (more := next(others, None)) is not None:
                 body += f"\n\n{more}"
-            texts.append(Text(body, what, anywhere=False))
+            texts.append(Text(body, anywhere=False))
         return texts
 
 
@@ -169,20 +166,18 @@ def _check_names(name: str, given: list[str], known: tuple[str, ...]) -> None:
 def _example(
     example_id: str, text: Text, n_words: int, kind: str, placement: str, rng: random.Random
 ) -> Example:
-    task, wording, values = KINDS[kind]
+    wording, values = KINDS[kind]
     instruction = Instruction(kind, rng.choice(values))
-    asked = wording.format(instruction.value)
-    task = task.format(what=text.what)
-    note = f"Instruction for your answer: {asked}"
+    rule = f"Rule: {_worded(wording, instruction.value)}"
     sentences = excerpt(text.body, n_words, rng if text.anywhere else None)
     depth = {"before": 0.0, "after": 1.0}.get(placement, rng.uniform(*DEPTHS))
     at = round(depth * len(sentences))
     parts = [" ".join(sentences[:at]), " ".join(sentences[at:])]
     if placement == "after":
-        question = f"{task} {asked}"
+        question = f"{TASK} {rule}"
     else:
-        parts.insert(1, note)
-        question = f"{task} Follow the instruction for your answer that came with the text."
+        parts.insert(1, rule)
+        question = f"{TASK} {REMINDER}"
     return Example(
         example_id=example_id,
         context="\n\n".join(part for part in parts if part),
@@ -190,3 +185,10 @@ def _example(
         answers=(instruction.dumps(),),
         meta={"kind": kind, "placement": placement, "depth": round(depth, 4)},
     )
+
+
+def _worded(wording: str, value: Any) -> str:
+    items = ITEMS[:value] if isinstance(value, int) else ()
+    numbered = "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
+    bullets = "\n".join(f"* {item}" for item in items)
+    return wording.format(value, value, items=numbered, lines=bullets)
