@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := kvx hydra_plugins scripts tests
 
-.PHONY: demo test check soak format assets install clean
+.PHONY: demo test check soak guard-study format assets install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,17 @@ format: install
 
 assets: install
 	$(BIN)/python -m kvx.assets
+
+# what the guard learns from, through to the trained model; resumable (N_PROMPTS per dataset, in 5 bins)
+N_PROMPTS ?= 30
+guard-study: install assets
+	$(BIN)/python -m kvx.run experiment=guard_study dataset.sampling.n_per_bin=$$(( ($(N_PROMPTS) + 4) / 5 ))
+	$(BIN)/python -m kvx.score experiment=guard_study
+	$(BIN)/python -m kvx.verify experiment=guard_study
+	$(BIN)/python -m kvx.train experiment=guard_study
+	$(BIN)/python -m kvx.simulate experiment=guard_study
+	$(BIN)/python -m kvx.analyze experiment=guard_study
+	$(BIN)/python -m kvx.report experiment=guard_study
 
 clean:
 	rm -rf $(VENV) outputs multirun .pytest_cache .mypy_cache .ruff_cache build dist

@@ -42,6 +42,7 @@ class FaultServer:
     owned_by: str = "test"
     key: str | None = None
     retry_after: str = "0.05"
+    before_key: str = ""  # in the message that repeats the key
     capacity: int | None = None  # more at once get 429
     delay_s: float = 0.0
     gives_logprobs: bool = True
@@ -116,7 +117,8 @@ class FaultServer:
 
     def _expired(self, request: web.Request) -> web.Response:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return self._error(401, f"Incorrect API key provided: {given}", "invalid_api_key")
+        said = f"{self.before_key}Incorrect API key provided: {given}"
+        return self._error(401, said, "invalid_api_key")
 
     @staticmethod
     def _error(

@@ -14,7 +14,7 @@ from kvx.engines.base import PointWork, Response
 from kvx.engines.openai import session
 from kvx.engines.openai.client import HIDDEN
 from kvx.engines.openai.engine import OpenAIEngine
-from kvx.engines.openai.fault import retry_after_s
+from kvx.engines.openai.fault import LONGEST_MESSAGE, retry_after_s
 from kvx.failures import FailureType
 from kvx.run.bundle import plan
 from kvx.run.work import answers_work
@@ -69,10 +69,13 @@ def config_for(server: FaultServer, *overrides: str) -> Config:
 
 
 def responses(server: FaultServer, *overrides: str) -> list[Response]:
-    config = config_for(server, *overrides)
-    points = plan([config])
+    return responses_to([config_for(server, *overrides)])
+
+
+def responses_to(configs: list[Config]) -> list[Response]:
+    points = plan(configs)
     work = [PointWork(p, answers_work(p, Present(set(), set())).requests) for p in points]
-    items = list(OpenAIEngine(config).generate(work))
+    items = list(OpenAIEngine(configs[0]).generate(work))
     assert all(isinstance(item, Response) for item in items)
     found = [item for item in items if isinstance(item, Response)]
     asked = [request.id for item in work for request, _ in item.requests]
@@ -136,6 +139,14 @@ def test_retry_after_is_honoured() -> None:
         assert server.times[1] - server.times[0] >= 0.8
 
 
+def test_to_come_back_at_once_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "FIRST_BACKOFF_S", 0.4)
+    plan_ = lambda n, body: "429_after" if n == 0 else OK  # noqa: E731
+    with serving(FaultServer(plan_, retry_after="0")) as server:
+        responses(server, "dataset.sampling.n_per_bin=1")
+        assert server.times[1] - server.times[0] >= 0.2
+
+
 def test_a_wait_that_is_too_long_is_a_refusal() -> None:
     with serving(FaultServer(lambda n, body: "429_after", retry_after="3600")) as server:
         found = responses(server)
@@ -148,6 +159,16 @@ def test_decoding_timeout_ends_a_request_without_another_attempt() -> None:
         found = responses(server, "decoding.timeout_s=0.3")
         assert len(server.bodies) == len(found)
         assert {r.error_message for r in found} == {"stopped after 0.3 s"}
+
+
+def test_each_point_has_its_own_timeout() -> None:
+    with serving(FaultServer(lambda n, body: "slow_first")) as server:
+        times = ("decoding.timeout_s=0.3", "decoding.timeout_s=30")
+        found = responses_to([config_for(server, t, "engine.max_retries=0") for t in times])
+        said = Counter(
+            (r.error_message or "").removesuffix(" (the last of 1 attempts)") for r in found
+        )
+        assert said == {"stopped after 0.3 s": 3, "no token within 0.5 s": 3}
 
 
 def test_a_server_without_logprobs_still_answers(caplog: pytest.LogCaptureFixture) -> None:
@@ -163,6 +184,16 @@ def test_the_key_is_hidden_in_what_a_server_repeats() -> None:
         assert all(HIDDEN in (r.error_message or "") for r in responses(server))
 
 
+def test_half_a_key_is_not_shown_where_a_message_is_cut() -> None:
+    def far(n: int, body: dict[str, Any]) -> str:
+        return "expired_key"
+
+    with serving(FaultServer(far, before_key="x" * (LONGEST_MESSAGE - 60))) as server:
+        for response in responses(server):
+            assert (response.error_message or "").endswith("…")
+            assert "sk-" not in (response.error_message or "")
+
+
 def test_retry_after_in_all_its_forms() -> None:
     assert retry_after_s({"retry-after": "2"}) == 2
     assert retry_after_s({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
@@ -170,7 +201,10 @@ def test_retry_after_in_all_its_forms() -> None:
     far = retry_after_s({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"})
     assert far is not None
     assert far > 1e9
-    assert retry_after_s({"retry-after": "soon"}) is None
+    assert retry_after_s({"retry-after": "-3"}) == 0
+    for nonsense in ("soon", "nan", "inf", ""):
+        assert retry_after_s({"retry-after": nonsense}) is None
+        assert retry_after_s({"retry-after-ms": nonsense}) is None
     assert retry_after_s({}) is None
 
 

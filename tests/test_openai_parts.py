@@ -1,6 +1,7 @@
 """The parts of engine=openai that need no server: templates, replies, verdicts, pace."""
 
 import asyncio
+import dataclasses
 import math
 import time
 from dataclasses import replace
@@ -16,11 +17,12 @@ from kvx import environment
 from kvx.cli import compose
 from kvx.config import Api, Config, OpenAIConfig, RateLimitConfig
 from kvx.engines.base import BudgetProof, KVUse
-from kvx.engines.openai import proof
+from kvx.engines.openai import pace, proof
 from kvx.engines.openai.body import BodyBuilder, endpoints
 from kvx.engines.openai.fault import Fault
+from kvx.engines.openai.fields import check_key
 from kvx.engines.openai.pace import Pace, Rate
-from kvx.engines.openai.reply import Accounting, Parser, Reply, entropy_nats
+from kvx.engines.openai.reply import Accounting, Parser, Reply, accounting, entropy_nats
 from kvx.errors import UserError
 from kvx.placeholders import fill, names
 from kvx.points import Point, Request
@@ -265,6 +267,20 @@ def test_accounting_is_held_against_what_was_asked(
     assert (found is None) if words is None else (words in (found or ""))
 
 
+@pytest.mark.parametrize("budget", [math.nan, math.inf])
+def test_a_budget_that_is_no_number_proves_nothing(budget: float) -> None:
+    kv = dict.fromkeys((f.name for f in dataclasses.fields(KVUse)), 1)
+    with pytest.raises(ValueError, match="budget"):
+        accounting({"press": "snapkv", "budget": budget, "budget_kind": "ratio", "kv": kv})
+
+
+@pytest.mark.parametrize("key", ["sk-sésame-sésame", "sk-two\nlines-of-it", "sk-tab\there-it-is"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(UserError, match="OPENAI_API_KEY: holds a character") as caught:
+        check_key(key, engine_of(openai_config()))
+    assert "sk-" not in str(caught.value)
+
+
 def test_a_push_back_counts_once_per_congestion() -> None:
     pace = Pace("auto", 64)
     begun = time.monotonic()
@@ -314,3 +330,21 @@ def test_tokens_per_minute_are_kept() -> None:
 
     # 100 at once, the other 500 at 59,900 a minute
     assert 0.48 <= asyncio.run(run()) < 5
+
+
+def test_no_minute_holds_two_requests_that_are_too_much_together(monkeypatch: Any) -> None:
+    monkeypatch.setattr(pace, "MINUTE_S", 0.3)
+
+    async def run() -> list[tuple[float, int]]:
+        rate, begun = Rate(RateLimitConfig(max_tpm=1000), largest_tokens=700), time.monotonic()
+        taken = []
+        for tokens in (700, 300, 700, 200, 100, 600):
+            await rate.wait(tokens)
+            taken.append((time.monotonic() - begun, tokens))
+        return taken
+
+    taken = asyncio.run(run())
+    for at, _ in taken:
+        assert sum(n for when, n in taken if at <= when < at + 0.299) <= 1000
+    assert 0.6 <= taken[-1][0] < 5
+    assert taken[1][0] < 0.3  # the first two fit

@@ -224,6 +224,28 @@ def test_endpoints_are_chosen_by_budget(kvx: Kvx) -> None:
         assert "told apart by budget, not by press (knorm, snapkv)" in kvx("run", *two).err
 
 
+def test_parameters_of_a_press_are_not_sent_so_two_of_them_are_refused(kvx: Kvx) -> None:
+    with serving(FaultServer()) as server:
+        two = small(server, BUDGETED, "-m", "press=snapkv", "press.method.window_size=16,32")
+        outcome = kvx("run", *two, "budget=0.2")
+        assert outcome.code == 2
+        assert "press=snapkv: its parameters are not sent" in outcome.err
+        assert not server.bodies
+
+
+def test_a_server_whose_press_has_other_parameters_is_contradicted(kvx: Kvx) -> None:
+    def other_window(body: dict[str, Any]) -> dict[str, Any]:
+        method = {"_target_": "kvpress.SnapKVPress", "window_size": 5, "kernel_size": 5}
+        return {**kv_of(body), "method": method}
+
+    with serving(FaultServer(accounting=other_window, owned_by="kvx")) as server:
+        outcome = kvx("run", *small(server, "press=snapkv", "-m", "budget=1.0,0.5"))
+    assert outcome.code == 1
+    assert "1 of 2 points failed" in outcome.err  # at the full cache no press is at work
+    assert "window_size is" in outcome.err
+    assert "5 at the server" in outcome.err
+
+
 def test_latencies_are_the_clients(kvx: Kvx) -> None:
     with serving(FaultServer(delay_s=0.02)) as server:
         arguments = small(server, "measure=latency", "latency.n_per_bin=2", "latency.repeats=2")
@@ -289,6 +311,8 @@ def test_what_identifies_a_point_is_not_where_its_server_is(kvx: Kvx) -> None:
         ("engine.base_url=null", "which server? set engine.base_url, or BASE_URL"),
         ("engine.base_url=http://me:pw@127.0.0.1/v1", "would be saved with the results"),
         ("engine.base_url=127.0.0.1:8000", "no address of a server"),
+        ("engine.base_url='http://127.0.0.1/v1?key=x'", "nothing can follow the path"),
+        (f"engine.extra_body={{k: {KEY}}}", "the key stands in a field of engine"),
         ("engine.concurrency=0", "engine.concurrency=0: must be auto, or at least 1"),
         ("engine.concurrency=fast", "engine.concurrency=fast: must be auto"),
         ("engine.rate_limit.max_tpm=10", "one request needs up to"),
@@ -313,6 +337,15 @@ def test_a_refused_key_ends_in_one_line(kvx: Kvx, monkeypatch: pytest.MonkeyPatc
     assert outcome.code == 2
     assert "refuses the key; set OPENAI_API_KEY" in outcome.err
     assert "sk-old-key-9876543210" not in outcome.err
+
+
+def test_an_address_without_its_end_is_pointed_out(kvx: Kvx) -> None:
+    with serving(FaultServer()) as server:
+        where = f"engine.base_url={server.url.removesuffix('/v1')}"
+        outcome = kvx("run", *small(server), where)
+    assert outcome.code == 1
+    assert "most servers' addresses end in /v1" in outcome.err
+    assert "HTTP 404" in outcome.err
 
 
 def test_limits_are_not_multiplied_by_workers(kvx: Kvx) -> None:

@@ -22,6 +22,7 @@ GREEDY = {"model": "tiny_recall", "temperature": 0}
 PRESSES = [
     "none", "snapkv", "streaming", "knorm", "tova", "expected_attention", "observed_attention",
     "keydiff", "random", "pyramidkv", "chunkkv", "criticalkv", "cur", "compactor", "lagkv",
+    "snapkv_w16",
 ]  # fmt: skip
 
 

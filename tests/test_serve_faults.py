@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from kvx.engines.kvpress import decode
+from kvx.serve.loop import Speaker
+from kvx.serve.text import TokenText
 from tests.serving import Running, error_of, post, serving
 from tests.test_serve import GREEDY, WORDS, asked_together
 
@@ -168,6 +170,74 @@ def test_a_step_that_fails_ends_only_the_request_that_made_it_fail(
     assert texts == expected
     assert told.startswith(start + "; ")  # after its seven tokens an error, not an end
     assert "no such luck" in told
+    assert server.health()["status"] == "ok"
+
+
+def test_a_token_that_is_chosen_but_not_said_is_chosen_again(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**GREEDY, "max_tokens": 12, "extra_body": {"ignore_eos": True}}
+    bodies = [asked | {"prompt": WORDS[7 * i :], "logprobs": (None, 1)[i % 2]} for i in range(4)]
+    expected = asyncio.run(asked_together(server.url, bodies))
+    scores, calls = Speaker._scores, []
+
+    def fails_once(self: Speaker, rows: Any, *rest: Any) -> Any:
+        if len(rows) > 1 and not calls and all(len(row.tokens) > 3 for row in rows):
+            calls.append(len(rows))
+            raise RuntimeError("out of memory, once")
+        return scores(self, rows, *rest)
+
+    monkeypatch.setattr(Speaker, "_scores", fails_once)
+    got = asyncio.run(asked_together(server.url, bodies))
+    assert calls
+    for one, other in zip(expected, got, strict=True):
+        assert one.choices[0].text == other.choices[0].text
+        assert one.usage == other.usage
+        if one.choices[0].logprobs is not None:
+            assert one.choices[0].logprobs.tokens == other.choices[0].logprobs.tokens
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_an_answer_that_cannot_be_decoded_fails_alone_even_at_its_end(
+    server: Running, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    good = {**GREEDY, "prompt": WORDS, "max_tokens": 20}
+    expected = asyncio.run(asked_together(server.url, [good]))[0].choices[0].text
+    decode_ = TokenText._decode
+
+    def poisoned(self: TokenText, start: int) -> str:
+        if self.tokenizer.poisoned is self and self.n_tokens >= at:
+            raise IndexError("piece id is out of range.")
+        return decode_(self, start)
+
+    first = TokenText.push
+
+    def marks(self: TokenText, token: int) -> str:
+        if not self._ids and not hasattr(self.tokenizer, "poisoned"):
+            self.tokenizer.poisoned = self
+        return first(self, token)
+
+    monkeypatch.setattr(TokenText, "_decode", poisoned)
+    monkeypatch.setattr(TokenText, "push", marks)
+
+    async def both() -> list[Any]:
+        async with server.async_client() as client:
+            bad = asyncio.create_task(
+                client.completions.create(
+                    **good | {"max_tokens": 6}, extra_body={"ignore_eos": True}
+                )
+            )
+            await asyncio.sleep(0.05)
+            return await asyncio.gather(
+                bad, client.completions.create(**good), return_exceptions=True
+            )
+
+    try:
+        bad, other = asyncio.run(both())
+    finally:
+        del server.service.loaded.tokenizer.poisoned
+    assert isinstance(bad, openai.InternalServerError)
+    assert other.choices[0].text == expected
     assert server.health()["status"] == "ok"
 
 

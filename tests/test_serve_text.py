@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kvx.cli import compose
 from kvx.data.tokenizer import load_tokenizer
-from kvx.serve.text import CLEAN_UP_REACH, StopStrings, TokenText
+from kvx.serve.text import CLEAN_UP_REACH, WINDOW, StopStrings, TokenText
 from kvx.serve.tokens import token_bytes
 
 
@@ -106,6 +106,25 @@ def test_a_character_comes_with_its_last_byte_and_not_before() -> None:
     pieces = streamed(byte_level(), list("aé漢👍b".encode()))
     assert [p for p in pieces if p] == ["a", "é", "漢", "👍", "b"]
     assert pieces[1:3] == ["", "é"]
+
+
+@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+def test_a_long_answer_is_not_decoded_from_its_beginning_for_each_token(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    words = {"cleaned_words": [1, 2, 3, 10, 11, 9], "recall": [5, 9, 40, 50]}
+    text, longest = TokenText(tokenizer), 0
+    decode = text._decode
+
+    def counted(start: int) -> str:
+        nonlocal longest
+        longest = max(longest, text.n_tokens - start)
+        return decode(start)
+
+    text._decode = counted  # type: ignore[method-assign]
+    for i in range(1000):
+        some = words.get(kind, [65, 66])
+        text.push(some[i % len(some)])
+    assert longest <= 2 * WINDOW
 
 
 def test_clean_up_reaches_no_further_than_is_held_back() -> None:

@@ -30,8 +30,12 @@ class Gate:
             return
         path = scope["path"] if scope["path"] in COUNTED else "other"
 
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self.metrics.requests.labels(path, str(message["status"])).inc()
             await send(message)
 
@@ -44,7 +48,12 @@ class Gate:
             return
         if body is None:
             return  # the client has gone
-        await self.app(scope, _replay(body, receive), counted)
+        try:
+            await self.app(scope, _replay(body, receive), counted)
+        except Exception:  # a bug: who called us answers it
+            if not begun:
+                self.metrics.requests.labels(path, "500").inc()
+            raise
 
     def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
         if self._expected is None or path in OPEN_PATHS:

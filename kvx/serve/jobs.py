@@ -67,4 +67,9 @@ class Job:
     row: Row | None = None
     cancelled: bool = False
     created: float = field(default_factory=time.perf_counter)  # seconds on that clock
-    last_token: float | None = None
+
+    def rewind(self) -> None:
+        """Forget what a step chose that failed before it was said."""
+        if self.row is not None:
+            del self.row.tokens[self.text.n_tokens :]
+            self.row.finish_reason = None

@@ -249,6 +249,8 @@ class DecodeLoop(threading.Thread):
             self.decoder.clear()
             jobs = list(self._speaker.jobs.values())
             self._speaker.forget(jobs)
+            for job in jobs:
+                job.rewind()
             if len(jobs) == 1:
                 self._out.append((jobs[0], _refusal(jobs[0], error)))
                 return
@@ -271,10 +273,13 @@ class DecodeLoop(threading.Thread):
             elif row.finish_reason == FAILED:
                 self._out.append((job, ApiError(500, "the answer could not be decoded")))
             else:
-                if not job.stops.found:
-                    text = job.stops.push(job.text.rest()) + job.stops.rest()
-                    if text:
-                        self._out.append((job, Piece(text)))
+                try:
+                    text = "" if job.stops.found else _last_text(job)
+                except Exception as error:  # this answer's last token; the others go on
+                    self._out.append((job, _refusal(job, error)))
+                    continue
+                if text:
+                    self._out.append((job, Piece(text)))
                 reason = "stop" if job.stops.found else str(row.finish_reason)
                 self._out.append((job, Done(reason, len(row.tokens), _kv_of(job, row))))
 
@@ -344,6 +349,10 @@ class Speaker:
             token = TokenLogprob(int(chosen[i]), max(own[i], LOWEST_LOGPROB))
             found[index] = (ScoredToken(token, top),)
         return found
+
+
+def _last_text(job: Job) -> str:
+    return job.stops.push(job.text.rest()) + job.stops.rest()
 
 
 def _kv_of(job: Job, row: Row) -> KVUse:

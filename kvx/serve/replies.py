@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvx.config import BudgetKind
+from kvx.points import resolved
 from kvx.serve.jobs import Done, Job, Piece
 from kvx.serve.service import Ticket
 from kvx.serve.tokens import chat_logprobs, completion_logprobs, token_text
@@ -140,5 +141,6 @@ def proof(job: Job, done: Done) -> Json:
         "press": config.press.name,
         "budget": config.budget.tokens if in_tokens else config.budget.ratio,
         "budget_kind": config.budget.kind.name,
+        "method": resolved(config.press.method),
         "kv": dataclasses.asdict(done.kv),
     }

@@ -115,13 +115,16 @@ class Service:
 
     @contextlib.contextmanager
     def _place_in_queue(self) -> Iterator[None]:
-        if self._preparing + self.loop.load.waiting >= self.config.serve.queue:
+        load = self.loop.load
+        if self._preparing + load.waiting >= self.config.serve.queue:
             raise ApiError(
                 429,
                 f"{self.config.serve.queue} requests are waiting already; try again later",
                 code="queue_full",
                 retry_after_s=self._retry_after_s(),
             )
+        if not (load.running or load.waiting):
+            self._ended.clear()  # idle time says nothing about the pace
         self._preparing += 1
         try:
             yield

@@ -33,9 +33,14 @@ class TokenText:
             certain = certain[:-CLEAN_UP_REACH]
         new = certain[self._given :]
         self._given += len(new)
-        if len(self._ids) - self._start > WINDOW and self._given == len(window):
+        if len(self._ids) - self._start > WINDOW:
             self._move(window)
         return new
+
+    @property
+    def n_tokens(self) -> int:
+        """How many were pushed."""
+        return len(self._ids)
 
     def rest(self) -> str:
         """What was held back; the sequence has ended."""
@@ -46,8 +51,9 @@ class TokenText:
     def _move(self, window: str) -> None:
         start = len(self._ids) - CONTEXT
         context = self._decode(start)
-        if context and window.endswith(context):  # else a character is split there: next time
-            self._start, self._given = start, len(context)
+        given = len(context) - (len(window) - self._given)
+        if given > 0 and window.endswith(context):  # else a character is split there: next time
+            self._start, self._given = start, given
 
     def _decode(self, start: int) -> str:
         return str(self.tokenizer.decode(self._ids[start:], skip_special_tokens=True))

@@ -1,8 +1,9 @@
 """One attempt of one request at one server, with time-outs; knows nothing of retries or points."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from openai import AsyncOpenAI, AsyncStream, Timeout
 from kvx import environment
 from kvx.config import Api, Config, OpenAIConfig
 from kvx.engines.openai import fault as faults
+from kvx.engines.openai import fields
+from kvx.engines.openai.events import Events
 from kvx.engines.openai.fault import Fault
 from kvx.engines.openai.reply import Parser, Reply
 from kvx.failures import FailureType
@@ -22,6 +25,7 @@ HIDDEN = "[OPENAI_API_KEY]"
 NO_KEY = "none"  # the client insists on one
 LISTING_S = 15.0
 SLACK = 0.1  # of the time between tokens, by which its time-out may come too early
+DRAIN_S = 0.1  # for the last bytes of a stream: a connection that was read to its end is used again
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class Client:
     def __init__(self, url: str, config: Config) -> None:
         self.url, self.engine = url, settings(config)
         self.limits = self.engine.timeouts
-        self.total_s = config.decoding.timeout_s or self.limits.total_s
         self._key = environment.read(environment.API_KEY)
+        fields.check_key(self._key, self.engine)
         self._client = AsyncOpenAI(
             api_key=self._key or NO_KEY, base_url=url, max_retries=0,
             timeout=Timeout(None, connect=self.limits.connect_s),
@@ -57,17 +61,17 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, body: Mapping[str, Any]) -> Reply:
-        """Send one request and read its whole answer. Raises `Fault`."""
+    async def ask(self, body: Mapping[str, Any], total_s: float) -> Reply:
+        """Send one request and read its whole answer within `total_s`. Raises `Fault`."""
         try:
-            return await self._ask(body)
+            return await self._ask(body, total_s)
         except Fault as error:
             fault = error
         except openai.APIError as error:
             fault = faults.of_error(error)
-        except ValueError as error:  # JSON that is none
+        except (ValueError, RecursionError) as error:  # JSON that is none
             fault = Fault(f"the answer is not JSON ({error})")
-        raise self._hidden(fault) from None
+        raise self._shown(fault) from None
 
     async def about(self) -> About:
         """What the server lists. Raises `Fault` if nobody answers or the key is refused."""
@@ -76,10 +80,10 @@ class Client:
                 listed = await self._client.get("/models", cast_to=cast(Any, object))
         except openai.APIStatusError as error:
             if error.status_code in (401, 403):
-                raise self._hidden(faults.of_error(error)) from None
+                raise self._shown(faults.of_error(error)) from None
             return About(None, False)
         except openai.APIError as error:
-            raise self._hidden(faults.of_error(error)) from None
+            raise self._shown(faults.of_error(error)) from None
         except TimeoutError:
             raise Fault(f"no list of models within {LISTING_S:g} s") from None
         except ValueError:
@@ -91,29 +95,41 @@ class Client:
         is_kvx = any(model.get("owned_by") == KVX for model in entries)
         return About([str(model.get("id")) for model in entries], is_kvx)
 
-    async def _ask(self, body: Mapping[str, Any]) -> Reply:
+    async def _ask(self, body: Mapping[str, Any], total_s: float) -> Reply:
         parser, begun = Parser(self.engine.api), time.perf_counter()
-        loop, limits = asyncio.get_running_loop(), self.limits
-        total = asyncio.timeout(self.total_s)
-        pause = asyncio.timeout(limits.first_token_s if self.engine.stream else None)
+        total = asyncio.timeout(total_s)
+        pause = asyncio.timeout(self.limits.first_token_s if self.engine.stream else None)
         try:
             async with total, pause:
-                if not self.engine.stream:
-                    parser.feed(await self._post(body), time.perf_counter() - begun)
+                if self.engine.stream:
+                    await self._read(body, parser, begun, pause)
                 else:
-                    async with await self._open(body) as stream:
-                        moved_s = -limits.between_tokens_s
-                        async for part in stream:
-                            at_s = time.perf_counter() - begun
-                            parser.feed(part, at_s)
-                            # not for every token: moving a deadline costs as much as parsing
-                            late = at_s - moved_s > SLACK * limits.between_tokens_s
-                            if late and parser.first_s is not None:
-                                moved_s = at_s
-                                pause.reschedule(loop.time() + limits.between_tokens_s)
+                    parser.feed(await self._post(body), time.perf_counter() - begun)
         except TimeoutError:
-            raise self._too_slow(parser, total.expired()) from None
+            raise self._too_slow(parser, total_s if total.expired() else None) from None
         return parser.finish(time.perf_counter() - begun, self.engine.stream)
+
+    async def _read(
+        self, body: Mapping[str, Any], parser: Parser, begun: float, pause: asyncio.Timeout
+    ) -> None:
+        """Feed the parser with a stream; `pause` is moved on while tokens come."""
+        loop, between_s, events = asyncio.get_running_loop(), self.limits.between_tokens_s, Events()
+        moved_s = -between_s
+        async with (
+            await self._open(body) as stream,
+            contextlib.aclosing(_pieces(stream.response)) as pieces,
+        ):
+            async for piece in pieces:
+                at_s = time.perf_counter() - begun
+                for part in events.feed(piece):
+                    parser.feed(part, at_s)
+                if events.done:
+                    await _drain(pieces)
+                    return
+                # not for every token: moving a deadline costs as much as parsing
+                if parser.first_s is not None and at_s - moved_s > SLACK * between_s:
+                    moved_s = at_s
+                    pause.reschedule(loop.time() + between_s)
 
     async def _open(self, body: Mapping[str, Any]) -> AsyncStream[object]:
         return await self._client.post(
@@ -129,17 +145,31 @@ class Client:
             raise Fault("the answer is not JSON")
         return answer
 
-    def _too_slow(self, parser: Parser, total: bool) -> Fault:
-        if total:  # it would be as slow again
-            return Fault(f"stopped after {self.total_s:g} s", FailureType.TIMEOUT, transient=False)
+    def _too_slow(self, parser: Parser, total_s: float | None) -> Fault:
+        if total_s is not None:  # it would be as slow again
+            return Fault(f"stopped after {total_s:g} s", FailureType.TIMEOUT, transient=False)
         if parser.first_s is None:
             return Fault(f"no token within {self.limits.first_token_s:g} s", FailureType.TIMEOUT)
         return Fault(f"no token for {self.limits.between_tokens_s:g} s", FailureType.TIMEOUT)
 
-    def _hidden(self, fault: Fault) -> Fault:
-        fault.message = self._without_key(fault.message)
+    def _shown(self, fault: Fault) -> Fault:
+        """Without the key, which servers like to repeat, and then cut: half a key is one, too."""
+        text = fault.message.replace(self._key, HIDDEN) if self._key else fault.message
+        fault.message = faults.line(text)
         return fault
 
-    def _without_key(self, text: str) -> str:
-        """Servers like to repeat the key they refuse."""
-        return text.replace(self._key, HIDDEN) if self._key else text
+
+async def _pieces(response: Any) -> AsyncGenerator[bytes, None]:
+    """The bytes of a response. Raises `Fault` if the connection breaks."""
+    try:
+        async for piece in response.aiter_bytes():
+            yield piece
+    except Exception as error:  # whichever HTTP library the client brings along
+        raise faults.lost(error) from None
+
+
+async def _drain(pieces: AsyncIterator[bytes]) -> None:
+    with contextlib.suppress(TimeoutError, Fault):
+        async with asyncio.timeout(DRAIN_S):
+            async for _ in pieces:
+                pass

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from kvx import placeholders
-from kvx.config import Config
+from kvx.config import Config, PressConfig
 from kvx.data.example import Example
 from kvx.engines.base import (
     BudgetProof,
@@ -71,8 +71,18 @@ class OpenAIEngine:
 
 
 def _check_presses(points: Sequence[Point]) -> None:
-    """Endpoints know budgets only: two presses at one of them would be the same requests."""
+    """Raises `UserError` for points that would send the same requests under different labels.
+
+    Endpoints know budgets only, and the parameters of a press are not sent at all.
+    """
     engine = settings(points[0].config)
+    known: dict[str, PressConfig] = {}
+    for press in (point.config.press for point in points):
+        if known.setdefault(press.name, press) != press:
+            raise UserError(
+                f"press={press.name}: its parameters are not sent, so points that differ in them "
+                "would be the same requests; run one, with a server that was started with it"
+            )
     if not engine.endpoints or "press" in placeholders.names(engine.extra_body):
         return
     presses = {p.config.press.name for p in points if p.kept_tokens(1000) < 1000}

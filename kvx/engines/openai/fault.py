@@ -1,5 +1,6 @@
 """What can go wrong with one attempt, as a failure type and whether to try again."""
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -43,11 +44,9 @@ def of_error(error: openai.APIError) -> Fault:
         return Fault("no connection in time", FailureType.TIMEOUT)
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
-        return Fault(f"connection lost ({type(cause).__name__}: {_line(str(cause))})")
-    if not isinstance(error, openai.APIStatusError):  # an error object in the stream
-        text = f"{error.code or ''} {error.message}".strip()
-        status = int(error.code) if error.code and error.code.isdigit() else None
-        return _of_status(text, status, None)
+        return lost(cause)
+    if not isinstance(error, openai.APIStatusError):
+        return _of_status(error.message, None, None)
     text = _said(error)
     fault = _of_status(
         f"HTTP {error.status_code}: {text}", error.status_code, error.response.headers
@@ -57,12 +56,27 @@ def of_error(error: openai.APIError) -> Fault:
     return fault
 
 
+def of_object(error: Any) -> Fault:
+    """The fault behind an error object where an answer should be: a stream has begun with 200."""
+    said, code = error, None
+    if isinstance(error, Mapping):
+        said, code = error.get("message") or "an error without a message", error.get("code")
+    number = str(code)
+    status = int(number) if number.isdecimal() and len(number) == 3 else None
+    return _of_status(f"{code or ''} {said}".strip(), status, None)
+
+
+def lost(error: BaseException) -> Fault:
+    """The fault behind what a transport raised."""
+    return Fault(f"connection lost ({type(error).__name__}: {error})")
+
+
 def _of_status(text: str, status: int | None, headers: Mapping[str, str] | None) -> Fault:
     kind = classify_error(text, status)
     refused = status is not None and 400 <= status < 500 and status not in TRANSIENT_4XX
     transient = not refused and kind is not FailureType.CONTEXT_LENGTH_EXCEEDED
     wait_s = None if headers is None else retry_after_s(headers)
-    return Fault(_line(text), kind, transient, status, wait_s)
+    return Fault(text, kind, transient, status, wait_s)
 
 
 def _said(error: openai.APIStatusError) -> str:
@@ -79,13 +93,13 @@ def _said(error: openai.APIStatusError) -> str:
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that `Retry-After` (a number or a date) or `retry-after-ms` asks to wait."""
-    if milliseconds := _number(headers.get("retry-after-ms")):
+    if milliseconds := _amount(headers.get("retry-after-ms")):
         return milliseconds / 1000
     value = headers.get("retry-after")
     if value is None:
         return None
-    if (seconds := _number(value)) is not None:
-        return max(0.0, seconds)
+    if (seconds := _amount(value)) is not None:
+        return seconds
     try:
         at = parsedate_to_datetime(value)
     except ValueError:
@@ -94,14 +108,16 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     return max(0.0, (at - datetime.now(UTC)).total_seconds())
 
 
-def _number(value: str | None) -> float | None:
+def _amount(value: str | None) -> float | None:
+    """A number that can be waited for; "nan" and "inf" are none."""
     try:
-        return float(value) if value is not None else None
+        number = float(value) if value is not None else math.nan
     except ValueError:
         return None
+    return max(0.0, number) if math.isfinite(number) else None
 
 
-def _line(text: str) -> str:
-    """One line, cut where it gets long."""
-    text = " ".join(text.split())
+def line(text: str) -> str:
+    """One line that every file can hold, cut where it gets long."""
+    text = " ".join(text.encode(errors="replace").decode().split())
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"

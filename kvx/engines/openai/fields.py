@@ -8,6 +8,7 @@ from kvx.errors import UserError
 from kvx.points import Point
 
 AUTO = "auto"
+SECRET = 8  # characters: shorter keys ("none", "EMPTY") are words
 
 
 def check(engine: OpenAIConfig, measure: Measure) -> None:
@@ -49,6 +50,24 @@ def check_url(url: str) -> None:
         raise UserError(
             f"{parts.hostname}: a name or password in the address would be saved with the results; "
             "put the key in OPENAI_API_KEY"
+        )
+    if parts.query or parts.fragment:
+        raise UserError(
+            f"{parts.hostname}: nothing can follow the path of the address, and ?… would be saved "
+            "with the results"
+        )
+
+
+def check_key(key: str | None, engine: OpenAIConfig) -> None:
+    """Raises `UserError` for a key that cannot be sent, or one that would be saved."""
+    if key is None:
+        return
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("OPENAI_API_KEY: holds a character that no HTTP header can")
+    if len(key) >= SECRET and key in repr(engine):
+        raise UserError(
+            "the key stands in a field of engine, which is saved with the results; OPENAI_API_KEY "
+            "is sent by itself"
         )
 
 

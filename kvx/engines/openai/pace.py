@@ -3,6 +3,7 @@
 import asyncio
 import statistics
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ WORTH_DOUBLING, WORTH_ONE_MORE = 0.1, 0.25
 HOLD_WINDOWS = 8  # after a step back, before the next try
 # what one new token costs, in prompt tokens: latencies of unlike requests become comparable
 TOKEN_COST = 20
+MINUTE_S = 60.0
 
 
 class Pace:
@@ -105,17 +107,36 @@ class Rate:
     """`rate_limit`: attempts wait so that no minute holds more of them, or of their tokens."""
 
     def __init__(self, config: RateLimitConfig, largest_tokens: int) -> None:
-        self._requests = self._tokens = None
+        self._requests: AsyncLimiter | None = None
+        self._tokens: AsyncLimiter | Minute | None = None
         if config.max_rpm is not None:
             self._requests = AsyncLimiter(1, 60 / config.max_rpm)
         if config.max_tpm is not None:
+            most, burst = config.max_tpm, min(largest_tokens, config.max_tpm)
             # a bucket lets its size through at once, on top of what leaks from it in a minute
-            burst = min(largest_tokens, config.max_tpm)
-            per_minute = config.max_tpm - burst if 2 * burst <= config.max_tpm else config.max_tpm
-            self._tokens = AsyncLimiter(burst, 60 * burst / per_minute)
+            even = 2 * burst <= most
+            self._tokens = (
+                AsyncLimiter(burst, 60 * burst / (most - burst)) if even else Minute(most)
+            )
 
     async def wait(self, tokens: int) -> None:
         if self._requests is not None:
             await self._requests.acquire()
         if self._tokens is not None:
             await self._tokens.acquire(min(tokens, self._tokens.max_rate))
+
+
+class Minute:
+    """`max_rate` in any minute, whenever in it: for requests of which two may be too much."""
+
+    def __init__(self, max_rate: int) -> None:
+        self.max_rate = max_rate
+        self._taken: deque[tuple[float, float]] = deque()  # when, how much
+        self._turn = asyncio.Lock()
+
+    async def acquire(self, amount: float) -> None:
+        async with self._turn:
+            while sum(taken for _, taken in self._taken) + amount > self.max_rate:
+                await asyncio.sleep(max(0.0, self._taken[0][0] + MINUTE_S - time.monotonic()))
+                self._taken.popleft()
+            self._taken.append((time.monotonic(), amount))

@@ -1,14 +1,17 @@
 """Whether the asked budget was applied: the server's accounting, or a probe before the start."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from kvx.config import BudgetConfig
+from kvx.config import BudgetConfig, PressConfig
 from kvx.data.example import Example
 from kvx.engines.base import BudgetProof, PointWork
 from kvx.engines.openai.body import Route, budget_of, route
+from kvx.engines.openai.fault import line
 from kvx.engines.openai.reply import Accounting, Reply
-from kvx.points import Point, Request, budget_label
+from kvx.points import Point, Request, budget_label, resolved
 
 # log-probs of one prompt asked twice differ by less than this on most servers
 NOISE = 1e-3
@@ -26,6 +29,8 @@ def contradiction(request: Request, said: Accounting, split_is_ours: bool) -> st
     full_cache = point.config.budget == BudgetConfig()
     if not full_cache and said.press != press.name:
         return f"press={press.name} was asked for, the server used {said.press}"
+    if not full_cache and (other := _other_parameters(press, said.method)) is not None:
+        return f"press={press.name}: {other}; give the server the same press.method"
     if said.budget_kind != point.config.budget.kind.name or abs(said.budget - asked) > 1e-9:
         return f"budget {asked:g} was asked for, the server says {said.budget:g}"
     if kv.bytes_physical <= 0:
@@ -40,6 +45,17 @@ def contradiction(request: Request, said: Accounting, split_is_ours: bool) -> st
             f"press={press.name} was asked to keep {kept} KV entries per head and the server kept "
             f"{kv.entries_effective:g}; the budget is not what its label says"
         )
+    return None
+
+
+def _other_parameters(press: PressConfig, said: Any) -> str | None:
+    """How the server's press differs from ours; None if it does not, or does not tell."""
+    if not isinstance(said, Mapping):
+        return None
+    ours = json.loads(json.dumps(resolved(press.method or {})))
+    for name in sorted({*ours, *said}):
+        if ours.get(name) != said.get(name):
+            return line(f"{name} is {ours.get(name)} here and {said.get(name)} at the server")
     return None
 
 

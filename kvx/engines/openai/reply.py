@@ -12,9 +12,10 @@ from scipy.special import entr
 
 from kvx.config import Api
 from kvx.engines.base import KVUse, Timing, Trace
-from kvx.engines.openai.fault import Fault
+from kvx.engines.openai.fault import Fault, of_object
 
 CONTENT_FILTER = "content_filter"
+MOST_TOKENS, MOST_BYTES = 2**31, 2**53  # what tables hold
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Accounting:
     budget: float
     budget_kind: str
     kv: KVUse
+    method: Any = None  # the press's class and parameters, if the server tells
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Parser:
     top: list[list[float]] = field(default_factory=list)
     arrival_s: list[float] = field(default_factory=list)
     finish_reason: str | None = None
-    usage_tokens: int | None = None
+    usage_tokens: Any = None
     accounting: Accounting | None = None
     first_s: float | None = None
     last_s: float | None = None
@@ -61,7 +63,7 @@ class Parser:
         """One part that came `at_s` seconds after sending. Raises `Fault` for a wrong schema."""
         try:
             self._feed(part, at_s)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise Fault(
                 f"the answer has a wrong schema ({type(error).__name__}: {error})"
             ) from None
@@ -69,6 +71,8 @@ class Parser:
     def _feed(self, part: Any, at_s: float) -> None:
         if not isinstance(part, dict):
             raise TypeError(f"a {type(part).__name__} where an object should be")
+        if error := part.get("error"):
+            raise of_object(error)
         if isinstance(usage := part.get("usage"), dict):
             self.usage_tokens = usage.get("completion_tokens", self.usage_tokens)
         if part.get("kvx") is not None:
@@ -98,7 +102,10 @@ class Parser:
         if text or refusal or new:
             self.first_s = at_s if self.first_s is None else self.first_s
             self.last_s = at_s
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        reason = choice.get("finish_reason") or self.finish_reason
+        if reason is not None and not isinstance(reason, str):
+            raise TypeError("the finish_reason is no string")
+        self.finish_reason = reason
 
     def _logprobs(self, logprobs: dict[str, Any]) -> None:
         if self.api is Api.chat:
@@ -121,17 +128,17 @@ class Parser:
         if self.finish_reason is None:
             how = "ended before it was finished" if self.text else "holds no choices"
             raise Fault(f"the answer {how}")
-        text, refusal = "".join(self.text), "".join(self.refusal)
-        tokens = self.usage_tokens if isinstance(self.usage_tokens, int) else None
-        if tokens is None and self.tokens:
-            tokens = len(self.tokens)
+        text, refusal = storable("".join(self.text)), storable("".join(self.refusal))
+        tokens = self.usage_tokens
+        if not isinstance(tokens, int) or not 0 <= tokens < MOST_TOKENS:
+            tokens = len(self.tokens) or None
         latency_s = self.last_s if streamed and self.last_s is not None else total_s
         ttft_s = self.first_s if streamed else None
         several = ttft_s is not None and tokens is not None and tokens > 1
         tpot_s = (latency_s - ttft_s) / (tokens - 1) if several else None  # type: ignore[operator]
         return Reply(
             text or refusal,
-            CONTENT_FILTER if refusal and not text else self.finish_reason,
+            CONTENT_FILTER if refusal and not text else storable(self.finish_reason),
             tokens,
             Timing(ttft_s, latency_s, None, None, tpot_s),
             tuple(self.tokens),
@@ -170,7 +177,16 @@ def accounting(raw: dict[str, Any]) -> Accounting:
     """Raises what `Parser.feed` turns into a fault if a field is missing or no number."""
     kv, types = raw["kv"], {f.name: f.type for f in fields(KVUse)}
     numbers = {name: float(kv[name]) for name in types}
-    if not all(math.isfinite(value) and value >= 0 for value in numbers.values()):
+    if not all(0 <= value < MOST_BYTES for value in numbers.values()):  # nor is NaN
         raise ValueError("kv holds what is no amount")
+    budget = float(raw["budget"])
+    if not math.isfinite(budget):
+        raise ValueError("the budget is no number")
     use = KVUse(**{n: int(v) if types[n] is int else v for n, v in numbers.items()})  # type: ignore[arg-type]
-    return Accounting(str(raw["press"]), float(raw["budget"]), str(raw["budget_kind"]), use)
+    press, kind = storable(str(raw["press"])), storable(str(raw["budget_kind"]))
+    return Accounting(press, budget, kind, use, raw.get("method"))
+
+
+def storable(text: str) -> str:
+    """Text that can be written: halves of surrogate pairs joined, and replaced if alone."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -59,6 +59,8 @@ class Session:
                 await self._stack.aclose()
                 raise refused(url, fault) from None
             lane.is_kvx = about.is_kvx
+            if about.models is None and not url.endswith("/v1"):
+                log.warning("run: %s lists no models; most servers' addresses end in /v1", url)
             if about.models is not None and self.engine.model not in about.models:
                 log.warning(
                     "run: %s lists no model %s (it lists %s); set engine.model or MODEL_NAME",
@@ -112,8 +114,9 @@ class Session:
     async def _send(self, lane: Lane, request: Request, example: Example) -> Reply:
         asks = lane.gives_logprobs
         body = self._body(lane, request, example)
+        total_s = request.point.config.decoding.timeout_s or self.engine.timeouts.total_s
         try:
-            return await lane.client.ask(body)
+            return await lane.client.ask(body, total_s)
         except Fault as fault:
             about_logprobs = fault.status in (400, 422) and "logprob" in fault.message.lower()
             if not (asks and about_logprobs and body.get("logprobs")):
@@ -124,7 +127,7 @@ class Session:
                     "run: %s gives no such log-probs (%s): answers will have no traces; perhaps "
                     "engine.top_logprobs=5 is allowed", lane.client.url, fault.message,
                 )  # fmt: skip
-            return await lane.client.ask(self._body(lane, request, example))
+            return await lane.client.ask(self._body(lane, request, example), total_s)
 
     def _body(self, lane: Lane, request: Request, example: Example) -> dict[str, Any]:
         variant = request.point.variant_id
@@ -144,7 +147,7 @@ def _backoff_s(state: tenacity.RetryCallState) -> float:
     backoff: float = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (state.attempt_number - 1))
     error = state.outcome.exception() if state.outcome is not None else None
     asked = error.retry_after_s if isinstance(error, Fault) else None
-    if asked is not None:
+    if asked:  # "at once" is no advice
         return asked + random.uniform(0, min(backoff, asked / 2))
     return backoff * random.uniform(0.5, 1)
 
