@@ -170,6 +170,7 @@ def test_a_summary_counts_traces_and_resamples_prompts() -> None:
     assert got.prevented.value == pytest.approx(1 / 3)
     assert got.prevented_preventable.value == pytest.approx(1 / 2)
     assert got.prevented_instant.value == 0
+    assert got.prevented_placed.value == got.forecast.value == pytest.approx(1 / 3)
     # nobody of ten prompts: the exact interval of 0 in 10
     assert got.prevented_instant.interval.high == pytest.approx(0.3085, abs=1e-4)
     assert got.false_triggers.value == pytest.approx(0.2)

@@ -251,8 +251,9 @@ class Summary:
     """One controller over many traces.
 
     Shares are of traces: `prevented` of excess catastrophes, `prevented_preventable` of those that
-    do not start within the first five tokens, `prevented_instant` of those that do, `forecast` of
-    those with an onset (alarm at or before it), `false_triggers` of traces without an excess
+    do not start within the first five tokens, `prevented_instant` of those that do,
+    `prevented_placed` of those with a known onset (loops), `forecast` of the same (alarm at or
+    before the onset), `false_triggers` of traces without an excess
     catastrophe, `false_triggers_calm` of traces that do not derail at all, `triggered` of all.
     `mean_budget` weighs every token by its prompt's entries. Tokens are dropped per 1,000.
     """
@@ -260,6 +261,7 @@ class Summary:
     prevented: Estimate
     prevented_preventable: Estimate
     prevented_instant: Estimate
+    prevented_placed: Estimate
     forecast: Estimate
     false_triggers: Estimate
     false_triggers_calm: Estimate
@@ -284,13 +286,15 @@ def summarise(
     """
     catastrophe = np.array([t.catastrophe for t in traces], dtype=bool)
     instant = np.array([t.instant for t in traces], dtype=bool)
+    placed = np.array([t.placed for t in traces], dtype=bool)
     derails = np.array([t.derails for t in traces], dtype=bool)
     everything = np.ones(len(traces), dtype=bool)
     cells = {
         "prevented": (replayed.prevented, catastrophe),
         "prevented_preventable": (replayed.prevented, catastrophe & ~instant),
         "prevented_instant": (replayed.prevented, catastrophe & instant),
-        "forecast": (replayed.forecast, np.array([t.placed for t in traces], dtype=bool)),
+        "prevented_placed": (replayed.prevented, placed),
+        "forecast": (replayed.forecast, placed),
         "false_triggers": (replayed.triggered, ~catastrophe),
         "false_triggers_calm": (replayed.triggered, ~derails),
         "triggered": (replayed.triggered, everything),

@@ -104,7 +104,8 @@ def _lateness(settings: SimulateConfig) -> str:
 
 def _controllers(rows: pd.DataFrame) -> str:
     header = [
-        "controller", "prevented at best", "of preventable", "of instant", "alarm before onset",
+        "controller", "prevented at best", "of preventable", "of instant", "of loops",
+        "loops seen coming",
         "false triggers", "mean KV budget", "median lead", "tokens dropped per 1,000",
     ]  # fmt: skip
     return markdown(
@@ -112,7 +113,8 @@ def _controllers(rows: pd.DataFrame) -> str:
         [
             [
                 row["controller"], share(row, "prevented"), share(row, "prevented_of_preventable"),
-                share(row, "prevented_of_instant"), share(row, "forecast"),
+                share(row, "prevented_of_instant"), share(row, "prevented_of_loops"),
+                share(row, "forecast"),
                 share(row, "false_trigger_rate"), share(row, "mean_budget", "{:.3f}"),
                 number(row["lead_median_tokens"], "{:.0f}"),
                 number(row["dropped_per_1000_tokens"], "{:.0f}"),
@@ -133,8 +135,8 @@ def share(row: pd.Series, name: str, form: str = "{:.2f}") -> str:
 
 def _legend(settings: SimulateConfig) -> str:
     return (
-        "Shares are of excess catastrophes (prevented), of those with a known onset (alarm before "
-        "onset), of responses without an excess one (false triggers), of prompt entries over all "
+        "Shares are of excess catastrophes (prevented), of those with a known onset (loops; seen "
+        "coming: the alarm is not after the onset), of responses without an excess one (false triggers), of prompt entries over all "
         "tokens (mean KV budget: SAFE costs "
         f"the safe budget). In brackets {percent(settings.confidence)} intervals by resampling "
         f"prompts ({settings.n_boot:,} times); where all prompts agree, exact ones of as many "

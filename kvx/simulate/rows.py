@@ -12,7 +12,8 @@ ALL = "all"
 # a field of `Summary` → the name of its columns
 NAMES = {
     "prevented": "prevented", "prevented_preventable": "prevented_of_preventable",
-    "prevented_instant": "prevented_of_instant", "forecast": "forecast",
+    "prevented_instant": "prevented_of_instant", "prevented_placed": "prevented_of_loops",
+    "forecast": "forecast",
     "false_triggers": "false_trigger_rate", "false_triggers_calm": "false_trigger_rate_calm",
     "triggered": "trigger_rate", "mean_budget": "mean_budget",
     "lead_median_tokens": "lead_median_tokens", "dropped_per_1000": "dropped_per_1000_tokens",

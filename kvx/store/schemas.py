@@ -183,8 +183,9 @@ SIMULATION = _schema(
         **{
             f"{name}{end}": F64
             for name in (
-                "prevented", "prevented_of_preventable", "prevented_of_instant", "forecast",
-                "false_trigger_rate", "false_trigger_rate_calm", "trigger_rate", "mean_budget",
+                "prevented", "prevented_of_preventable", "prevented_of_instant",
+                "prevented_of_loops", "forecast", "false_trigger_rate",
+                "false_trigger_rate_calm", "trigger_rate", "mean_budget",
             )
             for end in ("", "_ci_low", "_ci_high")
         },
