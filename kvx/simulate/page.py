@@ -136,8 +136,8 @@ def share(row: pd.Series, name: str, form: str = "{:.2f}") -> str:
 def _legend(settings: SimulateConfig) -> str:
     return (
         "Shares are of excess catastrophes (prevented), of those with a known onset (loops; seen "
-        "coming: the alarm is not after the onset), of responses without an excess one (false triggers), of prompt entries over all "
-        "tokens (mean KV budget: SAFE costs "
+        "coming: the alarm is not after the onset), of responses without an excess catastrophe "
+        "(false triggers), of prompt entries over all tokens (mean KV budget: SAFE costs "
         f"the safe budget). In brackets {percent(settings.confidence)} intervals by resampling "
         f"prompts ({settings.n_boot:,} times); where all prompts agree, exact ones of as many "
         "trials as prompts. Lead: from the first alarm to the onset, of excess catastrophes with "
