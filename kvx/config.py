@@ -15,6 +15,8 @@ import platformdirs
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from kvx.train_config import TrainConfig, VerifyConfig
+
 NEUTRAL = {"neutral": True}
 RECORDED = "recorded"
 # the metadata of a field of which only something derived can change results
@@ -365,6 +367,8 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig, metadata=NEUTRAL)
     status: StatusConfig = field(default_factory=StatusConfig, metadata=NEUTRAL)
     serve: ServeConfig = field(default_factory=ServeConfig, metadata=NEUTRAL)
+    train: TrainConfig = field(default_factory=TrainConfig, metadata=NEUTRAL)
+    verify: VerifyConfig = field(default_factory=VerifyConfig, metadata=NEUTRAL)
     paths: PathsConfig = field(default_factory=PathsConfig, metadata=NEUTRAL)
 
 

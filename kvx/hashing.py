@@ -16,8 +16,12 @@ def sha256_text(text: str) -> str:
 
 
 def source_digest(*packages: Path) -> str:
-    """Identity of the code (and templates) in `packages`: results made by other code are stale."""
-    files = sorted(f for p in packages for f in p.rglob("*") if f.suffix in (".py", ".j2"))
+    """Identity of the code (and templates) in `packages`: results made by other code are stale.
+
+    A single file stands for itself.
+    """
+    found = (f for p in packages for f in ([p] if p.is_file() else p.rglob("*")))
+    files = sorted(f for f in found if f.suffix in (".py", ".j2"))
     return digest([[f.name, sha256_file(f)] for f in files], 16)
 
 

@@ -23,6 +23,8 @@ from kvx.run.main import run
 from kvx.score.main import score
 from kvx.status.main import status
 from kvx.store import layout
+from kvx.train.main import train
+from kvx.verify.main import verify
 
 STAGES = {
     "prepare": (prepare, False),
@@ -33,6 +35,8 @@ STAGES = {
     "all": (all_stages, False),
     "plan": (plan, False),
     "status": (status, True),
+    "train": (train, True),
+    "verify": (verify, True),
 }
 SMOLLM2 = cache_dir() / "models" / "smollm2-135m-instruct" / "kvx_asset.json"
 # measured, so different in every run

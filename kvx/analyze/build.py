@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from kvx.analyze import plots, tables
+from kvx.analyze.catastrophes import catastrophe_stats
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.analyze.transitions import transitions
 from kvx.config import AnalyzeConfig, Config, package_dir
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 TABLES = {
     "comparisons": schemas.COMPARISONS,
     "transitions": schemas.TRANSITIONS,
+    "catastrophe_stats": schemas.CATASTROPHE_STATS,
     "bin_stats": schemas.BIN_STATS,  # last: its inputs hash says that everything is there
 }
 
@@ -29,8 +31,10 @@ TABLES = {
 def inputs_hash(experiment: Path, config: AnalyzeConfig) -> str:
     """Identity of everything the analysis is made from."""
     points = finished_points(experiment)
+    # of what scoring writes, the scores come last
     scored = [[p.id, p.content_sha256(), read_inputs(p.dir / "scores.parquet")] for p in points]
-    code = source_digest(Path(__file__).parent, package_dir() / "stats")
+    pairing = package_dir() / "guard" / "catastrophes.py"
+    code = source_digest(Path(__file__).parent, package_dir() / "stats", pairing)
     left_out = unfinished_points(experiment)
     return digest([code, scored, left_out, dataclasses.asdict(config)], 16)
 
@@ -44,7 +48,7 @@ def _is_complete(folder: Path, inputs: str) -> bool:
 
 
 def analyze_experiment(config: Config) -> None:
-    """Write bin_stats, comparisons, transitions, plots and kv_transition.sqlite."""
+    """Write the tables of `TABLES`, the plots and kv_transition.sqlite."""
     folder = experiment_dir(config)
     inputs = inputs_hash(folder, config.analyze)
     if _is_complete(folder, inputs):
@@ -56,9 +60,10 @@ def analyze_experiment(config: Config) -> None:
         "bin_stats": stats,
         "comparisons": tables.comparisons(experiment, config.analyze),
         "transitions": transitions(experiment, stats, config.analyze),
+        "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
     }
-    frame = pd.DataFrame(stats)
-    plots.draw_all(frame, folder / "plots", config.analyze.confidence)
+    frame, derailed = pd.DataFrame(stats), pd.DataFrame(rows["catastrophe_stats"])
+    plots.draw_all(frame, derailed, folder / "plots", config.analyze.confidence)
     _export(experiment, rows, Path(config.paths.output))
     for name, schema in TABLES.items():
         write_table(folder / f"{name}.parquet", rows[name], schema, inputs)
@@ -91,8 +96,10 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             **sqlite.request_tables(experiment.requests, experiment.latency),
             "scores": experiment.scores,
             "failures": experiment.failures,
+            "catastrophes": experiment.catastrophes,
             "bin_stats": table("bin_stats"),
             "comparisons": table("comparisons"),
             "transition_summary": table("transitions"),
+            "catastrophe_stats": table("catastrophe_stats"),
         },
     )

@@ -21,6 +21,7 @@ from kvx.store.catalog import (
     read_frame,
     requests_of,
 )
+from kvx.store.schemas import SCORED
 
 # the columns that statistics are made from
 USED = {
@@ -38,7 +39,7 @@ USED = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """Finished points with their requests, latencies, scores and failures (long frames).
+    """Finished points with their requests, latencies and what was scored (long frames).
 
     Requests say their `kind` of failure, if any, and whether they `failed`.
     """
@@ -50,6 +51,7 @@ class Experiment:
     scores: pd.DataFrame
     failures: pd.DataFrame
     latency: pd.DataFrame
+    catastrophes: pd.DataFrame
 
     def manifest(self, point: PointRecord) -> dict[str, Any]:
         return self.manifests[point.info["manifest"]["key"]]
@@ -198,7 +200,7 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
     """Read everything. Raises `UserError` if a point is not scored or row counts do not add up."""
     points = finished_points(folder)
     for point in points:
-        if not (point.dir / "scores.parquet").is_file():
+        if not all((point.dir / f"{name}.parquet").is_file() for name in SCORED):
             raise UserError(f"{point.dir}: not scored yet; run kvx.score with the same arguments")
     manifests = {}
     for point in points:
@@ -206,11 +208,15 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
         if key not in manifests:
             manifests[key] = json.loads((point.manifest_dir(output) / "manifest.json").read_text())
     requests, latency = requests_of(points), latency_of(points)
-    scores = read_frame([p.dir / "scores.parquet" for p in points])
-    failures = read_frame([p.dir / "failures.parquet" for p in points])
+    scores, failures, catastrophes = (
+        read_frame([p.dir / f"{name}.parquet" for p in points])
+        for name in ("scores", "failures", "catastrophes")
+    )
     kinds = requests["request_id"].map(failures.set_index("request_id")["error_type"])
     requests = requests.assign(kind=kinds.astype(object), failed=kinds.notna())
-    experiment = Experiment(folder, points, manifests, requests, scores, failures, latency)
+    experiment = Experiment(
+        folder, points, manifests, requests, scores, failures, latency, catastrophes
+    )
     check_counts(experiment)
     check_metrics(points, scores)
     return experiment

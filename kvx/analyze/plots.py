@@ -43,6 +43,12 @@ STYLE: Any = {
 CAP_POINTS = 6.0  # width of a whisker's ends
 Interval = tuple[str, str, str]  # columns: the middle, and where its whisker ends
 MEAN: Interval = ("mean", "ci_low", "ci_high")
+EXCESS: Interval = ("excess", "excess_ci_low", "excess_ci_high")
+# the panels of the plot of catastrophes
+PANELS = {
+    "looping": "looping", "non_termination": "non-termination", "amnesia": "instruction amnesia",
+    "silent_failure": "silent failure",
+}  # fmt: skip
 
 
 class Curve(NamedTuple):
@@ -54,7 +60,9 @@ class Curve(NamedTuple):
     style: dict[str, Any]
 
 
-def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]:
+def draw_all(
+    stats: pd.DataFrame, catastrophes: pd.DataFrame, folder: Path, confidence: float
+) -> list[Path]:
     """Write every plot; each of several variants (model, data, settings) gets its own folder."""
     primary = stats[stats["primary"]]
     variants = list(primary.groupby("variant_id"))
@@ -79,6 +87,10 @@ def draw_all(stats: pd.DataFrame, folder: Path, confidence: float) -> list[Path]
                 measured, "latency in s (median; whisker: p95)",
                 ("latency_p50_s", "latency_p50_s", "latency_p95_s"), unit_interval=False,
             )  # fmt: skip
+        compared = compressed(catastrophes[catastrophes["variant_id"] == variant])
+        if len(compared):
+            label = f"excess over the full cache ({percent})"
+            figures["excess_by_budget"] = excess_by_budget(compared, label)
         for name, figure in figures.items():
             written.append(_save(figure, target / f"{name}.png"))
     return written
@@ -162,24 +174,68 @@ def by_budget(frame: pd.DataFrame, label: str) -> Figure:
     frame = frame[frame["bin"] == ALL_BINS].sort_values("budget", kind="stable")
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.2, 3.8))
-        x, y, hollow = _arrays(frame, "budget", MEAN)
-        cut = frame.groupby(series(frame), sort=False).indices
-        curves = []
-        for i, name in enumerate(names):
-            rows = cut[name]
-            apart = 1 + 0.012 * (i - (len(cut) - 1) / 2)
-            curves.append(Curve(x[rows] * apart, y[rows], hollow[rows], _style(i, name)))
-        _draw(axis, curves)
-        ticks = sorted(frame["budget"].unique())
-        axis.set_xscale("log")
-        axis.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
-        axis.minorticks_off()
-        axis.invert_xaxis()
+        _over_budgets(axis, frame, series(frame), list(names), MEAN)
         axis.set_ylim(-0.04, 1.04)
         axis.set_xlabel("KV budget (fraction of the prompt's entries kept, log scale)")
         axis.set_ylabel(label)
         figure.legend(title="press", loc="outside right upper")
     return figure
+
+
+def compressed(catastrophes: pd.DataFrame) -> pd.DataFrame:
+    """The rows about all bins of points that have a full-cache twin, of kinds in the plot."""
+    shown = catastrophes["kind"].isin(PANELS) & (catastrophes["bin"] == ALL_BINS)
+    return catastrophes[shown & (catastrophes["n_pairs"] > 0)]
+
+
+def excess_by_budget(frame: pd.DataFrame, label: str) -> Figure:
+    """One panel per kind of catastrophe that was measured, one line per press over the budget."""
+    of_row = series(frame)
+    names = list(dict.fromkeys(of_row))
+    frame = frame.sort_values("budget", kind="stable")
+    kinds = [kind for kind in PANELS if (frame["kind"] == kind).any()]
+    with mpl.rc_context(STYLE):
+        columns = min(2, len(kinds))
+        lines = -(-len(kinds) // columns)
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(max(6.2, 3.9 * columns + 1.4), 3.2 * lines), sharey=True,
+            squeeze=False,
+        )  # fmt: skip
+        for axis, kind in zip(axes.flat, kinds, strict=False):
+            panel = frame[frame["kind"] == kind]
+            _over_budgets(axis, panel, of_row[panel.index], names, EXCESS)
+            axis.axhline(0, color="black", linewidth=0.8, zorder=1)
+            axis.set_title(PANELS[kind])
+            axis.set_xlabel("KV budget (log scale)")
+        for axis in axes.flat[len(kinds) :]:
+            axis.set_visible(False)
+        for line in axes:
+            line[0].set_ylabel(label)
+        handles, labels = _legend(axes)
+        if (frame["n_degenerate"] > 0).any():
+            handles.append(Line2D([], [], linestyle="", marker="o", mfc="white", mec="black"))
+            labels.append("hollow:\ndegenerate")
+        figure.legend(handles, labels, title="press", loc="outside right upper")
+    return figure
+
+
+def _over_budgets(
+    axis: Axes, frame: pd.DataFrame, of_row: pd.Series, names: list[str], interval: Interval
+) -> None:
+    """A line per series over the budget, dearest first; lines stand a little apart."""
+    x, y, hollow = _arrays(frame, "budget", interval)
+    cut = frame.groupby(of_row, sort=False).indices
+    curves = []
+    for i, name in enumerate(names):
+        if name in cut:
+            rows, apart = cut[name], 1 + 0.025 * (i - (len(names) - 1) / 2)
+            curves.append(Curve(x[rows] * apart, y[rows], hollow[rows], _style(i, name)))
+    _draw(axis, curves)
+    ticks = sorted(frame["budget"].unique())
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{t:.3g}" for t in ticks])
+    axis.minorticks_off()
+    axis.set_xlim(ticks[-1] * 1.15, ticks[0] / 1.15)
 
 
 def _arrays(

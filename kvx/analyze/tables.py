@@ -73,7 +73,7 @@ def _bootstrap(cells: Sequence[Cell], config: AnalyzeConfig) -> list[MeanEstimat
 
 def _mean_columns(estimate: MeanEstimate, binary: bool, config: AnalyzeConfig) -> Row:
     """Mean with its interval: exact for independent binary scores, else the cluster bootstrap's."""
-    interval, method = _unless_constant(estimate.interval), BOOTSTRAP
+    interval, method = unless_constant(estimate.interval), BOOTSTRAP
     if binary and estimate.n == estimate.n_clusters:
         right = round(estimate.mean * estimate.n) if estimate.n else 0
         interval, method = clopper_pearson(right, estimate.n, config.confidence), EXACT
@@ -85,7 +85,7 @@ def _mean_columns(estimate: MeanEstimate, binary: bool, config: AnalyzeConfig) -
     }  # fmt: skip
 
 
-def _unless_constant(interval: Interval) -> Interval:
+def unless_constant(interval: Interval) -> Interval:
     """A bootstrap of scores that all agree has no width: it cannot say how sure it is."""
     return UNKNOWN_INTERVAL if interval.low == interval.high else interval
 
@@ -189,7 +189,7 @@ def _compare(pairs: Columns, found: PairedDifference, binary: bool, config: Anal
     ours, twins, failed = pairs["score"], pairs["score_twin"], pairs["failed"]
     truncated = pairs["kind"] == FailureType.TRUNCATED
     exact = binary and found.n_pairs == found.n_clusters
-    interval, method = _unless_constant(found.interval), BOOTSTRAP
+    interval, method = unless_constant(found.interval), BOOTSTRAP
     if exact:
         interval, method = _newcombe(ours, twins, found, config), NEWCOMBE
     return {

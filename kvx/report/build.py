@@ -15,7 +15,7 @@ from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
-from kvx.report import proof, tables
+from kvx.report import catastrophes, proof, tables
 from kvx.report.findings import findings
 from kvx.report.warnings import warnings
 from kvx.report.words import percent, token_range
@@ -68,9 +68,11 @@ def _context(
     bin_stats: pd.DataFrame,
     comparisons: pd.DataFrame,
     transitions: pd.DataFrame,
+    catastrophe_stats: pd.DataFrame,
 ) -> dict[str, Any]:
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
     failures = read_frame([p.dir / "failures.parquet" for p in points])
+    seen = read_frame([p.dir / "catastrophes.parquet" for p in points])
     alone = latency_of(points)
     requests = requests_of(points)
     found = proof.proofs(requests)
@@ -79,7 +81,8 @@ def _context(
         "name": folder.name, "n_points": len(points), "n_requests": overall["n_requests"].sum(),
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
-            bin_stats, comparisons, failures, alone, points, config.analyze, found
+            bin_stats, comparisons, catastrophe_stats, failures, seen, alone, points,
+            config.analyze, found,
         ),
         "proof": proof.sentences(found),
         "findings": findings(bin_stats, comparisons, transitions, config.analyze),
@@ -93,7 +96,9 @@ def _context(
 def _variants(
     bin_stats: pd.DataFrame,
     comparisons: pd.DataFrame,
+    catastrophe_stats: pd.DataFrame,
     failures: pd.DataFrame,
+    seen: pd.DataFrame,
     alone: pd.DataFrame,
     points: list[PointRecord],
     config: AnalyzeConfig,
@@ -104,6 +109,7 @@ def _variants(
     for variant, frame in bin_stats[bin_stats["primary"]].groupby("variant_id", sort=False):
         overall = tables.ordered(frame[frame["bin"] == ALL_BINS])
         compared = comparisons[comparisons["variant_id"] == variant]
+        derailed = catastrophe_stats[catastrophe_stats["variant_id"] == variant]
         info = next(p.info for p in points if p.info["variant_id"] == variant)
         query_aware = info["config"]["prompt"]["query_aware"]
         budgets = overall.sort_values("budget", ascending=False)["budget_label"]
@@ -122,6 +128,11 @@ def _variants(
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
                 "failure_table": tables.failure_table(overall, compared, failures),
+                "catastrophe_table": catastrophes.catastrophe_table(derailed),
+                "catastrophe_notes": catastrophes.notes(
+                    derailed, seen[seen["point_id"].isin(overall["point_id"])]
+                ),
+                "catastrophe_plot": bool(derailed["excess"].notna().any()),
                 "cost_table": tables.cost_table(overall),
                 "plots": f"plots/{variant}" if several else "plots",
                 "latency_how": _how_measured(alone[alone["point_id"].isin(overall["point_id"])]),

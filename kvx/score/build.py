@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.config import Config
+from kvx.config import Config, package_dir
 from kvx.data.example import Example
 from kvx.data.examples import load_examples
 from kvx.data.manifest import dataset_id
+from kvx.guard.catastrophes import inspect
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
 from kvx.score.failures import classify_response
@@ -24,10 +25,15 @@ from kvx.store.layout import REQUESTS
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
+# of the guard only what scoring uses: another hazard model makes no score stale
+GUARD_CODE = [
+    package_dir() / "guard" / f"{name}.py"
+    for name in ("catastrophes", "detectors", "instructions", "names", "repetition")
+]
 
 
 def score_experiment(config: Config) -> None:
-    """Write scores.parquet and failures.parquet beside each point's requests.
+    """Write scores, failures and catastrophes (.parquet) beside each point's requests.
 
     Only where they are stale.
     """
@@ -51,17 +57,22 @@ def score_point(
     record: PointRecord, names: list[str], answer_format: str | None, output: Path
 ) -> bool:
     """Score one point unless that was done for the same inputs; whether anything was written."""
-    code = source_digest(Path(__file__).parent)
+    code = source_digest(Path(__file__).parent, *GUARD_CODE)
     inputs = digest([code, record.content_sha256(REQUESTS), names, answer_format], 16)
-    paths = [record.dir / "scores.parquet", record.dir / "failures.parquet"]
-    if all(read_inputs(path) == inputs for path in paths):
+    paths = {name: record.dir / f"{name}.parquet" for name in schemas.SCORED}
+    if all(read_inputs(path) == inputs for path in paths.values()):
         return False
     examples = load_examples(record.manifest_dir(output))
     requests = requests_of([record]).to_dict("records")
     scores = [row for request in requests for row in score_request(request, examples, names)]
     failures = [f for r in requests if (f := failure_of(r, answer_format)) is not None]
-    write_table(paths[1], failures, schemas.FAILURES, inputs)
-    write_table(paths[0], scores, schemas.SCORES, inputs)
+    rows = {
+        "scores": scores,
+        "failures": failures,
+        "catastrophes": catastrophe_rows(requests, examples, scores, failures),
+    }
+    for name, schema in schemas.SCORED.items():
+        write_table(paths[name], rows[name], schema, inputs)
     return True
 
 
@@ -84,11 +95,39 @@ def score_request(
     return rows
 
 
+def catastrophe_rows(
+    requests: list[dict[Hashable, Any]],
+    examples: dict[str, Example],
+    scores: list[dict[str, Any]],
+    failures: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """One row per response: what the guard's detectors see in it, its primary score and failure."""
+    score = {s["request_id"]: s["score"] for s in scores if s["primary"] and "score" in s}
+    failure = {f["request_id"]: f["error_type"] for f in failures}
+    rows = []
+    for request in requests:
+        if not request["has_response"]:
+            continue
+        example, ids = examples[request["example_id"]], request["token_ids"]
+        row = {k: request[k] for k in ("request_id", "point_id", "example_id", "cluster", "bin")}
+        seen = inspect(
+            request["text"], None if ids is None else ids.tolist(), _finish_reason(request),
+            example.question, example.answers,
+        )  # fmt: skip
+        found = {"score": score[row["request_id"]], "failure": failure.get(row["request_id"])}
+        rows.append(row | seen | found)
+    return rows
+
+
 def failure_of(request: dict[Hashable, Any], answer_format: str | None) -> dict[str, Any] | None:
     """The request's failure row, or None. Truncated responses are both scored and counted here."""
     row = {k: request[k] for k in ("request_id", "point_id", "example_id", "bin", "has_response")}
     if not request["has_response"]:
         return row | {"error_type": request["error_type"], "message": request["error_message"]}
-    finish = request["finish_reason"] if not pd.isna(request["finish_reason"]) else None
-    kind = classify_response(request["text"], finish, answer_format)
+    kind = classify_response(request["text"], _finish_reason(request), answer_format)
     return None if kind is None else row | {"error_type": str(kind), "message": None}
+
+
+def _finish_reason(request: dict[Hashable, Any]) -> str | None:
+    reason = request["finish_reason"]
+    return None if pd.isna(reason) else str(reason)

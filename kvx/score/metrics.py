@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from kvx.errors import UserError
+from kvx.guard.instructions import parse
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,31 @@ def numeric(prediction: str, answers: Sequence[str]) -> Score:
     return _best(_plain(find_number(prediction)), references, _equal)
 
 
+def instruction_kept(prediction: str, answers: Sequence[str]) -> Score:
+    """1 if the prediction keeps the instruction, or share of them kept, of dataset=instructions.
+
+    `answers` hold instructions as JSON (`kvx.guard.instructions`). Raises `UserError` for any other
+    text: no other dataset has such answers.
+    """
+    kept = []
+    for answer in answers:
+        instruction = parse(answer)
+        if instruction is None:
+            raise UserError(
+                f"dataset.metrics: instruction_kept needs an instruction to check, not the answer "
+                f"{answer[:60]!r}; use it with dataset=instructions"
+            )
+        kept.append(instruction.kept(prediction))
+    return Score(sum(kept) / max(1, len(kept)), prediction.strip(), " | ".join(answers))
+
+
 METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "qa_f1": qa_f1,
     "string_match_all": string_match_all,
     "string_match_any": string_match_any,
     "numeric": numeric,
+    "instruction_kept": instruction_kept,
 }
 
 

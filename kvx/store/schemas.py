@@ -96,6 +96,21 @@ FAILURES = _schema(
     {"message": S},
 )  # fmt: skip
 
+# one row per response: what can be seen of it alone; tokens are words where `unit` says so
+CATASTROPHES = _schema(
+    {
+        "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32,
+        "n_tokens": I32, "unit": S, "looping": B, "cap_reached": B,
+    },
+    {
+        "loop_onset": I32, "loop_rule": S, "loop_period": I32, "instruction_kept": B,
+        "question_recall": F64, "score": F64, "failure": S,
+    },
+)  # fmt: skip
+
+# what kvx.score writes beside each point's requests, in this order
+SCORED = {"catastrophes": CATASTROPHES, "failures": FAILURES, "scores": SCORES}
+
 # what every analysed row says about the point it belongs to
 _CURVE = {
     "variant_id": S, "variant": S, "model": S, "dataset": S, "press": S, "controller": S,
@@ -141,4 +156,36 @@ TRANSITIONS = _schema(
         "transition_drop": F64, "support": F64, "support_any": F64, "lowest_label": S,
         "lowest_difference": F64, "zone_labels": pa.list_(S), "zone_reasons": pa.list_(S),
     },
+)  # fmt: skip
+
+# per kind of catastrophe, beside the full-cache twin; bin -1 is all bins together
+CATASTROPHE_STATS = _schema(
+    {
+        **_SERIES, "bin": I32, "kind": S, "n": I64, "n_pairs": I64, "n_clusters": I64,
+        "n_excess": I64, "n_cured": I64, "n_degenerate": I64,
+    },
+    {
+        "twin_point_id": S, "rate": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,
+        "twin_rate": F64, "excess": F64, "excess_ci_low": F64, "excess_ci_high": F64,
+        "excess_ci_method": S, "mcnemar_p": F64,
+    },
+)  # fmt: skip
+
+# figures of the hazard model, each with its interval; `n` counts what `unit` says
+EVALUATION = _schema(
+    {
+        "analysis": S, "name": S, "metric": S, "unit": S, "n": I64, "n_positive": I64,
+        "n_prompts": I64,
+    },
+    {"value": F64, "ci_low": F64, "ci_high": F64},
+)  # fmt: skip
+
+# one row per trace: hazards by a model that knows no token of its prompt
+PREDICTIONS = _schema(
+    {
+        "request_id": S, "prompt": S, "fold": I32, "part": S, "role": S,
+        "hazard": pa.list_(F32), "threshold_conservative": F64, "threshold_balanced": F64,
+        "threshold_aggressive": F64,
+    },
+    {"onset": I32},
 )  # fmt: skip

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvx.data.example import Example
-from kvx.data.files import existing, read_jsonl
+from kvx.data.files import read_jsonl
+from kvx.data.texts import stories_file
 from kvx.hashing import sha256_file, sha256_text
 
 VERSION = "1"
@@ -28,11 +29,11 @@ class NarrativeQASource:
     seed: int = 0
 
     def revision(self) -> str:
-        file = existing(self.path, "run `make assets` (or kvx-assets), or set dataset.source.path")
+        file = stories_file(self.path)
         return f"narrativeqa-{VERSION}-{sha256_file(file)[:12]}"
 
     def examples(self) -> Iterator[Example]:
-        file = existing(self.path, "run `make assets` (or kvx-assets), or set dataset.source.path")
+        file = stories_file(self.path)
         rows = list(read_jsonl(file))
         passages = sorted({row["passage"] for row in rows})
         order = list(range(len(rows)))

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kvx.data.example import Example
-from kvx.data.files import existing
+from kvx.data.texts import excerpt, speech_files
 from kvx.errors import UserError
 from kvx.hashing import digest, sha256_file
 
@@ -50,13 +50,7 @@ class NiahSource:
 
     @cached_property
     def speeches(self) -> list[Path]:
-        folder = existing(
-            self.haystack, "run `make assets` (or kvx-assets), or set dataset.source.haystack"
-        )
-        files = sorted(folder.glob("*.txt"))
-        if not files:
-            raise UserError(f"{folder}: dataset.source.haystack holds no .txt file")
-        return files
+        return speech_files(self.haystack)
 
     def revision(self) -> str:
         return f"niah-{VERSION}-{digest([sha256_file(f) for f in self.speeches], 12)}"
@@ -80,7 +74,7 @@ class NiahSource:
                 keys[(self.seed * 7919 + index) % len(keys)],
                 str(rng.randint(1_000_000, 9_999_999)),
             )
-            haystack = _excerpt(rng.choice(long_enough), length, rng)
+            haystack = excerpt(rng.choice(long_enough), length, rng)
             sentence = min(round(depth * len(haystack)), len(haystack))
             haystack.insert(sentence, NEEDLE.format(key=key, value=value))
             yield Example(
@@ -90,22 +84,3 @@ class NiahSource:
                 answers=(value,),
                 meta={"depth": round(sentence / len(haystack), 4)},
             )
-
-
-def _excerpt(text: str, n_words: int, rng: random.Random) -> list[str]:
-    """Consecutive sentences of about `n_words` words, from a random place of `text`."""
-    sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
-    counts = [len(s.split()) for s in sentences]
-    total = sum(counts)
-    skip, start = rng.randrange(max(1, total - n_words)), 0
-    while skip > 0 and start < len(sentences) - 1:
-        skip -= counts[start]
-        start += 1
-    out: list[str] = []
-    words = 0
-    for sentence, count in zip(sentences[start:], counts[start:], strict=True):
-        if words >= n_words:
-            break
-        out.append(sentence)
-        words += count
-    return out

@@ -1,0 +1,194 @@
+"""Checkable instructions before, inside or after a text: does the model still do what it was told?
+
+The texts are State of the Union speeches and NarrativeQA summaries, so that nothing comes from a
+hub. An instruction before or inside the text stands in what a press compresses; one after it stands
+with the question, which is not compressed unless `prompt.query_aware` says so.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import cycle
+from typing import Any
+
+from kvx.data.example import Example
+from kvx.data.files import read_jsonl
+from kvx.data.texts import excerpt, speech_files, stories_file
+from kvx.errors import UserError
+from kvx.guard.instructions import Instruction
+from kvx.hashing import digest, sha256_file
+
+VERSION = "1"
+PLACEMENTS = ("before", "inside", "after")
+DEPTHS = (0.2, 0.8)  # where inside a text an instruction may stand, as a share of its sentences
+
+TASK = "What is the text about?"
+REMINDER = "Follow the rule."
+WORDS = ("Overall", "Honestly", "Briefly", "Indeed", "Clearly", "Today")
+PHRASES = ("That is all.", "Thank you for reading.", "This is the end.", "I hope this helps.")
+KEYWORDS = ("banana", "window", "purple", "garden", "guitar", "mountain", "coffee", "elephant")
+ITEMS = ("a dog", "a cat", "a house", "a tree")
+# kind: the rule and the values it is drawn with. Without an example a small model keeps few of them
+KINDS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "end_phrase": ('Your answer must end with the words "{}" Example: It is about a dog. {}',
+                   PHRASES),
+    "keyword": ("Your answer must contain the word {}. Example: It is about a dog, {}.", KEYWORDS),
+    "number": ("Your answer must contain the number {}. Example: It is about {} dogs.",
+               (42, 73, 119, 250, 861)),
+    "numbered": ("Your answer must be a numbered list of exactly {} items. Example:\n{items}",
+                 (2, 3, 4)),
+    "bullets": ("Your answer must be a list of exactly {} lines. Example:\n{lines}", (2, 3, 4)),
+    "title": ("Your answer must begin with a title in double angle brackets. "
+              "Example: <<The dog>> It is about a dog.", (None,)),
+    "json": ('Your answer must be a JSON object. Example: {{"topic": "a dog"}}', (None,)),
+    "begin_word": ('Your answer must begin with the word "{}". Example: {}, it is about a dog.',
+                   WORDS),
+    "sentences": ("Your answer must be exactly one sentence. Example: It is about a dog.", (1,)),
+    "max_words": ("Your answer must have at most {} words. Example: It is about a dog.", (15, 25)),
+    "no_comma": ("Your answer must be one short sentence without commas. "
+                 "Example: It is about a dog.", (None,)),
+    "capitals": ("YOUR ANSWER MUST BE IN CAPITAL LETTERS. EXAMPLE: IT IS ABOUT A DOG.", (None,)),
+    "lowercase": ("your answer must be in lowercase letters. example: it is about a dog.", (None,)),
+    "quotes": ('Your answer must stand in double quotation marks. Example: "It is about a dog."',
+               (None,)),
+    "question_mark": ("Your answer must be a question. Example: Is it about a dog?", (None,)),
+    "no_word": ('Your answer must not contain the word "{}". Example: It is about a dog.',
+                ("the", "and", "of")),
+    "paragraphs": ("Your answer must have exactly two paragraphs. "
+                   "Example: It is about a dog.\n\nIt is old.", (2,)),
+    "postscript": ("Your answer must end with a postscript. "
+                   "Example: It is about a dog.\nP.S. I like dogs.", (None,)),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a context is cut from: anywhere, or from its start."""
+
+    body: str
+    anywhere: bool
+
+
+@dataclass
+class InstructionsSource:
+    """`n_examples` instructions on texts of `min_words`..`max_words` words (log-uniform).
+
+    `kinds` says how often each kind comes among the others; every placement comes as often as the
+    next. `texts` names `speeches` (in `haystack`), `stories` (in `path`), or both.
+    """
+
+    haystack: str
+    path: str
+    texts: list[str] = field(default_factory=lambda: ["speeches", "stories"])
+    kinds: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 1))
+    placements: list[str] = field(default_factory=lambda: list(PLACEMENTS))
+    n_examples: int = 414
+    min_words: int = 80
+    max_words: int = 800
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_names("texts", self.texts, ("speeches", "stories"))
+        _check_names("placements", self.placements, PLACEMENTS)
+        _check_names("kinds", list(self.kinds), tuple(KINDS))
+        if any(n < 0 for n in self.kinds.values()) or not sum(self.kinds.values()):
+            raise UserError("dataset.source.kinds: shares must be 0 or more, and one above 0")
+        if not 0 < self.min_words <= self.max_words:
+            raise UserError(
+                f"dataset.source.min_words={self.min_words}: must be at least 1 and at most "
+                f"max_words={self.max_words}"
+            )
+
+    def revision(self) -> str:
+        files = []
+        if "speeches" in self.texts:
+            files += speech_files(self.haystack)
+        if "stories" in self.texts:
+            files.append(stories_file(self.path))
+        return f"instructions-{VERSION}-{digest([sha256_file(f) for f in files], 12)}"
+
+    def examples(self) -> Iterator[Example]:
+        order = [
+            (kind, placement)
+            for kind, n in self.kinds.items()
+            for placement in self.placements
+            for _ in range(n)
+        ]
+        random.Random(self.seed).shuffle(order)
+        span = math.log(self.max_words / self.min_words)
+        pools = [getattr(self, f"_{name}") for name in self.texts]
+        for index, (kind, placement) in zip(range(self.n_examples), cycle(order), strict=False):
+            rng = random.Random(f"{self.seed}-{index}")
+            text = rng.choice(rng.choice(pools))
+            length = round(self.min_words * math.exp(rng.random() * span))
+            yield _example(f"instructions-{self.seed}-{index:05d}", text, length, kind, placement,
+                           rng)  # fmt: skip
+
+    @cached_property
+    def _speeches(self) -> list[Text]:
+        found = []
+        for file in speech_files(self.haystack):
+            body = file.read_text(encoding="utf-8")
+            if len(body.split()) >= self.max_words:
+                found.append(Text(body, anywhere=True))
+        if not found:
+            raise UserError(
+                f"dataset.source.max_words={self.max_words}: no text in {self.haystack} is that "
+                "long"
+            )
+        return found
+
+    @cached_property
+    def _stories(self) -> list[Text]:
+        stories = sorted({row["passage"].strip() for row in read_jsonl(stories_file(self.path))})
+        if not stories:
+            raise UserError(f"{self.path}: dataset.source.path holds no story")
+        texts = []
+        for first, story in enumerate(stories):
+            body, others = story, iter(stories[first + 1 :] + stories[:first])
+            while len(body.split()) < self.max_words and (more := next(others, None)) is not None:
+                body += f"\n\n{more}"
+            texts.append(Text(body, anywhere=False))
+        return texts
+
+
+def _check_names(name: str, given: list[str], known: tuple[str, ...]) -> None:
+    unknown = [g for g in given if g not in known]
+    if unknown or not given:
+        raise UserError(
+            f"dataset.source.{name}: {', '.join(map(str, unknown)) or 'empty'}; choose from "
+            f"{', '.join(known)}"
+        )
+
+
+def _example(
+    example_id: str, text: Text, n_words: int, kind: str, placement: str, rng: random.Random
+) -> Example:
+    wording, values = KINDS[kind]
+    instruction = Instruction(kind, rng.choice(values))
+    rule = f"Rule: {_worded(wording, instruction.value)}"
+    sentences = excerpt(text.body, n_words, rng if text.anywhere else None)
+    depth = {"before": 0.0, "after": 1.0}.get(placement, rng.uniform(*DEPTHS))
+    at = round(depth * len(sentences))
+    parts = [" ".join(sentences[:at]), " ".join(sentences[at:])]
+    if placement == "after":
+        question = f"{TASK} {rule}"
+    else:
+        parts.insert(1, rule)
+        question = f"{TASK} {REMINDER}"
+    return Example(
+        example_id=example_id,
+        context="\n\n".join(part for part in parts if part),
+        question=question,
+        answers=(instruction.dumps(),),
+        meta={"kind": kind, "placement": placement, "depth": round(depth, 4)},
+    )
+
+
+def _worded(wording: str, value: Any) -> str:
+    items = ITEMS[:value] if isinstance(value, int) else ()
+    numbered = "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
+    bullets = "\n".join(f"* {item}" for item in items)
+    return wording.format(value, value, items=numbered, lines=bullets)

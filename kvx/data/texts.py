@@ -1,0 +1,50 @@
+"""Texts that contexts are made of: speeches and story summaries, and pieces of a chosen length."""
+
+import random
+import re
+from pathlib import Path
+
+from kvx.data.files import existing
+from kvx.errors import UserError
+
+HINT = "run `make assets` (or kvx-assets), or set dataset.source.{}"
+
+
+def speech_files(folder: str) -> list[Path]:
+    """The .txt files of `dataset.source.haystack`, by name. Raises `UserError` if there is none."""
+    files = sorted(existing(folder, HINT.format("haystack")).glob("*.txt"))
+    if not files:
+        raise UserError(f"{folder}: dataset.source.haystack holds no .txt file")
+    return files
+
+
+def stories_file(path: str) -> Path:
+    """The jsonl file of `dataset.source.path`. Raises `UserError` if it is not there."""
+    return existing(path, HINT.format("path"))
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of `text`, with single spaces."""
+    return re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
+
+
+def excerpt(text: str, n_words: int, rng: random.Random | None) -> list[str]:
+    """Consecutive sentences of about `n_words` words, from a random place of `text`.
+
+    Without a random source, from its start.
+    """
+    sentences = sentences_of(text)
+    counts = [len(s.split()) for s in sentences]
+    total = sum(counts)
+    skip, start = rng.randrange(max(1, total - n_words)) if rng else 0, 0
+    while skip > 0 and start < len(sentences) - 1:
+        skip -= counts[start]
+        start += 1
+    out: list[str] = []
+    words = 0
+    for sentence, count in zip(sentences[start:], counts[start:], strict=True):
+        if words >= n_words:
+            break
+        out.append(sentence)
+        words += count
+    return out

@@ -1,0 +1,204 @@
+"""The hazard model: probability that a catastrophe starts within the next H tokens."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xgboost as xgb
+from numpy.typing import ArrayLike, NDArray
+
+from kvx.errors import UserError
+from kvx.guard import calibration
+
+FORMAT = 1
+MODEL, CARD = "model.json", "card.json"
+# operating points, and the share of sound generations that may raise an alarm
+OPERATING_POINTS = {"conservative": 0.01, "balanced": 0.05, "aggressive": 0.10}
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokens to learn from: `features` [n, features], `positive` [n], `weight` [n] or None."""
+
+    features: Floats
+    positive: NDArray[np.bool_]
+    weight: Floats | None = None
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """XGBoost's parameters by its own names where they are its own."""
+
+    rounds: int = 600
+    patience: int = 30
+    max_depth: int = 3
+    eta: float = 0.05
+    subsample: float = 0.8
+    colsample_bytree: float = 0.3
+    min_child_weight: float = 50.0
+    balance: float = 0.5  # positives weigh (negatives per positive) to this power
+    calibration: str = "platt"
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class HazardModel:
+    """A fitted model with its card; `card["features"]["names"]` is the order of its columns."""
+
+    booster: xgb.Booster
+    card: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.card["features"]["names"])
+
+    @property
+    def horizon(self) -> int:
+        return int(self.card["horizon_tokens"])
+
+    def threshold(self, operating_point: str) -> float:
+        """The hazard from which `conservative`, `balanced` or `aggressive` raises an alarm."""
+        return float(self.card["thresholds"][operating_point]["hazard"])
+
+    def score(self, features: Floats) -> Floats:
+        """What the trees say, on the logit scale, before calibration: [rows]."""
+        margin: Floats = self.booster.inplace_predict(features, predict_type="margin")
+        return margin
+
+    def predict(self, features: Floats) -> Floats:
+        """Calibrated hazard of each row of `features` [rows, names]: float32 [rows] in [0, 1]."""
+        return calibration.probability(self.card["calibration"], self.score(features))
+
+    def with_card(self, **entries: Any) -> "HazardModel":
+        return replace(self, card={**self.card, **entries})
+
+    def files(self) -> dict[str, bytes]:
+        """What is to be written, by file name; the card names the model it belongs to."""
+        model = bytes(self.booster.save_raw("json"))
+        card = {**self.card, "model_sha256": hashlib.sha256(model).hexdigest()}
+        return {MODEL: model, CARD: (json.dumps(card, indent=1) + "\n").encode()}
+
+    @classmethod
+    def load(cls, folder: Path, features: Sequence[str] | None = None) -> "HazardModel":
+        """The model of a folder. Raises `UserError` if its files are missing, damaged, do not
+        belong together, or were made for other than the asked `features`.
+        """
+        folder = Path(folder)
+        try:
+            raw, text = (folder / MODEL).read_bytes(), (folder / CARD).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "is no text"
+            raise UserError(f"{folder}: no hazard model ({why}); make one with kvx.train") from None
+        card = _checked_card(folder / CARD, text)
+        if hashlib.sha256(raw).hexdigest() != card["model_sha256"]:
+            raise UserError(
+                f"{folder / MODEL}: is not the model that {CARD} describes; run kvx.train again"
+            )
+        if features is not None and list(features) != card["features"]["names"]:
+            raise UserError(f"{folder / CARD}: {_difference(card['features']['names'], features)}")
+        booster = xgb.Booster({"nthread": 1})
+        try:
+            booster.load_model(bytearray(raw))
+        except xgb.core.XGBoostError:
+            raise UserError(f"{folder / MODEL}: is no XGBoost model; run kvx.train again") from None
+        return cls(booster, card)
+
+
+def fit(
+    train: Examples, validation: Examples, names: Sequence[str], horizon: int, settings: FitSettings
+) -> HazardModel:
+    """Boosted trees on `train`, stopped early and calibrated on `validation`.
+
+    The same arguments give the same model. Raises `ValueError` if either side lacks a class.
+    """
+    for side, examples in (("train", train), ("validation", validation)):
+        if examples.positive.all() or not examples.positive.any():
+            raise ValueError(f"{side}: needs tokens with and without a catastrophe ahead")
+    n_positive = float(train.positive.sum())
+    weight = ((len(train.positive) - n_positive) / n_positive) ** settings.balance
+    # what stops the fit early weighs as what is fitted
+    learnt, watched = (_matrix(side, weight, settings) for side in (train, validation))
+    parameters = {
+        "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist",
+        "max_depth": settings.max_depth, "eta": settings.eta, "subsample": settings.subsample,
+        "colsample_bytree": settings.colsample_bytree, "seed": settings.seed,
+        "min_child_weight": settings.min_child_weight, "nthread": settings.threads,
+    }  # fmt: skip
+    booster = xgb.train(
+        parameters, learnt, settings.rounds, evals=[(watched, "validation")],
+        early_stopping_rounds=settings.patience, verbose_eval=False,
+    )  # fmt: skip
+    booster = booster[: booster.best_iteration + 1]
+    booster.set_param({"nthread": 1})
+    model = HazardModel(
+        booster,
+        {
+            "format": FORMAT,
+            "features": {"names": list(names)},
+            "horizon_tokens": horizon,
+            "trees": booster.num_boosted_rounds(),
+        },
+    )
+    score = model.score(validation.features)
+    fitted = calibration.FITS[settings.calibration](score, validation.positive)
+    return model.with_card(calibration=fitted)
+
+
+def threshold_at(scores: ArrayLike, rate: float) -> float:
+    """The lowest threshold that at most the share `rate` of `scores` [n] reaches (score >= it).
+
+    `scores` are the highest of each sound trace. Raises `ValueError` if there is none.
+    """
+    highest = np.sort(np.asarray(scores, np.float32))[::-1]
+    if not len(highest):
+        raise ValueError("scores: no sound trace to choose a threshold on")
+    allowed = int(np.floor(rate * len(highest) + 1e-9))
+    if allowed >= len(highest):
+        return float(highest[-1])
+    return float(np.nextafter(highest[allowed], np.float32(np.inf)))
+
+
+def _matrix(examples: Examples, of_positives: float, settings: FitSettings) -> xgb.DMatrix:
+    weight = np.where(examples.positive, of_positives, 1.0)
+    if examples.weight is not None:
+        weight = weight * examples.weight
+    return xgb.DMatrix(
+        examples.features, label=examples.positive, weight=weight, nthread=settings.threads
+    )
+
+
+def _checked_card(path: Path, text: str) -> dict[str, Any]:
+    needed = ("features", "horizon_tokens", "calibration", "thresholds", "model_sha256")
+    try:
+        card = json.loads(text)
+        version = card["format"]
+        missing = [name for name in needed if name not in card]
+        whole = isinstance(card["features"]["names"], list) and not missing
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is no card of a hazard model; run kvx.train again") from None
+    if version != FORMAT:
+        raise UserError(
+            f"{path}: has format {version}, this kvx reads {FORMAT}; run kvx.train again"
+        )
+    if not whole:
+        raise UserError(f"{path}: lacks {', '.join(missing) or 'names'}; run kvx.train again")
+    assert isinstance(card, dict)
+    return card
+
+
+def _difference(have: Sequence[str], asked: Sequence[str]) -> str:
+    """In words, how the features of a card differ from the asked ones."""
+    lacking = [name for name in asked if name not in have]
+    extra = [name for name in have if name not in asked]
+    if not lacking and not extra:
+        return "has the asked features in another order; train again"
+    parts = [f"lacks {lacking[0]} and {len(lacking) - 1} more" if lacking else ""]
+    parts.append(f"has {extra[0]} and {len(extra) - 1} more that are not asked" if extra else "")
+    how = ", ".join(filter(None, parts))
+    return f"its {len(have)} features are not the {len(asked)} asked ({how}); train again"

@@ -1,0 +1,238 @@
+"""Measures of a ranking and of probabilities, with intervals from resampled prompts.
+
+Point estimates are exact. For the intervals, scores are first put into at most 2,000 classes of
+equal size: then a resample is one product of weights and counts per prompt.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kvx.stats.bootstrap import ClusterBootstrap, percentile_interval
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval
+
+CLASSES = 2000
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its interval, nan where it is not known."""
+
+    value: float
+    interval: Interval
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.interval.low:.3f}, {self.interval.high:.3f}]"
+
+
+def auroc(score: ArrayLike, positive: ArrayLike) -> float:
+    """Probability that a positive scores above a negative, ties counted half; nan without both."""
+    hits, misses = _by_score(score, positive)
+    return float(_auroc(hits[None], misses[None])[0])
+
+
+def average_precision(score: ArrayLike, positive: ArrayLike) -> float:
+    """Area under the precision-recall curve by steps, equal scores taken together; nan without a
+    positive.
+    """
+    hits, misses = _by_score(score, positive)
+    return float(_average_precision(hits[None], misses[None])[0])
+
+
+def calibration_error(
+    probability: ArrayLike, positive: ArrayLike, equal_mass: bool
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.intp]]:
+    """What the expected calibration error is made from: probabilities, labels, and the bin [n] of
+    each: 15 of equal width, or of equal mass.
+
+    Source: Naeini, Cooper & Hauskrecht (2015), AAAI.
+    """
+    p, label = np.asarray(probability, np.float64), np.asarray(positive, bool)
+    if equal_mass and len(p):
+        edges = np.unique(np.quantile(p, np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]))
+    else:
+        edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    return p, label, np.searchsorted(edges, p, side="right")
+
+
+@dataclass(frozen=True)
+class Resampler:
+    """Resamples the same `n_clusters` prompts for everything that is compared."""
+
+    n_clusters: int
+    n_boot: int
+    confidence: float
+    seed: int
+
+    @cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """[n_boot, n_clusters]: how often each prompt is in each resample."""
+        drawn = ClusterBootstrap(self.n_clusters, self.n_boot, self.seed).weights
+        return drawn.astype(np.float64)
+
+    def estimate(self, value: float, draws: NDArray[np.float64], clusters: ArrayLike) -> Estimate:
+        """`value` with the interval of its `draws`; unknown from fewer than two prompts."""
+        if len(np.unique(np.asarray(clusters))) < 2:
+            return Estimate(value, UNKNOWN_INTERVAL)
+        return Estimate(value, percentile_interval(draws, self.confidence))
+
+    def ranked(self, score: ArrayLike, positive: ArrayLike, clusters: ArrayLike) -> "Ranked":
+        """Resamples of a ranking: scores, labels and prompts' numbers, all [n]."""
+        values, label = np.asarray(score, np.float64), np.asarray(positive, bool)
+        of = np.asarray(clusters, np.int64)
+        places = np.unique(values, return_inverse=True)[1]
+        order = np.argsort(places, kind="stable")
+        # equal scores share a class; a class may hold neighbouring scores
+        rank = np.empty(len(values), np.int64)
+        rank[order] = np.arange(len(values)) * CLASSES // max(len(values), 1)
+        first = np.full(places.max(initial=-1) + 1, CLASSES, np.int64)
+        np.minimum.at(first, places, rank)
+        classes = first[places]
+        cell = of * CLASSES + classes
+        shape = (self.n_clusters, CLASSES)
+        hits = np.bincount(cell[label], minlength=shape[0] * shape[1]).reshape(shape)
+        misses = np.bincount(cell[~label], minlength=shape[0] * shape[1]).reshape(shape)
+        used = (hits + misses).any(axis=0)
+        return Ranked(self, hits[:, used], misses[:, used], of, values, label)
+
+    def mean(self, values: ArrayLike, clusters: ArrayLike) -> Estimate:
+        """Mean of `values` [n]."""
+        known = np.asarray(values, np.float64)
+        return self.ratio(known, np.ones(len(known)), clusters)
+
+    def ratio(
+        self, top: ArrayLike, bottom: ArrayLike, clusters: ArrayLike, unit: float = 1.0
+    ) -> Estimate:
+        """Sum of `top` over sum of `bottom` [n], times `unit`; nan if that is over 0."""
+        sums = [self._sums(part, clusters) for part in (top, bottom)]
+        value = unit * _over(sums[0].sum(), sums[1].sum())
+        draws = unit * _over(self.weights @ sums[0], self.weights @ sums[1])
+        return self.estimate(float(value), draws, clusters)
+
+    def quantile(self, values: ArrayLike, clusters: ArrayLike, q: float) -> Estimate:
+        """The lowest value that at least the share `q` of `values` [n] does not exceed."""
+        known, of = np.asarray(values, np.float64), np.asarray(clusters, np.int64)
+        if not len(known):
+            return Estimate(float("nan"), UNKNOWN_INTERVAL)
+        order = np.argsort(known, kind="stable")
+        known, of = known[order], of[order]
+        up_to = np.cumsum(self.weights[:, of], axis=1)
+        reached = up_to >= np.maximum(q * up_to[:, -1:], 1e-9)
+        draws = np.where(up_to[:, -1] > 0, known[reached.argmax(axis=1)], np.nan)
+        value = known[max(int(np.ceil(q * len(known))) - 1, 0)]
+        return self.estimate(float(value), draws, of)
+
+    def calibration_error(
+        self,
+        probability: NDArray[np.float64],
+        positive: NDArray[np.bool_],
+        bins: NDArray[np.intp],
+        clusters: ArrayLike,
+    ) -> Estimate:
+        """Mean distance between probability and frequency over bins (see `calibration_error`)."""
+        of, n_bins = np.asarray(clusters, np.int64), CALIBRATION_BINS
+        cell = of * n_bins + bins
+        size = self.n_clusters * n_bins
+        away = np.bincount(cell, weights=probability - positive, minlength=size)
+        count = np.bincount(cell, minlength=size).astype(np.float64)
+        away, count = away.reshape(-1, n_bins), count.reshape(-1, n_bins)
+        value = _over(np.abs(away.sum(axis=0)).sum(), count.sum())
+        draws = _over(np.abs(self.weights @ away).sum(axis=1), (self.weights @ count).sum(axis=1))
+        return self.estimate(float(value), draws, of)
+
+    def _sums(self, values: ArrayLike, clusters: ArrayLike) -> NDArray[np.float64]:
+        of, known = np.asarray(clusters, np.int64), np.asarray(values, np.float64)
+        return np.bincount(of, weights=known, minlength=self.n_clusters).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Positives and negatives of each prompt in each class of scores, lowest first."""
+
+    by: Resampler
+    hits: NDArray[np.int64]  # [prompts, classes]
+    misses: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+    score: NDArray[np.float64]
+    positive: NDArray[np.bool_]
+
+    @cached_property
+    def _drawn(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return self.by.weights @ self.hits, self.by.weights @ self.misses
+
+    def auroc(self, value: float) -> Estimate:
+        return self._estimate(value, _auroc(*self._drawn))
+
+    def average_precision(self, value: float) -> Estimate:
+        return self._estimate(value, _average_precision(*self._drawn))
+
+    def base_rate(self, value: float) -> Estimate:
+        return self._estimate(value, self._rates())
+
+    def lift(self, value: float) -> Estimate:
+        """Average precision over the base rate."""
+        return self._estimate(value, _over(_average_precision(*self._drawn), self._rates()))
+
+    def recall_at(self, rate: float) -> Estimate:
+        """Share of positives above the lowest score that at most `rate` of the negatives reach."""
+        hits, misses = _by_score(self.score, self.positive)
+        exact = _recall_at(hits[None], misses[None], rate)
+        return self._estimate(float(exact[0]), _recall_at(*self._drawn, rate))
+
+    def _rates(self) -> NDArray[np.float64]:
+        hits, misses = (part.sum(axis=1) for part in self._drawn)
+        return _over(hits, hits + misses)
+
+    def _estimate(self, value: float, draws: NDArray[np.float64]) -> Estimate:
+        return self.by.estimate(value, draws, self.clusters)
+
+
+def _by_score(
+    score: ArrayLike, positive: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How many positives and negatives have each score, lowest first."""
+    values, label = np.asarray(score, np.float64), np.asarray(positive, bool)
+    places = np.unique(values, return_inverse=True)[1]
+    n = int(places.max(initial=-1)) + 1
+    counts = (np.bincount(places[rows], minlength=n).astype(float) for rows in (label, ~label))
+    hits, misses = counts
+    return hits, misses
+
+
+def _auroc(hits: NDArray[np.float64], misses: NDArray[np.float64]) -> NDArray[np.float64]:
+    below = np.cumsum(misses, axis=1) - misses / 2
+    pairs = hits.sum(axis=1) * misses.sum(axis=1)
+    return _over((hits * below).sum(axis=1), pairs)
+
+
+def _average_precision(
+    hits: NDArray[np.float64], misses: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    caught = np.cumsum(hits[:, ::-1], axis=1)
+    alarms = caught + np.cumsum(misses[:, ::-1], axis=1)
+    precision = np.where(alarms > 0, caught / np.maximum(alarms, 1e-9), 0.0)
+    return _over((precision * hits[:, ::-1]).sum(axis=1), hits.sum(axis=1))
+
+
+def _recall_at(
+    hits: NDArray[np.float64], misses: NDArray[np.float64], rate: float
+) -> NDArray[np.float64]:
+    if not hits.shape[1]:
+        return np.full(len(hits), np.nan)
+    caught = np.cumsum(hits[:, ::-1], axis=1)
+    false = np.cumsum(misses[:, ::-1], axis=1)
+    allowed = false <= rate * false[:, -1:] + 1e-9
+    best = np.where(allowed, caught, 0.0).max(axis=1)
+    return np.where(false[:, -1] > 0, _over(best, caught[:, -1]), np.nan)
+
+
+def _over(top: ArrayLike, bottom: ArrayLike) -> NDArray[np.float64]:
+    """Quotient; nan over 0."""
+    below = np.asarray(bottom, np.float64)
+    quotient: NDArray[np.float64] = np.where(
+        below > 0, np.asarray(top, np.float64) / np.where(below > 0, below, 1.0), np.nan
+    )
+    return quotient

@@ -1,0 +1,196 @@
+"""From an experiment's traces to guard/{model.json, card.json, evaluation.parquet, train.md}."""
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvx import provenance
+from kvx.analyze.frames import Experiment, load_experiment
+from kvx.config import Config, package_dir
+from kvx.errors import UserError
+from kvx.guard import features
+from kvx.guard.hazard import CARD, MODEL, HazardModel
+from kvx.guard.labels import Role
+from kvx.hashing import digest, source_digest
+from kvx.points import experiment_dir
+from kvx.store import schemas
+from kvx.store.catalog import PointRecord
+from kvx.store.files import write_bytes, write_text
+from kvx.store.layout import REQUESTS, TRACES
+from kvx.store.shards import read_inputs, write_table
+from kvx.train import analyses, tables
+from kvx.train.crossfit import CrossFit, Table, fit_parts, inner_parts, outer_folds
+from kvx.train.data import Data, load
+from kvx.train_config import TrainConfig
+
+log = logging.getLogger(__name__)
+FOLDER = "guard"
+EVALUATION, PREDICTIONS = "evaluation.parquet", "predictions.parquet"
+
+
+def train_experiment(config: Config) -> None:
+    """Write the model, its card, its evaluation and train.md, unless they are there for the same
+    inputs.
+    """
+    train = config.train
+    check(train)
+    folder = experiment_dir(config)
+    experiment = load_experiment(folder, Path(config.paths.output))
+    out, inputs = folder / FOLDER, inputs_hash(experiment, train)
+    made = [out / name for name in (MODEL, CARD, PREDICTIONS, "train.md")]
+    if read_inputs(out / EVALUATION) == inputs and all(path.is_file() for path in made):
+        log.info("train: nothing to do → %s", out)
+        return
+    data = load(experiment, train.labels, train.degenerate)
+    check_data(folder, data, train)
+    compared = _compared(data, train)
+    table = table_of(data, train)
+    fold = outer_folds(data, train)
+    results, cross = analyses.evaluate(table, train, fold)
+    if compared is not None:
+        analyses.compare(table, train, fold, *compared, results)
+    part = inner_parts(data, np.ones(len(data), bool), train)
+    names = analyses.own_names(data, train)
+    model = fit_parts(table, part, names, train.horizon, train)
+    card = card_entries(experiment, data, train, results)
+    model = model.with_card(features={"set": train.features, "names": list(names)}, **card)
+    for name, content in model.files().items():
+        write_bytes(out / name, content)
+    write_table(
+        out / PREDICTIONS, predictions(data, cross, fold, part), schemas.PREDICTIONS, inputs
+    )
+    write_text(out / "train.md", tables.document(folder.name, model.card, results))
+    write_table(out / EVALUATION, results.rows, schemas.EVALUATION, inputs)
+    log.info("train: %s → %s", tables.in_short(results), out)
+
+
+def check(train: TrainConfig) -> None:
+    """Raises `UserError` for settings that cannot be right."""
+    known = ", ".join(features.SETS)
+    for field, names in (("features", [train.features]), ("ablations", train.ablations)):
+        for name in names:
+            if name not in features.SETS:
+                raise UserError(f"train.{field}={name}: no such feature set; choose from {known}")
+    for name, value, least in (
+        ("horizon", min([train.horizon, *train.horizons]), 1), ("folds", train.folds, 2),
+        ("max_tokens", train.max_tokens, 1000), ("rounds", train.rounds, 1),
+        ("n_boot", train.n_boot, 100),
+    ):  # fmt: skip
+        if value < least:
+            raise UserError(f"train.{name}={value}: must be at least {least}")
+    if len(train.shares) != 3 or min(train.shares) <= 0 or abs(sum(train.shares) - 1) > 1e-6:
+        raise UserError(
+            f"train.shares={train.shares}: give three shares above 0 that add up to 1 (train, "
+            "validation, threshold)"
+        )
+    if not 0 < train.confidence < 1:
+        raise UserError(f"train.confidence={train.confidence}: must be between 0 and 1")
+
+
+def check_data(folder: Path, data: Data, train: TrainConfig) -> None:
+    """Raises `UserError` if there is too little to learn from."""
+    prompts = data.frame["prompt"].nunique()
+    if prompts < 2 * train.folds:
+        raise UserError(
+            f"{folder}: {prompts} prompt{'s' * (prompts != 1)}; a split by prompt with "
+            f"train.folds={train.folds} needs at least {2 * train.folds}"
+        )
+    if not data.about.events.any():
+        loops = int(data.frame["looping"].sum())
+        why = f"{loops} loops, all shared with the full cache" if loops else "nothing loops"
+        raise UserError(
+            f"{folder}: no catastrophe to learn from ({why}); run lower budgets or more tokens, or "
+            "train.labels=any"
+        )
+    if np.isnan(data.traces.signals["top1_prob"]).any() and train.features != "top20":
+        raise UserError(
+            f"{folder}: a server's traces hold log-probs alone; set train.features=top20 "
+            "train.ablations=[]"
+        )
+
+
+def table_of(data: Data, train: TrainConfig) -> Table:
+    """Every feature of every token."""
+    names = analyses.all_names(data)
+    started = time.perf_counter()
+    built = features.build(data.traces, names)
+    log.info(
+        "train: %d traces of %d prompts, %d events, %d tokens × %d features (%.0f s)",
+        len(data), data.frame["prompt"].nunique(), int(data.about.events.sum()), len(built),
+        len(names), time.perf_counter() - started,
+    )  # fmt: skip
+    return Table(data, built, names)
+
+
+def _compared(data: Data, train: TrainConfig) -> tuple[str, HazardModel] | None:
+    """An existing model that is to be judged here too. Raises `UserError` if it does not fit."""
+    if train.compare is None:
+        return None
+    names = analyses.own_names(data, train)
+    return train.compare, HazardModel.load(Path(train.compare), names)
+
+
+def inputs_hash(experiment: Experiment, train: TrainConfig) -> str:
+    """Identity of everything the model and its figures are made from."""
+    code = source_digest(Path(__file__).parent, package_dir() / "guard", package_dir() / "stats")
+    settings = {k: v for k, v in dataclasses.asdict(train).items() if k != "threads"}
+    points = {p.id: data_hash(p) for p in experiment.points}
+    return digest([code, settings, points], 16)
+
+
+def data_hash(point: PointRecord) -> str:
+    """Identity of a point's answers, traces and of what was found in them."""
+    found = read_inputs(point.dir / "catastrophes.parquet")
+    return digest([point.content_sha256(REQUESTS, TRACES), found], 16)
+
+
+def card_entries(
+    experiment: Experiment, data: Data, train: TrainConfig, results: analyses.Results
+) -> dict[str, Any]:
+    used = set(data.frame["point_id"])
+    plain = {k: getattr(v, "name", v) for k, v in dataclasses.asdict(train).items()}
+    plain["leave_out"] = [group.name for group in train.leave_out]
+    roles = {role.name.lower(): int((data.about.role == role).sum()) for role in Role}
+    return {
+        "experiment": experiment.dir.name,
+        "training": plain,
+        "data": {
+            "points": {p.id: data_hash(p) for p in experiment.points if p.id in used},
+            "models": sorted(set(data.frame["model"])),
+            "datasets": sorted(set(data.frame["dataset"])),
+            "presses": sorted(set(data.frame["press"])),
+            "n_prompts": int(data.frame["prompt"].nunique()), "n_traces": len(data),
+            "n_tokens": int(data.traces.starts[-1]), "n_instant": int(data.about.instant.sum()),
+            **{f"n_{name}": n for name, n in roles.items()},
+        },
+        "metrics": [r for r in results.rows if r["analysis"] in (analyses.HEADLINE, "features")],
+        "skipped": results.skipped,
+        "provenance": provenance.describe(),
+    }  # fmt: skip
+
+
+def predictions(
+    data: Data, cross: CrossFit, fold: NDArray[np.int64], part: NDArray[np.str_]
+) -> list[dict[str, Any]]:
+    """Cross-fitted hazards, for whoever replays traces: no row was scored by a model that knew its
+    prompt, nor judged by thresholds chosen on it.
+    """
+    rows = []
+    for i, about in enumerate(data.frame.itertuples()):
+        piece = slice(data.traces.starts[i], data.traces.starts[i + 1])
+        onset = data.about.onset[i]
+        rows.append(
+            {
+                "request_id": about.request_id, "prompt": about.prompt, "fold": int(fold[i]),
+                "part": str(part[i]), "role": Role(int(data.about.role[i])).name.lower(),
+                "onset": None if np.isnan(onset) else int(onset),
+                "hazard": cross.score[piece],
+                **{f"threshold_{n}": float(limit[i]) for n, limit in cross.thresholds.items()},
+            }
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,81 @@
+"""Before and just after the first token: the probe, and what the first 8 tokens add to it."""
+
+import numpy as np
+import xgboost as xgb
+from numpy.typing import NDArray
+
+from kvx.guard.blocks import PROBE_BACK, Floats
+from kvx.guard.evaluation import Metric, group_auroc
+from kvx.guard.features import LOGIT_ONLY
+from kvx.guard.labels import Role
+from kvx.guard.ranking import Resampler
+from kvx.train.crossfit import Table
+
+FIRST = 8
+PROBE = "probe_kl_0"
+PREFILL_FEATURES = (
+    *(f"probe_kl_{back}" for back in PROBE_BACK), "probe_kl_mean", "probe_kl_max", "probe_same_0",
+    "probe_same_share", "score_evicted", "log_prompt_tokens",
+)  # fmt: skip
+
+
+def early_metrics(
+    table: Table, fold: NDArray[np.int64], resampler: Resampler, seed: int
+) -> list[tuple[str, Metric]]:
+    """(what, AUROC) of compressed traces: which derail at once, and which at any time.
+
+    Instant catastrophes are told from all other traces, by what is known before the first token.
+    Any catastrophe is told from none, also by the first 8 tokens. Models are fitted on the other
+    prompts.
+    """
+    data = table.data
+    lengths = data.traces.lengths
+    rows = data.compressed & (data.about.role != Role.LEFT_OUT)
+    first = data.traces.starts[:-1]
+    eighth = first + np.minimum(lengths, FIRST) - 1
+    columns = {name: table.features[:, table.columns([name])[0]] for name in (
+        PROBE, "budget", "first_8_entropy_nats")}  # fmt: skip
+    found = []
+    for what, positive in (("instant", data.about.instant), ("any onset", data.about.events)):
+        if not positive.any():
+            continue
+        scores = {
+            "probe alone": columns[PROBE][first],
+            "budget alone": -columns["budget"][first],
+            "what is known before the first token": _crossfit(
+                table.matrix(first, PREFILL_FEATURES), positive, rows, fold, seed
+            ),
+            "mean entropy of the first 8 tokens": columns["first_8_entropy_nats"][eighth],
+            "probe and first 8 tokens": _crossfit(
+                table.matrix(eighth, LOGIT_ONLY), positive, rows, fold, seed
+            ),
+        }
+        found += [
+            (f"{what}: {name}", group_auroc(
+                score[rows], positive[rows], data.clusters[rows], resampler, "auroc"
+            ))
+            for name, score in scores.items()
+        ]  # fmt: skip
+    return found
+
+
+def _crossfit(
+    features: Floats, positive: NDArray[np.bool_], rows: NDArray[np.bool_],
+    fold: NDArray[np.int64], seed: int,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Scores [n] of each fold's traces by a small model of the others'; nan where it cannot be."""
+    score = np.full(len(features), np.nan, np.float32)
+    for k in np.unique(fold):
+        learnt, tested = rows & (fold != k), rows & (fold == k)
+        n = int(positive[learnt].sum())
+        if not tested.any() or n in (0, int(learnt.sum())):
+            continue
+        parameters = {
+            "objective": "binary:logistic", "max_depth": 3, "eta": 0.05, "subsample": 0.8,
+            "colsample_bytree": 0.6, "min_child_weight": 2.0, "tree_method": "hist", "seed": seed,
+            "nthread": 1, "scale_pos_weight": (int(learnt.sum()) - n) / n,
+        }  # fmt: skip
+        matrix = xgb.DMatrix(features[learnt], label=positive[learnt], nthread=1)
+        booster = xgb.train(parameters, matrix, 100)
+        score[tested] = booster.inplace_predict(features[tested], predict_type="margin")
+    return score

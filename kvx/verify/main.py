@@ -1,0 +1,13 @@
+"""python -m kvx.verify: is this experiment fit to learn from?"""
+
+from kvx.cli import stage
+from kvx.config import Config
+
+
+def verify(points: list[Config]) -> None:
+    from kvx.verify.build import verify_experiment
+
+    verify_experiment(points[0])
+
+
+main = stage("verify", verify, aggregates=True)

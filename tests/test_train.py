@@ -1,0 +1,274 @@
+"""kvx.train: splits by prompt, cross-fitting, and the whole stage on a small real run."""
+
+import json
+from collections import defaultdict
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import drifting_data
+
+from kvx.errors import UserError
+from kvx.guard import features
+from kvx.guard.hazard import HazardModel
+from kvx.guard.splits import PARTS, folds, parts
+from kvx.train import analyses, tables
+from kvx.train.build import check, check_data, predictions
+from kvx.train.crossfit import Table, crossfit, inner_parts, outer_folds
+from kvx.train_config import LeaveOut, TrainConfig
+
+QUICK = {"rounds": 30, "patience": 10, "n_boot": 200, "threads": 1}
+prompts = st.dictionaries(st.text(max_size=5), st.sampled_from("abc"), min_size=10, max_size=60)
+
+
+@given(prompts, st.integers(2, 6), st.integers(0, 3))
+def test_folds_are_even_and_do_not_depend_on_the_order_of_prompts(strata, n_folds, seed):
+    found = folds(strata, n_folds, seed)
+    assert folds(dict(reversed(strata.items())), n_folds, seed) == found
+    sizes = np.bincount(list(found.values()), minlength=n_folds)
+    assert sizes.max() - sizes.min() <= 1
+    for group in set(strata.values()):
+        sizes = np.bincount([found[p] for p, g in strata.items() if g == group], minlength=n_folds)
+        assert sizes.max() - sizes.min() <= 1
+
+
+@given(prompts, st.integers(0, 3))
+def test_parts_have_the_shares_asked_for(strata, seed):
+    found = parts(strata, [0.6, 0.2, 0.2], seed)
+    assert set(found) == set(strata)
+    assert parts(dict(reversed(strata.items())), [0.6, 0.2, 0.2], seed) == found
+    share = {part: sum(p == part for p in found.values()) / len(found) for part in PARTS}
+    assert [share[p] for p in PARTS] == pytest.approx([0.6, 0.2, 0.2], abs=0.16)
+
+
+@pytest.fixture(scope="module")
+def table():
+    data = drifting_data(40)
+    names = analyses.all_names(data)
+    return Table(data, features.build(data.traces, names), names)
+
+
+def test_no_prompt_stands_on_two_sides(table):
+    config, data = TrainConfig(), table.data
+    fold = outer_folds(data, config)
+    for k in range(config.folds):
+        part = inner_parts(data, fold != k, config)
+        assert (part[fold == k] == "").all()
+        sides = defaultdict(set)
+        for prompt, side in zip(data.frame["prompt"], part, strict=True):
+            sides[prompt].add(side)
+        assert {len(found) for found in sides.values()} == {1}
+        assert set(part) == {"", *PARTS}
+
+
+def test_a_prompt_is_scored_by_a_model_that_cannot_have_seen_it(table):
+    """What a prompt's own traces hold changes nothing of its scores but through its features."""
+    config = TrainConfig(**QUICK, folds=2)
+    data, fold = table.data, outer_folds(table.data, TrainConfig(folds=2))
+    names = features.SETS["logit_only"]
+    before = crossfit(table, names, 32, config, fold)
+    about = data.about
+    onset = np.where((fold == 0) & about.events, about.onset / 2, about.onset)
+    from dataclasses import replace
+
+    changed = replace(table, data=replace(data, about=replace(about, onset=onset)))
+    after = crossfit(changed, names, 32, config, fold)
+    of_first = table.tokens(fold == 0)
+    assert before.score[of_first].tobytes() == after.score[of_first].tobytes()
+    assert before.score[~of_first].tobytes() != after.score[~of_first].tobytes()
+
+
+@pytest.fixture(scope="module")
+def evaluated(table):
+    config = TrainConfig(
+        **QUICK, ablations=["logit_only", "metadata_only"], horizons=[],
+        leave_out=[LeaveOut.press, LeaveOut.model],
+    )  # fmt: skip
+    fold = outer_folds(table.data, config)
+    return *analyses.evaluate(table, config, fold), fold, config
+
+
+def figure(results, analysis, name, metric):
+    return next(
+        r
+        for r in results.rows
+        if (r["analysis"], r["name"], r["metric"]) == (analysis, name, metric)
+    )
+
+
+def test_a_drift_before_the_onset_is_foreseen_and_metadata_do_not_foresee_it(evaluated):
+    results, *_ = evaluated
+    learnt = figure(results, "features", "logit_only", "auroc")
+    lookup = figure(results, "features", "metadata_only", "auroc")
+    cusum = figure(results, "baseline", "entropy CUSUM", "auroc")
+    assert learnt["ci_low"] > 0.7
+    assert learnt["value"] > lookup["value"] + 0.1
+    assert cusum["ci_low"] > 0.5
+    assert figure(results, "baseline", "n-gram repetition", "auroc")["value"] < 0.65  # noise here
+    assert figure(results, "leave_one_press_out", "knorm", "auroc")["value"] > 0.7
+
+
+def test_the_instant_ones_are_told_by_the_probe_and_are_not_in_the_headline(evaluated, table):
+    results, *_ = evaluated
+    probe = figure(results, "early", "instant: probe alone", "auroc")
+    assert probe["value"] > 0.95
+    assert probe["n_positive"] == table.data.about.instant.sum() > 0
+    headline = figure(results, "headline", "full", "trace_auroc")
+    assert headline["n_positive"] == (table.data.about.events & ~table.data.about.instant).sum()
+
+
+def test_thresholds_hold_about_what_they_promise_on_untouched_prompts(evaluated):
+    results, *_ = evaluated
+    found = figure(results, "headline", "full", "aggressive.false_positive_rate")
+    assert found["value"] < 0.35  # 10% were allowed, of few traces
+    assert figure(results, "headline", "full", "ece")["value"] < 0.1
+
+
+def test_what_cannot_be_left_out_is_said(evaluated):
+    results, *_ = evaluated
+    assert "leave-one-model-out: there is one model only (m)" in results.skipped
+
+
+def test_predictions_are_of_every_token_with_the_thresholds_of_its_fold(evaluated, table):
+    _, cross, fold, config = evaluated
+    part = inner_parts(table.data, np.ones(len(table.data), bool), config)
+    rows = predictions(table.data, cross, fold, part)
+    assert [len(r["hazard"]) for r in rows] == table.data.traces.lengths.tolist()
+    assert not np.isnan(np.concatenate([r["hazard"] for r in rows])).any()
+    by_fold = defaultdict(set)
+    for row in rows:
+        by_fold[row["fold"]].add(row["threshold_balanced"])
+    assert {len(found) for found in by_fold.values()} == {1}
+
+
+def test_the_tables_name_every_analysis(evaluated):
+    results, *_ = evaluated
+    card = {
+        "training": {"features": "full", "folds": 5, "n_boot": 200, "confidence": 0.95,
+                     "labels": "excess"},
+        "horizon_tokens": 32,
+        "data": {"n_traces": 1, "n_prompts": 1, "n_tokens": 1, "n_event": 1, "n_instant": 1,
+                 "n_negative": 1, "n_left_out": 1, "models": ["m"], "datasets": ["d"],
+                 "presses": ["p"]},
+    }  # fmt: skip
+    text = tables.document("x", card, results)
+    for title in ("Feature sets", "no training", "Leave one press out", "by dataset", "Not done",
+                  "Alarms", "by position", "first tokens"):  # fmt: skip
+        assert title in text
+    widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert min(widths) >= 5
+    assert "nan" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"features": "fll"}, "train.features=fll"),
+        ({"ablations": ["full", "some"]}, "train.ablations=some"),
+        ({"folds": 1}, "train.folds=1"),
+        ({"shares": [0.5, 0.5]}, "train.shares"),
+        ({"shares": [1.0, 0.0, 0.0]}, "train.shares"),
+        ({"horizons": [0]}, "train.horizon=0"),
+        ({"confidence": 95.0}, "train.confidence"),
+    ],
+)
+def test_wrong_settings_are_named(settings, said):
+    with pytest.raises(UserError, match=said):
+        check(TrainConfig(**settings))
+
+
+def test_too_little_to_learn_from_is_said(tmp_path):
+    data = drifting_data(20)
+    one = data.frame["prompt"] == data.frame["prompt"][0]
+    with pytest.raises(UserError, match="1 prompt; a split by prompt"):
+        check_data(tmp_path, data.take(one.to_numpy()), TrainConfig())
+    sound = data.take(~data.about.events)
+    with pytest.raises(UserError, match="no catastrophe"):
+        check_data(tmp_path, sound, TrainConfig())
+    data.traces.signals["top1_prob"][:] = np.nan
+    with pytest.raises(UserError, match="features=top20"):
+        check_data(tmp_path, data, TrainConfig())
+
+
+RUN = (
+    "model=tiny_recall", "signals=full", "press=expected_attention,random",
+    "budget=1.0,0.5,0.2,0.1",
+    "decoding.max_new_tokens=64", "run.progress=false", "dataset.sampling.n_per_bin=8",
+)  # fmt: skip
+TRAIN = (
+    "train.rounds=20", "train.n_boot=100", "train.folds=2", "train.horizons=[]", "train.threads=1",
+    "train.ablations=[logit_only]", "train.leave_out=[press,model]", "train.horizon=16",
+)  # fmt: skip
+
+
+@pytest.fixture
+def learnt(kvx):
+    for stage in ("run", "score"):
+        assert kvx(stage, *(["-m"] if stage == "run" else []), *RUN).code == 0
+
+
+def test_from_a_run_to_a_model(kvx, learnt, tmp_path):
+    assert kvx("train", *TRAIN).code == 0
+    folder = tmp_path / "outputs/runs/default/guard"
+    model = HazardModel.load(folder, features.SETS["full"])
+    predictions = pq.read_table(folder / "predictions.parquet").to_pandas()
+    figures = pq.read_table(folder / "evaluation.parquet").to_pandas()
+    card = json.loads((folder / "card.json").read_text())
+    assert card["data"]["n_event"] == (predictions["role"] == "event").sum() > 10
+    assert set(card["thresholds"]) == {"conservative", "balanced", "aggressive"}
+    points = tmp_path / "outputs/runs/default/points"
+    lengths = {
+        row["request_id"]: row["output_tokens"]
+        for point in points.iterdir()
+        for row in pq.read_table(point / "requests.parquet").to_pylist()
+    }
+    hazards = predictions.set_index("request_id")["hazard"]
+    assert {i: len(hazard) for i, hazard in hazards.items()} == {
+        i: lengths[i] for i in hazards.index
+    }
+    # eight points, the full cache of two presses once: they generate the same there
+    assert len(predictions) == 7 * 40
+    assert {"headline", "features", "baseline", "early", "leave_one_press_out"} <= set(
+        figures["analysis"]
+    )
+    assert (folder / "train.md").read_text().startswith("# Hazard model of default")
+    assert model.horizon == 16
+
+    before = {f: (folder / f).read_bytes() for f in ("model.json", "card.json", "train.md")}
+    assert "nothing to do" in kvx("train", *TRAIN).err
+    (folder / "evaluation.parquet").unlink()
+    assert kvx("train", *TRAIN).code == 0
+    assert {f: (folder / f).read_bytes() for f in before} == before
+
+    # another experiment's model with other features, and this one's own
+    other = kvx("train", *TRAIN, "train.features=logit_only", f"train.compare={folder}")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "features are not the" in other.err
+    verified = kvx("verify", *TRAIN)
+    assert verified.code in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("run", "train", "said"),
+    [
+        (("signals=off", "budget=1.0,0.2"), (), "signals=full"),
+        (("signals=light", "budget=1.0,0.2"), (), "light"),
+        (("signals=full", "budget=0.2"), (), "no baseline"),
+        (("signals=full", "budget=1.0,0.2"), ("train.folds=4",), "5 prompts"),
+        (("signals=full", "budget=1.0,0.9"), ("train.folds=2",), "no catastrophe"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_one_line(kvx, run, train, said):
+    more = ("model=tiny_recall", "press=streaming", "dataset.sampling.n_per_bin=1",
+            "run.progress=false")  # fmt: skip
+    assert kvx("run", "-m", *more, *run).code == 0
+    assert kvx("score").code == 0
+    for stage, code in (("train", 2), ("verify", 1)):
+        outcome = kvx(stage, *train)
+        assert outcome.code == code
+        last = outcome.err.strip().splitlines()[-1]
+        if stage == "train":
+            assert said in last
+        assert last.startswith(f"kvx {stage}:")
