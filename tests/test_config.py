@@ -136,7 +136,7 @@ def test_shell_completion_offers_the_options() -> None:
         env=os.environ | {"COMP_LINE": "kvx-run press=s", "COMP_POINT": "15"},
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    assert asked.stdout.split() == ["press=snapkv", "press=streaming"]
+    assert asked.stdout.split() == ["press=snapkv", "press=snapkv_w16", "press=streaming"]
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:

@@ -45,9 +45,9 @@ def token_signals(logits: torch.Tensor, tokens: torch.Tensor) -> TokenSignals:
     fewer than 20 tokens are filled up with the lowest log-prob.
     """
     size = len(logits) if logits.is_cuda else max(1, CACHED // logits.shape[1])
-    parts = zip(logits.split(size), tokens.split(size), strict=True)
+    parts = zip(torch.split(logits, size), torch.split(tokens, size), strict=True)
     table = torch.cat([_table(*part) for part in parts]).cpu().numpy()
-    return TokenSignals(*table[:, :-TOP].T, top_logprobs=table[:, -TOP:])
+    return TokenSignals(*[*table[:, :-TOP].T, table[:, -TOP:]])
 
 
 def _table(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
