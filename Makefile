@@ -46,12 +46,7 @@ assets: install
 N_PROMPTS ?= 30
 guard-study: install assets
 	$(BIN)/python -m kvx.run experiment=guard_study dataset.sampling.n_per_bin=$$(( ($(N_PROMPTS) + 4) / 5 ))
-	$(BIN)/python -m kvx.score experiment=guard_study
-	$(BIN)/python -m kvx.verify experiment=guard_study
-	$(BIN)/python -m kvx.train experiment=guard_study
-	$(BIN)/python -m kvx.simulate experiment=guard_study
-	$(BIN)/python -m kvx.analyze experiment=guard_study
-	$(BIN)/python -m kvx.report experiment=guard_study
+	for stage in score analyze report verify train simulate; do $(BIN)/python -m kvx.$$stage experiment=guard_study || exit 1; done
 
 clean:
 	rm -rf $(VENV) outputs multirun .pytest_cache .mypy_cache .ruff_cache build dist
