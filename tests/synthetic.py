@@ -52,7 +52,8 @@ def drifting_data(n_prompts: int, seed: int = 0, drift: float = 1.5) -> Data:
                 {
                     "request_id": f"{press}/{prompt}", "point_id": press,
                     "prompt": f"d{prompt % 2}/p{prompt:03d}", "dataset": f"d{prompt % 2}",
-                    "model": "m", "press": press, "budget": 1.0 if press == "none" else 0.2,
+                    "model": "m", "press": press, "method": press, "paired": True,
+                    "budget": 1.0 if press == "none" else 0.2,
                     "full_cache": press == "none", "degenerate": False, "capped": length == 80,
                     "looping": derails, "onset": onset, "unplaced": False, "excess": derails,
                 }

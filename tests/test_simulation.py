@@ -74,7 +74,7 @@ def test_an_alarm_before_the_onset_prevents_at_best() -> None:
 def test_how_late_an_alarm_may_come(at: int, lateness: int | None, prevents: bool) -> None:
     found = replay(t := trace(peak(40, at), onset=20), hazard_policy())
     assert found.prevents(t, lateness) is prevents
-    assert found.forecasts(t) is (at <= 20)
+    assert found.forecasts(t) is (at < 20)
 
 
 def test_the_reactive_guard_rolls_back_before_the_loop_however_late_it_sees_it() -> None:

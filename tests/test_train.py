@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from kvx.guard.hazard import HazardModel
 from kvx.guard.splits import PARTS, folds, parts
 from kvx.train import analyses, tables
 from kvx.train.build import check, check_data, predictions
-from kvx.train.crossfit import Table, crossfit, inner_parts, outer_folds
+from kvx.train.crossfit import Table, crossfit, fit_parts, inner_parts, outer_folds
 from kvx.train_config import LeaveOut, TrainConfig
 
 QUICK = {"rounds": 30, "patience": 10, "n_boot": 200, "threads": 1}
@@ -71,8 +72,6 @@ def test_a_prompt_is_scored_by_a_model_that_cannot_have_seen_it(table):
     before = crossfit(table, names, 32, config, fold)
     about = data.about
     onset = np.where((fold == 0) & about.events, about.onset / 2, about.onset)
-    from dataclasses import replace
-
     changed = replace(table, data=replace(data, about=replace(about, onset=onset)))
     after = crossfit(changed, names, 32, config, fold)
     of_first = table.tokens(fold == 0)
@@ -117,6 +116,65 @@ def test_the_instant_ones_are_told_by_the_probe_and_are_not_in_the_headline(eval
     assert probe["n_positive"] == table.data.about.instant.sum() > 0
     headline = figure(results, "headline", "full", "trace_auroc")
     assert headline["n_positive"] == (table.data.about.events & ~table.data.about.instant).sum()
+
+
+def test_first_tokens_are_a_forecast_only_of_what_starts_after_them(evaluated, table):
+    results, *_ = evaluated
+    about, kept = table.data.about, table.data.compressed
+    late = about.events & (about.onset >= 8)
+    found = figure(results, "early", "onset after the first 8 tokens: probe alone", "auroc")
+    assert found["n_positive"] == late.sum() < about.events.sum()
+    assert found["n"] == (kept & (late | ~about.events)).sum()
+
+
+def left_out(table, presses, method):
+    """What leave-one-press-out learns from, press by press, with `method` [presses]."""
+    data = table.data
+    frame = data.frame.assign(
+        press=[presses[p] for p in data.frame["press"]],
+        method=[method[presses[p]] for p in data.frame["press"]],
+    )
+    config = TrainConfig(
+        **QUICK, ablations=[], horizons=[], leave_out=[LeaveOut.press], folds=2
+    )  # fmt: skip
+    changed = replace(table, data=replace(data, frame=frame))
+    return analyses.evaluate(changed, config, outer_folds(changed.data, config))[0]
+
+
+def test_a_press_is_left_out_with_its_other_settings(table):
+    presses = {"none": "none", "snapkv": "snapkv", "knorm": "snapkv_w16"}
+    apart = {"none": "none", "snapkv": "a", "snapkv_w16": "b"}
+    results = left_out(table, presses, apart)
+    assert figure(results, "leave_one_press_out", "snapkv_w16", "auroc")["value"] > 0.6
+    results = left_out(table, presses, {**apart, "snapkv_w16": "a"})
+    assert any("one press only (snapkv, snapkv_w16)" in why for why in results.skipped)
+
+
+def test_leaving_out_all_that_happens_ends_nothing_else(table):
+    """Of the presses that are left, none has an event: said, and the other figures stand."""
+    data = table.data
+    keep = (data.frame["press"] != "knorm") | ~data.about.events
+    some = data.take(keep.to_numpy())
+    small = Table(some, table.features[table.tokens(keep.to_numpy())], table.names)
+    names = dict.fromkeys(("none", "snapkv", "knorm"))
+    results = left_out(small, {n: n for n in names}, {n: n for n in names})
+    assert any("snapkv: too few catastrophes" in why for why in results.skipped)
+    assert figure(results, "headline", "full", "auroc")["n_positive"] > 0
+
+
+def test_another_model_is_judged_on_prompts_that_it_does_not_know(table):
+    data, config = table.data, TrainConfig(**QUICK, folds=2)
+    part = inner_parts(data, np.ones(len(data), bool), config)
+    model = fit_parts(table, part, features.SETS["full"], 32, config)
+    ids = analyses.prompt_ids(data)
+    counted = data.compressed & ~data.about.instant
+    for known in (set(ids), set(ids[: len(ids) // 2]), set()):
+        judged = {i for i, c in zip(ids, counted, strict=True) if c} - known
+        results = analyses.Results()
+        card = model.with_card(data={"prompts": sorted(known)})
+        analyses.compare(table, config, outer_folds(data, config), "other", card, results)
+        assert {row["n_prompts"] for row in results.rows} == ({len(judged)} if judged else set())
+        assert len(results.skipped) == bool(known)
 
 
 def test_thresholds_hold_about_what_they_promise_on_untouched_prompts(evaluated):

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kvx.guard.detectors import INSTANT
 from kvx.guard.traces import positions
 
 HORIZONS = (16, 32, 64, 128)
-INSTANT = 4  # the last onset at which there is nothing to see before
 
 
 class Role(IntEnum):

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kvx.controller_config import ControllerKind
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
+from kvx.guard.detectors import INSTANT
 from kvx.stats.bootstrap import (
     ClusterBootstrap,
     bootstrap_means,
@@ -22,7 +23,6 @@ from kvx.stats.bootstrap import (
 )
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, clopper_pearson
 
-INSTANT = 4  # an onset at or before this token leaves monitoring no lead
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -145,8 +145,8 @@ class Outcome:
         return self.alarm <= trace.deadline + lateness
 
     def forecasts(self, trace: Trace) -> bool:
-        """Whether the first alarm came at or before the onset: nothing wrong was shown yet."""
-        return trace.placed and self.alarm is not None and self.alarm <= trace.deadline
+        """Whether the first alarm came before the onset's token: nothing wrong was there yet."""
+        return trace.placed and self.alarm is not None and self.alarm < trace.deadline
 
     def lead(self, trace: Trace) -> float:
         """Tokens from the first alarm to the onset (below 0: too late); nan where either lacks."""
@@ -252,8 +252,8 @@ class Summary:
 
     Shares are of traces: `prevented` of excess catastrophes, `prevented_preventable` of those that
     do not start within the first five tokens, `prevented_instant` of those that do,
-    `prevented_placed` of those with a known onset (loops), `forecast` of the same (alarm at or
-    before the onset), `false_triggers` of traces without an excess
+    `prevented_placed` of those with a known onset (loops), `forecast` of the same (alarm before
+    the onset), `false_triggers` of traces without an excess
     catastrophe, `false_triggers_calm` of traces that do not derail at all, `triggered` of all.
     `mean_budget` weighs every token by its prompt's entries. Tokens are dropped per 1,000.
     """

@@ -136,7 +136,7 @@ def share(row: pd.Series, name: str, form: str = "{:.2f}") -> str:
 def _legend(settings: SimulateConfig) -> str:
     return (
         "Shares are of excess catastrophes (prevented), of those with a known onset (loops; seen "
-        "coming: the alarm is not after the onset), of responses without an excess catastrophe "
+        "coming: the alarm is before the onset), of responses without an excess catastrophe "
         "(false triggers), of prompt entries over all tokens (mean KV budget: SAFE costs "
         f"the safe budget). In brackets {percent(settings.confidence)} intervals by resampling "
         f"prompts ({settings.n_boot:,} times); where all prompts agree, exact ones of as many "

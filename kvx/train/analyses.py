@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvx.errors import UserError
 from kvx.guard.baselines import entropy_cusum
 from kvx.guard.evaluation import (
     Metric,
@@ -23,6 +24,7 @@ from kvx.guard.hazard import OPERATING_POINTS, HazardModel
 from kvx.guard.labels import Role, token_labels
 from kvx.guard.ranking import Resampler
 from kvx.guard.traces import positions
+from kvx.hashing import sha256_text
 from kvx.train.crossfit import CrossFit, Mask, Table, crossfit, crossfit_fixed, limits_of
 from kvx.train.data import NO_PRESS, REPEATED, Data
 from kvx.train.early import early_metrics
@@ -204,13 +206,17 @@ def _cusum(judge: Judge) -> NDArray[np.float32]:
 
 
 def _leave_out(judge: Judge, group: LeaveOut) -> Iterator[str]:
-    """Each press, model or dataset scored by models that saw neither it nor the prompt."""
+    """Each press, model or dataset scored by models that saw neither it nor the prompt.
+
+    A press is left out with all others of its method: SnapKV with another window is SnapKV.
+    """
     data, config = judge.data, judge.config
     values = data.frame[group.name].to_numpy().astype(str)
+    kin = data.frame["method"].to_numpy().astype(str) if group is LeaveOut.press else values
     members = sorted(set(values[data.compressed]) - {NO_PRESS})
-    if len(members) < 2:
+    if len(set(kin[data.compressed])) < 2:
         judge.results.skipped.append(
-            f"leave-one-{group.name}-out: there is one {group.name} only ({members[0]})"
+            f"leave-one-{group.name}-out: there is one {group.name} only ({', '.join(members)})"
         )
         return
     names, analysis = names_of(config.features, _presses(data)), f"leave_one_{group.name}_out"
@@ -223,7 +229,12 @@ def _leave_out(judge: Judge, group: LeaveOut) -> Iterator[str]:
             continue
         # datasets share no prompt: one model that saw none of it serves all
         fold = np.where(ours, 0, 1) if group is LeaveOut.dataset else judge.fold
-        cross = crossfit(judge.table, names, config.horizon, config, fold, values != member, ours)
+        learnt = ~np.isin(kin, kin[ours])
+        try:
+            cross = crossfit(judge.table, names, config.horizon, config, fold, learnt, ours)
+        except UserError as error:  # of what is left; the other figures stand
+            judge.results.skipped.append(f"{analysis} {member}: {error}")
+            continue
         judge.judge(analysis, member, cross, ours)
         tokens = judge.table.tokens(ours)
         pooled[tokens] = cross.score[tokens]
@@ -239,18 +250,28 @@ def compare(
     table: Table, config: TrainConfig, fold: NDArray[np.int64], name: str, model: HazardModel,
     results: Results,
 ) -> None:  # fmt: skip
-    """The figures of a model made elsewhere, with its own thresholds."""
+    """The figures of a model made elsewhere, with its own thresholds, on prompts new to it."""
     data = table.data
-    known = set(model.card.get("data", {}).get("points", {})) & set(data.frame["point_id"])
+    fresh = ~np.isin(prompt_ids(data), model.card.get("data", {}).get("prompts", []))
+    known = len(np.unique(data.clusters[~fresh]))
     if known:
-        results.skipped.append(f"compare {name}: was trained on {len(known)} of these points")
+        rest = "the others are judged" if fresh.any() else "there is no other"
+        results.skipped.append(f"compare {name}: knows {known} of these prompts; {rest}")
+    if not (fresh & data.compressed & (data.about.role != Role.LEFT_OUT)).any():
         return
     n_prompts = len(np.unique(data.clusters))
     resampler = Resampler(n_prompts, config.n_boot, config.confidence, config.seed)
     score = model.predict(table.matrix(np.ones(len(table.features), bool), model.names))
     limits = {op: np.full(len(data), model.threshold(op)) for op in OPERATING_POINTS}
     judge = Judge(table, config, fold, resampler, results)
-    judge.judge("compare", name, CrossFit(score, limits), horizon=model.horizon)
+    judge.judge("compare", name, CrossFit(score, limits), fresh, horizon=model.horizon)
+
+
+def prompt_ids(data: Data) -> list[str]:
+    """What a card says of each trace's prompt: enough to know it again."""
+    names = data.frame["prompt"]
+    ids = {name: sha256_text(name)[:12] for name in names.unique()}
+    return [ids[name] for name in names]
 
 
 def _presses(data: Data) -> list[str]:

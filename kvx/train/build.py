@@ -164,6 +164,7 @@ def card_entries(
             "models": sorted(set(data.frame["model"])),
             "datasets": sorted(set(data.frame["dataset"])),
             "presses": sorted(set(data.frame["press"])),
+            "prompts": sorted(set(analyses.prompt_ids(data))),
             "n_prompts": int(data.frame["prompt"].nunique()), "n_traces": len(data),
             "n_tokens": int(data.traces.starts[-1]), "n_instant": int(data.about.instant.sum()),
             **{f"n_{name}": n for name, n in roles.items()},

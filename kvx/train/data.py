@@ -1,6 +1,7 @@
 """What an experiment has to learn from: its traces, what became of them, and whose prompts."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -28,8 +29,9 @@ class Data:
     """Traces with what is known of their responses; `frame` [n] has one row per trace.
 
     Its columns: request_id, point_id, prompt (dataset and cluster: never on two sides of a split),
-    dataset, model, press, budget, full_cache, degenerate, capped, looping, and onset, unplaced and
-    excess (see `labels.targets`).
+    dataset, model, press, method (presses of one method differ in their settings only), budget,
+    full_cache, degenerate, paired, capped, looping, and onset, unplaced and excess (see
+    `labels.targets`).
     """
 
     frame: pd.DataFrame
@@ -73,6 +75,7 @@ class Data:
 def load(experiment: Experiment, labels: Labels, degenerate: bool) -> Data:
     """Every response with a trace, full caches once per example and variant.
 
+    A compressed response whose twin failed is left out: what compression caused is not known.
     Raises `UserError` if traces are missing or too light, or compressed points have no full-cache
     twin.
     """
@@ -106,7 +109,8 @@ def check_twins(experiment: Experiment, points: list[PointRecord]) -> None:
 
 
 def outcomes_of(experiment: Experiment) -> pd.DataFrame:
-    """By request id: `onset` of its loop (nan: none), `unplaced`, `excess`, `capped`, `looping`.
+    """By request id: `onset` of its loop (nan: none), `unplaced`, `excess`, `capped`, `looping`,
+    and whether there is a twin's response beside it (`paired`).
 
     Reaching the cap counts as a catastrophe only where the twin did not.
     """
@@ -130,6 +134,7 @@ def outcomes_of(experiment: Experiment) -> pd.DataFrame:
             "excess": flag("excess_looping"),
             "capped": seen["cap_reached"].to_numpy(bool),
             "looping": seen["looping"].to_numpy(bool),
+            "paired": paired["twin_any"].notna().to_numpy(),
         },
         index=pd.Index(seen["request_id"], name="request_id"),
     )
@@ -154,6 +159,8 @@ def _of_point(
     use = requests["has_response"].astype(bool) & (requests["output_tokens"] > 0)
     if not degenerate:
         use &= ~requests["degenerate"].astype(bool)
+    if not point.is_full_cache:
+        use &= requests["request_id"].isin(outcomes.index[outcomes["paired"]])
     requests = requests[use]
     table = read_traces(point.dir, requests["request_id"].tolist())
     check_traces(point, Counter(holds(table)))
@@ -179,6 +186,7 @@ def _of_point(
             "dataset": info["dataset"],
             "model": info["model"],
             "press": prefill["press"],
+            "method": NO_PRESS if full else method_of(info),
             "budget": budget,
             "full_cache": full,
             "degenerate": requests["degenerate"].to_numpy(bool),
@@ -188,6 +196,12 @@ def _of_point(
     traces = to_traces(table, prefill)
     signals = {**traces.signals, REPEATED: _repeated(table["token_ids"].to_pylist(), traces)}
     return pd.concat([frame, known], axis=1), replace(traces, signals=signals)
+
+
+def method_of(info: Mapping[str, Any]) -> str:
+    """What a press is without its settings: its class, or its name where there is none."""
+    method = info["config"]["press"]["method"] or {}
+    return str(method.get("_target_", info["press"]))
 
 
 def _repeated(token_ids: list[list[int] | None], traces: Traces) -> NDArray[np.float32]:

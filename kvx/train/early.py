@@ -24,20 +24,26 @@ def early_metrics(
 ) -> list[tuple[str, Metric]]:
     """(what, AUROC) of compressed traces: which derail at once, and which at any time.
 
-    Instant catastrophes are told from all other traces, by what is known before the first token.
-    Any catastrophe is told from none, also by the first 8 tokens. Models are fitted on the other
-    prompts.
+    Instant catastrophes are told from all other traces; catastrophes of any onset, and those that
+    start after the first 8 tokens, from sound ones. Only of the latter are the first 8 tokens
+    before the onset in every trace. Models are fitted on the other prompts.
     """
     data = table.data
     lengths = data.traces.lengths
-    rows = data.compressed & (data.about.role != Role.LEFT_OUT)
+    kept = data.compressed & (data.about.role != Role.LEFT_OUT)
+    events = data.about.events
+    later = events & (data.about.onset >= FIRST)
     first = data.traces.starts[:-1]
     eighth = first + np.minimum(lengths, FIRST) - 1
     columns = {name: table.features[:, table.columns([name])[0]] for name in (
         PROBE, "budget", "first_8_entropy_nats")}  # fmt: skip
     found = []
-    for what, positive in (("instant", data.about.instant), ("any onset", data.about.events)):
-        if not positive.any():
+    for what, positive, rows in (
+        ("instant", data.about.instant, kept),
+        ("any onset", events, kept),
+        (f"onset after the first {FIRST} tokens", later, kept & (later | ~events)),
+    ):
+        if not positive[rows].any():
             continue
         scores = {
             "probe alone": columns[PROBE][first],

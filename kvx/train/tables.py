@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kvx.guard.detectors import INSTANT
 from kvx.guard.hazard import OPERATING_POINTS
 from kvx.train.analyses import HEADLINE, Results
+from kvx.train.early import FIRST
 
 Row = dict[str, Any]
 Lookup = dict[tuple[str, str, str], Row]
@@ -74,8 +76,8 @@ def _introduction(card: dict[str, Any]) -> str:
     return (
         f"{data['n_traces']} responses of {data['n_prompts']} prompts, {data['n_tokens']} tokens: "
         f"{data['n_event']} with a catastrophe whose onset is known ({data['n_instant']} of them "
-        f"at or before token 4), {data['n_negative']} sound, {data['n_left_out']} left out (no "
-        f"onset, or shared with the full cache). Models: {', '.join(data['models'])}. Datasets: "
+        f"at or before token {INSTANT}), {data['n_negative']} sound, {data['n_left_out']} left "
+        f"out (no onset, or shared with the full cache). Models: {', '.join(data['models'])}. Datasets: "
         f"{', '.join(data['datasets'])}. Presses: {', '.join(data['presses'])}.\n\n"
         f"A token is positive if a catastrophe starts within the next {card['horizon_tokens']} "
         "tokens. Tokens from the onset on count nowhere, and full-cache responses are learnt from "
@@ -119,7 +121,11 @@ def _early(results: Results, found: Lookup) -> str:
     table = _markdown(["which catastrophe: by what", "AUROC", "catastrophes", "traces"], rows)
     return (
         "## At and before the first tokens\n\nOne score per compressed response. Instant: the "
-        f"onset is at or before token 4.\n\n{table}"
+        f"onset is at or before token {INSTANT}, told from all other responses. Any onset, and "
+        f"onset after the first {FIRST} tokens: told from sound responses. What uses the first "
+        f"{FIRST} tokens sees a catastrophe that has already started in the instant ones and in "
+        "some of any onset; only among the onsets after them is it a forecast."
+        f"\n\n{table}"
     )
 
 

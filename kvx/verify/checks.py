@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from kvx.analyze.frames import Experiment
 from kvx.config import Config
-from kvx.guard.labels import INSTANT
+from kvx.guard.detectors import INSTANT
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, read_traces
 from kvx.train import crossfit
