@@ -100,6 +100,19 @@ def test_one_prompt_gives_no_interval():
     assert np.isnan(found.interval.low)
 
 
+def test_shares_on_which_all_prompts_agree_are_not_certain():
+    by = resampler(10)
+    clusters = np.repeat(np.arange(10), 4)
+    for value, interval in ((1, (0.6915, 1)), (0, (0, 0.3085))):  # 10 of 10, 0 of 10
+        found = by.share(np.full(40, bool(value)), clusters)
+        assert (found.value, *found.interval) == pytest.approx((value, *interval), abs=1e-4)
+    label = np.arange(40) % 4 == 0
+    recall = by.ranked(label.astype(float), label, clusters).recall_at(0.05)
+    assert (recall.value, *recall.interval) == pytest.approx((1, 0.6915, 1), abs=1e-4)
+    mixed = by.share(np.arange(40) < 20, clusters).interval
+    assert 0 < mixed.low < 0.5 < mixed.high < 1
+
+
 def test_calibration_error_of_a_worked_example():
     p = np.array([0.1, 0.1, 0.1, 0.1, 0.9, 0.9])
     label = np.array([True, False, False, False, True, True])

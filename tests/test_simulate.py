@@ -1,6 +1,7 @@
 """python -m kvx.simulate: from finished points to a page, and what it refuses."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from kvx.analyze.frames import load_experiment
 from kvx.cli import compose, run_stage
 from kvx.guard.detectors import find_loop
 from kvx.run.bundle import plan
 from kvx.run.main import run
 from kvx.score.main import score
 from kvx.simulate.load import loop_onsets
+from kvx.train.data import load
 from kvx.train.main import train
+from kvx.train_config import Labels
 from tests.conftest import Kvx
 
 EXPERIMENT = "experiment_name=derails"
@@ -197,3 +201,18 @@ def test_loops_are_seen_as_they_happen() -> None:
     assert find_loop(ids[: at + 1].tolist()) is not None
     assert find_loop(ids[:at].tolist()) is None
     assert loop_onsets(None, 5) == [None] * 5
+
+
+def test_a_response_whose_twin_failed_is_in_no_figure(finished: Path) -> None:
+    whole = load_experiment(finished / "outputs/runs/derails", finished / "outputs")
+    (full,) = (p.id for p in whole.points if p.is_full_cache)
+    seen = whole.catastrophes
+    lost = seen[seen["point_id"] == full]["example_id"].iloc[0]
+    gone = (seen["point_id"] == full) & (seen["example_id"] == lost)
+    fewer = replace(whole, catastrophes=seen[~gone])
+    before, after = (load(e, Labels.excess, True).frame["request_id"] for e in (whole, fewer))
+    missing = set(before) - set(after)
+    assert missing == set(
+        seen[(seen["example_id"] == lost) & (seen["point_id"] != full)]["request_id"]
+    )
+    assert len(missing) == len(whole.points) - 1

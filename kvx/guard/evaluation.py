@@ -160,7 +160,7 @@ def alarm_metrics(
         counts[f"recall_with_lead_{least}"] = ((lead >= least)[roomy], clusters[roomy])
     found = [
         Metric(
-            f"{name}.{what}", resampler.mean(values, of), len(values), int(values.sum()), "traces"
+            f"{name}.{what}", resampler.share(values, of), len(values), int(values.sum()), "traces"
         )
         for what, (values, of) in counts.items()
     ]

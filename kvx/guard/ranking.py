@@ -4,14 +4,14 @@ Point estimates are exact. For the intervals, scores are first put into at most 
 equal size: then a resample is one product of weights and counts per prompt.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvx.stats.bootstrap import ClusterBootstrap, percentile_interval
-from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, with_width
 
 CLASSES = 2000
 CALIBRATION_BINS = 15
@@ -98,10 +98,14 @@ class Resampler:
         used = (hits + misses).any(axis=0)
         return Ranked(self, hits[:, used], misses[:, used], of, values, label)
 
-    def mean(self, values: ArrayLike, clusters: ArrayLike) -> Estimate:
-        """Mean of `values` [n]."""
+    def share(self, values: ArrayLike, clusters: ArrayLike) -> Estimate:
+        """Share of `values` [n] that are true; where all agree, with the exact interval of as many
+        trials as there are prompts.
+        """
         known = np.asarray(values, np.float64)
-        return self.ratio(known, np.ones(len(known)), clusters)
+        found = self.ratio(known, np.ones(len(known)), clusters)
+        n = len(np.unique(np.asarray(clusters)))
+        return replace(found, interval=with_width(found.interval, found.value, n, self.confidence))
 
     def ratio(
         self, top: ArrayLike, bottom: ArrayLike, clusters: ArrayLike, unit: float = 1.0
@@ -179,8 +183,10 @@ class Ranked:
     def recall_at(self, rate: float) -> Estimate:
         """Share of positives above the lowest score that at most `rate` of the negatives reach."""
         hits, misses = _by_score(self.score, self.positive)
-        exact = _recall_at(hits[None], misses[None], rate)
-        return self._estimate(float(exact[0]), _recall_at(*self._drawn, rate))
+        exact = float(_recall_at(hits[None], misses[None], rate)[0])
+        found = self._estimate(exact, _recall_at(*self._drawn, rate))
+        n = len(np.unique(self.clusters[self.positive]))
+        return replace(found, interval=with_width(found.interval, exact, n, self.by.confidence))
 
     def _rates(self) -> NDArray[np.float64]:
         hits, misses = (part.sum(axis=1) for part in self._drawn)

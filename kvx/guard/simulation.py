@@ -21,7 +21,7 @@ from kvx.stats.bootstrap import (
     cluster_codes,
     percentile_interval,
 )
-from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, clopper_pearson
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, with_width
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -305,7 +305,7 @@ def summarise(
         n_boot, confidence, seed,
     )  # fmt: skip
     shares = {
-        name: Estimate(e.mean, _with_width(e.interval, e.mean, e.n_clusters, confidence))
+        name: Estimate(e.mean, with_width(e.interval, e.mean, e.n_clusters, confidence))
         for name, e in zip(cells, found, strict=True)
     }
     tokens = np.array([t.n_tokens for t in traces], dtype=float)
@@ -319,12 +319,6 @@ def summarise(
         lead_median_tokens=float(np.median(leads)) if leads.size else math.nan,
         dropped_per_1000=1000 * float(replayed.dropped_tokens.sum() / max(1.0, tokens.sum())),
     )  # fmt: skip
-
-
-def _with_width(interval: Interval, mean: float, n_clusters: int, confidence: float) -> Interval:
-    if interval.low != interval.high or mean not in (0.0, 1.0):
-        return interval
-    return clopper_pearson(n_clusters if mean == 1.0 else 0, n_clusters, confidence)
 
 
 def _ratio(

@@ -41,6 +41,16 @@ def clopper_pearson(k: int, n: int, confidence: float) -> Interval:
     return Interval(float(low), float(high))
 
 
+def with_width(interval: Interval, share: float, n_clusters: int, confidence: float) -> Interval:
+    """A resampled `interval` of a share, unless it has no width since all agree (0 or 1).
+
+    It is then the exact one of as many trials as there are clusters.
+    """
+    if interval.low != interval.high or share not in (0.0, 1.0):
+        return interval
+    return clopper_pearson(n_clusters if share == 1.0 else 0, n_clusters, confidence)
+
+
 def wilson(k: int, n: int, confidence: float) -> Interval:
     """Wilson score interval of a proportion, without continuity correction.
 
