@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import PRESSES, prefill_of, random_traces, steps
 
+from kvx.engines.openai.reply import entropy_nats
 from kvx.guard import features
+from kvx.guard.blocks import top20_entropy
 from kvx.guard.features import SETS, FeatureState, build, names_of
 from kvx.train.early import PREFILL_FEATURES
 
@@ -175,7 +177,23 @@ def test_what_each_set_holds():
     assert set(PREFILL_FEATURES) < set(SETS["full"])
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(5, 60))
+def test_the_top20_entropy_is_what_a_server_gives(seed, vocabulary):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(0, 3, (9, vocabulary))
+    logprobs = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    top = np.full((9, 20), np.nan)
+    n = min(20, vocabulary)
+    top[:, :n] = -np.sort(-logprobs, axis=1)[:, :n]
+    chosen = logprobs[np.arange(9), rng.integers(0, vocabulary, 9)]
+    served = entropy_nats(chosen.tolist(), [row[:n].tolist() for row in top])
+    found = top20_entropy(top.astype(np.float32), chosen.astype(np.float32))
+    assert found == pytest.approx(served, abs=2e-5)
+    assert (found <= -(np.exp(logprobs) * logprobs).sum(axis=1) + 2e-5).all()
+
+
 def test_a_servers_traces_are_enough_for_top20():
+    assert not [n for n in SETS["top20"] if n.endswith("entropy_nats")]
     assert FeatureState(SETS["top20"]).needs == {"logprob", "entropy_nats", "top_logprobs"}
 
 

@@ -256,6 +256,22 @@ def prefill_features(prefill: Signals, presses: Sequence[str] = ()) -> Floats:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
+def top20_entropy(top_logprobs: Floats, logprob: Floats) -> Floats:
+    """Entropy [rows] of the likeliest tokens [rows, 20], of the chosen one where it is none of
+    them, and of all others taken as one: a lower bound. nan log-probs are of no token.
+    """
+    top = np.ascontiguousarray(top_logprobs.T, np.float64)  # alike in memory for any row count
+    lowest = np.fmin.reduce(top, axis=0)
+    chosen = np.where(logprob < lowest, logprob.astype(np.float64), -np.inf)
+    known, total = np.zeros(len(chosen)), np.zeros(len(chosen))
+    for column in (*top, chosen):
+        p = np.nan_to_num(np.exp(column))
+        known, total = known + p, total - p * np.where(p > 0, column, 0.0)
+    rest = np.maximum(1 - known, 0.0)
+    found: Floats = (total - rest * np.log(np.where(rest > 0, rest, 1.0))).astype(np.float32)
+    return found
+
+
 def fixed(
     values: NDArray[Any], scale: float, largest: float, missing: float = 0.0
 ) -> NDArray[np.int64]:

@@ -51,7 +51,10 @@ LOGIT_ONLY = tuple(
     name for name in FULL
     if name not in (*_METADATA, *_REPETITION, "score_evicted", "thinking", "has_previous")
 )  # fmt: skip
-_NOT_FROM_TOP20 = ("top1_prob", "top5_prob", "entropy_rest_nats", "mean_logprob", "rank")
+_NOT_FROM_TOP20 = (
+    "top1_prob", "top5_prob", "entropy_rest_nats", "entropy_change_nats", "mean_logprob", "rank",
+)  # fmt: skip
+TOP20_ENTROPY = "entropy_top20_nats"  # what a server's log-probs give, whoever made the trace
 
 SETS: dict[str, tuple[str, ...]] = {
     "original40": ORIGINAL,
@@ -63,7 +66,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "no_repetition": tuple(n for n in FULL if n not in _REPETITION),
     "metadata_only": _METADATA,
     "top20": tuple(
-        n for n in LOGIT_ONLY
+        n.replace("entropy_nats", TOP20_ENTROPY) for n in LOGIT_ONLY
         if n not in _PROBE and not n.endswith(_NOT_FROM_TOP20)
     ),
 }  # fmt: skip
@@ -90,6 +93,7 @@ class FeatureState:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._blocks = _blocks_for(self.names)
+        self._read = {name for block in self._blocks for name in block.needs}
         made = [name for block in self._blocks for name in block.names]
         place = {name: column for column, name in enumerate(made)}
         self._columns = np.array([place[name] for name in self.names], dtype=np.intp)
@@ -100,8 +104,10 @@ class FeatureState:
     @property
     def needs(self) -> frozenset[str]:
         """The signals that `step` reads."""
-        own = {name for block in self._blocks for name in block.needs}
-        return frozenset(own - {"entropy_change_nats"} | {"entropy_nats"})
+        own = self._read - {"entropy_change_nats", TOP20_ENTROPY} | {"entropy_nats"}
+        if TOP20_ENTROPY in self._read:
+            own |= {"top_logprobs", "logprob"}
+        return frozenset(own)
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -149,6 +155,8 @@ class FeatureState:
         entropy = np.asarray(signals["entropy_nats"], np.float32)
         before = np.where(self._t > 0, self._entropy, entropy)
         known = {**signals, "entropy_change_nats": entropy - before}
+        if TOP20_ENTROPY in self._read:
+            known[TOP20_ENTROPY] = blocks.top20_entropy(signals["top_logprobs"], signals["logprob"])
         out = np.empty((len(self), self._width), np.float32)
         at = 0
         for block in self._blocks:
@@ -163,13 +171,13 @@ def _blocks_for(names: Sequence[str]) -> list[Block]:
     asked = set(names)
     presses = [name.removeprefix("press=") for name in names if name.startswith("press=")]
     windows: dict[tuple[int, ...], list[str]] = {}
-    for signal in _WINDOWED:
+    for signal in (*_WINDOWED, TOP20_ENTROPY):
         sizes = tuple(
             s for s in _SIZES if {f"mean_{s}_{signal}", f"std_{s}_{signal}"} & asked
         )  # fmt: skip
         if sizes:
             windows.setdefault(sizes, []).append(signal)
-    direct = [name for name in _DIRECT if name in asked]
+    direct = [name for name in (*_DIRECT, TOP20_ENTROPY) if name in asked]
     candidates: list[Block] = [
         *([blocks.Direct(direct)] if direct else []),
         blocks.TopLogprobs(),
@@ -177,6 +185,7 @@ def _blocks_for(names: Sequence[str]) -> list[Block]:
         *(blocks.Windows(signals, sizes) for sizes, signals in windows.items()),
         blocks.RecentRepetition(),
         blocks.Accumulated("entropy_nats"),
+        blocks.Accumulated(TOP20_ENTROPY),
         blocks.Accumulated("logprob"),
         blocks.Likeness(),
         blocks.Prefill(presses),
