@@ -94,6 +94,10 @@ def test_a_cut_text_is_not_blamed_for_what_its_end_would_have_held() -> None:
     assert kept_at_the_end(ends, "It goes on", cut=False) is False
     assert kept_at_the_end(begins, "It goes on", cut=True) is False
     assert kept_at_the_end(Instruction("number", 42), "there are 42 and", cut=True) is True
+    one = Instruction("sentences", 1)
+    assert kept_at_the_end(one, "It goes on and on and", cut=True) is None
+    assert kept_at_the_end(one, "It goes on and on.", cut=False) is True
+    assert kept_at_the_end(ends, "That is all.", cut=True) is None
 
 
 def test_the_metric_is_the_share_of_instructions_kept() -> None:

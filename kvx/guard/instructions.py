@@ -52,7 +52,8 @@ def parse(answer: str) -> Instruction | None:
 def kept_at_the_end(instruction: Instruction, text: str, cut: bool) -> bool | None:
     """As `Instruction.kept`, but None where the token cap (`cut`) took the part that decides."""
     kept = instruction.kept(text)
-    return None if cut and not kept and instruction.needs_end else kept
+    undecided = cut and (instruction.kind in MORE_UNDOES or (not kept and instruction.needs_end))
+    return None if undecided else kept
 
 
 _WORD = re.compile(r"\w")
@@ -162,6 +163,9 @@ NEEDS_END = frozenset(
         "json", "quotes", "question_mark", "postscript",
     }
 )  # fmt: skip
+
+# what the next words of a cut text would have undone: the count that it has, the end that it has
+MORE_UNDOES = NEEDS_END - {"keyword", "number", "postscript"}
 
 
 def _type_of(kind: str) -> type:
