@@ -1,7 +1,7 @@
 """How good a hazard score is: before the onset, per token and per trace, prompts resampled."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -63,18 +63,6 @@ class Scored:
     def highest(self) -> NDArray[np.float32]:
         """Each trace's highest usable score; nan if it has none."""
         return highest(self.score, self.usable, self.lengths)
-
-    def take(self, rows: NDArray[np.bool_]) -> "Scored":
-        """The traces of a mask [n]."""
-        tokens = np.repeat(rows, self.lengths)
-        return replace(
-            self, lengths=self.lengths[rows], score=self.score[tokens],
-            about=self.about.take(rows), clusters=self.clusters[rows],
-        )  # fmt: skip
-
-    def without_instant(self) -> "Scored":
-        """What the headline is about: traces in which there is something to see before."""
-        return self.take(~self.about.instant)
 
 
 def highest(

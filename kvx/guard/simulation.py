@@ -15,13 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from kvx.controller_config import ControllerKind
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
 from kvx.guard.detectors import INSTANT
+from kvx.guard.ranking import Estimate
 from kvx.stats.bootstrap import (
     ClusterBootstrap,
     bootstrap_means,
     cluster_codes,
     percentile_interval,
 )
-from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, with_width
+from kvx.stats.intervals import UNKNOWN_INTERVAL, with_width
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -236,14 +237,6 @@ def replay_all(
     np.divide(total, known.sum(axis=0), out=lead, where=known.any(axis=0))
     means[:, 3] = lead
     return Replayed(*means.T)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A share or mean with its interval over prompts; nan where nothing is known of it."""
-
-    value: float
-    interval: Interval
 
 
 @dataclass(frozen=True)

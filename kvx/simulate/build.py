@@ -30,7 +30,7 @@ from kvx.simulate.rows import ALL, CONTROLLER, SWEEP, counts, summary_columns
 from kvx.store import schemas
 from kvx.store.files import write_text
 from kvx.store.shards import read_inputs, write_table
-from kvx.train.build import FOLDER
+from kvx.train.build import CODE, FOLDER
 
 log = logging.getLogger(__name__)
 GROUPS = ("dataset", "press", "budget")
@@ -49,7 +49,7 @@ def simulate_experiment(config: Config) -> Path:
     wants_model = any(map(needs_hazard, controllers))
     inputs = digest(
         [
-            source_digest(Path(__file__).parent, package_dir() / "guard"),
+            source_digest(Path(__file__).parent, *(package_dir() / name for name in CODE)),
             inputs_of(folder, wants_model),
             [resolved(c) for c in controllers],
             dataclasses.asdict(config.simulate),

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from kvx.guard.simulation import Estimate, Summary, Trace
+from kvx.guard.ranking import Estimate
+from kvx.guard.simulation import Summary, Trace
 
 CONTROLLER, SWEEP = "controller", "sweep"
 ALL = "all"

@@ -30,6 +30,8 @@ from kvx.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 FOLDER = "guard"
+# what a model and what is made of its forecasts depend on
+CODE = ("train", "guard", "stats", "store/traces.py", "analyze/frames.py")
 EVALUATION, PREDICTIONS = "evaluation.parquet", "predictions.parquet"
 
 
@@ -137,7 +139,7 @@ def _compared(data: Data, train: TrainConfig) -> tuple[str, HazardModel] | None:
 
 def inputs_hash(experiment: Experiment, train: TrainConfig) -> str:
     """Identity of everything the model and its figures are made from."""
-    code = source_digest(Path(__file__).parent, package_dir() / "guard", package_dir() / "stats")
+    code = source_digest(*(package_dir() / name for name in CODE))
     settings = {k: v for k, v in dataclasses.asdict(train).items() if k != "threads"}
     points = {p.id: data_hash(p) for p in experiment.points}
     return digest([code, settings, points], 16)
