@@ -301,7 +301,7 @@ def test_an_observer_sees_every_row_and_stops_only_its_own(tmp_path: Path) -> No
         parts = builder.parts(example)
         bucket: Bucket = prefilled(work, index).buckets[0]
         row = Row(request, len(parts.compressed_ids))
-        logits = forward(loaded, [bucket], [row], torch.tensor([parts.rest_ids]))
+        logits = forward(loaded, [bucket], [row], torch.tensor([parts.rest_ids]))[:, -1]
         rows.append(row)
         buckets.append((bucket, [row]))
         prefills.append(Prefill(logits[0], parts.n_tokens, len(parts.compressed_ids)))
