@@ -19,6 +19,7 @@ from kvx.simulate.load import loop_onsets
 from kvx.train.data import load
 from kvx.train.main import train
 from kvx.train_config import Labels
+from kvx.verify import checks
 from tests.conftest import Kvx
 
 EXPERIMENT = "experiment_name=derails"
@@ -216,3 +217,12 @@ def test_a_response_whose_twin_failed_is_in_no_figure(finished: Path) -> None:
         seen[(seen["example_id"] == lost) & (seen["point_id"] != full)]["request_id"]
     )
     assert len(missing) == len(whole.points) - 1
+    requests = whole.requests
+    failed = (requests["point_id"] == full) & (requests["example_id"] == lost)
+    said = checks._baseline(
+        replace(whole, requests=requests.assign(has_response=requests["has_response"] & ~failed)),
+        whole.points,
+    )
+    assert said.verdict is checks.Verdict.WARN
+    assert f"{len(missing)} responses whose full-cache run failed" in said.reason
+    assert checks._baseline(whole, whole.points).verdict is checks.Verdict.OK

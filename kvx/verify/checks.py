@@ -91,7 +91,11 @@ def _budgets(experiment: Experiment) -> Finding:
 
 def _baseline(experiment: Experiment, points: list[PointRecord]) -> Finding:
     """Every example of a compressed point must have been run with the full cache too."""
-    examples = experiment.requests.groupby("point_id")["example_id"].agg(set)
+    requests = experiment.requests
+    examples = requests.groupby("point_id")["example_id"].agg(set)
+    answers = requests[requests["has_response"].astype(bool)]
+    answered = answers.groupby("point_id")["example_id"].agg(set)
+    alone = 0
     for point in points:
         twin = experiment.twin(point)
         if twin is None:
@@ -100,10 +104,13 @@ def _baseline(experiment: Experiment, points: list[PointRecord]) -> Finding:
         if missing:
             reason = f"{twin.id} lacks {len(missing)} examples of {point.id}"
             return Finding("baseline", Verdict.FAIL, reason)
+        alone += len(answered.get(point.id, set()) - answered.get(twin.id, set()))
     n = sum(p.is_full_cache for p in points)
     compressed = len(points) - n
-    verdict = _judge(compressed == 0)
-    return Finding("baseline", verdict, f"{compressed} compressed points, {n} with the full cache")
+    reason = f"{compressed} compressed points, {n} with the full cache"
+    if alone:
+        reason += f"; {alone} responses whose full-cache run failed are left out"
+    return Finding("baseline", _judge(compressed == 0, alone > 0), reason)
 
 
 def _traces(points: list[PointRecord], experiment: Experiment) -> Iterator[Finding]:
