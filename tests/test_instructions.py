@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvx.data.files import read_jsonl
 from kvx.data.sources.instructions import KINDS, InstructionsSource
+from kvx.data.texts import story_name
 from kvx.errors import UserError
 from kvx.guard.instructions import CHECKS, Instruction, kept_at_the_end, parse
 from kvx.guard.names import names_and_numbers, question_recall
@@ -132,7 +134,9 @@ def test_kinds_and_placements_come_evenly_and_lengths_as_asked(tmp_path: Path) -
     assert set(cells.values()) == {2}
     for e in examples:
         assert 50 <= len(e.context.split()) <= 180 + 60  # an instruction, and a sentence too many
-        assert e.cluster == e.example_id
+    # what stands on one text is resampled together, and never on two sides of a split
+    stories = {e.cluster for e in examples} - {"1790-Washington-1", "1841-VanBuren-1"}
+    assert stories == {story_name(row["passage"]) for row in read_jsonl(tmp_path / "stories.jsonl")}
     assert {e.example_id for e in examples} == {f"instructions-0-{i:05d}" for i in range(108)}
 
 

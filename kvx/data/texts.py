@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kvx.data.files import existing
 from kvx.errors import UserError
+from kvx.hashing import sha256_text
 
 HINT = "run `make assets` (or kvx-assets), or set dataset.source.{}"
 
@@ -21,6 +22,11 @@ def speech_files(folder: str) -> list[Path]:
 def stories_file(path: str) -> Path:
     """The jsonl file of `dataset.source.path`. Raises `UserError` if it is not there."""
     return existing(path, HINT.format("path"))
+
+
+def story_name(passage: str) -> str:
+    """What a story is known by, whichever dataset asks about it."""
+    return sha256_text(passage)[:12]
 
 
 def sentences_of(text: str) -> list[str]:

@@ -28,7 +28,7 @@ REPEATED = "repeated_ngrams"
 class Data:
     """Traces with what is known of their responses; `frame` [n] has one row per trace.
 
-    Its columns: request_id, point_id, prompt (dataset and cluster: never on two sides of a split),
+    Its columns: request_id, point_id, prompt (the cluster: never on two sides of a split),
     dataset, model, press, method (presses of one method differ in their settings only), budget,
     full_cache, degenerate, paired, capped, looping, and onset, unplaced and excess (see
     `labels.targets`).
@@ -182,7 +182,7 @@ def _of_point(
         {
             "request_id": requests["request_id"].to_numpy(),
             "point_id": point.id,
-            "prompt": info["dataset"] + "/" + requests["cluster"].astype(str).to_numpy(),
+            "prompt": requests["cluster"].astype(str).to_numpy(),
             "dataset": info["dataset"],
             "model": info["model"],
             "press": prefill["press"],

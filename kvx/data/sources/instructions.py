@@ -15,12 +15,12 @@ from typing import Any
 
 from kvx.data.example import Example
 from kvx.data.files import read_jsonl
-from kvx.data.texts import excerpt, speech_files, stories_file
+from kvx.data.texts import excerpt, speech_files, stories_file, story_name
 from kvx.errors import UserError
 from kvx.guard.instructions import Instruction
 from kvx.hashing import digest, sha256_file
 
-VERSION = "1"
+VERSION = "2"
 PLACEMENTS = ("before", "inside", "after")
 DEPTHS = (0.2, 0.8)  # where inside a text an instruction may stand, as a share of its sentences
 
@@ -65,8 +65,9 @@ KINDS: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 @dataclass(frozen=True)
 class Text:
-    """What a context is cut from: anywhere, or from its start."""
+    """What a context is cut from: anywhere, or from its start. `name` is its examples' cluster."""
 
+    name: str
     body: str
     anywhere: bool
 
@@ -132,7 +133,7 @@ class InstructionsSource:
         for file in speech_files(self.haystack):
             body = file.read_text(encoding="utf-8")
             if len(body.split()) >= self.max_words:
-                found.append(Text(body, anywhere=True))
+                found.append(Text(file.stem, body, anywhere=True))
         if not found:
             raise UserError(
                 f"dataset.source.max_words={self.max_words}: no text in {self.haystack} is that "
@@ -142,7 +143,8 @@ class InstructionsSource:
 
     @cached_property
     def _stories(self) -> list[Text]:
-        stories = sorted({row["passage"].strip() for row in read_jsonl(stories_file(self.path))})
+        passages = sorted({row["passage"] for row in read_jsonl(stories_file(self.path))})
+        stories = [passage.strip() for passage in passages]
         if not stories:
             raise UserError(f"{self.path}: dataset.source.path holds no story")
         texts = []
@@ -150,7 +152,7 @@ class InstructionsSource:
             body, others = story, iter(stories[first + 1 :] + stories[:first])
             while len(body.split()) < self.max_words and (more := next(others, None)) is not None:
                 body += f"\n\n{more}"
-            texts.append(Text(body, anywhere=False))
+            texts.append(Text(story_name(passages[first]), body, anywhere=False))
         return texts
 
 
@@ -183,6 +185,7 @@ def _example(
         context="\n\n".join(part for part in parts if part),
         question=question,
         answers=(instruction.dumps(),),
+        cluster=text.name,
         meta={"kind": kind, "placement": placement, "depth": round(depth, 4)},
     )
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from kvx.data.example import Example
 from kvx.data.files import read_jsonl
-from kvx.data.texts import stories_file
-from kvx.hashing import sha256_file, sha256_text
+from kvx.data.texts import stories_file, story_name
+from kvx.hashing import sha256_file
 
 VERSION = "1"
 
@@ -50,7 +50,7 @@ class NarrativeQASource:
                 context="\n\n".join(f"Story {i}:\n{s.strip()}" for i, s in enumerate(stories, 1)),
                 question=row["question"],
                 answers=_answers(row["answer"]),
-                cluster=sha256_text(row["passage"])[:12],
+                cluster=story_name(row["passage"]),
                 meta={"n_distractors": len(stories) - 1, "story": place + 1},
             )
 
