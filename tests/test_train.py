@@ -257,7 +257,8 @@ RUN = (
 )  # fmt: skip
 TRAIN = (
     "train.rounds=20", "train.n_boot=100", "train.folds=2", "train.horizons=[]", "train.threads=1",
-    "train.ablations=[logit_only]", "train.leave_out=[press,model]", "train.horizon=16", "train.seed=3",
+    "train.ablations=[logit_only]", "train.leave_out=[press,model]", "train.horizon=16",
+    "train.seed=3",
 )  # fmt: skip
 
 
