@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.errors import UserError
+from kvx.guard import features
 from kvx.guard.calibration import fit_isotonic, fit_platt, probability
 from kvx.guard.hazard import (
     CARD,
+    DEFAULT,
     MODEL,
     OPERATING_POINTS,
     Examples,
@@ -64,6 +66,16 @@ def test_a_row_has_the_hazard_it_has_alone(model):
     x = examples(50, 3).features
     alone = np.concatenate([model.predict(x[i : i + 1]) for i in range(50)])
     assert alone.tobytes() == model.predict(x).tobytes()
+
+
+def test_the_model_of_the_package_is_whole_and_small():
+    model = HazardModel.load(DEFAULT, features.SETS["full"])
+    assert model.card["experiment"] == "guard_study"
+    assert sum(file.stat().st_size for file in DEFAULT.iterdir()) < 3 * 2**20
+    hazard = model.predict(np.zeros((3, len(model.names)), np.float32))
+    assert ((hazard > 0) & (hazard < 1)).all()
+    points = [model.threshold(name) for name in ("conservative", "balanced", "aggressive")]
+    assert points == sorted(points, reverse=True)
 
 
 def test_a_saved_model_is_the_same(model, folder):

@@ -16,6 +16,8 @@ from kvx.guard import calibration
 
 FORMAT = 1
 MODEL, CARD = "model.json", "card.json"
+# the model of experiment=guard_study, which comes with the package (docs/results/guard_offline.md)
+DEFAULT = Path(__file__).parent / "default"
 # operating points, and the share of sound generations that may raise an alarm
 OPERATING_POINTS = {"conservative": 0.01, "balanced": 0.05, "aggressive": 0.10}
 Floats = NDArray[np.float32]
