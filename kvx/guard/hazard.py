@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kvx.errors import UserError
 from kvx.guard import calibration
+from kvx.train_config import TrainConfig
 
 FORMAT = 1
 MODEL, CARD = "model.json", "card.json"
@@ -36,13 +37,13 @@ class Examples:
 class FitSettings:
     """XGBoost's parameters by its own names where they are its own."""
 
-    rounds: int = 600
-    patience: int = 30
-    max_depth: int = 3
-    eta: float = 0.05
-    subsample: float = 0.8
-    colsample_bytree: float = 0.3
-    min_child_weight: float = 50.0
+    rounds: int = TrainConfig.rounds
+    patience: int = TrainConfig.patience
+    max_depth: int = TrainConfig.max_depth
+    eta: float = TrainConfig.eta
+    subsample: float = TrainConfig.subsample
+    colsample_bytree: float = TrainConfig.colsample_bytree
+    min_child_weight: float = TrainConfig.min_child_weight
     balance: float = 0.5  # positives weigh (negatives per positive) to this power
     calibration: str = "platt"
     seed: int = 0

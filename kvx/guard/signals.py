@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-TOP = 20
+from kvx.guard.traces import TOP
+
 CACHED = 2**19  # logits that a CPU works on at once, so that they stay in its cache
 LOWEST = -200.0  # nats below the likeliest token; logits further down count as this
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TOP = 20
-PROBE_TOKENS = 8  # positions of the probe that are kept, the last one where the first token is
+TOP = 20  # likeliest tokens whose log-probs are kept
+# last positions of a prompt at which compressed and full cache are compared; the very last is
+# where the first token is chosen
+PROBE_TOKENS = 8
 
 # per token, by name; what an API trace cannot give is nan
 TOKEN_SIGNALS = (

@@ -21,18 +21,12 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT, TimeLimit, TraceObserver
 from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
-from kvx.engines.kvpress.probe import (
-    PROBE_TOKENS,
-    drop,
-    mean_share,
-    probes,
-    reference_of,
-    without,
-)
-from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
+from kvx.engines.kvpress.probe import mean_share, probes, reference_of
+from kvx.engines.kvpress.rows import Prefill, Row, StepObserver, drop, without
 from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks, question_tokens
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.failures import FailureType, classify_error
+from kvx.guard.traces import PROBE_TOKENS
 from kvx.points import Point, Request
 
 log = logging.getLogger(__name__)

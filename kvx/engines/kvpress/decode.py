@@ -16,7 +16,7 @@ from kvx.config import DecodingConfig
 from kvx.engines.kvpress.attention import ragged
 from kvx.engines.kvpress.cache import Bucket, RaggedCache
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
+from kvx.engines.kvpress.rows import Prefill, Row, StepObserver, drop
 
 
 class Sampler:
@@ -137,9 +137,7 @@ class Decoder:
             for slot in reversed(range(len(rows))):
                 if rows[slot].finish_reason is not None:
                     finished.append(rows[slot])
-                    bucket.drop(slot)
-                    rows[slot] = rows[-1]
-                    rows.pop()
+                    drop(bucket, rows, slot)
         self._buckets = [(bucket, rows) for bucket, rows in self._buckets if rows]
         return finished
 

@@ -7,12 +7,7 @@ from typing import Any
 import torch
 
 from kvx.engines.base import Probe
-from kvx.engines.kvpress.cache import Bucket
-from kvx.engines.kvpress.rows import Row
 from kvx.guard.signals import divergence_nats
-
-# last tokens of the prompt at which compressed and full cache are compared
-PROBE_TOKENS = 8
 
 
 def probes(logits: torch.Tensor, reference: int | None) -> list[Probe | None]:
@@ -71,21 +66,3 @@ def mean_share(evicted: EvictedMass | None) -> float | None:
 def reference_of(kept: Sequence[int], n_tokens: int) -> int | None:
     """The index of a row that keeps all of `n_tokens`, if there is one."""
     return next((i for i, n in enumerate(kept) if n == n_tokens), None)
-
-
-def drop(bucket: Bucket, rows: list[Row], slot: int) -> None:
-    """Take a row out of its bucket; the last one moves into its slot."""
-    bucket.drop(slot)
-    rows[slot] = rows[-1]
-    rows.pop()
-
-
-def without(
-    buckets: Sequence[tuple[Bucket, list[Row]]], row: Row
-) -> list[tuple[Bucket, list[Row]]]:
-    """The buckets after `row` is taken out; their other rows may have changed places."""
-    for bucket, rows in buckets:
-        for slot in reversed(range(len(rows))):
-            if rows[slot] is row:
-                drop(bucket, rows, slot)
-    return [(bucket, rows) for bucket, rows in buckets if rows]

@@ -9,6 +9,7 @@ import torch
 
 from kvx.config import DecodingConfig
 from kvx.engines.base import KVUse, Probe
+from kvx.engines.kvpress.cache import Bucket
 from kvx.points import Request
 
 
@@ -68,3 +69,21 @@ class StepObserver(Protocol):
         The actions returned are carried out at once.
         """
         ...
+
+
+def drop(bucket: Bucket, rows: list[Row], slot: int) -> None:
+    """Take a row out of its bucket; the last one moves into its slot."""
+    bucket.drop(slot)
+    rows[slot] = rows[-1]
+    rows.pop()
+
+
+def without(
+    buckets: Sequence[tuple[Bucket, list[Row]]], row: Row
+) -> list[tuple[Bucket, list[Row]]]:
+    """The buckets after `row` is taken out; their other rows may have changed places."""
+    for bucket, rows in buckets:
+        for slot in reversed(range(len(rows))):
+            if rows[slot] is row:
+                drop(bucket, rows, slot)
+    return [(bucket, rows) for bucket, rows in buckets if rows]
