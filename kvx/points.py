@@ -115,6 +115,11 @@ class Point:
         return experiment_dir(self.config) / "points" / self.id
 
     @property
+    def guarded(self) -> bool:
+        """Whether a controller follows its responses."""
+        return self.config.controller.kind is not ControllerKind.none
+
+    @property
     def wants_answers(self) -> bool:
         return self.config.measure is not Measure.latency
 
@@ -144,6 +149,10 @@ class Point:
         The rounding is kvpress's.
         """
         return max(1, int(n_tokens * (1 - self.compression_ratio(n_tokens))))
+
+    def kept_share(self, n_tokens: int) -> float:
+        """The share of the entries of `n_tokens` that the budget asks to keep."""
+        return 1.0 - self.compression_ratio(n_tokens)
 
     def compression_ratio(self, n_tokens: int) -> float:
         """kvpress's `compression_ratio` (0 = keep all) for a prompt of `n_tokens`."""
