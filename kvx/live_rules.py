@@ -72,10 +72,10 @@ def keeps_all(config: Config) -> bool:
 def _check_possible(config: Config) -> None:
     controller, press = config.controller, config.press
     name = f"controller={controller.name}"
-    if not NAME.fullmatch(controller.name):
+    if not NAME.fullmatch(controller.name) or controller.name == "none":
         raise UserError(
             f"controller.name={controller.name}: is part of a folder's name; use letters, digits "
-            "and _ . + -"
+            "and _ . + -, and not none, which is that of points without a controller"
         )
     if config.engine.name != "kvpress":
         raise UserError(

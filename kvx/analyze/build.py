@@ -93,7 +93,7 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "experiments": overview,
             **sqlite.manifest_tables(experiment.manifests.values(), examples),
             "runs": runs,
-            **sqlite.request_tables(experiment.requests, experiment.latency),
+            **sqlite.request_tables(experiment.requests, experiment.latency, experiment.events),
             "scores": experiment.scores,
             "failures": experiment.failures,
             "catastrophes": experiment.catastrophes,

@@ -16,6 +16,7 @@ from kvx.analyze.columns import ByPoint, Columns, take
 from kvx.errors import UserError
 from kvx.store.catalog import (
     PointRecord,
+    events_of,
     finished_points,
     latency_of,
     read_frame,
@@ -52,6 +53,7 @@ class Experiment:
     failures: pd.DataFrame
     latency: pd.DataFrame
     catastrophes: pd.DataFrame
+    events: pd.DataFrame
 
     def manifest(self, point: PointRecord) -> dict[str, Any]:
         return self.manifests[point.info["manifest"]["key"]]
@@ -215,8 +217,9 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
     kinds = requests["request_id"].map(failures.set_index("request_id")["error_type"])
     requests = requests.assign(kind=kinds.astype(object), failed=kinds.notna())
     experiment = Experiment(
-        folder, points, manifests, requests, scores, failures, latency, catastrophes
-    )
+        folder, points, manifests, requests, scores, failures, latency, catastrophes,
+        events_of(points),
+    )  # fmt: skip
     check_counts(experiment)
     check_metrics(points, scores)
     return experiment

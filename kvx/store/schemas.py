@@ -43,7 +43,19 @@ REQUESTS = _schema(
         "kv_entries_nominal": F64, "kv_entries_effective": F64, "kv_entries_physical": F64,
         "kv_bytes_nominal": I64, "kv_bytes_effective": I64, "kv_bytes_physical": I64,
         "kv_bytes_full": I64, "kv_bytes_peak": I64, "peak_memory_bytes": I64,
+        "guard_mean_budget": F64, "guard_decoded_tokens": I32, "guard_recomputed_tokens": I32,
+        "guard_events": I32, "guard_interventions": I32, "guard_ms": F64, "kv_bytes_host": I64,
     },
+)  # fmt: skip
+
+# one row per decision of a controller that changed its mode or a sequence
+EVENTS = _schema(
+    {
+        "request_id": S, "point_id": S, "example_id": S, "index": I32, "token": I32, "mode": S,
+        "action": S, "reason": S, "budget_before": F64, "budget_after": F64, "n_kept": I32,
+        "tokens_dropped": I32, "dropped_ids": pa.list_(I32), "milliseconds": F64,
+    },
+    {"hazard": F64, "probe_nats": F64},
 )  # fmt: skip
 
 # per-token signals that signals=full adds
