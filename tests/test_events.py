@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.engines.base import ACTIONS, INTERVENTIONS, GuardEvent, Guarded, Response
+from kvx.engines.base import ACTIONS, INTERVENTIONS, Guarded, GuardEvent, Response
 from kvx.points import Point, Request
 from kvx.store import contents, merge, schemas
 from kvx.store.catalog import PointRecord, events_of, requests_of
@@ -87,7 +87,7 @@ def test_events_are_merged_in_the_manifests_order_and_summed_up(point: Point) ->
     assert [r["guard_interventions"] for r in kept] == [(0, 1, 2)[n % 3] for n in range(20)]
     assert [r["guard_ms"] for r in kept] == [(0.0, 2.5, 7.5)[n % 3] for n in range(20)]
     assert {r["kv_bytes_host"] for r in kept} == {4096}
-    last = [r for r in rows(point, "events") if r["tokens_dropped"]][0]
+    last = next(r for r in rows(point, "events") if r["tokens_dropped"])
     assert (last["dropped_ids"], last["hazard"], last["n_kept"]) == ([7, 8, 9], 0.75, 7)
 
 

@@ -183,6 +183,15 @@ CATASTROPHE_STATS = _schema(
     },
 )  # fmt: skip
 
+# what controllers did in live runs: one row per guarded point and figure
+GUARD_STATS = _schema(
+    {**_SERIES, "figure": S, "n": I64, "n_clusters": I64, "n_degenerate": I64},
+    {
+        "kind": S, "unguarded_point_id": S, "count": I64, "value": F64, "ci_low": F64,
+        "ci_high": F64, "ci_method": S,
+    },
+)  # fmt: skip
+
 # controllers replayed over recorded traces; whatever is prevented is so at best, an upper bound
 SIMULATION = _schema(
     {
