@@ -163,6 +163,8 @@ def test_the_report_has_a_section_on_the_guard(analysed: Kvx) -> None:
     assert "it is no saving" in section
     assert "The fewest excess catastrophes" in section
     assert "nan" not in text
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| knorm")]
+    assert rows[:4] == ["knorm", "knorm", "knorm + always_safe", "knorm + reactive"]
     assert "**knorm + reactive at budget 0.5**" in text
     with sqlite3.connect(FOLDER / "kv_transition.sqlite") as connection:
         events = pd.read_sql("select * from events", connection)

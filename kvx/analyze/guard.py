@@ -119,7 +119,8 @@ def _nominal(
     """The share that the press keeps of each prompt; where it was not counted, the budget."""
     kept = _floats(own, "kv_entries_nominal") / entries
     budget = experiment.series_columns(point)["budget"]
-    return np.where(np.isnan(kept), budget, kept)
+    found: NDArray[np.float64] = np.where(np.isnan(kept), budget, kept).astype(float)
+    return found
 
 
 def _floats(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
