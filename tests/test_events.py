@@ -1,5 +1,6 @@
 """What controllers did, on disk: events survive as the responses do that they belong to."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -260,6 +261,7 @@ def test_a_responses_columns_are_the_sums_of_its_events(
     events = [event(i, action, dropped) for i, action in enumerate(actions)]
     response = Response(made, "yes", guard=Guarded(events, 0.7, 40, 3, 1))
     row, table = request_row(response, AT), event_rows(response)
+    assert json.loads(row["made_with"])["guard.shadow"] == "host"
     assert [r["index"] for r in table] == list(range(len(actions)))
     assert row["guard_events"] == len(table)
     assert row["guard_interventions"] == sum(r["action"] in INTERVENTIONS for r in table)

@@ -207,6 +207,17 @@ def test_what_has_nothing_to_be_compared_with_is_a_dash(kvx: Kvx) -> None:
     assert "nan" not in (FOLDER / "report.md").read_text()
 
 
+def test_responses_that_no_controller_touched_are_not_taken_for_guarded(kvx: Kvx) -> None:
+    write_experiment(unguarded, "controller=none,reactive")
+    for stage in ("score", "analyze", "report"):
+        assert kvx(stage).code == 0
+    assert figures("reactive")["interventions", ""]["n"] == 0
+    assert figures("reactive")["false_interventions", ""]["n"] == 0
+    text = (FOLDER / "report.md").read_text()
+    assert "**No response of knorm-0.5-reactive-" in text
+    assert "nan" not in text
+
+
 def test_settings_that_differ_are_two_curves(kvx: Kvx) -> None:
     write_experiment(unguarded, "controller=none,reactive", guard=steered)
     more = ("controller=reactive", "guard.shadow=none", "guard.stream=restart")

@@ -38,6 +38,7 @@ def guard_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     if not guarded:
         return []
     responses = _responses(experiment)
+    resamplers: dict[int, Resampler] = {}  # points of as many prompts share their resamples
     rows = []
     for point in guarded:
         plain = experiment.unguarded(point)
@@ -48,7 +49,9 @@ def guard_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
             "n_degenerate": int(own["degenerate"].sum()),
         }
         prompts = int(own["prompt"].max()) + 1 if len(own) else 0
-        by = Resampler(prompts, config.n_boot, config.confidence, config.seed)
+        by = resamplers.setdefault(
+            prompts, Resampler(prompts, config.n_boot, config.confidence, config.seed)
+        )
         figures = cost_figures(_use(experiment, point, own), by)
         other = responses[responses["point_id"] == (plain.id if plain else "")]
         figures += effect_figures(_pairs(own, other), by)
@@ -119,12 +122,11 @@ def _nominal(
     """The share that the press keeps of each prompt; where it was not counted, the budget."""
     kept = _floats(own, "kv_entries_nominal") / entries
     budget = experiment.series_columns(point)["budget"]
-    found: NDArray[np.float64] = np.where(np.isnan(kept), budget, kept).astype(float)
-    return found
+    return np.where(np.isnan(kept), budget, kept)
 
 
 def _floats(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    return frame[name].astype(float).to_numpy(float)
+    return np.asarray(frame[name].astype(float), dtype=np.float64)
 
 
 def _pairs(own: pd.DataFrame, other: pd.DataFrame) -> Pairs:

@@ -82,6 +82,13 @@ def notes(stats: pd.DataFrame) -> Iterator[str]:
             f"What {', '.join(alone)} prevented is not known: run the same press and budget with "
             "controller=none too."
         )
+    seen = stats[stats["figure"] == "interventions"]
+    blank = seen.loc[seen["n"] == 0, "point_id"]
+    if len(blank):
+        yield (
+            f"**No response of {', '.join(blank)} says what the controller did**: do not take them "
+            "for guarded."
+        )
     known = stats[(stats["figure"] == "excess") & (stats["kind"] == ANY)].set_index("point_id")
     paired = points[points["unguarded_point_id"].notna()]
     without = paired.loc[paired["point_id"].map(known["n"]) == 0, "point_id"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvx import provenance
 from kvx.engines.base import INTERVENTIONS, BudgetProof, Guarded, Measurement, Response
-from kvx.points import Request, made_with
+from kvx.points import Request, is_guarded, made_with
 
 Row = dict[str, Any]
 
@@ -59,7 +59,10 @@ def _made_with(response: Response) -> str:
     """What a response may depend on though it does not name its point, as JSON."""
     if response.machine is not None:  # our batches are none of a server's
         return json.dumps({"machine": response.machine})
-    settings = made_with(response.request.point.config)
+    config = response.request.point.config
+    settings = made_with(config)
+    if is_guarded(config):  # a prefill of its own, or what the shared one left behind
+        settings["guard.shadow"] = config.guard.shadow.name
     return json.dumps({**settings, "machine": machine()}, sort_keys=True)
 
 
