@@ -1,5 +1,6 @@
 """What live controllers did: counted per point beside the unguarded one, told in reports."""
 
+import json
 import shutil
 import sqlite3
 from collections import Counter
@@ -21,7 +22,7 @@ from kvx.stats.paired import newcombe_interval
 from kvx.store import schemas
 from tests.conftest import Kvx
 from tests.test_catastrophes import FOLDER, LOOP, write_experiment
-from tests.test_events import event
+from tests.test_events import event, without_guard_columns
 
 Answer = tuple[str, list[int] | None, str]
 GOOD: Answer = ("Nora met Ivo", [1, 2, 3, 0], "stop")
@@ -216,6 +217,25 @@ def test_responses_that_no_controller_touched_are_not_taken_for_guarded(kvx: Kvx
     text = (FOLDER / "report.md").read_text()
     assert "**No response of knorm-0.5-reactive-" in text
     assert "nan" not in text
+
+
+def test_experiments_of_a_kvx_without_a_guard_are_still_analysed(kvx: Kvx) -> None:
+    write_experiment(unguarded)
+    for point in FOLDER.glob("points/*"):
+        without_guard_columns(point / "requests.parquet")
+        info = json.loads((point / "point.json").read_text())
+        del info["guard"], info["config"]["guard"]
+        (point / "point.json").write_text(json.dumps(info))
+    for stage in ("score", "analyze", "report"):
+        outcome = kvx(stage)
+        assert outcome.code == 0, outcome.err
+    assert "## Guard" not in (FOLDER / "report.md").read_text()
+    # one that is new joins them: the same data, the same twin
+    write_experiment(unguarded, "controller=reactive", "budget=0.5", guard=steered)
+    for stage in ("score", "analyze", "report"):
+        outcome = kvx(stage)
+        assert outcome.code == 0, outcome.err
+    assert counted(figures("reactive")["prevented", "any"]) == (8, 17)
 
 
 def test_settings_that_differ_are_two_curves(kvx: Kvx) -> None:
