@@ -15,9 +15,8 @@ from kvx.guard.hazard import OPERATING_POINTS, HazardModel
 from kvx.guard.labels import Role, token_labels
 from kvx.guard.ranking import Resampler
 from kvx.guard.traces import positions
-from kvx.hashing import sha256_text
 from kvx.train.crossfit import CrossFit, Table, crossfit
-from kvx.train.data import NO_PRESS, Data
+from kvx.train.data import NO_PRESS, Data, prompt_ids
 from kvx.train.detection import before_detection, until_detection, without
 from kvx.train.early import early_metrics
 from kvx.train.judge import Judge, Results
@@ -181,13 +180,6 @@ def compare(
     limits = {op: np.full(len(data), model.threshold(op)) for op in OPERATING_POINTS}
     judge = Judge(table, config, fold, resampler, results)
     judge.judge("compare", name, CrossFit(score, limits), fresh, horizon=model.horizon)
-
-
-def prompt_ids(data: Data) -> list[str]:
-    """What a card says of each trace's prompt: enough to know it again."""
-    names = data.frame["prompt"]
-    ids = {name: sha256_text(name)[:12] for name in names.unique()}
-    return [ids[name] for name in names]
 
 
 def _presses(data: Data) -> list[str]:

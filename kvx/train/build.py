@@ -25,7 +25,7 @@ from kvx.store.layout import REQUESTS, TRACES
 from kvx.store.shards import read_inputs, write_table
 from kvx.train import analyses, detection, tables
 from kvx.train.crossfit import CrossFit, Table, fit_parts, inner_parts, outer_folds
-from kvx.train.data import Data, load
+from kvx.train.data import Data, load, prompt_ids
 from kvx.train.judge import Results
 from kvx.train_config import TrainConfig
 
@@ -168,7 +168,7 @@ def card_entries(
             "models": sorted(set(data.frame["model"])),
             "datasets": sorted(set(data.frame["dataset"])),
             "presses": sorted(set(data.frame["press"])),
-            "prompts": sorted(set(analyses.prompt_ids(data))),
+            "prompts": sorted(set(prompt_ids(data))),
             "n_prompts": int(data.frame["prompt"].nunique()), "n_traces": len(data),
             "n_tokens": int(data.traces.starts[-1]), "n_instant": int(data.about.instant.sum()),
             **{f"n_{name}": n for name, n in roles.items()},

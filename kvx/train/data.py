@@ -17,6 +17,7 @@ from kvx.guard.catastrophes import pair
 from kvx.guard.labels import Targets, targets
 from kvx.guard.loops import first_report
 from kvx.guard.traces import Traces
+from kvx.hashing import sha256_text
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, joined, read_traces, to_traces
 from kvx.train_config import Labels
@@ -145,6 +146,13 @@ def outcomes_of(experiment: Experiment) -> pd.DataFrame:
         },
         index=pd.Index(seen["request_id"], name="request_id"),
     )
+
+
+def prompt_ids(data: Data) -> list[str]:
+    """What a card says of each trace's prompt: enough to know it again."""
+    names = data.frame["prompt"]
+    ids = {name: sha256_text(name)[:12] for name in names.unique()}
+    return [ids[name] for name in names]
 
 
 def _full_caches(points: list[PointRecord]) -> set[str]:
