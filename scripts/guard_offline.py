@@ -73,21 +73,23 @@ ASKED: tuple[tuple[str, str, Key, Key | None], ...] = (
     ),
 )  # fmt: skip
 WHY = """Prompts untouched by fitting, 95% intervals. The right column counts the tokens up to the
-one with which the loop detector first reports the loop, for models trained for that. There the best
-detector without training, n-gram repetition, has an AUROC of {ngram} and a recall of {ngram_recall}
-at {ngram_rate} false positives. What falls short, and what was measured about it:
+one with which the loop detector first reports the loop, by models trained for that. There the best
+detector without training, n-gram repetition, has an AUROC of {ngram} and a recall of
+{ngram_recall} at {ngram_rate} false positives. Where this falls short, and what was measured:
 
 - *Before the onset there is little to see.* Press, budget and position alone have an AUROC of
-  {metadata}, the whole feature set {full}. The same features trained for the report, which comes
-  {delay} tokens after the onset (median), have {late}.
-- *Leads to the report cannot reach 64 tokens* where most of what is seen is the repetition itself;
-  alarms of the model of the headline come {early_lead} tokens before the report (median, onset
-  ≥ 64), at a recall of {early_recall}.
-- *Unseen presses*: from {worst_press} to {best_press} by press; the most catastrophes are {most}'s.
-- *Instant onsets*: {instant} of {events} (at or before token 4): too few to judge the probe on, as
-  its interval says. The study compresses the whole prompt, question included.
+  {metadata}, all features {full}; of the first four tokens {first}, of
+  tokens 128 to 255 {last}. Trained for the report, which comes
+  {delay} tokens after the onset (median), the same features have {late}.
+- *Leads to the report* are those of repetition that has begun. The model of the headline alarms
+  {early_lead} tokens before the report (median, onset ≥ 64), with a recall of
+  {early_recall} at {early_rate} false positives.
+- *Unseen presses*: AUROC before the onset from {worst_press} to {best_press};
+  {most} of the catastrophes are of one press.
+- *Instant onsets*: {instant} of {events} (at or before token 4) in these prompts, compressed with
+  their question: too few to judge the probe on, as its interval says.
 
-What a prediction costs: [training](../guard/training.md)."""
+What a prediction costs: [training](../guard/training.md#what-it-costs)."""
 
 
 def read(experiment: Path, name: str) -> list[dict[str, Any]]:
@@ -137,9 +139,12 @@ def summary(experiment: Path) -> str:
         delay=figure((LATE, "delay", "delay_median")),
         early_lead=figure((LATE, by_onset, "balanced.lead_median_roomy")),
         early_recall=figure((LATE, by_onset, "balanced.recall")),
+        early_rate=figure((LATE, by_onset, "balanced.false_positive_rate")),
+        first=figure((HEADLINE, FULL, "auroc_at_0-3")),
+        last=figure((HEADLINE, FULL, "auroc_at_128-255")),
         worst_press=f"{presses[0]['value']:.3f} ({presses[0]['name']})",
         best_press=f"{presses[-1]['value']:.3f} ({presses[-1]['name']})",
-        most=f"{most} ({events[most]} of {sum(events.values())})",
+        most=f"{events[most]} ({most}) of {sum(events.values())}",
         instant=found["early", "instant: probe alone", AUROC]["n_positive"],
         events=found["early", "any onset: probe alone", AUROC]["n_positive"],
     )  # fmt: skip

@@ -333,9 +333,10 @@ def test_from_a_run_to_a_model(kvx, learnt, tmp_path):
     }
     # eight points, the full cache of two presses once: they generate the same there
     assert len(predictions) == 7 * 40
-    assert {"headline", "features", "baseline", "early", "leave_one_press_out"} <= set(
-        figures["analysis"]
-    )
+    assert {
+        "headline", "features", "baseline", "early", "leave_one_press_out", "before_detection",
+        "before_detection_without_press",
+    } <= set(figures["analysis"])  # fmt: skip
     assert (folder / "train.md").read_text().startswith("# Hazard model of default")
     assert model.horizon == 16
 

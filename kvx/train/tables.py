@@ -193,7 +193,10 @@ def _table(
     rows = []
     for analysis in analyses:
         for name in names:
-            cells = [_figure(found.get((analysis, name, metric))) for _, metric in metrics]
+            cells = [
+                _figure(found.get((analysis, name, metric)), 0 if "lead_median" in metric else 3)
+                for _, metric in metrics
+            ]
             of = found[analysis, name, "trace_auroc"]
             rows.append([name, *cells, f"{of['n_positive']} / {of['n']}"])
     return _markdown(header, rows)
