@@ -9,6 +9,7 @@ from kvx.guard.traces import PROBE_TOKENS, TOKEN_SIGNALS, TOP, Traces, starts_of
 from kvx.train.data import REPEATED, Data
 
 PRESSES = ("none", "snapkv", "knorm")
+DELAY = 20  # tokens from the onset of a loop to its detection
 
 
 def random_traces(lengths: list[int], seed: int) -> Traces:
@@ -55,7 +56,8 @@ def drifting_data(n_prompts: int, seed: int = 0, drift: float = 1.5) -> Data:
                     "model": "m", "press": press, "method": press, "paired": True,
                     "budget": 1.0 if press == "none" else 0.2,
                     "full_cache": press == "none", "degenerate": False, "capped": length == 80,
-                    "looping": derails, "onset": onset, "unplaced": False, "excess": derails,
+                    "looping": derails, "onset": onset, "detected": onset + DELAY,
+                    "unplaced": False, "excess": derails,
                 }
             )  # fmt: skip
             lengths.append(length)

@@ -14,7 +14,7 @@ from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoi
 from kvx.errors import UserError
 from kvx.guard.controller import Controller, Decision, Hysteresis, Mode, Observation, check, policy
 from kvx.guard.detectors import find_loop
-from kvx.guard.loops import LoopDetector
+from kvx.guard.loops import LoopDetector, first_report
 from kvx.guard.repetition import Repetition
 from kvx.points import controller_identity
 
@@ -250,6 +250,12 @@ def test_the_incremental_detector_agrees_with_the_one_for_whole_responses(
         assert [detector.push(t) for t in tokens[half:]] == [
             now for i, now in enumerate(map(LoopDetector().push, tokens)) if i >= half
         ]
+
+
+@given(TOKENS)
+def test_the_first_report_is_the_first_token_with_which_there_is_a_loop(tokens: list[int]) -> None:
+    found = [find_loop(tokens[: n + 1]) is not None for n in range(len(tokens))]
+    assert first_report(tokens) == (found.index(True) if True in found else None)
 
 
 def test_a_loop_that_ended_is_no_loop_now() -> None:

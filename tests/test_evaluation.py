@@ -1,5 +1,7 @@
 """Measures of a hazard score: against their definitions, and against worked examples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -142,6 +144,15 @@ def test_leads_recall_and_false_positives_of_a_worked_example():
     assert found["x.lead_median_roomy"].estimate.value == 80
     assert false_alarms(s, 0.5).tolist() == [1, 0, 2, 0]  # two in a row are one
     assert found["x.false_alarms_per_1000_tokens"].estimate.value == pytest.approx(10.0)
+
+
+def test_roomy_leads_are_of_what_starts_late_wherever_it_is_detected():
+    s = scored(np.tile([0.0] * 60 + [0.9] + [0.0] * 39, 3), [100] * 3, [80, 90, NAN])
+    late = replace(s, room=np.array([40.0, 64.0, NAN]))
+    for which, lead in ((s, 20), (late, 30)):
+        found = {m.name: m for m in alarm_metrics(which, np.full(3, 0.5), resampler(3), "x")}
+        assert found["x.lead_median"].estimate.value == 20
+        assert found["x.lead_median_roomy"].estimate.value == lead
 
 
 def test_recall_on_the_curve_takes_the_best_threshold_that_few_sound_traces_reach():

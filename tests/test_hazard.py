@@ -19,10 +19,18 @@ from kvx.guard.hazard import (
     FitSettings,
     HazardModel,
     fit,
+    in_lines,
     threshold_at,
 )
 
 NAMES = ("signal", "noise", "missing")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
 
 
 def examples(n, seed):
@@ -124,6 +132,19 @@ def test_damaged_files_are_refused_in_one_line(folder, damage, said):
         HazardModel.load(folder)
     assert "\n" not in str(error.value)
     assert "kvx.train" in str(error.value)
+
+
+@given(JSON)
+def test_a_card_in_lines_says_the_same(value):
+    assert json.loads(in_lines(value)) == value
+
+
+def test_a_card_has_a_line_per_row_of_its_tables():
+    card = {"names": ["a", "b"], "rows": [{"x": 1, "y": None}, {"x": 2, "y": 0.5}], "none": []}
+    assert in_lines(card).splitlines() == [
+        "{", ' "names": ["a", "b"],', ' "rows": [', '  {"x": 1, "y": null},',
+        '  {"x": 2, "y": 0.5}', " ],", ' "none": []', "}",
+    ]  # fmt: skip
 
 
 def test_a_side_without_catastrophes_is_refused():

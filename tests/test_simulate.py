@@ -1,5 +1,6 @@
 """python -m kvx.simulate: from finished points to a page, and what it refuses."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 
 from kvx.analyze.frames import load_experiment
 from kvx.cli import compose, run_stage
+from kvx.controller_config import OperatingPoint
+from kvx.guard import features
 from kvx.guard.detectors import find_loop
+from kvx.guard.hazard import CARD, DEFAULT, HazardModel
 from kvx.run.bundle import plan
 from kvx.run.main import run
 from kvx.score.main import score
+from kvx.simulate import forecasts
 from kvx.simulate.load import loop_onsets
-from kvx.train.data import load
+from kvx.train.data import load, prompt_ids
 from kvx.train.main import train
 from kvx.train_config import Labels
 from kvx.verify import checks
@@ -132,10 +137,51 @@ def test_controllers_without_a_model_need_none(kvx: Kvx, copied: Path) -> None:
     shutil.rmtree(copied)
     assert kvx("simulate", EXPERIMENT, *QUICK, *MODELLESS).code == 0
     assert "No trained model" in (copied / "simulate.md").read_text()
+
+
+def test_without_a_model_of_its_own_an_experiment_gets_that_of_the_package(
+    kvx: Kvx, copied: Path
+) -> None:
+    for name in ("predictions.parquet", "model.json", "card.json"):
+        (copied / name).unlink()
     outcome = kvx("simulate", EXPERIMENT, *QUICK)
-    assert outcome.code == 2
-    assert "no forecasts; run kvx.train" in outcome.err
-    assert outcome.err.count("\n") == 1
+    assert outcome.code == 0, outcome.err
+    page = (copied / "simulate.md").read_text()
+    for said in ("comes with kvx", "`guard_study` (smollm2", "none of the 40 prompts",
+                 "nor for tiny_recall"):  # fmt: skip
+        assert said in page
+    rows = table(copied)
+    assert {"balanced", "balanced, forecast alone"} <= set(rows["controller"])
+    assert "nothing to do" in kvx("simulate", EXPERIMENT, *QUICK).err
+
+
+def test_what_the_package_forecasts_is_what_its_model_says(finished: Path) -> None:
+    folder = finished / "outputs/runs/derails"
+    data = load(load_experiment(folder, finished / "outputs"), Labels.excess, True)
+    found, model = forecasts.packaged(data, folder), HazardModel.load(DEFAULT)
+    i = int(np.argmax(data.traces.lengths))
+    request = data.frame["request_id"][i]
+    alone = features.build(data.traces.take(np.array([i])), model.names)
+    assert found.hazard[request].tolist() == model.predict(alone).tolist()
+    assert found.cards[request][OperatingPoint.balanced] == model.threshold("balanced")
+    assert set(found.hazard) == set(data.frame["request_id"])
+
+
+def test_the_model_of_the_package_is_not_asked_about_prompts_it_knows(
+    kvx: Kvx, copied: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished / "outputs/runs/derails"
+    data = load(load_experiment(folder, finished / "outputs"), Labels.excess, True)
+    card = json.loads((DEFAULT / CARD).read_text())
+    card["data"]["prompts"] += sorted(set(prompt_ids(data)))[:3]
+    shutil.copytree(DEFAULT, tmp_path / "knows")
+    (tmp_path / "knows" / CARD).write_text(json.dumps(card))
+    monkeypatch.setattr(forecasts, "DEFAULT", tmp_path / "knows")
+    assert kvx("simulate", EXPERIMENT, *QUICK).code == 0  # its own model is cross-fitted
+    (copied / "predictions.parquet").unlink()
+    outcome = kvx("simulate", EXPERIMENT, *QUICK)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "was made from 3 of these 40 prompts; run kvx.train" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,19 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import drifting_data
+from synthetic import DELAY, drifting_data
 
 from kvx.errors import UserError
 from kvx.guard import features
 from kvx.guard.hazard import HazardModel
+from kvx.guard.labels import Role
 from kvx.guard.splits import PARTS, folds, parts
-from kvx.train import analyses, tables
+from kvx.guard.traces import positions
+from kvx.train import analyses, detection, tables
 from kvx.train.build import check, check_data, predictions
 from kvx.train.crossfit import Table, crossfit, fit_parts, inner_parts, outer_folds
+from kvx.train.data import prompt_ids
+from kvx.train.judge import Results
 from kvx.train_config import LeaveOut, TrainConfig
 
 QUICK = {"rounds": 30, "patience": 10, "n_boot": 200, "threads": 1}
@@ -127,6 +131,45 @@ def test_first_tokens_are_a_forecast_only_of_what_starts_after_them(evaluated, t
     assert found["n"] == (kept & (late | ~about.events)).sum()
 
 
+def test_before_the_detection_every_loop_counts_up_to_its_report(evaluated, table):
+    results, *_ = evaluated
+    data, view = table.data, detection.ANALYSIS
+    kept, about = data.compressed & (data.about.role != Role.LEFT_OUT), data.about
+    late = data.until_detection()
+    assert (late.about.role == about.role).all()
+    assert (late.about.onset - about.onset)[about.events].tolist() == [DELAY] * about.events.sum()
+    ends = np.where(about.events, about.onset + DELAY, data.traces.lengths)
+    by_onset = detection.onset_name("full")
+    for name in ("full", by_onset, "logit_only", "metadata_only", "entropy CUSUM"):
+        tokens, traces = (figure(results, view, name, m) for m in ("auroc", "trace_auroc"))
+        assert (tokens["n"], traces["n"]) == (ends[kept].sum(), kept.sum())
+        assert traces["n_positive"] == (about.events & kept).sum()
+    median = figure(results, view, detection.DELAY, "delay_median")
+    assert (median["value"], median["n"]) == (DELAY, (about.events & kept).sum())
+    assert any(r["analysis"] == detection.without(LeaveOut.press) for r in results.rows)
+
+
+def test_the_view_before_the_detection_learns_what_the_headline_cannot(table):
+    """Signals that move between onset and detection only are no forecast of the onset."""
+    data = table.data
+    since = positions(data.traces.lengths) - np.repeat(data.about.onset, data.traces.lengths)
+    features_ = np.zeros_like(table.features)
+    features_[:, table.columns(["entropy_nats"])[0]] = (since >= 0) & (since < DELAY)
+    config = TrainConfig(**QUICK, folds=2, ablations=[], horizons=[], leave_out=[])
+    moved = replace(table, features=features_)
+    results, _ = analyses.evaluate(moved, config, outer_folds(data, config))
+    assert figure(results, "headline", "full", "auroc")["value"] == pytest.approx(0.5, abs=0.05)
+    assert figure(results, detection.ANALYSIS, "full", "auroc")["value"] > 0.8
+
+
+def test_without_token_ids_there_is_no_view_before_the_detection(table):
+    data = replace(table.data, frame=table.data.frame.assign(detected=np.nan))
+    config = TrainConfig(**QUICK, folds=2, ablations=[], horizons=[], leave_out=[])
+    results, _ = analyses.evaluate(replace(table, data=data), config, outer_folds(data, config))
+    assert not any(r["analysis"] == detection.ANALYSIS for r in results.rows)
+    assert "before the loop can be detected: responses without token ids" in results.skipped
+
+
 def left_out(table, presses, method):
     """What leave-one-press-out learns from, press by press, with `method` [presses]."""
     data = table.data
@@ -166,11 +209,11 @@ def test_another_model_is_judged_on_prompts_that_it_does_not_know(table):
     data, config = table.data, TrainConfig(**QUICK, folds=2)
     part = inner_parts(data, np.ones(len(data), bool), config)
     model = fit_parts(table, part, features.SETS["full"], 32, config)
-    ids = analyses.prompt_ids(data)
+    ids = prompt_ids(data)
     counted = data.compressed & ~data.about.instant
     for known in (set(ids), set(ids[: len(ids) // 2]), set()):
         judged = {i for i, c in zip(ids, counted, strict=True) if c} - known
-        results = analyses.Results()
+        results = Results()
         card = model.with_card(data={"prompts": sorted(known)})
         analyses.compare(table, config, outer_folds(data, config), "other", card, results)
         assert {row["n_prompts"] for row in results.rows} == ({len(judged)} if judged else set())
@@ -213,7 +256,8 @@ def test_the_tables_name_every_analysis(evaluated):
     }  # fmt: skip
     text = tables.document("x", card, results)
     for title in ("Feature sets", "no training", "Leave one press out", "by dataset", "Not done",
-                  "Alarms", "by position", "first tokens"):  # fmt: skip
+                  "Alarms", "by position", "first tokens", "Before the loop can be detected",
+                  "saw nothing of the press"):  # fmt: skip
         assert title in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert min(widths) >= 5
@@ -289,9 +333,10 @@ def test_from_a_run_to_a_model(kvx, learnt, tmp_path):
     }
     # eight points, the full cache of two presses once: they generate the same there
     assert len(predictions) == 7 * 40
-    assert {"headline", "features", "baseline", "early", "leave_one_press_out"} <= set(
-        figures["analysis"]
-    )
+    assert {
+        "headline", "features", "baseline", "early", "leave_one_press_out", "before_detection",
+        "before_detection_without_press",
+    } <= set(figures["analysis"])  # fmt: skip
     assert (folder / "train.md").read_text().startswith("# Hazard model of default")
     assert model.horizon == 16
 

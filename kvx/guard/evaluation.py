@@ -38,7 +38,9 @@ class Scored:
     """A score for every token of `n` traces laid end to end, and what became of them.
 
     `lengths` [n], `score` [tokens] (nan where there is none), `clusters` [n] the prompts' numbers.
-    Tokens from the onset on and traces that are left out do not count.
+    Tokens from the onset on and traces that are left out do not count. `room` [n]: how many tokens
+    stand before the catastrophe starts, where that is not the onset of `about`, because what is to
+    be foreseen is when it can be detected.
     """
 
     lengths: NDArray[np.int64]
@@ -46,6 +48,7 @@ class Scored:
     about: Targets
     clusters: NDArray[np.int64]
     horizon: int
+    room: NDArray[np.float64] | None = None
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
@@ -132,7 +135,7 @@ def alarm_metrics(
     """What alarms at `thresholds` [n] do: recall, false positives, leads, false alarms.
 
     `thresholds` were chosen on prompts that are not among these. Leads are of the events that were
-    caught; `lead_median_roomy` of those whose onset leaves room for 64 tokens.
+    caught; `lead_median_roomy` of those that start only after 64 tokens.
     """
     alarm, events, clusters = first_alarm(scored, thresholds), scored.about.events, scored.clusters
     raised, sound = ~np.isnan(alarm), ~events & (scored.about.role == 0)
@@ -153,7 +156,8 @@ def alarm_metrics(
         for what, (values, of) in counts.items()
     ]
     spread = {"lead_q25": 0.25, "lead_median": 0.5, "lead_q75": 0.75}
-    roomy = caught & (scored.about.onset >= LEADS[-1])
+    starts = scored.about.onset if scored.room is None else scored.room
+    roomy = caught & (starts >= LEADS[-1])
     for what, quantile, rows in [
         *((what, quantile, caught) for what, quantile in spread.items()),
         ("lead_median_roomy", 0.5, roomy),

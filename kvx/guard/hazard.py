@@ -85,7 +85,7 @@ class HazardModel:
         """What is to be written, by file name; the card names the model it belongs to."""
         model = bytes(self.booster.save_raw("json"))
         card = {**self.card, "model_sha256": hashlib.sha256(model).hexdigest()}
-        return {MODEL: model, CARD: (json.dumps(card, indent=1) + "\n").encode()}
+        return {MODEL: model, CARD: (in_lines(card) + "\n").encode()}
 
     @classmethod
     def load(cls, folder: Path, features: Sequence[str] | None = None) -> "HazardModel":
@@ -107,6 +107,19 @@ class HazardModel:
         except xgb.core.XGBoostError:
             raise UserError(f"{folder / MODEL}: is no XGBoost model; run kvx.train again") from None
         return cls(booster, card)
+
+
+def in_lines(value: Any, indent: str = "") -> str:
+    """JSON of `value` with what holds no other list or object on one line: a table row, say."""
+    inner = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(value, dict | list) or not any(isinstance(v, dict | list) for v in inner):
+        return json.dumps(value)
+    deeper = indent + " "
+    texts = [in_lines(v, deeper) for v in inner]
+    if isinstance(value, dict):
+        texts = [f"{json.dumps(key)}: {text}" for key, text in zip(value, texts, strict=True)]
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return f"{first}\n{deeper}" + f",\n{deeper}".join(texts) + f"\n{indent}{last}"
 
 
 def fit(

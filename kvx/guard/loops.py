@@ -6,6 +6,16 @@ from kvx.guard.detectors import MIN_REPEATED, PERIOD_RULE, TIMES, WINDOW_RULE, L
 from kvx.guard.repetition import WINDOW
 
 
+def first_report(token_ids: Sequence[Hashable]) -> int | None:
+    """Index of the token with which `LoopDetector` first reports a loop; None if it never does.
+
+    At that token, and at none before it, the loop could have been detected.
+    """
+    detector = LoopDetector()
+    reports = (at for at, token in enumerate(token_ids) if detector.push(token) is not None)
+    return next(reports, None)
+
+
 class LoopDetector:
     """Follows one sequence. A token costs a few microseconds, however long the sequence is.
 

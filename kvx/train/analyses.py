@@ -3,90 +3,28 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvx.errors import UserError
-from kvx.guard.baselines import entropy_cusum
-from kvx.guard.evaluation import (
-    Metric,
-    Scored,
-    all_metrics,
-    group_auroc,
-    token_metrics,
-    trace_metrics,
-)
+from kvx.guard.evaluation import group_auroc, token_metrics, trace_metrics
 from kvx.guard.features import SETS, names_of
 from kvx.guard.hazard import OPERATING_POINTS, HazardModel
 from kvx.guard.labels import Role, token_labels
 from kvx.guard.ranking import Resampler
 from kvx.guard.traces import NO_PRESS, positions
-from kvx.hashing import sha256_text
-from kvx.train.crossfit import CrossFit, Mask, Table, crossfit, crossfit_fixed, limits_of
-from kvx.train.data import REPEATED, Data
+from kvx.train.crossfit import CrossFit, Table, crossfit
+from kvx.train.data import Data, prompt_ids
+from kvx.train.detection import before_detection, until_detection, without
 from kvx.train.early import early_metrics
+from kvx.train.judge import Judge, Results
+from kvx.train.reference import untrained
 from kvx.train_config import LeaveOut, TrainConfig
 
 log = logging.getLogger(__name__)
 HEADLINE = "headline"
-
-
-@dataclass
-class Results:
-    """Rows of `schemas.EVALUATION`, and what could not be done, and why."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-
-    def add(self, analysis: str, name: str, metrics: list[Metric], n_prompts: int) -> None:
-        for m in metrics:
-            low, high = m.estimate.interval
-            self.rows.append(
-                {
-                    "analysis": analysis, "name": name, "metric": m.name,
-                    "value": _null(m.estimate.value), "ci_low": _null(low), "ci_high": _null(high),
-                    "n": m.n, "n_positive": m.n_positive, "unit": m.unit, "n_prompts": n_prompts,
-                }
-            )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What every analysis needs."""
-
-    table: Table
-    config: TrainConfig
-    fold: NDArray[np.int64]
-    resampler: Resampler
-    results: Results
-
-    @property
-    def data(self) -> Data:
-        return self.table.data
-
-    def scored(self, score: NDArray[np.float32], rows: Mask, horizon: int | None = None) -> Scored:
-        """The compressed traces `rows` that are not left out, with their scores."""
-        data = self.data
-        rows = rows & data.compressed & (data.about.role != Role.LEFT_OUT)
-        return Scored(
-            data.traces.lengths[rows], score[self.table.tokens(rows)], data.about.take(rows),
-            data.clusters[rows], horizon or self.config.horizon,
-        )  # fmt: skip
-
-    def judge(
-        self, analysis: str, name: str, cross: CrossFit, rows: Mask | None = None,
-        probability: bool = True, horizon: int | None = None,
-    ) -> None:  # fmt: skip
-        """All metrics of traces with something to see before their onset."""
-        data = self.data
-        rows = np.ones(len(data), bool) if rows is None else rows
-        kept = rows & data.compressed & (data.about.role != Role.LEFT_OUT) & ~data.about.instant
-        scored = self.scored(cross.score, kept, horizon)
-        metrics = all_metrics(scored, limits_of(cross, kept), self.resampler, probability)
-        self.results.add(analysis, name, metrics, len(np.unique(scored.clusters)))
 
 
 def evaluate(
@@ -122,7 +60,8 @@ def _analyses(judge: Judge) -> Iterator[CrossFit | str]:
             cross = crossfit(table, names, config.horizon, config, fold)
         judge.judge("features", name, cross)
         yield f"features={name}"
-    _baselines(judge)
+    for name, cross in untrained(judge):
+        judge.judge("baseline", name, cross, probability=False)
     yield "baselines"
     names = names_of(config.features, presses)
     for horizon in sorted({*config.horizons, config.horizon}):
@@ -131,8 +70,13 @@ def _analyses(judge: Judge) -> Iterator[CrossFit | str]:
             cross = crossfit(table, names, horizon, config, fold)
         judge.judge("horizon", str(horizon), cross, horizon=horizon)
         yield f"horizon={horizon}"
+    late = until_detection(judge)
+    if late is not None:
+        yield from before_detection(judge, late, own, presses)
     for group in config.leave_out:
-        yield from _leave_out(judge, group)
+        yield from _leave_out(judge, group, f"leave_one_{group.name}_out")
+        if late is not None:
+            yield from _leave_out(late, group, without(group))
 
 
 def _as_the_original_counted(judge: Judge, cross: CrossFit) -> None:
@@ -156,7 +100,7 @@ def _instant(judge: Judge, cross: CrossFit) -> None:
     for what, metric in early_metrics(judge.table, judge.fold, judge.resampler, judge.config.seed):
         judge.results.add("early", what, [metric], len(np.unique(data.clusters)))
     if not data.about.instant.any():
-        judge.results.skipped.append("instant onsets: there is none")
+        judge.results.skip("instant onsets: there is none")
         return
     scored = judge.scored(cross.score, np.ones(len(data), bool))
     metrics = [
@@ -176,36 +120,7 @@ def _by_group(judge: Judge, cross: CrossFit) -> None:
             judge.judge(f"by_{column}", group, cross, values.astype(str) == group)
 
 
-def _baselines(judge: Judge) -> None:
-    """The two detectors that need no training but a scale."""
-    data, config = judge.data, judge.config
-    repeated = np.asarray(data.traces.signals[REPEATED])
-    if np.isnan(repeated).any():
-        judge.results.skipped.append("n-gram repetition detector: responses without token ids")
-    else:
-        cross = crossfit_fixed(data, repeated, config, judge.fold)
-        judge.judge("baseline", "n-gram repetition", cross, probability=False)
-    cross = crossfit_fixed(data, _cusum(judge), config, judge.fold)
-    judge.judge("baseline", "entropy CUSUM", cross, probability=False)
-
-
-def _cusum(judge: Judge) -> NDArray[np.float32]:
-    """Entropy CUSUM; its scale is that of the sound traces of the other folds."""
-    data, lengths = judge.data, judge.data.traces.lengths
-    entropy = np.asarray(data.traces.signals["entropy_nats"], np.float64)
-    score = np.full(len(entropy), np.nan, np.float32)
-    for k in range(judge.config.folds):
-        sound = judge.table.tokens((judge.fold != k) & (data.about.role == Role.NEGATIVE))
-        if not sound.any():
-            continue
-        mean, sd = float(entropy[sound].mean()), float(entropy[sound].std())
-        for i in np.flatnonzero(judge.fold == k):
-            piece = slice(data.traces.starts[i], data.traces.starts[i] + lengths[i])
-            score[piece] = entropy_cusum(entropy[piece], mean, sd)
-    return score
-
-
-def _leave_out(judge: Judge, group: LeaveOut) -> Iterator[str]:
+def _leave_out(judge: Judge, group: LeaveOut, analysis: str) -> Iterator[str]:
     """Each press, model or dataset scored by models that saw neither it nor the prompt.
 
     A press is left out with all others of its method: SnapKV with another window is SnapKV.
@@ -215,17 +130,17 @@ def _leave_out(judge: Judge, group: LeaveOut) -> Iterator[str]:
     kin = data.frame["method"].to_numpy().astype(str) if group is LeaveOut.press else values
     members = sorted(set(values[data.compressed]) - {NO_PRESS})
     if len(set(kin[data.compressed])) < 2:
-        judge.results.skipped.append(
+        judge.results.skip(
             f"leave-one-{group.name}-out: there is one {group.name} only ({', '.join(members)})"
         )
         return
-    names, analysis = names_of(config.features, _presses(data)), f"leave_one_{group.name}_out"
+    names = names_of(config.features, _presses(data))
     pooled = np.full(len(judge.table.features), np.nan, np.float32)
     limits: dict[str, NDArray[np.float64]] = {}
     for member in members:
         ours = (values == member) & data.compressed
         if not (data.about.events & ours & ~data.about.instant).any():
-            judge.results.skipped.append(f"{analysis} {member}: nothing happened there")
+            judge.results.skip(f"{analysis} {member}: nothing happened there")
             continue
         # datasets share no prompt: one model that saw none of it serves all
         fold = np.where(ours, 0, 1) if group is LeaveOut.dataset else judge.fold
@@ -233,7 +148,7 @@ def _leave_out(judge: Judge, group: LeaveOut) -> Iterator[str]:
         try:
             cross = crossfit(judge.table, names, config.horizon, config, fold, learnt, ours)
         except UserError as error:  # of what is left; the other figures stand
-            judge.results.skipped.append(f"{analysis} {member}: {error}")
+            judge.results.skip(f"{analysis} {member}: {error}")
             continue
         judge.judge(analysis, member, cross, ours)
         tokens = judge.table.tokens(ours)
@@ -256,7 +171,7 @@ def compare(
     known = len(np.unique(data.clusters[~fresh]))
     if known:
         rest = "the others are judged" if fresh.any() else "there is no other"
-        results.skipped.append(f"compare {name}: knows {known} of these prompts; {rest}")
+        results.skip(f"compare {name}: knows {known} of these prompts; {rest}")
     if not (fresh & data.compressed & (data.about.role != Role.LEFT_OUT)).any():
         return
     n_prompts = len(np.unique(data.clusters))
@@ -265,13 +180,6 @@ def compare(
     limits = {op: np.full(len(data), model.threshold(op)) for op in OPERATING_POINTS}
     judge = Judge(table, config, fold, resampler, results)
     judge.judge("compare", name, CrossFit(score, limits), fresh, horizon=model.horizon)
-
-
-def prompt_ids(data: Data) -> list[str]:
-    """What a card says of each trace's prompt: enough to know it again."""
-    names = data.frame["prompt"]
-    ids = {name: sha256_text(name)[:12] for name in names.unique()}
-    return [ids[name] for name in names]
 
 
 def _presses(data: Data) -> list[str]:
@@ -286,7 +194,3 @@ def all_names(data: Data) -> tuple[str, ...]:
 
 def own_names(data: Data, config: TrainConfig) -> tuple[str, ...]:
     return names_of(config.features, _presses(data))
-
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

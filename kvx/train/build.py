@@ -23,15 +23,17 @@ from kvx.store.catalog import PointRecord
 from kvx.store.files import write_bytes, write_text
 from kvx.store.layout import REQUESTS, TRACES
 from kvx.store.shards import read_inputs, write_table
-from kvx.train import analyses, tables
+from kvx.train import analyses, detection, tables
 from kvx.train.crossfit import CrossFit, Table, fit_parts, inner_parts, outer_folds
-from kvx.train.data import Data, load
+from kvx.train.data import Data, load, prompt_ids
+from kvx.train.judge import Results
 from kvx.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 FOLDER = "guard"
 # what a model and what is made of its forecasts depend on
 CODE = ("train", "guard", "stats", "store/traces.py", "analyze/frames.py")
+IN_CARD = (analyses.HEADLINE, "features", detection.ANALYSIS)
 EVALUATION, PREDICTIONS = "evaluation.parquet", "predictions.parquet"
 
 
@@ -152,7 +154,7 @@ def data_hash(point: PointRecord) -> str:
 
 
 def card_entries(
-    experiment: Experiment, data: Data, train: TrainConfig, results: analyses.Results
+    experiment: Experiment, data: Data, train: TrainConfig, results: Results
 ) -> dict[str, Any]:
     used = set(data.frame["point_id"])
     plain = {k: getattr(v, "name", v) for k, v in dataclasses.asdict(train).items()}
@@ -166,12 +168,12 @@ def card_entries(
             "models": sorted(set(data.frame["model"])),
             "datasets": sorted(set(data.frame["dataset"])),
             "presses": sorted(set(data.frame["press"])),
-            "prompts": sorted(set(analyses.prompt_ids(data))),
+            "prompts": sorted(set(prompt_ids(data))),
             "n_prompts": int(data.frame["prompt"].nunique()), "n_traces": len(data),
             "n_tokens": int(data.traces.starts[-1]), "n_instant": int(data.about.instant.sum()),
             **{f"n_{name}": n for name, n in roles.items()},
         },
-        "metrics": [r for r in results.rows if r["analysis"] in (analyses.HEADLINE, "features")],
+        "metrics": [r for r in results.rows if r["analysis"] in IN_CARD],
         "skipped": results.skipped,
         "provenance": provenance.describe(),
     }  # fmt: skip

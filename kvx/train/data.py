@@ -15,7 +15,9 @@ from kvx.errors import UserError
 from kvx.guard.baselines import repeated_ngrams
 from kvx.guard.catastrophes import pair
 from kvx.guard.labels import Targets, targets
+from kvx.guard.loops import first_report
 from kvx.guard.traces import NO_PRESS, Traces
+from kvx.hashing import sha256_text
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, joined, read_traces, to_traces
 from kvx.train_config import Labels
@@ -29,7 +31,8 @@ class Data:
 
     Its columns: request_id, point_id, prompt (the cluster: never on two sides of a split),
     dataset, model, press, method (presses of one method differ in their settings only), budget,
-    full_cache, degenerate, paired, capped, looping, and onset, unplaced and excess (see
+    full_cache, degenerate, paired, capped, looping, detected (the token with which a loop is first
+    reported as it happens; nan: never, or no token ids), and onset, unplaced and excess (see
     `labels.targets`).
     """
 
@@ -69,6 +72,11 @@ class Data:
         f = self.frame
         about = targets(f["onset"], f["unplaced"], f["excess"], labels is Labels.excess)
         return replace(self, about=about)
+
+    def until_detection(self) -> "Data":
+        """The same traces with events that start where their loop can be detected."""
+        at = np.where(self.about.events, self.frame["detected"].to_numpy(float), np.nan)
+        return replace(self, about=replace(self.about, onset=at))
 
 
 def load(experiment: Experiment, labels: Labels, degenerate: bool) -> Data:
@@ -139,6 +147,13 @@ def outcomes_of(experiment: Experiment) -> pd.DataFrame:
     )
 
 
+def prompt_ids(data: Data) -> list[str]:
+    """What a card says of each trace's prompt: enough to know it again."""
+    names = data.frame["prompt"]
+    ids = {name: sha256_text(name)[:12] for name in names.unique()}
+    return [ids[name] for name in names]
+
+
 def _full_caches(points: list[PointRecord]) -> set[str]:
     """One full-cache point of each variant and seed: the others generated the same."""
     best: dict[tuple[str, int], PointRecord] = {}
@@ -163,7 +178,7 @@ def _of_point(
     requests = requests[use]
     table = read_traces(point.dir, requests["request_id"].tolist())
     check_traces(point, Counter(holds(table)))
-    full = point.is_full_cache
+    full, token_ids = point.is_full_cache, table["token_ids"].to_pylist()
     compressed_tokens = requests["compressed_tokens"].to_numpy(float)
     budget = np.full(len(requests), info["budget"], float) if info["budget"] is not None else (
         np.minimum(1.0, info["budget_tokens"] / compressed_tokens)
@@ -189,11 +204,12 @@ def _of_point(
             "budget": budget,
             "full_cache": full,
             "degenerate": requests["degenerate"].to_numpy(bool),
+            "detected": [_detected(ids) for ids in token_ids],
         }
     )
     known = outcomes.reindex(frame["request_id"]).reset_index(drop=True)
     traces = to_traces(table, prefill)
-    signals = {**traces.signals, REPEATED: _repeated(table["token_ids"].to_pylist(), traces)}
+    signals = {**traces.signals, REPEATED: _repeated(token_ids, traces)}
     return pd.concat([frame, known], axis=1), replace(traces, signals=signals)
 
 
@@ -210,6 +226,11 @@ def _repeated(token_ids: list[list[int] | None], traces: Traces) -> NDArray[np.f
         for ids, n in zip(token_ids, traces.lengths, strict=True)
     ]
     return np.concatenate([np.zeros(0, np.float32), *parts])
+
+
+def _detected(token_ids: list[int] | None) -> float:
+    found = None if token_ids is None else first_report(token_ids)
+    return np.nan if found is None else float(found)
 
 
 def check_traces(point: PointRecord, kinds: Counter[Holds]) -> None:

@@ -1,0 +1,130 @@
+"""The forecasts that controllers replay: by models that never saw the prompts they forecast.
+
+An experiment with a model of its own is replayed with its cross-fitted forecasts; one without, with
+those of the model that comes with the package.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvx.analyze.frames import Experiment
+from kvx.controller_config import OperatingPoint
+from kvx.errors import UserError
+from kvx.guard import features
+from kvx.guard.hazard import CARD, DEFAULT, HazardModel
+from kvx.simulate.controllers import Thresholds
+from kvx.store.catalog import read_frame
+from kvx.store.shards import read_inputs
+from kvx.train.build import FOLDER, PREDICTIONS, data_hash
+from kvx.train.data import Data, prompt_ids
+
+OTHERWISE = (
+    "run kvx.train with the same arguments, or simulate controllers without a model: "
+    "simulate.controllers=[none,reactive,rule_based] simulate.match=reactive"
+)
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Of each request, the hazard after every token [tokens], and its model's thresholds.
+
+    `source`: a sentence or two on where they come from.
+    """
+
+    hazard: Mapping[str, NDArray[np.float32]]
+    cards: Mapping[str, Thresholds]
+    source: str
+
+
+def identity(folder: Path) -> str | None:
+    """Which forecasts `folder` gets, cheaply."""
+    if trained(folder):
+        return read_inputs(folder / FOLDER / PREDICTIONS)
+    return str(HazardModel.load(DEFAULT).card["model_sha256"])
+
+
+def trained(folder: Path) -> bool:
+    """Whether the experiment has a model of its own."""
+    return (folder / FOLDER / PREDICTIONS).is_file()
+
+
+def own(experiment: Experiment) -> Forecasts:
+    """What kvx.train left behind. Raises `UserError` if it cannot be read, or if the points are not
+    those that it saw.
+    """
+    guard = experiment.dir / FOLDER
+    try:
+        card = json.loads((guard / CARD).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{guard / CARD}: cannot be read ({error}); run kvx.train again") from None
+    check_points(experiment, card)
+    frame = read_frame([guard / PREDICTIONS])
+    names = {point: f"threshold_{point.name}" for point in OperatingPoint}
+    known: dict[tuple[float, ...], Thresholds] = {}
+    cards = {}
+    columns = frame[list(names.values())].to_numpy(float).tolist()
+    for request_id, values in zip(frame["request_id"], columns, strict=True):
+        found = dict(zip(names, values, strict=True))
+        # one object per fold: its policies are made once
+        cards[request_id] = known.setdefault(tuple(values), found)
+    source = (
+        f"Each forecast ({_kind(card)}) is that of a model of other prompts, with thresholds "
+        f"chosen on other prompts: the {card['training']['folds']} outer folds of `kvx.train`."
+    )
+    return Forecasts(dict(zip(frame["request_id"], frame["hazard"], strict=True)), cards, source)
+
+
+def check_points(experiment: Experiment, card: Mapping[str, Any]) -> None:
+    """Raises `UserError` if the model is of other answers than there are now."""
+    seen = card.get("data", {}).get("points", {})
+    changed = [p.id for p in experiment.points if seen.get(p.id, data_hash(p)) != data_hash(p)]
+    if changed:
+        raise UserError(
+            f"{experiment.dir / FOLDER}: {changed[0]} has changed since its model was trained; run "
+            "kvx.train again"
+        )
+
+
+def packaged(data: Data, folder: Path) -> Forecasts:
+    """Of an experiment without a model of its own, by the one that comes with the package.
+
+    Raises `UserError` if that model was made from some of these prompts, or the traces lack what it
+    needs.
+    """
+    model = HazardModel.load(DEFAULT)
+    ids = set(prompt_ids(data))
+    shared = ids & set(model.card["data"]["prompts"])
+    missing = f"{folder / FOLDER / PREDICTIONS}: no forecasts, and the model of the package"
+    if shared:
+        raise UserError(
+            f"{missing} was made from {len(shared)} of these {len(ids)} prompts; {OTHERWISE}"
+        )
+    if np.isnan(data.traces.signals["top1_prob"]).any():
+        raise UserError(f"{missing} needs more than a server's log-probs; {OTHERWISE}")
+    hazard = model.predict(features.build(data.traces, model.names))
+    pieces = np.split(hazard, data.traces.starts[1:-1])
+    card: Thresholds = {point: model.threshold(point.name) for point in OperatingPoint}
+    requests = data.frame["request_id"].tolist()
+    made = model.card["data"]
+    source = (
+        f"This experiment has no model of its own: each forecast ({_kind(model.card)}) is that of "
+        f"the model that comes with kvx, with its own thresholds. It was made from "
+        f"`{model.card['experiment']}` ({', '.join(made['models'])} on "
+        f"{', '.join(made['datasets'])}); none of the {len(ids)} prompts here was among its "
+        f"{made['n_prompts']}. It was neither fitted nor calibrated for these responses"
+    )
+    if strange := sorted(set(data.frame["model"]) - set(made["models"])):
+        source += f", nor for {', '.join(strange)}"
+    return Forecasts(
+        dict(zip(requests, pieces, strict=True)), dict.fromkeys(requests, card), f"{source}."
+    )
+
+
+def _kind(card: Mapping[str, Any]) -> str:
+    return f"feature set `{card['training']['features']}`, horizon {card['horizon_tokens']} tokens"
