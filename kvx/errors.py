@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class ArgumentError(UserError, ValueError):
+    """A wrong argument of a function that users of the library call."""
+
+
 class RunFailedError(Exception):
     """The request was right but some of the work failed (exit 1); what could be done is done."""
 

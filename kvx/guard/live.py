@@ -57,16 +57,27 @@ class SequenceGuard:
         safe = self.policy.config.safe_budget
         return sorted({b for b in (*self.config.ladder, safe, 1.0) if b > self.base})
 
-    def gate(self, probe_nats: float) -> Change | None:
-        """Before the first token, `probe_nats` from the full cache. Asked again after a change."""
+    @property
+    def gated(self) -> bool:
+        """Whether the gate depends on what the probe finds."""
+        config = self.policy.config
+        never = (ControllerKind.none, ControllerKind.always_safe)
+        return config.prefill_gate_nats is not None and config.kind not in never
+
+    def gate(self, probe_nats: float, chosen: int | None = None) -> Change | None:
+        """Before the first token, `probe_nats` from the full cache. Asked again after a change.
+
+        Where the whole prompt is compressed, all caches agree on the first token: then it is asked
+        when the second token was `chosen`, which a change takes back.
+        """
         config = self.policy.config
         self._probe = probe_nats
         if config.kind is ControllerKind.always_safe:
-            return self._raise(config.safe_budget, "always_safe")
+            return self._raise(config.safe_budget, "always_safe", chosen)
         threshold = config.prefill_gate_nats
-        if threshold is None or config.kind is ControllerKind.none or not probe_nats >= threshold:
+        if threshold is None or not self.gated or not probe_nats >= threshold:
             return None
-        return self._raise(next(iter(self.levels), self.budget), "gate")
+        return self._raise(next(iter(self.levels), self.budget), "gate", chosen)
 
     def step(
         self,
@@ -77,9 +88,7 @@ class SequenceGuard:
         ended: bool = False,
     ) -> Change | None:
         """After `token`, the next of the sequence; one that `ended` itself is left alone."""
-        self._steps, self._budgets = self._steps + 1, self._budgets + self.budget
-        self.tokens.append(token)
-        onset = self._loops.push(token)
+        onset = self._take(token)
         if self._over:
             return None
         at, before = len(self.tokens) - 1, self.controller.mode
@@ -106,7 +115,8 @@ class SequenceGuard:
         """`change` is done; `recomputed` tokens of the prompt and the response passed again."""
         dropped = self.tokens[change.n_kept :]
         # nothing is left to do for what has the safe budget from its first token on
-        self._over = change.n_kept == 0 and change.budget >= self.policy.config.safe_budget
+        first = change.n_kept == 0 or change.action == "raise"
+        self._over = first and change.budget >= self.policy.config.safe_budget
         if self._over and change.action == "raise":
             self.controller.step(Observation(PREFILL, probe_nats=self._probe))
         self._note(change, dropped, milliseconds)
@@ -125,13 +135,22 @@ class SequenceGuard:
         mean = self._budgets / self._steps if self._steps else self.budget
         return Guarded(self.events, mean, self._steps, self.recomputed_tokens, bytes_host)
 
-    def _raise(self, budget: float, reason: str) -> Change | None:
+    def _take(self, token: int) -> int | None:
+        """Count `token`; the onset of the loop it is in, if it is."""
+        self._steps, self._budgets = self._steps + 1, self._budgets + self.budget
+        self.tokens.append(token)
+        return self._loops.push(token)
+
+    def _raise(self, budget: float, reason: str, chosen: int | None) -> Change | None:
+        n = len(self.tokens)
         if budget <= self.budget:
             return None
-        if self._left():
-            return Change(budget, 0, "raise", reason)
-        self._note(Change(self.budget, 0, "alarm", reason))
-        return None
+        if not self._left():
+            self._note(Change(self.budget, n, "alarm", reason))
+            return None
+        if chosen is not None:
+            self._take(chosen)
+        return Change(budget, n, "raise", reason)
 
     def _alarm(self, back: int, reason: str) -> Change | None:
         self._alarms += 1

@@ -20,6 +20,10 @@ from kvx.engines.kvpress.rebuild import rebuild
 from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, StepObserver, drop
 
 
+# a row that was stopped by an action is not taken back
+GOES_ON = (None, "length", "stop")
+
+
 class Sampler:
     """Greedy at temperature 0, else sampling, for each row as its own decoding or `config` says.
 
@@ -138,7 +142,7 @@ class Decoder:
             if not isinstance(action, Rebuild):
                 action.row.finish_reason = action.row.finish_reason or action.reason
         for action in actions:
-            if isinstance(action, Rebuild) and action.row.finish_reason in (None, "length"):
+            if isinstance(action, Rebuild) and action.row.finish_reason in GOES_ON:
                 self._rebuild(action)
 
     def _rebuild(self, action: Rebuild) -> None:

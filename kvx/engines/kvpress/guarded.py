@@ -16,6 +16,7 @@ from kvx.controller_config import (
     OperatingPoint,
     Shadow,
 )
+from kvx.engines.kvpress.forward import extend
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
 from kvx.engines.kvpress.prefill import PromptRow
@@ -86,6 +87,8 @@ class _Guarded:
     known: dict[str, Any]
     full_logits: torch.Tensor | None
     forecaster: Forecaster | None
+    unprobed: bool = False  # until its second token is chosen
+    full_second: torch.Tensor | None = None  # the full cache's logits [vocab] there
     tail: Repetition = field(default_factory=Repetition)
 
 
@@ -112,9 +115,18 @@ class LiveGuard(StepObserver):
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
     ) -> Sequence[Action]:
-        watched = [i for i, row in enumerate(rows) if row.guard is not None]
+        actions: list[Action] = []
+        watched = []
+        for i, row in enumerate(rows):
+            if row.guard is None:
+                continue
+            raised = self._first_step(self._rows[id(row)], row.guard, logits[i])
+            if raised is None:
+                watched.append(i)
+            else:
+                actions.append(Rebuild(row, raised))
         if not watched:
-            return ()
+            return actions
         ids = [rows[i].tokens[-1] for i in watched]
         seen = [self._rows[id(rows[i])] for i in watched]
         repeated = [s.tail.push(token) for s, token in zip(seen, ids, strict=True)]
@@ -124,7 +136,7 @@ class LiveGuard(StepObserver):
             signals = self._signals.of(logits, tokens)
             entropy = signals.entropy_nats[watched]
             self._forecast(seen, hazard, watched, signals, repeated, ids)
-        actions: list[Action] = []
+            hazard[[s.unprobed for s in seen]] = np.nan  # made without what the probe tells
         for i, item in enumerate(seen):
             row, guard = item.row, item.row.guard
             assert guard is not None
@@ -156,8 +168,10 @@ class LiveGuard(StepObserver):
         return ()
 
     def _begin(self, row: Row, guard: SequenceGuard, prefill: Prefill) -> _Guarded:
-        probe = prefill.probe
         assert row.origin is not None
+        # without a rest, the caches differ from the second token on
+        rest = bool(row.origin.rest_ids)
+        probe = prefill.probe if rest else None
         known = {
             "probe_kl_nats": [] if probe is None else probe.kl_nats,
             "probe_same_top1": [] if probe is None else probe.same_top1,
@@ -175,7 +189,34 @@ class LiveGuard(StepObserver):
                 self._forecasters[name] = Forecaster(hazard_model(name))
             forecaster = self._forecasters[name]
             forecaster.add(id(row), known)
-        return _Guarded(row, known, prefill.full_logits, forecaster)
+        reads = forecaster is not None and any(n.startswith("probe_") for n in forecaster.model.names)
+        comparable = row.origin.source is not None and guard.budget < FULL
+        unprobed = not rest and comparable and (guard.gated or reads)
+        full_logits = prefill.full_logits if rest else None
+        return _Guarded(row, known, full_logits, forecaster, unprobed)
+
+    def _first_step(
+        self, seen: _Guarded, guard: SequenceGuard, logits: torch.Tensor
+    ) -> Change | None:
+        """The probe of a row whose whole prompt is compressed: `logits` [vocab] chose its second
+        token."""
+        row = seen.row
+        if not seen.unprobed or len(row.tokens) < 2:
+            return None
+        if guard.budget != guard.base or guard.budget >= FULL:  # relaxed already
+            seen.unprobed, seen.full_second = False, None
+            return None
+        if seen.full_second is None:
+            seen.full_second = full_cache_logits(self.loaded, row)
+        nats = divergence_nats(seen.full_second, logits).item()
+        seen.known["probe_kl_nats"] = [nats]
+        seen.known["probe_same_top1"] = [seen.full_second.argmax() == logits.argmax()]
+        change = guard.gate(nats, row.tokens[-1])
+        if change is None:
+            seen.unprobed, seen.full_second = False, None
+            if seen.forecaster is not None:
+                seen.forecaster.rewind(id(row), 1, _at(seen.known, guard.budget))
+        return change
 
     def _forecast(
         self,
@@ -210,6 +251,17 @@ class LiveGuard(StepObserver):
             forecaster.forget(ended)
         for key in ended:
             del self._rows[key]
+
+
+def full_cache_logits(loaded: LoadedModel, row: Row) -> torch.Tensor:
+    """Logits [vocab] of the full cache after the first token of `row`, whose prompt has no rest."""
+    origin = row.origin
+    assert origin is not None
+    assert origin.source is not None
+    bucket = origin.source.bucket(FULL, 1)
+    logits = extend(loaded, bucket, Row(None, origin.n_compressed), row.tokens[:1], 1)
+    assert logits is not None
+    return logits[0]
 
 
 def _reads_entropy(seen: _Guarded) -> bool:

@@ -20,6 +20,8 @@ _loaded: dict[tuple[Any, ...], "LoadedModel"] = {}
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """A model in use. Only text needs a `tokenizer`; in the library it may be None."""
+
     model: Any
     tokenizer: Any
     device: torch.device
@@ -27,9 +29,11 @@ class LoadedModel:
 
     @cached_property
     def thinking_ids(self) -> frozenset[int]:
-        """Tokens at which a model reconsiders; see `kvx.guard.signals`."""
-        n = self.model.config.get_text_config().vocab_size
-        return thinking_tokens(lambda i: str(self.tokenizer.decode([i])), range(n))
+        """Tokens at which a model reconsiders; see `kvx.guard.signals`. None without a tokenizer."""
+        if self.tokenizer is None:
+            return frozenset()
+        tokenizer, n = self.tokenizer, self.model.config.get_text_config().vocab_size
+        return thinking_tokens(lambda i: str(tokenizer.decode([i])), range(n))
 
     def set_attention(self, implementation: str) -> None:
         """Switch between attention implementations without loading the model again."""

@@ -57,10 +57,11 @@ class Row:
 
     `position` is the logical position of the next token (prompt length + i). `decoding` is its own
     where rows beside it are decoded otherwise; `ignore_stop` lets it go on after a stop token. With
-    a `guard` it may be taken back and go on with another budget, which needs an `origin`.
+    a `guard` it may be taken back and go on with another budget, which needs an `origin`. Nobody's
+    request is `asked` where the library decodes.
     """
 
-    request: Request
+    asked: Request | None
     position: int
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None  # stop | length | what a Stop action said
@@ -71,6 +72,12 @@ class Row:
     guard: SequenceGuard | None = None
     origin: Origin | None = None
     started: float = field(default_factory=time.perf_counter)  # seconds on that clock
+
+    @property
+    def request(self) -> Request:
+        """Of a row that belongs to a run or a server."""
+        assert self.asked is not None
+        return self.asked
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""A press that somebody made: can it be guarded, and copies of it at any budget."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import kvpress
+from kvpress import BasePress
+
+from kvx.errors import ArgumentError
+
+INSTEAD = "use an evicting press such as SnapKVPress, KnormPress or ExpectedAttentionPress"
+# those that hide entries in `compress`; the others have a forward hook of their own
+MASKING = tuple(
+    getattr(kvpress, name)
+    for name in (
+        "AdaKVPress", "CriticalAdaKVPress", "DMSPress", "DuoAttentionPress", "FastKVzipPress",
+        "KVComposePress", "KVGradPress", "KVzipPress", "LUKVPress",
+    )
+    if hasattr(kvpress, name)
+)  # fmt: skip
+DECODING = (kvpress.DecodingPress, kvpress.PrefillDecodingPress)
+
+
+@dataclass(frozen=True)
+class ObjectPress:
+    """Copies of `press`, with the compression ratio it was given or another budget's.
+
+    A press keeps state on itself, so none is used twice and the user's own never.
+    """
+
+    press: Any
+    budget: float | None = None
+
+    def build(self) -> Any | None:
+        """A new kvpress press; None where nothing is dropped."""
+        ratio = self.press.compression_ratio if self.budget is None else 1.0 - self.budget
+        if ratio == 0.0:
+            return None
+        press = deepcopy(self.press)
+        if self.budget is not None:
+            press.compression_ratio = ratio
+        return press
+
+    def at(self, budget: float) -> "ObjectPress":
+        return replace(self, budget=budget)
+
+    @property
+    def method_key(self) -> str | None:
+        """None: whether the ratio changes its scores is not known of a press of somebody's."""
+        return None
+
+    @property
+    def nominal(self) -> float:
+        """The budget it was made with."""
+        return 1.0 - float(self.press.compression_ratio)
+
+
+def object_press(press: Any) -> ObjectPress:
+    """`press`, checked. Raises `ArgumentError` saying why it cannot be guarded."""
+    if not isinstance(press, BasePress):
+        raise ArgumentError(f"press={press!r}: is no kvpress press object; {INSTEAD}")
+    for part in _parts(press):
+        _check_kind(part)
+    name = type(press).__name__
+    ratio = getattr(press, "compression_ratio", None)
+    if not isinstance(ratio, int | float):
+        raise ArgumentError(f"press={name}: has no compression_ratio, so no budget; {INSTEAD}")
+    if not 0 <= ratio < 1:
+        raise ArgumentError(f"press={name}: compression_ratio={ratio}: must be in [0, 1)")
+    try:
+        deepcopy(press).compression_ratio = 0.5
+    except Exception as error:  # AttributeError, or what somebody's setter raises
+        raise ArgumentError(f"press={name}: its budget cannot be raised ({error})") from None
+    return ObjectPress(press)
+
+
+def _check_kind(press: Any) -> None:
+    name = type(press).__name__
+    if isinstance(press, MASKING):
+        raise ArgumentError(
+            f"press={name}: hides entries and evicts none, so there is nothing that could come "
+            f"back; {INSTEAD}"
+        )
+    if isinstance(press, DECODING):
+        raise ArgumentError(
+            f"press={name}: also drops what was generated, which a guard recomputes and keeps; "
+            f"{INSTEAD}"
+        )
+    for method in ("__call__", "forward_hook"):
+        if getattr(type(press), method) is not getattr(BasePress, method):
+            raise ArgumentError(
+                f"press={name}: has a {method} of its own, which may change the forward pass: what "
+                f"it drops is not known to be the full cache's; {INSTEAD}"
+            )
+
+
+def _parts(press: Any) -> Iterator[Any]:
+    """The press and those it wraps."""
+    yield press
+    for value in vars(press).values():
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(item, BasePress):
+                yield from _parts(item)
