@@ -1,4 +1,44 @@
 """KVGuard: per-token signals, catastrophe detectors, a hazard predictor and a controller.
 
-Everything but `signals` is numpy on arrays: no torch, no Hydra, no file.
+Everything but `signals` is numpy on arrays: no torch, no Hydra, no file. `guarded` puts a guard
+around a transformers model.
 """
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvx.controller_config import ControllerConfig
+    from kvx.engines.kvpress.library import GuardedModel
+
+
+def guarded(
+    model: Any,
+    press: Any,
+    controller: "str | ControllerConfig" = "balanced",
+    *,
+    tokenizer: Any = None,
+    hazard_model: str | None = None,
+    shadow: str = "host",
+    ladder: Sequence[float] = (0.25, 0.5),
+    max_interventions: int = 4,
+) -> "GuardedModel":
+    """`model` with the kvpress `press` and a controller that gives back what it dropped.
+
+    `.generate(**inputs, max_new_tokens=…)` returns what `model.generate` would; the result is also
+    a `custom_generate` of transformers. `controller` is an option of `conf/controller/`;
+    `hazard_model` a directory as `kvx.train` writes it, None for the packaged one. `shadow`
+    (host, recompute, none), `ladder` (budgets) and `max_interventions` are `guard.*` of
+    docs/guard/live.md. A `tokenizer` tells a hazard model at which tokens the model reconsiders.
+
+    Raises `kvx.errors.ArgumentError`, a ValueError, in one line for what cannot be guarded.
+    """
+    from kvx.controller_config import GuardConfig, Shadow
+    from kvx.engines.kvpress.library import GuardedModel
+    from kvx.errors import ArgumentError
+
+    if shadow not in Shadow.__members__:
+        raise ArgumentError(f"shadow={shadow}: must be one of {', '.join(Shadow.__members__)}")
+    where = None if hazard_model is None else str(hazard_model)
+    guard = GuardConfig(Shadow[shadow], where, list(ladder), max_interventions)
+    return GuardedModel(model, press, controller, tokenizer, guard)

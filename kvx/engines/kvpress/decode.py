@@ -19,7 +19,6 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.rebuild import rebuild
 from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, StepObserver, drop
 
-
 # a row that was stopped by an action is not taken back
 GOES_ON = (None, "length", "stop")
 

@@ -189,7 +189,9 @@ class LiveGuard(StepObserver):
                 self._forecasters[name] = Forecaster(hazard_model(name))
             forecaster = self._forecasters[name]
             forecaster.add(id(row), known)
-        reads = forecaster is not None and any(n.startswith("probe_") for n in forecaster.model.names)
+        reads = forecaster is not None and any(
+            n.startswith("probe_") for n in forecaster.model.names
+        )
         comparable = row.origin.source is not None and guard.budget < FULL
         unprobed = not rest and comparable and (guard.gated or reads)
         full_logits = prefill.full_logits if rest else None

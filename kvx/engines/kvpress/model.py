@@ -29,7 +29,7 @@ class LoadedModel:
 
     @cached_property
     def thinking_ids(self) -> frozenset[int]:
-        """Tokens at which a model reconsiders; see `kvx.guard.signals`. None without a tokenizer."""
+        """Tokens at which a model reconsiders (`kvx.guard.signals`); none without a tokenizer."""
         if self.tokenizer is None:
             return frozenset()
         tokenizer, n = self.tokenizer, self.model.config.get_text_config().vocab_size

@@ -16,7 +16,7 @@ MASKING = tuple(
     getattr(kvpress, name)
     for name in (
         "AdaKVPress", "CriticalAdaKVPress", "DMSPress", "DuoAttentionPress", "FastKVzipPress",
-        "KVComposePress", "KVGradPress", "KVzipPress", "LUKVPress",
+        "KVzipPress", "LUKVPress",
     )
     if hasattr(kvpress, name)
 )  # fmt: skip
@@ -54,7 +54,7 @@ class ObjectPress:
     @property
     def nominal(self) -> float:
         """The budget it was made with."""
-        return 1.0 - float(self.press.compression_ratio)
+        return round(1.0 - float(self.press.compression_ratio), 9)
 
 
 def object_press(press: Any) -> ObjectPress:
@@ -64,9 +64,12 @@ def object_press(press: Any) -> ObjectPress:
     for part in _parts(press):
         _check_kind(part)
     name = type(press).__name__
-    ratio = getattr(press, "compression_ratio", None)
-    if not isinstance(ratio, int | float):
-        raise ArgumentError(f"press={name}: has no compression_ratio, so no budget; {INSTEAD}")
+    try:
+        ratio = float(press.compression_ratio)
+    except (AttributeError, TypeError, ValueError):
+        raise ArgumentError(
+            f"press={name}: has no compression_ratio, so no budget; {INSTEAD}"
+        ) from None
     if not 0 <= ratio < 1:
         raise ArgumentError(f"press={name}: compression_ratio={ratio}: must be in [0, 1)")
     try:

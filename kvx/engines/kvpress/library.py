@@ -1,0 +1,237 @@
+"""A transformers model of somebody's, guarded: what `kvx.guard.guarded` makes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from kvpress.presses.base_press import SUPPORTED_MODELS
+from omegaconf import OmegaConf
+from transformers import DynamicCache
+
+from kvx.config import conf_dir
+from kvx.controller_config import (
+    ControllerConfig,
+    ControllerKind,
+    GuardConfig,
+    Shadow,
+)
+from kvx.engines.base import Guarded, GuardEvent
+from kvx.engines.kvpress.attention import ragged_obstacle
+from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.decode import Decoder
+from kvx.engines.kvpress.generation import (
+    OWN,
+    Generation,
+    GuardedOutput,
+    check_arguments,
+    padded,
+    prompts,
+    read,
+)
+from kvx.engines.kvpress.guarded import (
+    LiveGuard,
+    hazard_model,
+    live_policy,
+    shadow_of,
+    source_of,
+)
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.observers import StepSignals
+from kvx.engines.kvpress.prefill import PromptRow, prefill
+from kvx.engines.kvpress.press_object import object_press
+from kvx.engines.kvpress.probe import mean_share
+from kvx.engines.kvpress.rows import Origin, Prefill, Row
+from kvx.engines.kvpress.shadow import FULL, PromptShadow
+from kvx.engines.kvpress.streams import RandomStream
+from kvx.errors import ArgumentError, UserError
+from kvx.guard.controller import needs_hazard
+from kvx.guard.forecast import Forecaster
+from kvx.guard.live import SequenceGuard
+from kvx.live_rules import check_guard
+
+
+class GuardedModel:
+    """Generates with a press and a controller. Also what transformers takes as `custom_generate`.
+
+    One call at a time: like kvpress, it works through the model's own modules.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        press: Any,
+        controller: str | ControllerConfig,
+        tokenizer: Any,
+        guard: GuardConfig,
+    ) -> None:
+        _check_model(model)
+        self.model = model
+        self.press = object_press(press)
+        self.guard: list[Guarded] = []  # of the latest call, per sequence
+        try:
+            config = _named(controller) if isinstance(controller, str) else controller
+            check_guard(guard)
+            self._policy = live_policy(config, guard)
+            if needs_hazard(config):
+                Forecaster(hazard_model(guard.model))
+        except KeyError as error:
+            raise ArgumentError(
+                f"hazard_model={guard.model}: not a model for live use: {error.args[0]}; train "
+                "one with train.features=full"
+            ) from None
+        except UserError as error:
+            raise ArgumentError(str(error)) from None
+        if config.kind is ControllerKind.random and config.rate is None:
+            raise ArgumentError(
+                f"controller={config.name}: needs a rate, the probability of an alarm per token"
+            )
+        # nothing is kept where nothing can be given back
+        idle = config.kind is ControllerKind.none or self.press.nominal >= FULL
+        self._guard = replace(guard, shadow=Shadow.none) if idle else guard
+        self._loaded = LoadedModel(model, tokenizer, model.device, frozenset())
+
+    @property
+    def events(self) -> list[list[GuardEvent]]:
+        """What the controller did in the latest call: per sequence, in order."""
+        return [sequence.events for sequence in self.guard]
+
+    def generate(self, inputs: torch.Tensor | None = None, **options: Any) -> Any:
+        """What `model.generate` returns; `inputs` or `input_ids` [batch, prompt] are token ids.
+
+        Each prompt is compressed alone, without its padding. `generator` seeds sampling, else
+        torch's own. With `return_dict_in_generate=True` the result also has `guard`, one
+        `Guarded` per sequence. Raises `ArgumentError`, a ValueError, for what does not work here.
+        """
+        check_arguments(options)
+        config = options.get("generation_config")
+        if config is not None:
+            check_arguments({"cache_implementation": config.cache_implementation})
+        return self.model.generate(inputs, custom_generate=self, **options)
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Sequence[Any] = (),
+        stopping_criteria: Sequence[Any] = (),
+        generation_config: Any = None,
+        generator: torch.Generator | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """The decoding method that transformers' `generate` calls with prepared arguments."""
+        if model is not self.model:
+            raise ArgumentError("custom_generate: is guarded for another model; make one for this")
+        check_arguments({k: v for k, v in model_kwargs.items() if k not in OWN})
+        _check_cache(model_kwargs.get("past_key_values"))
+        n_prompt = input_ids.shape[1]
+        options = read(generation_config, n_prompt, logits_processor, stopping_criteria)
+        ids = prompts(input_ids, model_kwargs.get("attention_mask"))
+        seeds = torch.randint(2**62, (len(ids),), generator=generator, device=_device(generator))
+        rows = self._decode(ids, options, seeds.tolist())
+        self.guard = [_result(row) for row in rows]
+        sequences = padded(input_ids, [row.tokens for row in rows], options.pad_id)
+        if options.return_dict:
+            return GuardedOutput(sequences=sequences, guard=self.guard)
+        return sequences
+
+    @torch.inference_mode()
+    def _decode(
+        self, ids: Sequence[Sequence[int]], options: Generation, seeds: Sequence[int]
+    ) -> list[Row]:
+        """The finished rows of the prompts `ids`."""
+        loaded = self._loaded
+        if (loaded.stop_ids, loaded.device) != (options.stop_ids, self.model.device):
+            self._loaded = replace(loaded, stop_ids=options.stop_ids, device=self.model.device)
+        started = [
+            self._start(i, prompt, seed, options.decoding.max_new_tokens)
+            for i, (prompt, seed) in enumerate(zip(ids, seeds, strict=True))
+        ]
+        decoder = Decoder(self._loaded, options.decoding, [LiveGuard(self._loaded, StepSignals())])
+        prefills = [prefill for _, _, prefill in started]
+        logits = torch.stack([prefill.logits for prefill in prefills])
+        decoder.admit([(bucket, [row]) for row, bucket, _ in started], prefills, logits)
+        while decoder.rows:
+            decoder.step()
+        return [row for row, _, _ in started]
+
+    def _start(
+        self, index: int, ids: Sequence[int], seed: int, max_new_tokens: int
+    ) -> tuple[Row, Bucket, Prefill]:
+        """Prefill and compress one prompt, all of it, as kvpress does around `generate`."""
+        n, device = len(ids), self._loaded.device
+        guard = SequenceGuard(self._policy, self._guard, self.press.nominal, str(index))
+        prompt = PromptRow(
+            self.press,
+            max(1, int(n * self.press.nominal)),
+            RandomStream(seed, device),
+            watched=needs_hazard(self._policy.config),
+            shadow=shadow_of(guard, PromptShadow(device)),
+        )
+        caches = prefill(self._loaded, ids, [prompt], max_new_tokens, alone=False)
+        if prompt.error is not None:
+            raise self._refusal(index, n, prompt.error)
+        source = source_of(self._loaded, ids, prompt, guard, caches.hidden)
+        row = Row(
+            None,
+            n,
+            generator=torch.Generator().manual_seed(seed),
+            guard=guard,
+            origin=Origin(source, n, (), max_new_tokens, type(self.press.press).__name__),
+        )
+        (bucket,) = caches.buckets
+        logits = self.model.lm_head(caches.hidden)
+        return row, bucket, Prefill(logits, n, n, None, mean_share(prompt.evicted))
+
+    def _refusal(self, index: int, n_tokens: int, error: Exception) -> Exception:
+        if not isinstance(error, AssertionError | ValueError):
+            return error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        name = type(self.press.press).__name__
+        return ArgumentError(f"press={name}: refuses prompt {index} of {n_tokens} tokens: {reason}")
+
+
+def _check_model(model: Any) -> None:
+    """Raises `ArgumentError` for a model whose sequences cannot be guarded."""
+    name = type(model).__name__
+    if not isinstance(model, SUPPORTED_MODELS):
+        known = ", ".join(cls.__name__ for cls in SUPPORTED_MODELS)
+        raise ArgumentError(f"model={name}: kvpress does not support it; it supports {known}")
+    if (obstacle := ragged_obstacle(model)) is not None:
+        raise ArgumentError(
+            f"model={name}: has {obstacle}; use a model with full attention in every layer"
+        )
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        raise ArgumentError(f"model={name}: is spread over devices; load it on one")
+
+
+def _check_cache(cache: Any) -> None:
+    """transformers makes an empty dynamic cache itself; every other one was asked for."""
+    if cache is not None and (type(cache) is not DynamicCache or cache.get_seq_length() > 0):
+        check_arguments({"past_key_values": cache})
+
+
+def _named(name: str) -> ControllerConfig:
+    """An option of `conf/controller/`, without Hydra."""
+    folder = conf_dir() / "controller"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise ArgumentError(
+            f"controller={name}: there is {', '.join(names)}; or give a ControllerConfig"
+        )
+    loaded = OmegaConf.load(folder / f"{name}.yaml")
+    merged = OmegaConf.merge(OmegaConf.structured(ControllerConfig), loaded)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, ControllerConfig)
+    return config
+
+
+def _device(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def _result(row: Row) -> Guarded:
+    assert row.guard is not None
+    assert row.origin is not None
+    source = row.origin.source
+    return row.guard.result(0 if source is None else source.bytes)
