@@ -174,6 +174,35 @@ def events(response: Response) -> list[Any]:
     ]
 
 
+def test_prompts_without_a_rest_are_gated_at_their_second_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the question compressed too, the first token is the same at every budget."""
+    work = make_work(tmp_path, *SMALL, *KNORM)
+    builder = PromptBuilder(KVPressEngine(work.point.config).loaded.tokenizer, work.point.config)
+    gated = (*KNORM, "controller.name=gated", "controller.kind=gate", "guard.ladder=[0.5]")
+    always = (*gated, "controller.prefill_gate_nats=0.0")
+    sometimes = (*gated, "controller.prefill_gate_nats=12.0")
+    half = ("press=knorm", "budget.ratio=0.5")
+    points = [NONE, half, KNORM, always, sometimes]
+    full, at_half, low, raised, some = generate(tmp_path, points, monkeypatch)
+    assert tokens(raised) == tokens(full)
+    reached = set()
+    for i, response in enumerate(some):
+        assert not builder.parts(dict_of(work)[response.request.entry.example_id]).rest_ids
+        assert response.guard is not None
+        seen = response.guard.events
+        assert [(e.budget_after, e.n_kept) for e in seen] == [(0.5, 1), (1.0, 1)][: len(seen)]
+        assert all(e.probe_nats is not None and e.probe_nats >= 12.0 for e in seen)
+        assert response.token_ids == (low, at_half, full)[len(seen)][i].token_ids
+        reached.add(len(seen))
+    assert len(reached) > 1
+
+
+def dict_of(work: Any) -> dict[str, Any]:
+    return {e.example_id: e for _, e in work.requests}
+
+
 def test_events_replay_to_the_same_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = (
         *KNORM, "controller=random", "controller.rate=0.3", "controller.cooldown=2",

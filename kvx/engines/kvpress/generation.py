@@ -30,8 +30,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "logits_processor": ((), LOGITS),
     "repetition_penalty": ((1.0,), f"{LOGITS}; repetition_penalty=1.0 turns it off"),
     "no_repeat_ngram_size": ((0,), LOGITS),
-    "min_length": ((0,), LOGITS),
     "min_new_tokens": ((0,), LOGITS),
+    "min_length": ((0,), LOGITS),
     "streamer": ((), "text may be taken back; show it when generate returns, or use kvx.serve"),
     "assistant_model": ((), "leave it out"),
     "prompt_lookup_num_tokens": ((0,), "leave it out"),
@@ -86,6 +86,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ArgumentError(f"{name}{shown}: does not work under a guard; {instead}")
 
 
+def check_config(config: Any) -> None:
+    """Raises `ArgumentError` for the first option of a generation config that does not work."""
+    check_arguments({name: getattr(config, name, None) for name in REFUSED})
+
+
 def read(
     config: Any, n_prompt: int, processors: Sequence[Any], criteria: Sequence[Any]
 ) -> Generation:
@@ -93,7 +98,7 @@ def read(
 
     Raises `ArgumentError` for one that does not work, wherever it came from.
     """
-    check_arguments({name: getattr(config, name, None) for name in REFUSED})
+    check_config(config)
     _check_types("logits_processor", processors, WARPERS)
     _check_types("stopping_criteria", criteria, CRITERIA)
     decoding = DecodingConfig(max_new_tokens=config.max_length - n_prompt)

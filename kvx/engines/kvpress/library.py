@@ -25,6 +25,7 @@ from kvx.engines.kvpress.generation import (
     Generation,
     GuardedOutput,
     check_arguments,
+    check_config,
     padded,
     prompts,
     read,
@@ -104,9 +105,7 @@ class GuardedModel:
         `Guarded` per sequence. Raises `ArgumentError`, a ValueError, for what does not work here.
         """
         check_arguments(options)
-        config = options.get("generation_config")
-        if config is not None:
-            check_arguments({"cache_implementation": config.cache_implementation})
+        check_config(options.get("generation_config"))
         return self.model.generate(inputs, custom_generate=self, **options)
 
     def __call__(
