@@ -149,6 +149,8 @@ class SamplingConfig:
     focus_bins: list[int] = field(default_factory=list)
     focus_n_per_bin: int = 0
     pinned_ids: list[str] = field(default_factory=list)
+    # leave out what a hazard model was made with: `default` (the packaged one), or its folder
+    unseen_by: str | None = None
     seed: int = 0
 
 
