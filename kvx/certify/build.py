@@ -21,6 +21,7 @@ from kvx.stats.certify import PValue, fixed_sequence, prompts_needed
 from kvx.store.catalog import PointRecord, finished_points
 from kvx.store.files import write_text
 from kvx.store.shards import read_inputs
+from kvx.words import plural
 
 log = logging.getLogger(__name__)
 FOLDER = "certificates"
@@ -62,7 +63,7 @@ def certify_experiment(config: Config) -> list[Path]:
         written.append(path)
         log.info("certify: %s: %s → %s", _name(curve), page.summary(made), path)
     if not written:
-        more = f" (and {len(refused) - 1} more curves)" if len(refused) > 1 else ""
+        more = f" (and {plural(len(refused) - 1, 'more curve')})" if len(refused) > 1 else ""
         raise UserError(refused[0] + more)
     for line in refused:
         log.warning("certify: left out: %s", line)

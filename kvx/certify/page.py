@@ -31,7 +31,8 @@ certified. p: how likely so small a loss is if the true one is above {alpha}.
 ## What it promises, and what not
 
 - It speaks of prompts like these: exchangeable with the {n} that were run, as if drawn from the
-  same source. Of another task, template, length, question or longer answers it says nothing.
+  same source, in the same mix of lengths. Of another task, template, length, question or longer
+  answers it says nothing.
 - {alpha} is a mean over prompts. Single prompts may lose everything.
 - The comparison is with the full cache of the same model on the same prompt, not with the truth:
   what the full cache gets wrong is no loss, and what compression gains makes up for none.

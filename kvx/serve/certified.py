@@ -1,4 +1,4 @@
-"""kvx.serve budget=certified: the budget that a certificate allows, if it is of this very server."""
+"""kvx.serve budget=certified: the budget that a certificate allows, if it is of this server."""
 
 import logging
 from dataclasses import replace
@@ -69,7 +69,7 @@ def check(found: Certificate, config: Config) -> None:
     if found.press["name"] != name:
         raise UserError(
             f"{wrong} press={found.press['name']}, this is press={name}; set "
-            f"press={found.press['name']} or certify {name}"
+            f"press={found.press['name']}, or certify the other"
         )
     if found.press["method"] != method:
         theirs, ours = found.press["method"], method or {}
