@@ -10,7 +10,7 @@ from kvx.certify.series import controller_of
 from kvx.config import BudgetConfig, BudgetKind, Config
 from kvx.data.tokenizer import model_hash
 from kvx.errors import UserError
-from kvx.points import resolved
+from kvx.points import budget_label, resolved
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +24,25 @@ def with_certified_budget(config: Config) -> Config:
     asked = config.budget.kind is BudgetKind.certified
     if not asked and config.certificate is not None:
         raise UserError(
-            f"certificate={config.certificate}: has no say over budget={config.budget.kind.name}; "
-            "add budget=certified"
+            f"certificate={config.certificate}: has no say over "
+            f"budget={budget_label(config.budget)}; add budget=certified"
         )
     if not asked:
         return config
+    for field in ("ratio", "tokens"):
+        value = getattr(config.budget, field)
+        if value != getattr(BudgetConfig(), field):
+            raise UserError(
+                f"budget=certified: the certificate sets the budget; leave budget.{field}={value} "
+                "away"
+            )
     if config.certificate is None:
         raise UserError("budget=certified: needs certificate=FILE, a JSON file of kvx.certify")
     found = read(Path(config.certificate))
     check(found, config)
+    budget = budget_of(found, config.certificate)
     log.info("serve: certificate: %s; %s", summary(found), conditions(found))
-    return replace(config, budget=budget_of(found, config.certificate))
+    return replace(config, budget=budget)
 
 
 def budget_of(found: Certificate, name: str) -> BudgetConfig:
