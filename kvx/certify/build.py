@@ -90,7 +90,7 @@ def inputs_hash(points: Sequence[PointRecord], settings: CertifyConfig) -> str:
     scored = [[p.id, p.content_sha256(), read_inputs(p.dir / "scores.parquet")] for p in points]
     code = source_digest(
         Path(__file__).parent, package_dir() / "stats" / "certify.py",
-        package_dir() / "guard" / "catastrophes.py",
+        package_dir() / "guard" / "catastrophes.py", package_dir() / "analyze" / "catastrophes.py",
     )  # fmt: skip
     asked = dataclasses.asdict(settings) | {"press": None, "controller": None}  # only choose
     return digest([code, scored, asked], 16)

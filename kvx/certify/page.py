@@ -36,7 +36,7 @@ certified. p: how likely so small a loss is if the true one is above {alpha}.
 - {alpha} is a mean over prompts. Single prompts may lose everything.
 - The comparison is with the full cache of the same model on the same prompt, not with the truth:
   what the full cache gets wrong is no loss, and what compression gains makes up for none.
-- Of 100 certificates made like this, up to {wrong} may be wrong. {choice}
+- Of 100 certificates made like this, up to {wrong} may be wrong.{choice}
 - Press, controller, budgets and prompts must have been chosen before these answers were seen:
   pilots need prompts of their own.
 {serve}"""
@@ -155,7 +155,7 @@ def _choice(made: Certificate) -> str:
     if made.curves == 1:
         return ""
     return (
-        f"The experiment has {made.curves} curves on these prompts: whoever picks the best of "
+        f" The experiment has {made.curves} curves on these prompts: whoever picks the best of "
         f"their certificates must ask for certify.delta={made.delta / made.curves:.2g} in each."
     )
 
