@@ -63,7 +63,7 @@ def test_the_certified_budget_is_served(certificates: Path, tmp_path: Path) -> N
         KVX_API_KEY="k",
     )  # fmt: skip
     assert process.stderr is not None
-    lines = []
+    lines: list[str] = []
     try:
         while "http://" not in (line := process.stderr.readline()):
             assert line, lines
