@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from kvx.certify_config import CertifyConfig
-from kvx.controller_config import ControllerConfig, SimulateConfig
+from kvx.controller_config import ControllerConfig, GuardConfig, SimulateConfig
 from kvx.serve_config import ServeConfig
 from kvx.train_config import TrainConfig, VerifyConfig
 
@@ -336,6 +336,7 @@ class Config:
     press: PressConfig = field(default_factory=PressConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     signals: Signals = Signals.light

@@ -50,6 +50,8 @@ class ControllerConfig:
     cooldown: int = 32
     # the budget of a sequence in SAFE (never less than its own)
     safe_budget: float = 1.0
+    # whether tokens are taken back at all; if not, an alarm only relaxes
+    rollback: bool = True
     # tokens dropped and decoded again when SAFE is entered; of a loop, that many before its onset
     rollback_tokens: int = 32
     # a detected loop is an alarm at once, whatever the hazard
@@ -64,6 +66,37 @@ class ControllerConfig:
     # random: probability of an alarm per token; null: kvx.simulate takes that of another controller
     rate: float | None = None
     seed: int = 0
+
+
+class Shadow(Enum):
+    """Where a sequence gets its prompt's full KV from when its budget is raised."""
+
+    host = "host"  # kept beside the compressed cache: pinned host memory (CUDA), memory (CPU)
+    recompute = "recompute"  # the prompt is prefilled again
+    none = "none"  # nowhere: alarms are recorded, nothing is done
+
+
+class StreamPolicy(Enum):
+    """What a reader of a stream sees of text that may be taken back."""
+
+    hold = "hold"  # only what lies behind the checkpoint
+    restart = "restart"  # everything at once, and a marker where it begins anew
+
+
+@dataclass
+class GuardConfig:
+    """How a controller acts on running sequences.
+
+    `model` is a hazard model's directory (model.json and card.json); null: the packaged one.
+    `ladder` are the budgets that the gate tries, one after the other, before 1.0.
+    """
+
+    shadow: Shadow = Shadow.host
+    model: str | None = None
+    ladder: list[float] = field(default_factory=lambda: [0.25, 0.5])
+    # of one sequence; after as many it is left alone, in SAFE
+    max_interventions: int = 4
+    stream: StreamPolicy = StreamPolicy.hold
 
 
 @dataclass

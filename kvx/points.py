@@ -15,7 +15,7 @@ from kvx.data.tokenizer import model_hash
 from kvx.hashing import digest
 
 # what tells the points of a variant apart, and where they lie
-OWN = ("experiment_name", "press", "budget", "controller", "seed")
+OWN = ("experiment_name", "press", "budget", "controller", "guard", "seed")
 SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name not in OWN)
 
 

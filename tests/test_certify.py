@@ -280,6 +280,7 @@ def test_curves_never_mix_what_differs(finished: Path) -> None:
         {"budget": 0.5}, {"budget": 0.9},
         {**guard, "budget": 0.5}, {**guard, "budget": 0.25},
         {**guard, "budget": 0.5, "controller.cooldown": 64},
+        {**guard, "budget": 0.5, "guard": {"max_interventions": 1}},
         {"press.method": method},
         {"seed": 3},
         {"budget_kind": "tokens", "budget": None, "budget_tokens": 64},
@@ -292,11 +293,12 @@ def test_curves_never_mix_what_differs(finished: Path) -> None:
         "snapkv_window_size=64": ["p1", "p0"],
         "snapkv_window_size=64-careful": ["p2", "p3"],
         "snapkv_window_size=64-careful_cooldown=64": ["p4"],
-        "snapkv_window_size=16": ["p5"],
-        "snapkv_window_size=64-seed3": ["p6"],
-        "snapkv_window_size=64-tokens": ["p8", "p7"],
+        "snapkv_window_size=64-careful_max_interventions=1": ["p5"],
+        "snapkv_window_size=16": ["p6"],
+        "snapkv_window_size=64-seed3": ["p7"],
+        "snapkv_window_size=64-tokens": ["p9", "p8"],
     }
-    assert [p.id for s in found if s.variant_id == "other" for p in s.points] == ["p9"]
+    assert [p.id for s in found if s.variant_id == "other" for p in s.points] == ["p10"]
     careful = chosen(found, CertifyConfig(controller="careful"))
-    assert [len(s.points) for s in careful] == [2, 1]
-    assert len(chosen(found, CertifyConfig(press="snapkv"))) == 7
+    assert [len(s.points) for s in careful] == [2, 1, 1]
+    assert len(chosen(found, CertifyConfig(press="snapkv"))) == 8

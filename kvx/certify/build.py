@@ -11,7 +11,7 @@ from kvx.analyze.frames import Experiment, load_experiment
 from kvx.certify import page
 from kvx.certify.certificate import Certificate, Group, Tested, Verdict, inputs_of
 from kvx.certify.losses import LossReader, PointLosses
-from kvx.certify.series import Series, all_series, chosen, controller_of
+from kvx.certify.series import Series, all_series, chosen, steering_of
 from kvx.certify_config import CertifyConfig, Loss
 from kvx.config import Config, package_dir
 from kvx.errors import UserError
@@ -139,7 +139,7 @@ def certify(
                "dtype": info["config"]["model"]["dtype"]},
         press={"name": info["press"], "label": curve.press,
                "method": info["config"]["press"]["method"]},
-        controller={**controller_of(info["config"]["controller"]), "label": curve.controller},
+        controller={**steering_of(first), "label": curve.controller},
         setup={
             "dataset": info["dataset"], "manifest": info["manifest"]["key"],
             "manifest_sha256": info["manifest"]["sha256"], "variant": curve.variant_id,

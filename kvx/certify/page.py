@@ -104,8 +104,10 @@ def _statement(made: Certificate) -> str:
     if best.tokens is not None:
         kept = f"{best.tokens:,} of the prompt's KV entries"
     where = "" if whole(made.groups[0]) else ", in every length bin"
+    guard = made.controller["label"]
+    start = "Keeping" if guard == "none" else f"Under controller {guard}, starting from"
     return (
-        f"Keeping {kept} loses at most {percent(made.alpha)} against the full cache{where}, with "
+        f"{start} {kept} loses at most {percent(made.alpha)} against the full cache{where}, with "
         f"confidence {confidence}."
     )
 

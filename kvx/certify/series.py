@@ -56,13 +56,25 @@ def controller_of(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in default or v != default[k]}
 
 
+def steering_of(point: PointRecord) -> dict[str, Any]:
+    """What must be the same wherever a point's controller is to do the same again.
+
+    `guard` is how it acts (`point.json` has it for guarded points), where that is not the default.
+    """
+    guard = point.info.get("guard")
+    return {
+        **controller_of(point.info["config"]["controller"]),
+        **({"guard": guard} if guard else {}),
+    }
+
+
 def all_series(points: Sequence[PointRecord]) -> list[Series]:
     """Every curve below the full cache: by variant, press, controller, seed and kind of budget."""
     presses, controllers = _labels(points, "press"), _labels(points, "controller")
     found: dict[tuple[Any, ...], list[PointRecord]] = defaultdict(list)
     for point in points:
         info = point.info
-        press, controller = info["config"]["press"], controller_of(info["config"]["controller"])
+        press, controller = info["config"]["press"], steering_of(point)
         if point.is_full_cache or press["method"] is None:
             continue
         key = (
@@ -116,5 +128,6 @@ def _labels(points: Sequence[PointRecord], node: str) -> dict[str, str]:
 
 
 def _parameters(point: PointRecord, node: str) -> Any:
-    config = point.info["config"]
-    return config["press"]["method"] or {} if node == "press" else controller_of(config[node])
+    if node == "controller":
+        return steering_of(point)
+    return point.info["config"]["press"]["method"] or {}

@@ -231,7 +231,8 @@ class Controller:
         if certain:
             assert seen.loop_onset is not None
             start, reason = min(start, seen.loop_onset), "loop"
-        back = max(0, start - self.policy.config.rollback_tokens)
+        config = self.policy.config
+        back = max(0, start - config.rollback_tokens) if config.rollback else token + 1
         return Decision(Mode.SAFE, not was_safe, was_safe, back, reason)
 
     def rollback(self, n_kept: int) -> None:
