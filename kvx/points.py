@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kvx.config import IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, Measure
-from kvx.controller_config import ControllerConfig, ControllerKind
+from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
+from kvx.guard import model_files
 from kvx.hashing import digest
 
 # what tells the points of a variant apart, and where they lie
@@ -65,6 +66,31 @@ def controller_identity(config: Config) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if value != default[name]}
 
 
+def guard_identity(config: Config) -> dict[str, Any]:
+    """What of `guard` can change results: nothing without a controller, else what is not default.
+
+    Where the full KV comes from does not, as long as there is any; nor does what a stream's reader
+    sees. A hazard model is known by its files, wherever they lie. Raises `UserError` if it is
+    needed and not there.
+    """
+    if not is_guarded(config):
+        return {}
+    plain, default = resolved(config.guard), resolved(GuardConfig())
+    for name in ("stream", "model", "shadow"):
+        del plain[name]
+    found = {name: value for name, value in plain.items() if value != default[name]}
+    if config.guard.shadow is Shadow.none:
+        found["shadow"] = Shadow.none.name
+    if config.controller.kind is ControllerKind.hazard:
+        found["model"] = model_files.identity(model_files.folder_of(config.guard.model))
+    return found
+
+
+def is_guarded(config: Config) -> bool:
+    """Whether a controller steers the point's sequences."""
+    return config.controller.kind is not ControllerKind.none
+
+
 def budget_label(budget: BudgetConfig) -> str:
     """`0.5`, or `256t` for a number of tokens."""
     return f"{budget.tokens}t" if budget.kind is BudgetKind.tokens else f"{budget.ratio:g}"
@@ -102,7 +128,11 @@ class Point:
             else {"ratio": c.budget.ratio}
         )
         own = [self.variant_id, resolved(c.press), budget, controller_identity(c), c.seed]
-        return f"{c.press.name}-{budget_label(c.budget)}-{digest(own)}"
+        name = f"{c.press.name}-{budget_label(c.budget)}"
+        if is_guarded(c):
+            own.append(guard_identity(c))
+            name += f"-{c.controller.name}"
+        return f"{name}-{digest(own)}"
 
     def beside(self, config: Config) -> "Point":
         """Another point of the same variant: `config` has the very same `SHARED` parts."""
@@ -113,6 +143,11 @@ class Point:
     @cached_property
     def dir(self) -> Path:
         return experiment_dir(self.config) / "points" / self.id
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a controller follows its responses."""
+        return self.config.controller.kind is not ControllerKind.none
 
     @property
     def wants_answers(self) -> bool:
@@ -144,6 +179,10 @@ class Point:
         The rounding is kvpress's.
         """
         return max(1, int(n_tokens * (1 - self.compression_ratio(n_tokens))))
+
+    def kept_share(self, n_tokens: int) -> float:
+        """The share of the entries of `n_tokens` that the budget asks to keep."""
+        return 1.0 - self.compression_ratio(n_tokens)
 
     def compression_ratio(self, n_tokens: int) -> float:
         """kvpress's `compression_ratio` (0 = keep all) for a prompt of `n_tokens`."""

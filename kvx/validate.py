@@ -15,6 +15,7 @@ from kvx.config import (
 from kvx.controller_config import ControllerKind
 from kvx.errors import UserError
 from kvx.guard import controller
+from kvx.live_rules import check_guard
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -29,6 +30,7 @@ def check(config: Config, points: bool = True) -> None:
     _check_template(config.dataset.template)
     _check_scoring(config)
     controller.check(config.controller)
+    check_guard(config.guard)
     if isinstance(config.engine, OpenAIConfig):
         from kvx.engines.openai import fields
 
@@ -44,12 +46,11 @@ def check(config: Config, points: bool = True) -> None:
 
 
 def refuse_controller(config: Config) -> None:
-    """Raises `UserError` where a controller would have to act on running sequences."""
+    """Raises `UserError` where no controller can act."""
     if config.controller.kind is not ControllerKind.none:
         raise UserError(
-            f"controller={config.controller.name}: no controller steers a live run yet; "
-            "kvx.simulate replays finished points through it, runs and servers take "
-            "controller=none"
+            f"controller={config.controller.name}: no controller steers a server yet; kvx.run "
+            "takes it with engine=kvpress, and kvx.simulate replays finished points through it"
         )
 
 

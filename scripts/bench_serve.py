@@ -32,25 +32,22 @@ from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.engine import KVPressEngine
-from kvx.engines.kvpress.rows import Prefill, Row, Stop
+from kvx.engines.kvpress.rows import Action, Row, StepObserver
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 
 Times = list[list[float]]  # of every stream's tokens, seconds on one clock
 
 
-class Arrivals:
+class Arrivals(StepObserver):
     """An observer that notes when each row's tokens were chosen."""
 
     def __init__(self) -> None:
         self.times: dict[str, list[float]] = {}
 
-    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
-        return None
-
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
-    ) -> Sequence[Stop]:
+    ) -> Sequence[Action]:
         now = time.perf_counter()
         for row in rows:
             self.times.setdefault(row.request.id, []).append(now)

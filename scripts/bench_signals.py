@@ -25,24 +25,25 @@ from kvx.data.examples import load_examples
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.engine import KVPressEngine
-from kvx.engines.kvpress.rows import Prefill, Row, Stop
+from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 
 
-class Clock:
+class Clock(StepObserver):
     """When each step ended."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
+    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> Sequence[Action]:
         for row in rows:
             row.ignore_stop = True
+        return ()
 
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
-    ) -> Sequence[Stop]:
+    ) -> Sequence[Action]:
         self.times.append(time.perf_counter())
         return ()
 

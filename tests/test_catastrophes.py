@@ -16,10 +16,10 @@ from matplotlib import image
 
 from kvx.cli import run_stage
 from kvx.config import Config
-from kvx.engines.base import KVUse, Response
+from kvx.engines.base import Guarded, KVUse, Response
 from kvx.guard.catastrophes import KINDS, inspect, pair
 from kvx.guard.instructions import Instruction
-from kvx.points import Request
+from kvx.points import Request, is_guarded
 from kvx.run.bundle import plan
 from kvx.stats.intervals import clopper_pearson
 from kvx.stats.paired import newcombe_interval
@@ -173,15 +173,18 @@ def test_without_token_ids_words_stand_for_tokens() -> None:
 
 
 Answer = Callable[[int, float], tuple[str, list[int] | None, str]]
+Guard = Callable[[int, str], tuple[tuple[str, list[int] | None, str], Guarded]]
 
 
 def write_experiment(
     answer: Answer, *arguments: str, per_cluster: int = 1, question: str = "Did Nora meet Ivo?",
-    reference: str = Instruction("no_comma").dumps(),
+    reference: str = Instruction("no_comma").dumps(), guard: Guard | None = None,
 ) -> None:  # fmt: skip
     """What a run leaves behind: 40 examples at two budgets, answered as `answer` says.
 
     `answer` takes the example's number and the budget; it gives text, token ids and finish reason.
+    At points with a controller `guard` says what it did and what came of it, from the number and
+    the controller's name.
     """
     rows = [
         {"id": f"e{i:02d}", "context": f"word {'w ' * i}", "question": question,
@@ -211,12 +214,16 @@ def write_experiment(
     def respond(request: Request) -> Response:
         point, n = request.point, request.entry.compressed_tokens
         number = int(request.entry.example_id[1:])
-        text, ids, reason = answer(number, point.config.budget.ratio)
+        steered = None
+        if guard is not None and is_guarded(point.config):
+            (text, ids, reason), steered = guard(number, point.config.controller.name)
+        else:
+            text, ids, reason = answer(number, point.config.budget.ratio)
         kept = point.kept_tokens(n)
         use = KVUse(kept, kept, kept, *[8 * kept] * 3, 8 * n, 8 * n)
         return Response(
             request, text, ids, output_tokens=len(text.split()), finish_reason=reason, kv=use,
-            budget_verified=True,
+            budget_verified=True, guard=steered,
         )  # fmt: skip
 
     common = (

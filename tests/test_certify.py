@@ -102,6 +102,28 @@ def test_a_certificate_says_what_the_points_say(kvx: Kvx, copied: Path) -> None:
         assert said in page
 
 
+def test_a_controllers_points_have_a_certificate_of_their_own(kvx: Kvx, copied: Path) -> None:
+    loops = ("dataset.sampling.n_per_bin=6", "decoding.max_new_tokens=64", "run.progress=false")
+    guarded = ("-m", "press=none,streaming", "budget=0.5,0.35", "controller=none,reactive")
+    assert kvx("run", "experiment_name=live", *guarded, *loops).code == 0
+    assert kvx("score", "experiment_name=live").code == 0
+    settings = ("certify.loss=catastrophe", "certify.alpha=0.6")
+    outcome = kvx("certify", "experiment_name=live", *settings)
+    assert outcome.code == 0, outcome.err
+    folder = copied.parent / "live" / "certificates"
+    for name, steering in (("streaming", "none"), ("streaming-reactive", "reactive")):
+        made = read(folder / f"{name}-catastrophe.json")
+        assert made.controller["name"] == made.controller["label"] == steering
+        assert [t.budget for t in made.groups[0].tests] == ["0.5", "0.35"]
+        assert made.setup["full_cache_point"].startswith("none-1")
+        point_ids = [t.point_id for t in made.groups[0].tests]
+        for point_id in point_ids:
+            info = json.loads((folder.parent / "points" / point_id / "point.json").read_text())
+            assert info["controller"] == steering
+    page = (folder / "streaming-reactive-catastrophe.md").read_text()
+    assert "# Certificate: streaming + reactive on" in page
+
+
 def test_losses_of_the_other_kinds(kvx: Kvx, copied: Path) -> None:
     for loss in ("failure", "catastrophe"):
         assert kvx("certify", EXPERIMENT, LOOSE, f"certify.loss={loss}").code == 0

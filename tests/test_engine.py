@@ -16,11 +16,12 @@ from kvx.data.examples import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response, seed_of
 from kvx.engines.kvpress.cache import Bucket
-from kvx.engines.kvpress.decode import Decoder, forward
+from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.engines.kvpress.forward import forward
 from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, prefill
 from kvx.engines.kvpress.press import PointPress
-from kvx.engines.kvpress.rows import Prefill, Row, Stop
+from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver, Stop
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
@@ -271,19 +272,20 @@ def test_latency_is_measured_alone_and_adds_up(tmp_path: Path) -> None:
 
 
 @dataclass
-class Watcher:
+class Watcher(StepObserver):
     """Counts what it sees and stops one row after its first token."""
 
     stop: Row
     steps: int = 0
     widths: tuple[int, ...] = ()
 
-    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
+    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> Sequence[Action]:
         assert len(rows) == len(prefills)
+        return ()
 
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
-    ) -> Sequence[Stop]:
+    ) -> Sequence[Action]:
         self.steps += 1
         self.widths += (len(rows),)
         assert logits.shape[0] == tokens.shape[0] == len(rows)

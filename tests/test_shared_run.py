@@ -24,6 +24,7 @@ from kvx.engines.kvpress.lengths import group_by_length, padded
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.measure import free_bytes
 from kvx.engines.kvpress.prefill import remember_average_rope
+from kvx.engines.kvpress.rows import StepObserver
 from kvx.engines.kvpress.schedule import RowCost, chunks
 from kvx.errors import UserError
 from tests.test_engine import make_work, recall
@@ -99,14 +100,11 @@ def test_one_prefill_serves_all_points_of_an_example(tmp_path: Path) -> None:
 
 
 @dataclass
-class Held:
+class Held(StepObserver):
     """Notes what the caches take at every step, and the moment rows join."""
 
     batch: Batch
     held: list[int]
-
-    def on_prefill(self, rows: Sequence[Any], prefills: Sequence[Any]) -> None:
-        return None
 
     def on_step(self, rows: Sequence[Any], logits: Any, tokens: Any) -> Sequence[Any]:
         self.held.append(self.batch.decoder.bytes)
@@ -176,11 +174,9 @@ def test_a_time_limit_is_for_one_request_alone(tmp_path: Path) -> None:
     work = points(tmp_path, ["snapkv", "knorm"], "decoding.timeout_s=600", n=3)
     widths = []
 
-    class Widths:
-        def on_prefill(self, rows: Sequence[Any], prefills: Sequence[Any]) -> None:
+    class Widths(StepObserver):
+        def on_prefill(self, rows: Sequence[Any], prefills: Sequence[Any]) -> Sequence[Any]:
             widths.append(len(rows))
-
-        def on_step(self, rows: Sequence[Any], logits: Any, tokens: Any) -> Sequence[Any]:
             return ()
 
     loaded = KVPressEngine(work[0].point.config).loaded

@@ -172,15 +172,6 @@ def test_there_must_be_something_to_replay(kvx: Kvx) -> None:
     assert "no finished point" in outcome.err
 
 
-@pytest.mark.parametrize("stage", ["run", "plan", "all"])
-def test_live_runs_refuse_controllers(kvx: Kvx, stage: str) -> None:
-    outcome = kvx(stage, "controller=reactive", "press=knorm", "budget=0.5")
-    lines = [line for line in outcome.err.splitlines() if line]
-    assert (outcome.code, len(lines)) == (2, 1), outcome.err
-    assert "controller=reactive: no controller steers a live run yet; kvx.simulate" in lines[0]
-    assert not Path("outputs").exists()
-
-
 def test_serving_refuses_controllers() -> None:
     from kvx.serve.main import serve
 

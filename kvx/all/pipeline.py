@@ -13,7 +13,7 @@ from kvx.config import Config, Measure
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
 from kvx.report.build import report_experiment
-from kvx.report.tables import mark
+from kvx.report.tables import mark, ordered
 from kvx.report.words import DEGENERATE, interval, series_name
 from kvx.run.bundle import run_points
 from kvx.run.pools import Pool
@@ -67,8 +67,7 @@ def print_summary(stats: pd.DataFrame) -> None:
         headers = [*(f"< {high}" for high in highs[:-1]), f"≤ {highs[-1]}"]
         for name in ("press", "budget", *headers, "all bins"):
             table.add_column(name, justify="left" if name == "press" else "right", no_wrap=True)
-        ordered = frame.sort_values(["press", "budget"], ascending=[True, False])
-        for _, group in ordered.groupby("point_id", sort=False):
+        for _, group in ordered(frame).groupby("point_id", sort=False):
             rows = [row for _, row in group.sort_values("bin").iterrows()]
             overall, by_bin = rows[0], rows[1:]
             table.add_row(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from kvx.analyze import plots, tables
 from kvx.analyze.catastrophes import catastrophe_stats
 from kvx.analyze.frames import Experiment, load_experiment
+from kvx.analyze.guard import guard_stats
 from kvx.analyze.transitions import transitions
 from kvx.config import AnalyzeConfig, Config, package_dir
 from kvx.hashing import digest, source_digest
@@ -24,8 +25,11 @@ TABLES = {
     "comparisons": schemas.COMPARISONS,
     "transitions": schemas.TRANSITIONS,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
+    "guard_stats": schemas.GUARD_STATS,
     "bin_stats": schemas.BIN_STATS,  # last: its inputs hash says that everything is there
 }
+
+GUARD_CODE = ("catastrophes", "detectors", "live_stats", "ranking")
 
 
 def inputs_hash(experiment: Path, config: AnalyzeConfig) -> str:
@@ -33,8 +37,8 @@ def inputs_hash(experiment: Path, config: AnalyzeConfig) -> str:
     points = finished_points(experiment)
     # of what scoring writes, the scores come last
     scored = [[p.id, p.content_sha256(), read_inputs(p.dir / "scores.parquet")] for p in points]
-    pairing = package_dir() / "guard" / "catastrophes.py"
-    code = source_digest(Path(__file__).parent, package_dir() / "stats", pairing)
+    guard = [package_dir() / "guard" / f"{name}.py" for name in GUARD_CODE]
+    code = source_digest(Path(__file__).parent, package_dir() / "stats", *guard)
     left_out = unfinished_points(experiment)
     return digest([code, scored, left_out, dataclasses.asdict(config)], 16)
 
@@ -61,6 +65,7 @@ def analyze_experiment(config: Config) -> None:
         "comparisons": tables.comparisons(experiment, config.analyze),
         "transitions": transitions(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
+        "guard_stats": guard_stats(experiment, config.analyze),
     }
     frame, derailed = pd.DataFrame(stats), pd.DataFrame(rows["catastrophe_stats"])
     plots.draw_all(frame, derailed, folder / "plots", config.analyze.confidence)
@@ -93,7 +98,7 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "experiments": overview,
             **sqlite.manifest_tables(experiment.manifests.values(), examples),
             "runs": runs,
-            **sqlite.request_tables(experiment.requests, experiment.latency),
+            **sqlite.request_tables(experiment.requests, experiment.latency, experiment.events),
             "scores": experiment.scores,
             "failures": experiment.failures,
             "catastrophes": experiment.catastrophes,
@@ -101,5 +106,6 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "comparisons": table("comparisons"),
             "transition_summary": table("transitions"),
             "catastrophe_stats": table("catastrophe_stats"),
+            "guard_stats": table("guard_stats"),
         },
     )

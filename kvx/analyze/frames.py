@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from kvx.analyze.columns import ByPoint, Columns, take
 from kvx.errors import UserError
+from kvx.points import OWN
 from kvx.store.catalog import (
     PointRecord,
+    events_of,
     finished_points,
     latency_of,
     read_frame,
@@ -52,6 +54,7 @@ class Experiment:
     failures: pd.DataFrame
     latency: pd.DataFrame
     catastrophes: pd.DataFrame
+    events: pd.DataFrame
 
     def manifest(self, point: PointRecord) -> dict[str, Any]:
         return self.manifests[point.info["manifest"]["key"]]
@@ -115,6 +118,20 @@ class Experiment:
                 found[point.info["variant_id"], point.info["seed"]].append(point)
         return found
 
+    def unguarded(self, point: PointRecord) -> PointRecord | None:
+        """The same press, budget and seed without a controller, if it was run too."""
+        plain, labels = ("variant_id", "seed", "budget_kind", "budget_label"), self.press_labels
+        return next(
+            (
+                p
+                for p in self.points
+                if p.info["controller"] == "none"
+                and labels[p.id] == labels[point.id]
+                and all(p.info[name] == point.info[name] for name in plain)
+            ),
+            None,
+        )
+
     @cached_property
     def binary_metrics(self) -> set[str]:
         """Metrics whose every score is 0 or 1: one interval method serves all cells of a metric."""
@@ -133,11 +150,25 @@ class Experiment:
         return labels
 
     @cached_property
+    def controller_labels(self) -> dict[str, str]:
+        """Point id → controller, with the settings that differ where one name has several."""
+        labels = {p.id: str(p.info["controller"]) for p in self.points}
+        guarded = [p for p in self.points if p.is_guarded]
+        for name in {labels[p.id] for p in guarded}:
+            settings = {
+                p.id: {"controller": p.info["config"]["controller"], "guard": p.info["guard"]}
+                for p in guarded
+                if labels[p.id] == name
+            }
+            suffixes = differences(settings)
+            labels |= {i: f"{name}({s})" for i, s in suffixes.items() if s}
+        return labels
+
+    @cached_property
     def variant_labels(self) -> dict[str, str]:
         """Variant id → model and dataset, with the settings that differ."""
-        shared = ("experiment_name", "press", "budget", "controller", "seed")
         settings = {
-            p.info["variant_id"]: {k: v for k, v in p.info["config"].items() if k not in shared}
+            p.info["variant_id"]: {k: v for k, v in p.info["config"].items() if k not in OWN}
             for p in self.points
         }
         suffixes = differences(settings)
@@ -162,7 +193,8 @@ class Experiment:
         return {
             "variant_id": info["variant_id"], "variant": self.variant_labels[info["variant_id"]],
             "model": info["model"], "dataset": info["dataset"],
-            "press": self.press_labels[point.id], "controller": info["controller"],
+            "press": self.press_labels[point.id],
+            "controller": self.controller_labels[point.id],
             "seed": info["seed"], "budget_kind": info["budget_kind"],
             "budget_label": info["budget_label"], "budget": budget, "point_id": point.id,
         }  # fmt: skip
@@ -215,8 +247,9 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
     kinds = requests["request_id"].map(failures.set_index("request_id")["error_type"])
     requests = requests.assign(kind=kinds.astype(object), failed=kinds.notna())
     experiment = Experiment(
-        folder, points, manifests, requests, scores, failures, latency, catastrophes
-    )
+        folder, points, manifests, requests, scores, failures, latency, catastrophes,
+        events_of(points),
+    )  # fmt: skip
     check_counts(experiment)
     check_metrics(points, scores)
     return experiment

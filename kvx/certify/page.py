@@ -105,10 +105,10 @@ def _statement(made: Certificate) -> str:
         kept = f"{best.tokens:,} of the prompt's KV entries"
     where = "" if whole(made.groups[0]) else ", in every length bin"
     guard = made.controller["label"]
-    start = "Keeping" if guard == "none" else f"Under controller {guard}, starting from"
+    start = "" if guard == "none" else f"Under controller {guard}: "
     return (
-        f"{start} {kept} loses at most {percent(made.alpha)} against the full cache{where}, with "
-        f"confidence {confidence}."
+        f"{start}Keeping {kept} loses at most {percent(made.alpha)} against the full cache{where}, "
+        f"with confidence {confidence}."
     )
 
 

@@ -118,6 +118,8 @@ class GuardEvent:
 # the budget; relax: without taking tokens back; roll_back: also took tokens back; restart: all of
 # them; recompress: back to the point's budget
 ACTIONS = ("watch", "alarm", "raise", "relax", "roll_back", "restart", "recompress")
+# those that gave a sequence more of its prompt or took tokens back
+INTERVENTIONS = ("raise", "relax", "roll_back", "restart")
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import xgboost as xgb
 from numpy.typing import ArrayLike, NDArray
 
 from kvx.errors import UserError
-from kvx.guard import calibration
+from kvx.guard import calibration, model_files
+from kvx.guard.model_files import CARD as CARD
+from kvx.guard.model_files import DEFAULT as DEFAULT
+from kvx.guard.model_files import MODEL as MODEL
 from kvx.train_config import TrainConfig
 
 FORMAT = 1
-MODEL, CARD = "model.json", "card.json"
-# the model of experiment=guard_study, which comes with the package (docs/results/guard_offline.md)
-DEFAULT = Path(__file__).parent / "default"
 # operating points, and the share of sound generations that may raise an alarm
 OPERATING_POINTS = {"conservative": 0.01, "balanced": 0.05, "aggressive": 0.10}
 Floats = NDArray[np.float32]
@@ -93,11 +93,7 @@ class HazardModel:
         belong together, or were made for other than the asked `features`.
         """
         folder = Path(folder)
-        try:
-            raw, text = (folder / MODEL).read_bytes(), (folder / CARD).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "is no text"
-            raise UserError(f"{folder}: no hazard model ({why}); make one with kvx.train") from None
+        raw, text = model_files.read(folder)
         card = _checked_card(folder / CARD, text)
         if hashlib.sha256(raw).hexdigest() != card["model_sha256"]:
             raise UserError(

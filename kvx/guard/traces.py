@@ -11,6 +11,8 @@ TOP = 20  # likeliest tokens whose log-probs are kept
 # last positions of a prompt at which compressed and full cache are compared; the very last is
 # where the first token is chosen
 PROBE_TOKENS = 8
+# the press of full-cache traces
+NO_PRESS = "none"
 
 # per token, by name; what an API trace cannot give is nan
 TOKEN_SIGNALS = (

@@ -15,7 +15,7 @@ from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
-from kvx.report import catastrophes, proof, tables
+from kvx.report import catastrophes, guard, proof, tables
 from kvx.report.findings import findings
 from kvx.report.warnings import warnings
 from kvx.report.words import percent, token_range
@@ -69,6 +69,7 @@ def _context(
     comparisons: pd.DataFrame,
     transitions: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
+    guard_stats: pd.DataFrame,
 ) -> dict[str, Any]:
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
     failures = read_frame([p.dir / "failures.parquet" for p in points])
@@ -81,7 +82,7 @@ def _context(
         "name": folder.name, "n_points": len(points), "n_requests": overall["n_requests"].sum(),
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
-            bin_stats, comparisons, catastrophe_stats, failures, seen, alone, points,
+            bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
             config.analyze, found,
         ),
         "proof": proof.sentences(found),
@@ -97,6 +98,7 @@ def _variants(
     bin_stats: pd.DataFrame,
     comparisons: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
+    guard_stats: pd.DataFrame,
     failures: pd.DataFrame,
     seen: pd.DataFrame,
     alone: pd.DataFrame,
@@ -110,6 +112,7 @@ def _variants(
         overall = tables.ordered(frame[frame["bin"] == ALL_BINS])
         compared = comparisons[comparisons["variant_id"] == variant]
         derailed = catastrophe_stats[catastrophe_stats["variant_id"] == variant]
+        guarded = guard_stats[guard_stats["variant_id"] == variant]
         info = next(p.info for p in points if p.info["variant_id"] == variant)
         query_aware = info["config"]["prompt"]["query_aware"]
         budgets = overall.sort_values("budget", ascending=False)["budget_label"]
@@ -133,6 +136,10 @@ def _variants(
                     derailed, seen[seen["point_id"].isin(overall["point_id"])]
                 ),
                 "catastrophe_plot": bool(derailed["excess"].notna().any()),
+                "guarded": bool(len(guarded)), "guard_notes": guard.notes(guarded),
+                "guard_prevented_table": guard.prevented_table(guarded),
+                "guard_effect_table": guard.effect_table(guarded),
+                "guard_cost_table": guard.cost_table(guarded),
                 "cost_table": tables.cost_table(overall),
                 "plots": f"plots/{variant}" if several else "plots",
                 "latency_how": _how_measured(alone[alone["point_id"].isin(overall["point_id"])]),
@@ -199,6 +206,8 @@ def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tu
         ("model settings", all_of("config", "model")),
         ("decoding", all_of("config", "decoding")),
         ("press", all_of("config", "press", "method")),
+        ("controller", all_of("config", "controller")),
+        ("guard", all_of("guard")),
         ("seed", all_of("seed")),
         ("manifest sha256", all_of("manifest", "sha256")),
         ("data revision", all_of("manifest", "source_revision")),

@@ -26,8 +26,12 @@ def number(value: Any, form: str = "{:.2f}") -> str:
 
 
 def ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """By press, dearest budget first."""
-    return frame.sort_values(ORDER, ascending=[True, True, True, False])
+    """By press, without a controller before with one, dearest budget first."""
+    return frame.sort_values(ORDER, ascending=[True, True, True, False], key=_none_first)
+
+
+def _none_first(column: pd.Series) -> pd.Series:
+    return column.replace("none", "") if column.name == "controller" else column
 
 
 def mark(row: pd.Series) -> str:

@@ -10,7 +10,7 @@ from kvx.certify.series import controller_of
 from kvx.config import BudgetConfig, BudgetKind, Config
 from kvx.data.tokenizer import model_hash
 from kvx.errors import UserError
-from kvx.points import budget_label, resolved
+from kvx.points import budget_label, guard_identity, resolved
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,11 @@ def check(found: Certificate, config: Config) -> None:
             f"set press.method.{field}={theirs.get(field)} or certify this one"
         )
     controller = {k: v for k, v in found.controller.items() if k != "label"}
-    if controller != controller_of(resolved(config.controller)):
+    guard = guard_identity(config)
+    ours = controller_of(resolved(config.controller)) | ({"guard": guard} if guard else {})
+    if controller != ours:
+        other = " with other settings" if controller["name"] == ours["name"] else ""
         raise UserError(
             f"{wrong} controller={found.controller['label']}, this is "
-            f"controller={config.controller.name}; set the same one, or certify this one"
+            f"controller={config.controller.name}{other}; set the same one, or certify this one"
         )

@@ -10,21 +10,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from kvx.config import Config
 from kvx.engines.base import KVUse
-from kvx.engines.kvpress.batch import BudgetContradictedError, prove_budget
+from kvx.engines.kvpress.batch import BudgetContradictedError, kv_at_end, prove_budget
 from kvx.engines.kvpress.cache import Bucket
-from kvx.engines.kvpress.decode import Decoder, forward
+from kvx.engines.kvpress.decode import Decoder
+from kvx.engines.kvpress.forward import forward
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.model import LoadedModel, resolve_attention
 from kvx.engines.kvpress.observers import TIMEOUT, TimeLimit
 from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
-from kvx.engines.kvpress.rows import Prefill, Row, StepObserver, Stop
+from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver, Stop
 from kvx.engines.kvpress.schedule import question_tokens
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Point
@@ -289,7 +290,7 @@ class DecodeLoop(threading.Thread):
             self._out = []
 
 
-class Speaker:
+class Speaker(StepObserver):
     """The observer that turns tokens into text and log-probabilities, and sees stop strings."""
 
     def __init__(self) -> None:
@@ -305,14 +306,11 @@ class Speaker:
         for job in jobs:
             self.jobs.pop(id(job.row), None)
 
-    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
-        return None
-
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
-    ) -> Sequence[Stop]:
+    ) -> Sequence[Action]:
         scored = self._scores(rows, logits, tokens)
-        actions = []
+        actions: list[Action] = []
         for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             job = self.jobs[id(row)]
             try:
@@ -358,9 +356,7 @@ def _last_text(job: Job) -> str:
 def _kv_of(job: Job, row: Row) -> KVUse:
     """The row's cache now that it has ended; as `engine=kvpress` reports it."""
     assert row.kv is not None
-    per_entry = row.kv.bytes_physical / row.kv.entries_physical
-    appended = row.position - len(job.parts.compressed_ids)
-    return replace(row.kv, bytes_peak=row.kv.bytes_physical + round(appended * per_entry))
+    return kv_at_end(row.kv, row, len(job.parts.compressed_ids))
 
 
 def _refusal(job: Job, error: Exception) -> ApiError:

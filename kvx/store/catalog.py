@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from kvx.errors import UserError
 from kvx.hashing import digest
 from kvx.store import layout, schemas
-from kvx.store.layout import LATENCY, REQUESTS, TRACES, Done
+from kvx.store.layout import EVENTS, KINDS, LATENCY, REQUESTS, Done
 
 log = logging.getLogger(__name__)
 LATENCY_ONLY = "it has no answers, only latencies"
@@ -37,12 +37,17 @@ class PointRecord:
         return bool(self.info["budget_kind"] == "ratio" and self.info["budget"] == 1.0)
 
     @property
+    def is_guarded(self) -> bool:
+        """Whether a controller steered it."""
+        return self.info.get("guard") is not None
+
+    @property
     def has_latency(self) -> bool:
         return self.done.holds(LATENCY)
 
     def content_sha256(self, *kinds: str) -> str:
         """Identity of what the point measured; of `kinds` of it alone if any are given."""
-        names = [f"{kind}.parquet" for kind in kinds or (REQUESTS, TRACES, LATENCY)]
+        names = [f"{kind}.parquet" for kind in kinds or KINDS]
         return digest([self.done.files[n]["sha256"] for n in names if n in self.done.files], 16)
 
     def manifest_dir(self, output: Path) -> Path:
@@ -74,11 +79,19 @@ def requests_of(points: Sequence[PointRecord]) -> pd.DataFrame:
 
 def latency_of(points: Sequence[PointRecord]) -> pd.DataFrame:
     """Every measurement of requests that ran alone; no row where nothing was measured."""
-    paths = [layout.merged(p.dir, LATENCY) for p in points if p.has_latency]
-    if paths:
-        return read_frame(paths)
-    empty: pd.DataFrame = schemas.LATENCY.empty_table().to_pandas()
-    return empty
+    return _merged(points, LATENCY, schemas.LATENCY)
+
+
+def events_of(points: Sequence[PointRecord]) -> pd.DataFrame:
+    """What controllers did, by point, request and index; no row where there was none."""
+    return _merged(points, EVENTS, schemas.EVENTS)
+
+
+def _merged(points: Sequence[PointRecord], kind: str, schema: pa.Schema) -> pd.DataFrame:
+    """A table of the points that have it; nulls where an older kvx had no such column."""
+    paths = [layout.merged(p.dir, kind) for p in points if p.done.holds(kind)]
+    frame = read_frame(paths) if paths else schema.empty_table().to_pandas()
+    return frame.reindex(columns=schema.names)
 
 
 def finished_points(experiment: Path) -> list[PointRecord]:

@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvx.store import layout, schemas
-from kvx.store.layout import LATENCY, REQUESTS, TRACES, Present
+from kvx.store.layout import EVENTS, LATENCY, REQUESTS, TRACES, Present
 
 log = logging.getLogger(__name__)
-SCHEMAS = {REQUESTS: schemas.REQUESTS, TRACES: schemas.TRACES, LATENCY: schemas.LATENCY}
+SCHEMAS = {
+    REQUESTS: schemas.REQUESTS, TRACES: schemas.TRACES, EVENTS: schemas.EVENTS,
+    LATENCY: schemas.LATENCY,
+}  # fmt: skip
 # a merge may take shards away between listing and reading them, and a network file system may show
 # what came in their place late
 SETTLE_S = 60.0
@@ -28,21 +31,41 @@ class UnreadableError(Exception):
 
 
 def read(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One file of `kind`.
+    """One file of `kind`; nulls in columns that an older kvx did not have.
 
     Raises `UnreadableError` for one that is damaged or has another schema, `FileNotFoundError` if
     it is gone.
     """
+    wanted = SCHEMAS[kind]
     try:
         with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(SCHEMAS[kind]):
+            lacking = _lacking(file.schema_arrow, wanted)
+            if lacking is None:
                 raise UnreadableError(path, "made by another version of kvx")
-            return file.read(columns=columns)
+            names = wanted.names if columns is None else list(columns)
+            table = file.read(columns=[n for n in names if n not in lacking])
+            return _filled(table, pa.schema([wanted.field(n) for n in names]))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnreadableError(path, reason) from None
+
+
+def _lacking(found: pa.Schema, wanted: pa.Schema) -> set[str] | None:
+    """The optional columns that `found` is without; None if it differs in anything else."""
+    lacking = {f.name for f in wanted if f.nullable} - set(found.names)
+    return (
+        lacking if found.equals(pa.schema([f for f in wanted if f.name not in lacking])) else None
+    )
+
+
+def _filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        table[f.name] if f.name in table.column_names else pa.nulls(table.num_rows, f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def count_rows(path: Path) -> int:

@@ -16,7 +16,11 @@ from typing import Any
 from kvx.hashing import sha256_file
 from kvx.store.files import write_text
 
-REQUESTS, TRACES, LATENCY = "requests", "traces", "latency"
+REQUESTS, TRACES, EVENTS, LATENCY = "requests", "traces", "events", "latency"
+# written together with requests, and worth nothing without them
+BESIDE = (TRACES, EVENTS)
+ANSWERS = (REQUESTS, *BESIDE)
+KINDS = (*ANSWERS, LATENCY)
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,18 @@ def files(folder: Path, kind: str) -> list[Path]:
 
 
 def _main(kind: str) -> str:
-    return REQUESTS if kind == TRACES else kind
+    return REQUESTS if kind in BESIDE else kind
 
 
-def traces_of(requests: Path) -> Path:
-    """The traces written together with a file of requests."""
-    return requests.with_name(TRACES + requests.name.removeprefix(REQUESTS))
+def beside(requests: Path, kind: str) -> Path:
+    """The file of `kind` (traces or events) that was written together with a file of requests."""
+    return requests.with_name(kind + requests.name.removeprefix(REQUESTS))
+
+
+def requests_of(path: Path) -> Path:
+    """The reverse: the requests without which a file of traces or events was never there."""
+    kind = path.stem.partition("-")[0]
+    return path.with_name(REQUESTS + path.name.removeprefix(kind))
 
 
 def read_done(folder: Path) -> Done | None:

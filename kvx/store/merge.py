@@ -10,15 +10,16 @@ import pyarrow.compute as pc
 
 from kvx.store import contents, layout
 from kvx.store.contents import SCHEMAS
-from kvx.store.layout import LATENCY, REQUESTS, TRACES
+from kvx.store.layout import BESIDE, EVENTS, LATENCY, REQUESTS, TRACES
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Every request of a point and the traces of those that have one."""
+    """Every request of a point, the traces of those that have one, and the events of all."""
 
     requests: pa.Table
     traces: pa.Table
+    events: pa.Table
 
     @property
     def responses(self) -> int:
@@ -29,10 +30,11 @@ def answers(folder: Path, request_ids: Sequence[str]) -> Answers | None:
     """The rows of `request_ids`, in that order; None if one of them is missing.
 
     Of a request that is there twice the first counts, the merged file before the shards, these by
-    name; its trace is the one that was written with it. Raises what `contents.read` does.
+    name; its trace and events are those written with it. Raises what `contents.read` does.
     """
     place = {request_id: i for i, request_id in enumerate(request_ids)}
-    rows, traces = [SCHEMAS[REQUESTS].empty_table()], [SCHEMAS[TRACES].empty_table()]
+    rows = [SCHEMAS[REQUESTS].empty_table()]
+    others = {kind: [SCHEMAS[kind].empty_table()] for kind in BESIDE}
     seen: set[str] = set()
     for path in layout.files(folder, REQUESTS):
         table = contents.read(path, REQUESTS)
@@ -40,11 +42,13 @@ def answers(folder: Path, request_ids: Sequence[str]) -> Answers | None:
         fresh = set(new)
         rows.append(_only(table, fresh))
         seen |= fresh
-        if (partner := layout.traces_of(path)).exists():
-            traces.append(_only(contents.read(partner, TRACES), fresh))
+        for kind, tables in others.items():
+            if (partner := layout.beside(path, kind)).exists():
+                tables.append(_only(contents.read(partner, kind), fresh))
     if len(seen) < len(place):
         return None
-    return Answers(_ordered(rows, place), _ordered(traces, place))
+    traces, events = (_ordered(others[kind], place) for kind in (TRACES, EVENTS))
+    return Answers(_ordered(rows, place), traces, events)
 
 
 def latency(folder: Path, request_ids: Sequence[str]) -> pa.Table:
@@ -61,12 +65,14 @@ def latency(folder: Path, request_ids: Sequence[str]) -> pa.Table:
 
 
 def _only(table: pa.Table, ids: set[str]) -> pa.Table:
-    keep: list[int] = []
-    left = set(ids)
-    for i, request_id in enumerate(table["request_id"].to_pylist()):
-        if request_id in left:
-            left.remove(request_id)
-            keep.append(i)
+    """The rows of `ids`, each once: events have an index, of other kinds a request has one row."""
+    ids_of = table["request_id"].to_pylist()
+    indices = table["index"].to_pylist() if "index" in table.column_names else [0] * len(ids_of)
+    first: dict[tuple[str, int], int] = {}
+    for i, (request_id, index) in enumerate(zip(ids_of, indices, strict=True)):
+        if request_id in ids:
+            first.setdefault((request_id, index), i)
+    keep = list(first.values())
     return table if len(keep) == len(table) else table.take(pa.array(keep, pa.int64()))
 
 

@@ -3,6 +3,7 @@
 point.json                        configuration, manifest and provenance
 requests-<writer>-00000.parquet   one row per request, while the point is worked on
 traces-<writer>-00000.parquet     per-token signals of the same requests
+events-<writer>-00000.parquet     what a controller did to them
 latency-<writer>-00000.parquet    one row per request that ran alone
 requests.parquet ...              all of a kind in the manifest's order, once nothing is missing
 DONE                              these files, their sizes and checksums
@@ -25,12 +26,22 @@ from kvx import provenance
 from kvx.data.tokenizer import model_hash
 from kvx.engines.base import Measurement, Response
 from kvx.errors import UserError
-from kvx.points import Point, budget_label, request_id, resolved
+from kvx.points import Point, budget_label, guard_identity, is_guarded, request_id, resolved
 from kvx.store import completion, contents, layout, locks, merge, schemas
-from kvx.store.contents import UnreadableError
+from kvx.store.contents import SCHEMAS, UnreadableError
 from kvx.store.files import write_text
-from kvx.store.layout import LATENCY, REQUESTS, TRACES, Done, Present
-from kvx.store.rows import latency_row, request_row, trace_row
+from kvx.store.layout import (
+    ANSWERS,
+    BESIDE,
+    EVENTS,
+    KINDS,
+    LATENCY,
+    REQUESTS,
+    TRACES,
+    Done,
+    Present,
+)
+from kvx.store.rows import event_rows, latency_row, request_row, trace_row
 from kvx.store.shards import write_arrow, write_table
 
 log = logging.getLogger(__name__)
@@ -101,12 +112,12 @@ class PointStore:
         self._share = locks.join(self.dir)
         self._writer = writer
         mine = f"{writer}-?????.parquet"
-        for kind in (REQUESTS, TRACES, LATENCY):
+        for kind in KINDS:
             for unfinished in self.dir.glob(f".{kind}-{mine}.*.tmp"):
                 unfinished.unlink()
-        for trace in self.dir.glob(f"{TRACES}-{mine}"):
-            if not (self.dir / trace.name.replace(TRACES, REQUESTS, 1)).exists():
-                trace.unlink(missing_ok=True)  # its requests were never there
+        for path in (p for kind in BESIDE for p in self.dir.glob(f"{kind}-{mine}")):
+            if not layout.requests_of(path).exists():
+                path.unlink(missing_ok=True)  # its requests were never there
         for kind in self._next:
             taken = self.dir.glob(f"{kind}-{mine}")
             numbers = [int(path.stem.rsplit("-", 1)[1]) for path in taken]
@@ -119,14 +130,16 @@ class PointStore:
             self._share = None
 
     def write(self, responses: Sequence[tuple[Response, datetime]]) -> None:
-        """One new shard of requests, and of their traces.
+        """One new shard of requests, and of their traces and events.
 
         A killed write leaves nothing behind; one that is interrupted and repeated replaces itself.
         """
         path = self._shard(REQUESTS)
         traces = [row for response, _ in responses if (row := trace_row(response)) is not None]
-        if traces:
-            write_table(layout.traces_of(path), traces, schemas.TRACES)
+        events = [row for response, _ in responses for row in event_rows(response)]
+        for kind, rows in ((TRACES, traces), (EVENTS, events)):
+            if rows:
+                write_table(layout.beside(path, kind), rows, SCHEMAS[kind])
         write_table(path, [request_row(*item) for item in responses], schemas.REQUESTS)
         self._next[REQUESTS] += 1
 
@@ -201,10 +214,12 @@ class PointStore:
             return layout.read_failed(self.dir)
         kinds = []
         if answers is not None:
-            # traces first: alone they are worth nothing, so a kill in between loses nothing
+            # these first: alone they are worth nothing, so a kill in between loses nothing
             added = bool(layout.shards(self.dir, REQUESTS))
             if answers.traces.num_rows:
                 kinds.append(self._put(TRACES, answers.traces, added))
+            if is_guarded(point.config):
+                kinds.append(self._put(EVENTS, answers.events, added))
             kinds.append(self._put(REQUESTS, answers.requests, added))
         # latencies that this run did not ask for, and that none has completed, wait in their shards
         if point.wants_latency or layout.merged(self.dir, LATENCY).exists():
@@ -229,18 +244,18 @@ class PointStore:
 
     def _remove_merged_shards(self, done: Done, changed: Sequence[str]) -> None:
         """Delete shards whose rows are in a merged file that is what it should be."""
-        for kinds in ((REQUESTS, TRACES), (LATENCY,)):
+        for kinds in (ANSWERS, (LATENCY,)):
             names = [layout.merged(self.dir, kind).name for kind in kinds]
             if done.holds(kinds[0]) and not set(names) & set(changed):
                 for shard in [s for kind in kinds for s in layout.shards(self.dir, kind)]:
                     shard.unlink(missing_ok=True)
 
     def _check_files(self) -> None:
-        """Move what is not sound away; traces without their requests were never there."""
-        for trace in layout.files(self.dir, TRACES):
-            if not (self.dir / trace.name.replace(TRACES, REQUESTS, 1)).exists():
-                trace.unlink()
-        for kind in (REQUESTS, TRACES, LATENCY):
+        """Move what is not sound away; what lies beside no requests was never there."""
+        for path in (p for kind in BESIDE for p in layout.files(self.dir, kind)):
+            if not layout.requests_of(path).exists():
+                path.unlink()
+        for kind in KINDS:
             for path in layout.files(self.dir, kind):
                 try:
                     contents.read(path, kind)
@@ -260,11 +275,9 @@ class PointStore:
                     write_arrow(path, kept)
 
     def _quarantine(self, path: Path, reason: str) -> None:
-        """Move a file aside, requests together with their traces, so that it is done again."""
+        """Move a file aside, requests with what lies beside them, so that it is done again."""
         kind, dash, rest = path.stem.partition("-")
-        names = [
-            f"{k}{dash}{rest}" for k in ((LATENCY,) if kind == LATENCY else (REQUESTS, TRACES))
-        ]
+        names = [f"{k}{dash}{rest}" for k in ((LATENCY,) if kind == LATENCY else ANSWERS)]
         folder = self.dir / "quarantine"
         folder.mkdir(exist_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
@@ -288,6 +301,7 @@ class PointStore:
             "budget": config.budget.ratio if config.budget.kind.name == "ratio" else None,
             "budget_tokens": config.budget.tokens if config.budget.kind.name == "tokens" else None,
             "controller": config.controller.name,
+            "guard": guard_identity(config) if is_guarded(config) else None,
             "seed": config.seed,
             "engine": config.engine.name,
             "metrics": config.dataset.metrics,

@@ -1,13 +1,14 @@
 """What an engine yields, as rows of the pinned schemas."""
 
 import json
+import math
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 from kvx import provenance
-from kvx.engines.base import BudgetProof, Measurement, Response
-from kvx.points import Request, made_with
+from kvx.engines.base import INTERVENTIONS, BudgetProof, Guarded, Measurement, Response
+from kvx.points import Request, is_guarded, made_with
 
 Row = dict[str, Any]
 
@@ -41,14 +42,27 @@ def request_row(response: Response, finished: datetime) -> Row:
             "kv_bytes_effective": kv.bytes_effective, "kv_bytes_physical": kv.bytes_physical,
             "kv_bytes_full": kv.bytes_full, "kv_bytes_peak": kv.bytes_peak,
         }  # fmt: skip
-    return row
+    return row | ({} if response.guard is None else _guard_columns(response.guard))
+
+
+def _guard_columns(guard: Guarded) -> Row:
+    """What a controller did to a response, summed up."""
+    return {
+        "guard_mean_budget": guard.mean_budget, "guard_decoded_tokens": guard.decoded_tokens,
+        "guard_recomputed_tokens": guard.recomputed_tokens, "guard_events": len(guard.events),
+        "guard_interventions": sum(e.action in INTERVENTIONS for e in guard.events),
+        "guard_ms": sum(e.milliseconds for e in guard.events), "kv_bytes_host": guard.bytes_host,
+    }  # fmt: skip
 
 
 def _made_with(response: Response) -> str:
     """What a response may depend on though it does not name its point, as JSON."""
     if response.machine is not None:  # our batches are none of a server's
         return json.dumps({"machine": response.machine})
-    settings = made_with(response.request.point.config)
+    config = response.request.point.config
+    settings = made_with(config)
+    if is_guarded(config):  # a prefill of its own, or what the shared one left behind
+        settings["guard.shadow"] = config.guard.shadow.name
     return json.dumps({**settings, "machine": machine()}, sort_keys=True)
 
 
@@ -77,6 +91,30 @@ def trace_row(response: Response) -> Row | None:
             "probe_kl_nats": trace.probe.kl_nats, "probe_same_top1": trace.probe.same_top1,
         }  # fmt: skip
     return row | (trace.signals or {})
+
+
+def event_rows(response: Response) -> list[Row]:
+    """One row of `events` for each thing that a controller did to the response, in its order."""
+    request = response.request
+    about = {
+        "request_id": request.id, "point_id": request.point.id,
+        "example_id": request.entry.example_id,
+    }  # fmt: skip
+    return [
+        {
+            **about, "index": index, "token": event.token, "mode": event.mode,
+            "action": event.action, "reason": event.reason, "hazard": _known(event.hazard),
+            "probe_nats": _known(event.probe_nats), "budget_before": event.budget_before,
+            "budget_after": event.budget_after, "n_kept": event.n_kept,
+            "tokens_dropped": len(event.dropped_ids), "dropped_ids": event.dropped_ids,
+            "milliseconds": event.milliseconds,
+        }
+        for index, event in enumerate(response.guard.events if response.guard else [])
+    ]  # fmt: skip
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def latency_row(measurement: Measurement, finished: datetime) -> Row:

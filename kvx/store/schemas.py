@@ -43,7 +43,19 @@ REQUESTS = _schema(
         "kv_entries_nominal": F64, "kv_entries_effective": F64, "kv_entries_physical": F64,
         "kv_bytes_nominal": I64, "kv_bytes_effective": I64, "kv_bytes_physical": I64,
         "kv_bytes_full": I64, "kv_bytes_peak": I64, "peak_memory_bytes": I64,
+        "guard_mean_budget": F64, "guard_decoded_tokens": I32, "guard_recomputed_tokens": I32,
+        "guard_events": I32, "guard_interventions": I32, "guard_ms": F64, "kv_bytes_host": I64,
     },
+)  # fmt: skip
+
+# one row per decision of a controller that changed its mode or a sequence
+EVENTS = _schema(
+    {
+        "request_id": S, "point_id": S, "example_id": S, "index": I32, "token": I32, "mode": S,
+        "action": S, "reason": S, "budget_before": F64, "budget_after": F64, "n_kept": I32,
+        "tokens_dropped": I32, "dropped_ids": pa.list_(I32), "milliseconds": F64,
+    },
+    {"hazard": F64, "probe_nats": F64},
 )  # fmt: skip
 
 # per-token signals that signals=full adds
@@ -168,6 +180,15 @@ CATASTROPHE_STATS = _schema(
         "twin_point_id": S, "rate": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,
         "twin_rate": F64, "excess": F64, "excess_ci_low": F64, "excess_ci_high": F64,
         "excess_ci_method": S, "mcnemar_p": F64,
+    },
+)  # fmt: skip
+
+# what controllers did in live runs: one row per guarded point and figure
+GUARD_STATS = _schema(
+    {**_SERIES, "figure": S, "n": I64, "n_clusters": I64, "n_degenerate": I64},
+    {
+        "kind": S, "unguarded_point_id": S, "count": I64, "value": F64, "ci_low": F64,
+        "ci_high": F64, "ci_method": S,
     },
 )  # fmt: skip
 

@@ -14,7 +14,8 @@ REQUEST = (
     "compressed_tokens", "finished_at", "kv_entries_nominal", "kv_entries_effective",
     "kv_entries_physical", "kv_bytes_nominal", "kv_bytes_effective", "kv_bytes_physical",
     "kv_bytes_full", "kv_bytes_peak", "budget_verified", "degenerate", "degenerate_reason",
-    "made_with",
+    "made_with", "guard_mean_budget", "guard_decoded_tokens", "guard_recomputed_tokens",
+    "guard_events", "guard_interventions", "guard_ms", "kv_bytes_host",
 )  # fmt: skip
 RESPONSE = ("request_id", "text", "finish_reason", "output_tokens")
 
@@ -34,13 +35,18 @@ def export(path: Path, tables: dict[str, pd.DataFrame]) -> None:
         raise
 
 
-def request_tables(requests: pd.DataFrame, latency: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Requests (with their proved budgets), responses, and telemetry: what ran alone for times."""
+def request_tables(
+    requests: pd.DataFrame, latency: pd.DataFrame, events: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """Requests (with their proved budgets), responses, telemetry (what ran alone for times) and
+    what controllers did.
+    """
     answered = requests[requests["has_response"]]
     return {
         "requests": requests[list(REQUEST)],
         "responses": answered[list(RESPONSE)],
         "telemetry": latency,
+        "events": events,
     }
 
 

@@ -23,10 +23,10 @@ from kvx.guard.features import SETS, names_of
 from kvx.guard.hazard import OPERATING_POINTS, HazardModel
 from kvx.guard.labels import Role, token_labels
 from kvx.guard.ranking import Resampler
-from kvx.guard.traces import positions
+from kvx.guard.traces import NO_PRESS, positions
 from kvx.hashing import sha256_text
 from kvx.train.crossfit import CrossFit, Mask, Table, crossfit, crossfit_fixed, limits_of
-from kvx.train.data import NO_PRESS, REPEATED, Data
+from kvx.train.data import REPEATED, Data
 from kvx.train.early import early_metrics
 from kvx.train_config import LeaveOut, TrainConfig
 

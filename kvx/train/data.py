@@ -15,12 +15,11 @@ from kvx.errors import UserError
 from kvx.guard.baselines import repeated_ngrams
 from kvx.guard.catastrophes import pair
 from kvx.guard.labels import Targets, targets
-from kvx.guard.traces import Traces
+from kvx.guard.traces import NO_PRESS, Traces
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, joined, read_traces, to_traces
 from kvx.train_config import Labels
 
-NO_PRESS = "none"
 REPEATED = "repeated_ngrams"
 
 

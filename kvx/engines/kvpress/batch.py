@@ -14,16 +14,19 @@ from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.engines.base import KVUse, PointFailed, PointWork, Response, seed_of
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.cache import Bucket
-from kvx.engines.kvpress.decode import Decoder, forward
+from kvx.engines.kvpress.decode import Decoder
+from kvx.engines.kvpress.forward import forward
+from kvx.engines.kvpress.guarded import LiveGuard, guard_of, shadow_of, source_of
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.masked import decode_masked, prefill_masked
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.observers import TIMEOUT, TimeLimit, TraceObserver
+from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit, TraceObserver
 from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
 from kvx.engines.kvpress.probe import mean_share, probes, reference_of
-from kvx.engines.kvpress.rows import Prefill, Row, StepObserver, drop, without
+from kvx.engines.kvpress.rows import Origin, Prefill, Row, StepObserver, drop, without
 from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks, question_tokens
+from kvx.engines.kvpress.shadow import PromptShadow, RowShadow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.failures import FailureType, classify_error
 from kvx.guard.traces import PROBE_TOKENS
@@ -40,8 +43,8 @@ class Batch:
     """Requests of points that differ in press, budget, controller and seed only.
 
     Iterating `run` yields what `Engine.generate` promises. Rows join while their caches fit below
-    `cap_bytes`, and leave when they are finished. With a `clock`, times are what is wanted: nothing
-    else watches.
+    `cap_bytes`, and leave when they are finished. With a `clock`, times are what is wanted: besides
+    it, only controllers watch.
     """
 
     def __init__(
@@ -55,13 +58,14 @@ class Batch:
         self.loaded, self.config, self.cost, self.cap_bytes = loaded, config, cost, cap_bytes
         self.builder = PromptBuilder(loaded.tokenizer, config)
         signals = config.signals if clock is None else Signals.off
-        self.traces = None
+        self.traces, step = None, StepSignals()
         if signals is not Signals.off:
-            self.traces = TraceObserver(loaded, full=signals is Signals.full)
+            self.traces = TraceObserver(loaded, signals is Signals.full, step)
         self.probing = signals is Signals.full
-        self.observers: list[StepObserver] = [] if clock is None else [clock]
-        if self.traces is not None:
-            self.observers.append(self.traces)
+        self.observers: list[StepObserver] = [] if self.traces is None else [self.traces]
+        self.observers.append(LiveGuard(loaded, step))
+        if clock is not None:
+            self.observers.append(clock)
         if config.decoding.timeout_s is not None:
             self.observers.append(TimeLimit(config.decoding.timeout_s))
         self.decoder = Decoder(loaded, config.decoding, self.observers)
@@ -101,9 +105,14 @@ class Batch:
                     found.append(Chunk(example, (request,), size, alone=True))
         for name, requests in together.items():
             found += chunks(
-                examples[name], requests, self.cost, self.cap_bytes, reference=self.probing
+                examples[name], requests, self.cost, self.cap_bytes, self._probed(requests)
             )
         return sorted(found, key=lambda c: order[c.example.example_id])
+
+    def _probed(self, requests: Sequence[Request]) -> bool:
+        """Whether these are compared with the full cache before their first token."""
+        guarded = any(r.point.guarded for r in requests)
+        return self.probing or guarded
 
     def parts(self, example: Example) -> PromptParts:
         """The prompt of `example`, tokenised once for all that ask for it in a row."""
@@ -115,12 +124,21 @@ class Batch:
         running = len(self.decoder.rows)
         if running == 0:
             return True
-        held = self.decoder.bytes + running * self.cost.logits_bytes
+        held = self.decoder.bytes + running * self.cost.logits_bytes + self._shadow_bytes()
         return (
             self.share
             and running + len(chunk.requests) <= self.config.engine.max_rows
             and held + chunk.bytes <= self.cap_bytes
         )
+
+    def _shadow_bytes(self) -> int:
+        """Full caches that running rows hold beside their own, where that is the same memory."""
+        if self.loaded.device.type == "cuda":
+            return 0
+        sources = [r.origin.source for r in self.decoder.rows if r.origin is not None]
+        held = [s.prompt for s in sources if isinstance(s, RowShadow)]
+        shadows = {id(prompt): prompt for prompt in held}
+        return sum(shadow.bytes for shadow in shadows.values())
 
     def start(self, chunk: Chunk) -> Iterator[Response | PointFailed]:
         """Prefill a chunk and let its rows join; what ends with that is answered at once.
@@ -191,28 +209,37 @@ class Batch:
         ended: list[Response | PointFailed],
     ) -> None:
         n, rest = len(parts.compressed_ids), parts.rest_ids
-        prompts = [
-            PromptRow(
-                PointPress(request.point, n),
-                request.point.kept_tokens(n),
-                RandomStream(seed_of(request), self.loaded.device),
-                watched=self.probing and not alone,
+        probing = self._probed(requests)
+        alone = alone and not any(r.point.guarded for r in requests)
+        shadow = PromptShadow(self.loaded.device)
+        prompts, running = [], []
+        for request in requests:
+            seed, guard = seed_of(request), guard_of(request)
+            prompts.append(
+                PromptRow(
+                    PointPress(request.point, n),
+                    request.point.kept_tokens(n),
+                    RandomStream(seed, self.loaded.device),
+                    watched=probing and not alone,
+                    shadow=None if guard is None else shadow_of(guard, shadow),
+                )
             )
-            for request in requests
-        ]
-        running = [
-            Row(request, n, generator=torch.Generator().manual_seed(seed_of(request)))
-            for request in requests
-        ]
-        reference = reference_of([p.kept_tokens for p in prompts], n) if self.probing else None
-        if self.probing and reference is None and not alone:
+            generator = torch.Generator().manual_seed(seed)
+            running.append(Row(request, n, generator=generator, guard=guard))
+        reference = reference_of([p.kept_tokens for p in prompts], n) if probing else None
+        if probing and reference is None and not alone:
             # a full cache to compare with that answers no request
             reference = len(running)
             stream = RandomStream(seed_of(requests[0]), self.loaded.device)
             prompts.append(PromptRow(None, n, stream))
             running.append(Row(requests[0], n))
-        room = len(rest) + self.config.decoding.max_new_tokens
-        caches = prefill(self.loaded, parts.compressed_ids, prompts, room, alone)
+        new_tokens = self.config.decoding.max_new_tokens
+        caches = prefill(self.loaded, parts.compressed_ids, prompts, len(rest) + new_tokens, alone)
+        for prompt, row in zip(prompts, running, strict=True):
+            if row.guard is not None:
+                ids, press = parts.compressed_ids, row.request.point.config.press.name
+                source = source_of(self.loaded, ids, prompt, row.guard, caches.hidden)
+                row.origin = Origin(source, n, rest, new_tokens, press)
         buckets = []
         for bucket, members in zip(caches.buckets, caches.rows, strict=True):
             rows = [running[i] for i in members]
@@ -226,7 +253,8 @@ class Batch:
                 buckets.append((bucket, rows))
         rows = [row for _, members in buckets for row in members]
         if rest and rows:
-            logits = self._question([bucket for bucket, _ in buckets], rows, rest)
+            keep = PROBE_TOKENS if probing else 1
+            logits = self._question([bucket for bucket, _ in buckets], rows, rest, keep)
         else:
             logits = self.loaded.model.lm_head(caches.hidden).expand(len(rows), 1, -1)
         full = None if reference is None else running[reference]
@@ -237,11 +265,13 @@ class Batch:
             rows = [row for _, members in buckets for row in members]
         if not rows:
             return
+        full_logits = None if full is None or id(full) not in seen else logits[seen[id(full)], -1]
         evicted = {id(row): p.evicted for row, p in zip(running, prompts, strict=True)}
         prefills = [
             Prefill(
                 logits[seen[id(row)], -1], parts.n_tokens, n,
                 found[seen[id(row)]], mean_share(evicted[id(row)]),
+                None if row.guard is None else full_logits,
             )
             for row in rows
         ]  # fmt: skip
@@ -249,12 +279,14 @@ class Batch:
         ended += self._responses(self.decoder.admit(buckets, prefills, first))
 
     def _question(
-        self, buckets: Sequence[Bucket], rows: Sequence[Row], rest: Sequence[int]
+        self, buckets: Sequence[Bucket], rows: Sequence[Row], rest: Sequence[int], keep: int
     ) -> torch.Tensor:
-        """Logits [rows, last tokens, vocab] of the rest of the prompt, which joins every cache."""
+        """Logits [rows, last tokens, vocab] of the rest of the prompt, which joins every cache.
+
+        Of the last `keep` tokens, or as many as there are.
+        """
         ids = torch.tensor([list(rest)] * len(rows), device=self.loaded.device)
         entries = max(row.request.entry.prompt_tokens for row in rows)
-        keep = PROBE_TOKENS if self.probing else 1
         last = torch.empty(0)
         for some in torch.split(ids, question_tokens(len(rows), entries), dim=1):
             logits = forward(self.loaded, buckets, rows, some, keep)
@@ -304,8 +336,6 @@ class Batch:
         assert row.kv is not None
         timed_out = row.finish_reason == TIMEOUT
         limit_s = self.config.decoding.timeout_s
-        per_entry = row.kv.bytes_physical / row.kv.entries_physical
-        appended = row.position - row.request.entry.compressed_tokens
         return Response(
             row.request,
             text=self.loaded.tokenizer.decode(row.tokens, skip_special_tokens=True),
@@ -313,10 +343,25 @@ class Batch:
             finish_reason=None if timed_out else row.finish_reason,
             error_type=FailureType.TIMEOUT.value if timed_out else None,
             error_message=f"stopped after {limit_s:g} s" if timed_out else None,
-            kv=replace(row.kv, bytes_peak=row.kv.bytes_physical + round(appended * per_entry)),
+            kv=kv_at_end(row.kv, row, row.request.entry.compressed_tokens),
             budget_verified=True,
             trace=None if self.traces is None else self.traces.trace(row),
+            guard=None if row.guard is None else row.guard.result(bytes_host(row)),
         )
+
+
+def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int) -> KVUse:
+    """What a finished row's cache took at its peak: its highest budget, and what was appended."""
+    per_entry = kv.bytes_physical / kv.entries_physical
+    events = row.guard.events if row.guard is not None else ()
+    raised = round(max((e.budget_after for e in events), default=0.0) * kv.bytes_full)
+    appended = round((row.position - compressed_tokens) * per_entry)
+    return replace(kv, bytes_peak=max(kv.bytes_physical, raised) + appended)
+
+
+def bytes_host(row: Row) -> int:
+    """What a row's shadow takes beside the device."""
+    return row.origin.source.bytes if row.origin is not None and row.origin.source else 0
 
 
 def prove_budget(point: Point, kv: KVUse) -> None:

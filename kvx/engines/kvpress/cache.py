@@ -121,6 +121,15 @@ class Bucket:
         self.appended += n
         self._masks.clear()
 
+    def continue_from(self, other: "Bucket", slot: int) -> None:
+        """What the row in `slot` of `other` has appended follows the prompt of this one's row."""
+        n = other.appended
+        for layer_idx, layer in other._layers.items():
+            some = slice(layer.entries, layer.entries + n)
+            keys, values = (t[slot : slot + 1, :, some] for t in (layer.keys, layer.values))
+            self.append(layer_idx, keys, values)
+        self.advance(n)
+
     def drop(self, slot: int) -> None:
         """Take a row out; the last row moves into its slot."""
         last = self.n_rows - 1

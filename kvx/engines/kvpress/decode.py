@@ -13,10 +13,11 @@ from transformers import (
 )
 
 from kvx.config import DecodingConfig
-from kvx.engines.kvpress.attention import ragged
-from kvx.engines.kvpress.cache import Bucket, RaggedCache
+from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.forward import forward
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.rows import Prefill, Row, StepObserver, drop
+from kvx.engines.kvpress.rebuild import rebuild
+from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, StepObserver, drop
 
 
 class Sampler:
@@ -94,10 +95,13 @@ class Decoder:
         Returns those that are finished already.
         """
         rows = [row for _, members in buckets for row in members]
-        for observer in self.observers:
-            observer.on_prefill(rows, prefills)
-        self._choose(rows, logits)
+        actions = [a for o in self.observers for a in o.on_prefill(rows, prefills)]
         self._buckets += [(bucket, list(members)) for bucket, members in buckets]
+        again = {id(action.row) for action in actions if isinstance(action, Rebuild)}
+        stay = [index for index, row in enumerate(rows) if id(row) not in again]
+        if stay:
+            self._choose([rows[i] for i in stay], logits if not again else logits[stay])
+        self._carry_out(actions)
         return self._release()
 
     def readmit(self, bucket: Bucket, row: Row) -> None:
@@ -113,6 +117,7 @@ class Decoder:
     def clear(self) -> list[Row]:
         """Give up all running rows."""
         rows, self._buckets = self.rows, []
+        self._ended(rows)
         return rows
 
     def step(self) -> list[Row]:
@@ -126,9 +131,31 @@ class Decoder:
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         tokens = self._sampler.choose(rows, logits)
         take(self.loaded, rows, tokens, self.config)
-        for observer in self.observers:
-            for action in observer.on_step(rows, logits, tokens):
+        self._carry_out([a for o in self.observers for a in o.on_step(rows, logits, tokens)])
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if not isinstance(action, Rebuild):
                 action.row.finish_reason = action.row.finish_reason or action.reason
+        for action in actions:
+            if isinstance(action, Rebuild) and action.row.finish_reason in (None, "length"):
+                self._rebuild(action)
+
+    def _rebuild(self, action: Rebuild) -> None:
+        """Put the row into a bucket of its own; if it has no token left, choose its first."""
+        row = action.row
+        found = [(b, rows) for b, rows in self._buckets if any(r is row for r in rows)]
+        ((old, rows),) = found
+        slot = next(i for i, r in enumerate(rows) if r is row)
+        bucket, logits = rebuild(self.loaded, row, action.change, old, slot)
+        drop(old, rows, slot)
+        self._buckets = [(b, members) for b, members in self._buckets if members]
+        self._buckets.append((bucket, [row]))
+        row.finish_reason = None
+        actions = [a for o in self.observers for a in o.on_rebuilt(row, logits)]
+        if logits is not None and not any(isinstance(a, Rebuild) for a in actions):
+            self._choose([row], logits)
+        self._carry_out(actions)
 
     def _release(self) -> list[Row]:
         """Take finished rows out of their buckets, and empty buckets out of memory."""
@@ -139,7 +166,12 @@ class Decoder:
                     finished.append(rows[slot])
                     drop(bucket, rows, slot)
         self._buckets = [(bucket, rows) for bucket, rows in self._buckets if rows]
+        self._ended(finished)
         return finished
+
+    def _ended(self, rows: Sequence[Row]) -> None:
+        for observer in self.observers if rows else ():
+            observer.on_end(rows)
 
 
 def take(
@@ -152,31 +184,3 @@ def take(
             row.finish_reason = "stop"
         elif len(row.tokens) >= (row.decoding or config).max_new_tokens:
             row.finish_reason = "length"
-
-
-def forward(
-    loaded: LoadedModel,
-    buckets: Sequence[Bucket],
-    rows: Sequence[Row],
-    ids: torch.Tensor,
-    keep: int = 1,
-) -> torch.Tensor:
-    """Logits [rows, keep, vocab] after the last of each row's `ids` [rows, n].
-
-    The ids join its cache. Where there are fewer than `keep`, there are as many logits.
-    """
-    n = ids.shape[1]
-    starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
-    cache = RaggedCache(buckets)
-    with ragged(loaded.model):
-        out: Any = loaded.model(
-            input_ids=ids,
-            past_key_values=cache,
-            position_ids=starts + torch.arange(n, device=loaded.device),
-            logits_to_keep=keep,
-        )
-    cache.advance(n)
-    for row in rows:
-        row.position += n
-    logits: torch.Tensor = out.logits
-    return logits

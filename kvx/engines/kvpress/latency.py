@@ -11,12 +11,12 @@ from kvx.engines.base import LatencyWork, Measurement, PointFailed, Response, Ti
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.measure import PeakMemory, synchronize
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.rows import Stop
+from kvx.engines.kvpress.rows import Action, StepObserver
 from kvx.engines.kvpress.schedule import Chunk, RowCost
 from kvx.points import Request
 
 
-class Clock:
+class Clock(StepObserver):
     """Wall-clock times of one request; its only observer, so that it times nothing else."""
 
     def __init__(self, device: torch.device) -> None:
@@ -31,10 +31,11 @@ class Clock:
         synchronize(self.device)
         return time.perf_counter()
 
-    def on_prefill(self, rows: object, prefills: object) -> None:
+    def on_prefill(self, rows: object, prefills: object) -> Sequence[Action]:
         self.prefill_end = self._now()
+        return ()
 
-    def on_step(self, rows: object, logits: object, tokens: object) -> Sequence[Stop]:
+    def on_step(self, rows: object, logits: object, tokens: object) -> Sequence[Action]:
         self.last_token = self._now()
         self.first_token = self.first_token or self.last_token
         return ()

@@ -17,7 +17,7 @@ from kvx.engines.base import KVUse
 from kvx.engines.kvpress.decode import Sampler, take
 from kvx.engines.kvpress.measure import cache_bytes, cache_entries, clear_masks, masked_entries
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.rows import Prefill, Row, StepObserver
+from kvx.engines.kvpress.rows import Prefill, Rebuild, Row, StepObserver
 
 
 def prefill_masked(
@@ -56,6 +56,7 @@ def decode_masked(
         take(loaded, [row], tokens, config)
         for observer in observers:
             for action in observer.on_step([row], logits, tokens):
+                assert not isinstance(action, Rebuild)  # no row here has a guard
                 row.finish_reason = row.finish_reason or action.reason
         if row.finish_reason is not None:
             return

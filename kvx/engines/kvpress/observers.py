@@ -1,6 +1,7 @@
 """Observers of the decode loop that the harness itself needs."""
 
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,34 +10,55 @@ import torch
 
 from kvx.engines.base import Trace
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.rows import Prefill, Row, Stop
+from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver, Stop
 from kvx.guard.repetition import Repetition
 from kvx.guard.signals import TokenSignals, token_signals
 
 TIMEOUT = "timeout"
 
 
-class TraceObserver:
+class StepSignals:
+    """The signals of a step, computed once for all observers that ask."""
+
+    def __init__(self) -> None:
+        self._logits: weakref.ref[torch.Tensor] | None = None
+        self._signals: TokenSignals | None = None
+
+    def of(self, logits: torch.Tensor, tokens: torch.Tensor) -> TokenSignals:
+        """Signals of `logits` [rows, vocab] that chose `tokens` [rows]."""
+        if self._signals is None or self._logits is None or self._logits() is not logits:
+            self._signals = token_signals(logits, tokens)
+            self._logits = weakref.ref(logits)
+        return self._signals
+
+
+class TraceObserver(StepObserver):
     """Records the signals of every token: log-prob and entropy, or with `full` all there are."""
 
-    def __init__(self, loaded: LoadedModel, full: bool) -> None:
+    def __init__(self, loaded: LoadedModel, full: bool, signals: StepSignals | None = None) -> None:
         self.full = full
+        self._signals = signals or StepSignals()
         self._thinking = loaded.thinking_ids if full else frozenset()
         self._rows: dict[int, _Recorded] = {}
 
-    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
+    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> Sequence[Action]:
         for row, prefill in zip(rows, prefills, strict=True):
             self._rows[id(row)] = _Recorded(prefill)
+        return ()
 
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
-    ) -> Sequence[Stop]:
-        signals = token_signals(logits, tokens)
+    ) -> Sequence[Action]:
+        signals = self._signals.of(logits, tokens)
         for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             recorded = self._rows[id(row)]
             recorded.steps.append((signals, index))
             if self.full:
                 recorded.repetition.append(recorded.tail.push(token))
+        return ()
+
+    def on_rebuilt(self, row: Row, logits: torch.Tensor | None) -> Sequence[Action]:
+        self._rows[id(row)].keep(row.tokens)
         return ()
 
     def trace(self, row: Row) -> Trace:
@@ -79,18 +101,22 @@ class _Recorded:
         self.tail = Repetition()
         self.repetition: list[tuple[int, int]] = []
 
+    def keep(self, tokens: Sequence[int]) -> None:
+        """Only the first `tokens` are left."""
+        del self.steps[len(tokens) :]
+        if self.repetition:
+            self.tail = Repetition()
+            self.repetition = [self.tail.push(token) for token in tokens]
 
-class TimeLimit:
+
+class TimeLimit(StepObserver):
     """Stops every row that has run longer than `limit_s` seconds, alone or beside others."""
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
 
-    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
-        return None
-
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
-    ) -> Sequence[Stop]:
+    ) -> Sequence[Action]:
         now = time.perf_counter()
         return [Stop(row, TIMEOUT) for row in rows if now - row.started > self.limit_s]

@@ -8,7 +8,7 @@ compressing each layer as it passes. Other presses get a forward pass of their o
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from kvpress import ExpectedAttentionPress
@@ -19,23 +19,42 @@ from kvx.engines.kvpress.cache import KV, Bucket
 from kvx.engines.kvpress.lengths import group_by_length
 from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.press import PointPress
 from kvx.engines.kvpress.probe import EvictedMass
+from kvx.engines.kvpress.shadow import FULL, RowShadow, Scores
 from kvx.engines.kvpress.streams import RandomStream
+
+
+class RowPress(Protocol):
+    """What a row's presses are made of."""
+
+    def build(self) -> Any | None:
+        """A new kvpress press; None where nothing is dropped."""
+        ...
+
+    def at(self, budget: float) -> "RowPress":
+        """The same at another budget, a share of the prompt's entries."""
+        ...
+
+    @property
+    def method_key(self) -> str | None:
+        """The same for presses whose scores are the same; None for scores like no other's."""
+        ...
 
 
 @dataclass
 class PromptRow:
     """One point's share of a prompt: its press, and what compression left in each layer.
 
-    Without a press the full cache stays. `watched` rows also tell what share of the scores went.
+    Without a press the full cache stays. `watched` rows also tell what share of the scores went. A
+    `shadow` is filled on the way; all those of one prefill share their prompt's.
     """
 
-    press: PointPress | None
+    press: RowPress | None
     kept_tokens: int
     stream: RandomStream
     watched: bool = False
     evicted: EvictedMass | None = None
+    shadow: RowShadow | None = None
     entries: list[int] = field(default_factory=list)  # per layer
     bytes: int = 0  # of keys and values, all layers
     error: Exception | None = None
@@ -85,7 +104,11 @@ def prefill(
     else:
         with _compressing(loaded.model, cache, rows, store):
             out = loaded.model.model(input_ids=batch, past_key_values=cache)
-    return PromptCaches(buckets, groups, out.last_hidden_state[0, -1])
+    hidden = out.last_hidden_state[0, -1]
+    for row in rows:
+        if row.shadow is not None:
+            row.shadow.prompt.hidden = hidden
+    return PromptCaches(buckets, groups, hidden)
 
 
 @contextlib.contextmanager
@@ -108,16 +131,12 @@ def _compressing(
     budget are computed once for all budgets of a press.
     """
     scores = SharedScores()
-    presses = [None if row.press is None else row.press.build() for row in rows]
+    presses = [_made(model, row, None, scores) for row in rows]
     for row, press in zip(rows, presses, strict=True):
-        if press is not None:
-            assert row.press is not None
-            press.post_init_from_model(model)
-            remember_average_rope(press)
-            if hasattr(press, "score") and not row.press.point.config.press.score_uses_budget:
-                scores.share(press, row.press.method_key)
-            if hasattr(press, "score") and row.watched:
-                row.evicted = EvictedMass(press)
+        if hasattr(press, "score") and row.watched:
+            row.evicted = EvictedMass(press)
+    shadows = {id(r.shadow.prompt): r.shadow.prompt for r in rows if r.shadow is not None}
+    others = [_OtherBudgets(model, row, presses[i], scores) for i, row in enumerate(rows)]
 
     def compress(
         module: Any, row: PromptRow, press: Any, full: KV, weights: Any, kwargs: dict[str, Any]
@@ -140,6 +159,14 @@ def _compressing(
             row.evicted.kept(kept[0].shape[2])
         return kept
 
+    def remember(
+        module: Any, row: PromptRow, other: "_OtherBudgets", full: KV, kept: KV, *rest: Any
+    ) -> None:
+        try:
+            other.store(module, full, kept, *rest)
+        except Exception as error:  # this row's answer; the others go on
+            row.error = row.error or error
+
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         layer = cache.layers[module.layer_idx]
         full = (layer.keys, layer.values)
@@ -148,6 +175,11 @@ def _compressing(
             compress(module, row, press, full, output[1], kwargs)
             for row, press in zip(rows, presses, strict=True)
         ]
+        for shadow in shadows.values():
+            shadow.store(module.layer_idx, full)
+        for row, other, kept in zip(rows, others, compressed, strict=True):
+            if row.shadow is not None and row.error is None:
+                remember(module, row, other, full, kept, output[1], kwargs)
         store(module.layer_idx, compressed)
         layer.keys, layer.values = full[0][:, :, :0].clone(), full[1][:, :, :0].clone()
 
@@ -161,6 +193,48 @@ def _compressing(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _made(model: Any, row: PromptRow, budget: float | None, scores: "SharedScores") -> Any | None:
+    """A press for `row`, of its own or another `budget`, ready for this model."""
+    if row.press is None:
+        return None
+    asked = row.press if budget is None else row.press.at(budget)
+    press = asked.build()
+    if press is not None:
+        press.post_init_from_model(model)
+        remember_average_rope(press)
+        if hasattr(press, "score") and asked.method_key is not None:
+            scores.share(press, asked.method_key)
+    return press
+
+
+class _OtherBudgets:
+    """What a row's press keeps at each budget of its shadow, found on the way."""
+
+    def __init__(self, model: Any, row: PromptRow, press: Any, scores: "SharedScores") -> None:
+        self._row = row
+        self._own = Scores(press)
+        self._others: list[tuple[float, Any, Scores]] = []
+        shadow = row.shadow
+        budgets = shadow.budgets if shadow is not None else ()
+        for budget in budgets:
+            if shadow is not None and budget != shadow.nominal:
+                other = _made(model, row, budget, scores)
+                self._others.append((budget, other, Scores(other)))
+        # as the row's own stream was, without drawing from it
+        self._streams = [RandomStream(row.stream.seed, row.stream.device) for _ in self._others]
+
+    def store(self, module: Any, full: KV, kept: KV, weights: Any, kwargs: dict[str, Any]) -> None:
+        shadow, at = self._row.shadow, module.layer_idx
+        assert shadow is not None
+        if shadow.nominal < FULL:
+            shadow.store(shadow.nominal, at, full, kept, self._own.take())
+        hidden = kwargs["hidden_states"]
+        for (budget, press, scores), stream in zip(self._others, self._streams, strict=True):
+            with stream.drawing():
+                more = press.compress(module, hidden, *full, weights, kwargs)
+            shadow.store(budget, at, full, more, scores.take())
 
 
 class SharedScores:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hydra.utils
@@ -20,10 +20,14 @@ ALONE = {PressNeed.changes_forward, PressNeed.masks}
 
 @dataclass(frozen=True)
 class PointPress:
-    """A point's press for prompts whose compressed part has `n_tokens`."""
+    """A point's press for prompts whose compressed part has `n_tokens`.
+
+    With a `budget`, the same press at another one than the point's.
+    """
 
     point: Point
     n_tokens: int
+    budget: float | None = None
 
     def build(self) -> Any | None:
         """A new kvpress press; None where nothing is dropped.
@@ -31,15 +35,21 @@ class PointPress:
         A press keeps state on itself and on the model, so none is ever used twice.
         """
         ratio = self.point.compression_ratio(self.n_tokens)
+        if self.budget is not None:
+            ratio = 1.0 - self.budget
         if ratio == 0.0:
             return None
         assert self.point.config.press.method is not None
         return _instantiate(self.point.config.press.method, ratio)
 
+    def at(self, budget: float) -> "PointPress":
+        return replace(self, budget=budget)
+
     @property
-    def method_key(self) -> str:
-        """The same for presses that differ in their budget only."""
-        return repr(self.point.config.press.method)
+    def method_key(self) -> str | None:
+        """The same for presses that differ in their budget only; None if that changes scores."""
+        config = self.point.config.press
+        return None if config.score_uses_budget else repr(config.method)
 
 
 def _instantiate(method: dict[str, Any], ratio: float) -> Any:

@@ -10,7 +10,45 @@ import torch
 from kvx.config import DecodingConfig
 from kvx.engines.base import KVUse, Probe
 from kvx.engines.kvpress.cache import Bucket
+from kvx.guard.live import Change, SequenceGuard
 from kvx.points import Request
+
+
+class Source(Protocol):
+    """Where the compressed part of a row's prompt comes from, at any budget."""
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The model's last hidden state [hidden size] of its last token."""
+        ...
+
+    def bucket(self, budget: float, room: int) -> Bucket:
+        """A row of its own with the prompt at `budget`, and room for so many entries more."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """What this row holds beside the device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a row can be built again from: its prompt's compressed tokens, and the rest.
+
+    Without a `source` it cannot. `press` is its press's name.
+    """
+
+    source: Source | None
+    n_compressed: int
+    rest_ids: Sequence[int]
+    max_new_tokens: int
+    press: str
+
+    @property
+    def room(self) -> int:
+        """Entries that join the compressed part, at most."""
+        return len(self.rest_ids) + self.max_new_tokens
 
 
 @dataclass
@@ -18,7 +56,8 @@ class Row:
     """One running sequence.
 
     `position` is the logical position of the next token (prompt length + i). `decoding` is its own
-    where rows beside it are decoded otherwise; `ignore_stop` lets it go on after a stop token.
+    where rows beside it are decoded otherwise; `ignore_stop` lets it go on after a stop token. With
+    a `guard` it may be taken back and go on with another budget, which needs an `origin`.
     """
 
     request: Request
@@ -29,6 +68,8 @@ class Row:
     kv: KVUse | None = None  # of the prompt
     decoding: DecodingConfig | None = None
     ignore_stop: bool = False
+    guard: SequenceGuard | None = None
+    origin: Origin | None = None
     started: float = field(default_factory=time.perf_counter)  # seconds on that clock
 
 
@@ -36,7 +77,8 @@ class Row:
 class Prefill:
     """What a prompt left behind: first-token logits [vocab] after compression and the question.
 
-    `probe` and `score_evicted` as in `Trace`.
+    `probe` and `score_evicted` as in `Trace`; `full_logits` [vocab] are the full cache's, where
+    that was looked at.
     """
 
     logits: torch.Tensor
@@ -44,6 +86,7 @@ class Prefill:
     compressed_tokens: int
     probe: Probe | None = None
     score_evicted: float | None = None
+    full_logits: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,21 +97,42 @@ class Stop:
     reason: str
 
 
-class StepObserver(Protocol):
-    """Sees every row at every step; traces, time limits, controllers and streaming hang here."""
+@dataclass(frozen=True)
+class Rebuild:
+    """Action: take a row back to some of its tokens, and go on with another budget."""
 
-    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> None:
+    row: Row
+    change: Change
+
+
+Action = Stop | Rebuild
+
+
+class StepObserver:
+    """Sees every row at every step; traces, time limits, controllers and streaming hang here.
+
+    The actions returned are carried out when all observers have seen the step.
+    """
+
+    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> Sequence[Action]:
         """Called once per row, before its first token is chosen."""
-        ...
+        return ()
 
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
-    ) -> Sequence[Stop]:
-        """Called after `logits` [rows, vocab] chose `tokens` [rows].
+    ) -> Sequence[Action]:
+        """Called after `logits` [rows, vocab] chose `tokens` [rows]."""
+        return ()
 
-        The actions returned are carried out at once.
+    def on_rebuilt(self, row: Row, logits: torch.Tensor | None) -> Sequence[Action]:
+        """Called when `row` was taken back to the tokens it has now.
+
+        `logits` [1, vocab] are those of its first token, if it has none.
         """
-        ...
+        return ()
+
+    def on_end(self, rows: Sequence[Row]) -> None:
+        """Called when `rows` have left, finished or given up."""
 
 
 def drop(bucket: Bucket, rows: list[Row], slot: int) -> None:

@@ -33,7 +33,8 @@ class RowCost:
         """Bytes a row needs at most until it ends."""
         entry = request.entry
         kept = entry.compressed_tokens
-        if not self.full and PressNeed.masks not in point.config.press.needs:
+        guarded = point.guarded  # may be given its whole prompt
+        if not self.full and not guarded and PressNeed.masks not in point.config.press.needs:
             asked = point.kept_tokens(kept) + point.config.press.tolerance_tokens
             kept = min(kept, padded(asked))
         room = entry.prompt_tokens - entry.compressed_tokens
@@ -71,6 +72,8 @@ def chunks(
     found: list[Chunk] = []
     group: list[Request] = []
     full = requests[0].entry.prompt_tokens * cost.entry_bytes if reference else 0
+    if any(r.point.guarded for r in requests):  # their shadow
+        full *= 2
     used = full
     for request in sorted(requests, key=lambda r: cost.of(r.point, r)):
         size = cost.of(request.point, request)

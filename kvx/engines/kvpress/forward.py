@@ -1,0 +1,53 @@
+"""One forward pass over rows of different length."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kvx.engines.kvpress.attention import ragged
+from kvx.engines.kvpress.cache import Bucket, RaggedCache
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.rows import Row
+
+
+def forward(
+    loaded: LoadedModel,
+    buckets: Sequence[Bucket],
+    rows: Sequence[Row],
+    ids: torch.Tensor,
+    keep: int = 1,
+) -> torch.Tensor:
+    """Logits [rows, keep, vocab] after the last of each row's `ids` [rows, n].
+
+    The ids join its cache. Where there are fewer than `keep`, there are as many logits.
+    """
+    n = ids.shape[1]
+    starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
+    cache = RaggedCache(buckets)
+    with ragged(loaded.model):
+        out: Any = loaded.model(
+            input_ids=ids,
+            past_key_values=cache,
+            position_ids=starts + torch.arange(n, device=loaded.device),
+            logits_to_keep=keep,
+        )
+    cache.advance(n)
+    for row in rows:
+        row.position += n
+    logits: torch.Tensor = out.logits
+    return logits
+
+
+def extend(
+    loaded: LoadedModel, bucket: Bucket, row: Row, ids: Sequence[int], at_once: int
+) -> torch.Tensor | None:
+    """Logits [1, vocab] after `ids`, which join the cache of the only row of `bucket`.
+
+    Passed `at_once` tokens at a time; None if there are none.
+    """
+    logits = None
+    batch = torch.tensor([list(ids)], dtype=torch.long, device=loaded.device)
+    for some in torch.split(batch, at_once, dim=1) if len(ids) else ():
+        logits = forward(loaded, [bucket], [row], some)[:, -1]
+    return logits

@@ -1,0 +1,229 @@
+"""The live guard: an observer that lets controllers take rows back and raise their budgets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kvx.controller_config import (
+    ControllerConfig,
+    ControllerKind,
+    GuardConfig,
+    OperatingPoint,
+    Shadow,
+)
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.observers import StepSignals
+from kvx.engines.kvpress.prefill import PromptRow
+from kvx.engines.kvpress.recompute import Recompute
+from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, Source, StepObserver
+from kvx.engines.kvpress.shadow import FULL, PromptShadow, RowShadow, row_shadow
+from kvx.guard.controller import Policy, needs_hazard, policy
+from kvx.guard.forecast import Forecaster
+from kvx.guard.hazard import DEFAULT, HazardModel
+from kvx.guard.live import Change, SequenceGuard
+from kvx.guard.repetition import Repetition
+from kvx.guard.signals import divergence_nats
+from kvx.guard.traces import NO_PRESS
+from kvx.points import Request
+
+
+@lru_cache(maxsize=8)
+def hazard_model(folder: str | None) -> HazardModel:
+    """The model of a folder, or the packaged one. Raises `UserError` as `HazardModel.load` does."""
+    return HazardModel.load(DEFAULT if folder is None else Path(folder))
+
+
+def live_policy(controller: ControllerConfig, guard: GuardConfig) -> Policy:
+    """`controller` with the thresholds of its hazard model, if it has one."""
+    if not needs_hazard(controller):
+        return policy(controller)
+    model = hazard_model(guard.model)
+    return policy(controller, {point: model.threshold(point.value) for point in OperatingPoint})
+
+
+def guard_of(request: Request) -> SequenceGuard | None:
+    """What follows this request's response; None without a controller."""
+    config = request.point.config
+    if config.controller.kind is ControllerKind.none:
+        return None
+    nominal = request.point.kept_share(request.entry.compressed_tokens)
+    return SequenceGuard(
+        live_policy(config.controller, config.guard), config.guard, nominal, request.id
+    )
+
+
+def shadow_of(guard: SequenceGuard, prompt: PromptShadow) -> RowShadow | None:
+    """What a prefill has to fill for a sequence; None if nothing is kept of it."""
+    if guard.config.shadow is not Shadow.host:
+        return None
+    return row_shadow(prompt, guard.base, guard.levels)
+
+
+def source_of(
+    loaded: LoadedModel,
+    ids: Sequence[int],
+    prompt: PromptRow,
+    guard: SequenceGuard,
+    hidden: torch.Tensor,
+) -> Source | None:
+    """Where the prompt `ids` of a prefilled row comes from again; None from nowhere."""
+    if guard.config.shadow is Shadow.recompute and prompt.press is not None:
+        seed = prompt.stream.seed
+        return Recompute(loaded, ids, prompt.press, guard.base, seed, hidden)
+    return prompt.shadow
+
+
+@dataclass
+class _Guarded:
+    """A row that is watched, and what was known of it before its first token."""
+
+    row: Row
+    known: dict[str, Any]
+    full_logits: torch.Tensor | None
+    forecaster: Forecaster | None
+    tail: Repetition = field(default_factory=Repetition)
+
+
+class LiveGuard(StepObserver):
+    """Asks the guards of rows what to do. Rows without one cost nothing."""
+
+    def __init__(self, loaded: LoadedModel, signals: StepSignals) -> None:
+        self.loaded, self._signals = loaded, signals
+        self._rows: dict[int, _Guarded] = {}
+        self._forecasters: dict[str | None, Forecaster] = {}
+
+    def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> Sequence[Action]:
+        actions: list[Action] = []
+        for row, prefill in zip(rows, prefills, strict=True):
+            if row.guard is None:
+                continue
+            self._rows[id(row)] = seen = self._begin(row, row.guard, prefill)
+            probe = seen.known["probe_kl_nats"]
+            change = row.guard.gate(float(probe[-1]) if len(probe) else np.nan)
+            if change is not None:
+                actions.append(Rebuild(row, change))
+        return actions
+
+    def on_step(
+        self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
+    ) -> Sequence[Action]:
+        watched = [i for i, row in enumerate(rows) if row.guard is not None]
+        if not watched:
+            return ()
+        ids = [rows[i].tokens[-1] for i in watched]
+        seen = [self._rows[id(rows[i])] for i in watched]
+        repeated = [s.tail.push(token) for s, token in zip(seen, ids, strict=True)]
+        entropy = np.full(len(watched), np.nan)
+        hazard = np.full(len(watched), np.nan)
+        if any(_reads_entropy(s) for s in seen):
+            signals = self._signals.of(logits, tokens)
+            entropy = signals.entropy_nats[watched]
+            self._forecast(seen, hazard, watched, signals, repeated, ids)
+        actions: list[Action] = []
+        for i, item in enumerate(seen):
+            row, guard = item.row, item.row.guard
+            assert guard is not None
+            ended = row.finish_reason not in (None, "length")
+            change = guard.step(ids[i], float(hazard[i]), float(entropy[i]), repeated[i][0], ended)
+            if change is not None:
+                actions.append(Rebuild(row, change))
+        return actions
+
+    def on_rebuilt(self, row: Row, logits: torch.Tensor | None) -> Sequence[Action]:
+        seen = self._rows.get(id(row))
+        if seen is None or row.guard is None:
+            return ()
+        again: Change | None = None
+        if logits is not None and seen.full_logits is not None:
+            nats = divergence_nats(seen.full_logits, logits[0]).item()
+            seen.known["probe_kl_nats"] = [nats]
+            seen.known["probe_same_top1"] = [seen.full_logits.argmax() == logits[0].argmax()]
+            if not row.guard.events or row.guard.events[-1].action == "raise":
+                again = row.guard.gate(nats)
+        if again is not None:
+            return [Rebuild(row, again)]
+        seen.tail = Repetition()
+        for token in row.tokens:
+            seen.tail.push(token)
+        if seen.forecaster is not None:
+            known = _at(seen.known, row.guard.budget)
+            seen.forecaster.rewind(id(row), len(row.tokens), known)
+        return ()
+
+    def _begin(self, row: Row, guard: SequenceGuard, prefill: Prefill) -> _Guarded:
+        probe = prefill.probe
+        assert row.origin is not None
+        known = {
+            "probe_kl_nats": [] if probe is None else probe.kl_nats,
+            "probe_same_top1": [] if probe is None else probe.same_top1,
+            "score_evicted": np.nan if prefill.score_evicted is None else prefill.score_evicted,
+            "budget": guard.budget,
+            "prompt_tokens": prefill.prompt_tokens,
+            "kept_tokens": guard.budget * prefill.compressed_tokens,
+            "max_new_tokens": row.origin.max_new_tokens,
+            "press": row.origin.press,
+        }
+        forecaster = None
+        if guard.policy.config.kind is ControllerKind.hazard:
+            name = guard.config.model
+            if name not in self._forecasters:
+                self._forecasters[name] = Forecaster(hazard_model(name))
+            forecaster = self._forecasters[name]
+            forecaster.add(id(row), known)
+        return _Guarded(row, known, prefill.full_logits, forecaster)
+
+    def _forecast(
+        self,
+        seen: Sequence[_Guarded],
+        hazard: np.ndarray,
+        watched: Sequence[int],
+        signals: Any,
+        repeated: Sequence[tuple[int, int]],
+        ids: Sequence[int],
+    ) -> None:
+        """Fill in the hazard of the rows that have a model, model by model."""
+        for forecaster in self._forecasters.values():
+            own = [i for i, s in enumerate(seen) if s.forecaster is forecaster]
+            if not own:
+                continue
+            at = [watched[i] for i in own]
+            counted = {
+                "repetition_count": [repeated[i][0] for i in own],
+                "period": [repeated[i][1] for i in own],
+                "thinking": [ids[i] in self.loaded.thinking_ids for i in own],
+            }
+            given = {
+                name: np.array(counted[name], np.float32) if name in counted
+                else getattr(signals, name)[at]
+                for name in forecaster.needs
+            }  # fmt: skip
+            hazard[own] = forecaster.step([id(seen[i].row) for i in own], given)
+
+    def on_end(self, rows: Sequence[Row]) -> None:
+        ended = [id(row) for row in rows if id(row) in self._rows]
+        for forecaster in self._forecasters.values():
+            forecaster.forget(ended)
+        for key in ended:
+            del self._rows[key]
+
+
+def _reads_entropy(seen: _Guarded) -> bool:
+    guard = seen.row.guard
+    assert guard is not None
+    return guard.policy.config.kind in (ControllerKind.hazard, ControllerKind.rule_based)
+
+
+def _at(known: dict[str, Any], budget: float) -> dict[str, Any]:
+    """What is known of a row once its prompt is at `budget`."""
+    tokens = known["kept_tokens"] * budget / known["budget"]
+    found = {**known, "budget": budget, "kept_tokens": tokens}
+    if budget >= FULL:  # as a full cache was known to the model
+        n = len(known["probe_kl_nats"])
+        found |= {"probe_kl_nats": [0.0] * n, "probe_same_top1": [True] * n}
+        found |= {"score_evicted": np.nan, "press": NO_PRESS}
+    return found

@@ -1,0 +1,47 @@
+"""Taking a row back to some of its tokens, with another budget of its prompt."""
+
+import time
+
+import torch
+
+from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.forward import extend
+from kvx.engines.kvpress.measure import synchronize
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.rows import Row
+from kvx.engines.kvpress.schedule import question_tokens
+from kvx.guard.live import Change
+
+
+def rebuild(
+    loaded: LoadedModel, row: Row, change: Change, old: Bucket, slot: int
+) -> tuple[Bucket, torch.Tensor | None]:
+    """A bucket of the row's own with its prompt at `change.budget` and what it has generated.
+
+    All kept tokens but the last are in it; that one is what the next step takes. If none is kept,
+    the logits [1, vocab] of the first token come with it. With `change.recompute` the kept tokens
+    pass through the model again; otherwise their entries come from `slot` of the `old` bucket.
+    """
+    origin, guard = row.origin, row.guard
+    assert origin is not None
+    assert origin.source is not None
+    assert guard is not None
+    synchronize(loaded.device)
+    began = time.perf_counter()
+    bucket = origin.source.bucket(change.budget, origin.room)
+    tokens = row.tokens[: change.n_kept]
+    following = [*origin.rest_ids, *tokens[:-1]] if change.recompute else []
+    logits = None
+    if change.recompute:
+        row.position = origin.n_compressed
+        at_once = question_tokens(1, origin.n_compressed + origin.room)
+        logits = extend(loaded, bucket, row, following, at_once)
+    else:
+        bucket.continue_from(old, slot)
+    row.tokens = tokens
+    first = None
+    if not tokens:
+        first = loaded.model.lm_head(origin.source.hidden)[None] if logits is None else logits
+    synchronize(loaded.device)
+    guard.carried_out(change, len(following), 1000 * (time.perf_counter() - began))
+    return bucket, first

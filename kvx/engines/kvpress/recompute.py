@@ -1,0 +1,38 @@
+"""`guard.shadow=recompute`: no second copy of a prompt's KV; a raised budget prefills it again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.prefill import PromptRow, RowPress, prefill
+from kvx.engines.kvpress.shadow import FULL
+from kvx.engines.kvpress.streams import RandomStream
+
+
+@dataclass
+class Recompute:
+    """A row's prompt, from its tokens; `hidden` as in `Source`."""
+
+    loaded: LoadedModel
+    ids: Sequence[int]
+    press: RowPress
+    nominal: float
+    seed: int
+    hidden: torch.Tensor
+    bytes: int = 0  # beside the device
+
+    def bucket(self, budget: float, room: int) -> Bucket:
+        """Raises what the press raises."""
+        press = None
+        if budget < FULL:
+            press = self.press if budget == self.nominal else self.press.at(budget)
+        stream = RandomStream(self.seed, self.loaded.device)
+        row = PromptRow(press, len(self.ids), stream)
+        caches = prefill(self.loaded, self.ids, [row], room, alone=False)
+        if row.error is not None:
+            raise row.error
+        (bucket,) = caches.buckets
+        return bucket

@@ -1,0 +1,158 @@
+"""The shadow store: a prompt's full KV beside the compressed caches, from which any budget comes.
+
+On CUDA it lies in pinned host memory, copied while the prefill goes on; on a CPU it is the
+prefill's own cache, which is not thrown away. What a press keeps is remembered as indices wherever
+they give the very entries that the press gave: a further budget then costs a few bytes per entry.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kvx.engines.kvpress.cache import KV, Bucket
+
+FULL = 1.0
+
+
+class PromptShadow:
+    """The full cache of one prompt, layer by layer; shared by all rows that guard it.
+
+    `hidden` is the model's last hidden state [hidden size] of the last token of the prompt.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.hidden: torch.Tensor | None = None
+        self._layers: dict[int, KV] = {}
+
+    def store(self, layer_idx: int, full: KV) -> None:
+        """Keep keys and values [1, KV heads, entries, head size] of a layer."""
+        keys, values = (self._away(tensor) for tensor in full)
+        self._layers[layer_idx] = keys, values
+
+    def load(self, layer_idx: int) -> KV:
+        """A layer's full keys and values, on the device."""
+        keys, values = self._layers[layer_idx]
+        return keys.to(self.device, non_blocking=True), values.to(self.device, non_blocking=True)
+
+    @property
+    def layers(self) -> int:
+        return len(self._layers)
+
+    @property
+    def bytes(self) -> int:
+        """Beside the device."""
+        return sum(_bytes(tensor) for layer in self._layers.values() for tensor in layer)
+
+    def _away(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cuda":
+            return tensor
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+
+@dataclass
+class _Kept:
+    """What one budget keeps of a layer: indices [1, KV heads, kept] into it, or the KV itself."""
+
+    indices: torch.Tensor | None = None
+    entries: KV | None = None
+
+    @property
+    def bytes(self) -> int:
+        tensors = self.entries or ((self.indices,) if self.indices is not None else ())
+        return sum(_bytes(tensor) for tensor in tensors)
+
+
+@dataclass
+class RowShadow:
+    """One row's budgets: what its press keeps of the prompt at each of them.
+
+    `nominal` is the budget of its point, `budgets` (with it) all that can be asked for besides 1.0.
+    """
+
+    prompt: PromptShadow
+    nominal: float
+    budgets: tuple[float, ...]
+    _kept: dict[tuple[float, int], _Kept] = field(default_factory=dict)
+
+    def store(
+        self, budget: float, layer_idx: int, full: KV, kept: KV, scores: torch.Tensor | None
+    ) -> None:
+        """What the press made of a layer. `scores` [1, KV heads, entries] are those it gave."""
+        n = kept[0].shape[2]
+        if scores is not None and n <= scores.shape[-1]:
+            indices = scores.topk(n, dim=-1).indices
+            if all(torch.equal(_gather(f, indices), k) for f, k in zip(full, kept, strict=True)):
+                away = indices.to(torch.int32)
+                self._kept[budget, layer_idx] = _Kept(indices=self.prompt._away(away))
+                return
+        keys, values = (self.prompt._away(tensor.clone()) for tensor in kept)
+        self._kept[budget, layer_idx] = _Kept(entries=(keys, values))
+
+    def bucket(self, budget: float, room: int) -> Bucket:
+        """A row of its own with the prompt at `budget`, and room for so many entries more.
+
+        Raises `KeyError` for a budget that was not prepared.
+        """
+        bucket = Bucket(1, room)
+        for layer_idx in range(self.prompt.layers):
+            bucket.fill(layer_idx, [self._layer(budget, layer_idx)])
+        return bucket
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        assert self.prompt.hidden is not None
+        return self.prompt.hidden
+
+    @property
+    def bytes(self) -> int:
+        """Beside the device: the prompt, which it may share with other rows, and its own."""
+        return self.prompt.bytes + sum(kept.bytes for kept in self._kept.values())
+
+    def _layer(self, budget: float, layer_idx: int) -> KV:
+        if budget >= FULL:
+            return self.prompt.load(layer_idx)
+        kept, device = self._kept[budget, layer_idx], self.prompt.device
+        if kept.entries is not None:
+            return kept.entries[0].to(device), kept.entries[1].to(device)
+        assert kept.indices is not None
+        keys, values = self.prompt.load(layer_idx)
+        indices = kept.indices.to(device).long()
+        return _gather(keys, indices), _gather(values, indices)
+
+
+class Scores:
+    """Remembers what a press's `score` gave last."""
+
+    def __init__(self, press: Any) -> None:
+        self.latest: torch.Tensor | None = None
+        if not hasattr(press, "score"):
+            return
+        score = press.score
+
+        def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
+            self.latest = score(*args, **kwargs)
+            return self.latest
+
+        press.score = remembered
+
+    def take(self) -> torch.Tensor | None:
+        found, self.latest = self.latest, None
+        return found
+
+
+def _gather(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    return tensor.gather(2, indices[..., None].expand(*indices.shape, tensor.shape[-1]))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def row_shadow(prompt: PromptShadow, nominal: float, levels: Sequence[float]) -> RowShadow:
+    """An empty one, to be filled by a prefill."""
+    budgets = tuple(sorted({b for b in (*levels, nominal) if b < FULL}))
+    return RowShadow(prompt, nominal, budgets)

@@ -1,0 +1,184 @@
+"""What is done to one running sequence: a controller's decisions as changes of its cache.
+
+Pure: whoever decodes asks after every token, carries the change out, and says how long it took.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvx.controller_config import ControllerKind, GuardConfig, Shadow
+from kvx.engines.base import Guarded, GuardEvent
+from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
+from kvx.guard.loops import LoopDetector
+
+
+@dataclass(frozen=True)
+class Change:
+    """Go on from the first `n_kept` tokens with `budget` of the prompt's entries.
+
+    With `recompute`, what was generated is passed through the new cache again.
+    """
+
+    budget: float
+    n_kept: int
+    action: str
+    reason: str
+    recompute: bool = True
+
+
+class SequenceGuard:
+    """Follows one sequence whose point asks for the budget `nominal`. `key` names it.
+
+    The gate raises the budget that counts as the sequence's own; alarms raise it to the safe
+    budget until it is calm, once; after a second alarm it stays. An alarm in SAFE goes one
+    checkpoint further back, the next one to the start; then nothing more is done.
+    """
+
+    def __init__(self, policy: Policy, config: GuardConfig, nominal: float, key: str = "") -> None:
+        self.policy, self.config = policy, config
+        self.controller = Controller(policy, key)
+        self.budget = self.base = nominal
+        self.events: list[GuardEvent] = []
+        self.tokens: list[int] = []
+        self.interventions = 0
+        self.recomputed_tokens = 0
+        self._loops = LoopDetector()
+        self._checkpoint: int | None = None  # where it went on after its latest alarm
+        self._fallbacks = 0
+        self._alarms = 0
+        self._over = False  # nothing more is left to do for it
+        self._steps, self._budgets = 0, 0.0
+        self._hazard = self._probe = math.nan
+
+    @property
+    def levels(self) -> list[float]:
+        """Budgets above the nominal one that may be asked for, ascending; the last one is 1.0."""
+        safe = self.policy.config.safe_budget
+        return sorted({b for b in (*self.config.ladder, safe, 1.0) if b > self.base})
+
+    def gate(self, probe_nats: float) -> Change | None:
+        """Before the first token, `probe_nats` from the full cache. Asked again after a change."""
+        config = self.policy.config
+        self._probe = probe_nats
+        if config.kind is ControllerKind.always_safe:
+            return self._raise(config.safe_budget, "always_safe")
+        threshold = config.prefill_gate_nats
+        if threshold is None or config.kind is ControllerKind.none or not probe_nats >= threshold:
+            return None
+        return self._raise(next(iter(self.levels), self.budget), "gate")
+
+    def step(
+        self,
+        token: int,
+        hazard: float = math.nan,
+        entropy_nats: float = math.nan,
+        repetition_count: int = 0,
+        ended: bool = False,
+    ) -> Change | None:
+        """After `token`, the next of the sequence; one that `ended` itself is left alone."""
+        self._steps, self._budgets = self._steps + 1, self._budgets + self.budget
+        self.tokens.append(token)
+        onset = self._loops.push(token)
+        if self._over:
+            return None
+        at, before = len(self.tokens) - 1, self.controller.mode
+        self._hazard = hazard
+        seen = Observation(at, hazard, onset, entropy_nats, repetition_count)
+        decision = self.controller.step(seen)
+        if ended:
+            return None
+        if decision.alarm:
+            return self._alarm(decision.rollback_to, decision.reason)
+        if decision.again:
+            return self._again(decision.rollback_to, decision.reason)
+        if decision.mode is before:
+            return None
+        if before is Mode.SAFE and self.budget > self.base:
+            if self._alarms > 1:  # calm once more: it was, and derailed again
+                return None
+            return Change(self.base, at + 1, "recompress", "calm", recompute=False)
+        reason = decision.reason or ("hazard" if decision.mode is Mode.ALERT else "calm")
+        self._note(Change(self.budget, at + 1, "watch", reason))
+        return None
+
+    def carried_out(self, change: Change, recomputed: int, milliseconds: float) -> None:
+        """`change` is done; `recomputed` tokens of the prompt and the response passed again."""
+        dropped = self.tokens[change.n_kept :]
+        # nothing is left to do for what has the safe budget from its first token on
+        self._over = change.n_kept == 0 and change.budget >= self.policy.config.safe_budget
+        if self._over and change.action == "raise":
+            self.controller.step(Observation(PREFILL, probe_nats=self._probe))
+        self._note(change, dropped, milliseconds)
+        self.recomputed_tokens += recomputed
+        if change.action != "recompress":
+            self.interventions += 1
+        if dropped:
+            del self.tokens[change.n_kept :]
+            self._loops.truncate(change.n_kept)
+            self.controller.rollback(change.n_kept)
+        self.budget = change.budget
+        if change.action == "raise":
+            self.base = change.budget
+
+    def result(self, bytes_host: int) -> Guarded:
+        mean = self._budgets / self._steps if self._steps else self.budget
+        return Guarded(self.events, mean, self._steps, self.recomputed_tokens, bytes_host)
+
+    def _raise(self, budget: float, reason: str) -> Change | None:
+        if budget <= self.budget:
+            return None
+        if self._left():
+            return Change(budget, 0, "raise", reason)
+        self._note(Change(self.budget, 0, "alarm", reason))
+        return None
+
+    def _alarm(self, back: int, reason: str) -> Change | None:
+        self._alarms += 1
+        safe = self.policy.budget(Mode.SAFE, self.base)
+        n = len(self.tokens)
+        if not self._left() or safe <= self.budget:
+            self._note(Change(self.budget, n, "alarm", reason))
+            return None
+        self._checkpoint = back
+        return Change(safe, back, _name(back, n), reason)
+
+    def _again(self, back: int, reason: str) -> Change | None:
+        """In SAFE, where relaxing was not enough."""
+        n, config = len(self.tokens), self.policy.config
+        last = self._checkpoint
+        if not self._left() or last is None or not config.rollback or last == 0:
+            self._note(Change(self.budget, n, "alarm", reason))
+            return None
+        self._fallbacks += 1
+        further = max(0, min(back, last - config.rollback_tokens))
+        self._checkpoint = further if self._fallbacks == 1 else 0
+        return Change(self.budget, self._checkpoint, _name(self._checkpoint, n), reason)
+
+    def _left(self) -> bool:
+        """Whether anything can still be done."""
+        stores = self.config.shadow is not Shadow.none
+        return stores and self.interventions < self.config.max_interventions
+
+    def _note(self, change: Change, dropped: Sequence[int] = (), ms: float = 0.0) -> None:
+        self.events.append(
+            GuardEvent(
+                len(self.tokens) - 1 if self.tokens else PREFILL,
+                self.controller.mode.name.lower(),
+                change.action,
+                change.reason,
+                None if math.isnan(self._hazard) else self._hazard,
+                None if math.isnan(self._probe) else self._probe,
+                self.budget,
+                change.budget,
+                change.n_kept,
+                list(dropped),
+                ms,
+            )
+        )
+
+
+def _name(n_kept: int, n_tokens: int) -> str:
+    if n_kept == n_tokens:
+        return "relax"
+    return "roll_back" if n_kept else "restart"

@@ -1,0 +1,41 @@
+"""Where a hazard model lies, and its identity. Imports nothing that takes time to import."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from kvx.errors import UserError
+from kvx.hashing import digest, sha256_text
+
+MODEL, CARD = "model.json", "card.json"
+# the model of experiment=guard_study, which comes with the package (docs/results/guard_offline.md)
+DEFAULT = Path(__file__).parent / "default"
+
+
+def folder_of(model: str | None) -> Path:
+    """The directory that `guard.model` names; null: the packaged model's."""
+    return DEFAULT if model is None else Path(model).expanduser()
+
+
+def read(folder: Path) -> tuple[bytes, str]:
+    """The model and its card. Raises `UserError` if one of them is missing or unreadable."""
+    try:
+        return (folder / MODEL).read_bytes(), (folder / CARD).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "is no text"
+        raise UserError(f"{folder}: no hazard model ({why}); make one with kvx.train") from None
+
+
+def identity(folder: Path) -> str:
+    """The same wherever the same two files lie. Raises what `read` does."""
+    try:
+        times = tuple((folder / name).stat().st_mtime_ns for name in (MODEL, CARD))
+    except OSError:
+        times = ()
+    return _identity(folder, times)
+
+
+@cache
+def _identity(folder: Path, times: tuple[int, ...]) -> str:
+    raw, card = read(folder)
+    return digest([hashlib.sha256(raw).hexdigest(), sha256_text(card)], 12)
