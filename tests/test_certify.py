@@ -122,6 +122,7 @@ def test_a_controllers_points_have_a_certificate_of_their_own(kvx: Kvx, copied: 
             assert info["controller"] == steering
     page = (folder / "streaming-reactive-catastrophe.md").read_text()
     assert "# Certificate: streaming + reactive on" in page
+    assert "more where controller reactive relaxes, loses at most 60%" in page
 
 
 def test_losses_of_the_other_kinds(kvx: Kvx, copied: Path) -> None:

@@ -105,9 +105,10 @@ def _statement(made: Certificate) -> str:
         kept = f"{best.tokens:,} of the prompt's KV entries"
     where = "" if whole(made.groups[0]) else ", in every length bin"
     guard = made.controller["label"]
-    start = "" if guard == "none" else f"Under controller {guard}: "
+    if guard != "none":
+        kept += f", more where controller {guard} relaxes,"
     return (
-        f"{start}Keeping {kept} loses at most {percent(made.alpha)} against the full cache{where}, "
+        f"Keeping {kept} loses at most {percent(made.alpha)} against the full cache{where}, "
         f"with confidence {confidence}."
     )
 
