@@ -91,6 +91,7 @@ def responses(experiment: Experiment) -> pd.DataFrame:
     loops = found[CATASTROPHES[0]]
     at_once = np.where(np.isnan(loops), np.nan, (loops == 1) & (onset <= INSTANT_TOKENS))
     columns = found | {ANY: any_of(found), INSTANT: at_once}
+    frame["derailed"] = flags["any"].to_numpy(float)
     return frame.assign(**{f"excess_{kind}": column for kind, column in columns.items()})
 
 
@@ -100,7 +101,7 @@ def numbers(clusters: pd.Series) -> NDArray[np.int64]:
 
 def use(own: pd.DataFrame, events: pd.DataFrame) -> Use:
     """What the responses `own` used; `prompt` numbers their prompts."""
-    prompts = own.set_index("request_id")["prompt"]
+    prompts = own.drop_duplicates("request_id").set_index("request_id")["prompt"]
     waits = events[events["action"].isin(DONE) & events["request_id"].isin(prompts.index)]
     return Use(
         clusters=own["prompt"].to_numpy(np.int64),
@@ -124,7 +125,7 @@ def floats(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
 
 def beside(own: pd.DataFrame, other: pd.DataFrame, on: list[str]) -> pd.DataFrame:
     """The responses that both have, by the columns `on`; those of `other` end in `_there`."""
-    names = [*on, "score", *(f"excess_{kind}" for kind in KINDS)]
+    names = [*on, "score", "derailed", *(f"excess_{kind}" for kind in KINDS)]
     return own.merge(other[names], on=on, suffixes=("", "_there"), validate="m:1")
 
 
@@ -139,5 +140,6 @@ def pairs(both: pd.DataFrame) -> Pairs:
     return Pairs(
         clusters=both["prompt"].to_numpy(np.int64),
         intervened=floats(both, "guard_interventions"), here=here, there=flags(KINDS, "_there"),
+        derailed=floats(both, "derailed_there"),
         score_here=floats(both, "score"), score_there=floats(both, "score_there"),
     )  # fmt: skip

@@ -33,6 +33,7 @@ def price_table(stats: pd.DataFrame, group: str = ALL) -> str:
         pauses = figures["pause_p50_ms", NO_KIND]
         return (
             of_count(figures["caused", ANY]), of_count(figures["false_interventions", NO_KIND]),
+            of_count(figures["false_interventions_sound", NO_KIND]),
             counted(figures["answers_lost", NO_KIND]), counted(figures["answers_won", NO_KIND]),
             of("mean_budget", "{:.3f}"), of("saving_kept"), of("decoded_twice_per_1000", "{:.0f}"),
             byte_count(figures["host_bytes", NO_KIND]["value"]),
@@ -41,9 +42,9 @@ def price_table(stats: pd.DataFrame, group: str = ALL) -> str:
         )  # fmt: skip
 
     header = [
-        "new ones caused", "false interventions", "answers lost", "answers won",
-        "mean device budget", "KV saving kept", "decoded twice per 1,000", "host memory",
-        "pause p50 (ms)", "p99 (ms)",
+        "new ones caused", "false interventions", "of sound responses", "answers lost",
+        "answers won", "mean device budget", "KV saving kept", "decoded twice per 1,000",
+        "host memory", "pause p50 (ms)", "p99 (ms)",
     ]  # fmt: skip
     return _table(stats, group, header, cells)
 
