@@ -302,8 +302,8 @@ def test_counts_add_up(rows: list[tuple[float, ...]]) -> None:
             assert np.isnan(figure.value)
     # the other way round, what was prevented is what is caused
     turned = Pairs(
-        pairs.clusters, pairs.intervened, pairs.there, pairs.here, pairs.score_there,
-        pairs.score_here,
+        pairs.clusters, pairs.intervened, pairs.there, pairs.here, pairs.derailed,
+        pairs.score_there, pairs.score_here,
     )  # fmt: skip
     back = named(effect_figures(turned, Resampler(len(rows), 100, 0.95, 0)))
     assert back["answers_lost", None].count == found["answers_won", None].count
