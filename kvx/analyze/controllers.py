@@ -74,6 +74,7 @@ def pooled(experiment: Experiment) -> pd.DataFrame:
         larger = plain[~plain["budget_label"].isin(tried["budget_label"])]
         larger = larger[larger["budget"] > cell["budget"]]
         twin = seen[same & full & ~guarded].drop_duplicates("example_id")
+        twin = twin.assign(**{f"excess_{kind}": 0.0 for kind in KINDS})  # by definition
         for frame, name in ((own, NONE), (larger, STATIC), (twin, FULL)):
             labels = {n: cell[n] for n in ("press", "budget_label", "budget")}
             # a mean budget is the press's own; the saving is counted from the cell's
