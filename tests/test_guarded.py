@@ -40,6 +40,7 @@ from transformers import (
     TextStreamer,
 )
 
+from kvx.cli import compose
 from kvx.config import conf_dir, package_dir
 from kvx.controller_config import ControllerConfig, ControllerKind
 from kvx.engines.base import GuardEvent
@@ -402,8 +403,10 @@ def test_importing_the_guard_imports_no_torch() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_inside_somebodys_hydra(model: Any) -> None:
+def test_controllers_are_those_of_the_command_line(model: Any) -> None:
+    """Also where somebody's own Hydra is at work."""
+    names = [path.stem for path in (conf_dir() / "controller").glob("*.yaml")]
+    composed = {name: compose(f"controller={name}").controller for name in names}
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        for path in (conf_dir() / "controller").glob("*.yaml"):
-            if path.stem != "random":
-                guarded(model, KnormPress(0.5), path.stem)
+        for name in set(names) - {"random"}:
+            assert guarded(model, KnormPress(0.5), name).controller == composed[name]

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from kvpress.presses.base_press import SUPPORTED_MODELS
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transformers import DynamicCache
 
 from kvx.config import conf_dir
@@ -93,6 +94,10 @@ class GuardedModel:
         idle = config.kind is ControllerKind.none or self.press.nominal >= FULL
         self._guard = replace(guard, shadow=Shadow.none) if idle else guard
         self._loaded = LoadedModel(model, tokenizer, model.device, frozenset())
+
+    @property
+    def controller(self) -> ControllerConfig:
+        return self._policy.config
 
     @property
     def events(self) -> list[list[GuardEvent]]:
@@ -220,11 +225,18 @@ def _named(name: str) -> ControllerConfig:
         raise ArgumentError(
             f"controller={name}: there is {', '.join(names)}; or give a ControllerConfig"
         )
-    loaded = OmegaConf.load(folder / f"{name}.yaml")
-    merged = OmegaConf.merge(OmegaConf.structured(ControllerConfig), loaded)
+    merged = OmegaConf.merge(OmegaConf.structured(ControllerConfig), _read(folder, name))
     config = OmegaConf.to_object(merged)
     assert isinstance(config, ControllerConfig)
     return config
+
+
+def _read(folder: Path, name: str) -> Any:
+    """An option's file, with the options of the same group that it begins from."""
+    own = OmegaConf.load(folder / f"{name}.yaml")
+    assert isinstance(own, DictConfig)
+    order = own.pop("defaults", ["_self_"])
+    return OmegaConf.merge(*(own if item == "_self_" else _read(folder, item) for item in order))
 
 
 def _device(generator: torch.Generator | None) -> torch.device:
