@@ -230,5 +230,8 @@ PREDICTIONS = _schema(
         "hazard": pa.list_(F32), "threshold_conservative": F64, "threshold_balanced": F64,
         "threshold_aggressive": F64,
     },
-    {"onset": I32},
+    {
+        "onset": I32, "gate_conservative_nats": F64, "gate_balanced_nats": F64,
+        "gate_aggressive_nats": F64,
+    },
 )  # fmt: skip
