@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kvx.controller_config import ControllerKind, GuardConfig, Shadow
 from kvx.engines.base import Guarded, GuardEvent
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
-from kvx.guard.loops import LoopDetector
+from kvx.guard.loops import LoopDetector, repeated_tail
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,12 @@ class SequenceGuard:
             return None
         at, before = len(self.tokens) - 1, self.controller.mode
         self._hazard = hazard
-        seen = Observation(at, hazard, onset, entropy_nats, repetition_count)
+        repeated = 0
+        if onset is None and not hazard < self.policy.tau_high:  # it could be an alarm
+            repeated = repeated_tail(self.tokens)
+        seen = Observation(
+            at, hazard, onset, entropy_nats, repetition_count, repeated=repeated
+        )  # fmt: skip
         decision = self.controller.step(seen)
         if ended:
             return None

@@ -207,10 +207,11 @@ SIMULATION = _schema(
                 "prevented", "prevented_of_preventable", "prevented_of_instant",
                 "prevented_of_loops", "forecast", "false_trigger_rate",
                 "false_trigger_rate_calm", "trigger_rate", "mean_budget",
+                "dropped_per_1000_tokens",
             )
             for end in ("", "_ci_low", "_ci_high")
         },
-        "lead_median_tokens": F64, "dropped_per_1000_tokens": F64,
+        "lead_median_tokens": F64,
     },
 )  # fmt: skip
 
