@@ -3,7 +3,9 @@
     make guard-study && python scripts/guard_offline.py
 
 With `--onset FOLDER`, the same study trained and simulated with train.target=onset, the page also
-compares what the two targets are worth to a controller. Nothing is computed here: the tables are those that kvx.train and kvx.simulate wrote, under a
+compares what the two targets are worth to a controller.
+
+Nothing is computed here: the tables are those that kvx.train and kvx.simulate wrote, under a
 summary of them, what the study consisted of and the machine it ran on.
 """
 
