@@ -25,7 +25,7 @@ from kvx.store.files import write_bytes, write_text
 from kvx.store.layout import REQUESTS, TRACES
 from kvx.store.shards import read_inputs, write_table
 from kvx.train import analyses, detection, tables
-from kvx.train.crossfit import THRESHOLD, CrossFit, Table, fit_parts, inner_parts, outer_folds
+from kvx.train.crossfit import CrossFit, Table, fit_parts, inner_parts, outer_folds
 from kvx.train.data import Data, load, prompt_ids
 from kvx.train.gate import GATE, crossfit_gates, gates
 from kvx.train.judge import Results
@@ -63,7 +63,7 @@ def train_experiment(config: Config) -> None:
     part = inner_parts(data, np.ones(len(data), bool), train)
     names = analyses.own_names(data, train)
     model = fit_parts(table.aimed_at(train.target), part, names, train.horizon, train)
-    model = model.with_card(gate=gates(data, part == THRESHOLD))
+    model = model.with_card(gate=gates(data, np.ones(len(data), bool)))
     card = card_entries(experiment, data, train, results)
     model = model.with_card(features={"set": train.features, "names": list(names)}, **card)
     for name, content in model.files().items():

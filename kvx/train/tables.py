@@ -167,7 +167,7 @@ def _gate(results: Results, found: Lookup) -> str:
     return (
         "## The gate before the first token\n\nThe divergence of the full and the compressed cache "
         "where the first token is chosen (the probe), from which a sequence gets more of its "
-        "prompt's entries at once. Gates come from the threshold split of each fold: at most so "
+        "prompt's entries at once. Gates come from all prompts of the other folds: at most so "
         "many of its compressed responses without an excess catastrophe reach them. Shares of "
         "responses to untouched prompts.\n\n" + _markdown(["gate", *columns], rows)
     )
