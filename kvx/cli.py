@@ -25,7 +25,7 @@ from kvx.config import Config, conf_dir, register
 from kvx.errors import RunFailedError, Submitted, UserError
 from kvx.messages import explain
 
-BUDGET_OPTIONS = ("ratio", "tokens")
+BUDGET_OPTIONS = ("ratio", "tokens", "certified")
 MULTIRUN = ("-m", "--multirun")
 WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
 Stage = Callable[..., None]  # of a list of configurations; `pool=` too if it can use workers

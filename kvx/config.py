@@ -15,6 +15,7 @@ import platformdirs
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from kvx.certify_config import CertifyConfig
 from kvx.controller_config import ControllerConfig, GuardConfig, SimulateConfig
 from kvx.serve_config import ServeConfig
 from kvx.train_config import TrainConfig, VerifyConfig
@@ -41,6 +42,7 @@ def recorded(default: Any) -> Any:
 class BudgetKind(Enum):
     ratio = "ratio"
     tokens = "tokens"
+    certified = "certified"  # what a certificate allows; kvx.serve puts one of the others in place
 
 
 class PressNeed(Enum):
@@ -149,6 +151,8 @@ class SamplingConfig:
     focus_bins: list[int] = field(default_factory=list)
     focus_n_per_bin: int = 0
     pinned_ids: list[str] = field(default_factory=list)
+    # leave out what a hazard model was made with: `default` (the packaged one), or its folder
+    unseen_by: str | None = None
     seed: int = 0
 
 
@@ -346,6 +350,8 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig, metadata=NEUTRAL)
     status: StatusConfig = field(default_factory=StatusConfig, metadata=NEUTRAL)
     simulate: SimulateConfig = field(default_factory=SimulateConfig, metadata=NEUTRAL)
+    certify: CertifyConfig = field(default_factory=CertifyConfig, metadata=NEUTRAL)
+    certificate: str | None = neutral(None)
     serve: ServeConfig = field(default_factory=ServeConfig, metadata=NEUTRAL)
     train: TrainConfig = field(default_factory=TrainConfig, metadata=NEUTRAL)
     verify: VerifyConfig = field(default_factory=VerifyConfig, metadata=NEUTRAL)

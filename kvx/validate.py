@@ -54,6 +54,16 @@ def refuse_controller(config: Config) -> None:
         )
 
 
+def refuse_certificate(config: Config) -> None:
+    """Raises `UserError` where a certificate has no use: a run measures budgets of its own."""
+    if config.budget.kind is BudgetKind.certified or config.certificate is not None:
+        asked = "budget=certified" if config.certificate is None else "certificate"
+        raise UserError(
+            f"{asked}: only kvx.serve takes a certificate; give a run numbers, such as "
+            "budget=1.0,0.5"
+        )
+
+
 def _check_latency(latency: LatencyConfig) -> None:
     for name, least in (("n_per_bin", 1), ("repeats", 1), ("warmup", 0)):
         if getattr(latency, name) < least:
@@ -62,8 +72,10 @@ def _check_latency(latency: LatencyConfig) -> None:
 
 def wants_less_of_the_full_cache(config: Config) -> bool:
     """`press=none` at a budget it cannot keep."""
-    kept_all = config.budget.kind is BudgetKind.ratio and config.budget.ratio == 1.0
-    return config.press.method is None and not kept_all
+    kind, ratio = config.budget.kind, config.budget.ratio
+    kept_all = kind is BudgetKind.ratio and ratio == 1.0
+    # what a certificate says of its press is kvx.serve's business
+    return config.press.method is None and not kept_all and kind is not BudgetKind.certified
 
 
 def _check_decoding(decoding: DecodingConfig) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from kvx.all.main import all_stages
 from kvx.analyze.main import analyze
+from kvx.certify.main import certify
 from kvx.cli import run_stage
 from kvx.config import cache_dir
 from kvx.plan.main import plan
@@ -39,6 +40,7 @@ STAGES = {
     "train": (train, True),
     "simulate": (simulate, True),
     "verify": (verify, True),
+    "certify": (certify, True),
 }
 SMOLLM2 = cache_dir() / "models" / "smollm2-135m-instruct" / "kvx_asset.json"
 # measured, so different in every run

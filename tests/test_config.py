@@ -39,6 +39,7 @@ def point(tmp_path: Path, *overrides: str) -> Point:
         ("budget=ratio", "budget=ratio"),
         ("budget=tokens", "budget=tokens"),
         ("budget=ratio,tokens", "budget=ratio,tokens"),
+        ("budget=certified", "budget=certified"),
         ("budget.ratio=0.5", "budget.ratio=0.5"),
         ("press=snapkv", "press=snapkv"),
     ],
@@ -107,6 +108,7 @@ def test_every_shipped_option_composes(group: str, option: str) -> None:
         "hf": ["model.path=org/name"],
         "local": ["dataset.source.path=x.jsonl"],
         "tokens": ["press=snapkv"],
+        "certified": ["press=snapkv"],
     }
     config = compose(f"{group}={option}", *extra.get(option, []))
     assert config.experiment_name == "default"

@@ -268,7 +268,8 @@ def pairs_of(rows: list[tuple[float, ...]]) -> Pairs:
     columns = np.array(rows, dtype=float).reshape(len(rows), 5).T
     one = dict.fromkeys(KINDS, columns[0])
     other = dict.fromkeys(KINDS, columns[1])
-    return Pairs(np.arange(len(rows)), columns[2], one, other, columns[3], columns[4])
+    derailed = np.where(np.isnan(columns[1]), 0.0, columns[1])
+    return Pairs(np.arange(len(rows)), columns[2], one, other, derailed, columns[3], columns[4])
 
 
 def named(found: list[Figure]) -> dict[tuple[str, str | None], Figure]:
@@ -291,6 +292,8 @@ def test_counts_add_up(rows: list[tuple[float, ...]]) -> None:
     assert (false.n, false.count) == (
         sum(t == 0 for _, t, *_ in rows), sum(t == 0 and i > 0 for _, t, i, *_ in rows)
     )  # fmt: skip
+    of_sound = found["false_interventions_sound", None]
+    assert (of_sound.n, of_sound.count) == (false.n, false.count)  # here every derailing is excess
     for figure in found.values():
         if figure.n:
             low, high = figure.interval
@@ -299,8 +302,8 @@ def test_counts_add_up(rows: list[tuple[float, ...]]) -> None:
             assert np.isnan(figure.value)
     # the other way round, what was prevented is what is caused
     turned = Pairs(
-        pairs.clusters, pairs.intervened, pairs.there, pairs.here, pairs.score_there,
-        pairs.score_here,
+        pairs.clusters, pairs.intervened, pairs.there, pairs.here, pairs.derailed,
+        pairs.score_there, pairs.score_here,
     )  # fmt: skip
     back = named(effect_figures(turned, Resampler(len(rows), 100, 0.95, 0)))
     assert back["answers_lost", None].count == found["answers_won", None].count

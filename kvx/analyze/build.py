@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from kvx.analyze import plots, tables
 from kvx.analyze.catastrophes import catastrophe_stats
+from kvx.analyze.controllers import controller_stats
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.analyze.guard import guard_stats
 from kvx.analyze.transitions import transitions
@@ -26,6 +27,7 @@ TABLES = {
     "transitions": schemas.TRANSITIONS,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
     "guard_stats": schemas.GUARD_STATS,
+    "controller_stats": schemas.CONTROLLER_STATS,
     "bin_stats": schemas.BIN_STATS,  # last: its inputs hash says that everything is there
 }
 
@@ -66,6 +68,7 @@ def analyze_experiment(config: Config) -> None:
         "transitions": transitions(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
         "guard_stats": guard_stats(experiment, config.analyze),
+        "controller_stats": controller_stats(experiment, config.analyze),
     }
     frame, derailed = pd.DataFrame(stats), pd.DataFrame(rows["catastrophe_stats"])
     plots.draw_all(frame, derailed, folder / "plots", config.analyze.confidence)

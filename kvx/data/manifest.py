@@ -18,6 +18,7 @@ from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource
 from kvx.data.tokenizer import max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
+from kvx.guard import model_files
 from kvx.hashing import digest, sha256_file, sha256_text
 
 FORMAT_VERSION = 1
@@ -93,13 +94,22 @@ def manifest_key(config: Config, revision: str) -> str:
         {
             "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": source,
             "template": dataclasses.asdict(d.template), "binning": dataclasses.asdict(d.binning),
-            "sampling": dataclasses.asdict(d.sampling), "overflow": d.overflow.name,
+            "sampling": _sampling(d), "overflow": d.overflow.name,
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
             "max_context_tokens": max_context_tokens(config.model),
             "max_new_tokens": config.decoding.max_new_tokens,
             "tokenizer": tokenizer_hash(config.model),
         }
     )  # fmt: skip
+
+
+def _sampling(dataset: DatasetConfig) -> dict[str, Any]:
+    """What decides which examples are chosen; of a hazard model, which prompts it was made with."""
+    fields = dataclasses.asdict(dataset.sampling)
+    unseen_by = fields.pop("unseen_by")
+    if unseen_by is not None:
+        fields["unseen_by"] = sorted(model_files.prompts_of(unseen_by))
+    return fields
 
 
 def manifest_dir(config: Config, key: str) -> Path:

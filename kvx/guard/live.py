@@ -12,6 +12,9 @@ from kvx.engines.base import Guarded, GuardEvent
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
 from kvx.guard.loops import LoopDetector, repeated_tail
 
+FULL, ALWAYS = 1.0, "always_safe"
+SEEN = ("loop", "repetition")  # reasons that are no forecast
+
 
 @dataclass(frozen=True)
 class Change:
@@ -32,7 +35,8 @@ class SequenceGuard:
 
     The gate raises the budget that counts as the sequence's own; alarms raise it to the safe
     budget until it is calm, once; after a second alarm it stays. An alarm in SAFE goes one
-    checkpoint further back, the next one to the start; then nothing more is done.
+    checkpoint further back, with the full cache; the next one to the start. What has the full cache
+    from its first token on is left alone.
     """
 
     def __init__(self, policy: Policy, config: GuardConfig, nominal: float, key: str = "") -> None:
@@ -55,14 +59,14 @@ class SequenceGuard:
     def levels(self) -> list[float]:
         """Budgets above the nominal one that may be asked for, ascending; the last one is 1.0."""
         safe = self.policy.config.safe_budget
-        return sorted({b for b in (*self.config.ladder, safe, 1.0) if b > self.base})
+        return sorted({b for b in (*self.config.ladder, safe, FULL) if b > self.base})
 
     def gate(self, probe_nats: float) -> Change | None:
         """Before the first token, `probe_nats` from the full cache. Asked again after a change."""
         config = self.policy.config
         self._probe = probe_nats
         if config.kind is ControllerKind.always_safe:
-            return self._raise(config.safe_budget, "always_safe")
+            return self._raise(config.safe_budget, ALWAYS)
         threshold = config.prefill_gate_nats
         if threshold is None or config.kind is ControllerKind.none or not probe_nats >= threshold:
             return None
@@ -110,8 +114,8 @@ class SequenceGuard:
     def carried_out(self, change: Change, recomputed: int, milliseconds: float) -> None:
         """`change` is done; `recomputed` tokens of the prompt and the response passed again."""
         dropped = self.tokens[change.n_kept :]
-        # nothing is left to do for what has the safe budget from its first token on
-        self._over = change.n_kept == 0 and change.budget >= self.policy.config.safe_budget
+        always = change.reason == ALWAYS
+        self._over = always or (change.n_kept == 0 and change.budget >= FULL)
         if self._over and change.action == "raise":
             self.controller.step(Observation(PREFILL, probe_nats=self._probe))
         self._note(change, dropped, milliseconds)
@@ -142,6 +146,8 @@ class SequenceGuard:
         self._alarms += 1
         safe = self.policy.budget(Mode.SAFE, self.base)
         n = len(self.tokens)
+        if safe <= self.budget:
+            safe = FULL
         if not self._left() or safe <= self.budget:
             self._note(Change(self.budget, n, "alarm", reason))
             return None
@@ -152,13 +158,15 @@ class SequenceGuard:
         """In SAFE, where relaxing was not enough."""
         n, config = len(self.tokens), self.policy.config
         last = self._checkpoint
-        if not self._left() or last is None or not config.rollback or last == 0:
+        # a full cache that is calm but for a forecast is what was to be reached
+        enough = self.budget >= FULL and reason not in SEEN
+        if enough or not self._left() or last is None or not config.rollback:
             self._note(Change(self.budget, n, "alarm", reason))
             return None
         self._fallbacks += 1
         further = max(0, min(back, last - config.rollback_tokens))
         self._checkpoint = further if self._fallbacks == 1 else 0
-        return Change(self.budget, self._checkpoint, _name(self._checkpoint, n), reason)
+        return Change(FULL, self._checkpoint, _name(self._checkpoint, n), reason)
 
     def _left(self) -> bool:
         """Whether anything can still be done."""

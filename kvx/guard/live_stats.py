@@ -71,7 +71,8 @@ class Pairs:
     """Responses [n] of a guarded point beside those of the same point without a controller.
 
     `here` (guarded) and `there` hold each of `KINDS` as flags: whether it is excess, nan where that
-    is not known. Of `instant`, `here` says whether there still is an excess loop. Scores may be
+    is not known. Of `instant`, `here` says whether there still is an excess loop. `derailed` says
+    whether the response without a controller shows any catastrophe, excess or not. Scores may be
     nan.
     """
 
@@ -79,6 +80,7 @@ class Pairs:
     intervened: Floats
     here: Mapping[str, Floats]
     there: Mapping[str, Floats]
+    derailed: Floats
     score_here: Floats
     score_there: Floats
 
@@ -131,7 +133,7 @@ def effect_figures(pairs: Pairs, by: Resampler) -> list[Figure]:
     return [
         *(figure for kind in KINDS for figure in _of_kind(kind, pairs, by)),
         *_answers(pairs, by),
-        _false_interventions(pairs, by),
+        *_false_interventions(pairs, by),
     ]
 
 
@@ -161,10 +163,15 @@ def _answers(pairs: Pairs, by: Resampler) -> Iterator[Figure]:
         yield _resampled("score_difference", len(now), None, found, clusters)
 
 
-def _false_interventions(pairs: Pairs, by: Resampler) -> Figure:
-    sound = (pairs.there[ANY] == 0) & ~np.isnan(pairs.intervened)
-    had = pairs.intervened[sound] > 0
-    return _share("false_interventions", None, had, pairs.clusters[sound], by)
+def _false_interventions(pairs: Pairs, by: Resampler) -> Iterator[Figure]:
+    """Where compression caused nothing, and where nothing at all is wrong without a controller."""
+    for name, nothing in (
+        ("false_interventions", pairs.there[ANY] == 0),
+        ("false_interventions_sound", (pairs.there[ANY] == 0) & (pairs.derailed == 0)),
+    ):
+        sound = nothing & ~np.isnan(pairs.intervened)
+        had = pairs.intervened[sound] > 0
+        yield _share(name, None, had, pairs.clusters[sound], by)
 
 
 def _share(name: str, kind: str | None, had: Bools, clusters: Codes, by: Resampler) -> Figure:

@@ -1,6 +1,7 @@
 """Where a hazard model lies, and its identity. Imports nothing that takes time to import."""
 
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,23 @@ def read(folder: Path) -> tuple[bytes, str]:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "is no text"
         raise UserError(f"{folder}: no hazard model ({why}); make one with kvx.train") from None
+
+
+def prompt_hash(cluster: str) -> str:
+    """How a card names a prompt: by what examples on the same text share."""
+    return sha256_text(cluster)[:12]
+
+
+def prompts_of(model: str) -> frozenset[str]:
+    """Hashes of the prompts that a model was made with; `default` is the packaged one.
+
+    Raises `UserError` if there is no such model, or its card does not say.
+    """
+    folder = folder_of(None if model == "default" else model)
+    try:
+        return frozenset(json.loads(read(folder)[1])["data"]["prompts"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / CARD}: names no prompts; run kvx.train again") from None
 
 
 def identity(folder: Path) -> str:

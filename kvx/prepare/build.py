@@ -15,6 +15,7 @@ from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
+from kvx.guard import model_files
 from kvx.hashing import digest, sha256_file
 from kvx.store.files import write_text
 
@@ -71,6 +72,7 @@ def build(
     for example_id, length in lengths.items():
         if (index := bin_of(length, edges)) is not None:
             ids_by_bin[index].append(example_id)
+    ids_by_bin = _unseen(config, ids_by_bin, found)
     chosen = choose(ids_by_bin, config.dataset.sampling)
     for index, ids in enumerate(chosen):
         if len(ids) < config.dataset.sampling.n_per_bin and not config.dataset.sampling.pinned_ids:
@@ -95,6 +97,19 @@ def build(
         },
     )  # fmt: skip
     return manifest, [found[e.example_id] for e in entries]
+
+
+def _unseen(
+    config: Config, ids_by_bin: list[list[str]], examples: dict[str, Example]
+) -> list[list[str]]:
+    """Without the examples on texts that a hazard model was made with, if one is named."""
+    if (model := config.dataset.sampling.unseen_by) is None:
+        return ids_by_bin
+    seen = model_files.prompts_of(model)
+    return [
+        [i for i in ids if model_files.prompt_hash(examples[i].cluster) not in seen]
+        for ids in ids_by_bin
+    ]
 
 
 def _inside(

@@ -15,7 +15,7 @@ from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
-from kvx.report import catastrophes, guard, proof, tables
+from kvx.report import catastrophes, controllers, guard, proof, tables
 from kvx.report.findings import findings
 from kvx.report.warnings import warnings
 from kvx.report.words import percent, token_range
@@ -70,6 +70,7 @@ def _context(
     transitions: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
     guard_stats: pd.DataFrame,
+    controller_stats: pd.DataFrame,
 ) -> dict[str, Any]:
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
     failures = read_frame([p.dir / "failures.parquet" for p in points])
@@ -86,12 +87,23 @@ def _context(
             config.analyze, found,
         ),
         "proof": proof.sentences(found),
+        "controllers": _controllers(controller_stats),
         "findings": findings(bin_stats, comparisons, transitions, config.analyze),
         "warnings": warnings(bin_stats, comparisons, left_out, config.analyze),
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
     }  # fmt: skip
+
+
+def _controllers(stats: pd.DataFrame) -> dict[str, str]:
+    """The tables of controllers over all points; empty where there is none."""
+    if stats.empty:
+        return {}
+    return {
+        "prevented": controllers.prevented_table(stats),
+        "price": controllers.price_table(stats),
+    }
 
 
 def _variants(

@@ -21,7 +21,7 @@ def cost_table(stats: pd.DataFrame) -> str:
 
     def cells(figures: Figures) -> Cells:
         def of(name: str, form: str = "{:.2f}") -> str:
-            return _with_interval(figures[name, NO_KIND], form)
+            return with_interval(figures[name, NO_KIND], form)
 
         host = figures["host_bytes", NO_KIND]["value"]
         pauses = figures["pause_p50_ms", NO_KIND]
@@ -47,7 +47,7 @@ def prevented_table(stats: pd.DataFrame) -> str:
     """
 
     def cells(figures: Figures) -> Cells:
-        return tuple(_of_count(figures["prevented", kind]) for kind in KINDS)
+        return tuple(of_count(figures["prevented", kind]) for kind in KINDS)
 
     return _table(stats, list(PREVENTED.values()), cells)
 
@@ -59,11 +59,11 @@ def effect_table(stats: pd.DataFrame) -> str:
         change = figures["excess_difference", ANY]
         return (
             change["n"] or "–", number(figures["excess_unguarded", ANY]["value"]),
-            number(figures["excess", ANY]["value"]), _with_interval(change, "{:+.2f}"),
-            _of_count(figures["caused", ANY]), _counted(figures["answers_lost", NO_KIND]),
-            _counted(figures["answers_won", NO_KIND]),
-            _with_interval(figures["score_difference", NO_KIND], "{:+.2f}"),
-            _of_count(figures["false_interventions", NO_KIND]),
+            number(figures["excess", ANY]["value"]), with_interval(change, "{:+.2f}"),
+            of_count(figures["caused", ANY]), counted(figures["answers_lost", NO_KIND]),
+            counted(figures["answers_won", NO_KIND]),
+            with_interval(figures["score_difference", NO_KIND], "{:+.2f}"),
+            of_count(figures["false_interventions", NO_KIND]),
         )  # fmt: skip
 
     header = [
@@ -115,7 +115,7 @@ def _table(stats: pd.DataFrame, header: Cells, cells: Callable[[Figures], Cells]
     return per_point(points, header, lambda row: cells(figures[row["point_id"]]))
 
 
-def _with_interval(figure: Any, form: str) -> str:
+def with_interval(figure: Any, form: str) -> str:
     if not figure["n"]:
         return "–"
     low, high = figure["ci_low"], figure["ci_high"]
@@ -124,12 +124,12 @@ def _with_interval(figure: Any, form: str) -> str:
     return f"{form.format(figure['value'])} [{form.format(low)}, {form.format(high)}]"
 
 
-def _counted(figure: Any) -> str:
+def counted(figure: Any) -> str:
     return f"{int(figure['count'])}" if figure["n"] else "–"
 
 
-def _of_count(figure: Any) -> str:
+def of_count(figure: Any) -> str:
     """`0.83 [0.52, 0.98] (10 of 12)`."""
     if not figure["n"]:
         return "–"
-    return f"{_with_interval(figure, '{:.2f}')} ({int(figure['count'])} of {figure['n']})"
+    return f"{with_interval(figure, '{:.2f}')} ({int(figure['count'])} of {figure['n']})"

@@ -17,6 +17,7 @@ from kvx.run.pools import Pool
 from kvx.run.units import Outcome, make_units, todo_of
 from kvx.store import layout, locks
 from kvx.store.completion import is_complete, is_done
+from kvx.validate import refuse_certificate
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,11 @@ def plan(configs: Sequence[Config]) -> list[Point]:
     """The distinct points of `configs`, each with its manifest (prepared if there is none yet).
 
     A point that is asked for both answers and latencies is asked for both. Raises `UserError` if
-    it is asked for different latencies, or for a controller that cannot act in it.
+    it is asked for different latencies, for a controller that cannot act in it, or for what a
+    certificate says.
     """
+    for config in configs:
+        refuse_certificate(config)
     configs = live(configs)
     manifests: dict[str, tuple[Manifest, Path]] = {}
     variants: dict[tuple[int, ...], Point] = {}  # points of a sweep share what they agree on

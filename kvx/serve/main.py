@@ -1,7 +1,7 @@
 """python -m kvx.serve: an OpenAI-compatible server whose KV budgets are real."""
 
 from kvx.cli import stage
-from kvx.config import Config
+from kvx.config import BudgetKind, Config
 from kvx.errors import UserError
 from kvx.serve.address import api_key_of, check_limits, listening
 from kvx.validate import refuse_controller
@@ -15,6 +15,10 @@ def serve(points: list[Config]) -> None:
         )
     (config,) = points
     refuse_controller(config)
+    if BudgetKind.certified is config.budget.kind or config.certificate is not None:
+        from kvx.serve.certified import with_certified_budget
+
+        config = with_certified_budget(config)
     check_limits(config.serve)
     key = api_key_of(config.serve)
     with listening(config.serve) as listener:

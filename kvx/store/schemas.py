@@ -192,6 +192,15 @@ GUARD_STATS = _schema(
     },
 )  # fmt: skip
 
+# every controller over all points it followed; `versus`: how it differs from another one
+CONTROLLER_STATS = _schema(
+    {"group": S, "controller": S, "figure": S, "n": I64, "n_clusters": I64},
+    {
+        "versus": S, "kind": S, "count": I64, "value": F64, "ci_low": F64, "ci_high": F64,
+        "ci_method": S,
+    },
+)  # fmt: skip
+
 # controllers replayed over recorded traces; whatever is prevented is so at best, an upper bound
 SIMULATION = _schema(
     {

@@ -16,8 +16,8 @@ from kvx.guard.baselines import repeated_ngrams
 from kvx.guard.catastrophes import pair
 from kvx.guard.labels import Targets, targets
 from kvx.guard.loops import first_report
+from kvx.guard.model_files import prompt_hash
 from kvx.guard.traces import NO_PRESS, Traces
-from kvx.hashing import sha256_text
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, joined, read_traces, to_traces
 from kvx.train_config import Labels
@@ -150,7 +150,7 @@ def outcomes_of(experiment: Experiment) -> pd.DataFrame:
 def prompt_ids(data: Data) -> list[str]:
     """What a card says of each trace's prompt: enough to know it again."""
     names = data.frame["prompt"]
-    ids = {name: sha256_text(name)[:12] for name in names.unique()}
+    ids = {name: prompt_hash(name) for name in names.unique()}
     return [ids[name] for name in names]
 
 

@@ -1,0 +1,137 @@
+"""A certificate as a value and as a JSON file: what kvx.certify writes and kvx.serve reads."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kvx.analyze.columns import ALL_BINS
+from kvx.errors import UserError
+from kvx.hashing import digest
+
+FORMAT = 1
+
+
+class Verdict(StrEnum):
+    CERTIFIED = "certified"
+    NOT_CERTIFIED = "not certified"  # the first of its sequence: testing stops here
+    NOT_TESTED = "not tested"
+    LEFT_OUT = "left out"  # its answers say nothing about its budget
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One budget: losses that add up to `total_loss` prompts among `n`, and what follows."""
+
+    budget: str
+    ratio: float | None
+    tokens: int | None
+    point_id: str
+    n: int
+    total_loss: float | None
+    p: float | None
+    verdict: Verdict
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """All prompts (bin -1), or those of one length bin; edges in tokens of the context."""
+
+    bin: int
+    low_tokens: int
+    high_tokens: int
+    n: int
+    n_left_out: int
+    tests: tuple[Tested, ...]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was certified, of what, and what it was made from.
+
+    `press` and `controller` hold what must be the same where it is used, `model` too. `setup` says
+    under which conditions the answers came about. `delta_per_group` is delta shared among bins.
+    """
+
+    experiment: str
+    model: dict[str, Any]
+    press: dict[str, Any]
+    controller: dict[str, Any]
+    setup: dict[str, Any]
+    loss: str
+    metric: str | None
+    alpha: float
+    delta: float
+    delta_per_group: float
+    test: str
+    curves: int
+    groups: tuple[Group, ...]
+    kvx: str
+    inputs: str
+
+    @cached_property
+    def budget(self) -> Tested | None:
+        """The smallest budget that is certified in every group; None if there is none."""
+        certified = [
+            {t.budget for t in g.tests if t.verdict is Verdict.CERTIFIED} for g in self.groups
+        ]
+        common = set.intersection(*certified)
+        return next((t for t in reversed(self.groups[0].tests) if t.budget in common), None)
+
+    def to_json(self) -> str:
+        """With the chosen budget and a digest, so that a changed file is noticed."""
+        body = self._body()
+        return json.dumps({**body, "digest": digest(body, 16)}, indent=1, ensure_ascii=False) + "\n"
+
+    def _body(self) -> dict[str, Any]:
+        best = self.budget
+        chosen = None
+        if best is not None:
+            chosen = {"label": best.budget, "ratio": best.ratio, "tokens": best.tokens}
+        return {"kvx_certificate": FORMAT, "budget": chosen, **dataclasses.asdict(self)}
+
+
+def whole(group: Group) -> bool:
+    return group.bin == ALL_BINS
+
+
+def read(path: Path) -> Certificate:
+    """The certificate in `path`. Raises `UserError` if it cannot be read or was changed."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise UserError(
+            f"certificate={path}: cannot be read ({reason}); give a JSON file of kvx.certify"
+        ) from None
+    if not isinstance(found, dict) or "kvx_certificate" not in found:
+        raise UserError(f"certificate={path}: not a certificate; give a JSON file of kvx.certify")
+    if found["kvx_certificate"] != FORMAT:
+        raise UserError(
+            f"certificate={path}: its format is {found['kvx_certificate']}, this kvx reads "
+            f"{FORMAT}; run kvx.certify again"
+        )
+    said = found.pop("digest", None)
+    if said != digest(found, 16):
+        raise UserError(
+            f"certificate={path}: was changed after kvx.certify wrote it; run kvx.certify again"
+        )
+    del found["kvx_certificate"], found["budget"]
+    groups = tuple(
+        Group(**{**g, "tests": tuple(Tested(**{**t, "verdict": Verdict(t["verdict"])})
+                                     for t in g["tests"])})
+        for g in found.pop("groups")
+    )  # fmt: skip
+    return Certificate(**found, groups=groups)
+
+
+def inputs_of(path: Path) -> str | None:
+    """What an existing certificate was made from; None if there is none that can be read."""
+    try:
+        return read(path).inputs
+    except UserError:
+        return None

@@ -1,0 +1,133 @@
+"""Which points of an experiment are one curve: what a certificate is of."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvx.analyze.frames import differences
+from kvx.certify_config import CertifyConfig
+from kvx.controller_config import ControllerConfig, ControllerKind
+from kvx.errors import UserError
+from kvx.hashing import digest
+from kvx.points import resolved
+from kvx.store.catalog import PointRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Points that differ in their budget alone, the largest first; none is a full cache.
+
+    `press` and `controller` are names, with the parameters that differ where several share one.
+    """
+
+    points: tuple[PointRecord, ...]
+    press: str
+    controller: str
+
+    @property
+    def first(self) -> PointRecord:
+        return self.points[0]
+
+    @property
+    def variant_id(self) -> str:
+        return str(self.first.info["variant_id"])
+
+    @property
+    def file_name(self) -> str:
+        """What tells it from the other series of its variant."""
+        info = self.first.info
+        parts = [self.press]
+        parts += [self.controller] if self.controller != "none" else []
+        parts += [f"seed{info['seed']}"] if info["seed"] else []
+        parts += ["tokens"] if info["budget_kind"] == "tokens" else []
+        return "-".join(re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts)
+
+
+def controller_of(config: dict[str, Any]) -> dict[str, Any]:
+    """A controller as it is stored, by the fields that are not as they are by default.
+
+    Of `kind: none` only the name counts; what `kvx.points.controller_identity` is to a point.
+    """
+    if config.get("kind", ControllerKind.none.name) == ControllerKind.none.name:
+        return {"name": config["name"]}
+    default = resolved(ControllerConfig())
+    return {k: v for k, v in config.items() if k not in default or v != default[k]}
+
+
+def steering_of(point: PointRecord) -> dict[str, Any]:
+    """What must be the same wherever a point's controller is to do the same again.
+
+    `guard` is how it acts (`point.json` has it for guarded points), where that is not the default.
+    """
+    guard = point.info.get("guard")
+    return {
+        **controller_of(point.info["config"]["controller"]),
+        **({"guard": guard} if guard else {}),
+    }
+
+
+def all_series(points: Sequence[PointRecord]) -> list[Series]:
+    """Every curve below the full cache: by variant, press, controller, seed and kind of budget."""
+    presses, controllers = _labels(points, "press"), _labels(points, "controller")
+    found: dict[tuple[Any, ...], list[PointRecord]] = defaultdict(list)
+    for point in points:
+        info = point.info
+        press, controller = info["config"]["press"], steering_of(point)
+        if point.is_full_cache or press["method"] is None:
+            continue
+        key = (
+            info["variant_id"], digest(press), digest(controller), info["seed"],
+            info["budget_kind"],
+        )  # fmt: skip
+        found[key].append(point)
+    made = [
+        Series(
+            tuple(sorted(group, key=_budget, reverse=True)),
+            presses[group[0].id],
+            controllers[group[0].id],
+        )
+        for group in found.values()
+    ]
+    return sorted(made, key=lambda s: (s.variant_id, s.file_name))
+
+
+def chosen(series: Sequence[Series], settings: CertifyConfig) -> list[Series]:
+    """Those of `certify.press` and `certify.controller`.
+
+    A name stands for all its parameters. Raises `UserError` where none is left.
+    """
+    kept = list(series)
+    if not kept:
+        raise UserError("no compressed point to certify; run a press at budgets below 1.0 too")
+    for field in ("press", "controller"):
+        asked = getattr(settings, field)
+        if asked is None:
+            continue
+        there = ", ".join(sorted({getattr(s, field) for s in kept}))
+        kept = [s for s in kept if asked in (s.first.info[field], getattr(s, field))]
+        if not kept:
+            raise UserError(f"certify.{field}={asked}: not in this experiment; it has {there}")
+    return kept
+
+
+def _budget(point: PointRecord) -> float:
+    info = point.info
+    return float(info["budget_tokens"] if info["budget_kind"] == "tokens" else info["budget"])
+
+
+def _labels(points: Sequence[PointRecord], node: str) -> dict[str, str]:
+    """Point id → name, with the parameters that differ where one name has several."""
+    labels: dict[str, str] = {}
+    for name in {p.info[node] for p in points}:
+        same = {p.id: _parameters(p, node) for p in points if p.info[node] == name}
+        suffixes = differences(same)
+        labels |= {i: f"{name}({s})" if s else str(name) for i, s in suffixes.items()}
+    return labels
+
+
+def _parameters(point: PointRecord, node: str) -> Any:
+    if node == "controller":
+        return steering_of(point)
+    return point.info["config"]["press"]["method"] or {}

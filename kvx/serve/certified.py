@@ -1,0 +1,97 @@
+"""kvx.serve budget=certified: the budget that a certificate allows, if it is of this server."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from kvx.certify.certificate import Certificate, Tested, read
+from kvx.certify.page import conditions, summary
+from kvx.certify.series import controller_of
+from kvx.config import BudgetConfig, BudgetKind, Config
+from kvx.data.tokenizer import model_hash
+from kvx.errors import UserError
+from kvx.points import budget_label, guard_identity, resolved
+
+log = logging.getLogger(__name__)
+
+
+def with_certified_budget(config: Config) -> Config:
+    """`config` with its certificate's budget in place of `budget=certified`.
+
+    Raises `UserError` if there is no such certificate, it is of another model, press or controller,
+    or it certifies no budget.
+    """
+    asked = config.budget.kind is BudgetKind.certified
+    if not asked and config.certificate is not None:
+        raise UserError(
+            f"certificate={config.certificate}: has no say over "
+            f"budget={budget_label(config.budget)}; add budget=certified"
+        )
+    if not asked:
+        return config
+    for field in ("ratio", "tokens"):
+        value = getattr(config.budget, field)
+        if value != getattr(BudgetConfig(), field):
+            raise UserError(
+                f"budget=certified: the certificate sets the budget; leave budget.{field}={value} "
+                "away"
+            )
+    if config.certificate is None:
+        raise UserError("budget=certified: needs certificate=FILE, a JSON file of kvx.certify")
+    found = read(Path(config.certificate))
+    check(found, config)
+    budget = budget_of(found, config.certificate)
+    log.info("serve: certificate: %s; %s", summary(found), conditions(found))
+    return replace(config, budget=budget)
+
+
+def budget_of(found: Certificate, name: str) -> BudgetConfig:
+    """Raises `UserError` if no budget is certified."""
+    best: Tested | None = found.budget
+    if best is None:
+        raise UserError(
+            f"certificate={name}: certifies no budget below 1.0; serve budget=1.0, or certify with "
+            "more prompts, other budgets or a larger certify.alpha"
+        )
+    if best.tokens is not None:
+        return BudgetConfig(kind=BudgetKind.tokens, tokens=best.tokens)
+    assert best.ratio is not None
+    return BudgetConfig(ratio=best.ratio)
+
+
+def check(found: Certificate, config: Config) -> None:
+    """Raises `UserError` unless model, press and controller are those of the certificate."""
+    wrong = f"certificate={config.certificate}: is for"
+    here = model_hash(config.model)
+    if found.model["hash"] != here:
+        raise UserError(
+            f"{wrong} model={found.model['name']} (hash {found.model['hash']}), this is "
+            f"model={config.model.name} (hash {here}); serve that model or certify this one"
+        )
+    if found.model["dtype"] != config.model.dtype:
+        raise UserError(
+            f"{wrong} model.dtype={found.model['dtype']}, this is {config.model.dtype}; set "
+            f"model.dtype={found.model['dtype']} or certify this one"
+        )
+    name, method = config.press.name, config.press.method
+    if found.press["name"] != name:
+        raise UserError(
+            f"{wrong} press={found.press['name']}, this is press={name}; set "
+            f"press={found.press['name']}, or certify the other"
+        )
+    if found.press["method"] != method:
+        theirs, ours = found.press["method"], method or {}
+        field = next(k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k))
+        raise UserError(
+            f"{wrong} press={name} with {field}={theirs.get(field)}, this has {ours.get(field)}; "
+            f"set press.method.{field}={theirs.get(field)} or certify this one"
+        )
+    controller = {k: v for k, v in found.controller.items() if k != "label"}
+    guard = guard_identity(config)
+    ours = controller_of(resolved(config.controller)) | ({"guard": guard} if guard else {})
+    if controller != ours:
+        other = " with other settings" if controller["name"] == ours["name"] else ""
+        raise UserError(
+            f"{wrong} controller={found.controller['label']}, this is "
+            f"controller={config.controller.name}{other}; set the same one, or certify this one"
+        )

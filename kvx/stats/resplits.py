@@ -1,0 +1,80 @@
+"""How often a certificate's promise is broken, where the true risk is known.
+
+A promise is broken if any certified budget has a risk above alpha. Certifying none breaks nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kvx.stats.certify import PValue, fixed_sequence
+
+Draw = Callable[[np.random.Generator], NDArray[np.float64]]  # losses [budgets, n]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Of `n` certificates: how many chose a budget, and how many of these broke the promise.
+
+    `n_broken` goes by the risk that is known; `n_over` by the mean of prompts that were not used.
+    """
+
+    n: int
+    n_chosen: int
+    n_broken: int
+    n_over: int = 0
+
+
+def smallest(losses: NDArray[np.float64], alpha: float, delta: float, p_value: PValue) -> int:
+    """How many of the budgets of `losses` [budgets, n], the largest first, are certified."""
+    n = losses.shape[1]
+    return fixed_sequence((p_value(float(row.sum()), n, alpha) for row in losses), delta)
+
+
+def synthetic(
+    draw: Draw, risks: ArrayLike, alpha: float, delta: float, p_value: PValue, n: int, seed: int
+) -> Kept:
+    """`n` certificates from fresh draws of a population with true `risks` [budgets]."""
+    rng, cached = np.random.default_rng(seed), lru_cache(None)(p_value)
+    above = np.asarray(risks) > alpha
+    chosen = [smallest(draw(rng), alpha, delta, cached) for _ in range(n)]
+    return Kept(n, sum(k > 0 for k in chosen), sum(bool(above[:k].any()) for k in chosen))
+
+
+def halves(
+    losses: ArrayLike, alpha: float, delta: float, p_value: PValue, n: int, seed: int
+) -> Kept:
+    """`n` random halves of real prompts, `losses` [budgets, prompts], as calibration.
+
+    The risk that is known is the mean over all prompts; the other half is what `n_over` goes by. A
+    half draws without replacement, so it knows more of all prompts than of a population, and what
+    it misses is in the other half: `n_broken` flatters, `n_over` exaggerates. `redraws` does
+    neither.
+    """
+    pool, cached = np.asarray(losses, dtype=np.float64), lru_cache(None)(p_value)
+    above, rng, size = pool.mean(axis=1) > alpha, np.random.default_rng(seed), pool.shape[1] // 2
+    n_chosen = n_broken = n_over = 0
+    for _ in range(n):
+        order = rng.permutation(pool.shape[1])
+        here, there = pool[:, order[:size]], pool[:, order[size:]]
+        k = smallest(here, alpha, delta, cached)
+        n_chosen += k > 0
+        n_broken += bool(above[:k].any())
+        n_over += bool((there[:k].mean(axis=1) > alpha).any())
+    return Kept(n, n_chosen, n_broken, n_over)
+
+
+def redraws(
+    losses: ArrayLike, alpha: float, delta: float, p_value: PValue, n: int, seed: int
+) -> Kept:
+    """`n` calibrations of as many prompts, drawn with replacement: real prompts as a population."""
+    pool = np.asarray(losses, dtype=np.float64)
+
+    def draw(rng: np.random.Generator) -> NDArray[np.float64]:
+        drawn: NDArray[np.float64] = pool[:, rng.integers(0, pool.shape[1], pool.shape[1])]
+        return drawn
+
+    return synthetic(draw, pool.mean(axis=1), alpha, delta, p_value, n, seed)

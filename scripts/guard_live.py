@@ -1,0 +1,176 @@
+"""The live guard's study: its second half of runs, and docs/results/guard_live.md.
+
+    make guard-live N_PROMPTS=45
+
+calls this twice. `controls` runs what depends on what the guard did: chance that acts as often as
+it, and the same presses without a controller at its mean budget. `page` writes the results page
+from what kvx.analyze made of all of them; it computes nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from kvx.analyze.controllers import FULL, STATIC
+from kvx.guard.live_stats import ANY
+from kvx.report.controllers import prevented_table, price_table, versus_table
+from kvx.report.guard import NO_KIND, with_interval
+from kvx.report.tables import markdown
+
+EXPERIMENT, GUARD = "guard_live", "balanced"
+HEAD = """# What a live guard recovers
+
+{asked}
+
+## The study
+
+Made by
+
+    make guard-live N_PROMPTS={n_prompts}
+
+{n_points} points: {presses} at budget {budgets}, on {datasets}, {n_prompts} prompts each, {model},
+at most {max_new_tokens} new tokens, greedy, the whole prompt compressed; {requests} responses, made
+with kvx {version} on {hardware}. No prompt, and no text a prompt is made from, was among those that
+the hazard model was trained, calibrated or given its thresholds with. What is counted:
+[live guard](../guard/live.md#what-is-counted). Shares are of what the same press at the same budget
+shows without a controller and the full cache does not; 95% intervals from resampled prompts.
+
+`{guard}` is the trained guard, `reactive` the same without a model: it waits for the loop and rolls
+back. `ngram` and `entropy_cusum` roll back at a repeated 20-gram, and at a sum of entropies. `gate`
+only looks before the first token. `relax_only` is the trained guard that takes no token back.
+`random` acts as often as the trained guard, at random tokens. `{full}` keeps everything;
+`{static}` is the same press without a controller at the trained guard's mean budget ({statics}).
+
+## What was prevented
+
+{prevented}
+
+## What it cost
+
+Host memory is beside the device's, and counts as no saving. A pause is how long all rows wait for
+one intervention; a prefill of the same prompts alone took {prefill}.
+
+{price}
+
+## The trained guard against each other one
+
+Prevented: the difference in shares of the same catastrophes. Tokens taken back are the mean per
+response. {versus_note}
+
+{versus}
+
+## In parts
+{parts}
+## When nothing happens
+
+{overhead}
+"""
+# figure asked for in the issue: name, wanted, controller, figure, kind
+ASKED = (
+    ("excess loops gone", "≥ 0.95", GUARD, "prevented", "looping"),
+    ("preventable catastrophes prevented", "≥ 0.60", GUARD, "prevented", ANY),
+    ("false interventions", "≤ 0.05", GUARD, "false_interventions", NO_KIND),
+    ("instant onsets prevented", "≥ 0.90", GUARD, "prevented", "instant"),
+    ("false gates of the gate alone", "≤ 0.05", "gate", "false_interventions", NO_KIND),
+    ("KV saving kept", "≥ 0.80", GUARD, "saving_kept", NO_KIND),
+)
+
+
+def read(folder: Path, name: str) -> list[dict[str, Any]]:
+    """A JSON file of every finished point."""
+    found = sorted(path.parent for path in (folder / "points").glob("*/DONE"))
+    return [json.loads((point / name).read_text()) for point in found]
+
+
+def requests_of(folder: Path) -> pd.DataFrame:
+    """Responses with their point's press, budget and controller."""
+    frames = []
+    for point in read(folder, "point.json"):
+        path = folder / "points" / point["point_id"] / "requests.parquet"
+        known = {n: point[n] for n in ("press", "controller", "budget", "dataset")}
+        frames.append(pq.read_table(path).to_pandas().assign(**known))
+    return pd.concat(frames, ignore_index=True)
+
+
+def controls(folder: Path, overrides: list[str]) -> None:
+    """Run chance and larger budgets as the trained guard's behaviour asks."""
+    seen = requests_of(folder)
+    own = seen[seen["controller"] == GUARD]
+    rate = own["guard_interventions"].sum() / own["guard_decoded_tokens"].sum()
+    run = [sys.executable, "-m", "kvx.run", f"experiment={EXPERIMENT}", *overrides]
+    presses = sorted(set(own["press"]))
+    chance = ["controller=random", f"controller.rate={rate:.5f}", f"press={','.join(presses)}"]
+    subprocess.run([*run, *chance], check=True)
+    for press, budget in mean_budgets(own).items():
+        static = [f"press={press}", f"budget.ratio={budget:g}", "controller=none"]
+        subprocess.run([*run, *static], check=True)
+
+
+def mean_budgets(own: pd.DataFrame) -> dict[str, float]:
+    """Press → mean share of the prompt's entries on the device, to the next hundredth."""
+    weight = own["guard_decoded_tokens"] * own["compressed_tokens"]
+    sums = (own["guard_mean_budget"] * weight).groupby(own["press"]).sum()
+    mean = sums / weight.groupby(own["press"]).sum()
+    return {str(press): round(float(value), 2) for press, value in mean.items()}
+
+
+def page(folder: Path) -> str:
+    points = read(folder, "point.json")
+    stats = pq.read_table(folder / "controller_stats.parquet").to_pandas()
+    first = points[0]
+    config, made = first["config"], first["provenance"]
+    guarded = [p for p in points if p["controller"] != "none"]
+    tried = {p["budget"] for p in guarded}
+    static = [p for p in points if p["controller"] == "none" and p["budget"] not in (*tried, 1.0)]
+    statics = ", ".join(sorted({f"{p['press']} {p['budget']:g}" for p in static}))
+    return HEAD.format(
+        asked=asked(stats), n_points=len(points), n_prompts=first["manifest"]["n_requests"],
+        presses=", ".join(sorted({p["press"] for p in guarded})),
+        budgets=", ".join(f"{b:g}" for b in sorted(tried)),
+        datasets=", ".join(sorted({p["dataset"] for p in points})), model=first["model"],
+        max_new_tokens=config["decoding"]["max_new_tokens"],
+        requests=sum(p["manifest"]["n_requests"] for p in points),
+        version=made["kvx_version"], hardware=made["hardware"], guard=GUARD, full=FULL,
+        static=STATIC, statics=statics, prevented=prevented_table(stats), price=price_table(stats),
+        versus=versus_table(stats, GUARD), versus_note="", prefill="–", overhead="",
+        parts="".join(parts(stats)),
+    )  # fmt: skip
+
+
+def parts(stats: pd.DataFrame) -> list[str]:
+    groups = [g for g in dict.fromkeys(stats["group"]) if g != "all"]
+    return [f"\n### {group}\n\n{prevented_table(stats, group)}\n" for group in groups]
+
+
+def asked(stats: pd.DataFrame) -> str:
+    own = stats[(stats["group"] == "all") & stats["versus"].isna()]
+    own = own.assign(kind=own["kind"].fillna(NO_KIND))
+    figures = {(r["controller"], r["figure"], r["kind"]): r for r in own.to_dict("records")}
+    rows = []
+    for name, wanted, controller, figure, kind in ASKED:
+        found = figures.get((controller, figure, kind))
+        rows.append([name, wanted, "–" if found is None else with_interval(found, "{:.2f}")])
+    return markdown(["asked", "", "measured"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("step", choices=("controls", "page"))
+    parser.add_argument("--experiment", type=Path, default=Path("outputs/runs") / EXPERIMENT)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/guard_live.md"))
+    parser.add_argument("overrides", nargs="*", help="of kvx.run, as in the first half")
+    options = parser.parse_args()
+    if options.step == "controls":
+        controls(options.experiment, options.overrides)
+    else:
+        options.out.write_text(page(options.experiment))
+
+
+if __name__ == "__main__":
+    main()

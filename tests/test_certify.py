@@ -1,0 +1,327 @@
+"""python -m kvx.certify: from scored points to certificates, and what it refuses."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kvx.analyze.frames import load_experiment
+from kvx.certify.certificate import Verdict, read
+from kvx.certify.losses import LossReader
+from kvx.certify.series import all_series, chosen
+from kvx.certify_config import CertifyConfig, Loss
+from kvx.cli import run_stage
+from kvx.run.main import run
+from kvx.score.main import score
+from kvx.stats.certify import binomial_p
+from kvx.store.catalog import PointRecord
+from tests.conftest import Kvx
+
+EXPERIMENT = "experiment_name=small"
+POINTS = (
+    EXPERIMENT, "-m", "press=none,snapkv,streaming", "budget=0.9,0.5,0.1",
+    "dataset.sampling.n_per_bin=12", "run.progress=false",
+)  # fmt: skip
+LOOSE = "certify.alpha=0.3"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model's answers to 60 prompts under two presses and the full cache, scored."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_stage("run", run, list(POINTS)) == 0
+        assert run_stage("score", score, [EXPERIMENT], aggregates=True) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path, kvx: Kvx) -> Path:
+    """`finished` in the directory in which `kvx` works; the experiment's folder."""
+    shutil.copytree(finished / "outputs", tmp_path / "outputs", copy_function=shutil.copy2)
+    return tmp_path / "outputs" / "runs" / "small"
+
+
+def point(experiment: Path, start: str) -> Path:
+    (found,) = (experiment / "points").glob(f"{start}-*")
+    return found
+
+
+def column(folder: Path, table: str, name: str) -> dict[str, Any]:
+    rows = pq.read_table(folder / f"{table}.parquet").to_pylist()
+    return {r["example_id"]: r[name] for r in rows if r.get("primary", True)}
+
+
+def change(folder: Path, table: str, name: str, value: Any, rows: slice = slice(None)) -> None:
+    """Overwrite some rows of a column."""
+    path = folder / f"{table}.parquet"
+    found = pq.read_table(path)
+    records = found.to_pylist()
+    for record in records[rows]:
+        record[name] = value
+    pq.write_table(pa.Table.from_pylist(records, schema=found.schema), path)
+
+
+def test_a_certificate_says_what_the_points_say(kvx: Kvx, copied: Path) -> None:
+    outcome = kvx("certify", EXPERIMENT, LOOSE)
+    assert outcome.code == 0, outcome.err
+    folder = copied / "certificates"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "snapkv-score.json", "snapkv-score.md", "streaming-score.json", "streaming-score.md",
+    ]  # fmt: skip
+    made = read(folder / "snapkv-score.json")
+    (group,) = made.groups
+    full = column(point(copied, "none-1"), "scores", "score")
+    assert made.metric == "exact_match"
+    assert made.test == "exact binomial"
+    assert [t.budget for t in group.tests] == ["0.9", "0.5", "0.1"]
+    verdicts = []
+    for tested in group.tests:
+        here = column(point(copied, f"snapkv-{tested.budget}"), "scores", "score")
+        lost = sum(max(0.0, full[i] - here[i]) for i in full)
+        assert (tested.n, tested.total_loss) == (60, lost)
+        if tested.p is not None:
+            assert tested.p == pytest.approx(binomial_p(lost, 60, 0.3))
+            assert (tested.p <= 0.05) == (tested.verdict is Verdict.CERTIFIED)
+        verdicts.append(tested.verdict)
+    # 0.1 leaves SnapKV's window alone in short prompts
+    assert verdicts == [Verdict.CERTIFIED, Verdict.NOT_CERTIFIED, Verdict.LEFT_OUT]
+    assert made.budget is not None
+    assert made.budget.ratio == 0.9
+    page = (folder / "snapkv-score.md").read_text()
+    for said in ("Keeping 0.9 of the prompt's KV entries loses at most 30%", "confidence 95%",
+                 "window_size=64", made.model["hash"], "exchangeable", "degenerate", "greedy",
+                 "2 curves", "certificate=snapkv-score.json"):  # fmt: skip
+        assert said in page
+
+
+def test_a_controllers_points_have_a_certificate_of_their_own(kvx: Kvx, copied: Path) -> None:
+    loops = ("dataset.sampling.n_per_bin=6", "decoding.max_new_tokens=64", "run.progress=false")
+    guarded = ("-m", "press=none,streaming", "budget=0.5,0.35", "controller=none,reactive")
+    assert kvx("run", "experiment_name=live", *guarded, *loops).code == 0
+    assert kvx("score", "experiment_name=live").code == 0
+    settings = ("certify.loss=catastrophe", "certify.alpha=0.6")
+    outcome = kvx("certify", "experiment_name=live", *settings)
+    assert outcome.code == 0, outcome.err
+    folder = copied.parent / "live" / "certificates"
+    for name, steering in (("streaming", "none"), ("streaming-reactive", "reactive")):
+        made = read(folder / f"{name}-catastrophe.json")
+        assert made.controller["name"] == made.controller["label"] == steering
+        assert [t.budget for t in made.groups[0].tests] == ["0.5", "0.35"]
+        assert made.setup["full_cache_point"].startswith("none-1")
+        point_ids = [t.point_id for t in made.groups[0].tests]
+        for point_id in point_ids:
+            info = json.loads((folder.parent / "points" / point_id / "point.json").read_text())
+            assert info["controller"] == steering
+    page = (folder / "streaming-reactive-catastrophe.md").read_text()
+    assert "# Certificate: streaming + reactive on" in page
+    assert "more where controller reactive relaxes, loses at most 60%" in page
+
+
+def test_losses_of_the_other_kinds(kvx: Kvx, copied: Path) -> None:
+    for loss in ("failure", "catastrophe"):
+        assert kvx("certify", EXPERIMENT, LOOSE, f"certify.loss={loss}").code == 0
+        made = read(copied / "certificates" / f"streaming-{loss}.json")
+        assert (made.loss, made.metric, made.test) == (loss, None, "exact binomial")
+    failed = {
+        start: set(
+            pq.read_table(point(copied, start) / "failures.parquet")["example_id"].to_pylist()
+        )
+        for start in ("none-1", "streaming-0.5")
+    }
+    made = read(copied / "certificates" / "streaming-failure.json")
+    assert made.groups[0].tests[1].total_loss == len(failed["streaming-0.5"] - failed["none-1"])
+
+
+def test_graded_scores_get_the_bounds(kvx: Kvx, copied: Path) -> None:
+    assert kvx("certify", EXPERIMENT, LOOSE, "certify.metric=qa_f1").code == 0
+    made = read(copied / "certificates" / "streaming-qa_f1.json")
+    assert (made.metric, made.test) == ("qa_f1", "Hoeffding–Bentkus")
+
+
+def test_it_is_done_again_only_if_something_changed(kvx: Kvx, copied: Path) -> None:
+    path = copied / "certificates" / "snapkv-score.json"
+    assert kvx("certify", EXPERIMENT, LOOSE).code == 0
+    first = path.read_text()
+    outcome = kvx("certify", EXPERIMENT, LOOSE, "certify.press=snapkv")
+    assert "nothing to do" in outcome.err
+    assert kvx("certify", EXPERIMENT, "certify.alpha=0.2").code == 0
+    assert json.loads(path.read_text())["alpha"] == 0.2
+    assert kvx("certify", EXPERIMENT, LOOSE).code == 0
+    assert path.read_text() == first
+
+
+def test_bins_share_delta(kvx: Kvx, copied: Path) -> None:
+    settings = ("certify.per_bin=true", "certify.alpha=0.6", "certify.delta=0.25")
+    assert kvx("certify", EXPERIMENT, *settings).code == 0
+    made = read(copied / "certificates" / "streaming-score-bins.json")
+    assert [g.n for g in made.groups] == [12] * 5
+    assert made.delta_per_group == pytest.approx(0.05)
+    for group in made.groups:
+        first = group.tests[0]
+        assert (first.p <= 0.05) == (first.verdict is Verdict.CERTIFIED)  # type: ignore[operator]
+    assert made.budget is not None
+    for group in made.groups:
+        (own,) = (t for t in group.tests if t.budget == made.budget.budget)
+        assert own.verdict is Verdict.CERTIFIED
+    assert "Bonferroni" in (copied / "certificates" / "streaming-score-bins.md").read_text()
+
+
+def test_too_few_prompts_are_refused_and_leave_no_older_certificate(kvx: Kvx, copied: Path) -> None:
+    assert kvx("certify", EXPERIMENT, LOOSE).code == 0
+    outcome = kvx("certify", EXPERIMENT, "certify.alpha=0.04")
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert "needs n ≥ 74 prompts for certify.alpha=0.04 certify.delta=0.05" in outcome.err
+    assert "it has 60 (and 1 more curve)" in outcome.err
+    assert not list((copied / "certificates").iterdir())
+    outcome = kvx("certify", EXPERIMENT, LOOSE, "certify.per_bin=true")
+    assert "needs n ≥ 13 prompts in a length bin" in outcome.err
+    assert "certify.per_bin=false" in outcome.err
+
+
+def test_a_budget_that_is_not_verified_is_left_out(kvx: Kvx, copied: Path) -> None:
+    change(point(copied, "streaming-0.9"), "requests", "budget_verified", False, slice(3))
+    assert kvx("certify", EXPERIMENT, "certify.alpha=0.7", "certify.press=streaming").code == 0
+    made = read(copied / "certificates" / "streaming-score.json")
+    first, second, _ = made.groups[0].tests
+    assert first.verdict is Verdict.LEFT_OUT
+    assert first.reason == "the budget is not verified (3 of 60 answers)"
+    assert second.verdict is Verdict.CERTIFIED
+
+
+def test_without_the_full_cache_there_is_nothing_to_compare_with(kvx: Kvx, copied: Path) -> None:
+    shutil.rmtree(point(copied, "none-1"))
+    outcome = kvx("certify", EXPERIMENT, LOOSE)
+    assert outcome.code == 2
+    assert "no full cache to compare with; run press=none too" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["certify.alpha=0"], "certify.alpha=0: must be between 0 and 1"),
+        (["certify.delta=1"], "certify.delta=1: must be between 0 and 1"),
+        (["certify.alpha=few"], "certify.alpha"),
+        (["certify.loss=harm"], "certify.loss=harm"),
+        (["certify.loss=failure", "certify.metric=qa_f1"], "certify.metric=qa_f1: certify.loss=f"),
+        (["certify.metric=bleu"], "certify.metric=bleu: not scored here; choose from exact_match"),
+        (["certify.press=knorm"], "certify.press=knorm: not in this experiment; it has snapkv, st"),
+        (["certify.controller=balanced"], "certify.controller=balanced: not in this experiment"),
+        (["certify.n=3"], "certify.n: no such field"),
+    ],
+)
+def test_wrong_requests(kvx: Kvx, copied: Path, arguments: list[str], says: str) -> None:
+    outcome = kvx("certify", EXPERIMENT, *arguments)
+    lines = [line for line in outcome.err.splitlines() if line]
+    assert (outcome.code, len(lines)) == (2, 1), outcome.err
+    assert says in lines[0]
+    assert not (copied / "certificates").exists()
+
+
+def test_there_must_be_something_to_certify(kvx: Kvx, copied: Path) -> None:
+    assert "no finished point" in kvx("certify", "experiment_name=nothing").err
+    for folder in [*(copied / "points").glob("snapkv-*"), *(copied / "points").glob("streaming-*")]:
+        shutil.rmtree(folder)
+    outcome = kvx("certify", EXPERIMENT)
+    assert outcome.code == 2
+    assert "no compressed point to certify" in outcome.err
+
+
+def test_lost_answers_lose_everything_and_lost_twins_are_left_out(finished: Path) -> None:
+    output = finished / "outputs"
+    whole = load_experiment(output / "runs" / "small", output)
+    full = next(p for p in whole.points if p.info["press"] == "none")
+    own = next(p for p in whole.points if p.id.startswith("streaming-0.9"))
+    examples = sorted(whole.requests["example_id"].unique())
+    requests = whole.requests.copy()
+    for point_id, example in ((own.id, examples[0]), (full.id, examples[1])):
+        gone = (requests["point_id"] == point_id) & (requests["example_id"] == example)
+        requests.loc[gone, "has_response"] = False
+        requests.loc[gone, "failed"] = True
+    changed = dataclasses.replace(whole, requests=requests)
+    for loss in Loss:
+        found = LossReader(changed, CertifyConfig(loss=loss), output).of(own, full)
+        assert found.losses[0] == 1
+        assert np.isnan(found.losses[1])
+        assert len(found.by_prompt) == 59
+        assert found.n_left_out == 1
+
+
+def test_examples_of_one_text_are_one_prompt(finished: Path) -> None:
+    output = finished / "outputs"
+    whole = load_experiment(output / "runs" / "small", output)
+    own, full = (
+        next(p for p in whole.points if p.id.startswith(s)) for s in ("snapkv-0.5", "none")
+    )
+    rank = whole.requests["example_id"].rank(method="dense").astype(int)
+    grouped = dataclasses.replace(
+        whole, requests=whole.requests.assign(cluster=[f"text{r // 2}" for r in rank])
+    )
+    one, two = (LossReader(e, CertifyConfig(), output) for e in (whole, grouped))
+    assert one.test(own)[0] == "exact binomial"
+    assert two.test(own)[0] == "Hoeffding–Bentkus"
+    alone, paired = one.of(own, full), two.of(own, full)
+    assert len(alone.by_prompt) == 60
+    assert len(paired.by_prompt) == len(set(paired.clusters))
+    assert set(paired.by_prompt) == {0.0, 0.5, 1.0}
+    np.testing.assert_array_equal(alone.losses, paired.losses)
+
+
+def records(finished: Path, *changes: dict[str, Any]) -> list[PointRecord]:
+    """A point for each of `changes` of one that is on disk; `press.…` and `controller.…` go to its
+    configuration.
+    """
+    output = finished / "outputs"
+    points = load_experiment(output / "runs" / "small", output).points
+    first = next(p for p in points if p.id.startswith("snapkv-0.5"))
+    made = []
+    for number, changed in enumerate(changes):
+        info = json.loads(json.dumps(first.info)) | {"id": f"p{number}"}
+        for name, value in changed.items():
+            node, _, field = name.partition(".")
+            if field:
+                info["config"][node][field] = value
+            else:
+                info[name] = value
+        made.append(PointRecord(first.dir, info, first.done))
+    return made
+
+
+def test_curves_never_mix_what_differs(finished: Path) -> None:
+    guard = {"controller": "careful", "controller.name": "careful", "controller.kind": "reactive"}
+    method = {"_target_": "kvpress.SnapKVPress", "window_size": 16, "kernel_size": 5}
+    points = records(
+        finished,
+        {"budget": 0.5}, {"budget": 0.9},
+        {**guard, "budget": 0.5}, {**guard, "budget": 0.25},
+        {**guard, "budget": 0.5, "controller.cooldown": 64},
+        {**guard, "budget": 0.5, "guard": {"max_interventions": 1}},
+        {"press.method": method},
+        {"seed": 3},
+        {"budget_kind": "tokens", "budget": None, "budget_tokens": 64},
+        {"budget_kind": "tokens", "budget": None, "budget_tokens": 256},
+        {"variant_id": "other"},
+        {"budget": 1.0},
+    )  # fmt: skip
+    found = all_series(points)
+    assert {s.file_name: [p.id for p in s.points] for s in found if s.variant_id != "other"} == {
+        "snapkv_window_size=64": ["p1", "p0"],
+        "snapkv_window_size=64-careful": ["p2", "p3"],
+        "snapkv_window_size=64-careful_cooldown=64": ["p4"],
+        "snapkv_window_size=64-careful_max_interventions=1": ["p5"],
+        "snapkv_window_size=16": ["p6"],
+        "snapkv_window_size=64-seed3": ["p7"],
+        "snapkv_window_size=64-tokens": ["p9", "p8"],
+    }
+    assert [p.id for s in found if s.variant_id == "other" for p in s.points] == ["p10"]
+    careful = chosen(found, CertifyConfig(controller="careful"))
+    assert [len(s.points) for s in careful] == [2, 1, 1]
+    assert len(chosen(found, CertifyConfig(press="snapkv"))) == 8

@@ -1,0 +1,199 @@
+"""kvx.serve budget=certified: it is served where it was certified, and refused elsewhere."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from kvx.cli import compose, run_stage
+from kvx.config import BudgetConfig, BudgetKind, package_dir
+from kvx.hashing import digest
+from kvx.run.main import run
+from kvx.score.main import score
+from kvx.serve.certified import with_certified_budget
+from kvx.serve.main import serve
+from tests.conftest import STAGES, Kvx
+from tests.test_serve import WORDS
+from tests.test_serve_start import kvx_serve
+
+EXPERIMENT = "experiment_name=small"
+POINTS = (
+    EXPERIMENT, "-m", "press=none,snapkv", "budget=0.9,0.5", "dataset.sampling.n_per_bin=6",
+    "run.progress=false",
+)  # fmt: skip
+SERVED = ("model=tiny_recall", "press=snapkv", "budget=certified")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the embedded model under SnapKV: at a loss of 40% there is a budget, at 11% none."""
+    folder = tmp_path_factory.mktemp("certified")
+    certify, _ = STAGES["certify"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_stage("run", run, list(POINTS)) == 0
+        assert run_stage("score", score, [EXPERIMENT], aggregates=True) == 0
+        for loss in ("score", "failure"):
+            settings = [EXPERIMENT, "certify.alpha=0.4", f"certify.loss={loss}"]
+            assert run_stage("certify", certify, settings, aggregates=True) == 0
+        found = folder / "outputs/runs/small/certificates"
+        (found / "snapkv-score.json").rename(found / "good.json")
+        settings = [EXPERIMENT, "certify.alpha=0.1", "certify.press=snapkv"]
+        assert run_stage("certify", certify, settings, aggregates=True) == 0
+    logging.getLogger().handlers.clear()
+    return found
+
+
+def altered(path: Path, to: Path, sealed: bool, **changes: Any) -> Path:
+    """A copy that says something else; `sealed`, as if kvx.certify had written that."""
+    body = json.loads(path.read_text())
+    del body["digest"]
+    body |= changes
+    to.write_text(json.dumps(body | {"digest": digest(body if sealed else {}, 16)}))
+    return to
+
+
+def test_the_certified_budget_is_served(certificates: Path, tmp_path: Path) -> None:
+    process = kvx_serve(
+        *SERVED, "serve.port=0", f"certificate={certificates / 'good.json'}", cwd=tmp_path,
+        KVX_API_KEY="k",
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines: list[str] = []
+    try:
+        while "http://" not in (line := process.stderr.readline()):
+            assert line, lines
+            lines.append(line)
+        client = openai.OpenAI(base_url=line[line.index("http://") :].strip(), api_key="k")
+        answer = client.completions.create(model="tiny_recall", prompt=WORDS, max_tokens=4)
+        proof: Any = answer.model_extra
+        assert (proof["kvx"]["press"], proof["kvx"]["budget"]) == ("snapkv", 0.9)
+        kept = proof["kvx"]["kv"]
+        assert kept["bytes_physical"] < kept["bytes_full"]
+        assert kept["entries_physical"] == kept["entries_nominal"]
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    said = "".join(lines)
+    assert "budget 0.9 certified (loss at most 40%, confidence 95%)" in said
+    assert "the press sees the context only; at most 8 tokens, greedy" in said
+
+
+def test_budgets_in_tokens_are_served_too(certificates: Path, tmp_path: Path) -> None:
+    body = json.loads((certificates / "good.json").read_text())
+    body["groups"][0]["tests"][0] |= {"budget": "256t", "ratio": None, "tokens": 256}
+    file = altered(certificates / "good.json", tmp_path / "t.json", True, groups=body["groups"])
+    config = with_certified_budget(compose(*SERVED, f"certificate={file}", stage="serve"))
+    assert config.budget == BudgetConfig(kind=BudgetKind.tokens, tokens=256)
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a server that was not started."""
+    capfd.readouterr()
+    assert run_stage("serve", serve, ["serve.port=0", *arguments]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["press=streaming"], "is for press=snapkv, this is press=streaming; set press=snapkv"),
+        (["press=none"], "is for press=snapkv, this is press=none; set press=snapkv"),
+        (["press.method.window_size=32"], "press=snapkv with window_size=64, this has 32; set pre"),
+        (["press=snapkv_w16"], "is for press=snapkv, this is press=snapkv_w16"),
+        (["model.dtype=bfloat16"], "is for model.dtype=float32, this is bfloat16"),
+        (
+            ["budget=0.5"],
+            "budget=certified: the certificate sets the budget; leave budget.ratio=0.5",
+        ),
+    ],
+)
+def test_another_press_is_refused(
+    certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str], arguments: list[str], says: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    given = f"certificate={certificates / 'good.json'}"
+    assert says in refused(capfd, *SERVED, given, *arguments)
+
+
+def test_another_model_is_refused(
+    certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    other = shutil.copytree(package_dir() / "assets" / "tiny_recall", tmp_path / "other")
+    settings = json.loads((other / "generation_config.json").read_text())
+    (other / "generation_config.json").write_text(json.dumps(settings | {"top_k": 7}))
+    given = f"certificate={certificates / 'good.json'}"
+    line = refused(capfd, *SERVED, given, f"model.path={other}")
+    assert "is for model=tiny_recall (hash" in line
+    assert "serve that model or certify this one" in line
+    same = shutil.copytree(package_dir() / "assets" / "tiny_recall", tmp_path / "same")
+    config = compose(*SERVED, given, f"model.path={same}", stage="serve")
+    assert with_certified_budget(config).budget.ratio == 0.9
+
+
+def test_another_controller_is_refused(
+    certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    guard = {"name": "careful", "kind": "reactive", "label": "careful"}
+    file = altered(certificates / "good.json", tmp_path / "c.json", True, controller=guard)
+    line = refused(capfd, *SERVED, f"certificate={file}")
+    assert "is for controller=careful, this is controller=none" in line
+
+
+def test_files_that_are_no_certificate_are_named(
+    certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    good = certificates / "good.json"
+    (tmp_path / "text.json").write_text("no json")
+    (tmp_path / "list.json").write_text("[]")
+    altered(good, tmp_path / "alpha.json", False, alpha=0.01)
+    altered(good, tmp_path / "format.json", True, kvx_certificate=9)
+    assert "certificate=gone.json: cannot be read (No such file" in refused(
+        capfd, *SERVED, "certificate=gone.json"
+    )
+    for name, says in (
+        ("text", "cannot be read (not JSON)"), ("list", "not a certificate"),
+        ("alpha", "was changed after kvx.certify wrote it"), ("format", "its format is 9"),
+    ):  # fmt: skip
+        assert says in refused(capfd, *SERVED, f"certificate={name}.json")
+    assert "budget=certified: needs certificate=FILE" in refused(capfd, *SERVED)
+    none = certificates / "snapkv-score.json"
+    assert json.loads(none.read_text())["budget"] is None
+    assert "certifies no budget below 1.0; serve budget=1.0" in refused(
+        capfd, *SERVED, f"certificate={none}"
+    )
+
+
+def test_a_certificate_alone_does_nothing(
+    certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    given = f"certificate={certificates / 'good.json'}"
+    line = refused(capfd, "model=tiny_recall", "press=snapkv", "budget=0.9", given)
+    assert "has no say over budget=0.9; add budget=certified" in line
+
+
+@pytest.mark.parametrize("stage", ["run", "plan", "all"])
+@pytest.mark.parametrize(
+    "arguments", [["budget=certified"], ["budget=certified", "certificate=x.json"],
+                  ["budget=0.5", "certificate=x.json"]],
+)  # fmt: skip
+def test_runs_refuse_certificates(kvx: Kvx, stage: str, arguments: list[str]) -> None:
+    outcome = kvx(stage, "press=snapkv", *arguments)
+    assert outcome.code == 2
+    (line,) = [line for line in outcome.err.splitlines() if line]
+    assert "only kvx.serve takes a certificate; give a run numbers" in line
+    assert not Path("outputs").exists()
