@@ -333,6 +333,7 @@ SHIPPED = {
     "balanced": ControllerKind.hazard, "aggressive": ControllerKind.hazard,
     "rule_based": ControllerKind.rule_based, "reactive": ControllerKind.reactive,
     "always_safe": ControllerKind.always_safe, "random": ControllerKind.random,
+    "gate": ControllerKind.gate,
 }  # fmt: skip
 
 
@@ -347,7 +348,13 @@ def test_shipped_controllers(name: str) -> None:
         assert config.operating_point is OperatingPoint[name]
         assert decided.config.prefill_gate_nats == 1.7
     else:
-        assert decided.config.prefill_gate_nats is None
+        assert (decided.config.prefill_gate_nats is None) is (name != "gate")
+
+
+def test_the_gate_alone_is_that_of_the_packaged_card() -> None:
+    card = Thresholds.of(HazardModel.load(DEFAULT).card)
+    alone = compose("controller=gate").controller.prefill_gate_nats
+    assert alone == pytest.approx(card.gate_nats[OperatingPoint.balanced], abs=1e-3)
 
 
 def test_the_gate_is_that_of_the_card_unless_given_or_closed() -> None:

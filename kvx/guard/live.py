@@ -89,7 +89,7 @@ class SequenceGuard:
         at, before = len(self.tokens) - 1, self.controller.mode
         self._hazard = hazard
         repeated = 0
-        if onset is None and not hazard < self.policy.tau_high:  # it could be an alarm
+        if onset is None and self._may_alarm(hazard):  # it costs the length of the response
             repeated = repeated_tail(self.tokens)
         seen = Observation(
             at, hazard, onset, entropy_nats, repetition_count, repeated=repeated
@@ -167,6 +167,13 @@ class SequenceGuard:
         further = max(0, min(back, last - config.rollback_tokens))
         self._checkpoint = further if self._fallbacks == 1 else 0
         return Change(FULL, self._checkpoint, _name(self._checkpoint, n), reason)
+
+    def _may_alarm(self, hazard: float) -> bool:
+        """Whether the forecast or a rule may alarm at this token."""
+        kind = self.policy.config.kind
+        if kind is ControllerKind.hazard:
+            return hazard >= self.policy.tau_high
+        return kind is ControllerKind.rule_based
 
     def _left(self) -> bool:
         """Whether anything can still be done."""
