@@ -52,12 +52,15 @@ class ControllerConfig:
     safe_budget: float = 1.0
     # whether tokens are taken back at all; if not, an alarm only relaxes
     rollback: bool = True
-    # tokens dropped and decoded again when SAFE is entered; of a loop, that many before its onset
+    # tokens dropped and decoded again when SAFE is entered; of a loop, that many before its onset,
+    # of a forecast or a rule, that many before the tokens at the end that stood together before
     rollback_tokens: int = 32
     # a detected loop is an alarm at once, whatever the hazard
     on_loop: bool = False
-    # divergence of full and compressed cache at the first token, from which SAFE starts there
+    # divergence of full and compressed cache at the first token, from which SAFE starts there;
+    # null: none, or with card_gate that of the model's card at the operating point, if it has one
     prefill_gate_nats: float | None = None
+    card_gate: bool = False
     # rule_based: the last 20 tokens stood together this often before
     repetition_count: int | None = None
     # rule_based: the sum of entropies above the reference (CUSUM) that is an alarm

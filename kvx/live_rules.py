@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvx.config import BudgetKind, Config, PressNeed
-from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, OperatingPoint
+from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig
 from kvx.errors import UserError
 from kvx.guard import model_files
+from kvx.guard.controller import Thresholds, policy
 from kvx.points import is_guarded
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -103,8 +104,6 @@ def _check_models(configs: Sequence[Config]) -> None:
     """Raises `UserError` for a hazard model that is missing, damaged or not for live use."""
     if not configs:
         return
-    from kvx.guard.controller import policy  # and XGBoost takes half a second
-
     cards = {folder: _thresholds(folder) for folder in {_folder(c) for c in configs}}
     for config in configs:
         policy(config.controller, cards[_folder(config)])
@@ -114,8 +113,8 @@ def _folder(config: Config) -> Path:
     return model_files.folder_of(config.guard.model)
 
 
-def _thresholds(folder: Path) -> dict[OperatingPoint, float]:
-    from kvx.guard.features import FeatureState
+def _thresholds(folder: Path) -> Thresholds:
+    from kvx.guard.features import FeatureState  # and XGBoost takes half a second
     from kvx.guard.hazard import HazardModel
 
     model = HazardModel.load(folder)
@@ -126,5 +125,4 @@ def _thresholds(folder: Path) -> dict[OperatingPoint, float]:
             f"{folder / model_files.CARD}: not a model for live use: {error.args[0]}; train one "
             "with train.features=full"
         ) from None
-    thresholds = model.card["thresholds"]
-    return {p: float(thresholds[p.name]["hazard"]) for p in OperatingPoint if p.name in thresholds}
+    return Thresholds.of(model.card)

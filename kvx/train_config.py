@@ -11,6 +11,13 @@ class Labels(Enum):
     any = "any"
 
 
+class Target(Enum):
+    """What the model that is written foresees within its horizon."""
+
+    onset = "onset"  # the first token of a loop
+    detection = "detection"  # the token with which the loop detector first reports it
+
+
 class ClassWeight(Enum):
     """What a positive token weighs, by the number n of negatives per positive."""
 
@@ -35,6 +42,7 @@ class TrainConfig:
     """Training and judging the hazard model. Every split is by prompt."""
 
     features: str = "full"
+    target: Target = Target.detection
     horizon: int = 32
     labels: Labels = Labels.excess
     degenerate: bool = False

@@ -2,6 +2,9 @@
 
     make guard-study && python scripts/guard_offline.py
 
+With `--onset FOLDER`, the same study trained and simulated with train.target=onset, the page also
+compares what the two targets are worth to a controller.
+
 Nothing is computed here: the tables are those that kvx.train and kvx.simulate wrote, under a
 summary of them, what the study consisted of and the machine it ran on.
 """
@@ -27,7 +30,7 @@ HEAD = """# What a guard could have known: the offline study
 Made by
 
     make guard-study N_PROMPTS={n_prompts}
-    python scripts/guard_offline.py
+{commands}
 
 {n_points} points ({presses} × budgets {budgets}) on {datasets}, {n_prompts} prompts each, {model},
 at most {max_new_tokens} new tokens, greedy, the whole prompt compressed
@@ -40,6 +43,18 @@ be counted as forecast, so its figures are no yardstick for these.
 """
 # what was to be reached: figure, least or most, (analysis, name, metric) before the onset, and
 # before the loop can be detected
+ONSET = """    cp -r {experiment} {onset}
+    python -m kvx.train experiment=guard_study experiment_name={name} train.target=onset \\
+        train.ablations=[] train.horizons=[] train.leave_out=[]
+    python -m kvx.simulate experiment=guard_study experiment_name={name}
+    python scripts/guard_offline.py --onset {onset}"""
+TARGETS = """## What a controller gets from either target
+
+Replays of the same responses (below: all controllers, with the model that ships). A model of the
+onset alarms earlier or not at all; one of the detection alarms in loops that have begun, and its
+alarm goes back to before where what is being said again began. Both go back that far here.
+
+"""
 ASKED: tuple[tuple[str, str, Key, Key | None], ...] = (
     (
         "AUROC, logits alone", "≥ 0.97",
@@ -81,9 +96,12 @@ detector without training, n-gram repetition, has an AUROC of {ngram} and a reca
   {metadata}, all features {full}; of the first four tokens {first}, of
   tokens 128 to 255 {last}. Trained for the report, which comes
   {delay} tokens after the onset (median), the same features have {late}.
-- *Leads to the report* are those of repetition that has begun. The model of the headline alarms
-  {early_lead} tokens before the report (median, onset ≥ 64), with a recall of
+- *The model that ships is trained for the report* (`train.target=detection`), since a guard that
+  rolls back need only be earlier than that. The one trained for the onset alarms
+  {early_lead} tokens before the report (median, onset ≥ 64), but with a recall of
   {early_recall} at {early_rate} false positives.
+- *The gate before the first token* ({gate_aim}) stops {gate_recall} of the
+  excess catastrophes of untouched prompts at {gate_rate} false gates.
 - *Unseen presses*: AUROC before the onset from {worst_press} to {best_press};
   {most} of the catastrophes are of one press.
 - *Instant onsets*: {instant} of {events} (at or before token 4) in these prompts, compressed with
@@ -140,6 +158,9 @@ def summary(experiment: Path) -> str:
         early_lead=figure((LATE, by_onset, "balanced.lead_median_roomy")),
         early_recall=figure((LATE, by_onset, "balanced.recall")),
         early_rate=figure((LATE, by_onset, "balanced.false_positive_rate")),
+        gate_aim="balanced, chosen for at most 5% false gates",
+        gate_recall=figure(("gate", "balanced", "recall")),
+        gate_rate=figure(("gate", "balanced", "false_gate_rate")),
         first=figure((HEADLINE, FULL, "auroc_at_0-3")),
         last=figure((HEADLINE, FULL, "auroc_at_128-255")),
         worst_press=f"{presses[0]['value']:.3f} ({presses[0]['name']})",
@@ -151,10 +172,38 @@ def summary(experiment: Path) -> str:
     return "\n".join(lines) + "\n\n" + why
 
 
+def targets(detection: Path, onset: Path) -> str:
+    """The controllers with a model under either target, beside the reactive one."""
+    columns = (
+        ("prevented at best", "prevented", 2), ("of loops", "prevented_of_loops", 2),
+        ("loops seen coming", "forecast", 2), ("false triggers", "false_trigger_rate", 2),
+        ("mean KV budget", "mean_budget", 3),
+        ("tokens dropped per 1,000", "dropped_per_1000_tokens", 0),
+    )  # fmt: skip
+    header = ["controller", "trained for", *(title for title, _, _ in columns)]
+    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header))]
+    for target, folder in (("–", detection), ("onset", onset), ("detection", detection)):
+        rows = pq.read_table(folder / "guard" / "simulation.parquet").to_pylist()
+        for row in rows:
+            if (row["role"], row["group"]) != ("controller", "all"):
+                continue
+            if (row["family"] != "hazard") if target != "–" else (row["controller"] != "reactive"):
+                continue
+            cells = [row["controller"], target]
+            for _, name, digits in columns:
+                value, low, high = (row[name + end] for end in ("", "_ci_low", "_ci_high"))
+                cells.append(f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+            lines.append("| " + " | ".join(cells) + " |")
+    return TARGETS + "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="docs/results/guard_offline.md and its plot")
+    parser.add_argument("--onset", type=Path, help="the study with train.target=onset")
     parser.add_argument("--experiment", type=Path, default=Path("outputs/runs/guard_study"))
-    experiment: Path = parser.parse_args().experiment
+    arguments = parser.parse_args()
+    experiment: Path = arguments.experiment
+    onset: Path | None = arguments.onset
     points, done = read(experiment, "point.json"), read(experiment, "DONE")
     pages = [experiment / "guard" / name for name in ("train.md", "simulate.md")]
     if missing := [str(page) for page in pages if not page.is_file()]:
@@ -163,6 +212,9 @@ def main() -> None:
     hardware = made["hardware"]
     head = HEAD.format(
         summary=summary(experiment),
+        commands="    python scripts/guard_offline.py"
+        if onset is None
+        else ONSET.format(experiment=experiment, onset=onset, name=onset.name),
         n_prompts=", ".join(sorted({str(d["requests"]) for d in done})),
         n_points=len(points),
         presses=names(points, "press"),
@@ -174,7 +226,11 @@ def main() -> None:
         version=made["versions"]["kvx"],
         hardware=hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores",
     )
-    text = "\n\n".join([head, *(nested(page.read_text()) for page in pages)]) + "\n"
+    trained, simulated = (nested(page.read_text()) for page in pages)
+    parts = [head, trained, simulated]
+    if onset is not None:
+        parts.insert(2, targets(experiment, onset))
+    text = "\n\n".join(parts) + "\n"
     docs = Path(__file__).parent.parent / "docs"
     picture = docs / "images" / "guard_pareto.png"
     shutil.copyfile(experiment / "guard" / "plots" / "pareto.png", picture)

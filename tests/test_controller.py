@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 from kvx.cli import compose
 from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint
 from kvx.errors import UserError
-from kvx.guard.controller import Controller, Decision, Hysteresis, Mode, Observation, check, policy
+from kvx.guard.controller import (
+    Controller,
+    Decision,
+    Hysteresis,
+    Mode,
+    Observation,
+    Thresholds,
+    check,
+    policy,
+)
 from kvx.guard.detectors import find_loop
-from kvx.guard.loops import LoopDetector, first_report
+from kvx.guard.hazard import DEFAULT, HazardModel
+from kvx.guard.loops import LoopDetector, first_report, repeated_tail, repeated_tails
 from kvx.guard.repetition import Repetition
 from kvx.points import controller_identity
 
@@ -308,7 +318,7 @@ def test_rules_need_a_rule() -> None:
 
 
 def test_thresholds_come_from_the_card_unless_given() -> None:
-    card = {OperatingPoint.balanced: 0.12}
+    card = Thresholds({OperatingPoint.balanced: 0.12}, {})
     config = hazard(tau_high=None, operating_point=OperatingPoint.balanced)
     assert (policy(config, card).tau_low, policy(config, card).tau_high) == (0.06, 0.12)
     assert policy(replace(config, tau_high=0.3), card).tau_high == 0.3
@@ -323,6 +333,7 @@ SHIPPED = {
     "balanced": ControllerKind.hazard, "aggressive": ControllerKind.hazard,
     "rule_based": ControllerKind.rule_based, "reactive": ControllerKind.reactive,
     "always_safe": ControllerKind.always_safe, "random": ControllerKind.random,
+    "gate": ControllerKind.gate,
 }  # fmt: skip
 
 
@@ -330,10 +341,83 @@ SHIPPED = {
 def test_shipped_controllers(name: str) -> None:
     config = compose(f"controller={name}").controller
     assert (config.name, config.kind) == (name, SHIPPED[name])
-    decided = policy(config, dict.fromkeys(OperatingPoint, 0.2))
+    card = Thresholds(dict.fromkeys(OperatingPoint, 0.2), dict.fromkeys(OperatingPoint, 1.7))
+    decided = policy(config, card)
     assert decided.tau_low <= decided.tau_high
     if config.kind is ControllerKind.hazard:
         assert config.operating_point is OperatingPoint[name]
+        assert decided.config.prefill_gate_nats == 1.7
+    else:
+        assert (decided.config.prefill_gate_nats is None) is (name != "gate")
+
+
+def test_the_gate_alone_is_that_of_the_packaged_card() -> None:
+    card = Thresholds.of(HazardModel.load(DEFAULT).card)
+    alone = compose("controller=gate").controller.prefill_gate_nats
+    assert alone == pytest.approx(card.gate_nats[OperatingPoint.balanced], abs=1e-3)
+
+
+def test_the_gate_is_that_of_the_card_unless_given_or_closed() -> None:
+    card = Thresholds({OperatingPoint.balanced: 0.12}, {OperatingPoint.balanced: 1.7})
+    config = hazard(tau_high=None, operating_point=OperatingPoint.balanced, card_gate=True)
+
+    def gate(config: ControllerConfig, card: Thresholds | None = card) -> float | None:
+        return policy(config, card).config.prefill_gate_nats
+
+    assert gate(config) == 1.7
+    assert gate(replace(config, tau_high=0.3)) == 1.7
+    assert gate(replace(config, prefill_gate_nats=0.4)) == 0.4
+    assert gate(replace(config, card_gate=False)) is None
+    assert gate(replace(config, card_gate=False, prefill_gate_nats=0.4)) == 0.4
+    assert gate(config, Thresholds(card.hazard, {})) is None  # made from traces without a probe
+    seen = Observation(-1, probe_nats=1.7)
+    assert Controller(policy(config, card)).step(seen).reason == "gate"
+    with pytest.raises(UserError, match=r"controller\.card_gate: controller=x reads no model"):
+        check(ControllerConfig(name="x", kind=ControllerKind.reactive, card_gate=True))
+
+
+def test_the_thresholds_of_a_card() -> None:
+    card = {"thresholds": {"balanced": {"hazard": 0.3}}}
+    assert Thresholds.of(card) == Thresholds({OperatingPoint.balanced: 0.3}, {})
+    found = Thresholds.of(HazardModel.load(DEFAULT).card)
+    assert set(found.hazard) == set(found.gate_nats) == set(OperatingPoint)
+    conservative, balanced, aggressive = (found.gate_nats[p] for p in OperatingPoint)
+    assert conservative > balanced > aggressive > 0
+
+
+@given(st.integers(0, 60), st.integers(0, 40))
+def test_a_forecast_drops_what_has_been_said_before_and_more(repeated: int, back: int) -> None:
+    """An alarm in a loop that is not yet detected goes back to before it began, as a loop's."""
+    config = hazard(rollback_tokens=back)
+    seen = Observation(70, 0.9, repeated=repeated)
+    assert Controller(policy(config)).step(seen).rollback_to == max(0, 71 - repeated - back)
+    relaxed = Controller(policy(replace(config, rollback=False))).step(seen)
+    assert relaxed.rollback_to == 71
+    chance = ControllerConfig(
+        name="r", kind=ControllerKind.random, rate=1.0, rollback_tokens=back
+    )  # fmt: skip
+    assert Controller(policy(chance)).step(seen).rollback_to == 71 - back
+
+
+TAILS = st.lists(st.integers(0, 2), max_size=60)
+
+
+@given(TAILS, TAILS)
+def test_the_repeated_tail(before: list[int], again: list[int]) -> None:
+    ids = [*before, *again, 9, *again]
+    n = len(ids)
+    sizes = [k for k in range(n) if any(ids[i : i + k] == ids[n - k :] for i in range(n - k))]
+    assert repeated_tail(ids) == max(sizes)
+    assert repeated_tail(ids) >= len(again)
+    assert repeated_tails(ids) == [repeated_tail(ids[: i + 1]) for i in range(n)]
+
+
+def test_of_a_loop_the_repeated_tail_began_at_its_onset() -> None:
+    ids = [*range(30), *([30, 31, 32, 33, 34, 35] * 6)]
+    loop = find_loop(ids)
+    assert loop is not None
+    assert len(ids) - repeated_tail(ids) == loop.onset == 36
+    assert repeated_tail([]) == repeated_tail([1]) == repeated_tail([1, 2]) == 0
 
 
 def test_the_identity_of_a_controller() -> None:
@@ -341,7 +425,8 @@ def test_the_identity_of_a_controller() -> None:
     assert controller_identity(compose("controller.k=3")) == {"name": "none"}
     plain = controller_identity(compose("controller=balanced"))
     assert plain == {
-        "name": "balanced", "kind": "hazard", "operating_point": "balanced", "on_loop": True,
+        "name": "balanced", "kind": "hazard", "operating_point": "balanced", "k": 3,
+        "on_loop": True, "card_gate": True,
     }  # fmt: skip
     assert controller_identity(compose("controller=balanced", "controller.j=8")) == plain
     assert controller_identity(compose("controller=balanced", "controller.j=9")) != plain

@@ -257,6 +257,18 @@ def test_a_budget_from_the_shadow_is_what_the_press_keeps_at_it(
     assert tokens(at_low) == tokens(again)
 
 
+def test_an_alarm_in_a_loop_that_is_not_yet_detected_goes_back_to_before_it() -> None:
+    config = ControllerConfig(
+        name="test", kind=ControllerKind.hazard, tau_high=0.8, rollback_tokens=8
+    )  # fmt: skip
+    guard = SequenceGuard(policy(config), GuardConfig(), 0.125, "a")
+    for token in (*range(30), *range(20, 29)):  # ten tokens, then nine of them again
+        assert guard.step(token, 0.1) is None
+    change = guard.step(29, 0.9)
+    assert change is not None
+    assert (change.n_kept, change.reason) == (40 - 10 - 8, "hazard")
+
+
 SEEN = st.lists(
     st.tuples(st.integers(0, 3), st.floats(0, 1), st.floats(0, 6), st.integers(0, 2)),
     max_size=300,

@@ -80,8 +80,9 @@ def test_one_call_reports_every_controller(kvx: Kvx, copied: Path) -> None:
     rows = table(copied)
     whole = rows[(rows["role"] == "controller") & (rows["group"] == "all")].set_index("controller")
     assert list(whole.index) == [
-        "none", "conservative", "conservative, forecast alone", "balanced",
-        "balanced, forecast alone", "aggressive", "aggressive, forecast alone", "reactive",
+        "none", "conservative", "conservative, no gate", "conservative, forecast alone",
+        "balanced", "balanced, no gate", "balanced, forecast alone", "aggressive",
+        "aggressive, no gate", "aggressive, forecast alone", "reactive",
         "rule_based", "rule_based, repetition alone", "rule_based, entropy alone", "always_safe",
         "random",
     ]  # fmt: skip
@@ -89,12 +90,13 @@ def test_one_call_reports_every_controller(kvx: Kvx, copied: Path) -> None:
     assert (always["prevented"], always["false_trigger_rate"], always["mean_budget"]) == (1, 1, 1)
     assert (none["prevented"], none["trigger_rate"]) == (0, 0)
     assert 0.2 < none["mean_budget"] < 0.5
-    # a loop detector can only add alarms to a forecast
+    # a loop detector and a gate can only add alarms to a forecast
     for name in ("conservative", "balanced", "aggressive"):
-        both, alone = whole.loc[name], whole.loc[f"{name}, forecast alone"]
-        assert both["trigger_rate"] >= max(
-            alone["trigger_rate"], whole.loc["reactive"]["trigger_rate"]
-        )
+        parts = (whole.loc[f"{name}, {part}"] for part in ("forecast alone", "no gate"))
+        alone, no_gate = (row["trigger_rate"] for row in parts)
+        assert no_gate >= max(alone, whole.loc["reactive"]["trigger_rate"])
+        assert whole.loc[name]["trigger_rate"] >= no_gate
+        assert whole.loc[name]["dropped_per_1000_tokens_ci_high"] > 0
     shares = [whole.loc[n]["trigger_rate"] for n in ("conservative", "balanced", "aggressive")]
     assert shares == sorted(shares)
     assert whole.loc["random"]["trigger_rate"] == pytest.approx(
@@ -110,6 +112,7 @@ def test_one_call_reports_every_controller(kvx: Kvx, copied: Path) -> None:
     assert "prevented at best" in page
     assert "upper bound" in page
     assert "outer folds" in page
+    assert "trained for the detection of a loop" in page
     assert (copied / "plots" / "pareto.png").stat().st_size > 10_000
 
 
@@ -155,6 +158,28 @@ def test_without_a_model_of_its_own_an_experiment_gets_that_of_the_package(
     assert "nothing to do" in kvx("simulate", EXPERIMENT, *QUICK).err
 
 
+def test_each_fold_has_its_own_thresholds_and_gates(finished: Path) -> None:
+    folder = finished / "outputs/runs/derails"
+    seen = forecasts.own(load_experiment(folder, finished / "outputs"))
+    rows = pq.read_table(folder / "guard/predictions.parquet").to_pandas()
+    for row in rows.to_dict("records"):
+        card = seen.cards[row["request_id"]]
+        assert card.hazard[OperatingPoint.balanced] == row["threshold_balanced"]
+        assert card.gate_nats[OperatingPoint.balanced] == row["gate_balanced_nats"]
+    assert len({id(card) for card in seen.cards.values()}) == rows["fold"].nunique() == 2
+
+
+def test_predictions_of_an_older_kvx_open_no_gate(kvx: Kvx, copied: Path) -> None:
+    table_ = pq.read_table(copied / "predictions.parquet")
+    old = [n for n in table_.column_names if not n.startswith("gate_")]
+    pq.write_table(table_.select(old), copied / "predictions.parquet")
+    outcome = kvx("simulate", EXPERIMENT, *QUICK)
+    assert outcome.code == 0, outcome.err
+    names = set(table(copied)["controller"])
+    assert {"balanced", "balanced, forecast alone"} <= names
+    assert "balanced, no gate" not in names
+
+
 def test_what_the_package_forecasts_is_what_its_model_says(finished: Path) -> None:
     folder = finished / "outputs/runs/derails"
     data = load(load_experiment(folder, finished / "outputs"), Labels.excess, True)
@@ -163,7 +188,7 @@ def test_what_the_package_forecasts_is_what_its_model_says(finished: Path) -> No
     request = data.frame["request_id"][i]
     alone = features.build(data.traces.take(np.array([i])), model.names)
     assert found.hazard[request].tolist() == model.predict(alone).tolist()
-    assert found.cards[request][OperatingPoint.balanced] == model.threshold("balanced")
+    assert found.cards[request].hazard[OperatingPoint.balanced] == model.threshold("balanced")
     assert set(found.hazard) == set(data.frame["request_id"])
 
 

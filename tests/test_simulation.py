@@ -57,6 +57,20 @@ def peak(n: int, at: int) -> list[float]:
     return [0.9 if t == at else 0.0 for t in range(n)]
 
 
+def test_an_alarm_in_a_loop_is_in_time_if_it_goes_back_to_its_onset() -> None:
+    """After the onset what is said again grows by a token each: an alarm goes back behind it."""
+    onset, late = 20, 35
+    blind = trace(peak(40, late), onset=onset)
+    assert not replay(blind, hazard_policy()).prevents(blind, None)
+    repeated = [max(0, t - onset + 1) for t in range(40)]
+    seen = observations(peak(40, late), [1.0] * 40, [None] * 40, [0] * 40, repeated=repeated)
+    sighted = Trace("x", seen, 0.25, 100, True, True, onset)
+    found = replay(sighted, hazard_policy())
+    assert (found.alarm, found.rollback_to) == (late, onset - 8)
+    assert found.prevents(sighted, None)
+    assert found.dropped_tokens == late + 1 - (onset - 8)
+
+
 def test_an_alarm_before_the_onset_prevents_at_best() -> None:
     found = replay(t := trace(peak(40, 12), onset=20), hazard_policy())
     assert (found.alarm, found.rollback_to) == (12, 5)
@@ -177,7 +191,7 @@ def test_a_summary_counts_traces_and_resamples_prompts() -> None:
     assert 0 <= got.false_triggers.interval.low < 0.2 < got.false_triggers.interval.high <= 0.6
     assert got.triggered.value == pytest.approx(12 / 40)
     assert got.lead_median_tokens == 10
-    assert got.dropped_per_1000 == pytest.approx(1000 * 12 * 8 / (40 * 50))
+    assert got.dropped_per_1000.value == pytest.approx(1000 * 12 * 8 / (40 * 50))
     # 12 traces pay for 4 of 50 tokens, the others never
     assert got.mean_budget.value == pytest.approx(0.25 + 0.75 * (12 * 4) / (40 * 50))
     assert got.mean_budget.interval.low <= got.mean_budget.value <= got.mean_budget.interval.high

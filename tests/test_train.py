@@ -21,8 +21,9 @@ from kvx.train import analyses, detection, tables
 from kvx.train.build import check, check_data, predictions
 from kvx.train.crossfit import Table, crossfit, fit_parts, inner_parts, outer_folds
 from kvx.train.data import prompt_ids
+from kvx.train.gate import caused, crossfit_gates, gates, probe_nats
 from kvx.train.judge import Results
-from kvx.train_config import LeaveOut, TrainConfig
+from kvx.train_config import LeaveOut, Target, TrainConfig
 
 QUICK = {"rounds": 30, "patience": 10, "n_boot": 200, "threads": 1}
 prompts = st.dictionaries(st.text(max_size=5), st.sampled_from("abc"), min_size=10, max_size=60)
@@ -164,10 +165,67 @@ def test_the_view_before_the_detection_learns_what_the_headline_cannot(table):
 
 def test_without_token_ids_there_is_no_view_before_the_detection(table):
     data = replace(table.data, frame=table.data.frame.assign(detected=np.nan))
-    config = TrainConfig(**QUICK, folds=2, ablations=[], horizons=[], leave_out=[])
+    config = TrainConfig(
+        **QUICK, folds=2, ablations=[], horizons=[], leave_out=[], target=Target.onset
+    )  # fmt: skip
     results, _ = analyses.evaluate(replace(table, data=data), config, outer_folds(data, config))
     assert not any(r["analysis"] == detection.ANALYSIS for r in results.rows)
     assert "before the loop can be detected: responses without token ids" in results.skipped
+
+
+def test_what_is_written_foresees_what_the_target_says(table):
+    """Signals that move between onset and detection only: a model of the onset is blind to them."""
+    data = table.data
+    since = positions(data.traces.lengths) - np.repeat(data.about.onset, data.traces.lengths)
+    features_ = np.zeros_like(table.features)
+    features_[:, table.columns(["entropy_nats"])[0]] = (since >= 0) & (since < DELAY)
+    moved = replace(table, features=features_)
+    fold = outer_folds(data, TrainConfig(folds=2))
+    compressed = table.tokens(data.compressed & data.about.events)
+    between = compressed & (since >= 0) & (since < DELAY)
+    found = {}
+    for target in Target:
+        config = TrainConfig(
+            **QUICK, folds=2, ablations=[], horizons=[], leave_out=[], target=target
+        )  # fmt: skip
+        _, cross = analyses.evaluate(moved, config, fold)
+        found[target] = cross.score[between].mean() - cross.score[compressed & (since < 0)].mean()
+        part = inner_parts(data, np.ones(len(data), bool), config)
+        model = fit_parts(moved.aimed_at(target), part, features.SETS["full"], 32, config)
+        rise = np.diff(model.predict(features_[np.argsort(features_.max(axis=1))[[0, -1]]][
+            :, moved.columns(features.SETS["full"])]))[0]  # fmt: skip
+        assert (rise > 0.2) == (target is Target.detection)
+    assert found[Target.detection] > 0.3
+    assert abs(found[Target.onset]) < 0.1
+
+
+def test_a_gate_holds_what_it_promises_where_it_was_chosen(table):
+    data = table.data
+    sound = data.compressed & ~caused(data)
+    among = np.arange(len(data)) % 2 == 0
+    for name, gate in gates(data, among).items():
+        share = (probe_nats(data)[among & sound] >= gate["nats"]).mean()
+        assert share <= gate["false_gate_rate"], name
+        lower = np.nextafter(np.float32(gate["nats"]), np.float32(0))
+        more = (probe_nats(data)[among & sound] >= lower).mean()
+        assert more > gate["false_gate_rate"], name  # it is the lowest that does
+    blind = data.traces.prefill | {"probe_kl_nats": np.full((len(data), 8), np.nan, np.float32)}
+    unseen = replace(data, traces=replace(data.traces, prefill=blind))
+    assert gates(unseen, among) == {}
+    assert np.isnan(crossfit_gates(unseen, TrainConfig(), outer_folds(data, TrainConfig()))[
+        "balanced"]).all()  # fmt: skip
+
+
+def test_gates_are_judged_on_untouched_prompts(evaluated, table):
+    results, *_ = evaluated
+    lost = caused(table.data) & table.data.compressed
+    found = {m: figure(results, "gate", "balanced", m) for m in (
+        "false_gate_rate", "recall", "recall_of_instant")}  # fmt: skip
+    assert found["recall"]["n"] == lost.sum()
+    assert found["recall_of_instant"]["n"] == table.data.about.instant.sum()
+    # what starts at once has a high probe here, nothing else has
+    assert found["recall_of_instant"]["value"] > 0.8
+    assert found["false_gate_rate"]["value"] < 0.2
 
 
 def left_out(table, presses, method):
@@ -235,12 +293,13 @@ def test_what_cannot_be_left_out_is_said(evaluated):
 def test_predictions_are_of_every_token_with_the_thresholds_of_its_fold(evaluated, table):
     _, cross, fold, config = evaluated
     part = inner_parts(table.data, np.ones(len(table.data), bool), config)
-    rows = predictions(table.data, cross, fold, part)
+    gate = crossfit_gates(table.data, config, fold)
+    rows = predictions(table.data, cross, gate, fold, part)
     assert [len(r["hazard"]) for r in rows] == table.data.traces.lengths.tolist()
     assert not np.isnan(np.concatenate([r["hazard"] for r in rows])).any()
     by_fold = defaultdict(set)
     for row in rows:
-        by_fold[row["fold"]].add(row["threshold_balanced"])
+        by_fold[row["fold"]].add((row["threshold_balanced"], row["gate_balanced_nats"]))
     assert {len(found) for found in by_fold.values()} == {1}
 
 
@@ -248,7 +307,7 @@ def test_the_tables_name_every_analysis(evaluated):
     results, *_ = evaluated
     card = {
         "training": {"features": "full", "folds": 5, "n_boot": 200, "confidence": 0.95,
-                     "labels": "excess"},
+                     "labels": "excess", "target": "detection"},
         "horizon_tokens": 32,
         "data": {"n_traces": 1, "n_prompts": 1, "n_tokens": 1, "n_event": 1, "n_instant": 1,
                  "n_negative": 1, "n_left_out": 1, "models": ["m"], "datasets": ["d"],
@@ -257,7 +316,7 @@ def test_the_tables_name_every_analysis(evaluated):
     text = tables.document("x", card, results)
     for title in ("Feature sets", "no training", "Leave one press out", "by dataset", "Not done",
                   "Alarms", "by position", "first tokens", "Before the loop can be detected",
-                  "saw nothing of the press"):  # fmt: skip
+                  "saw nothing of the press", "gate before the first token"):  # fmt: skip
         assert title in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert min(widths) >= 5
@@ -289,6 +348,10 @@ def test_too_little_to_learn_from_is_said(tmp_path):
     sound = data.take(~data.about.events)
     with pytest.raises(UserError, match="no catastrophe"):
         check_data(tmp_path, sound, TrainConfig())
+    unknown = replace(data, frame=data.frame.assign(detected=np.nan))
+    with pytest.raises(UserError, match=r"set train\.target=onset"):
+        check_data(tmp_path, unknown, TrainConfig())
+    check_data(tmp_path, unknown, TrainConfig(target=Target.onset))
     data.traces.signals["top1_prob"][:] = np.nan
     with pytest.raises(UserError, match="features=top20"):
         check_data(tmp_path, data, TrainConfig())
@@ -321,6 +384,9 @@ def test_from_a_run_to_a_model(kvx, learnt, tmp_path):
     card = json.loads((folder / "card.json").read_text())
     assert card["data"]["n_event"] == (predictions["role"] == "event").sum() > 10
     assert set(card["thresholds"]) == {"conservative", "balanced", "aggressive"}
+    assert card["training"]["target"] == "detection"
+    assert set(card["gate"]) == set(card["thresholds"])
+    assert predictions["gate_balanced_nats"].notna().all()
     points = tmp_path / "outputs/runs/default/points"
     lengths = {
         row["request_id"]: row["output_tokens"]

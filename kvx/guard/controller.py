@@ -10,9 +10,9 @@ costs about a microsecond.
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint
 from kvx.errors import UserError
@@ -33,6 +33,7 @@ class Observation(NamedTuple):
     `hazard` is the probability that a catastrophe starts within the horizon, nan where there is no
     forecast. `loop_onset` is the token at which a loop began, None unless the sequence is in one
     now. `repetition_count` as in `kvx.guard.repetition`. `probe_nats` matters at -1 only.
+    `repeated` is `kvx.guard.loops.repeated_tail`; it matters where the hazard or a rule alarms.
     """
 
     token: int
@@ -41,6 +42,7 @@ class Observation(NamedTuple):
     entropy_nats: float = math.nan
     repetition_count: int = 0
     probe_nats: float = math.nan
+    repeated: int = 0
 
 
 class Decision(NamedTuple):
@@ -58,8 +60,30 @@ class Decision(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """What a hazard model's card says of its operating points: the `hazard` that is an alarm, and
+    the divergence in nats at the gate before the first token.
+    """
+
+    hazard: Mapping[OperatingPoint, float]
+    gate_nats: Mapping[OperatingPoint, float]
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any]) -> "Thresholds":
+        """Those of a card that has been checked; an operating point or a gate may be missing."""
+        found, gates = card["thresholds"], card.get("gate", {})
+        points = {p.name: p for p in OperatingPoint}
+        return cls(
+            {points[n]: float(found[n]["hazard"]) for n in points if n in found},
+            {points[n]: float(gates[n]["nats"]) for n in points if n in gates},
+        )
+
+
+@dataclass(frozen=True)
 class Policy:
-    """A checked `ControllerConfig` with the thresholds it gets from a model's card filled in."""
+    """A checked `ControllerConfig` with what it gets from a model's card filled in: the taus, and
+    the gate in `config`.
+    """
 
     config: ControllerConfig
     tau_low: float
@@ -108,6 +132,11 @@ def check(config: ControllerConfig) -> None:
         )
     if c.kind is ControllerKind.gate and c.prefill_gate_nats is None:
         raise UserError("controller.prefill_gate_nats: needs a value for controller.kind=gate")
+    if c.card_gate and c.kind is not ControllerKind.hazard:
+        raise UserError(
+            f"controller.card_gate: controller={c.name} reads no model's card; set "
+            "controller.prefill_gate_nats"
+        )
     if c.kind is ControllerKind.rule_based and (c.repetition_count, c.entropy_cusum_nats) == (
         None,
         None,
@@ -117,21 +146,21 @@ def check(config: ControllerConfig) -> None:
         )
 
 
-def policy(
-    config: ControllerConfig, thresholds: Mapping[OperatingPoint, float] | None = None
-) -> Policy:
-    """`config` with its taus; `thresholds` are those of the hazard model's card.
+def policy(config: ControllerConfig, thresholds: Thresholds | None = None) -> Policy:
+    """`config` with its taus and its gate; `thresholds` are those of the hazard model's card.
 
     Raises `UserError` if the configuration is wrong or needs a threshold that the card has not.
     """
     check(config)
     if config.kind is not ControllerKind.hazard:
         return Policy(config, RULE_LOW, RULE_HIGH)
-    high = config.tau_high
+    high, point = config.tau_high, config.operating_point
+    card = Thresholds({}, {}) if thresholds is None else thresholds
+    if config.card_gate and config.prefill_gate_nats is None and point is not None:
+        config = replace(config, prefill_gate_nats=card.gate_nats.get(point))
     if high is None:
-        point = config.operating_point
         assert point is not None
-        high = (thresholds or {}).get(point)
+        high = card.hazard.get(point)
         if high is None:
             raise UserError(
                 f"controller={config.name}: the hazard model has no threshold for the operating "
@@ -202,6 +231,8 @@ class Controller:
         )
         self._off = config.kind is ControllerKind.none
         self._for_good = False  # SAFE until the end
+        # chance knows nothing of where what it alarms at began
+        self._past_tail = config.kind in (ControllerKind.hazard, ControllerKind.rule_based)
         self._on_loop = config.on_loop or config.kind is ControllerKind.reactive
         self._sums: list[float] = []  # entropy above the reference, after each token
         self._random = random.Random(f"{config.seed}/{key}")
@@ -231,6 +262,8 @@ class Controller:
         if certain:
             assert seen.loop_onset is not None
             start, reason = min(start, seen.loop_onset), "loop"
+        elif self._past_tail:
+            start = max(0, start - seen.repeated)
         config = self.policy.config
         back = max(0, start - config.rollback_tokens) if config.rollback else token + 1
         return Decision(Mode.SAFE, not was_safe, was_safe, back, reason)

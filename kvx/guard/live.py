@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kvx.controller_config import ControllerKind, GuardConfig, Shadow
 from kvx.engines.base import Guarded, GuardEvent
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
-from kvx.guard.loops import LoopDetector
+from kvx.guard.loops import LoopDetector, repeated_tail
 
 FULL, ALWAYS = 1.0, "always_safe"
 SEEN = ("loop", "repetition")  # reasons that are no forecast
@@ -97,7 +97,12 @@ class SequenceGuard:
             return None
         at, before = len(self.tokens) - 1, self.controller.mode
         self._hazard = hazard
-        seen = Observation(at, hazard, onset, entropy_nats, repetition_count)
+        repeated = 0
+        if onset is None and self._may_alarm(hazard):  # it costs the length of the response
+            repeated = repeated_tail(self.tokens)
+        seen = Observation(
+            at, hazard, onset, entropy_nats, repetition_count, repeated=repeated
+        )  # fmt: skip
         decision = self.controller.step(seen)
         if ended:
             return None
@@ -180,6 +185,13 @@ class SequenceGuard:
         further = max(0, min(back, last - config.rollback_tokens))
         self._checkpoint = further if self._fallbacks == 1 else 0
         return Change(FULL, self._checkpoint, _name(self._checkpoint, n), reason)
+
+    def _may_alarm(self, hazard: float) -> bool:
+        """Whether the forecast or a rule may alarm at this token."""
+        kind = self.policy.config.kind
+        if kind is ControllerKind.hazard:
+            return hazard >= self.policy.tau_high
+        return kind is ControllerKind.rule_based
 
     def _left(self) -> bool:
         """Whether anything can still be done."""

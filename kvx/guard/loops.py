@@ -2,6 +2,8 @@
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
+
 from kvx.guard.detectors import MIN_REPEATED, PERIOD_RULE, TIMES, WINDOW_RULE, Loop
 from kvx.guard.repetition import WINDOW
 
@@ -14,6 +16,35 @@ def first_report(token_ids: Sequence[Hashable]) -> int | None:
     detector = LoopDetector()
     reports = (at for at, token in enumerate(token_ids) if detector.push(token) is not None)
     return next(reports, None)
+
+
+def repeated_tail(token_ids: Sequence[Hashable]) -> int:
+    """How many tokens at the end stood together before, overlapping or not.
+
+    Of a loop that is not long enough to be reported, the tokens since its onset.
+    """
+    n, longest = len(token_ids), 0
+    for end in range(n - 2, -1, -1):
+        # a longer match has to match this far back too
+        if end < longest or token_ids[end - longest] != token_ids[n - 1 - longest]:
+            continue
+        size = 0
+        while size <= end and token_ids[end - size] == token_ids[n - 1 - size]:
+            size += 1
+        longest = max(longest, size)
+    return longest
+
+
+def repeated_tails(token_ids: Sequence[int]) -> list[int]:
+    """`repeated_tail` after each token, all at once."""
+    ids = np.asarray(token_ids)
+    runs = np.zeros(len(ids), np.int64)  # by the end of the earlier match
+    found = []
+    for at, token in enumerate(ids):
+        runs[1:at] = np.where(ids[1:at] == token, runs[: max(0, at - 1)] + 1, 0)
+        runs[:1] = at > 0 and ids[0] == token
+        found.append(int(runs[:at].max(initial=0)))
+    return found
 
 
 class LoopDetector:

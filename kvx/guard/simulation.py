@@ -104,15 +104,18 @@ def observations(
     loop_onsets: Sequence[int | None],
     repetition_counts: Sequence[int],
     probe_nats: float = math.nan,
+    repeated: Sequence[int] | None = None,
 ) -> list[Observation]:
     """What a controller sees of a response of n tokens: n + 1 observations, the prefill's first.
 
     Everything is [n]; `hazard` may hold nan. `loop_onsets` holds the onset where the sequence is in
-    a loop that is known by then. Raises `ValueError` on lengths that differ.
+    a loop that is known by then, `repeated` the `repeated_tails` (without: 0). Raises `ValueError`
+    on lengths that differ.
     """
     columns = (
         np.asarray(hazard, dtype=float).tolist(), loop_onsets,
         np.asarray(entropy_nats, dtype=float).tolist(), repetition_counts,
+        [math.nan] * len(loop_onsets), [0] * len(loop_onsets) if repeated is None else repeated,
     )  # fmt: skip
     tokens = [Observation(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
     return [Observation(PREFILL, probe_nats=probe_nats), *tokens]
@@ -261,7 +264,7 @@ class Summary:
     triggered: Estimate
     mean_budget: Estimate
     lead_median_tokens: float
-    dropped_per_1000: float
+    dropped_per_1000: Estimate
 
 
 def summarise(
@@ -303,14 +306,17 @@ def summarise(
     }
     tokens = np.array([t.n_tokens for t in traces], dtype=float)
     entries = np.array([t.entries for t in traces], dtype=float)
-    budget = _ratio(
-        replayed.mean_budget * tokens * entries, tokens * entries, names, n_boot, confidence, seed
+    budget, dropped = (
+        _ratio(top, bottom, names, n_boot, confidence, seed)
+        for top, bottom in (
+            (replayed.mean_budget * tokens * entries, tokens * entries),
+            (1000 * replayed.dropped_tokens, tokens),
+        )
     )
     leads = replayed.lead_tokens[~np.isnan(replayed.lead_tokens)]
     return Summary(
-        **shares, mean_budget=budget,
+        **shares, mean_budget=budget, dropped_per_1000=dropped,
         lead_median_tokens=float(np.median(leads)) if leads.size else math.nan,
-        dropped_per_1000=1000 * float(replayed.dropped_tokens.sum() / max(1.0, tokens.sum())),
     )  # fmt: skip
 
 

@@ -1,18 +1,17 @@
 """Which controllers a simulation replays, and the families that its front sweeps over."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvx.config import Config, conf_dir
-from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint
+from kvx.controller_config import ControllerConfig, ControllerKind
 from kvx.errors import UserError
-from kvx.guard.controller import Policy, check, needs_hazard, policy
+from kvx.guard.controller import Policy, Thresholds, check, needs_hazard, policy
 from kvx.guard.simulation import Trace, matching_rate, thresholds
 
-Thresholds = Mapping[OperatingPoint, float]  # of one model's card
 Policies = list[list[Policy]]  # [repeats][traces]
 TRIGGER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 FORECAST, FORECAST_LOOP = "forecast", "forecast + loop detector"
@@ -90,7 +89,8 @@ def entries(
     """What is replayed for each controller; `cards` [traces] are of the models that have not seen
     them. `rate` of the other entries is asked where a random controller has none.
 
-    The model's forecast without the loop detector beside it gets a row of its own.
+    What has a model gets rows of its own without its gate, and with the forecast alone, without
+    the loop detector too.
     """
     found: list[Entry] = []
     late = [c for c in controllers if c.kind is ControllerKind.random]
@@ -102,8 +102,14 @@ def entries(
             found.append(Entry(own.name, own.kind, _random(own, len(cards), repeats)))
             continue
         found.append(_entry(controller, cards))
-        if needs_hazard(controller) and controller.on_loop:
-            alone = replace(controller, name=f"{controller.name}, forecast alone", on_loop=False)
+        if not needs_hazard(controller):
+            continue
+        gated = any(p.config.prefill_gate_nats is not None for p in found[-1].policies[0])
+        open_ = replace(controller, card_gate=False, prefill_gate_nats=None)
+        if gated:
+            found.append(_entry(replace(open_, name=f"{controller.name}, no gate"), cards))
+        if gated or controller.on_loop:
+            alone = replace(open_, name=f"{controller.name}, forecast alone", on_loop=False)
             found.append(_entry(alone, cards))
     return found
 

@@ -14,20 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvx.analyze.frames import Experiment
-from kvx.controller_config import OperatingPoint
+from kvx.controller_config import OperatingPoint as Point
 from kvx.errors import UserError
 from kvx.guard import features
+from kvx.guard.controller import Thresholds
 from kvx.guard.hazard import CARD, DEFAULT, HazardModel
-from kvx.simulate.controllers import Thresholds
 from kvx.store.catalog import read_frame
 from kvx.store.shards import read_inputs
 from kvx.train.build import FOLDER, PREDICTIONS, data_hash
 from kvx.train.data import Data, prompt_ids
+from kvx.train_config import Target
 
 OTHERWISE = (
     "run kvx.train with the same arguments, or simulate controllers without a model: "
     "simulate.controllers=[none,reactive,rule_based] simulate.match=reactive"
 )
+
+_OF_FOLD = ("threshold_{}", "gate_{}_nats")  # columns of predictions
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,17 @@ def own(experiment: Experiment) -> Forecasts:
         raise UserError(f"{guard / CARD}: cannot be read ({error}); run kvx.train again") from None
     check_points(experiment, card)
     frame = read_frame([guard / PREDICTIONS])
-    names = {point: f"threshold_{point.name}" for point in OperatingPoint}
-    known: dict[tuple[float, ...], Thresholds] = {}
+    # predictions of an older kvx have no gates
+    columns = frame.reindex(columns=[form.format(p.name) for form in _OF_FOLD for p in Point])
+    known: dict[int, Thresholds] = {}
     cards = {}
-    columns = frame[list(names.values())].to_numpy(float).tolist()
-    for request_id, values in zip(frame["request_id"], columns, strict=True):
-        found = dict(zip(names, values, strict=True))
-        # one object per fold: its policies are made once
-        cards[request_id] = known.setdefault(tuple(values), found)
+    values = columns.to_numpy(float)
+    for request_id, fold, row in zip(frame["request_id"], frame["fold"], values, strict=True):
+        if fold not in known:  # one object per fold: its policies are made once
+            hazard, gate = (dict(zip(Point, part, strict=True)) for part in np.split(row, 2))
+            gate = {p: nats for p, nats in gate.items() if not np.isnan(nats)}
+            known[fold] = Thresholds(hazard, gate)
+        cards[request_id] = known[fold]
     source = (
         f"Each forecast ({_kind(card)}) is that of a model of other prompts, with thresholds "
         f"chosen on other prompts: the {card['training']['folds']} outer folds of `kvx.train`."
@@ -109,7 +115,7 @@ def packaged(data: Data, folder: Path) -> Forecasts:
         raise UserError(f"{missing} needs more than a server's log-probs; {OTHERWISE}")
     hazard = model.predict(features.build(data.traces, model.names))
     pieces = np.split(hazard, data.traces.starts[1:-1])
-    card: Thresholds = {point: model.threshold(point.name) for point in OperatingPoint}
+    card = Thresholds.of(model.card)
     requests = data.frame["request_id"].tolist()
     made = model.card["data"]
     source = (
@@ -127,4 +133,9 @@ def packaged(data: Data, folder: Path) -> Forecasts:
 
 
 def _kind(card: Mapping[str, Any]) -> str:
-    return f"feature set `{card['training']['features']}`, horizon {card['horizon_tokens']} tokens"
+    training = card["training"]
+    aim = training.get("target", Target.onset.name)
+    return (
+        f"feature set `{training['features']}`, horizon {card['horizon_tokens']} tokens, trained "
+        f"for the {aim} of a loop"
+    )

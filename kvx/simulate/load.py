@@ -12,10 +12,10 @@ import pandas as pd
 from kvx.analyze.frames import load_experiment
 from kvx.config import Config
 from kvx.errors import UserError
-from kvx.guard.loops import LoopDetector
+from kvx.guard.controller import Thresholds
+from kvx.guard.loops import LoopDetector, repeated_tails
 from kvx.guard.simulation import Trace, observations
 from kvx.simulate import forecasts
-from kvx.simulate.controllers import Thresholds
 from kvx.store.catalog import finished_points
 from kvx.store.shards import read_inputs
 from kvx.train import data as learning
@@ -75,6 +75,7 @@ def load(config: Config, folder: Path, wants_model: bool) -> Recorded:
             hazard, signals["entropy_nats"], loop_onsets(ids[name], n),
             np.nan_to_num(signals["repetition_count"]).astype(int).tolist(),
             float(data.traces.prefill["probe_kl_nats"][i, -1]),
+            repeated_tails(ids[name]) if isinstance(ids[name], np.ndarray) else None,
         )  # fmt: skip
         excess = bool(row["excess"] or row["unplaced"])
         traces.append(

@@ -92,9 +92,10 @@ def _recorded(single: pd.DataFrame, recorded: Recorded) -> str:
 def _lateness(settings: SimulateConfig) -> str:
     if settings.lateness_tokens is None:
         return (
-            "An alarm is in time if the tokens it rolls back (`rollback_tokens`; of a detected "
-            "loop, from that many before its onset) reach the onset. A catastrophe without an "
-            "onset (it never ended, or broke its instruction) counts with any alarm."
+            "An alarm is in time if the tokens it rolls back reach the onset: `rollback_tokens`, "
+            "counted from the onset of a detected loop, and of a forecast or a rule from where the "
+            "tokens began that stand at the end and stood together before. A catastrophe without "
+            "an onset (it never ended, or broke its instruction) counts with any alarm."
         )
     return (
         f"An alarm is in time up to {plural(settings.lateness_tokens, 'token')} after the onset; "
@@ -117,7 +118,7 @@ def _controllers(rows: pd.DataFrame) -> str:
                 share(row, "forecast"),
                 share(row, "false_trigger_rate"), share(row, "mean_budget", "{:.3f}"),
                 number(row["lead_median_tokens"], "{:.0f}"),
-                number(row["dropped_per_1000_tokens"], "{:.0f}"),
+                share(row, "dropped_per_1000_tokens", "{:.0f}"),
             ]
             for _, row in rows.iterrows()
         ],
@@ -141,8 +142,9 @@ def _legend(settings: SimulateConfig) -> str:
         f"the safe budget). In brackets {percent(settings.confidence)} intervals by resampling "
         f"prompts ({settings.n_boot:,} times); where all prompts agree, exact ones of as many "
         "trials as prompts. Lead: from the first alarm to the onset, of excess catastrophes with "
-        "both; below 0 the alarm came after. Dropped tokens would be decoded twice. `forecast "
-        "alone` is the model without the loop detector beside it. "
+        "both; below 0 the alarm came after. Dropped tokens would be decoded twice. `no gate` is "
+        "without the probe before the first token, `forecast alone` also without the loop "
+        "detector. "
         f"`random` triggers as often as `{settings.match}` ({settings.random_repeats} seeds, mean)."
     )
 
@@ -157,7 +159,8 @@ def _against(
     clusters = base["cluster"].tolist()
     events = base["catastrophe"].to_numpy(dtype=bool)
     others = [c.name for c in controllers if c.kind is ControllerKind.hazard]
-    others = [n for n in names if n in others or n.endswith("forecast alone")]
+    parts = ("no gate", "forecast alone")
+    others = [n for n in names if n in others or n.endswith(parts)]
     if not others:
         return "No controller with a forecast was simulated."
     rows = []
@@ -193,11 +196,11 @@ def _groups(single: pd.DataFrame, settings: SimulateConfig) -> str:
         return "All responses are of one dataset, press and budget."
     return markdown(
         ["", "controller", "excess catastrophes", "responses", "prevented at best",
-         "false triggers", "mean KV budget"],
+         "false triggers", "mean KV budget", "tokens dropped per 1,000"],
         [
             [row["group"], row["controller"], row["n_catastrophes"], row["n_traces"],
              share(row, "prevented"), share(row, "false_trigger_rate"),
-             share(row, "mean_budget", "{:.3f}")]
+             share(row, "mean_budget", "{:.3f}"), share(row, "dropped_per_1000_tokens", "{:.0f}")]
             for _, row in rows.sort_values("group", kind="stable").iterrows()
         ],
     )  # fmt: skip

@@ -216,10 +216,11 @@ SIMULATION = _schema(
                 "prevented", "prevented_of_preventable", "prevented_of_instant",
                 "prevented_of_loops", "forecast", "false_trigger_rate",
                 "false_trigger_rate_calm", "trigger_rate", "mean_budget",
+                "dropped_per_1000_tokens",
             )
             for end in ("", "_ci_low", "_ci_high")
         },
-        "lead_median_tokens": F64, "dropped_per_1000_tokens": F64,
+        "lead_median_tokens": F64,
     },
 )  # fmt: skip
 
@@ -239,5 +240,8 @@ PREDICTIONS = _schema(
         "hazard": pa.list_(F32), "threshold_conservative": F64, "threshold_balanced": F64,
         "threshold_aggressive": F64,
     },
-    {"onset": I32},
+    {
+        "onset": I32, "gate_conservative_nats": F64, "gate_balanced_nats": F64,
+        "gate_aggressive_nats": F64,
+    },
 )  # fmt: skip

@@ -19,9 +19,10 @@ from kvx.train.crossfit import CrossFit, Table, crossfit
 from kvx.train.data import Data, prompt_ids
 from kvx.train.detection import before_detection, until_detection, without
 from kvx.train.early import early_metrics
+from kvx.train.gate import GATE, gate_metrics, has_probe
 from kvx.train.judge import Judge, Results
 from kvx.train.reference import untrained
-from kvx.train_config import LeaveOut, TrainConfig
+from kvx.train_config import LeaveOut, Target, TrainConfig
 
 log = logging.getLogger(__name__)
 HEADLINE = "headline"
@@ -30,29 +31,31 @@ HEADLINE = "headline"
 def evaluate(
     table: Table, config: TrainConfig, fold: NDArray[np.int64]
 ) -> tuple[Results, CrossFit]:
-    """All analyses; the cross-fitted scores of the model that is trained."""
+    """All analyses; the cross-fitted scores of the model that is trained for `train.target`."""
     n_prompts = len(np.unique(table.data.clusters))
     resampler = Resampler(n_prompts, config.n_boot, config.confidence, config.seed)
     judge = Judge(table, config, fold, resampler, Results())
     started = time.perf_counter()
-    cross: CrossFit | None = None
+    made: dict[Target, CrossFit] = {}
     for done in _analyses(judge):
-        cross = done if isinstance(done, CrossFit) else cross
-        what = HEADLINE if isinstance(done, CrossFit) else done
+        what = done
+        if not isinstance(done, str):
+            made[done[0]] = done[1]
+            what = f"trained for the {done[0].name}"
         log.info("train: %s done, %.0f s so far", what, time.perf_counter() - started)
-    assert cross is not None
-    return judge.results, cross
+    return judge.results, made[config.target]
 
 
-def _analyses(judge: Judge) -> Iterator[CrossFit | str]:
+def _analyses(judge: Judge) -> Iterator[tuple[Target, CrossFit] | str]:
     config, table, fold = judge.config, judge.table, judge.fold
     presses = _presses(judge.data)
     own = crossfit(table, names_of(config.features, presses), config.horizon, config, fold)
     judge.judge(HEADLINE, config.features, own)
     _as_the_original_counted(judge, own)
     _instant(judge, own)
+    _gate(judge)
     _by_group(judge, own)
-    yield own
+    yield Target.onset, own
     for name in config.ablations:
         cross = own
         if name != config.features:
@@ -72,7 +75,8 @@ def _analyses(judge: Judge) -> Iterator[CrossFit | str]:
         yield f"horizon={horizon}"
     late = until_detection(judge)
     if late is not None:
-        yield from before_detection(judge, late, own, presses)
+        for done in before_detection(judge, late, own, presses):
+            yield done if isinstance(done, str) else (Target.detection, done)
     for group in config.leave_out:
         yield from _leave_out(judge, group, f"leave_one_{group.name}_out")
         if late is not None:
@@ -108,6 +112,15 @@ def _instant(judge: Judge, cross: CrossFit) -> None:
     ]  # fmt: skip
     n_prompts = len(np.unique(scored.clusters))
     judge.results.add("with_instant", judge.config.features, metrics, n_prompts)
+
+
+def _gate(judge: Judge) -> None:
+    data = judge.data
+    if not has_probe(data).any():
+        judge.results.skip("gate: responses without a probe")
+        return
+    for name, metrics in gate_metrics(data, judge.config, judge.fold, judge.resampler):
+        judge.results.add(GATE, name, metrics, len(np.unique(data.clusters)))
 
 
 def _by_group(judge: Judge, cross: CrossFit) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ from kvx.store.shards import read_inputs, write_table
 from kvx.train import analyses, detection, tables
 from kvx.train.crossfit import CrossFit, Table, fit_parts, inner_parts, outer_folds
 from kvx.train.data import Data, load, prompt_ids
+from kvx.train.gate import GATE, crossfit_gates, gates
 from kvx.train.judge import Results
-from kvx.train_config import TrainConfig
+from kvx.train_config import Target, TrainConfig
 
 log = logging.getLogger(__name__)
 FOLDER = "guard"
 # what a model and what is made of its forecasts depend on
 CODE = ("train", "guard", "stats", "store/traces.py", "analyze/frames.py")
-IN_CARD = (analyses.HEADLINE, "features", detection.ANALYSIS)
+IN_CARD = (analyses.HEADLINE, "features", detection.ANALYSIS, GATE)
 EVALUATION, PREDICTIONS = "evaluation.parquet", "predictions.parquet"
 
 
@@ -60,14 +62,14 @@ def train_experiment(config: Config) -> None:
         analyses.compare(table, train, fold, *compared, results)
     part = inner_parts(data, np.ones(len(data), bool), train)
     names = analyses.own_names(data, train)
-    model = fit_parts(table, part, names, train.horizon, train)
+    model = fit_parts(table.aimed_at(train.target), part, names, train.horizon, train)
+    model = model.with_card(gate=gates(data, np.ones(len(data), bool)))
     card = card_entries(experiment, data, train, results)
     model = model.with_card(features={"set": train.features, "names": list(names)}, **card)
     for name, content in model.files().items():
         write_bytes(out / name, content)
-    write_table(
-        out / PREDICTIONS, predictions(data, cross, fold, part), schemas.PREDICTIONS, inputs
-    )
+    rows = predictions(data, cross, crossfit_gates(data, train, fold), fold, part)
+    write_table(out / PREDICTIONS, rows, schemas.PREDICTIONS, inputs)
     write_text(out / "train.md", tables.document(folder.name, model.card, results))
     write_table(out / EVALUATION, results.rows, schemas.EVALUATION, inputs)
     log.info("train: %s → %s", tables.in_short(results), out)
@@ -110,6 +112,12 @@ def check_data(folder: Path, data: Data, train: TrainConfig) -> None:
         raise UserError(
             f"{folder}: no catastrophe to learn from ({why}); run lower budgets or more tokens, or "
             "train.labels=any"
+        )
+    seen = data.until_detection().about
+    if train.target is Target.detection and np.isnan(seen.onset[seen.events]).any():
+        raise UserError(
+            f"{folder}: without token ids it is not known when a loop could be detected; "
+            "set train.target=onset"
         )
     if np.isnan(data.traces.signals["top1_prob"]).any() and train.features != "top20":
         raise UserError(
@@ -180,10 +188,14 @@ def card_entries(
 
 
 def predictions(
-    data: Data, cross: CrossFit, fold: NDArray[np.int64], part: NDArray[np.str_]
+    data: Data,
+    cross: CrossFit,
+    gate: Mapping[str, NDArray[np.float64]],
+    fold: NDArray[np.int64],
+    part: NDArray[np.str_],
 ) -> list[dict[str, Any]]:
     """Cross-fitted hazards, for whoever replays traces: no row was scored by a model that knew its
-    prompt, nor judged by thresholds chosen on it.
+    prompt, nor judged by thresholds, or `gate`s [n] in nats, chosen on it.
     """
     rows = []
     for i, about in enumerate(data.frame.itertuples()):
@@ -196,6 +208,10 @@ def predictions(
                 "onset": None if np.isnan(onset) else int(onset),
                 "hazard": cross.score[piece],
                 **{f"threshold_{n}": float(limit[i]) for n, limit in cross.thresholds.items()},
+                **{
+                    f"gate_{n}_nats": None if np.isnan(limit[i]) else float(limit[i])
+                    for n, limit in gate.items()
+                },
             }
         )  # fmt: skip
     return rows

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from kvx.guard.hazard import OPERATING_POINTS, Examples, FitSettings, HazardMode
 from kvx.guard.labels import Role, token_labels, usable_tokens
 from kvx.guard.splits import PARTS, folds, parts
 from kvx.train.data import Data
-from kvx.train_config import ClassWeight, TrainConfig
+from kvx.train_config import ClassWeight, Target, TrainConfig
 
 Mask = NDArray[np.bool_]
 BALANCE = {ClassWeight.balanced: 1.0, ClassWeight.sqrt: 0.5, ClassWeight.none: 0.0}
@@ -28,6 +28,12 @@ class Table:
     data: Data
     features: Floats
     names: tuple[str, ...]
+
+    def aimed_at(self, target: Target) -> "Table":
+        """The same features with what is to be foreseen as `train.target` says."""
+        if target is Target.onset:
+            return self
+        return replace(self, data=self.data.until_detection())
 
     def columns(self, names: Sequence[str]) -> NDArray[np.intp]:
         place = {name: i for i, name in enumerate(self.names)}

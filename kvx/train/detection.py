@@ -44,16 +44,20 @@ def until_detection(judge: Judge) -> Judge | None:
 
 def before_detection(
     judge: Judge, late: Judge, own: CrossFit, presses: Sequence[str]
-) -> Iterator[str]:
-    """The figures of this view by `late`; `own` is the headline's model, of `judge`."""
+) -> Iterator[CrossFit | str]:
+    """The figures of this view by `late`; `own` is the headline's model, of `judge`.
+
+    Yields what is done, and the scores of the model of `train.features`.
+    """
     config = judge.config
     n_prompts = len(np.unique(judge.data.clusters))
     judge.results.add(ANALYSIS, DELAY, _delay(judge, late), n_prompts)
     late.judge(ANALYSIS, onset_name(config.features), own, probability=False)
     for name in dict.fromkeys((config.features, *config.ablations)):
         names = names_of(name, presses)
-        late.judge(ANALYSIS, name, crossfit(late.table, names, config.horizon, config, late.fold))
-        yield f"{ANALYSIS} features={name}"
+        cross = crossfit(late.table, names, config.horizon, config, late.fold)
+        late.judge(ANALYSIS, name, cross)
+        yield cross if name == config.features else f"{ANALYSIS} features={name}"
     for name, cross in untrained(late):
         late.judge(ANALYSIS, name, cross, probability=False)
     yield f"{ANALYSIS} baselines"

@@ -8,8 +8,9 @@ from kvx.guard.hazard import OPERATING_POINTS
 from kvx.train import detection
 from kvx.train.analyses import HEADLINE
 from kvx.train.early import FIRST
+from kvx.train.gate import GATE
 from kvx.train.judge import Results
-from kvx.train_config import LeaveOut
+from kvx.train_config import LeaveOut, Target
 
 Row = dict[str, Any]
 Lookup = dict[tuple[str, str, str], Row]
@@ -31,6 +32,14 @@ _LATE = (
     ("median lead, onset ≥ 64", "balanced.lead_median_roomy"),
     ("false alarms / 1,000 tokens", "balanced.false_alarms_per_1000_tokens"),
 )  # fmt: skip
+_WRITTEN = {
+    Target.onset: "The model that is written, and that controllers use, is trained for the onset.",
+    Target.detection: (
+        "The model that is written, and that controllers use, is trained for the token with which "
+        "the loop detector first reports a loop (`train.target=detection`): its figures are those "
+        "of *Before the loop can be detected*. The others are of models trained for the onset."
+    ),
+}
 _SECTIONS = (
     ("features", "Feature sets", "feature set"),
     ("baseline", "Detectors that need no training", "detector"),
@@ -58,6 +67,7 @@ def document(experiment: str, card: dict[str, Any], results: Results) -> str:
         "## Alarms\n\nThresholds come from the threshold split of each fold.\n\n"
         + _alarms(found, own),
         _early(results, found),
+        _gate(results, found),
         _positions(results, own),
         _before_detection(results, found, card),
     ]
@@ -93,7 +103,7 @@ def _introduction(card: dict[str, Any]) -> str:
         f"but not judged. Figures: {training['folds']} outer folds by prompt; the others are split "
         "into train, validation (early stopping, calibration) and threshold. Brackets: "
         f"{share} intervals, {training['n_boot']} resamples of prompts. Labels: "
-        f"{training['labels']}."
+        f"{training['labels']}.\n\n{_WRITTEN[Target[training['target']]]}"
     )
 
 
@@ -135,6 +145,31 @@ def _early(results: Results, found: Lookup) -> str:
         f"{FIRST} tokens sees a catastrophe that has already started in the instant ones and in "
         "some of any onset; only among the onsets after them is it a forecast."
         f"\n\n{table}"
+    )
+
+
+def _gate(results: Results, found: Lookup) -> str:
+    names = _names(results, [GATE])
+    if not names:
+        return ""
+    columns = {
+        "false gates": "false_gate_rate", "excess catastrophes stopped": "recall",
+        "excess loops stopped": "recall_of_loops",
+        f"loops from token {INSTANT} or before": "recall_of_instant",
+    }  # fmt: skip
+    rows = [
+        [
+            f"{name} (≤ {OPERATING_POINTS[name]:.0%})",
+            *(f"{_figure(row := found[GATE, name, m])} of {row['n']}" for m in columns.values()),
+        ]
+        for name in names
+    ]
+    return (
+        "## The gate before the first token\n\nThe divergence of the full and the compressed cache "
+        "where the first token is chosen (the probe), from which a sequence gets more of its "
+        "prompt's entries at once. Gates come from all prompts of the other folds: at most so "
+        "many of its compressed responses without an excess catastrophe reach them. Shares of "
+        "responses to untouched prompts.\n\n" + _markdown(["gate", *columns], rows)
     )
 
 

@@ -13,7 +13,6 @@ from kvx.controller_config import (
     ControllerConfig,
     ControllerKind,
     GuardConfig,
-    OperatingPoint,
     Shadow,
 )
 from kvx.engines.kvpress.forward import extend
@@ -23,7 +22,7 @@ from kvx.engines.kvpress.prefill import PromptRow
 from kvx.engines.kvpress.recompute import Recompute
 from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, Source, StepObserver
 from kvx.engines.kvpress.shadow import FULL, PromptShadow, RowShadow, row_shadow
-from kvx.guard.controller import Policy, needs_hazard, policy
+from kvx.guard.controller import Policy, Thresholds, needs_hazard, policy
 from kvx.guard.forecast import Forecaster
 from kvx.guard.hazard import DEFAULT, HazardModel
 from kvx.guard.live import Change, SequenceGuard
@@ -43,8 +42,7 @@ def live_policy(controller: ControllerConfig, guard: GuardConfig) -> Policy:
     """`controller` with the thresholds of its hazard model, if it has one."""
     if not needs_hazard(controller):
         return policy(controller)
-    model = hazard_model(guard.model)
-    return policy(controller, {point: model.threshold(point.value) for point in OperatingPoint})
+    return policy(controller, Thresholds.of(hazard_model(guard.model).card))
 
 
 def guard_of(request: Request) -> SequenceGuard | None:
