@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvx.controller_config import ControllerKind, GuardConfig, Shadow
+from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.engines.base import Guarded, GuardEvent
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
+from kvx.guard.detectors import REPORT_TOKENS
 from kvx.guard.loops import LoopDetector
 
 
@@ -27,12 +28,28 @@ class Change:
     recompute: bool = True
 
 
+def reach(config: ControllerConfig) -> int:
+    """How many tokens a controller may take back by its first alarm.
+
+    For a loop whose period is longer than a window, and after further alarms, it wants more.
+    """
+    kind = config.kind
+    if not config.rollback or kind in (ControllerKind.none, ControllerKind.always_safe):
+        return 0
+    on_loop = config.on_loop or kind is ControllerKind.reactive
+    if kind is ControllerKind.gate and not on_loop:
+        return 0
+    return config.rollback_tokens + (REPORT_TOKENS if on_loop else 0)
+
+
 class SequenceGuard:
     """Follows one sequence whose point asks for the budget `nominal`. `key` names it.
 
     The gate raises the budget that counts as the sequence's own; alarms raise it to the safe
     budget until it is calm, once; after a second alarm it stays. An alarm in SAFE goes one
     checkpoint further back, the next one to the start; then nothing more is done.
+
+    The first `floor` tokens are never taken back: whoever has shown them raises it.
     """
 
     def __init__(self, policy: Policy, config: GuardConfig, nominal: float, key: str = "") -> None:
@@ -43,6 +60,7 @@ class SequenceGuard:
         self.tokens: list[int] = []
         self.interventions = 0
         self.recomputed_tokens = 0
+        self.floor = 0
         self._loops = LoopDetector()
         self._checkpoint: int | None = None  # where it went on after its latest alarm
         self._fallbacks = 0
@@ -56,6 +74,14 @@ class SequenceGuard:
         """Budgets above the nominal one that may be asked for, ascending; the last one is 1.0."""
         safe = self.policy.config.safe_budget
         return sorted({b for b in (*self.config.ladder, safe, 1.0) if b > self.base})
+
+    @property
+    def settled(self) -> int:
+        """How many tokens can be shown, if none is to be shown that the next alarm takes back."""
+        n = len(self.tokens)
+        if self._over or not self._left():
+            return n
+        return max(self.floor, n - reach(self.policy.config))
 
     def gate(self, probe_nats: float) -> Change | None:
         """Before the first token, `probe_nats` from the full cache. Asked again after a change."""
@@ -140,19 +166,19 @@ class SequenceGuard:
         if not self._left() or safe <= self.budget:
             self._note(Change(self.budget, n, "alarm", reason))
             return None
-        self._checkpoint = back
+        self._checkpoint = back = max(back, self.floor)
         return Change(safe, back, _name(back, n), reason)
 
     def _again(self, back: int, reason: str) -> Change | None:
         """In SAFE, where relaxing was not enough."""
         n, config = len(self.tokens), self.policy.config
         last = self._checkpoint
-        if not self._left() or last is None or not config.rollback or last == 0:
+        if not self._left() or last is None or not config.rollback or last <= self.floor:
             self._note(Change(self.budget, n, "alarm", reason))
             return None
         self._fallbacks += 1
-        further = max(0, min(back, last - config.rollback_tokens))
-        self._checkpoint = further if self._fallbacks == 1 else 0
+        further = min(back, last - config.rollback_tokens) if self._fallbacks == 1 else 0
+        self._checkpoint = max(self.floor, further)
         return Change(self.budget, self._checkpoint, _name(self._checkpoint, n), reason)
 
     def _left(self) -> bool:
