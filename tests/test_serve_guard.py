@@ -15,14 +15,16 @@ import pytest
 import torch
 from conftest import Kvx, request_rows
 
-from kvx.cli import compose
+from kvx.cli import compose, run_stage
 from kvx.config import Api, PressNeed
 from kvx.engines.kvpress import decode
+from kvx.engines.kvpress.guarded import LiveGuard
 from kvx.engines.openai.reply import Parser
 from kvx.guard.detectors import REPORT_TOKENS
 from kvx.points import Point
 from kvx.serve.controllers import with_controller
 from kvx.serve.errors import ApiError
+from kvx.serve.main import serve
 from kvx.serve.service import _no_manifest
 from tests.serving import Running, error_of, post, serving
 from tests.test_engine import answers, recall
@@ -176,6 +178,27 @@ def test_only_what_is_compressed_has_a_controller_and_a_request_may_do_without()
         assert [event["action"] for event in guard_of(safe)["events"]] == ["raise"]
         served = httpx.get(f"{server.url}/models").json()["data"][0]["kvx"]
         assert served["controller"] == "always_safe"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["press=kvzip", "budget=0.5", "controller=reactive", "prompt.query_aware=true"],
+         "controller=reactive: press=kvzip hides entries and evicts none"),
+        (["press=knorm", "press.needs=[changes_forward]", "controller=always_safe"],
+         "press=knorm changes the forward pass"),
+        (["controller=random"], "controller.rate: needs a value in a live run"),
+        (["controller=balanced", "guard.model=/nowhere"], "/nowhere"),
+        (["controller=balanced", "guard.ladder=[0.5,0.25]"], "guard.ladder=[0.5,0.25]"),
+    ],
+)  # fmt: skip
+def test_a_controller_that_cannot_act_is_refused_before_the_start(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    code = run_stage("serve", serve, ["model=tiny_recall", "serve.port=0", *arguments])
+    lines = capsys.readouterr().err.splitlines()
+    assert (code, len(lines)) == (2, 1), lines
+    assert says in lines[0]
 
 
 def test_a_press_that_no_controller_can_steer_is_refused_with_the_request() -> None:
@@ -399,9 +422,35 @@ def test_after_a_step_that_failed_guarded_answers_begin_again_behind_what_was_sh
         assert reply.text == text_of_tokens(server, reply.tokens)
 
 
+def test_an_answer_that_ended_with_a_step_that_failed_is_not_asked_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised = []
+    on_step = LiveGuard.on_step
+
+    def fails_once(self: LiveGuard, rows: Any, *rest: Any) -> Any:
+        ended = [row for row in rows if row.finish_reason == "length" and row.guard is None]
+        if ended and len(rows) == 2 and not raised:
+            raised.append(len(rows))
+            raise RuntimeError("no such luck, once")
+        return on_step(self, rows, *rest)
+
+    long = {**GREEDY, "prompt": WORDS, "max_tokens": 90, "extra_body": {"ignore_eos": True}}
+    more = {"ignore_eos": True, "kvx": {"controller": "none"}}
+    bodies = [long, long | {"max_tokens": 30, "extra_body": more}]
+    with serving(*KNORM, "controller=reactive") as server:
+        expected = asyncio.run(asked_together(server.url, bodies))
+        monkeypatch.setattr(LiveGuard, "on_step", fails_once)
+        got = asyncio.run(asked_together(server.url, bodies))
+    assert raised == [2]
+    for one, other in zip(expected, got, strict=True):
+        assert one.choices[0].text == other.choices[0].text
+        assert one.usage == other.usage
+
+
 def test_a_guarded_request_is_admitted_if_its_whole_prompt_and_its_shadow_fit() -> None:
     prompt = [5 + i % 90 for i in range(3000)]
-    asked = {"model": "tiny_recall", "temperature": 0, "prompt": prompt, "max_tokens": 600,
+    asked = {"model": "tiny_recall", "temperature": 0, "prompt": prompt, "max_tokens": 250,
              "ignore_eos": True, "stream": True}  # fmt: skip
     limits = ("model=tiny_recall", "press=knorm", "budget=0.2", "engine.max_cache_gib=0.02")
     most: dict[str, int] = {}

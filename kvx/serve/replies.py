@@ -1,6 +1,7 @@
 """Answers in the API's shape: whole bodies and the chunks of a stream."""
 
 import dataclasses
+import math
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -150,16 +151,14 @@ def proof(job: Job, done: Done) -> Json:
     """What the budget was and what the cache really held: `"kvx"` of every answer."""
     config = job.request.point.config
     in_tokens = config.budget.kind is BudgetKind.tokens
-    guard = (
-        {} if done.guard is None else {"guard": guard_report(config.controller.name, done.guard)}
-    )
+    controller = config.controller.name
     return {
         "press": config.press.name,
         "budget": config.budget.tokens if in_tokens else config.budget.ratio,
         "budget_kind": config.budget.kind.name,
         "method": resolved(config.press.method),
         "kv": dataclasses.asdict(done.kv),
-        **guard,
+        **({} if done.guard is None else {"guard": guard_report(controller, done.guard)}),
     }
 
 
@@ -177,7 +176,10 @@ def guard_report(controller: str, guard: Guarded) -> Json:
 
 
 def _event(event: GuardEvent) -> Json:
-    """With the number of tokens taken back in place of the tokens."""
+    """With the number of tokens taken back in place of the tokens; JSON knows no infinity."""
     shown = dataclasses.asdict(event)
     dropped = shown.pop("dropped_ids")
+    probe = event.probe_nats
+    if probe is not None and not math.isfinite(probe):
+        shown["probe_nats"] = None
     return shown | {"dropped_tokens": len(dropped)}
