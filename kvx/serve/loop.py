@@ -261,9 +261,9 @@ class DecodeLoop(threading.Thread):
 def _ended(job: Job) -> bool:
     """Whether a step that failed had brought this answer to its end before."""
     row = job.row
-    if row is None or row.finish_reason is None or job.transcript.n_tokens != job.n_tokens:
+    if row is None or row.finish_reason is None:
         return False
-    return row.guard is None or row.finish_reason != "length"  # else it may go back
+    return job.transcript.n_tokens == job.n_tokens
 
 
 def _kv_of(job: Job, row: Row) -> KVUse:
