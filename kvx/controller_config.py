@@ -48,7 +48,8 @@ class ControllerConfig:
     j: int = 8
     # tokens that SAFE lasts at least
     cooldown: int = 32
-    # the budget of a sequence in SAFE (never less than its own)
+    # the budget of a sequence in SAFE (never less than its own); live, the full cache if it derails
+    # there too
     safe_budget: float = 1.0
     # whether tokens are taken back at all; if not, an alarm only relaxes
     rollback: bool = True

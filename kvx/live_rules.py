@@ -46,7 +46,7 @@ def live(configs: Sequence[Config]) -> list[Config]:
     """
     for config in configs:
         if is_guarded(config):
-            _check_possible(config)
+            check_possible(config)
     idle = [is_guarded(c) and keeps_all(c) for c in configs]
     if configs and all(idle):
         raise UserError(
@@ -70,7 +70,15 @@ def keeps_all(config: Config) -> bool:
     )
 
 
-def _check_possible(config: Config) -> None:
+def check_served(config: Config) -> None:
+    """Raises `UserError` if a server's controller cannot act, or not on the server's own press."""
+    if is_guarded(config):
+        check_possible(config)
+        _check_models([config] if config.controller.kind is ControllerKind.hazard else [])
+
+
+def check_possible(config: Config) -> None:
+    """Raises `UserError` if the configuration's controller cannot steer its engine or press."""
     controller, press = config.controller, config.press
     name = f"controller={controller.name}"
     if not NAME.fullmatch(controller.name) or controller.name == "none":

@@ -12,7 +12,6 @@ from kvx.config import (
     PressNeed,
     TemplateConfig,
 )
-from kvx.controller_config import ControllerKind
 from kvx.errors import UserError
 from kvx.guard import controller
 from kvx.live_rules import check_guard
@@ -43,15 +42,6 @@ def check(config: Config, points: bool = True) -> None:
         raise UserError(f"analyze.n_boot={config.analyze.n_boot}: must be at least 100")
     if "/" in config.experiment_name or not config.experiment_name:
         raise UserError(f"experiment_name={config.experiment_name}: must be one folder name")
-
-
-def refuse_controller(config: Config) -> None:
-    """Raises `UserError` where no controller can act."""
-    if config.controller.kind is not ControllerKind.none:
-        raise UserError(
-            f"controller={config.controller.name}: no controller steers a server yet; kvx.run "
-            "takes it with engine=kvpress, and kvx.simulate replays finished points through it"
-        )
 
 
 def refuse_certificate(config: Config) -> None:

@@ -426,7 +426,7 @@ def test_the_identity_of_a_controller() -> None:
     plain = controller_identity(compose("controller=balanced"))
     assert plain == {
         "name": "balanced", "kind": "hazard", "operating_point": "balanced", "k": 3,
-        "on_loop": True, "card_gate": True,
+        "on_loop": True, "card_gate": True, "safe_budget": 0.5,
     }  # fmt: skip
     assert controller_identity(compose("controller=balanced", "controller.j=8")) == plain
     assert controller_identity(compose("controller=balanced", "controller.j=9")) != plain

@@ -11,9 +11,22 @@ import pytest
 import torch
 from hydra import initialize_config_dir
 from kvpress import (
-    AdaKVPress, BasePress, ChunkKVPress, ComposedPress, DecodingPress, DMSPress,
-    ExpectedAttentionPress, KeyRerotationPress, KnormPress, KVzipPress, ObservedAttentionPress,
-    PyramidKVPress, RandomPress, SnapKVPress, StreamingLLMPress, ThinKPress,
+    AdaKVPress,
+    BasePress,
+    ChunkKVPress,
+    ComposedPress,
+    DecodingPress,
+    DMSPress,
+    ExpectedAttentionPress,
+    KeyRerotationPress,
+    KnormPress,
+    KVzipPress,
+    ObservedAttentionPress,
+    PyramidKVPress,
+    RandomPress,
+    SnapKVPress,
+    StreamingLLMPress,
+    ThinKPress,
 )  # fmt: skip
 from transformers import (
     AutoModelForCausalLM,

@@ -243,12 +243,6 @@ def test_there_must_be_something_to_replay(kvx: Kvx) -> None:
     assert "no finished point" in outcome.err
 
 
-def test_serving_refuses_controllers() -> None:
-    from kvx.serve.main import serve
-
-    assert run_stage("serve", serve, ["controller=balanced", "serve.port=0"]) == 2
-
-
 def test_the_ids_of_points_are_what_they_were_before_there_were_controllers(
     tmp_path: Path,
 ) -> None:

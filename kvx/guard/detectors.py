@@ -16,6 +16,10 @@ TIMES = 3  # a window stands this often in a loop
 MIN_REPEATED = 16  # tokens at the end that equal those one period before them
 WINDOW_RULE, PERIOD_RULE = "window", "period"
 
+# tokens from a loop's onset to its first report, at most, if its period is no longer than a window:
+# the window rule sees one of that period after two windows, the period rule shorter ones sooner
+REPORT_TOKENS = max(2 * WINDOW, MIN_REPEATED)
+
 INSTANT = 4  # an onset up to this token leaves per-token monitoring no lead
 
 

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvx.controller_config import ControllerKind, GuardConfig, Shadow
+from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.engines.base import Guarded, GuardEvent
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
+from kvx.guard.detectors import REPORT_TOKENS
 from kvx.guard.loops import LoopDetector, repeated_tail
 
 FULL, ALWAYS = 1.0, "always_safe"
@@ -30,6 +31,20 @@ class Change:
     recompute: bool = True
 
 
+def reach(config: ControllerConfig) -> int:
+    """How many tokens a controller may take back by its first alarm.
+
+    For a loop whose period is longer than a window, and after further alarms, it wants more.
+    """
+    kind = config.kind
+    if not config.rollback or kind in (ControllerKind.none, ControllerKind.always_safe):
+        return 0
+    on_loop = config.on_loop or kind is ControllerKind.reactive
+    if kind is ControllerKind.gate and not on_loop:
+        return 0
+    return config.rollback_tokens + (REPORT_TOKENS if on_loop else 0)
+
+
 class SequenceGuard:
     """Follows one sequence whose point asks for the budget `nominal`. `key` names it.
 
@@ -37,6 +52,8 @@ class SequenceGuard:
     budget until it is calm, once; after a second alarm it stays. An alarm in SAFE goes one
     checkpoint further back, with the full cache; the next one to the start. What has the full cache
     from its first token on is left alone.
+
+    The first `floor` tokens are never taken back: whoever has shown them raises it.
     """
 
     def __init__(self, policy: Policy, config: GuardConfig, nominal: float, key: str = "") -> None:
@@ -47,6 +64,7 @@ class SequenceGuard:
         self.tokens: list[int] = []
         self.interventions = 0
         self.recomputed_tokens = 0
+        self.floor = 0
         self._loops = LoopDetector()
         self._checkpoint: int | None = None  # where it went on after its latest alarm
         self._fallbacks = 0
@@ -58,8 +76,17 @@ class SequenceGuard:
     @property
     def levels(self) -> list[float]:
         """Budgets above the nominal one that may be asked for, ascending; the last one is 1.0."""
+        steps = self.config.ladder if self.gated else []
         safe = self.policy.config.safe_budget
-        return sorted({b for b in (*self.config.ladder, safe, FULL) if b > self.base})
+        return sorted({b for b in (*steps, safe, FULL) if b > self.base})
+
+    @property
+    def settled(self) -> int:
+        """How many tokens can be shown, if none is to be shown that the next alarm takes back."""
+        n = len(self.tokens)
+        if self._over or not self._left():
+            return n
+        return max(self.floor, n - reach(self.policy.config))
 
     @property
     def gated(self) -> bool:
@@ -169,21 +196,24 @@ class SequenceGuard:
         if not self._left() or safe <= self.budget:
             self._note(Change(self.budget, n, "alarm", reason))
             return None
-        self._checkpoint = back
+        self._checkpoint = back = max(back, self.floor)
         return Change(safe, back, _name(back, n), reason)
 
     def _again(self, back: int, reason: str) -> Change | None:
         """In SAFE, where relaxing was not enough."""
         n, config = len(self.tokens), self.policy.config
         last = self._checkpoint
+        full = self.budget >= FULL
         # a full cache that is calm but for a forecast is what was to be reached
-        enough = self.budget >= FULL and reason not in SEEN
-        if enough or not self._left() or last is None or not config.rollback:
+        enough = full and (reason not in SEEN or not config.rollback)
+        if last is None or enough or (full and last <= self.floor) or not self._left():
             self._note(Change(self.budget, n, "alarm", reason))
             return None
         self._fallbacks += 1
-        further = max(0, min(back, last - config.rollback_tokens))
-        self._checkpoint = further if self._fallbacks == 1 else 0
+        further = 0 if config.rollback else n
+        if config.rollback and self._fallbacks == 1:
+            further = min(back, last - config.rollback_tokens)
+        self._checkpoint = max(self.floor, further)
         return Change(FULL, self._checkpoint, _name(self._checkpoint, n), reason)
 
     def _may_alarm(self, hazard: float) -> bool:

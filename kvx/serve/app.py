@@ -15,10 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from kvx.serve.errors import ApiError
 from kvx.serve.gate import Gate
-from kvx.serve.jobs import Done, Piece
+from kvx.serve.jobs import Done
 from kvx.serve.replies import ChatReply, CompletionReply, Reply
 from kvx.serve.schema import ChatRequest, CompletionRequest, Generation
 from kvx.serve.service import Service, Ticket
+from kvx.serve.transcript import Piece, Restart
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +71,18 @@ def create_app(service: Service, api_key: str | None) -> FastAPI:
 
 def _model(service: Service) -> dict[str, Any]:
     config = service.config
+    kvx = {
+        "presses": service.presses.names,
+        "press": config.press.name,
+        "controller": config.controller.name,
+    }
     return {
         "id": config.model.name,
         "object": "model",
         "created": service.started,
         "owned_by": "kvx",
         "max_model_len": service.max_context,
-        "kvx": {"presses": service.presses.names, "press": config.press.name},
+        "kvx": kvx,
     }
 
 
@@ -103,8 +109,9 @@ async def _answer(
 
 async def _whole(ticket: Ticket) -> tuple[list[Piece], Done]:
     pieces: list[Piece] = []
-    while isinstance(event := await ticket.next(), Piece):
-        pieces.append(event)
+    while not isinstance(event := await ticket.next(), Done):
+        if isinstance(event, Piece):  # nothing is taken back that was not streamed
+            pieces.append(event)
     return pieces, event
 
 
@@ -125,13 +132,16 @@ async def _unless_gone(request: Request, wanted: Awaitable[T]) -> T | None:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _chunks(ticket: Ticket, reply: Reply, event: Piece | Done) -> AsyncIterator[str]:
+async def _chunks(
+    ticket: Ticket, reply: Reply, event: Piece | Restart | Done
+) -> AsyncIterator[str]:
     """Server-sent events. After the first token an error is an event, too."""
     try:
         if (opening := reply.opening()) is not None:
             yield _sse(opening)
-        while isinstance(event, Piece):
-            yield _sse(reply.chunk(event))
+        while not isinstance(event, Done):
+            chunk = reply.chunk(event) if isinstance(event, Piece) else reply.restart(event)
+            yield _sse(chunk)
             event = await ticket.next()
         for chunk in reply.closing(event):
             yield _sse(chunk)

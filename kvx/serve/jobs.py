@@ -4,48 +4,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from kvx.controller_config import StreamPolicy
 from kvx.data.prompt import PromptParts
-from kvx.engines.base import KVUse
+from kvx.engines.base import Guarded, KVUse
 from kvx.engines.kvpress.rows import Row
 from kvx.points import Request
 from kvx.serve.errors import ApiError
-from kvx.serve.text import StopStrings, TokenText
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token with its log-probability under the model (before temperature and cuts)."""
-
-    token_id: int
-    logprob: float
-
-
-@dataclass(frozen=True)
-class ScoredToken:
-    """A chosen token and the likeliest ones at its place, best first."""
-
-    chosen: TokenLogprob
-    top: tuple[TokenLogprob, ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that can be shown, and the tokens chosen since the last piece, if asked for."""
-
-    text: str
-    scored: tuple[ScoredToken, ...] = ()
+from kvx.serve.transcript import Piece, Restart, Transcript
 
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a generation: `finish_reason` is stop or length."""
+    """The end of a generation: `finish_reason` is stop or length.
+
+    `guard` is what a controller did, None without one.
+    """
 
     finish_reason: str
     completion_tokens: int
     kv: KVUse
+    guard: Guarded | None = None
 
 
-Event = Piece | Done | ApiError
+Event = Piece | Restart | Done | ApiError
 
 
 @dataclass(eq=False)
@@ -58,18 +39,62 @@ class Job:
     request: Request
     parts: PromptParts
     seed: int
-    text: TokenText
-    stops: StopStrings
+    transcript: Transcript
     deliver: Callable[[Event], None]
     bytes: int  # of its cache, at most
+    prompt_bytes: int = 0  # of its prompt's full cache, if a guard may give it that
+    streams: bool = False
     logprobs: int | None = None
     ignore_stop: bool = False
     row: Row | None = None
+    n_before: int = 0  # tokens that it had said when it was begun again
+    host_bytes: int = 0  # of its guard's shadow
     cancelled: bool = False
     created: float = field(default_factory=time.perf_counter)  # seconds on that clock
 
+    @property
+    def guarded(self) -> bool:
+        return self.request.point.guarded
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the answer so far."""
+        return self.n_before + (len(self.row.tokens) if self.row is not None else 0)
+
+    @property
+    def said_ids(self) -> list[int]:
+        """The tokens that it had said when it was begun again."""
+        return self.transcript.text.token_ids[: self.n_before]
+
+    def said(self) -> list[Piece | Restart]:
+        """What its reader may hear now that he has not heard yet.
+
+        Of a guarded answer only what is not taken back later, unless restarts are announced; who
+        reads it whole hears nothing before its end.
+        """
+        row = self.row
+        if row is None or row.guard is None:
+            return self.transcript.show(self.transcript.n_tokens)
+        if self.request.point.config.guard.stream is StreamPolicy.restart and self.streams:
+            return self.transcript.show(self.transcript.n_tokens)
+        if not self.streams:
+            return []
+        said = self.transcript.show(self.n_before + row.guard.settled)
+        row.guard.floor = max(row.guard.floor, self.transcript.shown_tokens - self.n_before)
+        return said
+
     def rewind(self) -> None:
-        """Forget what a step chose that failed before it was said."""
-        if self.row is not None:
-            del self.row.tokens[self.text.n_tokens :]
-            self.row.finish_reason = None
+        """Make ready to go on after a failed step: forget what it chose and had not said.
+
+        With a guard, that is what was not shown: what was becomes part of the prompt of a new row.
+        """
+        row, transcript = self.row, self.transcript
+        if row is None:
+            return
+        row.finish_reason = None
+        if self.guarded:
+            transcript.rewind(min(transcript.shown_tokens, self.n_tokens))
+            self.n_before = transcript.n_tokens
+            row.tokens.clear()
+        else:
+            del row.tokens[transcript.n_tokens :]

@@ -16,37 +16,34 @@ import torch
 
 from kvx.config import Config
 from kvx.engines.base import KVUse
-from kvx.engines.kvpress.batch import BudgetContradictedError, kv_at_end, prove_budget
-from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.batch import BudgetContradictedError, kv_at_end
 from kvx.engines.kvpress.decode import Decoder
-from kvx.engines.kvpress.forward import forward
+from kvx.engines.kvpress.guarded import LiveGuard
 from kvx.engines.kvpress.linear import fast_linears
-from kvx.engines.kvpress.model import LoadedModel, resolve_attention
-from kvx.engines.kvpress.observers import TIMEOUT, TimeLimit
-from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, kv_use, prefill
-from kvx.engines.kvpress.press import PointPress, runs_alone
-from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver, Stop
-from kvx.engines.kvpress.schedule import question_tokens
-from kvx.engines.kvpress.streams import RandomStream
-from kvx.points import Point
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit
+from kvx.engines.kvpress.rows import Row, StepObserver
+from kvx.points import is_guarded
+from kvx.serve.admission import PressFailedError, admitted, first_line
 from kvx.serve.errors import ApiError, shutting_down
-from kvx.serve.jobs import Done, Event, Job, Piece, ScoredToken, TokenLogprob
+from kvx.serve.jobs import Done, Event, Job
 from kvx.serve.metrics import Metrics
+from kvx.serve.speaker import FAILED, GuardMetrics, Speaker
 
 log = logging.getLogger(__name__)
 
-CANCELLED, FAILED = "cancelled", "failed"
-LOWEST_LOGPROB = -9999.0  # JSON knows no -inf
+CANCELLED = "cancelled"
 Send = Callable[[Sequence[tuple[Job, Event]]], None]
 
 
 @dataclass(frozen=True)
 class Load:
-    """How busy the loop is."""
+    """How busy the loop is. `host_bytes` are in the shadows of guarded rows."""
 
     running: int
     waiting: int
     cache_bytes: int
+    host_bytes: int
 
 
 class DecodeLoop(threading.Thread):
@@ -69,11 +66,13 @@ class DecodeLoop(threading.Thread):
         self.broken = False  # by a bug: the thread has ended and takes nothing more
         self._speaker = Speaker()
         observers: list[StepObserver] = [self._speaker]
+        if is_guarded(config):
+            observers += [LiveGuard(loaded, StepSignals()), GuardMetrics(metrics)]
         self.limit_s = config.decoding.timeout_s
         if self.limit_s is not None:
             observers.append(TimeLimit(self.limit_s))
         self.decoder = Decoder(loaded, config.decoding, observers)
-        self._cache_bytes = 0  # as the last turn left it
+        self._cache_bytes = self._host_bytes = 0  # as the last turn left them
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._suspects: deque[Job] = deque()  # were running when a step failed
@@ -86,7 +85,8 @@ class DecodeLoop(threading.Thread):
     def load(self) -> Load:
         with self._changed:
             waiting = len(self._waiting) + len(self._suspects)
-            return Load(len(self._speaker.jobs), waiting, self._cache_bytes)
+            running = len(self._speaker.jobs)
+            return Load(running, waiting, self._cache_bytes, self._host_bytes)
 
     def submit(self, job: Job) -> None:
         """Raises `ApiError` if the server takes nothing more."""
@@ -147,6 +147,7 @@ class DecodeLoop(threading.Thread):
         if self.decoder.rows:
             self._step()
         self._cache_bytes = self.decoder.bytes
+        self._host_bytes = sum(job.host_bytes for job in self._speaker.jobs.values())
         self._flush()
         return True
 
@@ -157,9 +158,19 @@ class DecodeLoop(threading.Thread):
             return None if running else self._suspects.popleft()
         if not self._waiting:
             return None
-        held = self.decoder.bytes + running * self.logits_bytes
+        held = self.decoder.bytes + running * self.logits_bytes + self._promised_bytes()
         fits = running < self.max_rows and held + self._waiting[0].bytes <= self.cap_bytes
         return self._waiting.popleft() if fits or not running else None
+
+    def _promised_bytes(self) -> int:
+        """What guarded rows may still be given of their prompts, and shadows in the same memory."""
+        in_host = self.loaded.device.type == "cuda"
+        promised = 0
+        for job in self._speaker.jobs.values():
+            if job.row is not None and job.row.guard is not None:
+                promised += round((1 - job.row.guard.budget) * job.prompt_bytes)
+                promised += 0 if in_host else job.host_bytes
+        return promised
 
     def _drop_unwanted(self) -> None:
         cut = self._closed_at is not None and time.perf_counter() >= self._closed_at
@@ -176,69 +187,23 @@ class DecodeLoop(threading.Thread):
         begun = time.perf_counter()
         self.metrics.queue_s.observe(begun - job.created)
         try:
-            bucket, logits = self._prefill(job)
+            found = admitted(self.loaded, job)
             assert job.row is not None
             self._speaker.jobs[id(job.row)] = job
             if job.row.tokens:
-                self.decoder.readmit(bucket, job.row)
+                self.decoder.readmit(found.bucket, job.row)
                 return
-            first = Prefill(logits[0], job.parts.n_tokens, len(job.parts.compressed_ids))
-            finished = self.decoder.admit([(bucket, [job.row])], [first], logits)
+            buckets = [(found.bucket, [job.row])]
+            finished = self.decoder.admit(buckets, [found.prefill], found.logits)
         except Exception as error:
+            if job.row is not None:
+                self.decoder.end([job.row], FAILED)
             self._speaker.forget([job])
             self._out.append((job, _refusal(job, error)))
             return
         finally:
             self.metrics.prefill_s.observe(time.perf_counter() - begun)
         self._finish(finished)
-
-    def _prefill(self, job: Job) -> tuple[Bucket, torch.Tensor]:
-        """The job's compressed cache and the logits [1, vocab] after its prompt.
-
-        A job that has tokens already (it is tried again) gets them into its cache.
-        """
-        point, ids, rest = job.request.point, job.parts.compressed_ids, job.parts.rest_ids
-        n, device = len(ids), self.loaded.device
-        self.loaded.set_attention(resolve_attention(point.config))
-        prompt = PromptRow(
-            PointPress(point, n), point.kept_tokens(n), RandomStream(job.seed, device)
-        )
-        decoding = point.config.decoding
-        room = len(rest) + decoding.max_new_tokens
-        caches = self._compressed(job, prompt, room)
-        if job.row is None:
-            generator = torch.Generator().manual_seed(job.seed)
-            job.row = Row(
-                job.request, n, generator=generator, decoding=decoding, ignore_stop=job.ignore_stop
-            )
-        row = job.row
-        row.position, row.kv = n, kv_use(prompt, n)
-        prove_budget(point, row.kv)
-        (bucket,) = caches.buckets
-        following = [*rest, *row.tokens[:-1]]
-        logits = self.loaded.model.lm_head(caches.hidden)[None]
-        if following:
-            tokens = torch.tensor([following], device=device)
-            at_once = question_tokens(1, n + len(following))
-            for some in torch.split(tokens, at_once, dim=1):
-                logits = forward(self.loaded, [bucket], [row], some)[:, -1]
-        return bucket, logits
-
-    def _compressed(self, job: Job, prompt: PromptRow, room: int) -> PromptCaches:
-        """Raises `_PressFailedError` if the press is at fault: some refuse some short prompts."""
-        point = job.request.point
-        alone = runs_alone(point)
-        try:
-            caches = prefill(self.loaded, job.parts.compressed_ids, [prompt], room, alone)
-        except Exception as error:
-            if alone and not _is_memory(error):
-                raise _PressFailedError(point, error) from error
-            raise
-        if prompt.error is not None:
-            if _is_memory(prompt.error):
-                raise prompt.error
-            raise _PressFailedError(point, prompt.error)
-        return caches
 
     def _step(self) -> None:
         """One token for every running row. If that fails, each of them is tried alone."""
@@ -248,11 +213,14 @@ class DecodeLoop(threading.Thread):
             finished = self.decoder.step()
         except Exception as error:
             self.decoder.clear()
+            self._finish(
+                [j.row for j in self._speaker.jobs.values() if j.row is not None and _ended(j)]
+            )
             jobs = list(self._speaker.jobs.values())
             self._speaker.forget(jobs)
             for job in jobs:
                 job.rewind()
-            if len(jobs) == 1:
+            if rows == 1 and jobs:
                 self._out.append((jobs[0], _refusal(jobs[0], error)))
                 return
             log.warning("serve: a step of %d requests failed (%s): each alone", rows, error)
@@ -267,7 +235,7 @@ class DecodeLoop(threading.Thread):
         self._out += self._speaker.said()
         for row in rows:
             job = self._speaker.jobs.pop(id(row))
-            self.metrics.tokens.inc(len(row.tokens))
+            self.metrics.tokens.inc(job.n_tokens)
             if row.finish_reason == TIMEOUT:
                 message = f"timed out after {self.limit_s:g} s"
                 self._out.append((job, ApiError(504, message, code="timeout")))
@@ -275,14 +243,14 @@ class DecodeLoop(threading.Thread):
                 self._out.append((job, ApiError(500, "the answer could not be decoded")))
             else:
                 try:
-                    text = "" if job.stops.found else _last_text(job)
+                    left = job.transcript.close()
                 except Exception as error:  # this answer's last token; the others go on
                     self._out.append((job, _refusal(job, error)))
                     continue
-                if text:
-                    self._out.append((job, Piece(text)))
-                reason = "stop" if job.stops.found else str(row.finish_reason)
-                self._out.append((job, Done(reason, len(row.tokens), _kv_of(job, row))))
+                reason = "stop" if job.transcript.stopped else str(row.finish_reason)
+                guard = None if row.guard is None else row.guard.result(job.host_bytes)
+                done = Done(reason, job.n_tokens, _kv_of(job, row), guard)
+                self._out += [(job, event) for event in (*left, done)]
 
     def _flush(self) -> None:
         if self._out:
@@ -290,67 +258,12 @@ class DecodeLoop(threading.Thread):
             self._out = []
 
 
-class Speaker(StepObserver):
-    """The observer that turns tokens into text and log-probabilities, and sees stop strings."""
-
-    def __init__(self) -> None:
-        self.jobs: dict[int, Job] = {}  # running, by id of their row
-        self._said: list[tuple[Job, Event]] = []
-
-    def said(self) -> list[tuple[Job, Event]]:
-        """What was said since this was last asked."""
-        said, self._said = self._said, []
-        return said
-
-    def forget(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self.jobs.pop(id(job.row), None)
-
-    def on_step(
-        self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
-    ) -> Sequence[Action]:
-        scored = self._scores(rows, logits, tokens)
-        actions: list[Action] = []
-        for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            job = self.jobs[id(row)]
-            try:
-                text = job.stops.push(job.text.push(token))
-            except Exception:  # this row's answer; the others go on
-                log.exception("serve: a token could not be decoded")
-                actions.append(Stop(row, FAILED))
-                continue
-            if text or index in scored:
-                self._said.append((job, Piece(text, scored.get(index, ()))))
-            if job.stops.found:
-                actions.append(Stop(row, "stop"))
-        return actions
-
-    def _scores(
-        self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
-    ) -> dict[int, tuple[ScoredToken, ...]]:
-        """By index, for the rows that ask for log-probabilities."""
-        wanted = {
-            i: n for i, row in enumerate(rows) if (n := self.jobs[id(row)].logprobs) is not None
-        }
-        if not wanted:
-            return {}
-        indices = list(wanted)
-        logprobs = torch.log_softmax(logits[indices].float(), dim=-1).cpu()
-        chosen = tokens[indices].cpu()
-        own = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
-        values, ids = logprobs.topk(min(max(wanted.values()), logprobs.shape[1]))
-        found: dict[int, tuple[ScoredToken, ...]] = {}
-        for i, index in enumerate(indices):
-            n = wanted[index]
-            likeliest = zip(ids[i, :n].tolist(), values[i, :n].tolist(), strict=True)
-            top = tuple(TokenLogprob(t, max(p, LOWEST_LOGPROB)) for t, p in likeliest)
-            token = TokenLogprob(int(chosen[i]), max(own[i], LOWEST_LOGPROB))
-            found[index] = (ScoredToken(token, top),)
-        return found
-
-
-def _last_text(job: Job) -> str:
-    return job.stops.push(job.text.rest()) + job.stops.rest()
+def _ended(job: Job) -> bool:
+    """Whether a step that failed had brought this answer to its end before."""
+    row = job.row
+    if row is None or row.finish_reason is None:
+        return False
+    return job.transcript.n_tokens == job.n_tokens
 
 
 def _kv_of(job: Job, row: Row) -> KVUse:
@@ -361,24 +274,10 @@ def _kv_of(job: Job, row: Row) -> KVUse:
 
 def _refusal(job: Job, error: Exception) -> ApiError:
     """What a client hears of an exception while its own request was worked on."""
-    reason = _first_line(error)
+    reason = first_line(error)
     if isinstance(error, BudgetContradictedError):
         return ApiError(422, reason, "kvx.budget", "budget_contradicted")
-    if isinstance(error, _PressFailedError):
+    if isinstance(error, PressFailedError):
         return ApiError(422, reason, "kvx.press", "press_failed")
     log.error("serve: a request failed", exc_info=error)
     return ApiError(500, f"{type(error).__name__}: {reason}")
-
-
-class _PressFailedError(Exception):
-    def __init__(self, point: Point, error: Exception) -> None:
-        press, reason = point.config.press.name, _first_line(error) or type(error).__name__
-        super().__init__(f"press={press} cannot compress this prompt: {reason}")
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -3,8 +3,8 @@
 from kvx.cli import stage
 from kvx.config import BudgetKind, Config
 from kvx.errors import UserError
+from kvx.live_rules import check_served
 from kvx.serve.address import api_key_of, check_limits, listening
-from kvx.validate import refuse_controller
 
 
 def serve(points: list[Config]) -> None:
@@ -14,11 +14,11 @@ def serve(points: list[Config]) -> None:
             "the sweep (-m) away"
         )
     (config,) = points
-    refuse_controller(config)
     if BudgetKind.certified is config.budget.kind or config.certificate is not None:
         from kvx.serve.certified import with_certified_budget
 
         config = with_certified_budget(config)
+    check_served(config)
     check_limits(config.serve)
     key = api_key_of(config.serve)
     with listening(config.serve) as listener:

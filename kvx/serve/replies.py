@@ -1,6 +1,7 @@
 """Answers in the API's shape: whole bodies and the chunks of a stream."""
 
 import dataclasses
+import math
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -8,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvx.config import BudgetKind
+from kvx.engines.base import INTERVENTIONS, Guarded, GuardEvent
 from kvx.points import resolved
-from kvx.serve.jobs import Done, Job, Piece
+from kvx.serve.jobs import Done, Job
 from kvx.serve.service import Ticket
 from kvx.serve.tokens import chat_logprobs, completion_logprobs, token_text
+from kvx.serve.transcript import Piece, Restart
 
 Json = dict[str, Any]
 
@@ -62,6 +65,11 @@ class Reply(ABC):
         reason = None if done is None else done.finish_reason
         choice = {"index": 0, **self.delta(piece), "finish_reason": reason}
         return self._chunk([choice]) | ({} if done is None else {"kvx": proof(self.job, done)})
+
+    def restart(self, event: Restart) -> Json:
+        """The chunk that says how much of what was streamed still holds."""
+        kept = {"kept_characters": event.kept_characters, "kept_tokens": event.kept_tokens}
+        return self.chunk(None) | {"kvx": {"restart": kept}}
 
     def closing(self, done: Done) -> list[Json]:
         """The chunks after the last piece; the last of them carries the proof of the budget."""
@@ -114,7 +122,7 @@ class CompletionReply(Reply):
 
     def __init__(self, ticket: Ticket) -> None:
         super().__init__(ticket)
-        self._offset = 0  # of the next token with a log-probability
+        self._ends = [0]  # of the tokens with a log-probability, in characters
 
     def choice(self, pieces: Sequence[Piece]) -> Json:
         return {"text": "".join(p.text for p in pieces), "logprobs": self._logprobs(pieces)}
@@ -124,12 +132,18 @@ class CompletionReply(Reply):
             return {"text": "", "logprobs": None}
         return self.choice([piece])
 
+    def restart(self, event: Restart) -> Json:
+        del self._ends[event.kept_tokens + 1 :]
+        return super().restart(event)
+
     def _logprobs(self, pieces: Sequence[Piece]) -> Json | None:
         if not self.wants_logprobs:
             return None
         scored = tuple(s for p in pieces for s in p.scored)
-        shown = completion_logprobs(self.tokenizer, scored, self._offset)
-        self._offset += sum(len(token_text(self.tokenizer, s.chosen.token_id)) for s in scored)
+        shown = completion_logprobs(self.tokenizer, scored, self._ends[-1])
+        for token in scored:
+            length = len(token_text(self.tokenizer, token.chosen.token_id))
+            self._ends.append(self._ends[-1] + length)
         return shown
 
 
@@ -137,10 +151,35 @@ def proof(job: Job, done: Done) -> Json:
     """What the budget was and what the cache really held: `"kvx"` of every answer."""
     config = job.request.point.config
     in_tokens = config.budget.kind is BudgetKind.tokens
+    controller = config.controller.name
     return {
         "press": config.press.name,
         "budget": config.budget.tokens if in_tokens else config.budget.ratio,
         "budget_kind": config.budget.kind.name,
         "method": resolved(config.press.method),
         "kv": dataclasses.asdict(done.kv),
+        **({} if done.guard is None else {"guard": guard_report(controller, done.guard)}),
     }
+
+
+def guard_report(controller: str, guard: Guarded) -> Json:
+    """What a controller did to an answer."""
+    return {
+        "controller": controller,
+        "interventions": sum(event.action in INTERVENTIONS for event in guard.events),
+        "mean_budget": guard.mean_budget,
+        "decoded_tokens": guard.decoded_tokens,
+        "recomputed_tokens": guard.recomputed_tokens,
+        "bytes_host": guard.bytes_host,
+        "events": [_event(event) for event in guard.events],
+    }
+
+
+def _event(event: GuardEvent) -> Json:
+    """With the number of tokens taken back in place of the tokens; JSON knows no infinity."""
+    shown = dataclasses.asdict(event)
+    dropped = shown.pop("dropped_ids")
+    probe = event.probe_nats
+    if probe is not None and not math.isfinite(probe):
+        shown["probe_nats"] = None
+    return shown | {"dropped_tokens": len(dropped)}

@@ -18,12 +18,14 @@ class Compression(Strict):
 
     `compress_chars` is how many characters (code points) at the start of the prompt, or of the
     rendered chat, are the compressed context; the rest is forwarded after compression.
+    `controller` is the server's own, or none.
     """
 
     press: str | None = Field(default=None, max_length=100)
     budget: float | None = Field(default=None, gt=0, le=1)
     budget_tokens: int | None = Field(default=None, ge=1, le=LARGEST)
     compress_chars: int | None = Field(default=None, ge=1, le=LARGEST)
+    controller: str | None = Field(default=None, max_length=100)
 
     @model_validator(mode="after")
     def _one_budget(self) -> "Compression":

@@ -17,16 +17,19 @@ from kvx.data.prompt import PromptParts
 from kvx.data.tokenizer import max_context_tokens
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.engines.kvpress.guarded import live_policy
 from kvx.errors import UserError
-from kvx.points import Point, Request
+from kvx.points import Point, Request, is_guarded
+from kvx.serve.controllers import cost_of, with_controller
 from kvx.serve.errors import ApiError, invalid
-from kvx.serve.jobs import Done, Event, Job, Piece
+from kvx.serve.jobs import Done, Event, Job
 from kvx.serve.loop import DecodeLoop
 from kvx.serve.metrics import Metrics
 from kvx.serve.presses import Presses
 from kvx.serve.prompts import PromptSplitter
 from kvx.serve.schema import ChatRequest, CompletionRequest, Generation
 from kvx.serve.text import StopStrings, TokenText
+from kvx.serve.transcript import Piece, Restart, Transcript
 
 GREEDY_BELOW = 1e-5  # only the likeliest token survives such a temperature
 RECENT = 32  # answers that say how soon a place in the queue is free
@@ -45,10 +48,10 @@ class Ticket:
     def deliver(self, event: Event) -> None:
         self._events.put_nowait(event)
 
-    async def next(self) -> Piece | Done:
+    async def next(self) -> Piece | Restart | Done:
         """The next event. Raises `ApiError` if the request came to nothing."""
         event = await self._events.get()
-        if not isinstance(event, Piece):
+        if isinstance(event, Done | ApiError):
             self._ended = True
         if isinstance(event, ApiError):
             raise event
@@ -76,6 +79,8 @@ class Service:
             raise UserError(f"model={config.model.name}: cannot be served: it has {obstacle}")
         self.point = Point(config, _no_manifest(config), Path())
         self.presses = Presses(self.point)
+        if is_guarded(config):
+            live_policy(config.controller, config.guard)  # reads the hazard model, if there is one
         self.cost, self.cap_bytes = engine.limits()
         limits = [max_context_tokens(config.model), config.serve.max_context or math.inf]
         self.max_context = int(min(limits))
@@ -163,7 +168,7 @@ class Service:
             top_k=own.top_k if asked.top_k is None else asked.top_k,
         )
         config = replace(self.config, press=press, budget=budget, decoding=decoding)
-        point = replace(self.point, config=config)
+        point = with_controller(replace(self.point, config=config), asked.kvx.controller, n)
         if point.compression_ratio(n) > 0 and n <= press.min_prompt_tokens:
             raise invalid(
                 f"press={press.name} needs more than {press.min_prompt_tokens} tokens to compress, "
@@ -172,11 +177,12 @@ class Service:
                 "prompt_too_short",
             )
         request = Request(point, Entry("", 0, n, parts.n_tokens, n, "", ""))
-        size = self.cost.of(point, request)
-        if size > self.cap_bytes:
+        cost = cost_of(self.cost, request, self.loaded.device)
+        if cost.total > self.cap_bytes:
+            smaller = "controller none" if point.guarded else "a smaller budget"
             raise invalid(
-                f"this request needs {size / 2**30:.2f} GiB of KV cache, the server has "
-                f"{self.cap_bytes / 2**30:.2f} GiB; ask for fewer max_tokens or a smaller budget",
+                f"this request needs {cost.total / 2**30:.2f} GiB of KV cache, the server has "
+                f"{self.cap_bytes / 2**30:.2f} GiB; ask for fewer max_tokens or {smaller}",
                 "max_tokens",
                 "kv_cache_exceeded",
             )
@@ -184,10 +190,11 @@ class Service:
             request,
             parts,
             secrets.randbits(63) if asked.seed is None else asked.seed,
-            TokenText(self.loaded.tokenizer),
-            StopStrings(asked.stops),
+            Transcript(TokenText(self.loaded.tokenizer), StopStrings(asked.stops), point.guarded),
             ticket.deliver,
-            size,
+            cost.total,
+            cost.prompt,
+            bool(asked.stream),
             logprobs=asked.logprobs_asked,
             ignore_stop=asked.ignore_eos,
         )
@@ -207,7 +214,7 @@ class Service:
 
     def _deliver(self, events: Sequence[tuple[Job, Event]]) -> None:
         for job, event in events:
-            if not isinstance(event, Piece):
+            if isinstance(event, Done | ApiError):
                 self._ended.append(time.monotonic())
             job.deliver(event)
 
@@ -216,6 +223,7 @@ class Service:
         gauge("kvx_running_rows", "Requests being decoded", lambda: loop.load.running)
         gauge("kvx_waiting_requests", "Requests that wait for a row", lambda: loop.load.waiting)
         gauge("kvx_kv_cache_bytes", "Held by running rows", lambda: loop.load.cache_bytes)
+        gauge("kvx_guard_host_bytes", "In guards' shadows", lambda: loop.load.host_bytes)
         gauge("kvx_kv_cache_cap_bytes", "What rows may hold together", lambda: self.cap_bytes)
 
 

@@ -42,6 +42,20 @@ class TokenText:
         """How many were pushed."""
         return len(self._ids)
 
+    @property
+    def token_ids(self) -> list[int]:
+        """Those that were pushed."""
+        return list(self._ids)
+
+    def mark(self) -> tuple[int, int, int]:
+        """Where it is now, for `rewind`."""
+        return len(self._ids), self._start, self._given
+
+    def rewind(self, mark: tuple[int, int, int]) -> None:
+        """Go back to where it was when it gave this mark."""
+        n_tokens, self._start, self._given = mark
+        del self._ids[n_tokens:]
+
     def rest(self) -> str:
         """What was held back; the sequence has ended."""
         new = self._decode(self._start)[self._given :]
@@ -79,6 +93,14 @@ class StopStrings:
         shown = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
         self._held = text[shown:]
         return text[:shown]
+
+    def mark(self) -> tuple[bool, str]:
+        """Where it is now, for `rewind`."""
+        return self.found, self._held
+
+    def rewind(self, mark: tuple[bool, str]) -> None:
+        """Go back to where it was when it gave this mark."""
+        self.found, self._held = mark
 
     def rest(self) -> str:
         """What was held back; the text has ended."""

@@ -4,7 +4,7 @@ import re
 from functools import cache
 from typing import Any
 
-from kvx.serve.jobs import ScoredToken, TokenLogprob
+from kvx.serve.transcript import ScoredToken, TokenLogprob
 
 Json = dict[str, Any]
 

@@ -13,9 +13,8 @@ from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.engines.base import KVUse, PointFailed, PointWork, Response, seed_of
 from kvx.engines.kvpress.attention import ragged_obstacle
-from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.decode import Decoder
-from kvx.engines.kvpress.forward import forward
+from kvx.engines.kvpress.forward import question
 from kvx.engines.kvpress.guarded import LiveGuard, guard_of, shadow_of, source_of
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.masked import decode_masked, prefill_masked
@@ -25,7 +24,7 @@ from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
 from kvx.engines.kvpress.probe import mean_share, probes, reference_of
 from kvx.engines.kvpress.rows import Origin, Prefill, Row, StepObserver, drop, without
-from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks, question_tokens
+from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks
 from kvx.engines.kvpress.shadow import PromptShadow, RowShadow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.failures import FailureType, classify_error
@@ -254,7 +253,7 @@ class Batch:
         rows = [row for _, members in buckets for row in members]
         if rest and rows:
             keep = PROBE_TOKENS if probing else 1
-            logits = self._question([bucket for bucket, _ in buckets], rows, rest, keep)
+            logits = question(self.loaded, [bucket for bucket, _ in buckets], rows, rest, keep)
         else:
             logits = self.loaded.model.lm_head(caches.hidden).expand(len(rows), 1, -1)
         full = None if reference is None else running[reference]
@@ -277,22 +276,6 @@ class Batch:
         ]  # fmt: skip
         first = logits[[seen[id(row)] for row in rows], -1]
         ended += self._responses(self.decoder.admit(buckets, prefills, first))
-
-    def _question(
-        self, buckets: Sequence[Bucket], rows: Sequence[Row], rest: Sequence[int], keep: int
-    ) -> torch.Tensor:
-        """Logits [rows, last tokens, vocab] of the rest of the prompt, which joins every cache.
-
-        Of the last `keep` tokens, or as many as there are.
-        """
-        ids = torch.tensor([list(rest)] * len(rows), device=self.loaded.device)
-        entries = max(row.request.entry.prompt_tokens for row in rows)
-        last = torch.empty(0)
-        for some in torch.split(ids, question_tokens(len(rows), entries), dim=1):
-            logits = forward(self.loaded, buckets, rows, some, keep)
-            several = last.numel() > 0 and logits.shape[1] < keep
-            last = torch.cat([last, logits], 1)[:, -keep:] if several else logits
-        return last
 
     def _refused(
         self, prompt: PromptRow, row: Row, n_tokens: int

@@ -9,6 +9,7 @@ from kvx.engines.kvpress.attention import ragged
 from kvx.engines.kvpress.cache import Bucket, RaggedCache
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.rows import Row
+from kvx.engines.kvpress.schedule import question_tokens
 
 
 def forward(
@@ -51,3 +52,24 @@ def extend(
     for some in torch.split(batch, at_once, dim=1) if len(ids) else ():
         logits = forward(loaded, [bucket], [row], some)[:, -1]
     return logits
+
+
+def question(
+    loaded: LoadedModel,
+    buckets: Sequence[Bucket],
+    rows: Sequence[Row],
+    rest: Sequence[int],
+    keep: int,
+) -> torch.Tensor:
+    """Logits [rows, last tokens, vocab] of the rest of the prompt, which joins every cache.
+
+    Of the last `keep` tokens, or as many as there are; there must be one.
+    """
+    ids = torch.tensor([list(rest)] * len(rows), device=loaded.device)
+    entries = max(row.request.entry.prompt_tokens for row in rows)
+    last = torch.empty(0)
+    for some in torch.split(ids, question_tokens(len(rows), entries), dim=1):
+        logits = forward(loaded, buckets, rows, some, keep)
+        several = last.numel() > 0 and logits.shape[1] < keep
+        last = torch.cat([last, logits], 1)[:, -keep:] if several else logits
+    return last

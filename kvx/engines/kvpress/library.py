@@ -73,6 +73,7 @@ class GuardedModel:
         self.guard: list[Guarded] = []  # of the latest call, per sequence
         try:
             config = _named(controller) if isinstance(controller, str) else controller
+            self._controller = config
             check_guard(guard)
             self._policy = live_policy(config, guard)
             if needs_hazard(config):
@@ -88,8 +89,6 @@ class GuardedModel:
             raise ArgumentError(
                 f"controller={config.name}: needs a rate, the probability of an alarm per token"
             )
-        if config.prefill_gate_nats is None:  # only the gate asks for budgets in between
-            guard = replace(guard, ladder=[])
         # nothing is kept where nothing can be given back
         idle = config.kind is ControllerKind.none or self.press.nominal >= FULL
         self._guard = replace(guard, shadow=Shadow.none) if idle else guard
@@ -97,7 +96,7 @@ class GuardedModel:
 
     @property
     def controller(self) -> ControllerConfig:
-        return self._policy.config
+        return self._controller
 
     @property
     def events(self) -> list[list[GuardEvent]]:

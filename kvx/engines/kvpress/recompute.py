@@ -1,7 +1,7 @@
 """`guard.shadow=recompute`: no second copy of a prompt's KV; a raised budget prefills it again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,7 +14,10 @@ from kvx.engines.kvpress.streams import RandomStream
 
 @dataclass
 class Recompute:
-    """A row's prompt, from its tokens; `hidden` as in `Source`."""
+    """A row's prompt, from its tokens; `hidden` as in `Source`.
+
+    It is prefilled with the attention that the model has when this is made.
+    """
 
     loaded: LoadedModel
     ids: Sequence[int]
@@ -23,6 +26,10 @@ class Recompute:
     seed: int
     hidden: torch.Tensor
     bytes: int = 0  # beside the device
+    attention: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.attention = self.loaded.model.config._attn_implementation
 
     def bucket(self, budget: float, room: int) -> Bucket:
         """Raises what the press raises."""
@@ -31,6 +38,7 @@ class Recompute:
             press = self.press if budget == self.nominal else self.press.at(budget)
         stream = RandomStream(self.seed, self.loaded.device)
         row = PromptRow(press, len(self.ids), stream)
+        self.loaded.set_attention(self.attention)
         caches = prefill(self.loaded, self.ids, [row], room, alone=False)
         if row.error is not None:
             raise row.error
