@@ -88,7 +88,9 @@ class GuardedModel:
             raise ArgumentError(
                 f"controller={config.name}: needs a rate, the probability of an alarm per token"
             )
-        if config.prefill_gate_nats is None:  # only the gate asks for budgets in between
+        if (
+            self._policy.config.prefill_gate_nats is None
+        ):  # only the gate asks for budgets in between
             guard = replace(guard, ladder=[])
         # nothing is kept where nothing can be given back
         idle = config.kind is ControllerKind.none or self.press.nominal >= FULL
