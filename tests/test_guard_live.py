@@ -34,7 +34,10 @@ class Scripted(SequenceGuard):
         super().__init__(policy(STILL), GuardConfig(**config), nominal)
         self.script = script
 
-    levels = [0.5, 1.0]  # every budget of the ladder is prepared, without a gate  # type: ignore
+    @property
+    def levels(self) -> list[float]:
+        """Every budget of the ladder is prepared, without a gate."""
+        return sorted({*self.config.ladder, 1.0} - {self.base})
 
     def gate(self, probe_nats: float) -> Change | None:
         return self.script.get(0) if not self.events else None
