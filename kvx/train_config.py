@@ -42,7 +42,7 @@ class TrainConfig:
     """Training and judging the hazard model. Every split is by prompt."""
 
     features: str = "full"
-    target: Target = Target.detection
+    target: Target = Target.onset
     horizon: int = 32
     labels: Labels = Labels.excess
     degenerate: bool = False

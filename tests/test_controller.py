@@ -425,7 +425,7 @@ def test_the_identity_of_a_controller() -> None:
     assert controller_identity(compose("controller.k=3")) == {"name": "none"}
     plain = controller_identity(compose("controller=balanced"))
     assert plain == {
-        "name": "balanced", "kind": "hazard", "operating_point": "balanced", "k": 3,
+        "name": "balanced", "kind": "hazard", "operating_point": "balanced",
         "on_loop": True, "card_gate": True, "safe_budget": 0.5,
     }  # fmt: skip
     assert controller_identity(compose("controller=balanced", "controller.j=8")) == plain

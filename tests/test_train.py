@@ -350,8 +350,8 @@ def test_too_little_to_learn_from_is_said(tmp_path):
         check_data(tmp_path, sound, TrainConfig())
     unknown = replace(data, frame=data.frame.assign(detected=np.nan))
     with pytest.raises(UserError, match=r"set train\.target=onset"):
-        check_data(tmp_path, unknown, TrainConfig())
-    check_data(tmp_path, unknown, TrainConfig(target=Target.onset))
+        check_data(tmp_path, unknown, TrainConfig(target=Target.detection))
+    check_data(tmp_path, unknown, TrainConfig())
     data.traces.signals["top1_prob"][:] = np.nan
     with pytest.raises(UserError, match="features=top20"):
         check_data(tmp_path, data, TrainConfig())
@@ -384,7 +384,7 @@ def test_from_a_run_to_a_model(kvx, learnt, tmp_path):
     card = json.loads((folder / "card.json").read_text())
     assert card["data"]["n_event"] == (predictions["role"] == "event").sum() > 10
     assert set(card["thresholds"]) == {"conservative", "balanced", "aggressive"}
-    assert card["training"]["target"] == "detection"
+    assert card["training"]["target"] == "onset"
     assert set(card["gate"]) == set(card["thresholds"])
     assert predictions["gate_balanced_nats"].notna().all()
     points = tmp_path / "outputs/runs/default/points"
