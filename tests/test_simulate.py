@@ -218,7 +218,7 @@ def test_the_model_of_the_package_is_not_asked_about_prompts_it_knows(
         (["controller.k=many"], "controller.k"),
         (["controller.window=3"], "controller.window: no such field"),
         (["controller=brave"], "controller=brave: unknown controller; choose one of"),
-        (["simulate.controllers=[none,brave]"], "simulate.controllers: no controller 'brave'"),
+        (["simulate.controllers=[none,brave]"], "simulate.controllers: controller=brave: there is"),
         (["simulate.controllers=[]"], "simulate.controllers: name at least one"),
         (["simulate.controllers=[none,random]", "simulate.match=reactive"],
          "simulate.match=reactive: is not simulated"),

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from kvx.config import Config, conf_dir
+from kvx.config import Config
 from kvx.controller_config import ControllerConfig, ControllerKind
+from kvx.controller_options import named
 from kvx.errors import UserError
 from kvx.guard.controller import Policy, Thresholds, check, needs_hazard, policy
 from kvx.guard.simulation import Trace, matching_rate, thresholds
@@ -42,7 +40,7 @@ def chosen(config: Config) -> list[ControllerConfig]:
     Raises `UserError` for an option that does not exist or makes no sense.
     """
     given = config.controller
-    found = {name: _option(name) for name in config.simulate.controllers}
+    found = {name: _named(name) for name in config.simulate.controllers}
     if given.kind is not ControllerKind.none:
         found[given.name] = given
     if not found:
@@ -65,19 +63,11 @@ def _with_parts(controller: ControllerConfig) -> list[ControllerConfig]:
     ]
 
 
-def _option(name: str) -> ControllerConfig:
-    folder = conf_dir() / "controller"
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        options = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise UserError(f"simulate.controllers: no controller {name!r}; choose from {options}")
+def _named(name: str) -> ControllerConfig:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(ControllerConfig), OmegaConf.load(path))
-        option = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
-    assert isinstance(option, ControllerConfig)
-    return option
+        return named(name)
+    except UserError as error:
+        raise UserError(f"simulate.controllers: {error}") from None
 
 
 def entries(

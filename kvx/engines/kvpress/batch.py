@@ -264,7 +264,9 @@ class Batch:
             rows = [row for _, members in buckets for row in members]
         if not rows:
             return
-        full_logits = None if full is None or id(full) not in seen else logits[seen[id(full)], -1]
+        full_logits = None
+        if full is not None and id(full) in seen:
+            full_logits = logits[seen[id(full)], -1].clone()  # not all of `logits`
         evicted = {id(row): p.evicted for row, p in zip(running, prompts, strict=True)}
         prefills = [
             Prefill(

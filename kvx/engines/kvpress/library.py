@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from kvpress.presses.base_press import SUPPORTED_MODELS
-from omegaconf import DictConfig, OmegaConf
 from transformers import DynamicCache
 
-from kvx.config import conf_dir
 from kvx.controller_config import (
     ControllerConfig,
     ControllerKind,
     GuardConfig,
     Shadow,
 )
+from kvx.controller_options import named
 from kvx.engines.base import Guarded, GuardEvent
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.cache import Bucket
@@ -72,7 +70,7 @@ class GuardedModel:
         self.press = object_press(press)
         self.guard: list[Guarded] = []  # of the latest call, per sequence
         try:
-            config = _named(controller) if isinstance(controller, str) else controller
+            config = named(controller) if isinstance(controller, str) else controller
             self._controller = config
             check_guard(guard)
             self._policy = live_policy(config, guard)
@@ -214,28 +212,6 @@ def _check_cache(cache: Any) -> None:
     """transformers makes an empty dynamic cache itself; every other one was asked for."""
     if cache is not None and (type(cache) is not DynamicCache or cache.get_seq_length() > 0):
         check_arguments({"past_key_values": cache})
-
-
-def _named(name: str) -> ControllerConfig:
-    """An option of `conf/controller/`, without Hydra."""
-    folder = conf_dir() / "controller"
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in names:
-        raise ArgumentError(
-            f"controller={name}: there is {', '.join(names)}; or give a ControllerConfig"
-        )
-    merged = OmegaConf.merge(OmegaConf.structured(ControllerConfig), _read(folder, name))
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, ControllerConfig)
-    return config
-
-
-def _read(folder: Path, name: str) -> Any:
-    """An option's file, with the options of the same group that it begins from."""
-    own = OmegaConf.load(folder / f"{name}.yaml")
-    assert isinstance(own, DictConfig)
-    order = own.pop("defaults", ["_self_"])
-    return OmegaConf.merge(*(own if item == "_self_" else _read(folder, item) for item in order))
 
 
 def _device(generator: torch.Generator | None) -> torch.device:
