@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := kvx hydra_plugins scripts tests
 
-.PHONY: demo test check soak guard-study format assets install clean
+.PHONY: demo test check soak guard-study guard-live format assets install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +47,15 @@ N_PROMPTS ?= 30
 guard-study: install assets
 	$(BIN)/python -m kvx.run experiment=guard_study dataset.sampling.n_per_bin=$$(( ($(N_PROMPTS) + 4) / 5 ))
 	for stage in score analyze report verify train simulate; do $(BIN)/python -m kvx.$$stage experiment=guard_study || exit 1; done
+
+# the live guard beside its controls, through to docs/results/guard_live.md; resumable
+guard-live: PER_BIN = dataset.sampling.n_per_bin=$$(( ($(N_PROMPTS) + 4) / 5 ))
+guard-live: install assets
+	$(BIN)/python -m kvx.run experiment=guard_live $(PER_BIN)
+	$(BIN)/python scripts/guard_live.py controls $(PER_BIN)
+	$(BIN)/python -m kvx.run experiment=guard_live $(PER_BIN) measure=both latency.n_per_bin=1 latency.repeats=1 press=knorm controller=none,balanced
+	for stage in score analyze report; do $(BIN)/python -m kvx.$$stage experiment=guard_live || exit 1; done
+	$(BIN)/python scripts/guard_live.py page
 
 clean:
 	rm -rf $(VENV) outputs multirun .pytest_cache .mypy_cache .ruff_cache build dist

@@ -4,7 +4,7 @@
 
 calls this twice. `controls` runs what depends on what the guard did: chance that acts as often as
 it, and the same presses without a controller at its mean budget. `page` writes the results page
-from what kvx.analyze made of all of them; it computes nothing.
+from what kvx.analyze made of all of them, and compares the latencies of what was measured alone.
 """
 
 import argparse
@@ -18,7 +18,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from kvx.analyze.controllers import FULL, STATIC
+from kvx.engines.base import INTERVENTIONS
 from kvx.guard.live_stats import ANY
+from kvx.guard.ranking import Resampler
 from kvx.report.controllers import prevented_table, price_table, versus_table
 from kvx.report.guard import NO_KIND, with_interval
 from kvx.report.tables import markdown
@@ -54,22 +56,25 @@ only looks before the first token. `relax_only` is the trained guard that takes 
 ## What it cost
 
 Host memory is beside the device's, and counts as no saving. A pause is how long all rows wait for
-one intervention; a prefill of the same prompts alone took {prefill}.
+one intervention.
 
 {price}
 
 ## The trained guard against each other one
 
 Prevented: the difference in shares of the same catastrophes. Tokens taken back are the mean per
-response. {versus_note}
+response.
 
 {versus}
 
 ## In parts
 {parts}
-## When nothing happens
+## Time
 
-{overhead}
+{times}
+
+`python scripts/bench_live_guard.py` times the guard within the steps of one run, where a busy
+machine slows both alike.
 """
 # figure asked for in the issue: name, wanted, controller, figure, kind
 ASKED = (
@@ -89,12 +94,17 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def requests_of(folder: Path) -> pd.DataFrame:
-    """Responses with their point's press, budget and controller."""
-    frames = []
+    return table_of(folder, "requests")
+
+
+def table_of(folder: Path, name: str) -> pd.DataFrame:
+    """A table of all points, with their press, budget, controller and dataset."""
+    frames = [pd.DataFrame()]
     for point in read(folder, "point.json"):
-        path = folder / "points" / point["point_id"] / "requests.parquet"
-        known = {n: point[n] for n in ("press", "controller", "budget", "dataset")}
-        frames.append(pq.read_table(path).to_pandas().assign(**known))
+        path = folder / "points" / point["id"] / f"{name}.parquet"
+        if path.is_file():
+            known = {n: point[n] for n in ("press", "controller", "budget", "dataset")}
+            frames.append(pq.read_table(path).to_pandas().assign(**known))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -136,11 +146,15 @@ def page(folder: Path) -> str:
         datasets=", ".join(sorted({p["dataset"] for p in points})), model=first["model"],
         max_new_tokens=config["decoding"]["max_new_tokens"],
         requests=sum(p["manifest"]["n_requests"] for p in points),
-        version=made["kvx_version"], hardware=made["hardware"], guard=GUARD, full=FULL,
-        static=STATIC, statics=statics, prevented=prevented_table(stats), price=price_table(stats),
-        versus=versus_table(stats, GUARD), versus_note="", prefill="–", overhead="",
-        parts="".join(parts(stats)),
+        version=made["versions"]["kvx"], hardware=hardware(made["hardware"]), guard=GUARD,
+        full=FULL, static=STATIC, statics=statics, prevented=prevented_table(stats),
+        price=price_table(stats),
+        versus=versus_table(stats, GUARD), times=times(folder), parts="".join(parts(stats)),
     )  # fmt: skip
+
+
+def hardware(found: dict[str, Any]) -> str:
+    return f"{found.get('gpu') or found['cpu']}, {found['cores']} cores"
 
 
 def parts(stats: pd.DataFrame) -> list[str]:
@@ -157,6 +171,37 @@ def asked(stats: pd.DataFrame) -> str:
         found = figures.get((controller, figure, kind))
         rows.append([name, wanted, "–" if found is None else with_interval(found, "{:.2f}")])
     return markdown(["asked", "", "measured"], rows)
+
+
+def times(folder: Path) -> str:
+    """Of requests that ran alone: TPOT where the guard did nothing, and pauses in prefills."""
+    alone = table_of(folder, "latency")
+    keys = ["example_id", "press", "dataset"]
+    if alone.empty:
+        return "Nothing was measured alone."
+    alone = (
+        alone[alone["error_type"].isna()]
+        .groupby([*keys, "controller"], as_index=False)[["tpot_s", "prefill_s"]]
+        .median()
+    )
+    plain, own = (alone[alone["controller"] == name] for name in ("none", GUARD))
+    seen = requests_of(folder)
+    calm = seen[(seen["controller"] == GUARD) & (seen["guard_events"] == 0)][keys]
+    pairs = own.merge(plain, on=keys, suffixes=("", "_plain"))
+    quiet = pairs.merge(calm, on=keys)
+    by = Resampler(max(1, len(quiet)), 2000, 0.95, 0)
+    ratio = (quiet["tpot_s"] / quiet["tpot_s_plain"]).to_numpy()
+    found = by.quantile(ratio, range(len(ratio)), 0.5)
+    events = table_of(folder, "events")
+    done = events[events["action"].isin(INTERVENTIONS) & (events["controller"] == GUARD)]
+    waits = done.merge(plain[[*keys, "prefill_s"]], on=keys)
+    share = (waits["milliseconds"] <= 1000 * waits["prefill_s"]).mean()
+    return (
+        f"Alone at batch 1, {len(pairs)} requests with and without the guard. Where it did nothing "
+        f"({len(quiet)}), a token took {found} times as long (median). Of {len(waits)} "
+        f"interventions in prompts that were measured alone, {share:.2f} took no longer than one "
+        f"prefill of the same prompt (median prefill {1000 * plain['prefill_s'].median():.0f} ms)."
+    )
 
 
 def main() -> None:
