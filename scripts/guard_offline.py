@@ -96,9 +96,9 @@ detector without training, n-gram repetition, has an AUROC of {ngram} and a reca
   {metadata}, all features {full}; of the first four tokens {first}, of
   tokens 128 to 255 {last}. Trained for the report, which comes
   {delay} tokens after the onset (median), the same features have {late}.
-- *The model that ships is trained for the report* (`train.target=detection`), since a guard that
-  rolls back need only be earlier than that. The one trained for the onset alarms
-  {early_lead} tokens before the report (median, onset ≥ 64), but with a recall of
+- *The model that ships is trained for the onset* (`train.target=onset`): live it prevents more than
+  one trained for the report ([controllers](../guard/controllers.md#the-controllers)). It alarms
+  {early_lead} tokens before the report (median, onset ≥ 64), with a recall of
   {early_recall} at {early_rate} false positives.
 - *The gate before the first token* ({gate_aim}) stops {gate_recall} of the
   excess catastrophes of untouched prompts at {gate_rate} false gates.
