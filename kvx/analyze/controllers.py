@@ -25,7 +25,8 @@ from kvx.guard.ranking import Resampler
 
 NONE = "none"
 FULL = "always full"
-# the same press at one larger budget: what a controller's mean budget buys without it
+# the same press at a larger budget, the nearest to what controllers used on average: what that
+# buys without them
 STATIC = "static budget"
 ALL = "all"
 SAME = ["variant_id", "seed", "press", "budget_label", "example_id"]
@@ -73,6 +74,11 @@ def pooled(experiment: Experiment) -> pd.DataFrame:
         own = plain[plain["budget_label"] == cell["budget_label"]]
         larger = plain[~plain["budget_label"].isin(tried["budget_label"])]
         larger = larger[larger["budget"] > cell["budget"]]
+        if len(larger):  # the one whose budget is nearest to what controllers used
+            here = (seen["press"] == cell["press"]) & (seen["budget_label"] == cell["budget_label"])
+            used = seen.loc[same & guarded & here, "guard_mean_budget"].astype(float).mean()
+            far = (larger["budget"] - (cell["budget"] if np.isnan(used) else used)).abs()
+            larger = larger[larger["budget_label"] == larger.loc[far.idxmin(), "budget_label"]]
         twin = seen[same & full & ~guarded].drop_duplicates("example_id")
         twin = twin.assign(**{f"excess_{kind}": 0.0 for kind in KINDS})  # by definition
         for frame, name in ((own, NONE), (larger, STATIC), (twin, FULL)):

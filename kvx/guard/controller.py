@@ -33,7 +33,8 @@ class Observation(NamedTuple):
     `hazard` is the probability that a catastrophe starts within the horizon, nan where there is no
     forecast. `loop_onset` is the token at which a loop began, None unless the sequence is in one
     now. `repetition_count` as in `kvx.guard.repetition`. `probe_nats` matters at -1 only.
-    `repeated` is `kvx.guard.loops.repeated_tail`; it matters where the hazard or a rule alarms.
+    `repeated` is `kvx.guard.loops.repeated_tail`, or what gives it: it takes time, and matters only
+    where the hazard or a rule alarms.
     """
 
     token: int
@@ -42,7 +43,7 @@ class Observation(NamedTuple):
     entropy_nats: float = math.nan
     repetition_count: int = 0
     probe_nats: float = math.nan
-    repeated: int = 0
+    repeated: Callable[[], int] | int = 0
 
 
 class Decision(NamedTuple):
@@ -263,7 +264,7 @@ class Controller:
             assert seen.loop_onset is not None
             start, reason = min(start, seen.loop_onset), "loop"
         elif self._past_tail:
-            start = max(0, start - seen.repeated)
+            start = max(0, start - (seen.repeated() if callable(seen.repeated) else seen.repeated))
         config = self.policy.config
         back = max(0, start - config.rollback_tokens) if config.rollback else token + 1
         return Decision(Mode.SAFE, not was_safe, was_safe, back, reason)

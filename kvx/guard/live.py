@@ -14,6 +14,7 @@ from kvx.guard.detectors import REPORT_TOKENS
 from kvx.guard.loops import LoopDetector, repeated_tail
 
 FULL, ALWAYS = 1.0, "always_safe"
+ROUNDING = 1e-9  # of budgets
 SEEN = ("loop", "repetition")  # reasons that are no forecast
 
 
@@ -65,6 +66,7 @@ class SequenceGuard:
         self.interventions = 0
         self.recomputed_tokens = 0
         self.floor = 0
+        self.longest: dict[float, int] = {}  # by budget, the most tokens it has held
         self._loops = LoopDetector()
         self._checkpoint: int | None = None  # where it went on after its latest alarm
         self._fallbacks = 0
@@ -78,7 +80,7 @@ class SequenceGuard:
         """Budgets above the nominal one that may be asked for, ascending; the last one is 1.0."""
         steps = self.config.ladder if self.gated else []
         safe = self.policy.config.safe_budget
-        return sorted({b for b in (*steps, safe, FULL) if b > self.base})
+        return sorted({b for b in (*steps, safe, FULL) if b > self.base + ROUNDING})
 
     @property
     def settled(self) -> int:
@@ -117,18 +119,30 @@ class SequenceGuard:
         entropy_nats: float = math.nan,
         repetition_count: int = 0,
         ended: bool = False,
+        last: bool = False,
     ) -> Change | None:
-        """After `token`, the next of the sequence; one that `ended` itself is left alone."""
+        """After `token`, the next of the sequence; one that `ended` itself is left alone.
+
+        After the `last` token that it may have, only a change that takes some back makes sense.
+        """
+        change = self._decide(token, hazard, entropy_nats, repetition_count, ended)
+        if change is None or not last or change.n_kept < len(self.tokens):
+            return change
+        if change.action != "recompress":
+            self._note(Change(self.budget, change.n_kept, "alarm", change.reason))
+        return None
+
+    def _decide(
+        self, token: int, hazard: float, entropy_nats: float, repetition_count: int, ended: bool
+    ) -> Change | None:
         onset = self._take(token)
         if self._over:
             return None
         at, before = len(self.tokens) - 1, self.controller.mode
         self._hazard = hazard
-        repeated = 0
-        if onset is None and self._may_alarm(hazard):  # it costs the length of the response
-            repeated = repeated_tail(self.tokens)
         seen = Observation(
-            at, hazard, onset, entropy_nats, repetition_count, repeated=repeated
+            at, hazard, onset, entropy_nats, repetition_count,
+            repeated=lambda: repeated_tail(self.tokens),
         )  # fmt: skip
         decision = self.controller.step(seen)
         if ended:
@@ -140,7 +154,7 @@ class SequenceGuard:
         if decision.mode is before:
             return None
         if before is Mode.SAFE and self.budget > self.base:
-            if self._alarms > 1:  # calm once more: it was, and derailed again
+            if self._alarms > 1 or not self._left():  # it derailed again, or could not be rescued
                 return None
             return Change(self.base, at + 1, "recompress", "calm", recompute=False)
         reason = decision.reason or ("hazard" if decision.mode is Mode.ALERT else "calm")
@@ -174,11 +188,12 @@ class SequenceGuard:
         """Count `token`; the onset of the loop it is in, if it is."""
         self._steps, self._budgets = self._steps + 1, self._budgets + self.budget
         self.tokens.append(token)
+        self.longest[self.budget] = max(self.longest.get(self.budget, 0), len(self.tokens))
         return self._loops.push(token)
 
     def _raise(self, budget: float, reason: str, chosen: int | None) -> Change | None:
         n = len(self.tokens)
-        if budget <= self.budget:
+        if budget <= self.budget + ROUNDING:
             return None
         if not self._left():
             self._note(Change(self.budget, n, "alarm", reason))
@@ -191,7 +206,7 @@ class SequenceGuard:
         self._alarms += 1
         safe = self.policy.budget(Mode.SAFE, self.base)
         n = len(self.tokens)
-        if safe <= self.budget:
+        if safe <= self.budget + ROUNDING:
             safe = FULL
         if not self._left() or safe <= self.budget:
             self._note(Change(self.budget, n, "alarm", reason))
@@ -215,13 +230,6 @@ class SequenceGuard:
             further = min(back, last - config.rollback_tokens)
         self._checkpoint = max(self.floor, further)
         return Change(FULL, self._checkpoint, _name(self._checkpoint, n), reason)
-
-    def _may_alarm(self, hazard: float) -> bool:
-        """Whether the forecast or a rule may alarm at this token."""
-        kind = self.policy.config.kind
-        if kind is ControllerKind.hazard:
-            return hazard >= self.policy.tau_high
-        return kind is ControllerKind.rule_based
 
     def _left(self) -> bool:
         """Whether anything can still be done."""

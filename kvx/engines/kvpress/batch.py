@@ -123,7 +123,8 @@ class Batch:
         running = len(self.decoder.rows)
         if running == 0:
             return True
-        held = self.decoder.bytes + running * self.cost.logits_bytes + self._shadow_bytes()
+        held = self.decoder.bytes + running * self.cost.logits_bytes
+        held += self._shadow_bytes() + self._promised_bytes()
         return (
             self.share
             and running + len(chunk.requests) <= self.config.engine.max_rows
@@ -139,6 +140,15 @@ class Batch:
         shadows = {id(prompt): prompt for prompt in held}
         return sum(shadow.bytes for shadow in shadows.values())
 
+    def _promised_bytes(self) -> int:
+        """What running rows may still be given, and a row twice while it is built again."""
+        more = [
+            (1 - row.guard.budget) * row.request.entry.compressed_tokens
+            for row in self.decoder.rows
+            if row.guard is not None
+        ]
+        return round((sum(more) + max(more, default=0)) * self.cost.entry_bytes)
+
     def start(self, chunk: Chunk) -> Iterator[Response | PointFailed]:
         """Prefill a chunk and let its rows join; what ends with that is answered at once.
 
@@ -149,17 +159,21 @@ class Batch:
             return
         ended: list[Response | PointFailed] = []
         reason: Response | None = None
+        self._examples |= {r.id: chunk.example for r in requests}
         try:
             parts = self.parts(chunk.example)
             if self.in_transformers or PressNeed.masks in requests[0].point.config.press.needs:
                 ended.append(self._masked(requests[0], parts))
             else:
                 self._admit(requests, parts, chunk.alone, ended)
-                self._examples |= {r.id: chunk.example for r in requests}
         except BudgetContradictedError as error:
             ended.append(self._fail(requests[0].point, str(error)))
         except Exception as error:  # this chunk's answer; the others go on
             reason = failure(requests[0], error)
+            asked = {r.id for r in requests}
+            joined = [row for row in self.decoder.rows if row.request.id in asked]
+            self.decoder.end(joined, "failed")
+            self._forget(joined)
         yield from ended
         if reason is not None:
             answered = {item.request.id for item in ended if isinstance(item, Response)}
@@ -176,6 +190,7 @@ class Batch:
                 finished = self._responses(self.decoder.step())
         except Exception as error:
             rows = self.decoder.clear()
+            self._forget(rows)
             reason = failure(rows[0].request, error)
         else:
             yield from finished
@@ -185,6 +200,11 @@ class Batch:
             return
         for row in rows:
             yield from self._one_by_one([row.request], self._examples[row.request.id], None)
+
+    def _forget(self, rows: Sequence[Row]) -> None:
+        """Rows that have been given up."""
+        if self.traces is not None:
+            self.traces.forget(rows)
 
     def _one_by_one(
         self, requests: Sequence[Request], example: Example, reason: Response | None
@@ -338,10 +358,13 @@ class Batch:
 def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int) -> KVUse:
     """What a finished row's cache took at its peak: its highest budget, and what was appended."""
     per_entry = kv.bytes_physical / kv.entries_physical
-    events = row.guard.events if row.guard is not None else ()
-    raised = round(max((e.budget_after for e in events), default=0.0) * kv.bytes_full)
-    appended = round((row.position - compressed_tokens) * per_entry)
-    return replace(kv, bytes_peak=max(kv.bytes_physical, raised) + appended)
+    peak = kv.bytes_physical + (row.position - compressed_tokens) * per_entry
+    if row.guard is not None:
+        rest = len(row.origin.rest_ids) if row.origin is not None else 0
+        for budget, tokens in row.guard.longest.items():
+            prompt = max(kv.bytes_physical, budget * kv.bytes_full)
+            peak = max(peak, prompt + (rest + tokens) * per_entry)
+    return replace(kv, bytes_peak=round(peak))
 
 
 def bytes_host(row: Row) -> int:

@@ -87,6 +87,7 @@ class Bucket:
         """Write the new entries [rows, KV heads, n, head size] of a forward pass."""
         layer = self._layers[layer_idx]
         start = layer.entries + self.appended
+        assert start + keys.shape[2] <= layer.keys.shape[2], "a row is longer than it may become"
         layer.keys[: self.n_rows, :, start : start + keys.shape[2]] = keys
         layer.values[: self.n_rows, :, start : start + keys.shape[2]] = values
 

@@ -19,7 +19,7 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.rebuild import rebuild
 from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, StepObserver, drop
 
-# a row that was stopped by an action is not taken back
+# a row that an action stopped is not taken back, one that ended itself may be, at the gate
 GOES_ON = (None, "length", "stop")
 
 
@@ -140,8 +140,11 @@ class Decoder:
         for action in actions:
             if not isinstance(action, Rebuild):
                 action.row.finish_reason = action.row.finish_reason or action.reason
+        stopped = {id(a.row) for a in actions if not isinstance(a, Rebuild)}
         for action in actions:
-            if isinstance(action, Rebuild) and action.row.finish_reason in GOES_ON:
+            if not isinstance(action, Rebuild) or id(action.row) in stopped:
+                continue
+            if action.row.finish_reason in GOES_ON:
                 self._rebuild(action)
 
     def _rebuild(self, action: Rebuild) -> None:

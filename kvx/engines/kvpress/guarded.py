@@ -138,8 +138,11 @@ class LiveGuard(StepObserver):
         for i, item in enumerate(seen):
             row, guard = item.row, item.row.guard
             assert guard is not None
-            ended = row.finish_reason not in (None, "length")
-            change = guard.step(ids[i], float(hazard[i]), float(entropy[i]), repeated[i][0], ended)
+            end = row.finish_reason
+            ended, last = end not in (None, "length"), end == "length"
+            change = guard.step(
+                ids[i], float(hazard[i]), float(entropy[i]), repeated[i][0], ended, last
+            )
             if change is not None:
                 actions.append(Rebuild(row, change))
         return actions
@@ -151,9 +154,10 @@ class LiveGuard(StepObserver):
         again: Change | None = None
         if logits is not None and seen.full_logits is not None:
             nats = divergence_nats(seen.full_logits, logits[0]).item()
-            seen.known["probe_kl_nats"] = [nats]
-            seen.known["probe_same_top1"] = [seen.full_logits.argmax() == logits[0].argmax()]
-            if not row.guard.events or row.guard.events[-1].action == "raise":
+            if row.guard.events[-1].action == "raise":  # of its own budget, from now on
+                seen.known["probe_kl_nats"] = [nats]
+                same = (seen.full_logits.argmax() == logits[0].argmax()).item()
+                seen.known["probe_same_top1"] = [bool(same)]
                 again = row.guard.gate(nats)
         if again is not None:
             return [Rebuild(row, again)]
@@ -210,7 +214,8 @@ class LiveGuard(StepObserver):
             seen.full_second = full_cache_logits(self.loaded, row)
         nats = divergence_nats(seen.full_second, logits).item()
         seen.known["probe_kl_nats"] = [nats]
-        seen.known["probe_same_top1"] = [seen.full_second.argmax() == logits.argmax()]
+        same = (seen.full_second.argmax() == logits.argmax()).item()
+        seen.known["probe_same_top1"] = [bool(same)]
         change = guard.gate(nats, row.tokens[-1])
         if change is None:
             seen.unprobed, seen.full_second = False, None

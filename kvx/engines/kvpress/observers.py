@@ -61,6 +61,11 @@ class TraceObserver(StepObserver):
         self._rows[id(row)].keep(row.tokens)
         return ()
 
+    def forget(self, rows: Sequence[Row]) -> None:
+        """These rows have been given up: nobody will ask."""
+        for row in rows:
+            self._rows.pop(id(row), None)
+
     def trace(self, row: Row) -> Trace:
         """The signals of a finished row; forgets it."""
         recorded = self._rows.pop(id(row))

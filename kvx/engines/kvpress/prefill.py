@@ -104,7 +104,7 @@ def prefill(
     else:
         with _compressing(loaded.model, cache, rows, store):
             out = loaded.model.model(input_ids=batch, past_key_values=cache)
-    hidden = out.last_hidden_state[0, -1]
+    hidden = out.last_hidden_state[0, -1].clone()  # not all of them: shadows keep it
     for row in rows:
         if row.shadow is not None:
             row.shadow.prompt.hidden = hidden
