@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from kvx.all.main import all_stages
 from kvx.analyze.main import analyze
@@ -27,6 +28,10 @@ from kvx.status.main import status
 from kvx.store import layout
 from kvx.train.main import train
 from kvx.verify.main import verify
+
+# how long an example takes says what else the machine does
+settings.register_profile("kvx", deadline=None)
+settings.load_profile("kvx")
 
 STAGES = {
     "prepare": (prepare, False),

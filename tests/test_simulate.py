@@ -112,7 +112,7 @@ def test_one_call_reports_every_controller(kvx: Kvx, copied: Path) -> None:
     assert "prevented at best" in page
     assert "upper bound" in page
     assert "outer folds" in page
-    assert "trained for the detection of a loop" in page
+    assert "trained for the onset of a loop" in page
     assert (copied / "plots" / "pareto.png").stat().st_size > 10_000
 
 
