@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kvx.cli import compose
@@ -108,6 +108,7 @@ def test_whatever_a_server_sends_is_an_answer_that_can_be_stored_or_a_fault(
 
     @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(PART, min_size=1, max_size=3))
+    @example([{"choices": [{"finish_reason": "stop"}], "usage": {"completion_tokens": False}}])
     def holds(parts: list[Any]) -> None:
         parser = Parser(api)
         try:

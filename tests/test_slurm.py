@@ -187,8 +187,9 @@ def test_a_job_over_its_memory_is_named_and_more_memory_completes_the_sweep(
 
 
 def test_an_interrupted_parent_leaves_its_jobs_and_nobody_doubles_their_work(
-    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame
+    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("KVX_TEST_PAUSE_S", "0.5")  # longer than four commands on a busy machine
     process = kvx_process(tmp_path, "run", *SLOW, *SLURM)
     wait_until(lambda: jobs.read(RUNS) and queue(), "jobs are submitted")
     job = array_id()

@@ -142,7 +142,8 @@ class Parser:
             raise Fault(f"the answer {how}")
         text, refusal = storable("".join(self.text)), storable("".join(self.refusal))
         tokens = self.usage_tokens
-        if not isinstance(tokens, int) or not 0 <= tokens < MOST_TOKENS:
+        counted = isinstance(tokens, int) and not isinstance(tokens, bool)
+        if not counted or not 0 <= tokens < MOST_TOKENS:
             tokens = len(self.tokens) or None
         latency_s = self.last_s if streamed and self.last_s is not None else total_s
         ttft_s = self.first_s if streamed else None
