@@ -76,10 +76,10 @@ def _table(
     stats: pd.DataFrame, group: str, header: Cells, cells: Callable[[Figures], Cells]
 ) -> str:
     own = stats[stats["versus"].isna() & (stats["group"] == group)]
-    rows = [
-        [str(controller), int(frame["n"].max()), *cells(_figures(frame))]
-        for controller, frame in own.groupby("controller", sort=False)
-    ]
+    rows = []
+    for controller, frame in own.groupby("controller", sort=False):
+        figures = _figures(frame)
+        rows.append([str(controller), figures["interventions", NO_KIND]["n"], *cells(figures)])
     return markdown(["controller", "n", *header], rows)
 
 

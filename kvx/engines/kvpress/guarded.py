@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from kvx.engines.kvpress.prefill import PromptRow
 from kvx.engines.kvpress.recompute import Recompute
 from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, Source, StepObserver
 from kvx.engines.kvpress.shadow import FULL, PromptShadow, RowShadow, row_shadow
+from kvx.guard import model_files
 from kvx.guard.controller import Policy, Thresholds, needs_hazard, policy
 from kvx.guard.forecast import Forecaster
-from kvx.guard.hazard import DEFAULT, HazardModel
+from kvx.guard.hazard import HazardModel
 from kvx.guard.live import Change, SequenceGuard
 from kvx.guard.repetition import Repetition
 from kvx.guard.signals import divergence_nats
@@ -35,7 +35,7 @@ from kvx.points import Request
 @lru_cache(maxsize=8)
 def hazard_model(folder: str | None) -> HazardModel:
     """The model of a folder, or the packaged one. Raises `UserError` as `HazardModel.load` does."""
-    return HazardModel.load(DEFAULT if folder is None else Path(folder))
+    return HazardModel.load(model_files.folder_of(folder))
 
 
 def live_policy(controller: ControllerConfig, guard: GuardConfig) -> Policy:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kvx.engines.base import Probe
+from kvx.engines.kvpress.shadow import Scores
 from kvx.guard.signals import divergence_nats
 
 
@@ -34,18 +35,11 @@ class EvictedMass:
 
     def __init__(self, press: Any) -> None:
         self._shares: list[torch.Tensor] = []
-        self._scores: torch.Tensor | None = None
-        score = press.score
-
-        def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
-            self._scores = score(*args, **kwargs)
-            return self._scores
-
-        press.score = watched
+        self._scores = Scores(press)
 
     def kept(self, n_kept: int) -> None:
         """A layer is compressed: of the scores just given, the `n_kept` highest stay."""
-        scores, self._scores = self._scores, None
+        scores = self._scores.take()
         if scores is None or n_kept > scores.shape[-1]:
             return
         mass = scores.float() - scores.float().amin(-1, keepdim=True)
