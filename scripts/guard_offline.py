@@ -102,9 +102,9 @@ detector without training, n-gram repetition, has an AUROC of {ngram} and a reca
   {early_recall} at {early_rate} false positives.
 - *The gate before the first token* ({gate_aim}) stops {gate_recall} of the
   excess catastrophes of untouched prompts at {gate_rate} false gates.
-- *Replayed budgets*: the controllers with a model relax to half a cache (`safe_budget=0.5`), `reactive`
-  to all of it, and a replay takes both for enough. Live, what derails at half gets the full cache,
-  so their mean budgets here are too low to be compared.
+- *Replayed budgets*: the controllers with a model relax to half a cache (`safe_budget=0.5`),
+  `reactive` to all of it, and a replay takes both for enough. Live, what derails at half gets the
+  full cache, so their mean budgets here are too low to be compared.
 - *Unseen presses*: AUROC before the onset from {worst_press} to {best_press};
   {most} of the catastrophes are of one press.
 - *Instant onsets*: {instant} of {events} (at or before token 4) in these prompts, compressed with
