@@ -16,9 +16,9 @@ from hydra.utils import instantiate
 from kvpress import KnormPress
 
 from kvx.cli import compose
-from kvx.engines.base import GuardEvent
 from kvx.engines.kvpress.model import load
 from kvx.guard import guarded
+from kvx.guard.events import GuardEvent
 
 
 def main() -> None:

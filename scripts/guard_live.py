@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from kvx.analyze.controllers import FULL, STATIC
-from kvx.engines.base import INTERVENTIONS
+from kvx.guard.events import INTERVENTIONS
 from kvx.guard.live_stats import ANY
 from kvx.guard.ranking import Resampler
 from kvx.report.controllers import prevented_table, price_table, versus_table

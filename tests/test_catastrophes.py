@@ -16,8 +16,9 @@ from matplotlib import image
 
 from kvx.cli import run_stage
 from kvx.config import Config
-from kvx.engines.base import Guarded, KVUse, Response
+from kvx.engines.base import KVUse, Response
 from kvx.guard.catastrophes import KINDS, inspect, pair
+from kvx.guard.events import Guarded
 from kvx.guard.instructions import Instruction
 from kvx.points import Request, is_guarded
 from kvx.run.bundle import plan

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.engines.base import ACTIONS, INTERVENTIONS, Guarded, GuardEvent, Response
+from kvx.engines.base import Response
+from kvx.guard.events import ACTIONS, INTERVENTIONS, Guarded, GuardEvent
 from kvx.points import Point, Request
 from kvx.store import contents, merge, schemas
 from kvx.store.catalog import PointRecord, events_of, requests_of

@@ -6,9 +6,9 @@ from kvpress import KnormPress
 from transformers import AutoModelForCausalLM
 
 from kvx.config import package_dir
-from kvx.engines.base import Guarded
 from kvx.guard import guarded
 from kvx.guard.detectors import find_loop
+from kvx.guard.events import Guarded
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kvx.engines.base import Guarded
+from kvx.guard.events import Guarded
 from kvx.guard.live_stats import KINDS, Figure, Pairs, Use, cost_figures, effect_figures, excess
 from kvx.guard.ranking import Resampler
 from kvx.stats.intervals import clopper_pearson

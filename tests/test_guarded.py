@@ -26,9 +26,9 @@ from transformers import (
 from kvx.cli import compose
 from kvx.config import conf_dir, package_dir
 from kvx.controller_config import ControllerConfig, ControllerKind
-from kvx.engines.base import GuardEvent
 from kvx.errors import UserError
 from kvx.guard import guarded
+from kvx.guard.events import GuardEvent
 
 NEW = 24
 PAD = 0

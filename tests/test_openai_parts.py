@@ -143,6 +143,7 @@ def test_a_kvx_server_is_told_what_is_the_context(point: Point) -> None:
         compressed, rest = prompts.texts(example)
         assert body["kvx"] == {
             "press": "snapkv", "budget": 0.2, "compress_chars": len(compressed),
+            "controller": "none",
         }  # fmt: skip
         if api is Api.completions:
             assert body["prompt"] == compressed + rest

@@ -125,15 +125,15 @@ def test_a_controller_serves_what_engine_kvpress_answers_with_it(
     assert acted
 
 
-def test_the_harness_finds_the_budgets_of_a_guarding_server_proved(
+def test_the_harness_measures_its_points_without_the_controller_of_a_guarding_server(
     kvx: Kvx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     sweep = ("-m", "press=knorm", "budget=0.5,0.2", "dataset.sampling.n_per_bin=2",
              "decoding.max_new_tokens=12")  # fmt: skip
-    outcome = kvx("run", *sweep, "controller=always_safe", "experiment_name=here")
+    outcome = kvx("run", *sweep, "experiment_name=here")
     assert outcome.code == 0, outcome.err
-    with serving("model=tiny_recall", "controller=always_safe", "guard.stream=restart") as server:
+    with serving("model=tiny_recall", "controller=always_safe") as server:
         outcome = kvx(
             "run", *sweep, "experiment_name=there", "engine=openai",
             f"engine.base_url={server.url}", "engine.stream=true",
@@ -144,6 +144,7 @@ def test_the_harness_finds_the_budgets_of_a_guarding_server_proved(
         for name in ("here", "there")
     )
     assert there["budget_verified"].all()
+    assert there["guard_events"].isna().all()
     for column in ("text", "kv_entries_nominal", "kv_entries_effective", "kv_bytes_peak"):
         assert here[column].tolist() == there[column].tolist()
 

@@ -10,9 +10,9 @@ from kvx.analyze.catastrophes import judged
 from kvx.analyze.frames import Experiment
 from kvx.analyze.tables import Row, null
 from kvx.config import AnalyzeConfig
-from kvx.engines.base import ACTIONS
 from kvx.guard.catastrophes import CATASTROPHES, TOKENS
 from kvx.guard.detectors import INSTANT as INSTANT_TOKENS
+from kvx.guard.events import ACTIONS
 from kvx.guard.live_stats import (
     ANY,
     INSTANT,

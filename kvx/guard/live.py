@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
-from kvx.engines.base import Guarded, GuardEvent
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
 from kvx.guard.detectors import REPORT_TOKENS
+from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.loops import LoopDetector, repeated_tail
 
 FULL, ALWAYS = 1.0, "always_safe"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvx.config import BudgetKind
-from kvx.engines.base import INTERVENTIONS, Guarded, GuardEvent
+from kvx.guard.events import INTERVENTIONS, Guarded, GuardEvent
 from kvx.points import resolved
 from kvx.serve.jobs import Done, Job
 from kvx.serve.service import Ticket

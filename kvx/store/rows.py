@@ -7,7 +7,8 @@ from functools import cache
 from typing import Any
 
 from kvx import provenance
-from kvx.engines.base import INTERVENTIONS, BudgetProof, Guarded, Measurement, Response
+from kvx.engines.base import BudgetProof, Measurement, Response
+from kvx.guard.events import INTERVENTIONS, Guarded
 from kvx.points import Request, is_guarded, made_with
 
 Row = dict[str, Any]

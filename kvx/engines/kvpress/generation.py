@@ -10,8 +10,8 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from kvx.config import DecodingConfig
-from kvx.engines.base import Guarded
 from kvx.errors import ArgumentError
+from kvx.guard.events import Guarded
 
 GREEDY = "decode greedily, or with do_sample=True and temperature, top_k, top_p"
 LOGITS = f"the guard judges the model's own logits; {GREEDY}"

@@ -15,7 +15,6 @@ from kvx.controller_config import (
     Shadow,
 )
 from kvx.controller_options import named
-from kvx.engines.base import Guarded, GuardEvent
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.decode import Decoder
@@ -46,6 +45,7 @@ from kvx.engines.kvpress.shadow import FULL, PromptShadow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.errors import ArgumentError, UserError
 from kvx.guard.controller import needs_hazard
+from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.forecast import Forecaster
 from kvx.guard.live import SequenceGuard
 from kvx.live_rules import check_guard

@@ -101,7 +101,9 @@ class BodyBuilder:
         if is_kvx:
             in_tokens = config.budget.kind is BudgetKind.tokens
             asked = {"budget_tokens" if in_tokens else "budget": budget}
-            body[KVX] = {"press": press, **asked, "compress_chars": compress_chars}
+            # no point of this engine has a controller: a guarding server shall not follow it
+            context = {"compress_chars": compress_chars, "controller": config.controller.name}
+            body[KVX] = {"press": press, **asked, **context}
         return body | (placeholders.fill(engine.extra_body, press, budget) or {})
 
     def _text(self, example: Example) -> tuple[str, int]:
