@@ -76,7 +76,10 @@ class Parser:
         if isinstance(usage := part.get("usage"), dict):
             self.usage_tokens = usage.get("completion_tokens", self.usage_tokens)
         if (said := part.get("kvx")) is not None:
-            self.accounting = accounting(said)
+            if "restart" in said:
+                self._restart(said["restart"])
+            else:
+                self.accounting = accounting(said)
         choices = part["choices"]
         if not isinstance(choices, list):
             raise TypeError("choices is no list")
@@ -106,6 +109,15 @@ class Parser:
         if reason is not None and not isinstance(reason, str):
             raise TypeError("the finish_reason is no string")
         self.finish_reason = reason
+
+    def _restart(self, kept: dict[str, Any]) -> None:
+        """A guarding server takes back what it streamed beyond so many characters and tokens."""
+        n_characters, n_tokens = int(kept["kept_characters"]), int(kept["kept_tokens"])
+        if min(n_characters, n_tokens) < 0:
+            raise ValueError("a restart keeps less than nothing")
+        self.text = ["".join(self.text)[:n_characters]]
+        for items in (self.tokens, self.logprob, self.top, self.arrival_s):
+            del items[n_tokens:]
 
     def _logprobs(self, logprobs: dict[str, Any]) -> None:
         if self.api is Api.chat:
