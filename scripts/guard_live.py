@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from kvx.analyze.controllers import FULL, STATIC
+from kvx.analyze.controllers import FULL, LARGER, STATIC
 from kvx.guard.events import INTERVENTIONS
 from kvx.guard.live_stats import ANY
 from kvx.guard.ranking import Resampler
@@ -25,7 +25,8 @@ from kvx.report.controllers import prevented_table, price_table, versus_table
 from kvx.report.guard import NO_KIND, with_interval
 from kvx.report.tables import markdown
 
-EXPERIMENT, GUARD = "guard_live", "balanced"
+EXPERIMENT, GUARD, REACTIVE = "guard_live", "balanced", "reactive"
+BUDGET = 0.25  # conf/experiment/guard_live.yaml
 HEAD = """# What a live guard recovers
 
 {asked}
@@ -36,7 +37,7 @@ Made by
 
     make guard-live N_PROMPTS={n_prompts}
 
-{n_points} points: {presses} at budget {budgets}, on {datasets}, {n_prompts} prompts each, {model},
+{n_points} points: {presses} at budget {budget:g}, on {datasets}, {n_prompts} prompts each, {model},
 at most {max_new_tokens} new tokens, greedy, the whole prompt compressed; {requests} responses, made
 with kvx {version} on {hardware}. No prompt, and no text a prompt is made from, was among those that
 the hazard model was trained, calibrated or given its thresholds with. What is counted:
@@ -47,7 +48,8 @@ shows without a controller and the full cache does not; 95% intervals from resam
 back. `ngram` and `entropy_cusum` roll back at a repeated 20-gram, and at a sum of entropies. `gate`
 only looks before the first token. `relax_only` is the trained guard that takes no token back.
 `random` acts as often as the trained guard, at random tokens. `{full}` keeps everything;
-`{static}` is the same press without a controller at the trained guard's mean budget ({statics}).
+`{static}` is the same press without a controller at the trained guard's mean budget ({statics}),
+`{moved}` the reactive guard from where it should come to that mean ({moves}).
 
 ## What was prevented
 
@@ -109,25 +111,30 @@ def table_of(folder: Path, name: str) -> pd.DataFrame:
 
 
 def controls(folder: Path, overrides: list[str]) -> None:
-    """Run chance and larger budgets as the trained guard's behaviour asks."""
+    """Run chance, and larger budgets with and without the reactive guard, as `GUARD` behaved."""
     seen = requests_of(folder)
+    seen = seen[seen["budget"] == BUDGET]
     own = seen[seen["controller"] == GUARD]
     rate = own["guard_interventions"].sum() / own["guard_decoded_tokens"].sum()
+    used, reactive = mean_budgets(own), mean_budgets(seen[seen["controller"] == REACTIVE])
     run = [sys.executable, "-m", "kvx.run", f"experiment={EXPERIMENT}", *overrides]
-    presses = sorted(set(own["press"]))
-    chance = ["controller=random", f"controller.rate={rate:.5f}", f"press={','.join(presses)}"]
+    chance = ["controller=random", f"controller.rate={rate:.5f}", f"press={','.join(used)}"]
     subprocess.run([*run, *chance], check=True)
-    for press, budget in mean_budgets(own).items():
-        static = [f"press={press}", f"budget.ratio={budget:g}", "controller=none"]
-        subprocess.run([*run, *static], check=True)
+    for press, mean in used.items():
+        # what the reactive guard adds to its budget is taken off; no budget is run for both
+        moved = round(min(BUDGET + mean - reactive[press], mean - 0.01), 2)
+        for budget, controller in ((round(mean, 2), "none"), (moved, REACTIVE)):
+            if budget > BUDGET:
+                larger = [f"press={press}", f"budget.ratio={budget:g}", f"controller={controller}"]
+                subprocess.run([*run, *larger], check=True)
 
 
 def mean_budgets(own: pd.DataFrame) -> dict[str, float]:
-    """Press → mean share of the prompt's entries on the device, to the next hundredth."""
+    """Press → mean share of the prompt's entries on the device."""
     weight = own["guard_decoded_tokens"] * own["compressed_tokens"]
     sums = (own["guard_mean_budget"] * weight).groupby(own["press"]).sum()
     mean = sums / weight.groupby(own["press"]).sum()
-    return {str(press): round(float(value), 2) for press, value in mean.items()}
+    return {str(press): float(value) for press, value in mean.items()}
 
 
 def page(folder: Path) -> str:
@@ -136,21 +143,25 @@ def page(folder: Path) -> str:
     first = points[0]
     config, made = first["config"], first["provenance"]
     guarded = [p for p in points if p["controller"] != "none"]
-    tried = {p["budget"] for p in guarded}
-    static = [p for p in points if p["controller"] == "none" and p["budget"] not in (*tried, 1.0)]
-    statics = ", ".join(sorted({f"{p['press']} {p['budget']:g}" for p in static}))
+    larger = [p for p in points if p["budget"] not in (BUDGET, 1.0)]
     return HEAD.format(
         asked=asked(stats), n_points=len(points), n_prompts=first["manifest"]["n_requests"],
         presses=", ".join(sorted({p["press"] for p in guarded})),
-        budgets=", ".join(f"{b:g}" for b in sorted(tried)),
+        budget=BUDGET,
         datasets=", ".join(sorted({p["dataset"] for p in points})), model=first["model"],
         max_new_tokens=config["decoding"]["max_new_tokens"],
         requests=sum(p["manifest"]["n_requests"] for p in points),
         version=made["versions"]["kvx"], hardware=hardware(made["hardware"]), guard=GUARD,
-        full=FULL, static=STATIC, statics=statics, prevented=prevented_table(stats),
+        full=FULL, static=STATIC, statics=named(larger, "none"), moved=f"{REACTIVE}{LARGER}",
+        moves=named(larger, REACTIVE), prevented=prevented_table(stats),
         price=price_table(stats),
         versus=versus_table(stats, GUARD), times=times(folder), parts="".join(parts(stats)),
     )  # fmt: skip
+
+
+def named(points: list[dict[str, Any]], controller: str) -> str:
+    own = {f"{p['press']} {p['budget']:g}" for p in points if p["controller"] == controller}
+    return ", ".join(sorted(own))
 
 
 def hardware(found: dict[str, Any]) -> str:

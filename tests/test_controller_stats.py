@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from kvx.analyze.controllers import FULL, STATIC
+from kvx.analyze.controllers import FULL, LARGER, STATIC
 from kvx.report.controllers import prevented_table, price_table, versus_table
 from kvx.store import schemas
 from tests.conftest import Kvx
@@ -66,6 +66,21 @@ def test_points_are_pooled_and_compared(stats: pd.DataFrame) -> None:
     gone = sum(n % 2 for n in (*range(3, 12), *range(20, 28)))
     assert (static["count"], static["n"]) == (2 * gone, 34)
     assert one(stats, STATIC, "mean_budget")["value"] == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_controller_at_a_larger_budget_is_compared_at_the_one_that_was_run_without(
+    kvx: Kvx, stats: pd.DataFrame
+) -> None:
+    for budget in ("budget=0.55", "budget=0.95"):  # both used about 0.5: the first is nearest
+        write_experiment(answer, "press=knorm", budget, "controller=reactive", guard=steered)
+    for stage in ("score", "analyze"):
+        assert kvx(stage).code == 0
+    after = pq.read_table(FOLDER / "controller_stats.parquet").to_pandas()
+    moved = one(after, f"reactive{LARGER}", "prevented", "any")
+    assert (moved["count"], moved["n"]) == (8, 17)
+    assert one(after, "reactive", "prevented", "any")["n"] == 34  # as without it
+    versus = one(after, "always_safe", "prevented_difference", "any", versus=f"reactive{LARGER}")
+    assert (versus["n"], versus["value"]) == (17, pytest.approx(1 - 8 / 17))
 
 
 def test_one_controller_against_another(stats: pd.DataFrame) -> None:

@@ -28,15 +28,19 @@ FULL = "always full"
 # the same press at a larger budget, the nearest to what controllers used on average: what that
 # buys without them
 STATIC = "static budget"
+# a controller at such a budget, where none was run without one
+LARGER = ", larger budget"
 ALL = "all"
 SAME = ["variant_id", "seed", "press", "budget_label", "example_id"]
 
 
 def controller_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
-    """One row per group, controller and figure; none where no point has a controller."""
+    """One row per group, controller and figure; none without a controller, or only with them."""
     if not any(p.is_guarded for p in experiment.points):
         return []
     seen = pooled(experiment)
+    if seen.empty:
+        return []
     plain = seen[seen["controller"] == NONE]
     by = Resampler(int(seen["prompt"].max()) + 1, config.n_boot, config.confidence, config.seed)
     both = beside(seen, plain, SAME)
@@ -54,8 +58,8 @@ def controller_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]
 def pooled(experiment: Experiment) -> pd.DataFrame:
     """Every response to a prompt that a controller was tried on, under the budget it was tried at.
 
-    The full cache and larger budgets without a controller stand beside each of them, called
-    `always full` and `static budget`.
+    The full cache and larger budgets stand beside each of them: without a controller they are
+    called `always full` and `static budget`, with one `<controller>, larger budget`.
     """
     seen = responses(experiment)
     of = {p.id: p for p in experiment.points}
@@ -65,29 +69,40 @@ def pooled(experiment: Experiment) -> pd.DataFrame:
     seen["controller"] = seen["point_id"].map(experiment.controller_labels)
     guarded = seen["point_id"].map({i: p.is_guarded for i, p in of.items()})
     full = seen["point_id"].map({i: p.is_full_cache for i, p in of.items()})
-    tried = seen[guarded][["variant_id", "seed", "press", "budget_label", "budget"]]
-    tried = tried.drop_duplicates()
-    parts = [seen[guarded]]
+    cell_of = ["variant_id", "seed", "press", "budget_label", "budget"]
+    cells = seen[guarded][cell_of].drop_duplicates()
+    # the budgets that controllers were compared at with none
+    tried = cells.merge(seen[~guarded & ~full][cell_of].drop_duplicates())
+    parts = [seen[guarded].merge(tried)]
     for _, cell in tried.iterrows():
         same = (seen["variant_id"] == cell["variant_id"]) & (seen["seed"] == cell["seed"])
-        plain = seen[same & ~guarded & ~full & (seen["press"] == cell["press"])]
-        own = plain[plain["budget_label"] == cell["budget_label"]]
-        larger = plain[~plain["budget_label"].isin(tried["budget_label"])]
-        larger = larger[larger["budget"] > cell["budget"]]
-        if len(larger):  # the one whose budget is nearest to what controllers used
-            here = (seen["press"] == cell["press"]) & (seen["budget_label"] == cell["budget_label"])
-            used = seen.loc[same & guarded & here, "guard_mean_budget"].astype(float).mean()
-            far = (larger["budget"] - (cell["budget"] if np.isnan(used) else used)).abs()
-            larger = larger[larger["budget_label"] == larger.loc[far.idxmin(), "budget_label"]]
+        own = same & (seen["press"] == cell["press"])
+        here = seen["budget_label"] == cell["budget_label"]
+        above = (seen["budget"] > cell["budget"]) & ~seen["budget_label"].isin(
+            tried.loc[tried["press"] == cell["press"], "budget_label"]
+        )
+        used = seen.loc[own & here & guarded, "guard_mean_budget"].astype(float).mean()
+        static = _nearest(seen[own & above & ~guarded & ~full], used)
         twin = seen[same & full & ~guarded].drop_duplicates("example_id")
         twin = twin.assign(**{f"excess_{kind}": 0.0 for kind in KINDS})  # by definition
-        for frame, name in ((own, NONE), (larger, STATIC), (twin, FULL)):
-            labels = {n: cell[n] for n in ("press", "budget_label", "budget")}
-            # a mean budget is the press's own; the saving is counted from the cell's
-            parts.append(_idle(frame).assign(controller=name, **labels))
+        labels = {n: cell[n] for n in ("press", "budget_label", "budget")}
+        idle = {NONE: seen[own & here & ~guarded & ~full], STATIC: static, FULL: twin}
+        # a mean budget is the press's own; the saving is counted from the cell's
+        parts += [_idle(frame).assign(controller=n, **labels) for n, frame in idle.items()]
+        for name, moved in seen[own & above & guarded].groupby("controller"):
+            parts.append(_nearest(moved, used).assign(controller=f"{name}{LARGER}", **labels))
     found = pd.concat(parts, ignore_index=True)
     found["nominal"] = found["budget"].where(found["controller"] != FULL, found["nominal"])
     return found.assign(prompt=numbers(found["cluster"]))
+
+
+def _nearest(larger: pd.DataFrame, used: float) -> pd.DataFrame:
+    """Of responses at larger budgets those at the one nearest to the mean budget `used`."""
+    if larger.empty:
+        return larger
+    nearest = (larger["budget"] - used).abs().argmin()
+    found: pd.DataFrame = larger[larger["budget_label"] == larger["budget_label"].iloc[nearest]]
+    return found
 
 
 def _idle(frame: pd.DataFrame) -> pd.DataFrame:
