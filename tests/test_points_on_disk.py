@@ -16,6 +16,7 @@ from kvx.points import Point, Request, made_with
 from kvx.store.points import PointStore
 from kvx.store.rows import request_row
 from tests.conftest import Kvx
+from tests.test_catastrophes import write_experiment
 from tests.test_store import AT, SMALL, make_point, rows, write_answers
 
 
@@ -111,3 +112,17 @@ def test_five_hundred_finished_points_are_recognised_fast_and_without_torch(
     assert out.returncode == 0, out.stderr
     assert float(out.stdout) < 10
     print("seconds for 500 points:", out.stdout)
+
+
+def test_runs_without_the_data_beside_them(kvx: Kvx) -> None:
+    write_experiment(lambda number, budget: ("Nora met Ivo", [1, 2, 3, 0], "stop"))
+    examples = next(Path("outputs/data/processed").rglob("examples.parquet"))
+    aside = examples.rename(examples.with_suffix(".aside"))
+    for stage in ("score", "analyze"):
+        outcome = kvx(stage)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+        assert "examples.parquet: missing; copy it beside the runs, or" in outcome.err
+        if stage == "score":
+            aside.rename(examples)
+            assert kvx("score").code == 0
+            examples.rename(aside)

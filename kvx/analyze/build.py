@@ -15,6 +15,7 @@ from kvx.analyze.frames import Experiment, load_experiment
 from kvx.analyze.guard import guard_stats
 from kvx.analyze.transitions import transitions
 from kvx.config import AnalyzeConfig, Config, package_dir
+from kvx.data.examples import examples_file
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
 from kvx.store import schemas, sqlite
@@ -81,7 +82,7 @@ def analyze_experiment(config: Config) -> None:
 def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], output: Path) -> None:
     folders = {p.info["manifest"]["key"]: p.manifest_dir(output) for p in experiment.points}
     examples = pd.concat(
-        pq.read_table(folder / "examples.parquet").to_pandas().assign(manifest_key=key)
+        pq.read_table(examples_file(folder)).to_pandas().assign(manifest_key=key)
         for key, folder in folders.items()
     )
     runs = pd.DataFrame(

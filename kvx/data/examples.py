@@ -7,12 +7,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from kvx.data.example import Example
+from kvx.errors import UserError
 
 
 @cache
 def load_examples(folder: Path) -> dict[str, Example]:
-    """The manifest's examples by id, from examples.parquet."""
-    rows = pq.read_table(folder / "examples.parquet").to_pylist()
+    """The manifest's examples by id. Raises `UserError` if they are not there."""
+    rows = pq.read_table(examples_file(folder)).to_pylist()
     return {
         r["example_id"]: Example(
             r["example_id"], r["context"], r["question"], tuple(r["answers"]), r["cluster"],
@@ -20,3 +21,14 @@ def load_examples(folder: Path) -> dict[str, Example]:
         )
         for r in rows
     }  # fmt: skip
+
+
+def examples_file(folder: Path) -> Path:
+    """The examples of the manifest in `folder`. Raises `UserError` if they are not there."""
+    path = folder / "examples.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: missing; copy it beside the runs, or make it anew with kvx.prepare and the "
+            "arguments of the run"
+        )
+    return path
