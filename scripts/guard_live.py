@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--experiment", type=Path, default=Path("outputs/runs") / EXPERIMENT)
     parser.add_argument("--out", type=Path, default=Path("docs/results/guard_live.md"))
     parser.add_argument("overrides", nargs="*", help="of kvx.run, as in the first half")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.step == "controls":
         controls(options.experiment, options.overrides)
     else:

@@ -111,5 +111,6 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "transition_summary": table("transitions"),
             "catastrophe_stats": table("catastrophe_stats"),
             "guard_stats": table("guard_stats"),
+            "controller_stats": table("controller_stats"),
         },
     )

@@ -176,7 +176,8 @@ def by_budget(frame: pd.DataFrame, label: str) -> Figure:
         figure, axis = plt.subplots(figsize=(6.2, 3.8))
         _over_budgets(axis, frame, series(frame), list(names), MEAN)
         axis.set_ylim(-0.04, 1.04)
-        axis.set_xlabel("KV budget (fraction of the prompt's entries kept, log scale)")
+        raised = "" if (frame["controller"] == "none").all() else ", before controllers raise it"
+        axis.set_xlabel(f"KV budget (fraction of the prompt's entries kept{raised}, log scale)")
         axis.set_ylabel(label)
         figure.legend(title="press", loc="outside right upper")
     return figure

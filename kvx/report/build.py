@@ -1,6 +1,8 @@
 """report.md: the analysed tables as sentences, tables and plots."""
 
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pyarrow.parquet as pq
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig, Config
+from kvx.controller_config import ControllerKind
 from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
+from kvx.guard.caveats import GuardedPoint
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
 from kvx.report import catastrophes, controllers, guard, proof, tables
@@ -78,7 +82,7 @@ def _context(
     alone = latency_of(points)
     requests = requests_of(points)
     found = proof.proofs(requests)
-    left_out = unfinished_points(folder)
+    left_out, used = unfinished_points(folder), guard.device_budgets(guard_stats)
     return {
         "name": folder.name, "n_points": len(points), "n_requests": overall["n_requests"].sum(),
         "n_responses": overall["n_responses"].sum(),
@@ -88,12 +92,27 @@ def _context(
         ),
         "proof": proof.sentences(found),
         "controllers": _controllers(controller_stats),
-        "findings": findings(bin_stats, comparisons, transitions, config.analyze),
-        "warnings": warnings(bin_stats, comparisons, left_out, config.analyze),
+        "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
+        "warnings": warnings(
+            bin_stats, comparisons, left_out, forecasting(points, config), config.analyze
+        ),
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
     }  # fmt: skip
+
+
+def forecasting(points: list[PointRecord], config: Config) -> Iterator[GuardedPoint]:
+    """The points whose controllers have a forecast, as far as their prompts are still there."""
+    for point in points:
+        made = point.info["config"]
+        manifest = point.manifest_dir(Path(config.paths.output)) / "manifest.json"
+        if made["controller"]["kind"] == ControllerKind.hazard.name and manifest.is_file():
+            entries = json.loads(manifest.read_text())["entries"]
+            yield GuardedPoint(
+                str(point.info["controller"]), made["guard"]["model"], str(point.info["model"]),
+                tuple(str(e["cluster"]) for e in entries),
+            )  # fmt: skip
 
 
 def _controllers(stats: pd.DataFrame) -> dict[str, str]:
@@ -139,7 +158,9 @@ def _variants(
                 "sees": f"the context{' and' if query_aware else ', not'} the question",
                 "methods": _methods(frame, config), "paired_methods": _methods(compared, config),
                 "degenerate": bool(overall["n_degenerate"].any()),
-                "budget_table": tables.budget_table(overall, found),
+                "budget_table": tables.budget_table(
+                    overall, found, guard.device_budgets(guarded)
+                ),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
                 "failure_table": tables.failure_table(overall, compared, failures),

@@ -19,9 +19,16 @@ ZONE = {
 
 
 def findings(
-    stats: pd.DataFrame, comparisons: pd.DataFrame, transitions: pd.DataFrame, config: AnalyzeConfig
+    stats: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    transitions: pd.DataFrame,
+    used: dict[str, float],
+    config: AnalyzeConfig,
 ) -> list[str]:
-    """For every press: what each budget cost, where it breaks, what failures could explain."""
+    """For every press: what each budget cost, where it breaks, what failures could explain.
+
+    `used` is what guarded points had on the device, by point.
+    """
     compared = comparisons[comparisons["primary"] & (comparisons["budget_label"] != "1")]
     if not len(compared):
         return ["There is no compressed point with a full-cache twin, so nothing can be compared."]
@@ -33,7 +40,7 @@ def findings(
         name = full_name(group.iloc[0], several)
         curve = group[group["bin"] == ALL_BINS].sort_values("budget", ascending=False)
         for _, row in curve.iterrows():
-            sentences.append(_cost(name, row, group, ranges, 1 - config.confidence))
+            sentences.append(_cost(name, row, group, ranges, used, 1 - config.confidence))
         for _, row in transitions.iterrows():
             if all(row[k] == v for k, v in zip(KEYS, key, strict=True)):
                 sentences.append(_transition(name, row, config))
@@ -42,15 +49,22 @@ def findings(
 
 
 def _cost(
-    name: str, row: pd.Series, group: pd.DataFrame, ranges: dict[Any, str], alpha: float
+    name: str,
+    row: pd.Series,
+    group: pd.DataFrame,
+    ranges: dict[Any, str],
+    used: dict[str, float],
+    alpha: float,
 ) -> str:
     """What one budget cost over all bins, and in which bins most."""
     agreed = pd.isna(row["mcnemar_p"]) or row["mcnemar_p"] < alpha
     loss, gain = row["ci_high"] < 0 and agreed, row["ci_low"] > 0 and agreed
     what = "a loss" if loss else "a gain" if gain else "no clear change"
     test = f"; McNemar p = {row['mcnemar_p']:.2g}" if pd.notna(row["mcnemar_p"]) else ""
+    point, metric = row["point_id"], row["metric"].replace("_", " ")
+    really = f" ({used[point]:.2f} on the device, on average)" if point in used else ""
     text = (
-        f"**{name} at budget {row['budget_label']}**: {what} of {row['metric'].replace('_', ' ')} "
+        f"**{name} at budget {row['budget_label']}**{really}: {what} of {metric} "
         f"against the full cache, {row['twin_mean']:.2f} → {row['mean']:.2f} "
         f"({row['difference']:+.2f} {interval(row, sign=True)}, n = {row['n_pairs']} pairs; "
         f"{row['n_lost']} lost, {row['n_won']} won{test})."

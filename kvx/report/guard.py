@@ -12,8 +12,14 @@ from kvx.words import byte_count
 
 NO_KIND = ""
 FEW = 20  # catastrophes: a share of fewer says little
-PREVENTED = {kind: HEADERS.get(kind, "instant loops") for kind in KINDS}
+PREVENTED = {kind: f"prevented: {HEADERS.get(kind, 'instant loops')}" for kind in KINDS}
 Figures = dict[tuple[str, str], Any]
+
+
+def device_budgets(stats: pd.DataFrame) -> dict[str, float]:
+    """Guarded point → the share of its prompts' entries that was on the device."""
+    used = stats[(stats["figure"] == "mean_budget") & stats["value"].notna()]
+    return {str(row["point_id"]): float(row["value"]) for row in used.to_dict("records")}
 
 
 def cost_table(stats: pd.DataFrame) -> str:

@@ -63,15 +63,22 @@ def accuracy_table(frame: pd.DataFrame) -> str:
     return markdown(["press", "budget", *ranges, "all"], rows)
 
 
-def budget_table(overall: pd.DataFrame, found: dict[str, list[BudgetProof]]) -> str:
+def budget_table(
+    overall: pd.DataFrame, found: dict[str, list[BudgetProof]], used: dict[str, float]
+) -> str:
+    """What presses kept; with controllers also what was on the device on average (`used`)."""
+
     def cells(row: pd.Series) -> Cells:
+        point = row["point_id"]
+        controlled = (number(used.get(point), "{:.3f}"),) if used else ()
         return (
-            number(row["budget_measured"], "{:.3f}"), proof.short(found[row["point_id"]]),
+            number(row["budget_measured"], "{:.3f}"), *controlled, proof.short(found[point]),
             byte_count(row["kv_bytes_mean"]), byte_count(row["kv_bytes_full_mean"]),
             row["n_degenerate"],
         )  # fmt: skip
 
-    header = ["measured", "proved", "KV bytes", "full KV bytes", "degenerate requests"]
+    raised = ["with its controller"] if used else []
+    header = ["measured", *raised, "proved", "KV bytes", "full KV bytes", "degenerate requests"]
     return per_point(overall, header, cells)
 
 

@@ -1,11 +1,12 @@
 """What a reader must know before believing a number."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig
+from kvx.guard.caveats import GuardedPoint, caveats
 from kvx.report.words import token_range
 
 CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps answers from ending
@@ -13,7 +14,11 @@ SMALL_BIN = 20
 
 
 def warnings(
-    stats: pd.DataFrame, comparisons: pd.DataFrame, left_out: dict[str, str], config: AnalyzeConfig
+    stats: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    left_out: dict[str, str],
+    forecasting: Iterable[GuardedPoint],
+    config: AnalyzeConfig,
 ) -> list[str]:
     """Sentences, most serious first; empty if there is nothing to warn of."""
     primary = stats[stats["primary"]]
@@ -23,6 +28,7 @@ def warnings(
     return [
         *_left_out(left_out),
         *_unproved(overall),
+        *(f"**Hazard model.** {caveat}" for caveat in caveats(forecasting)),
         *_floor(full, config.baseline_floor),
         *_cap(full),
         *_degenerate(overall),

@@ -1,13 +1,15 @@
 """Run a bundle of points: skip what is done, hand what is missing to a pool of workers."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from kvx.config import Config, Measure
 from kvx.data.manifest import Manifest
 from kvx.errors import RunFailedError, UserError
+from kvx.guard.caveats import GuardedPoint, caveats
+from kvx.guard.controller import needs_hazard
 from kvx.hashing import digest
 from kvx.live_rules import live
 from kvx.points import SHARED, Point, budget_label, experiment_dir, resolved
@@ -97,6 +99,8 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
     if len(points) > 1 and all(budget_label(p.config.budget) != "1" for p in points):
         log.warning("run: no full cache in this sweep; add budget 1.0 to know what is lost")
+    for caveat in caveats(_forecasting(points)):
+        log.warning("run: %s", caveat)
     if pool is None:
         from kvx.run.pools.inprocess import InProcess
 
@@ -112,6 +116,15 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         _judge(points, missing, outcomes)
     log.info("run: %d points complete → %s", len(points), where)
     return points
+
+
+def _forecasting(points: Sequence[Point]) -> Iterator[GuardedPoint]:
+    for point in points:
+        config = point.config
+        if needs_hazard(config.controller):
+            clusters = tuple(e.cluster for e in point.manifest.entries)
+            name = config.controller.name
+            yield GuardedPoint(name, config.guard.model, config.model.name, clusters)
 
 
 def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence[Outcome]) -> None:
