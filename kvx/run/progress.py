@@ -18,7 +18,7 @@ from rich.progress import (
 
 log = logging.getLogger(__name__)
 LOG_EVERY_S = 30.0
-EARLY_SHARE = 0.02
+EARLY_SHARE = 0.05
 
 
 class Advances(Protocol):
@@ -62,12 +62,13 @@ class Meter:
         rate = self.done / max(now - self._start, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=what, rate=f"{rate:.1f}/s")
+        if now - self._logged < LOG_EVERY_S:
+            return
+        self._logged = now
+        level = logging.DEBUG if self._bar is not None else logging.INFO
         # answers come in batches: the first of them says nothing about the rate
-        if now - self._logged >= LOG_EVERY_S and self.done >= EARLY_SHARE * self.total:
-            self._logged = now
+        pace = ""
+        if self.done >= EARLY_SHARE * self.total:
             left = (self.total - self.done) / rate
-            level = logging.DEBUG if self._bar is not None else logging.INFO
-            log.log(
-                level, "run: %d/%d requests, %.1f/s, about %d min %02d s left (%s)",
-                self.done, self.total, rate, left // 60, left % 60, what,
-            )  # fmt: skip
+            pace = f", {rate:.1f}/s, about {left // 60:.0f} min {left % 60:02.0f} s left"
+        log.log(level, "run: %d/%d requests%s (%s)", self.done, self.total, pace, what)
