@@ -69,6 +69,6 @@ class Meter:
         # answers come in batches: the first of them says nothing about the rate
         pace = ""
         if self.done >= EARLY_SHARE * self.total:
-            left = (self.total - self.done) / rate
-            pace = f", {rate:.1f}/s, about {left // 60:.0f} min {left % 60:02.0f} s left"
+            minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
+            pace = f", {rate:.1f}/s, about {minutes} min {seconds:02d} s left"
         log.log(level, "run: %d/%d requests%s (%s)", self.done, self.total, pace, what)
