@@ -75,7 +75,7 @@ def test_a_press_that_cannot_be_guarded(model: Any, press: Any, why: str) -> Non
         ({"controller": None}, '^controller=None: must be a name .*; without one: "none"$'),
         ({"controller": 3}, "^controller=3: must be a name"),
         ({"controller": ["balanced"]}, "^controller=.'balanced'.: must be a name"),
-        ({"controller": torch.nn.Linear(2, 2).requires_grad_(False)}, "^controller="),
+        ({"controller": torch.nn.Sequential(torch.nn.ReLU())}, "^controller=.Sequential.: must be"),
         (
             {"controller": ControllerConfig(name="x", kind="foo")},  # type: ignore[arg-type]
             "^controller.kind='foo': .* expected one of .none, hazard",

@@ -164,8 +164,8 @@ def _check_length(new: Any, options: Mapping[str, Any], config: Any, n_prompt: i
     length = options.get("max_length", own)
     if (_whole(length) or 0) <= n_prompt:
         raise ArgumentError(
-            f"max_length={shown(length)}: must be a whole number above {n_prompt}, the prompt's own "
-            "tokens, which it counts too; or give max_new_tokens"
+            f"max_length={shown(length)}: must be a whole number above {n_prompt}, the length of "
+            "the prompt; or give max_new_tokens"
         )
 
 
