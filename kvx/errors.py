@@ -26,3 +26,10 @@ class UnfinishedError(RunFailedError):
 
 class Submitted(Exception):  # noqa: N818
     """The work was handed to a queue and goes on without us (exit 0); says how to watch it."""
+
+
+def shown(value: object) -> str:
+    """`value` as it stands in such a line: its repr if that is short, else its type."""
+    text = repr(value)
+    short = len(text) <= 60 and "\n" not in text
+    return text if short else f"({type(value).__name__})"

@@ -3,35 +3,23 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import kvpress
 import pytest
 import torch
-from hydra import initialize_config_dir
 from kvpress import ChunkKVPress, KnormPress, SnapKVPress
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MistralConfig,
-    MistralForCausalLM,
-    StoppingCriteriaList,
-    TextStreamer,
 )
 
-from kvx.cli import compose
-from kvx.config import conf_dir, package_dir
+from kvx.config import package_dir
 from kvx.controller_config import ControllerConfig, ControllerKind
-from kvx.errors import UserError
 from kvx.guard import guarded
-from kvx.guard.events import GuardEvent
+from tests.guarding import NEW, PAD, a_prompt, done, gate, options, tiny_model
 
-NEW = 24
-PAD = 0
 PRESSES: dict[str, Callable[[], Any]] = {
     "knorm": lambda: KnormPress(0.7),
     "snapkv": lambda: SnapKVPress(0.7, window_size=8),
@@ -44,33 +32,9 @@ PRESSES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model() -> Any:
-    return AutoModelForCausalLM.from_pretrained(package_dir() / "assets" / "tiny_recall").eval()
-
-
-@dataclass
-class Wrapping(kvpress.BasePress):  # type: ignore[misc]
-    """A wrapper of somebody's own."""
-
-    press: Any
-    compression_ratio: float = 0.5
-
-
-def a_prompt(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(5, 300, (1, n), generator=torch.Generator().manual_seed(seed))
-
-
-def options(ids: torch.Tensor, **more: Any) -> dict[str, Any]:
-    given = {
-        "attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "do_sample": False,
-        "eos_token_id": None, "pad_token_id": PAD,
-    }  # fmt: skip
-    return {"input_ids": ids, **given, **more}
-
-
-def gate(nats: float) -> ControllerConfig:
-    return ControllerConfig(name="gated", kind=ControllerKind.gate, prefill_gate_nats=nats)
+    return tiny_model()
 
 
 def chance() -> ControllerConfig:
@@ -132,10 +96,6 @@ def test_a_padded_batch_is_its_single_runs(model: Any, side: str, controller: An
         assert done(together.events[row]) == done(alone.events[0])
     if controller not in ("none", "balanced"):
         assert any(together.events)
-
-
-def done(events: list[GuardEvent]) -> list[tuple[Any, ...]]:
-    return [(e.token, e.mode, e.action, e.budget_after, e.n_kept, e.dropped_ids) for e in events]
 
 
 def test_what_ends_is_padded(model: Any) -> None:
@@ -272,110 +232,15 @@ def test_in_bfloat16(model: Any) -> None:
     assert torch.equal(safe.generate(**options(ids)), half.generate(**options(ids)))
 
 
-@pytest.mark.parametrize(
-    ("press", "why"),
-    [
-        (kvpress.AdaKVPress(KnormPress(0.5)), "hides entries"),
-        (Wrapping(kvpress.AdaKVPress(KnormPress(0.5))), "hides entries"),
-        (kvpress.DMSPress(KnormPress(), 0.5), "hides entries"),
-        (kvpress.KVzipPress(0.5), "hides entries"),
-        (kvpress.ComposedPress([KnormPress(0.5)]), "forward_hook of its own"),
-        (kvpress.FinchPress(0.5), "__call__ of its own"),
-        (kvpress.DecodingPress(KnormPress()), "drops what was generated"),
-        (kvpress.ThinKPress(0.5), "cannot be raised"),
-        (kvpress.SimLayerKVPress(), "no compression_ratio"),
-        ("snapkv", "is no kvpress press object"),
-        (0.5, "is no kvpress press object"),
-    ],
-)
-def test_a_press_that_cannot_be_guarded(model: Any, press: Any, why: str) -> None:
-    with pytest.raises(ValueError, match=why) as caught:
-        guarded(model, press)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        ({"controller": "patient"}, "controller=patient: there is aggressive, always_safe"),
-        ({"controller": "random"}, "needs a rate"),
-        ({"controller": ControllerConfig(name="mine", k=0)}, "controller.k=0"),
-        ({"controller": gate(-1.0)}, "prefill_gate_nats"),
-        ({"shadow": "disk"}, "shadow=disk: must be one of host, recompute, none"),
-        ({"ladder": [0.5, 0.25]}, "guard.ladder"),
-        ({"max_interventions": 0}, "guard.max_interventions"),
-        ({"hazard_model": "nowhere"}, "nowhere: no hazard model"),
-    ],
-)
-def test_wrong_settings(model: Any, arguments: dict[str, Any], why: str) -> None:
-    with pytest.raises(ValueError, match=why) as caught:
-        guarded(model, KnormPress(0.5), **arguments)
-    assert isinstance(caught.value, UserError)
-    assert "\n" not in str(caught.value)
-
-
-def test_models_that_cannot_be_guarded() -> None:
-    other = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16))
-    with pytest.raises(ValueError, match="GPT2LMHeadModel: kvpress does not support it"):
-        guarded(other, KnormPress(0.5))
-    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 16}
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    sliding = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=4))
-    with pytest.raises(ValueError, match="has sliding-window attention"):
-        guarded(sliding, KnormPress(0.5))
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"num_beams": 2},
-        {"num_return_sequences": 2, "do_sample": True},
-        {"repetition_penalty": 1.2},
-        {"no_repeat_ngram_size": 3},
-        {"min_new_tokens": 5},
-        {"max_time": 1.0},
-        {"streamer": TextStreamer(None)},
-        {"logits_processor": [lambda ids, scores: scores]},
-        {"stopping_criteria": StoppingCriteriaList([lambda ids, scores: True])},
-        {"past_key_values": DynamicCache()},
-        {"cache_implementation": "quantized"},
-        {"cache_implementation": "static"},
-        {"use_cache": False},
-        {"inputs_embeds": torch.zeros(1, 4, 64)},
-        {"output_logits": True},
-        {"prompt_lookup_num_tokens": 3},
-    ],
-    ids=lambda given: "-".join(map(str, given)),
-)
-def test_options_that_would_not_be_honoured(model: Any, given: dict[str, Any]) -> None:
-    """Refused by name, given as arguments, and in a configuration where they can be."""
-    name, ids = next(iter(given)), a_prompt(40)
-    guard = guarded(model, KnormPress(0.5))
-    with pytest.raises(ValueError, match=f"^{name}.*does not work under a guard") as caught:
-        guard.generate(**options(ids, **given))
-    assert "\n" not in str(caught.value)
-    if hasattr(GenerationConfig(), name) and name != "num_return_sequences":
-        config = GenerationConfig(**given, max_new_tokens=4, pad_token_id=PAD)
-        with pytest.raises(ValueError, match=f"^{name}.*does not work under a guard"):
-            guard.generate(ids, generation_config=config)
-
-
-def test_options_that_transformers_prepares(model: Any) -> None:
-    guard, ids = guarded(model, KnormPress(0.5)), a_prompt(40)
-    sampled = options(ids, do_sample=True, custom_generate=guard)
-    with pytest.raises(ValueError, match=r"logits_processor \(MinPLogitsWarper\)"):
-        model.generate(**{**sampled, "min_p": 0.1})
-    cache = DynamicCache()
-    model.generate(ids[:, :8], past_key_values=cache, max_new_tokens=2)
-    with pytest.raises(ValueError, match="past_key_values"):
-        model.generate(**options(ids, custom_generate=guard), past_key_values=cache)
-    mask = torch.ones(2, 40, dtype=torch.long)
-    mask[1] = 0
-    with pytest.raises(ValueError, match="row 1 is padding only"):
-        guard.generate(**options(ids.repeat(2, 1), attention_mask=mask))
-    other = AutoModelForCausalLM.from_config(model.config)
-    with pytest.raises(ValueError, match="guarded for another model"):
-        other.generate(**options(ids, custom_generate=guard))
+def test_budgets_are_told_as_they_were_asked_for(model: Any) -> None:
+    ids = a_prompt(90)
+    for ratio, budget in ((0.8, 0.2), (0.7, 0.3), (0.9, 0.1)):
+        guard = guarded(model, KnormPress(ratio), "none")
+        out = guard.generate(**options(ids, max_new_tokens=40, return_dict_in_generate=True))
+        assert out.guard[0].mean_budget == budget
+        safe = guarded(model, KnormPress(ratio), "always_safe")
+        safe.generate(**options(ids))
+        assert [event.budget_before for event in safe.events[0]] == [budget]
 
 
 def test_importing_the_guard_imports_no_torch() -> None:
@@ -384,15 +249,3 @@ def test_importing_the_guard_imports_no_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-def test_controllers_are_those_of_the_command_line(model: Any) -> None:
-    """Also where somebody's own Hydra is at work."""
-    names = [path.stem for path in (conf_dir() / "controller").glob("*.yaml")]
-    composed = {name: compose(f"controller={name}").controller for name in names}
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        for name in set(names) - {"random"}:
-            found = guarded(model, KnormPress(0.5), name).controller
-            card_gate = found.prefill_gate_nats if composed[name].card_gate else None
-            asked = composed[name].prefill_gate_nats or card_gate  # of the model's card
-            assert found == replace(composed[name], prefill_gate_nats=asked)

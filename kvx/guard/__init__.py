@@ -5,10 +5,11 @@ around a transformers model.
 """
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvx.controller_config import ControllerConfig
+    from kvx.controller_config import ControllerConfig, Shadow
     from kvx.engines.kvpress.library import GuardedModel
 
 
@@ -18,8 +19,8 @@ def guarded(
     controller: "str | ControllerConfig" = "balanced",
     *,
     tokenizer: Any = None,
-    hazard_model: str | None = None,
-    shadow: str = "host",
+    hazard_model: str | PathLike[str] | None = None,
+    shadow: "str | Shadow" = "host",
     ladder: Sequence[float] = (0.25, 0.5),
     max_interventions: int = 4,
 ) -> "GuardedModel":
@@ -33,12 +34,9 @@ def guarded(
 
     Raises `kvx.errors.ArgumentError`, a ValueError, in one line for what cannot be guarded.
     """
-    from kvx.controller_config import GuardConfig, Shadow
     from kvx.engines.kvpress.library import GuardedModel
-    from kvx.errors import ArgumentError
+    from kvx.guard.arguments import check_tokenizer, controller_config, guard_config
 
-    if shadow not in Shadow.__members__:
-        raise ArgumentError(f"shadow={shadow}: must be one of {', '.join(Shadow.__members__)}")
-    where = None if hazard_model is None else str(hazard_model)
-    guard = GuardConfig(Shadow[shadow], where, list(ladder), max_interventions)
-    return GuardedModel(model, press, controller, tokenizer, guard)
+    guard = guard_config(shadow, hazard_model, ladder, max_interventions)
+    check_tokenizer(tokenizer)
+    return GuardedModel(model, press, controller_config(controller), tokenizer, guard)

@@ -182,6 +182,7 @@ class SequenceGuard:
 
     def result(self, bytes_host: int) -> Guarded:
         mean = self._budgets / self._steps if self._steps else self.budget
+        mean = round(mean, 12)  # a sum of many equal budgets is not quite their multiple
         return Guarded(self.events, mean, self._steps, self.recomputed_tokens, bytes_host)
 
     def _take(self, token: int) -> int | None:

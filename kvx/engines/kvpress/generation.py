@@ -1,6 +1,7 @@
 """What of transformers' `generate` works under a guard, and what is refused."""
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from kvx.config import DecodingConfig
-from kvx.errors import ArgumentError
+from kvx.errors import ArgumentError, shown
 from kvx.guard.events import Guarded
 
 GREEDY = "decode greedily, or with do_sample=True and temperature, top_k, top_p"
@@ -106,14 +107,23 @@ def read(
         decoding.temperature = 1.0 if config.temperature is None else float(config.temperature)
         decoding.top_k = config.top_k or 0
         decoding.top_p = 1.0 if config.top_p is None else float(config.top_p)
-    stops = config.eos_token_id
-    stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-    pad = config.pad_token_id
-    if pad is None:
-        pad = stops[0] if stops else 0
-    return Generation(
-        decoding, frozenset(map(int, stops)), int(pad), bool(config.return_dict_in_generate)
-    )
+    stops = token_ids("eos_token_id", config.eos_token_id)
+    pad = token_ids("pad_token_id", config.pad_token_id) or stops or [0]
+    return Generation(decoding, frozenset(stops), pad[0], bool(config.return_dict_in_generate))
+
+
+def token_ids(option: str, value: Any) -> list[int]:
+    """The ids of an option that takes one or several, none for None. Raises `ArgumentError`."""
+    if value is None:
+        return []
+    try:
+        ids = value.tolist() if isinstance(value, torch.Tensor) else value
+        several = list(ids) if isinstance(ids, Sequence | Set) else [ids]
+        return [operator.index(i) for i in several]
+    except TypeError:
+        raise ArgumentError(
+            f"{option}={shown(value)}: must be a token id, a whole number; for none: {option}=None"
+        ) from None
 
 
 def _check_types(option: str, items: Sequence[Any], known: Sequence[type]) -> None:
@@ -121,21 +131,6 @@ def _check_types(option: str, items: Sequence[Any], known: Sequence[type]) -> No
         if type(item) not in known:
             name, instead = type(item).__name__, REFUSED[option][1]
             raise ArgumentError(f"{option} ({name}): does not work under a guard; {instead}")
-
-
-def prompts(input_ids: torch.Tensor, mask: torch.Tensor | None) -> list[list[int]]:
-    """The token ids of every row of `input_ids` [batch, prompt] without its padding."""
-    if mask is None:
-        return [list(row) for row in input_ids.tolist()]
-    if mask.shape != input_ids.shape:
-        raise ArgumentError(
-            f"attention_mask: is of shape {tuple(mask.shape)}, input_ids of "
-            f"{tuple(input_ids.shape)}; they must be alike"
-        )
-    found = [row[keep].tolist() for row, keep in zip(input_ids, mask.bool(), strict=True)]
-    if empty := [i for i, ids in enumerate(found) if not ids]:
-        raise ArgumentError(f"attention_mask: row {empty[0]} is padding only; give it a prompt")
-    return found
 
 
 def padded(input_ids: torch.Tensor, new: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:

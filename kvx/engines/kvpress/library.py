@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from kvpress.presses.base_press import SUPPORTED_MODELS
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from kvx.controller_config import (
     ControllerConfig,
@@ -14,18 +14,17 @@ from kvx.controller_config import (
     GuardConfig,
     Shadow,
 )
-from kvx.controller_options import named
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.call import check_call, check_generator, prompts, vocabulary
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.generation import (
     OWN,
+    OWN_CACHE,
     Generation,
     GuardedOutput,
     check_arguments,
-    check_config,
     padded,
-    prompts,
     read,
 )
 from kvx.engines.kvpress.guarded import (
@@ -48,7 +47,9 @@ from kvx.guard.controller import needs_hazard
 from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.forecast import Forecaster
 from kvx.guard.live import SequenceGuard
-from kvx.live_rules import check_guard
+
+# kvpress supports Gemma3 too, whose layers slide
+MODELS = tuple(cls for cls in SUPPORTED_MODELS if not cls.__name__.startswith("Gemma3"))
 
 
 class GuardedModel:
@@ -61,7 +62,7 @@ class GuardedModel:
         self,
         model: Any,
         press: Any,
-        controller: str | ControllerConfig,
+        controller: ControllerConfig,
         tokenizer: Any,
         guard: GuardConfig,
     ) -> None:
@@ -70,11 +71,8 @@ class GuardedModel:
         self.press = object_press(press)
         self.guard: list[Guarded] = []  # of the latest call, per sequence
         try:
-            config = named(controller) if isinstance(controller, str) else controller
-            self._controller = config
-            check_guard(guard)
-            self._policy = live_policy(config, guard)
-            if needs_hazard(config):
+            self._policy = live_policy(controller, guard)
+            if needs_hazard(controller):
                 Forecaster(hazard_model(guard.model))
         except KeyError as error:
             raise ArgumentError(
@@ -83,12 +81,13 @@ class GuardedModel:
             ) from None
         except UserError as error:
             raise ArgumentError(str(error)) from None
-        if config.kind is ControllerKind.random and config.rate is None:
+        if controller.kind is ControllerKind.random and controller.rate is None:
             raise ArgumentError(
-                f"controller={config.name}: needs a rate, the probability of an alarm per token"
+                f"controller={controller.name}: needs a rate, the probability of an alarm per token"
             )
         # nothing is kept where nothing can be given back
-        idle = config.kind is ControllerKind.none or self.press.nominal >= FULL
+        idle = controller.kind is ControllerKind.none or self.press.nominal >= FULL
+        self._controller = controller
         self._guard = replace(guard, shadow=Shadow.none) if idle else guard
         self._loaded = LoadedModel(model, tokenizer, model.device, frozenset())
 
@@ -108,8 +107,7 @@ class GuardedModel:
         torch's own. With `return_dict_in_generate=True` the result also has `guard`, one
         `Guarded` per sequence. Raises `ArgumentError`, a ValueError, for what does not work here.
         """
-        check_arguments(options)
-        check_config(options.get("generation_config"))
+        check_call(self.model, inputs, options)
         return self.model.generate(inputs, custom_generate=self, **options)
 
     def __call__(
@@ -120,16 +118,24 @@ class GuardedModel:
         stopping_criteria: Sequence[Any] = (),
         generation_config: Any = None,
         generator: torch.Generator | None = None,
+        cache_implementation: str | None = None,
+        cache_config: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """The decoding method that transformers' `generate` calls with prepared arguments."""
+        """The decoding method that transformers' `generate` calls with prepared arguments.
+
+        What it names here besides theirs transformers hands on as given, unprepared: so a cache
+        that was asked for is refused before transformers makes it.
+        """
         if model is not self.model:
             raise ArgumentError("custom_generate: is guarded for another model; make one for this")
-        check_arguments({k: v for k, v in model_kwargs.items() if k not in OWN})
-        _check_cache(model_kwargs.get("past_key_values"))
+        asked = {"cache_implementation": cache_implementation, "cache_config": cache_config}
+        check_arguments({**asked, **{k: v for k, v in model_kwargs.items() if k not in OWN}})
+        _check_cache(model_kwargs.get("past_key_values"), generation_config)
+        check_generator(generator)
+        ids = prompts(input_ids, model_kwargs.get("attention_mask"), vocabulary(model))
         n_prompt = input_ids.shape[1]
         options = read(generation_config, n_prompt, logits_processor, stopping_criteria)
-        ids = prompts(input_ids, model_kwargs.get("attention_mask"))
         seeds = torch.randint(2**62, (len(ids),), generator=generator, device=_device(generator))
         rows = self._decode(ids, options, seeds.tolist())
         self.guard = [_result(row) for row in rows]
@@ -197,9 +203,14 @@ class GuardedModel:
 def _check_model(model: Any) -> None:
     """Raises `ArgumentError` for a model whose sequences cannot be guarded."""
     name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise ArgumentError(
+            f"model={name}: is no transformers model object; give what "
+            "AutoModelForCausalLM.from_pretrained(...) returns"
+        )
     if not isinstance(model, SUPPORTED_MODELS):
-        known = ", ".join(cls.__name__ for cls in SUPPORTED_MODELS)
-        raise ArgumentError(f"model={name}: kvpress does not support it; it supports {known}")
+        known = ", ".join(cls.__name__ for cls in MODELS)
+        raise ArgumentError(f"model={name}: cannot be guarded; use one of {known}")
     if (obstacle := ragged_obstacle(model)) is not None:
         raise ArgumentError(
             f"model={name}: has {obstacle}; use a model with full attention in every layer"
@@ -208,10 +219,16 @@ def _check_model(model: Any) -> None:
         raise ArgumentError(f"model={name}: is spread over devices; load it on one")
 
 
-def _check_cache(cache: Any) -> None:
+def _check_cache(cache: Any, config: Any) -> None:
     """transformers makes an empty dynamic cache itself; every other one was asked for."""
-    if cache is not None and (type(cache) is not DynamicCache or cache.get_seq_length() > 0):
-        check_arguments({"past_key_values": cache})
+    if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
+        return
+    if (asked := getattr(config, "cache_implementation", None)) is not None:
+        raise ArgumentError(
+            f"cache_implementation={asked}: does not work under a guard (it is what makes "
+            f"past_key_values a {type(cache).__name__}); {OWN_CACHE}"
+        )
+    check_arguments({"past_key_values": cache})
 
 
 def _device(generator: torch.Generator | None) -> torch.device:

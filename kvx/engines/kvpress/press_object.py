@@ -8,7 +8,7 @@ from typing import Any
 import kvpress
 from kvpress import BasePress
 
-from kvx.errors import ArgumentError
+from kvx.errors import ArgumentError, shown
 
 INSTEAD = "use an evicting press such as SnapKVPress, KnormPress or ExpectedAttentionPress"
 # those that hide entries in `compress`; the others have a forward hook of their own
@@ -54,13 +54,13 @@ class ObjectPress:
     @property
     def nominal(self) -> float:
         """The budget it was made with."""
-        return round(1.0 - float(self.press.compression_ratio), 9)
+        return round(1.0 - float(self.press.compression_ratio), 12)
 
 
 def object_press(press: Any) -> ObjectPress:
     """`press`, checked. Raises `ArgumentError` saying why it cannot be guarded."""
     if not isinstance(press, BasePress):
-        raise ArgumentError(f"press={press!r}: is no kvpress press object; {INSTEAD}")
+        raise ArgumentError(f"press={shown(press)}: is no kvpress press object; {INSTEAD}")
     for part in _parts(press):
         _check_kind(part)
     name = type(press).__name__
@@ -75,7 +75,10 @@ def object_press(press: Any) -> ObjectPress:
     try:
         deepcopy(press).compression_ratio = 0.5
     except Exception as error:  # AttributeError, or what somebody's setter raises
-        raise ArgumentError(f"press={name}: its budget cannot be raised ({error})") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArgumentError(
+            f"press={name}: its budget cannot be raised ({reason}); {INSTEAD}"
+        ) from None
     return ObjectPress(press)
 
 
