@@ -56,7 +56,7 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
         (["press=adakv", "budget=0.5"], "hides entries"),
         (["budget=0.5"], "press=none: keeps the full cache"),
         (["serve.queue=0"], "serve.queue=0: must be at least 1"),
-        (["-m", "press=snapkv,streaming", "budget=0.5"], "leave the sweep (-m) away"),
+        (["-m", "press=snapkv,streaming", "budget=0.5"], "a server has one press of its own"),
     ],
 )
 def test_a_server_that_cannot_be_is_one_line(
