@@ -218,9 +218,9 @@ def test_every_answer_says_whether_it_was_made_under_the_promise(certificates: P
             ids = server.service.splitter.completion(short_or_long, n).compressed_ids
             assert not low <= len(ids) <= high
             assert not certified({"compress_chars": n}, prompt=short_or_long + question)
-        chat = {k: v for k, v in body.items() if k != "prompt"} | {
-            "messages": [{"role": "user", "content": context + question}], "stream": True, "kvx": split,
-        }  # fmt: skip
+        chat = {k: v for k, v in body.items() if k != "prompt"}
+        chat["messages"] = [{"role": "user", "content": context + question}]
+        chat |= {"stream": True, "kvx": split}
         answer = post(server.url, chat, "/chat/completions")
         assert answer.text.count('"certified": true') == 1
         shown = httpx.get(f"{server.url}/models").json()["data"][0]["kvx"]["certificate"]
