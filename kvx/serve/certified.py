@@ -106,15 +106,15 @@ def _check_controller(found: Certificate, config: Config, wrong: str) -> None:
             "same one, or certify this one"
         )
     asked, here = _settings(theirs), _settings(ours)
-    field = next(f for f in asked if asked[f] != here[f])
+    field = next(f for f in {**asked, **here} if asked.get(f) != here.get(f))
     if field == "guard.model":
         raise UserError(
-            f"{wrong} controller={name} with the hazard model {asked[field]}, this has "
-            f"{here[field]}; set guard.model to the same one, or certify this one"
+            f"{wrong} controller={name} with the hazard model {asked.get(field)}, this has "
+            f"{here.get(field)}; set guard.model to the same one, or certify this one"
         )
     raise UserError(
-        f"{wrong} controller={name} with {field}={_typed(asked[field])}, this has "
-        f"{_typed(here[field])}; set {field}={_typed(asked[field])}, or certify this one"
+        f"{wrong} controller={name} with {field}={_typed(asked.get(field))}, this has "
+        f"{_typed(here.get(field))}; set {field}={_typed(asked.get(field))}, or certify this one"
     )
 
 
