@@ -28,6 +28,10 @@ from kvx.messages import explain
 BUDGET_OPTIONS = ("ratio", "tokens", "certified")
 MULTIRUN = ("-m", "--multirun")
 WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
+# what an experiment or a server has one of, whatever is swept
+SECTIONS = (
+    "analyze", "certify", "plan", "score", "serve", "simulate", "status", "train", "verify",
+)  # fmt: skip
 Stage = Callable[..., None]  # of a list of configurations; `pool=` too if it can use workers
 
 
@@ -35,7 +39,7 @@ def stage(name: str, function: Stage, aggregates: bool = False) -> Callable[[], 
     """The `main` of stage `name`: parses the command line and calls `function` with its points.
 
     A stage that `aggregates` works on a whole experiment: it accepts the same arguments as `run`,
-    but ignores sweeps, since it reads what is on disk.
+    but ignores sweeps, since it reads what is on disk. No stage takes sweeps of `SECTIONS`.
     """
 
     def main() -> None:
@@ -55,6 +59,7 @@ def run_stage(name: str, function: Stage, argv: list[str], aggregates: bool = Fa
     """Run a stage as the command line would; returns the exit code."""
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
+        _refuse_sweeps(name, argv)
         arguments = (
             drop_sweeps(argv) if aggregates else after_options(numeric_budgets(with_workers(argv)))
         )
@@ -173,6 +178,33 @@ def _parse(argument: str) -> Override | None:
         return OverridesParser.create().parse_overrides([argument])[0]
     except HydraException:
         return None
+
+
+def _refuse_sweeps(name: str, argv: list[str]) -> None:
+    """Raises `UserError` for a sweep all of whose values but one would be dropped silently."""
+    for argument in argv:
+        override = _parse(argument)
+        if override is None or not override.is_sweep_override() or not _several(override):
+            continue
+        section = override.key_or_group.partition(".")[0]
+        if name == "serve" and section in ("press", "budget"):
+            raise UserError(
+                f"{argument}: a server has one {section} of its own; give one value, requests may "
+                "name others"
+            )
+        if name == "serve":
+            raise UserError(f"{argument}: several values; a server takes one")
+        if section in SECTIONS:
+            raise UserError(
+                f"{argument}: several values; {section}.* takes one, with or without -m"
+            )
+
+
+def _several(override: Override) -> bool:
+    try:
+        return len(list(override.sweep_string_iterator())) > 1
+    except HydraException:  # glob(…): only Hydra knows what it finds
+        return True
 
 
 def numeric_budgets(argv: list[str]) -> list[str]:

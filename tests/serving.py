@@ -13,6 +13,7 @@ import httpx
 from openai import AsyncOpenAI, OpenAI
 
 from kvx.cli import compose
+from kvx.serve.certified import with_certified_budget
 from kvx.serve.server import make_server
 from kvx.serve.service import Service
 
@@ -48,7 +49,8 @@ class Running:
 @contextlib.contextmanager
 def serving(*overrides: str, api_key: str | None = None) -> Iterator[Running]:
     """`python -m kvx.serve` with these arguments, on a free port."""
-    server = make_server(compose("serve.drain_s=1", *overrides, stage="serve"), api_key)
+    config, promise = with_certified_budget(compose("serve.drain_s=1", *overrides, stage="serve"))
+    server = make_server(config, api_key, promise)
     service = server.service
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -29,6 +29,8 @@ POINTS = (
     "dataset.sampling.n_per_bin=12", "run.progress=false",
 )  # fmt: skip
 LOOSE = "certify.alpha=0.3"
+PLAIN = "streaming-catastrophe-alpha0.6.json"
+GUARDED = "streaming-reactive-catastrophe-alpha0.6.json"
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +76,10 @@ def test_a_certificate_says_what_the_points_say(kvx: Kvx, copied: Path) -> None:
     assert outcome.code == 0, outcome.err
     folder = copied / "certificates"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "snapkv-score.json", "snapkv-score.md", "streaming-score.json", "streaming-score.md",
+        "snapkv-score-alpha0.3.json", "snapkv-score-alpha0.3.md",
+        "streaming-score-alpha0.3.json", "streaming-score-alpha0.3.md",
     ]  # fmt: skip
-    made = read(folder / "snapkv-score.json")
+    made = read(folder / "snapkv-score-alpha0.3.json")
     (group,) = made.groups
     full = column(point(copied, "none-1"), "scores", "score")
     assert made.metric == "exact_match"
@@ -95,16 +98,29 @@ def test_a_certificate_says_what_the_points_say(kvx: Kvx, copied: Path) -> None:
     assert verdicts == [Verdict.CERTIFIED, Verdict.NOT_CERTIFIED, Verdict.LEFT_OUT]
     assert made.budget is not None
     assert made.budget.ratio == 0.9
-    page = (folder / "snapkv-score.md").read_text()
+    assert made.setup["compressed_tokens"] == compressed_range(copied, "snapkv-0.9")
+    page = (folder / "snapkv-score-alpha0.3.md").read_text()
+    assert page.startswith("# Certificate: snapkv on ")
+    assert "on the device" not in page
     for said in ("Keeping 0.9 of the prompt's KV entries loses at most 30%", "confidence 95%",
                  "window_size=64", made.model["hash"], "exchangeable", "degenerate", "greedy",
-                 "2 curves", "certificate=snapkv-score.json"):  # fmt: skip
+                 "2 curves", "certificate=snapkv-score-alpha0.3.json"):  # fmt: skip
         assert said in page
+
+
+def compressed_range(experiment: Path, start: str) -> list[int]:
+    """The manifest's lengths, and what its template adds to each context."""
+    rows = pq.read_table(point(experiment, start) / "requests.parquet").to_pylist()
+    added = {r["compressed_tokens"] - r["context_tokens"] for r in rows}
+    (manifest,) = (experiment.parents[1] / "data" / "processed").rglob("manifest.json")
+    bins = json.loads(manifest.read_text())["bins"]
+    return [bins[0]["low_tokens"] + min(added), bins[-1]["high_tokens"] + max(added)]
 
 
 def test_a_controllers_points_have_a_certificate_of_their_own(kvx: Kvx, copied: Path) -> None:
     loops = ("dataset.sampling.n_per_bin=6", "decoding.max_new_tokens=64", "run.progress=false")
-    guarded = ("-m", "press=none,streaming", "budget=0.5,0.35", "controller=none,reactive")
+    guarded = ("-m", "press=none,streaming", "budget=0.5,0.35", "controller=none,reactive",
+               "controller.prefill_gate_nats=0.05")  # fmt: skip
     assert kvx("run", "experiment_name=live", *guarded, *loops).code == 0
     assert kvx("score", "experiment_name=live").code == 0
     settings = ("certify.loss=catastrophe", "certify.alpha=0.6")
@@ -112,7 +128,7 @@ def test_a_controllers_points_have_a_certificate_of_their_own(kvx: Kvx, copied: 
     assert outcome.code == 0, outcome.err
     folder = copied.parent / "live" / "certificates"
     for name, steering in (("streaming", "none"), ("streaming-reactive", "reactive")):
-        made = read(folder / f"{name}-catastrophe.json")
+        made = read(folder / f"{name}-catastrophe-alpha0.6.json")
         assert made.controller["name"] == made.controller["label"] == steering
         assert [t.budget for t in made.groups[0].tests] == ["0.5", "0.35"]
         assert made.setup["full_cache_point"].startswith("none-1")
@@ -120,15 +136,46 @@ def test_a_controllers_points_have_a_certificate_of_their_own(kvx: Kvx, copied: 
         for point_id in point_ids:
             info = json.loads((folder.parent / "points" / point_id / "point.json").read_text())
             assert info["controller"] == steering
-    page = (folder / "streaming-reactive-catastrophe.md").read_text()
+    assert all(t.mean_budget is None for t in read(folder / PLAIN).groups[0].tests)
+    made = read(folder / GUARDED)
+    page = (folder / GUARDED).with_suffix(".md").read_text()
+    for tested in made.groups[0].tests:
+        file = folder.parent / "points" / tested.point_id / "requests.parquet"
+        rows = pq.read_table(file).to_pylist()
+        steps = [r["guard_decoded_tokens"] * r["compressed_tokens"] for r in rows]
+        kept = [r["guard_mean_budget"] * s for r, s in zip(rows, steps, strict=True)]
+        assert tested.mean_budget == pytest.approx(sum(kept) / sum(steps))
+        assert tested.mean_budget >= float(tested.budget)
+        assert tested.n_responses == len(rows) == 30
+        assert f"| {tested.budget} | {tested.mean_budget:.3f} (30) | 30 |" in page
+    assert made.budget is not None
+    assert made.budget.mean_budget > float(made.budget.budget)  # it did act there
+    shown = f"{made.budget.mean_budget:.3f} was on the device on average (30 responses)"
     assert "# Certificate: streaming + reactive on" in page
-    assert "more where controller reactive relaxes, loses at most 60%" in page
+    assert f"more where controller reactive relaxes, so that {shown}, loses at most 60%" in page
+    assert f"with controller reactive {shown}" in outcome.err
+    body = json.loads((folder / GUARDED).read_text())
+    assert body["budget"]["mean_budget"] == {
+        "lowest": made.budget.mean_budget, "highest": made.budget.mean_budget, "n_responses": 30,
+    }  # fmt: skip
+    per_bin = ("certify.per_bin=true", "certify.alpha=0.7", "certify.delta=0.5")
+    assert kvx("certify", "experiment_name=live", *per_bin, settings[0]).code == 0
+    binned = read(folder / "streaming-reactive-catastrophe-bins-alpha0.7-delta0.5.json")
+    used = [g.tests[0].mean_budget or 0.0 for g in binned.groups]
+    assert [g.tests[0].n_responses for g in binned.groups] == [6] * 5
+    assert min(used) < (made.groups[0].tests[0].mean_budget or 0.0) < max(used)
+    assert binned.budget is not None
+    assert binned.budget.budget == "0.35"
+    used = [g.tests[1].mean_budget or 0.0 for g in binned.groups]
+    of_all = binned.device_use
+    assert of_all is not None
+    assert (of_all.lowest, of_all.highest, of_all.n_responses) == (min(used), max(used), 30)
 
 
 def test_losses_of_the_other_kinds(kvx: Kvx, copied: Path) -> None:
     for loss in ("failure", "catastrophe"):
         assert kvx("certify", EXPERIMENT, LOOSE, f"certify.loss={loss}").code == 0
-        made = read(copied / "certificates" / f"streaming-{loss}.json")
+        made = read(copied / "certificates" / f"streaming-{loss}-alpha0.3.json")
         assert (made.loss, made.metric, made.test) == (loss, None, "exact binomial")
     failed = {
         start: set(
@@ -136,32 +183,57 @@ def test_losses_of_the_other_kinds(kvx: Kvx, copied: Path) -> None:
         )
         for start in ("none-1", "streaming-0.5")
     }
-    made = read(copied / "certificates" / "streaming-failure.json")
+    made = read(copied / "certificates" / "streaming-failure-alpha0.3.json")
     assert made.groups[0].tests[1].total_loss == len(failed["streaming-0.5"] - failed["none-1"])
 
 
 def test_graded_scores_get_the_bounds(kvx: Kvx, copied: Path) -> None:
     assert kvx("certify", EXPERIMENT, LOOSE, "certify.metric=qa_f1").code == 0
-    made = read(copied / "certificates" / "streaming-qa_f1.json")
+    made = read(copied / "certificates" / "streaming-qa_f1-alpha0.3.json")
     assert (made.metric, made.test) == ("qa_f1", "Hoeffding–Bentkus")
 
 
 def test_it_is_done_again_only_if_something_changed(kvx: Kvx, copied: Path) -> None:
-    path = copied / "certificates" / "snapkv-score.json"
+    path = copied / "certificates" / "snapkv-score-alpha0.3.json"
     assert kvx("certify", EXPERIMENT, LOOSE).code == 0
     first = path.read_text()
     outcome = kvx("certify", EXPERIMENT, LOOSE, "certify.press=snapkv")
     assert "nothing to do" in outcome.err
-    assert kvx("certify", EXPERIMENT, "certify.alpha=0.2").code == 0
-    assert json.loads(path.read_text())["alpha"] == 0.2
-    assert kvx("certify", EXPERIMENT, LOOSE).code == 0
     assert path.read_text() == first
+    shutil.rmtree(point(copied, "snapkv-0.5"))
+    assert kvx("certify", EXPERIMENT, LOOSE).code == 0
+    assert [t.budget for t in read(path).groups[0].tests] == ["0.9", "0.1"]
+
+
+def test_certificates_of_other_promises_lie_beside_each_other(kvx: Kvx, copied: Path) -> None:
+    folder = copied / "certificates"
+    for alpha, delta in (("0.3", "0.05"), ("0.2", "0.05"), ("0.05", "0.05"), ("3e-1", "0.1")):
+        asked = (f"certify.alpha={alpha}", f"certify.delta={delta}", "certify.press=snapkv")
+        assert kvx("certify", EXPERIMENT, *asked).code == 0
+    found = {p.name: (read(p).alpha, read(p).delta) for p in folder.glob("*.json")}
+    assert found == {
+        "snapkv-score.json": (0.05, 0.05),
+        "snapkv-score-alpha0.2.json": (0.2, 0.05),
+        "snapkv-score-alpha0.3.json": (0.3, 0.05),
+        "snapkv-score-alpha0.3-delta0.1.json": (0.3, 0.1),
+    }
+
+
+def test_where_nothing_is_certified_the_page_says_so_first(kvx: Kvx, copied: Path) -> None:
+    outcome = kvx("certify", EXPERIMENT, "certify.press=snapkv")
+    assert outcome.code == 0
+    assert "no certificate below the full cache" in outcome.err
+    assert read(copied / "certificates" / "snapkv-score.json").budget is None
+    page = (copied / "certificates" / "snapkv-score.md").read_text()
+    assert page.startswith("# No certificate below the full cache: snapkv on ")
+    assert "promises" not in page
+    assert "kvx.serve" not in page
 
 
 def test_bins_share_delta(kvx: Kvx, copied: Path) -> None:
     settings = ("certify.per_bin=true", "certify.alpha=0.6", "certify.delta=0.25")
     assert kvx("certify", EXPERIMENT, *settings).code == 0
-    made = read(copied / "certificates" / "streaming-score-bins.json")
+    made = read(copied / "certificates" / "streaming-score-bins-alpha0.6-delta0.25.json")
     assert [g.n for g in made.groups] == [12] * 5
     assert made.delta_per_group == pytest.approx(0.05)
     for group in made.groups:
@@ -171,26 +243,63 @@ def test_bins_share_delta(kvx: Kvx, copied: Path) -> None:
     for group in made.groups:
         (own,) = (t for t in group.tests if t.budget == made.budget.budget)
         assert own.verdict is Verdict.CERTIFIED
-    assert "Bonferroni" in (copied / "certificates" / "streaming-score-bins.md").read_text()
+    page = copied / "certificates" / "streaming-score-bins-alpha0.6-delta0.25.md"
+    assert "Bonferroni" in page.read_text()
 
 
-def test_too_few_prompts_are_refused_and_leave_no_older_certificate(kvx: Kvx, copied: Path) -> None:
+def test_too_few_prompts_are_refused_and_leave_everything_as_it_was(kvx: Kvx, copied: Path) -> None:
     assert kvx("certify", EXPERIMENT, LOOSE).code == 0
+    assert kvx("certify", EXPERIMENT).code == 0
+    before = files(copied / "certificates")
+    assert len(before) == 8
     outcome = kvx("certify", EXPERIMENT, "certify.alpha=0.04")
     assert outcome.code == 2
     assert outcome.err.count("\n") == 1
     assert "needs n ≥ 74 prompts for certify.alpha=0.04 certify.delta=0.05" in outcome.err
     assert "it has 60 (and 1 more curve)" in outcome.err
-    assert not list((copied / "certificates").iterdir())
+    assert files(copied / "certificates") == before
     outcome = kvx("certify", EXPERIMENT, LOOSE, "certify.per_bin=true")
     assert "needs n ≥ 13 prompts in a length bin" in outcome.err
     assert "certify.per_bin=false" in outcome.err
 
 
+def files(folder: Path) -> dict[str, tuple[int, str]]:
+    return {p.name: (p.stat().st_mtime_ns, p.read_text()) for p in folder.iterdir()}
+
+
+def test_only_a_certificate_that_holds_no_longer_is_removed(kvx: Kvx, copied: Path) -> None:
+    assert kvx("certify", EXPERIMENT, LOOSE).code == 0
+    assert kvx("certify", EXPERIMENT).code == 0
+    before = files(copied / "certificates")
+    shutil.rmtree(point(copied, "none-1"))
+    assert kvx("certify", EXPERIMENT, LOOSE, "certify.press=snapkv").code == 2
+    gone = {"snapkv-score-alpha0.3.json", "snapkv-score-alpha0.3.md"}
+    assert files(copied / "certificates") == {k: v for k, v in before.items() if k not in gone}
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+@pytest.mark.parametrize("stage", ["certify", "analyze"])
+def test_a_stage_of_an_experiment_takes_one_value_of_each_of_its_fields(
+    kvx: Kvx, copied: Path, stage: str, multirun: list[str]
+) -> None:
+    swept = "certify.alpha=0.5,0.6" if stage == "certify" else "analyze.n_boot=range(100,300,100)"
+    outcome = kvx(stage, EXPERIMENT, swept, *multirun)
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"kvx {stage}: {swept}: several values; {stage}.* takes one")
+    assert not (copied / "certificates").exists()
+
+
+def test_the_sweep_of_the_run_may_be_said_again(kvx: Kvx, copied: Path) -> None:
+    outcome = kvx("certify", *POINTS, "certify.alpha=choice(0.3)")
+    assert outcome.code == 0, outcome.err
+    assert len(list((copied / "certificates").glob("*-alpha0.3.json"))) == 2
+
+
 def test_a_budget_that_is_not_verified_is_left_out(kvx: Kvx, copied: Path) -> None:
     change(point(copied, "streaming-0.9"), "requests", "budget_verified", False, slice(3))
     assert kvx("certify", EXPERIMENT, "certify.alpha=0.7", "certify.press=streaming").code == 0
-    made = read(copied / "certificates" / "streaming-score.json")
+    made = read(copied / "certificates" / "streaming-score-alpha0.7.json")
     first, second, _ = made.groups[0].tests
     assert first.verdict is Verdict.LEFT_OUT
     assert first.reason == "the budget is not verified (3 of 60 answers)"

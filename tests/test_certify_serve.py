@@ -6,18 +6,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from kvx.cli import compose, run_stage
-from kvx.config import BudgetConfig, BudgetKind, package_dir
+from kvx.config import Api, BudgetConfig, BudgetKind, package_dir
+from kvx.engines.openai.reply import Parser
 from kvx.hashing import digest
 from kvx.run.main import run
 from kvx.score.main import score
 from kvx.serve.certified import with_certified_budget
 from kvx.serve.main import serve
 from tests.conftest import STAGES, Kvx
-from tests.test_serve import WORDS
+from tests.serving import Running, post, serving
+from tests.test_serve import GREEDY, WORDS
 from tests.test_serve_start import kvx_serve
 
 EXPERIMENT = "experiment_name=small"
@@ -37,11 +40,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         assert run_stage("run", run, list(POINTS)) == 0
         assert run_stage("score", score, [EXPERIMENT], aggregates=True) == 0
-        for loss in ("score", "failure"):
-            settings = [EXPERIMENT, "certify.alpha=0.4", f"certify.loss={loss}"]
-            assert run_stage("certify", certify, settings, aggregates=True) == 0
+        settings = [EXPERIMENT, "certify.alpha=0.4"]
+        assert run_stage("certify", certify, settings, aggregates=True) == 0
         found = folder / "outputs/runs/small/certificates"
-        (found / "snapkv-score.json").rename(found / "good.json")
+        (found / "snapkv-score-alpha0.4.json").rename(found / "good.json")
         settings = [EXPERIMENT, "certify.alpha=0.1", "certify.press=snapkv"]
         assert run_stage("certify", certify, settings, aggregates=True) == 0
     logging.getLogger().handlers.clear()
@@ -87,7 +89,7 @@ def test_budgets_in_tokens_are_served_too(certificates: Path, tmp_path: Path) ->
     body = json.loads((certificates / "good.json").read_text())
     body["groups"][0]["tests"][0] |= {"budget": "256t", "ratio": None, "tokens": 256}
     file = altered(certificates / "good.json", tmp_path / "t.json", True, groups=body["groups"])
-    config = with_certified_budget(compose(*SERVED, f"certificate={file}", stage="serve"))
+    config = with_certified_budget(compose(*SERVED, f"certificate={file}", stage="serve"))[0]
     assert config.budget == BudgetConfig(kind=BudgetKind.tokens, tokens=256)
 
 
@@ -136,7 +138,7 @@ def test_another_model_is_refused(
     assert "serve that model or certify this one" in line
     same = shutil.copytree(package_dir() / "assets" / "tiny_recall", tmp_path / "same")
     config = compose(*SERVED, given, f"model.path={same}", stage="serve")
-    assert with_certified_budget(config).budget.ratio == 0.9
+    assert with_certified_budget(config)[0].budget.ratio == 0.9
 
 
 def test_another_controller_is_refused(
@@ -148,6 +150,148 @@ def test_another_controller_is_refused(
     file = altered(certificates / "good.json", tmp_path / "c.json", True, controller=guard)
     line = refused(capfd, *SERVED, f"certificate={file}")
     assert "is for controller=careful, this is controller=none" in line
+
+
+SETTINGS = [
+    ({"cooldown": 64}, {}, "with controller.cooldown=64, this has 32; set controller.cooldown=64"),
+    ({}, {"max_interventions": 1}, "with guard.max_interventions=1, this has 4; set guard.max_int"),
+    ({}, {"ladder": [0.5]}, "with guard.ladder=[0.5], this has [0.25,0.5]; set guard.ladder=[0.5]"),
+    ({"prefill_gate_nats": 2.0}, {"max_interventions": 1}, "prefill_gate_nats=2.0, this has null"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("controller", "guard", "says"), SETTINGS)
+def test_the_first_setting_of_a_controller_that_differs_is_named(
+    certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str], controller: dict[str, Any], guard: dict[str, Any], says: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    steering = {"name": "reactive", "kind": "reactive", "label": "reactive"} | controller
+    steering |= {"guard": guard} if guard else {}
+    file = altered(certificates / "good.json", tmp_path / "c.json", True, controller=steering)
+    given = ("controller=reactive", f"certificate={file}")
+    line = refused(capfd, *SERVED, *given)
+    assert "is for controller=reactive with " in line
+    assert says in line
+    asked = [f"controller.{k}={json.dumps(v)}" for k, v in controller.items()]
+    asked += [f"guard.{k}={json.dumps(v)}" for k, v in guard.items()]
+    _, promise = with_certified_budget(compose(*SERVED, *given, *asked, stage="serve"))
+    assert promise is not None
+
+
+def test_every_answer_says_whether_it_was_made_under_the_promise(certificates: Path) -> None:
+    file = certificates / "good.json"
+    made = json.loads(file.read_text())
+    low, high = made["setup"]["compressed_tokens"]
+    context, question = WORDS * 4 + " ? ", "w3"
+    asked = {"press": "snapkv", "budget": 0.9, "compress_chars": len(context)}
+    body = {"model": "tiny_recall", "prompt": context + question, "max_tokens": 8, "temperature": 0}
+    with serving(*SERVED, f"certificate={file}") as server:
+
+        def certified(kvx: dict[str, Any], **changed: Any) -> bool:
+            answer = post(server.url, {**body, **changed, "kvx": kvx})
+            assert answer.status_code == 200, answer.text
+            said: bool = answer.json()["kvx"]["certified"]
+            return said
+
+        split = {"compress_chars": len(context)}
+        assert certified(split)
+        assert certified(asked)
+        assert certified(split, max_tokens=4)
+        assert certified(split, top_p=0.5, seed=4)  # greedy all the same
+        assert certified({**split, "controller": "none"})  # as it was certified
+        assert not certified({})  # the press sees the question
+        assert not certified({"compress_chars": len(context + question)})
+        assert not certified({**split, "budget": 0.8})
+        assert not certified({**split, "budget": 1.0})
+        assert not certified({**split, "budget_tokens": 100})
+        assert not certified({**split, "press": "streaming"})
+        assert not certified({**split, "press": "none"})
+        assert not certified(split, max_tokens=9)
+        assert not certified(split, max_tokens=None)  # the server's 256
+        assert not certified(split, ignore_eos=True)
+        assert not certified(split, temperature=0.7)
+        first = len(server.service.splitter.completion(context, len(context)).compressed_ids)
+        assert low <= first <= high
+        for short_or_long in (context[: len(context) // 8], context * 8):
+            n = len(short_or_long)
+            ids = server.service.splitter.completion(short_or_long, n).compressed_ids
+            assert not low <= len(ids) <= high
+            assert not certified({"compress_chars": n}, prompt=short_or_long + question)
+        chat = {k: v for k, v in body.items() if k != "prompt"}
+        chat["messages"] = [{"role": "user", "content": context + question}]
+        chat |= {"stream": True, "kvx": split}
+        answer = post(server.url, chat, "/chat/completions")
+        assert answer.text.count('"certified": true') == 1
+        shown = httpx.get(f"{server.url}/models").json()["data"][0]["kvx"]["certificate"]
+        assert shown == {
+            "file": "good.json", "digest": made["digest"], "loss": "score",
+            "metric": "exact_match", "alpha": 0.4, "delta": 0.05, "budget": "0.9",
+            "controller": "none", "mean_budget": None, "max_tokens": 8,
+            "compressed_tokens": [low, high],
+        }  # fmt: skip
+        parser = Parser(Api.completions)
+        parser.feed(post(server.url, {**body, "kvx": asked}).json(), 0.0)
+        told = parser.finish(0.0, streamed=False).accounting
+        assert told is not None
+        assert (told.press, told.budget) == ("snapkv", 0.9)
+    with serving("model=tiny_recall", "press=snapkv", "budget=0.9") as server:
+        assert "certified" not in post(server.url, {**body, "kvx": asked}).json()["kvx"]
+        shown = httpx.get(f"{server.url}/models").json()["data"][0]["kvx"]
+        assert "certificate" not in shown
+
+
+def test_without_its_controller_or_with_less_of_it_an_answer_is_not_certified(
+    certificates: Path, tmp_path: Path
+) -> None:
+    steering = {"name": "reactive", "kind": "reactive", "label": "reactive"}
+    body = json.loads((certificates / "good.json").read_text())
+    body["groups"][0]["tests"][0] |= {"mean_budget": 0.975, "n_responses": 30}
+    file = altered(
+        certificates / "good.json", tmp_path / "c.json", True, controller=steering,
+        groups=body["groups"],
+    )  # fmt: skip
+    given = (*SERVED, "controller=reactive", f"certificate={file}")
+    context = WORDS * 4 + " ? "
+
+    def certified(server: Running, stream: bool = False, **kvx: Any) -> bool:
+        asked = {**GREEDY, "prompt": context + "w3", "max_tokens": 8, "stream": stream,
+                 "kvx": {"compress_chars": len(context), **kvx}}  # fmt: skip
+        text = post(server.url, asked).text
+        return '"certified": true' in text or '"certified":true' in text
+
+    with serving(*given) as server:
+        assert certified(server)
+        assert certified(server, controller="reactive")
+        assert not certified(server, controller="none")
+        assert not certified(server, stream=True)  # it holds: what was shown cannot come back
+        shown = httpx.get(f"{server.url}/models").json()["data"][0]["kvx"]["certificate"]
+        assert shown["mean_budget"] == {"lowest": 0.975, "highest": 0.975, "n_responses": 30}
+    with serving(*given, "guard.stream=restart") as server:
+        assert certified(server, stream=True)
+    steering = {"name": "always_safe", "kind": "always_safe", "label": "always_safe"}
+    file = altered(certificates / "good.json", tmp_path / "s.json", True, controller=steering)
+    with serving(*SERVED, "controller=always_safe", f"certificate={file}") as server:
+        assert certified(server, stream=True)  # nothing is held
+
+
+def test_the_start_names_what_a_guarded_certificate_kept(
+    certificates: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steering = {"name": "reactive", "kind": "reactive", "label": "reactive"}
+    body = json.loads((certificates / "good.json").read_text())
+    body["groups"][0]["tests"][0] |= {"mean_budget": 0.975, "n_responses": 30}
+    file = altered(
+        certificates / "good.json", tmp_path / "c.json", True, controller=steering,
+        groups=body["groups"],
+    )  # fmt: skip
+    given = (*SERVED, "controller=reactive", f"certificate={file}")
+    with caplog.at_level(logging.INFO):
+        with_certified_budget(compose(*given, stage="serve"))
+    assert (
+        "budget 0.9 certified (loss at most 40%, confidence 95%); with controller reactive 0.975 "
+        "was on the device on average (30 responses)"
+    ) in caplog.text
 
 
 def test_files_that_are_no_certificate_are_named(
@@ -169,7 +313,7 @@ def test_files_that_are_no_certificate_are_named(
     ):  # fmt: skip
         assert says in refused(capfd, *SERVED, f"certificate={name}.json")
     assert "budget=certified: needs certificate=FILE" in refused(capfd, *SERVED)
-    none = certificates / "snapkv-score.json"
+    none = certificates / "snapkv-score-alpha0.1.json"
     assert json.loads(none.read_text())["budget"] is None
     assert "certifies no budget below 1.0; serve budget=1.0" in refused(
         capfd, *SERVED, f"certificate={none}"

@@ -165,6 +165,9 @@ def test_only_what_is_compressed_has_a_controller_and_a_request_may_do_without()
         assert not guarded(budget=1.0)
         assert not guarded(press="none")
         assert not guarded(budget_tokens=5000)
+        two = whole(server, {**GREEDY, "prompt": [5, 6]})["kvx"]  # one token to compress, and kept
+        assert two["kv"]["bytes_effective"] == two["kv"]["bytes_full"]
+        assert "guard" not in two
         refused = post(server.url, {**GREEDY, "prompt": WORDS, "kvx": {"controller": "balanced"}})
         assert refused.status_code == 400
         error = error_of(refused)

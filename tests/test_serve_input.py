@@ -67,6 +67,32 @@ def test_a_wrong_request_is_refused_by_name(server: Running, what: str) -> None:
     assert error_of(answer)["param"] == param
 
 
+KNOWN = "press, budget, budget_tokens, compress_chars, controller"
+SAID: list[tuple[Any, str]] = [
+    ({"kvx": {"budgt": 0.5}}, f"kvx.budgt: unknown field; there are {KNOWN}"),
+    (
+        {"kvx": {"budget": 0.5, "budget_tokens": 9}},
+        "kvx: give budget or budget_tokens, not both",
+    ),
+    ({"kvx": 0.5}, 'kvx: must be an object such as {"press": "snapkv", "budget": 0.5}'),
+    ({"tools": []}, "tools: not understood by this server; leave it away"),
+    ({"stream": True, "stream_options": 3}, "stream_options: must be an object"),
+    (
+        {"stream": True, "stream_options": {"usage": True}},
+        "stream_options: 'usage' is not understood by this server; leave it away",
+    ),
+    ({"stream_options": {}}, "stream_options is for stream=true"),
+    ([1], "the body must be a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("body", "said"), SAID)
+def test_what_is_wrong_is_said_in_words_of_the_api(server: Running, body: Any, said: str) -> None:
+    if isinstance(body, dict):
+        body = {"model": "tiny_recall", "prompt": "x"} | body
+    assert error_of(post(server.url, body))["message"] == said
+
+
 def test_a_prompt_that_is_too_long_is_the_failure_every_client_knows(server: Running) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         server.client().completions.create(**GREEDY, prompt=[5] * 9000)

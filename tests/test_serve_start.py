@@ -11,6 +11,8 @@ import httpx
 import openai
 import pytest
 
+from kvx.cli import compose
+from kvx.serve.server import point_of
 from tests.serving import error_of, serving
 from tests.test_serve import GREEDY, WORDS
 
@@ -56,7 +58,12 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
         (["press=adakv", "budget=0.5"], "hides entries"),
         (["budget=0.5"], "press=none: keeps the full cache"),
         (["serve.queue=0"], "serve.queue=0: must be at least 1"),
-        (["-m", "press=snapkv,streaming", "budget=0.5"], "leave the sweep (-m) away"),
+        (
+            ["-m", "press=snapkv,streaming", "budget=0.5"],
+            "press=snapkv,streaming: a server has one press of its own; give one value",
+        ),
+        (["press=snapkv", "budget=0.3,0.5"], "budget=0.3,0.5: a server has one budget of its own"),
+        (["serve.max_rows=1,2"], "serve.max_rows=1,2: several values; a server takes one"),
     ],
 )
 def test_a_server_that_cannot_be_is_one_line(
@@ -68,6 +75,31 @@ def test_a_server_that_cannot_be_is_one_line(
     assert process.returncode == 2
     assert said in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "press=none budget=1 controller=none"),
+        (["press=knorm", "budget=0.5"], "press=knorm budget=0.5 controller=none"),
+        (
+            ["press=knorm", "budget=0.5", "controller=balanced"],
+            "press=knorm budget=0.5 controller=balanced",
+        ),
+        (
+            ["press=knorm", "controller=balanced"],
+            "press=knorm budget=1 controller=balanced (which follows only requests that name a "
+            "budget below 1.0)",
+        ),
+        (
+            ["controller=reactive"],
+            "press=none budget=1 controller=reactive (which follows only requests that name a "
+            "press and a budget below 1.0)",
+        ),
+    ],
+)
+def test_the_first_line_says_what_is_served(arguments: list[str], said: str) -> None:
+    assert point_of(compose("model=tiny_recall", *arguments, stage="serve")) == said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -82,6 +114,9 @@ def test_a_signal_lets_short_answers_end_and_tells_long_ones(
     try:
         while "http://" not in (line := process.stderr.readline()):
             assert line, "ended early"
+        assert line.startswith(
+            "serve: tiny_recall, press=none budget=1 controller=none, at http://"
+        )
         url = line[line.index("http://") :].strip()
         client = openai.OpenAI(base_url=url, api_key="k", max_retries=0)
         more = {"extra_body": {"ignore_eos": True}, "stream": True}

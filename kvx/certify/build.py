@@ -5,11 +5,21 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from kvx import __version__
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.certify import page
-from kvx.certify.certificate import Certificate, Group, Tested, Verdict, inputs_of
+from kvx.certify.certificate import (
+    Certificate,
+    Group,
+    Tested,
+    Verdict,
+    inputs_of,
+    read,
+    whole,
+)
 from kvx.certify.losses import LossReader, PointLosses
 from kvx.certify.series import Series, all_series, chosen, steering_of
 from kvx.certify_config import CertifyConfig, Loss
@@ -55,8 +65,9 @@ def certify_experiment(config: Config) -> list[Path]:
             made = certify(experiment, reader, curve, beside, inputs)
         except UserError as error:
             refused.append(f"{_name(curve)}: {error}")
-            for stale in (path, _text(path)):  # it may say what no longer holds
-                stale.unlink(missing_ok=True)
+            if same_promise(path, settings):  # made from other answers: it holds no longer
+                path.unlink()
+                _text(path).unlink(missing_ok=True)
             continue
         write_text(_text(path), page.write(made, path.name))
         write_text(path, made.to_json())
@@ -91,16 +102,33 @@ def inputs_hash(points: Sequence[PointRecord], settings: CertifyConfig) -> str:
     code = source_digest(
         Path(__file__).parent, package_dir() / "stats" / "certify.py",
         package_dir() / "guard" / "catastrophes.py", package_dir() / "analyze" / "catastrophes.py",
+        package_dir() / "guard" / "live_stats.py", package_dir() / "analyze" / "guard.py",
     )  # fmt: skip
     asked = dataclasses.asdict(settings) | {"press": None, "controller": None}  # only choose
     return digest([code, scored, asked], 16)
 
 
 def target(folder: Path, curve: Series, settings: CertifyConfig, several: bool) -> Path:
-    """Of experiments with several variants, each has a folder of its own, as its plots have."""
-    loss = settings.metric or settings.loss.name
-    name = f"{curve.file_name}-{loss}{'-bins' if settings.per_bin else ''}.json"
-    return folder / FOLDER / (curve.variant_id if several else "") / name
+    """Every promise has a file of its own, named by an alpha or delta that is not the default.
+
+    Of experiments with several variants, each has a folder of its own, as its plots have.
+    """
+    parts = [curve.file_name, settings.metric or settings.loss.name]
+    parts += ["bins"] if settings.per_bin else []
+    for name in ("alpha", "delta"):
+        value = getattr(settings, name)
+        parts += [f"{name}{value}"] if value != getattr(CertifyConfig(), name) else []
+    return folder / FOLDER / (curve.variant_id if several else "") / f"{'-'.join(parts)}.json"
+
+
+def same_promise(path: Path, settings: CertifyConfig) -> bool:
+    """Whether there is a certificate that promises what is asked for."""
+    try:
+        found = read(path)
+    except UserError:
+        return False
+    said = (found.loss, found.alpha, found.delta, not all(map(whole, found.groups)))
+    return said == (settings.loss.name, settings.alpha, settings.delta, settings.per_bin)
 
 
 def certify(
@@ -125,7 +153,13 @@ def certify(
     for index, low, high in edges:
         here = {i: own.of_bin(index) for i, own in losses.items()}
         counted = here[first.id]
-        tests = tested(curve.points, here, settings.alpha, delta, p_value)
+        tests = [
+            _with_use(row, reader.devices.of(point, index))
+            for row, point in zip(
+                tested(curve.points, here, settings.alpha, delta, p_value), curve.points,
+                strict=True,
+            )
+        ]  # fmt: skip
         groups.append(
             Group(index, low, high, len(counted.by_prompt), counted.n_left_out, tuple(tests))
         )
@@ -146,6 +180,9 @@ def certify(
             "full_cache_point": twin.id, "engine": info["engine"], "seed": info["seed"],
             "query_aware": info["config"]["prompt"]["query_aware"],
             "decoding": info["config"]["decoding"],
+            "compressed_tokens": _compressed_tokens(
+                reader.requests(first), edges[0][1], edges[-1][2]
+            ),
         },
         loss=settings.loss.name, metric=reader.metric(first), alpha=settings.alpha,
         delta=settings.delta, delta_per_group=delta, test=test, curves=curves,
@@ -189,6 +226,21 @@ def tested(
         else:
             rows[i] = dataclasses.replace(row, verdict=Verdict.NOT_TESTED)
     return rows
+
+
+def _with_use(row: Tested, used: tuple[float, int] | None) -> Tested:
+    if used is None:
+        return row
+    return dataclasses.replace(row, mean_budget=used[0], n_responses=used[1])
+
+
+def _compressed_tokens(requests: pd.DataFrame, low: int, high: int) -> list[int]:
+    """How long the compressed part of a prompt may be whose context has `low` to `high` tokens.
+
+    What a template adds is taken from the `requests`.
+    """
+    added = requests["compressed_tokens"] - requests["context_tokens"]
+    return [low + int(added.min()), high + int(added.max())]
 
 
 def _would_do(row: Tested, alpha: float, delta: float, p_value: PValue) -> str:

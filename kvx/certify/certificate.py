@@ -12,7 +12,7 @@ from kvx.analyze.columns import ALL_BINS
 from kvx.errors import UserError
 from kvx.hashing import digest
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Verdict(StrEnum):
@@ -24,7 +24,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Tested:
-    """One budget: losses that add up to `total_loss` prompts among `n`, and what follows."""
+    """One budget: losses that add up to `total_loss` prompts among `n`, and what follows.
+
+    With a controller, `mean_budget` is the share of the prompt's entries that was on the device, a
+    mean over all decoded steps of `n_responses`.
+    """
 
     budget: str
     ratio: float | None
@@ -35,6 +39,17 @@ class Tested:
     p: float | None
     verdict: Verdict
     reason: str | None = None
+    mean_budget: float | None = None
+    n_responses: int | None = None
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """Mean device budgets of a certificate's groups, the `lowest` and the `highest`."""
+
+    lowest: float
+    highest: float
+    n_responses: int
 
 
 @dataclass(frozen=True)
@@ -82,16 +97,34 @@ class Certificate:
         common = set.intersection(*certified)
         return next((t for t in reversed(self.groups[0].tests) if t.budget in common), None)
 
+    @property
+    def device_use(self) -> DeviceUse | None:
+        """What the certified budget took with the controller; None without one."""
+        if (best := self.budget) is None:
+            return None
+        rows = [t for g in self.groups for t in g.tests if t.budget == best.budget]
+        measured = [t.mean_budget for t in rows if t.mean_budget is not None]
+        if not measured:
+            return None
+        return DeviceUse(min(measured), max(measured), sum(t.n_responses or 0 for t in rows))
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of all it says."""
+        return digest(self._body(), 16)
+
     def to_json(self) -> str:
         """With the chosen budget and a digest, so that a changed file is noticed."""
-        body = self._body()
-        return json.dumps({**body, "digest": digest(body, 16)}, indent=1, ensure_ascii=False) + "\n"
+        body = {**self._body(), "digest": self.digest}
+        return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
 
     def _body(self) -> dict[str, Any]:
         best = self.budget
-        chosen = None
+        chosen: dict[str, Any] | None = None
         if best is not None:
             chosen = {"label": best.budget, "ratio": best.ratio, "tokens": best.tokens}
+            if (used := self.device_use) is not None:
+                chosen["mean_budget"] = dataclasses.asdict(used)
         return {"kvx_certificate": FORMAT, "budget": chosen, **dataclasses.asdict(self)}
 
 

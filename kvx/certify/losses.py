@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kvx.analyze.catastrophes import judged
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment
+from kvx.certify.device import DeviceBudgets
 from kvx.certify_config import CertifyConfig, Loss
 from kvx.data.examples import load_examples
 from kvx.errors import UserError
@@ -61,6 +62,7 @@ class LossReader:
 
     def __init__(self, experiment: Experiment, settings: CertifyConfig, output: Path) -> None:
         self.experiment, self.settings, self.output = experiment, settings, output
+        self.devices = DeviceBudgets(experiment)
 
     def metric(self, point: PointRecord) -> str | None:
         """The metric whose loss it is; None for other losses.
@@ -81,7 +83,7 @@ class LossReader:
 
     def test(self, point: PointRecord) -> tuple[str, PValue]:
         """The test that suits its losses, by their kind and never by what was observed."""
-        one_each = not self._requests(point)["cluster"].duplicated().any()
+        one_each = not self.requests(point)["cluster"].duplicated().any()
         metric = self.metric(point)
         if one_each and (metric is None or self._is_binary(metric, point)):
             return "exact binomial", binomial_p
@@ -93,7 +95,7 @@ class LossReader:
         An example that has no answer here has lost everything; one without an answer of the twin's
         is left out (nan), as there is nothing that it could have lost.
         """
-        ours, theirs = self._requests(point), self._requests(twin)
+        ours, theirs = self.requests(point), self.requests(twin)
         if not ours.index.equals(theirs.index):
             raise UserError(
                 f"{self.experiment.dir}: {point.id} and {twin.id} did not run the same examples; "
@@ -128,7 +130,8 @@ class LossReader:
                 return np.maximum(0.0, there.to_numpy(float) - here.to_numpy(float))
         return np.asarray(lost, dtype=np.float64)
 
-    def _requests(self, point: PointRecord) -> pd.DataFrame:
+    def requests(self, point: PointRecord) -> pd.DataFrame:
+        """Those of a point, by example."""
         requests = self.experiment.requests
         own = requests[requests["point_id"] == point.id]
         return own.set_index("example_id", drop=False).sort_index()

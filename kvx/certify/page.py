@@ -1,12 +1,12 @@
 """A certificate in words."""
 
-from kvx.certify.certificate import Certificate, Group, Tested, Verdict, whole
+from kvx.certify.certificate import Certificate, DeviceUse, Group, Tested, Verdict, whole
 from kvx.certify_config import Loss
 from kvx.report.tables import markdown, number
 from kvx.report.words import percent
 from kvx.words import plural
 
-PAGE = """# Certificate: {press}{controller} on {dataset}
+PAGE = """# {title}: {press}{controller} on {dataset}
 
 **{statement}**
 
@@ -15,7 +15,7 @@ PAGE = """# Certificate: {press}{controller} on {dataset}
 {tables}
 
 Budgets were tested from the largest downwards ({test}, {level}), up to the first that is not
-certified. p: how likely so small a loss is if the true one is above {alpha}.
+certified. p: how likely so small a loss is if the true one is above {alpha}.{device}
 
 ## Of what
 
@@ -27,7 +27,8 @@ certified. p: how likely so small a loss is if the true one is above {alpha}.
 | data | {data} |
 | prompt and answer | {setup} |
 | made by | kvx {kvx}, inputs {inputs} |
-
+{promise}"""
+PROMISE = """
 ## What it promises, and what not
 
 - It speaks of prompts like these: exchangeable with the {n} that were run, as if drawn from the
@@ -39,11 +40,12 @@ certified. p: how likely so small a loss is if the true one is above {alpha}.
 - Of 100 certificates made like this, up to {wrong} may be wrong.{choice}
 - Press, controller, budgets and prompts must have been chosen before these answers were seen:
   pilots need prompts of their own.
-{serve}"""
-SERVE = """
-To serve it: `python -m kvx.serve … budget=certified certificate={file}`; requests that name a press
-or budget of their own are outside it.
+
+To serve it: `python -m kvx.serve … budget=certified certificate={file}`. Each answer then says
+whether it was made under this promise (`"kvx": {{"certified": …}}`); requests for another press or
+budget{or_controller} are outside it.
 """
+TITLE, NONE_TITLE = "Certificate", "No certificate below the full cache"
 RISK = {
     Loss.failure.name: "the share of prompts without a usable answer (none, or an empty, refused, "
     "cut or malformed one) where the full cache gave one",
@@ -57,11 +59,22 @@ RISK = {
 def summary(made: Certificate) -> str:
     """What was certified, in a few words."""
     if made.budget is None:
-        return "no budget below 1.0 certified"
-    return (
+        return "no certificate below the full cache"
+    text = (
         f"budget {made.budget.budget} certified (loss at most {percent(made.alpha)}, confidence "
         f"{percent(round(1 - made.delta, 12))})"
     )
+    if (used := made.device_use) is None:
+        return text
+    return f"{text}; with controller {made.controller['label']} {_kept(used)}"
+
+
+def _kept(used: DeviceUse) -> str:
+    """What was on the device, over all length bins."""
+    value, count = f"{used.lowest:.3f}", plural(used.n_responses, "response")
+    if used.highest != used.lowest:
+        value += f" to {used.highest:.3f}, by length bin,"
+    return f"{value} was on the device on average ({count})"
 
 
 def conditions(made: Certificate) -> str:
@@ -76,19 +89,27 @@ def conditions(made: Certificate) -> str:
 def write(made: Certificate, file: str) -> str:
     """The page; `file` is the certificate's JSON."""
     guard = made.controller["label"]
+    best = made.budget
     return PAGE.format(
-        press=made.press["label"], controller="" if guard == "none" else f" + {guard}",
+        title=NONE_TITLE if best is None else TITLE, press=made.press["label"],
+        controller="" if guard == "none" else f" + {guard}",
         dataset=made.setup["dataset"], statement=_statement(made), losses=_losses(made),
         tables="\n\n".join(_table(g, made) for g in made.groups),
-        test=made.test, level=_level(made), alpha=percent(made.alpha),
+        test=made.test, level=_level(made), device=_device(made), alpha=percent(made.alpha),
         model=f"{made.model['name']}, hash {made.model['hash']}, {made.model['dtype']}",
         method=_method(made), guard=guard if guard == "none" else _fields(made.controller),
         data=f"{made.setup['dataset']}, manifest {made.setup['manifest']} "
         f"(sha256 {made.setup['manifest_sha256'][:12]})",
         setup=conditions(made),
-        kvx=made.kvx, inputs=made.inputs, n=f"{sum(g.n for g in made.groups):,}",
-        wrong=f"{100 * made.delta:g}", choice=_choice(made),
-        serve=SERVE.format(file=file) if made.budget else "",
+        kvx=made.kvx, inputs=made.inputs, promise="" if best is None else _promise(made, file),
+    )  # fmt: skip
+
+
+def _promise(made: Certificate, file: str) -> str:
+    return PROMISE.format(
+        n=f"{sum(g.n for g in made.groups):,}", alpha=percent(made.alpha),
+        wrong=f"{100 * made.delta:g}", choice=_choice(made), file=file,
+        or_controller="" if made.controller["label"] == "none" else ", or for no controller,",
     )  # fmt: skip
 
 
@@ -107,6 +128,8 @@ def _statement(made: Certificate) -> str:
     guard = made.controller["label"]
     if guard != "none":
         kept += f", more where controller {guard} relaxes,"
+        if (used := made.device_use) is not None:
+            kept += f" so that {_kept(used)},"
     return (
         f"Keeping {kept} loses at most {percent(made.alpha)} against the full cache{where}, "
         f"with confidence {confidence}."
@@ -126,10 +149,20 @@ def _losses(made: Certificate) -> str:
 def _table(group: Group, made: Certificate) -> str:
     header = ["budget", "prompts", "lost in all", "mean loss", "p", "verdict"]
     rows = [_cells(t) for t in group.tests]
+    if any(t.mean_budget is not None for t in group.tests):
+        header.insert(1, "on the device (responses)")
+        for row, tested in zip(rows, group.tests, strict=True):
+            row.insert(1, _on_device(tested))
     table = markdown(header, rows)
     if whole(group):
         return table
     return f"Contexts of {group.low_tokens}–{group.high_tokens} tokens:\n\n{table}"
+
+
+def _on_device(tested: Tested) -> str:
+    if tested.mean_budget is None:
+        return number(None, "")
+    return f"{tested.mean_budget:.3f} ({tested.n_responses:,})"
 
 
 def _cells(tested: Tested) -> list[str]:
@@ -143,6 +176,15 @@ def _cells(tested: Tested) -> list[str]:
         tested.budget, f"{tested.n:,}", number(tested.total_loss, "{:g}"), number(mean, "{:.3f}"),
         number(tested.p, "{:.2g}"), verdict,
     ]  # fmt: skip
+
+
+def _device(made: Certificate) -> str:
+    if all(t.mean_budget is None for g in made.groups for t in g.tests):
+        return ""
+    return (
+        " On the device: the share of the prompt's KV entries that was there with the controller, "
+        "a mean over all decoded steps, each with its prompt's entries as weight."
+    )
 
 
 def _level(made: Certificate) -> str:

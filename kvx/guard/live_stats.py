@@ -99,6 +99,20 @@ def any_of(flags: Mapping[str, Floats]) -> Floats:
     return found
 
 
+def device_budget(use: Use) -> tuple[float, int]:
+    """`mean_budget` of `cost_figures` and its `n`; nan of none."""
+    known = ~np.isnan(use.mean_budget)
+    if not known.any():
+        return float("nan"), 0
+    weight = _steps(use)[known]
+    return float((use.mean_budget[known] * weight).sum() / weight.sum()), int(known.sum())
+
+
+def _steps(use: Use) -> Floats:
+    """What each response [n] weighs in a mean over all decoded steps and prompt entries."""
+    return use.decoded * use.entries
+
+
 def cost_figures(use: Use, by: Resampler) -> list[Figure]:
     """Interventions, device budget, saving, tokens decoded again, host bytes and pauses."""
     known = ~np.isnan(use.mean_budget)
@@ -108,7 +122,7 @@ def cost_figures(use: Use, by: Resampler) -> list[Figure]:
         values: Floats = getattr(use, name)[known]
         return values
 
-    weight = column("decoded") * column("entries")
+    weight = _steps(use)[known]
     ones = np.ones(len(clusters))
     figures = [_share("interventions", None, column("intervened") > 0, clusters, by)]
     for name, top, bottom, unit in (

@@ -17,7 +17,7 @@ from kvx.serve.errors import ApiError
 from kvx.serve.gate import Gate
 from kvx.serve.jobs import Done
 from kvx.serve.replies import ChatReply, CompletionReply, Reply
-from kvx.serve.schema import ChatRequest, CompletionRequest, Generation
+from kvx.serve.schema import ChatRequest, CompletionRequest, Compression, Generation
 from kvx.serve.service import Service, Ticket
 from kvx.serve.transcript import Piece, Restart
 
@@ -71,11 +71,13 @@ def create_app(service: Service, api_key: str | None) -> FastAPI:
 
 def _model(service: Service) -> dict[str, Any]:
     config = service.config
-    kvx = {
+    kvx: dict[str, Any] = {
         "presses": service.presses.names,
         "press": config.press.name,
         "controller": config.controller.name,
     }
+    if service.promise is not None:
+        kvx["certificate"] = service.promise.body()
     return {
         "id": config.model.name,
         "object": "model",
@@ -205,9 +207,28 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     if errors[0]["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON")
     param = _field(errors[0])
-    reasons = dict.fromkeys(str(e["msg"]) for e in errors if _field(e) == param)
+    reasons = dict.fromkeys(_reason(e) for e in errors if _field(e) == param)
     message = ", or: ".join(reasons)
     return ApiError(400, f"{param}: {message}" if param else message, param)
+
+
+def _reason(error: dict[str, Any]) -> str:
+    """What is wrong, in our words where pydantic's are of its own world."""
+    where, message = error["loc"], str(error["msg"])
+    match error["type"]:
+        case "extra_forbidden" if where[1:2] == ("kvx",):
+            return f"unknown field; there are {', '.join(Compression.model_fields)}"
+        case "extra_forbidden" if len(where) > 2:
+            return f"{str(where[-1])[:100]!r} is not understood by this server; leave it away"
+        case "extra_forbidden":
+            return "not understood by this server; leave it away"
+        case "model_type" | "model_attributes_type" if where[1:] == ("kvx",):
+            return 'must be an object such as {"press": "snapkv", "budget": 0.5}'
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "must be an object" if len(where) > 1 else "the body must be a JSON object"
+        case "value_error":
+            return message.removeprefix("Value error, ")
+    return message
 
 
 def _field(error: dict[str, Any]) -> str | None:

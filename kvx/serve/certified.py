@@ -1,22 +1,26 @@
 """kvx.serve budget=certified: the budget that a certificate allows, if it is of this server."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kvx.certify.certificate import Certificate, Tested, read
 from kvx.certify.page import conditions, summary
 from kvx.certify.series import controller_of
 from kvx.config import BudgetConfig, BudgetKind, Config
+from kvx.controller_config import ControllerConfig, GuardConfig
 from kvx.data.tokenizer import model_hash
 from kvx.errors import UserError
 from kvx.points import budget_label, guard_identity, resolved
+from kvx.serve.promise import Promise
 
 log = logging.getLogger(__name__)
 
 
-def with_certified_budget(config: Config) -> Config:
-    """`config` with its certificate's budget in place of `budget=certified`.
+def with_certified_budget(config: Config) -> tuple[Config, Promise | None]:
+    """`config` with its certificate's budget in place of `budget=certified`, and the promise.
 
     Raises `UserError` if there is no such certificate, it is of another model, press or controller,
     or it certifies no budget.
@@ -28,7 +32,7 @@ def with_certified_budget(config: Config) -> Config:
             f"budget={budget_label(config.budget)}; add budget=certified"
         )
     if not asked:
-        return config
+        return config, None
     for field in ("ratio", "tokens"):
         value = getattr(config.budget, field)
         if value != getattr(BudgetConfig(), field):
@@ -42,7 +46,7 @@ def with_certified_budget(config: Config) -> Config:
     check(found, config)
     budget = budget_of(found, config.certificate)
     log.info("serve: certificate: %s; %s", summary(found), conditions(found))
-    return replace(config, budget=budget)
+    return replace(config, budget=budget), Promise(found, Path(config.certificate).name)
 
 
 def budget_of(found: Certificate, name: str) -> BudgetConfig:
@@ -86,12 +90,43 @@ def check(found: Certificate, config: Config) -> None:
             f"{wrong} press={name} with {field}={theirs.get(field)}, this has {ours.get(field)}; "
             f"set press.method.{field}={theirs.get(field)} or certify this one"
         )
-    controller = {k: v for k, v in found.controller.items() if k != "label"}
+    _check_controller(found, config, wrong)
+
+
+def _check_controller(found: Certificate, config: Config, wrong: str) -> None:
     guard = guard_identity(config)
     ours = controller_of(resolved(config.controller)) | ({"guard": guard} if guard else {})
-    if controller != ours:
-        other = " with other settings" if controller["name"] == ours["name"] else ""
+    theirs = {k: v for k, v in found.controller.items() if k != "label"}
+    if theirs == ours:
+        return
+    name = config.controller.name
+    if theirs["name"] != name:
         raise UserError(
-            f"{wrong} controller={found.controller['label']}, this is "
-            f"controller={config.controller.name}{other}; set the same one, or certify this one"
+            f"{wrong} controller={found.controller['label']}, this is controller={name}; set the "
+            "same one, or certify this one"
         )
+    asked, here = _settings(theirs), _settings(ours)
+    field = next(f for f in {**asked, **here} if asked.get(f) != here.get(f))
+    if field == "guard.model":
+        raise UserError(
+            f"{wrong} controller={name} with the hazard model {asked.get(field)}, this has "
+            f"{here.get(field)}; set guard.model to the same one, or certify this one"
+        )
+    raise UserError(
+        f"{wrong} controller={name} with {field}={_typed(asked.get(field))}, this has "
+        f"{_typed(here.get(field))}; set {field}={_typed(asked.get(field))}, or certify this one"
+    )
+
+
+def _settings(steering: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of a controller as it is typed, those that are as by default among them."""
+    own = resolved(ControllerConfig()) | steering
+    guard = resolved(GuardConfig()) | own.pop("guard", {})
+    return {f"controller.{k}": v for k, v in own.items()} | {
+        f"guard.{k}": v for k, v in guard.items()
+    }
+
+
+def _typed(value: Any) -> str:
+    """As the command line takes it."""
+    return json.dumps(value, separators=(",", ":")) if not isinstance(value, str) else value

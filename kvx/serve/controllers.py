@@ -26,8 +26,8 @@ class Cost:
 def with_controller(point: Point, asked: str | None, n_tokens: int) -> Point:
     """The point of a request for `asked` (None: the server's own) with `n_tokens` to compress.
 
-    What keeps its full cache has no controller. Raises `ApiError` for another controller than the
-    server's, and where it cannot steer the press that was asked for.
+    What keeps its full cache, be it by rounding, has no controller. Raises `ApiError` for another
+    controller than the server's, and where it cannot steer the press that was asked for.
     """
     config = point.config
     own = config.controller.name
@@ -38,7 +38,7 @@ def with_controller(point: Point, asked: str | None, n_tokens: int) -> Point:
             "kvx.controller",
             "controller_not_served",
         )
-    if asked == NONE or not is_guarded(config) or point.compression_ratio(n_tokens) == 0:
+    if asked == NONE or not is_guarded(config) or point.kept_tokens(n_tokens) == n_tokens:
         return replace(point, config=unguarded(config))
     try:
         check_possible(config)

@@ -35,6 +35,7 @@ class Job:
     """What is to be generated, and how far it is.
 
     `row` is there from the prefill on. `deliver` takes events in the event loop of the server.
+    `promised`: whether the server's certificate covers the request; None if it has none.
     """
 
     request: Request
@@ -47,6 +48,7 @@ class Job:
     streams: bool = False
     logprobs: int | None = None
     ignore_stop: bool = False
+    promised: bool | None = None
     row: Row | None = None
     n_before: int = 0  # tokens that it had said when it was begun again
     host_bytes: int = 0  # of its guard's shadow
@@ -56,6 +58,11 @@ class Job:
     @property
     def guarded(self) -> bool:
         return self.request.point.guarded
+
+    @property
+    def certified(self) -> bool | None:
+        """Whether the answer is as it was certified: a guard that began anew is not."""
+        return self.promised and not (self.guarded and self.n_before)
 
     @property
     def n_tokens(self) -> int:

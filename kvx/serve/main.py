@@ -13,18 +13,18 @@ def serve(points: list[Config]) -> None:
             "a server has one press and budget of its own; requests may name others, so leave "
             "the sweep (-m) away"
         )
-    (config,) = points
+    (config,), promise = points, None
     if BudgetKind.certified is config.budget.kind or config.certificate is not None:
         from kvx.serve.certified import with_certified_budget
 
-        config = with_certified_budget(config)
+        config, promise = with_certified_budget(config)
     check_served(config)
     check_limits(config.serve)
     key = api_key_of(config.serve)
     with listening(config.serve) as listener:
         from kvx.serve.server import run_server
 
-        run_server(config, key, listener)
+        run_server(config, key, listener, promise)
 
 
 main = stage("serve", serve)

@@ -152,12 +152,14 @@ def proof(job: Job, done: Done) -> Json:
     config = job.request.point.config
     in_tokens = config.budget.kind is BudgetKind.tokens
     controller = config.controller.name
+    certified = job.certified
     return {
         "press": config.press.name,
         "budget": config.budget.tokens if in_tokens else config.budget.ratio,
         "budget_kind": config.budget.kind.name,
         "method": resolved(config.press.method),
         "kv": dataclasses.asdict(done.kv),
+        **({} if certified is None else {"certified": certified}),
         **({} if done.guard is None else {"guard": guard_report(controller, done.guard)}),
     }
 

@@ -10,9 +10,11 @@ import uvicorn
 
 from kvx.config import Config
 from kvx.errors import RunFailedError
-from kvx.points import budget_label
+from kvx.live_rules import keeps_all
+from kvx.points import budget_label, is_guarded
 from kvx.serve.address import base_url
 from kvx.serve.app import create_app
+from kvx.serve.promise import Promise
 from kvx.serve.service import Service
 
 log = logging.getLogger(__name__)
@@ -35,9 +37,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def make_server(config: Config, api_key: str | None) -> Server:
+def make_server(config: Config, api_key: str | None, promise: Promise | None = None) -> Server:
     """Loads the model. Raises `UserError` for a model or press that cannot be served."""
-    service = Service(config)
+    service = Service(config, promise)
     settings = uvicorn.Config(
         create_app(service, api_key),
         log_config=None,
@@ -49,22 +51,31 @@ def make_server(config: Config, api_key: str | None) -> Server:
     return Server(service, settings)
 
 
-def run_server(config: Config, api_key: str | None, listener: socket.socket) -> None:
+def run_server(
+    config: Config, api_key: str | None, listener: socket.socket, promise: Promise | None = None
+) -> None:
     """Serve on `listener` until SIGINT or SIGTERM.
 
     Raises `UserError` for a model or press that cannot be served.
     """
-    server = make_server(config, api_key)
-    log.info(
-        "serve: %s, press=%s budget=%s, at %s",
-        config.model.name, config.press.name, budget_label(config.budget), base_url(listener),
-    )  # fmt: skip
+    server = make_server(config, api_key, promise)
+    log.info("serve: %s, %s, at %s", config.model.name, point_of(config), base_url(listener))
     with _signals_once():
         server.run(sockets=[listener])
     server.service.loop.join(END_S)
     if server.service.loop.broken:
         raise RunFailedError("the decoding thread ended; see above")
     log.info("serve: stopped")
+
+
+def point_of(config: Config) -> str:
+    """Press, budget and controller of a server, and whether that one has nothing to do there."""
+    press, budget = config.press.name, budget_label(config.budget)
+    text = f"press={press} budget={budget} controller={config.controller.name}"
+    if not (is_guarded(config) and keeps_all(config)):
+        return text
+    named = "a press and a budget" if config.press.method is None else "a budget"
+    return f"{text} (which follows only requests that name {named} below 1.0)"
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from kvx.serve.jobs import Done, Event, Job
 from kvx.serve.loop import DecodeLoop
 from kvx.serve.metrics import Metrics
 from kvx.serve.presses import Presses
+from kvx.serve.promise import Promise
 from kvx.serve.prompts import PromptSplitter
 from kvx.serve.schema import ChatRequest, CompletionRequest, Generation
 from kvx.serve.text import StopStrings, TokenText
@@ -68,12 +69,13 @@ class Ticket:
 class Service:
     """The model, its decoding thread, and the limits of what is taken in.
 
-    Raises `UserError` for a model or press that cannot be served.
+    `promise` is the certificate of its budget, if it has one. Raises `UserError` for a model or
+    press that cannot be served.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, promise: Promise | None = None) -> None:
         engine = KVPressEngine(config)
-        self.config, self.loaded = config, engine.loaded
+        self.config, self.loaded, self.promise = config, engine.loaded, promise
         model = self.loaded.model
         if (obstacle := ragged_obstacle(model)) is not None:
             raise UserError(f"model={config.model.name}: cannot be served: it has {obstacle}")
@@ -186,6 +188,9 @@ class Service:
                 "max_tokens",
                 "kv_cache_exceeded",
             )
+        covered = None
+        if self.promise is not None:
+            covered = self.promise.covers(self.config, asked, config, parts)
         return Job(
             request,
             parts,
@@ -197,6 +202,7 @@ class Service:
             bool(asked.stream),
             logprobs=asked.logprobs_asked,
             ignore_stop=asked.ignore_eos,
+            promised=covered,
         )
 
     def _parts(self, asked: Generation) -> PromptParts:
