@@ -18,7 +18,9 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from kvx.analyze.controllers import FULL, LARGER, STATIC
+from kvx.analyze.controllers import FULL, LARGER, SAME, STATIC, pooled
+from kvx.analyze.frames import load_experiment
+from kvx.analyze.guard import beside
 from kvx.guard.events import INTERVENTIONS
 from kvx.guard.live_stats import ANY
 from kvx.guard.ranking import Estimate, Resampler
@@ -62,6 +64,10 @@ Host memory is beside the device's, and counts as no saving. A pause is how long
 one intervention.
 
 {price}
+
+Where the trained guard's budget went, by what the same press shows without a controller:
+
+{spent}
 
 ## The trained guard against each other one
 
@@ -172,7 +178,8 @@ def page(folder: Path) -> str:
         full=FULL, static=STATIC, statics=named(larger, "none"), moved=f"{REACTIVE}{LARGER}",
         moves=named(larger, REACTIVE), prevented=prevented_table(stats),
         price=price_table(stats),
-        versus=versus_table(stats, GUARD), times=times(alone), parts="".join(parts(stats)),
+        versus=versus_table(stats, GUARD), times=times(alone), spent=spent(folder),
+        parts="".join(parts(stats)),
     )  # fmt: skip
 
 
@@ -183,6 +190,29 @@ def named(points: list[dict[str, Any]], controller: str) -> str:
 
 def hardware(found: dict[str, Any]) -> str:
     return f"{found.get('gpu') or found['cpu']}, {found['cores']} cores"
+
+
+def spent(folder: Path) -> str:
+    """What `GUARD` kept on the device, for responses that needed it and for those that did not."""
+    seen = pooled(load_experiment(folder, folder.parent.parent))
+    own = beside(seen[seen["controller"] == GUARD], seen[seen["controller"] == "none"], SAME)
+    excess, derailed = (own[f"{name}_there"] == 1 for name in (f"excess_{ANY}", "derailed"))
+    groups = {
+        "an excess catastrophe": excess, "derails, and with the full cache too": derailed & ~excess,
+        "sound": ~derailed & ~excess,
+    }  # fmt: skip
+    steps = own["guard_decoded_tokens"].astype(float) * own["compressed_tokens"]
+    rows = []
+    for name, chosen in groups.items():
+        mean = (own["guard_mean_budget"] * steps)[chosen].sum() / steps[chosen].sum()
+        acted = (own["guard_interventions"][chosen] > 0).sum()
+        rows.append(
+            [name, int(chosen.sum()), int(acted), f"{steps[chosen].sum() / steps.sum():.2f}",
+             f"{mean:.3f}", f"{(1 - mean) / (1 - BUDGET):.2f}"]
+        )  # fmt: skip
+    header = ["without a controller", "responses", "with an intervention", "share of the decoding",
+              "mean device budget", "KV saving kept"]  # fmt: skip
+    return markdown(header, rows)
 
 
 def parts(stats: pd.DataFrame) -> list[str]:
