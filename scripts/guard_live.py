@@ -1,6 +1,6 @@
 """The live guard's study: its second half of runs, and docs/results/guard_live.md.
 
-    make guard-live N_PROMPTS=45
+    make guard-live N_PROMPTS=15
 
 calls this twice. `controls` runs what depends on what the guard did: chance that acts as often as
 it, and the same presses without a controller at its mean budget. `page` writes the results page
@@ -34,18 +34,32 @@ HEAD = """# What a live guard recovers
 
 {asked}
 
+A figure is reached where its interval says so, not where its value does; a dash was not seen in
+these responses. What falls short, and why:
+
+- *False interventions* are counted wherever compression caused no catastrophe, so also where a
+  response derails with the full cache too. No guard knows that before it has looked at the full
+  cache. Of sound responses most are false gates: the gate's threshold is one that 5% of the sound
+  responses of other prompts reach.
+- *KV saving kept* goes where derailing is ([below](#what-it-cost)): these presses at this budget
+  were chosen because much derails, and what derails is also decoded longest and twice. In sound
+  responses the saving stays.
+- `ngram`, which has no model either, is the control to beat: compare what it prevents, keeps and
+  takes back ([below](#the-trained-guard-against-each-other-one)).
+
 ## The study
 
 Made by
 
     make guard-live N_PROMPTS={n_prompts}
 
-{n_points} points: {presses} at budget {budget:g}, on {datasets}, {n_prompts} prompts each, {model},
-at most {max_new_tokens} new tokens, greedy, the whole prompt compressed; {requests} responses, made
-with kvx {version} on {hardware}. No prompt, and no text a prompt is made from, was among those that
-the hazard model was trained, calibrated or given its thresholds with. What is counted:
-[live guard](../guard/live.md#what-is-counted). Shares are of what the same press at the same budget
-shows without a controller and the full cache does not; 95% intervals from resampled prompts.
+{n_points} points: {presses} at budget {budget:g}, on {datasets}, {n_prompts} prompts
+each ({n_all} in all), {model}, at most {max_new_tokens} new tokens, greedy, the whole prompt
+compressed; {requests} responses, made with kvx {version} on {hardware}. No prompt, and no text
+a prompt is made from, was among those that the hazard model was trained, calibrated or given its
+thresholds with. What is counted: [live guard](../guard/live.md#what-is-counted). Shares are of what
+the same press at the same budget shows without a controller and the full cache does not; 95%
+intervals from resampled prompts.
 
 `{guard}` is the trained guard, `reactive` the same without a model: it waits for the loop and rolls
 back. `ngram` and `entropy_cusum` roll back at a repeated 20-gram, and at a sum of entropies. `gate`
@@ -85,11 +99,12 @@ response.
 `python scripts/bench_live_guard.py` times the guard within the steps of one run, where a busy
 machine slows both alike.
 """
-# figure asked for in the issue: name, wanted, controller, figure, kind
+# what was to be reached: name, bound, controller, figure, kind
 ASKED = (
     ("excess loops gone", "≥ 0.95", GUARD, "prevented", "looping"),
     ("preventable catastrophes prevented", "≥ 0.60", GUARD, "prevented", ANY),
     ("false interventions", "≤ 0.05", GUARD, "false_interventions", NO_KIND),
+    ("the same of sound responses", "≤ 0.05", GUARD, "false_interventions_sound", NO_KIND),
     ("instant onsets prevented", "≥ 0.90", GUARD, "prevented", "instant"),
     ("false gates of the gate alone", "≤ 0.05", "gate", "false_interventions", NO_KIND),
     ("KV saving kept", "≥ 0.80", GUARD, "saving_kept", NO_KIND),
@@ -169,6 +184,7 @@ def page(folder: Path) -> str:
     larger = [p for p in points if p["budget"] not in (BUDGET, 1.0)]
     return HEAD.format(
         asked=asked(stats, alone), n_points=len(points), n_prompts=first["manifest"]["n_requests"],
+        n_all=requests_of(folder).drop_duplicates(["dataset", "example_id"]).shape[0],
         presses=", ".join(sorted({p["press"] for p in guarded})),
         budget=BUDGET,
         datasets=", ".join(sorted({p["dataset"] for p in points})), model=first["model"],
@@ -237,7 +253,7 @@ def asked(stats: pd.DataFrame, alone: Alone | None) -> str:
         ["time per token where it did nothing", "≤ 1.03", slower],
         ["p99 pause, in prefills of its prompt", "≤ 1", pause],
     ]
-    return markdown(["asked", "", "measured"], rows)
+    return markdown(["to be reached", "", "measured"], rows)
 
 
 def measured_alone(folder: Path) -> Alone | None:
