@@ -1,6 +1,6 @@
 """What the live guard costs while nothing happens: its share of a decode step.
 
-    python scripts/bench_live_guard.py --rows 1,16
+    python scripts/bench_live_guard.py --rows 1,16 [--out overhead.json]
 
 Rows of real prompts decode under `controller=balanced`, whose alarms are off by a threshold
 that no hazard reaches; every call of the guard and every step is timed. The guard and the step are
@@ -8,10 +8,12 @@ timed in the same run, so a busy machine slows both.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -64,7 +66,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rows", default="1,16")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--out", type=Path, help="also write what is printed here, as JSON")
     options = parser.parse_args()
+    found = []
     batch.LiveGuard = Timed  # type: ignore[misc]
     for rows in (int(n) for n in options.rows.split(",")):
         with tempfile.TemporaryDirectory() as folder:
@@ -73,10 +77,13 @@ def main() -> None:
             steps = timed_steps(engine, item, rows)
         guard = statistics.median(Timed.spent)
         step = statistics.median(steps)
+        found.append({"rows": rows, "steps": len(steps), "step_s": step, "guard_s": guard})
         print(
             f"{rows:3d} rows: step {1000 * step:.1f} ms, guard {1000 * guard:.2f} ms = "
             f"{100 * guard / (step - guard):.1f}% of a step without it ({len(steps)} steps)"
         )
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def timed_steps(engine: KVPressEngine, item: PointWork, rows: int) -> list[float]:

@@ -97,6 +97,7 @@ class LiveGuard(StepObserver):
         self.loaded, self._signals = loaded, signals
         self._rows: dict[int, _Guarded] = {}
         self._forecasters: dict[str | None, Forecaster] = {}
+        self._thinking: frozenset[int] = frozenset()
 
     def on_prefill(self, rows: Sequence[Row], prefills: Sequence[Prefill]) -> Sequence[Action]:
         actions: list[Action] = []
@@ -191,6 +192,7 @@ class LiveGuard(StepObserver):
                 self._forecasters[name] = Forecaster(hazard_model(name))
             forecaster = self._forecasters[name]
             forecaster.add(id(row), known)
+            self._thinking = self.loaded.thinking_ids  # made once, at no token's expense
         reads = forecaster is not None and any(
             n.startswith("probe_") for n in forecaster.model.names
         )
@@ -241,7 +243,7 @@ class LiveGuard(StepObserver):
             counted = {
                 "repetition_count": [repeated[i][0] for i in own],
                 "period": [repeated[i][1] for i in own],
-                "thinking": [ids[i] in self.loaded.thinking_ids for i in own],
+                "thinking": [ids[i] in self._thinking for i in own],
             }
             given = {
                 name: np.array(counted[name], np.float32) if name in counted
