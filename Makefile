@@ -53,7 +53,7 @@ guard-live: PER_BIN = dataset.sampling.n_per_bin=$$(( ($(N_PROMPTS) + 4) / 5 ))
 guard-live: install assets
 	$(BIN)/python -m kvx.run experiment=guard_live $(PER_BIN)
 	$(BIN)/python scripts/guard_live.py controls $(PER_BIN)
-	$(BIN)/python -m kvx.run experiment=guard_live $(PER_BIN) measure=both latency.n_per_bin=1 latency.repeats=1 press=knorm controller=none,balanced
+	$(BIN)/python -m kvx.run experiment=guard_live experiment_name=guard_live_alone $(PER_BIN) measure=both latency.n_per_bin=1 latency.repeats=1 press=knorm controller=none,balanced
 	for stage in score analyze report; do $(BIN)/python -m kvx.$$stage experiment=guard_live || exit 1; done
 	$(BIN)/python scripts/bench_live_guard.py --out outputs/runs/guard_live/overhead.json
 	$(BIN)/python scripts/guard_live.py page

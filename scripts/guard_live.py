@@ -29,6 +29,7 @@ from kvx.report.guard import NO_KIND, with_interval
 from kvx.report.tables import markdown
 
 EXPERIMENT, GUARD, REACTIVE = "guard_live", "balanced", "reactive"
+ALONE = "guard_live_alone"  # for times, on a machine with nothing else to do
 BUDGET = 0.25  # conf/experiment/guard_live.yaml
 HEAD = """# What a live guard recovers
 
@@ -178,7 +179,7 @@ def mean_budgets(own: pd.DataFrame) -> dict[str, float]:
 def page(folder: Path) -> str:
     points = read(folder, "point.json")
     stats = pq.read_table(folder / "controller_stats.parquet").to_pandas()
-    first, alone = points[0], measured_alone(folder)
+    first, alone = points[0], measured_alone(folder.with_name(ALONE))
     config, made = first["config"], first["provenance"]
     guarded = [p for p in points if p["controller"] != "none"]
     larger = [p for p in points if p["budget"] not in (BUDGET, 1.0)]
@@ -298,9 +299,8 @@ def times(alone: Alone | None) -> str:
         f"tokens. Of {len(alone.pauses)} interventions in prompts that were measured alone, "
         f"{(alone.pauses <= 1).mean():.2f} took no longer than one prefill of the same prompt "
         f"(median {alone.pauses.median():.2f}, p99 {alone.pauses.quantile(0.99):.2f} prefills; the "
-        f"median prefill is {alone.prefill_ms:.0f} ms). They were timed while other rows and jobs "
-        "ran, the prefills alone; what is kept of a long answer passes the model again, which can "
-        "take longer than a short prompt did."
+        f"median prefill is {alone.prefill_ms:.0f} ms). What is kept of a long answer passes the "
+        "model again, which can take longer than a short prompt did."
     )
 
 
