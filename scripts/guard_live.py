@@ -251,7 +251,8 @@ def asked(folder: Path, stats: pd.DataFrame, alone: Alone | None) -> str:
         rows.append([name, wanted, "–" if found is None else with_interval(found, "{:.2f}")])
     for timed in overhead(folder):
         share = timed["guard_s"] / (timed["step_s"] - timed["guard_s"])
-        name = f"its share of a step where it does nothing, {timed['rows']} rows"
+        rows_at_once = f"{timed['rows']} row{'s' if timed['rows'] > 1 else ''} at once"
+        name = f"its share of a step where it does nothing, {rows_at_once}"
         rows.append([name, "≤ 0.03", f"{share:.3f}"])
     pause = "–" if alone is None else f"{alone.pauses.quantile(0.99):.2f}"
     rows.append(["p99 pause, in prefills of its prompt", "≤ 1", pause])
