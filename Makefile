@@ -49,6 +49,7 @@ guard-study: install assets
 	for stage in score analyze report verify train simulate; do $(BIN)/python -m kvx.$$stage experiment=guard_study || exit 1; done
 
 # the live guard beside its controls, through to docs/results/guard_live.md; resumable (N_PROMPTS per dataset)
+guard-live: N_PROMPTS = 15
 guard-live: PER_BIN = dataset.sampling.n_per_bin=$$(( ($(N_PROMPTS) + 4) / 5 ))
 guard-live: install assets
 	$(BIN)/python -m kvx.run experiment=guard_live $(PER_BIN)

@@ -40,11 +40,11 @@ these responses. What falls short, and why:
 
 - *False interventions* are counted wherever compression caused no catastrophe, so also where a
   response derails with the full cache too. No guard knows that before it has looked at the full
-  cache. Of sound responses most are false gates: the gate's threshold is one that 5% of the sound
-  responses of other prompts reach.
+  cache. Of sound responses, `gate` shows which share is the gate's: its threshold is one that 5% of
+  the sound responses of other prompts reach.
 - *KV saving kept* goes where derailing is ([below](#what-it-cost)): these presses at this budget
-  were chosen because much derails, and what derails is also decoded longest and twice. In sound
-  responses the saving stays.
+  were chosen because much derails, and what derails is also decoded longest and twice. A table
+  there tells sound responses from the others.
 - `ngram`, which has no model either, is the control to beat: compare what it prevents, keeps and
   takes back ([below](#the-trained-guard-against-each-other-one)).
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,6 @@ def test_every_answer_says_whether_it_was_made_under_the_promise(certificates: P
         split = {"compress_chars": len(context)}
         assert certified(split)
         assert certified(asked)
-        assert certified(split, max_tokens=4)
         assert certified(split, top_p=0.5, seed=4)  # greedy all the same
         assert certified({**split, "controller": "none"})  # as it was certified
         assert not certified({})  # the press sees the question
@@ -207,7 +207,9 @@ def test_every_answer_says_whether_it_was_made_under_the_promise(certificates: P
         assert not certified({**split, "budget_tokens": 100})
         assert not certified({**split, "press": "streaming"})
         assert not certified({**split, "press": "none"})
-        assert not certified(split, max_tokens=9)
+        for other in (4, 9):
+            assert not certified(split, max_tokens=other)
+        assert not certified(split, stop=["nothing says so"])
         assert not certified(split, max_tokens=None)  # the server's 256
         assert not certified(split, ignore_eos=True)
         assert not certified(split, temperature=0.7)
@@ -241,6 +243,23 @@ def test_every_answer_says_whether_it_was_made_under_the_promise(certificates: P
         assert "certificate" not in shown
 
 
+def test_where_the_press_saw_the_whole_prompt_a_context_of_its_own_is_not_certified(
+    certificates: Path, tmp_path: Path
+) -> None:
+    made = json.loads((certificates / "good.json").read_text())
+    setup = {**made["setup"], "query_aware": True}
+    file = altered(certificates / "good.json", tmp_path / "q.json", True, setup=setup)
+    context = WORDS * 4 + " ? "
+    body = {"model": "tiny_recall", "prompt": context + "w3", "max_tokens": 8, "temperature": 0}
+    given = (*SERVED, f"certificate={file}", "decoding.max_new_tokens=8")
+    with serving(*given) as server:
+        for kvx, expected in (({}, True), ({"compress_chars": len(context)}, False)):
+            answer = post(server.url, {**body, "kvx": kvx}).json()
+            assert answer["kvx"]["certified"] is expected
+        del body["max_tokens"]  # the server's own
+        assert post(server.url, body).json()["kvx"]["certified"]
+
+
 def test_without_its_controller_or_with_less_of_it_an_answer_is_not_certified(
     certificates: Path, tmp_path: Path
 ) -> None:
@@ -257,8 +276,10 @@ def test_without_its_controller_or_with_less_of_it_an_answer_is_not_certified(
     def certified(server: Running, stream: bool = False, **kvx: Any) -> bool:
         asked = {**GREEDY, "prompt": context + "w3", "max_tokens": 8, "stream": stream,
                  "kvx": {"compress_chars": len(context), **kvx}}  # fmt: skip
-        text = post(server.url, asked).text
-        return '"certified": true' in text or '"certified":true' in text
+        answer = post(server.url, asked)
+        assert answer.status_code == 200, answer.text
+        (said,) = re.findall(r'"certified": ?(true|false)', answer.text)
+        return bool(said == "true")
 
     with serving(*given) as server:
         assert certified(server)

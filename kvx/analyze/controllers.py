@@ -78,10 +78,11 @@ def pooled(experiment: Experiment) -> pd.DataFrame:
         same = (seen["variant_id"] == cell["variant_id"]) & (seen["seed"] == cell["seed"])
         own = same & (seen["press"] == cell["press"])
         here = seen["budget_label"] == cell["budget_label"]
-        above = (seen["budget"] > cell["budget"]) & ~seen["budget_label"].isin(
-            tried.loc[tried["press"] == cell["press"], "budget_label"]
-        )
+        beside_it = tried[["variant_id", "seed", "press"]] == cell[["variant_id", "seed", "press"]]
+        taken = tried.loc[beside_it.all(axis=1), "budget_label"]
+        above = (seen["budget"] > cell["budget"]) & ~seen["budget_label"].isin(taken)
         used = seen.loc[own & here & guarded, "guard_mean_budget"].astype(float).mean()
+        used = cell["budget"] if np.isnan(used) else used
         static = _nearest(seen[own & above & ~guarded & ~full], used)
         twin = seen[same & full & ~guarded].drop_duplicates("example_id")
         twin = twin.assign(**{f"excess_{kind}": 0.0 for kind in KINDS})  # by definition

@@ -41,9 +41,12 @@ PROMISE = """
 - Press, controller, budgets and prompts must have been chosen before these answers were seen:
   pilots need prompts of their own.
 
-To serve it: `python -m kvx.serve … budget=certified certificate={file}`. Each answer then says
-whether it was made under this promise (`"kvx": {{"certified": …}}`); requests for another press or
-budget{or_controller} are outside it.
+To serve it:
+
+    python -m kvx.serve … budget=certified certificate={file} decoding.max_new_tokens={longest}
+
+Each answer then says whether it was made under this promise (`"kvx": {{"certified": …}}`); requests
+for another press or budget{or_controller}, or for longer or shorter answers, are outside it.
 """
 TITLE, NONE_TITLE = "Certificate", "No certificate below the full cache"
 RISK = {
@@ -109,6 +112,7 @@ def _promise(made: Certificate, file: str) -> str:
     return PROMISE.format(
         n=f"{sum(g.n for g in made.groups):,}", alpha=percent(made.alpha),
         wrong=f"{100 * made.delta:g}", choice=_choice(made), file=file,
+        longest=made.setup["decoding"]["max_new_tokens"],
         or_controller="" if made.controller["label"] == "none" else ", or for no controller,",
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from kvx.config import AnalyzeConfig, Config
 from kvx.controller_config import ControllerKind
 from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
-from kvx.guard.caveats import GuardedPoint
+from kvx.guard.caveats import GuardedPoint, caveats
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
 from kvx.report import catastrophes, controllers, guard, proof, tables
@@ -52,14 +52,17 @@ def report_experiment(config: Config) -> Path:
             f"{folder}: not analysed, or not with these points and settings; run kvx.score and "
             "kvx.analyze with the same arguments"
         )
-    stamp = STAMP.format(digest([inputs, source_digest(Path(__file__).parent)], 16))
+    known = list(caveats(_forecasting(points, config)))
+    stamp = STAMP.format(digest([inputs, known, source_digest(Path(__file__).parent)], 16))
     if path.exists() and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
         return path
     frames = {name: pq.read_table(folder / f"{name}.parquet").to_pandas() for name in TABLES}
     template = (Path(__file__).parent / "report.md.j2").read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-    text = environment.from_string(template).render(_context(config, points, folder, **frames))
+    text = environment.from_string(template).render(
+        _context(config, points, folder, known, **frames)
+    )
     write_text(path, f"{text.rstrip()}\n\n{stamp}\n")
     log.info("report: %s", path)
     return path
@@ -69,6 +72,7 @@ def _context(
     config: Config,
     points: list[PointRecord],
     folder: Path,
+    known: list[str],
     bin_stats: pd.DataFrame,
     comparisons: pd.DataFrame,
     transitions: pd.DataFrame,
@@ -93,21 +97,19 @@ def _context(
         "proof": proof.sentences(found),
         "controllers": _controllers(controller_stats),
         "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
-        "warnings": warnings(
-            bin_stats, comparisons, left_out, forecasting(points, config), config.analyze
-        ),
+        "warnings": warnings(bin_stats, comparisons, left_out, known, config.analyze),
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
     }  # fmt: skip
 
 
-def forecasting(points: list[PointRecord], config: Config) -> Iterator[GuardedPoint]:
+def _forecasting(points: list[PointRecord], config: Config) -> Iterator[GuardedPoint]:
     """The points whose controllers have a forecast, as far as their prompts are still there."""
     for point in points:
         made = point.info["config"]
         manifest = point.manifest_dir(Path(config.paths.output)) / "manifest.json"
-        if made["controller"]["kind"] == ControllerKind.hazard.name and manifest.is_file():
+        if made["controller"].get("kind") == ControllerKind.hazard.name and manifest.is_file():
             entries = json.loads(manifest.read_text())["entries"]
             yield GuardedPoint(
                 str(point.info["controller"]), made["guard"]["model"], str(point.info["model"]),

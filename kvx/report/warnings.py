@@ -1,12 +1,11 @@
 """What a reader must know before believing a number."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig
-from kvx.guard.caveats import GuardedPoint, caveats
 from kvx.report.words import token_range
 
 CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps answers from ending
@@ -17,10 +16,13 @@ def warnings(
     stats: pd.DataFrame,
     comparisons: pd.DataFrame,
     left_out: dict[str, str],
-    forecasting: Iterable[GuardedPoint],
+    caveats: Sequence[str],
     config: AnalyzeConfig,
 ) -> list[str]:
-    """Sentences, most serious first; empty if there is nothing to warn of."""
+    """Sentences, most serious first; empty if there is nothing to warn of.
+
+    `caveats` are what is to be said of hazard models.
+    """
     primary = stats[stats["primary"]]
     bins = primary[primary["bin"] != ALL_BINS]
     overall = primary[primary["bin"] == ALL_BINS]
@@ -28,7 +30,7 @@ def warnings(
     return [
         *_left_out(left_out),
         *_unproved(overall),
-        *(f"**Hazard model.** {caveat}" for caveat in caveats(forecasting)),
+        *(f"**Hazard model.** {caveat}" for caveat in caveats),
         *_floor(full, config.baseline_floor),
         *_cap(full),
         *_degenerate(overall),

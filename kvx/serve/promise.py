@@ -48,10 +48,11 @@ class Promise:
             and config.budget == own.budget
             and asked.kvx.controller in (None, own.controller.name)
             and not _takes_less_back(own, asked)
-            and (setup["query_aware"] or _has_a_question(asked, parts))
+            and _splits_alike(asked, parts, setup["query_aware"])
             and low <= len(parts.compressed_ids) <= high
             and _decodes_alike(config.decoding, setup["decoding"])
             and not asked.ignore_eos
+            and not asked.stops
         )
 
 
@@ -61,13 +62,15 @@ def _takes_less_back(own: Config, asked: Generation) -> bool:
     return holds and bool(asked.stream) and reach(own.controller) > 0
 
 
-def _has_a_question(asked: Generation, parts: PromptParts) -> bool:
-    """Whether something comes after the context that was said to be one."""
+def _splits_alike(asked: Generation, parts: PromptParts, query_aware: bool) -> bool:
+    """Whether the press sees of the prompt what it saw: all of it, or a context before the rest."""
+    if query_aware:
+        return asked.kvx.compress_chars is None
     return asked.kvx.compress_chars is not None and bool(parts.rest_ids)
 
 
 def _decodes_alike(here: DecodingConfig, certified: Json) -> bool:
-    if here.max_new_tokens > certified["max_new_tokens"]:
+    if here.max_new_tokens != certified["max_new_tokens"]:
         return False
     if here.temperature != certified["temperature"]:
         return False

@@ -158,10 +158,11 @@ def _check_length(new: Any, options: Mapping[str, Any], config: Any, n_prompt: i
                 "generate"
             )
         return
-    own = getattr(config, "max_length", None)
-    if "max_length" not in options and own is None:
+    length = options.get("max_length")
+    if length is None:
+        length = getattr(config, "max_length", None)
+    if length is None:
         return
-    length = options.get("max_length", own)
     if (_whole(length) or 0) <= n_prompt:
         raise ArgumentError(
             f"max_length={shown(length)}: must be a whole number above {n_prompt}, the length of "
