@@ -9,6 +9,7 @@ from what kvx.analyze made of all of them, and compares the latencies of what wa
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from kvx.analyze import tradeoff
 from kvx.analyze.controllers import FULL, LARGER, SAME, STATIC, pooled
 from kvx.analyze.frames import load_experiment
 from kvx.analyze.guard import beside
@@ -70,6 +72,8 @@ only looks before the first token. `relax_only` is the trained guard that takes 
 `{moved}` the reactive guard from where it should come to that mean ({moves}).
 
 ## What was prevented
+
+![what controllers prevent, over what they keep](guard_live.png)
 
 {prevented}
 
@@ -316,6 +320,8 @@ def main() -> None:
         controls(options.experiment, options.overrides)
     else:
         options.out.write_text(page(options.experiment))
+        picture = options.experiment / "plots" / tradeoff.NAME
+        shutil.copyfile(picture, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

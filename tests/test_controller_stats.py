@@ -5,7 +5,9 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from matplotlib import image
 
+from kvx.analyze import tradeoff
 from kvx.analyze.controllers import FULL, LARGER, STATIC
 from kvx.report.controllers import prevented_table, price_table, versus_table
 from kvx.store import schemas
@@ -101,6 +103,16 @@ def test_sound_responses_are_told_from_those_that_derail_anyway(stats: pd.DataFr
     assert (sound["count"], sound["n"]) == (4, 40)
 
 
+def test_the_plot_shows_what_each_one_prevents_and_keeps(stats: pd.DataFrame) -> None:
+    frame = tradeoff.shown(stats)
+    assert set(frame.index) == {"none", "reactive", "always_safe", FULL, STATIC}
+    assert frame.loc["reactive", "share"] == pytest.approx(16 / 34)
+    assert frame.loc[FULL, "budget"] == 1.0
+    assert "(plots/controllers.png)" in (FOLDER / "report.md").read_text()
+    pixels = image.imread(FOLDER / "plots" / tradeoff.NAME)
+    assert pixels.std() > 0.05
+
+
 def test_the_tables_name_every_controller(stats: pd.DataFrame) -> None:
     report = (FOLDER / "report.md").read_text()
     for table in (prevented_table(stats), price_table(stats)):
@@ -116,3 +128,4 @@ def test_without_a_controller_there_is_nothing_to_compare(kvx: Kvx) -> None:
         assert kvx(stage).code == 0
     assert pq.read_table(FOLDER / "controller_stats.parquet").num_rows == 0
     assert "Controllers, all points together" not in (FOLDER / "report.md").read_text()
+    assert not (FOLDER / "plots" / tradeoff.NAME).exists()

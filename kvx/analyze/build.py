@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from kvx.analyze import plots, tables
+from kvx.analyze import plots, tables, tradeoff
 from kvx.analyze.catastrophes import catastrophe_stats
 from kvx.analyze.controllers import controller_stats
 from kvx.analyze.frames import Experiment, load_experiment
@@ -73,6 +73,10 @@ def analyze_experiment(config: Config) -> None:
     }
     frame, derailed = pd.DataFrame(stats), pd.DataFrame(rows["catastrophe_stats"])
     plots.draw_all(frame, derailed, folder / "plots", config.analyze.confidence)
+    tradeoff.draw(
+        pd.DataFrame(rows["controller_stats"], columns=TABLES["controller_stats"].names),
+        folder / "plots", config.analyze.confidence,
+    )  # fmt: skip
     _export(experiment, rows, Path(config.paths.output))
     for name, schema in TABLES.items():
         write_table(folder / f"{name}.parquet", rows[name], schema, inputs)

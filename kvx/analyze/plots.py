@@ -40,6 +40,7 @@ STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
+CLOSE = 1.15  # budgets on a log scale whose names would run into each other
 CAP_POINTS = 6.0  # width of a whisker's ends
 Interval = tuple[str, str, str]  # columns: the middle, and where its whisker ends
 MEAN: Interval = ("mean", "ci_low", "ci_high")
@@ -71,6 +72,7 @@ def draw_all(
         target = folder if len(variants) == 1 else folder / str(variant)
         metric = str(frame["metric"].iloc[0]).replace("_", " ")
         percent = f"{100 * confidence:g}% CI"
+        measured, frame = frame[frame["n_latency"] > 0], _plain(frame)
         figures = {
             "acc_by_bin": by_bin(
                 frame, f"{metric} (mean, {percent})", MEAN
@@ -81,18 +83,17 @@ def draw_all(
             ),
             "acc_by_budget": by_budget(frame, f"{metric} (mean over all bins, {percent})"),
         }  # fmt: skip
-        measured = frame[frame["n_latency"] > 0]
         if len(measured):
             figures["latency_p50_by_bin"] = by_bin(
                 measured, "latency in s (median; whisker: p95)",
                 ("latency_p50_s", "latency_p50_s", "latency_p95_s"), unit_interval=False,
             )  # fmt: skip
-        compared = compressed(catastrophes[catastrophes["variant_id"] == variant])
+        compared = _plain(compressed(catastrophes[catastrophes["variant_id"] == variant]))
         if len(compared):
             label = f"excess over the full cache ({percent})"
             figures["excess_by_budget"] = excess_by_budget(compared, label)
         for name, figure in figures.items():
-            written.append(_save(figure, target / f"{name}.png"))
+            written.append(save(figure, target / f"{name}.png"))
     return written
 
 
@@ -100,6 +101,15 @@ def expected(folder: Path, variants: set[str]) -> list[Path]:
     """The plots that every experiment has."""
     folders = [folder] if len(variants) == 1 else [folder / v for v in sorted(variants)]
     return [f / f"{n}.png" for f in folders for n in ("acc_by_bin", "fail_by_bin", "acc_by_budget")]
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without the points of controllers, whose budget is not what they keep, if others are left.
+
+    What they do has a plot of its own (`tradeoff`).
+    """
+    plain = frame[frame["controller"] == "none"]
+    return plain if len(plain) else frame
 
 
 def series(frame: pd.DataFrame) -> pd.Series:
@@ -176,8 +186,10 @@ def by_budget(frame: pd.DataFrame, label: str) -> Figure:
         figure, axis = plt.subplots(figsize=(6.2, 3.8))
         _over_budgets(axis, frame, series(frame), list(names), MEAN)
         axis.set_ylim(-0.04, 1.04)
-        raised = "" if (frame["controller"] == "none").all() else ", before controllers raise it"
-        axis.set_xlabel(f"KV budget (fraction of the prompt's entries kept{raised}, log scale)")
+        what = "fraction of the prompt's entries kept"
+        if (frame["controller"] != "none").any():
+            what = "before controllers raise it"
+        axis.set_xlabel(f"KV budget ({what}, log scale)")
         axis.set_ylabel(label)
         figure.legend(title="press", loc="outside right upper")
     return figure
@@ -233,8 +245,13 @@ def _over_budgets(
             curves.append(Curve(x[rows] * apart, y[rows], hollow[rows], _style(i, name)))
     _draw(axis, curves)
     ticks = sorted(frame["budget"].unique())
+    named, last = [], 0.0
+    for tick in ticks:  # names that stand too close would be unreadable
+        far = tick >= CLOSE * last
+        named.append(f"{tick:.3g}" if far else "")
+        last = tick if far else last
     axis.set_xscale("log")
-    axis.set_xticks(ticks, [f"{t:.3g}" for t in ticks])
+    axis.set_xticks(ticks, named)
     axis.minorticks_off()
     axis.set_xlim(ticks[-1] * 1.15, ticks[0] / 1.15)
 
@@ -288,7 +305,7 @@ def _legend(axes: Any) -> tuple[list[Any], list[str]]:
     return list(found.values()), list(found)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     import io
 
     layout = figure.get_layout_engine()

@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 import pyarrow.parquet as pq
 
+from kvx.analyze import tradeoff
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig, Config
@@ -124,6 +125,7 @@ def _controllers(stats: pd.DataFrame) -> dict[str, str]:
     return {
         "prevented": controllers.prevented_table(stats),
         "price": controllers.price_table(stats),
+        "plot": tradeoff.NAME if len(tradeoff.shown(stats)) else "",
     }
 
 
