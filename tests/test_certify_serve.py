@@ -260,17 +260,20 @@ def test_where_the_press_saw_the_whole_prompt_a_context_of_its_own_is_not_certif
         assert post(server.url, body).json()["kvx"]["certified"]
 
 
+def under_reactive(certificates: Path, folder: Path) -> tuple[str, ...]:
+    """The arguments of a server whose certificate is of `controller=reactive`."""
+    steering = {"name": "reactive", "kind": "reactive", "label": "reactive"}
+    groups = json.loads((certificates / "good.json").read_text())["groups"]
+    groups[0]["tests"][0] |= {"mean_budget": 0.975, "n_responses": 30}
+    good, file = certificates / "good.json", folder / "c.json"
+    altered(good, file, True, controller=steering, groups=groups)
+    return (*SERVED, "controller=reactive", f"certificate={file}")
+
+
 def test_without_its_controller_or_with_less_of_it_an_answer_is_not_certified(
     certificates: Path, tmp_path: Path
 ) -> None:
-    steering = {"name": "reactive", "kind": "reactive", "label": "reactive"}
-    body = json.loads((certificates / "good.json").read_text())
-    body["groups"][0]["tests"][0] |= {"mean_budget": 0.975, "n_responses": 30}
-    file = altered(
-        certificates / "good.json", tmp_path / "c.json", True, controller=steering,
-        groups=body["groups"],
-    )  # fmt: skip
-    given = (*SERVED, "controller=reactive", f"certificate={file}")
+    given = under_reactive(certificates, tmp_path)
     context = WORDS * 4 + " ? "
 
     def certified(server: Running, stream: bool = False, **kvx: Any) -> bool:
@@ -299,14 +302,7 @@ def test_without_its_controller_or_with_less_of_it_an_answer_is_not_certified(
 def test_the_start_names_what_a_guarded_certificate_kept(
     certificates: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    steering = {"name": "reactive", "kind": "reactive", "label": "reactive"}
-    body = json.loads((certificates / "good.json").read_text())
-    body["groups"][0]["tests"][0] |= {"mean_budget": 0.975, "n_responses": 30}
-    file = altered(
-        certificates / "good.json", tmp_path / "c.json", True, controller=steering,
-        groups=body["groups"],
-    )  # fmt: skip
-    given = (*SERVED, "controller=reactive", f"certificate={file}")
+    given = under_reactive(certificates, tmp_path)
     with caplog.at_level(logging.INFO):
         with_certified_budget(compose(*given, stage="serve"))
     assert (
