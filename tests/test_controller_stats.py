@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib import image
 
-from kvx.analyze import tradeoff
+from kvx.analyze import plots, tradeoff
 from kvx.analyze.controllers import FULL, LARGER, STATIC
 from kvx.report.controllers import prevented_table, price_table, versus_table
 from kvx.store import schemas
@@ -111,6 +111,14 @@ def test_the_plot_shows_what_each_one_prevents_and_keeps(stats: pd.DataFrame) ->
     assert "(plots/controllers.png)" in (FOLDER / "report.md").read_text()
     pixels = image.imread(FOLDER / "plots" / tradeoff.NAME)
     assert pixels.std() > 0.05
+
+
+def test_curves_are_of_what_has_no_controller_unless_nothing_else_is_compressed() -> None:
+    points = pd.DataFrame(
+        {"controller": ["none", "none", "reactive"], "budget_label": ["1", "0.5", "0.5"]}
+    )
+    assert plots.plain(points)["controller"].tolist() == ["none", "none"]
+    assert len(plots.plain(points.iloc[[0, 2]])) == 2
 
 
 def test_the_tables_name_every_controller(stats: pd.DataFrame) -> None:

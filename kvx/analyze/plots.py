@@ -72,7 +72,7 @@ def draw_all(
         target = folder if len(variants) == 1 else folder / str(variant)
         metric = str(frame["metric"].iloc[0]).replace("_", " ")
         percent = f"{100 * confidence:g}% CI"
-        measured, frame = frame[frame["n_latency"] > 0], _plain(frame)
+        measured, frame = frame[frame["n_latency"] > 0], plain(frame)
         figures = {
             "acc_by_bin": by_bin(
                 frame, f"{metric} (mean, {percent})", MEAN
@@ -88,7 +88,7 @@ def draw_all(
                 measured, "latency in s (median; whisker: p95)",
                 ("latency_p50_s", "latency_p50_s", "latency_p95_s"), unit_interval=False,
             )  # fmt: skip
-        compared = _plain(compressed(catastrophes[catastrophes["variant_id"] == variant]))
+        compared = plain(compressed(catastrophes[catastrophes["variant_id"] == variant]))
         if len(compared):
             label = f"excess over the full cache ({percent})"
             figures["excess_by_budget"] = excess_by_budget(compared, label)
@@ -103,13 +103,12 @@ def expected(folder: Path, variants: set[str]) -> list[Path]:
     return [f / f"{n}.png" for f in folders for n in ("acc_by_bin", "fail_by_bin", "acc_by_budget")]
 
 
-def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without the points of controllers, whose budget is not what they keep, if others are left.
-
-    What they do has a plot of its own (`tradeoff`).
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without the points of controllers, whose budget is not what they keep, if other compressed
+    ones are left. What controllers do has a plot of its own (`tradeoff`).
     """
-    plain = frame[frame["controller"] == "none"]
-    return plain if len(plain) else frame
+    alone = frame[frame["controller"] == "none"]
+    return alone if (alone["budget_label"] != "1").any() else frame
 
 
 def series(frame: pd.DataFrame) -> pd.Series:

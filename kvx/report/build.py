@@ -10,7 +10,7 @@ import jinja2
 import pandas as pd
 import pyarrow.parquet as pq
 
-from kvx.analyze import tradeoff
+from kvx.analyze import plots, tradeoff
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig, Config
@@ -173,6 +173,7 @@ def _variants(
                     derailed, seen[seen["point_id"].isin(overall["point_id"])]
                 ),
                 "catastrophe_plot": bool(derailed["excess"].notna().any()),
+                "plots_leave_out": len(plots.plain(overall)) < len(overall),
                 "guarded": bool(len(guarded)), "guard_notes": guard.notes(guarded),
                 "guard_prevented_table": guard.prevented_table(guarded),
                 "guard_effect_table": guard.effect_table(guarded),
