@@ -165,6 +165,9 @@ class PointStore:
                 return reason
             if layout.read_done(self.dir) is not None:
                 return None
+            for name in (*(layout.merged(self.dir, kind).name for kind in KINDS), "DONE"):
+                for unfinished in self.dir.glob(f".{name}.*.tmp"):
+                    unfinished.unlink()  # whoever wrote it had this lock, and was killed
             try:
                 return self._merge()
             except UnreadableError as error:
