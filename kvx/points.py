@@ -75,7 +75,7 @@ def guard_identity(config: Config) -> dict[str, Any]:
     """
     if not is_guarded(config):
         return {}
-    plain, default = resolved(config.guard), resolved(GuardConfig())
+    plain, default = resolved(config.guard), unsaid_guard()
     for name in ("stream", "model", "shadow"):
         del plain[name]
     found = {name: value for name, value in plain.items() if value != default[name]}
@@ -84,6 +84,13 @@ def guard_identity(config: Config) -> dict[str, Any]:
     if config.controller.kind is ControllerKind.hazard:
         found["model"] = model_files.identity(model_files.folder_of(config.guard.model))
     return found
+
+
+def unsaid_guard() -> dict[str, Any]:
+    """What `guard_identity` leaves out: the defaults, and of fields that came later what was done
+    before there were any.
+    """
+    return {**resolved(GuardConfig()), "let_go": False}
 
 
 def is_guarded(config: Config) -> bool:

@@ -153,9 +153,11 @@ def test_another_controller_is_refused(
     assert "is for controller=careful, this is controller=none" in line
 
 
+GUARD = {"let_go": True}  # what it is by default
 SETTINGS = [
     ({"cooldown": 64}, {}, "with controller.cooldown=64, this has 32; set controller.cooldown=64"),
     ({}, {"max_interventions": 1}, "with guard.max_interventions=1, this has 4; set guard.max_int"),
+    ({}, {"let_go": False}, "with guard.let_go=false, this has true; set guard.let_go=false"),
     ({}, {"ladder": [0.5]}, "with guard.ladder=[0.5], this has [0.25,0.5]; set guard.ladder=[0.5]"),
     ({"prefill_gate_nats": 2.0}, {"max_interventions": 1}, "prefill_gate_nats=2.0, this has null"),
 ]  # fmt: skip
@@ -168,7 +170,7 @@ def test_the_first_setting_of_a_controller_that_differs_is_named(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     steering = {"name": "reactive", "kind": "reactive", "label": "reactive"} | controller
-    steering |= {"guard": guard} if guard else {}
+    steering["guard"] = GUARD | guard
     file = altered(certificates / "good.json", tmp_path / "c.json", True, controller=steering)
     given = ("controller=reactive", f"certificate={file}")
     line = refused(capfd, *SERVED, *given)
@@ -262,7 +264,7 @@ def test_where_the_press_saw_the_whole_prompt_a_context_of_its_own_is_not_certif
 
 def under_reactive(certificates: Path, folder: Path) -> tuple[str, ...]:
     """The arguments of a server whose certificate is of `controller=reactive`."""
-    steering = {"name": "reactive", "kind": "reactive", "label": "reactive"}
+    steering = {"name": "reactive", "kind": "reactive", "label": "reactive", "guard": GUARD}
     groups = json.loads((certificates / "good.json").read_text())["groups"]
     groups[0]["tests"][0] |= {"mean_budget": 0.975, "n_responses": 30}
     good, file = certificates / "good.json", folder / "c.json"
@@ -293,7 +295,12 @@ def test_without_its_controller_or_with_less_of_it_an_answer_is_not_certified(
         assert shown["mean_budget"] == {"lowest": 0.975, "highest": 0.975, "n_responses": 30}
     with serving(*given, "guard.stream=restart") as server:
         assert certified(server, stream=True)
-    steering = {"name": "always_safe", "kind": "always_safe", "label": "always_safe"}
+    steering = {
+        "name": "always_safe",
+        "kind": "always_safe",
+        "label": "always_safe",
+        "guard": GUARD,
+    }
     file = altered(certificates / "good.json", tmp_path / "s.json", True, controller=steering)
     with serving(*SERVED, "controller=always_safe", f"certificate={file}") as server:
         assert certified(server, stream=True)  # nothing is held

@@ -93,6 +93,7 @@ def test_a_press_that_cannot_be_guarded(model: Any, press: Any, why: str) -> Non
         ({"max_interventions": 0}, "^max_interventions=0: must be at least 1"),
         ({"max_interventions": "4"}, "^max_interventions='4': must be a whole number"),
         ({"max_interventions": 1.5}, "^max_interventions=1.5: must be a whole number"),
+        ({"let_go": "no"}, "^let_go='no': must be True or False"),
         ({"max_interventions": True}, "^max_interventions=True: must be a whole number"),
         ({"tokenizer": "SmolLM"}, "^tokenizer='SmolLM': must be a tokenizer object"),
         ({"hazard_model": "nowhere"}, "nowhere: no hazard model"),

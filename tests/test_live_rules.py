@@ -58,7 +58,7 @@ def test_of_the_guard_what_changes_results_counts(point: Any) -> None:
     same = ("guard.shadow=recompute", "guard.stream=restart", "guard.model=nowhere")
     assert point("controller=reactive", *same).id == plain.id
     others = ("guard.shadow=none", "guard.ladder=[0.5]", "guard.max_interventions=3",
-              "controller.k=2", "controller.rollback_tokens=8")  # fmt: skip
+              "guard.let_go=false", "controller.k=2", "controller.rollback_tokens=8")  # fmt: skip
     ids = {point("controller=reactive", other).id for other in others}
     assert len({plain.id, *ids}) == 1 + len(others)
 
@@ -78,7 +78,7 @@ def test_a_hazard_model_is_known_by_its_files_not_by_its_place(point: Any, tmp_p
 guards = st.builds(
     GuardConfig, shadow=st.sampled_from(Shadow), stream=st.sampled_from(StreamPolicy),
     ladder=st.sets(st.sampled_from([0.1, 0.25, 0.5, 0.75])).map(sorted),
-    max_interventions=st.integers(1, 5),
+    max_interventions=st.integers(1, 5), let_go=st.booleans(),
 )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_two_guards_share_a_point_exactly_if_they_give_the_same_results(
     point: Any, one: GuardConfig, other: GuardConfig
 ) -> None:
     def what_counts(guard: GuardConfig) -> list[object]:
-        return [guard.shadow is Shadow.none, guard.ladder, guard.max_interventions]
+        return [guard.shadow is Shadow.none, guard.ladder, guard.max_interventions, guard.let_go]
 
     base = point("controller=reactive")
 

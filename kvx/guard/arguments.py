@@ -18,7 +18,7 @@ from kvx.live_rules import check_guard
 
 
 def guard_config(
-    shadow: Any, hazard_model: Any, ladder: Sequence[float], max_interventions: int
+    shadow: Any, hazard_model: Any, ladder: Sequence[float], max_interventions: int, let_go: bool
 ) -> GuardConfig:
     """Raises `ArgumentError` naming the first argument that cannot be right."""
     place = shadow.name if isinstance(shadow, Shadow) else shadow
@@ -39,7 +39,9 @@ def guard_config(
         raise ArgumentError(
             f"max_interventions={shown(max_interventions)}: must be a whole number of at least 1"
         ) from None
-    guard = GuardConfig(Shadow[place], where, _budgets(ladder), most)
+    if not isinstance(let_go, bool | np.bool_):
+        raise ArgumentError(f"let_go={shown(let_go)}: must be True or False")
+    guard = GuardConfig(Shadow[place], where, _budgets(ladder), most, bool(let_go))
     try:
         check_guard(guard)
     except UserError as error:

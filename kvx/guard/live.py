@@ -13,7 +13,7 @@ from kvx.guard.detectors import REPORT_TOKENS
 from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.loops import LoopDetector, repeated_tail
 
-FULL, ALWAYS = 1.0, "always_safe"
+FULL, ALWAYS, LET_GO = 1.0, "always_safe", "let_go"
 ROUNDING = 1e-9  # of budgets
 SEEN = ("loop", "repetition")  # reasons that are no forecast
 
@@ -52,7 +52,8 @@ class SequenceGuard:
     The gate raises the budget that counts as the sequence's own; alarms raise it to the safe
     budget until it is calm, once; after a second alarm it stays. An alarm in SAFE goes one
     checkpoint further back, with the full cache; the next one to the start. What has the full cache
-    from its first token on is left alone.
+    from its first token on is left alone. If that loops too, and does not stop for a cooldown, any
+    cache would do, and with `config.let_go` it gets the nominal one back.
 
     The first `floor` tokens are never taken back: whoever has shown them raises it.
     """
@@ -60,7 +61,7 @@ class SequenceGuard:
     def __init__(self, policy: Policy, config: GuardConfig, nominal: float, key: str = "") -> None:
         self.policy, self.config = policy, config
         self.controller = Controller(policy, key)
-        self.budget = self.base = nominal
+        self.nominal = self.budget = self.base = nominal
         self.events: list[GuardEvent] = []
         self.tokens: list[int] = []
         self.interventions = 0
@@ -73,6 +74,7 @@ class SequenceGuard:
         self._alarms = 0
         self._over = False  # nothing more is left to do for it
         self._steps, self._budgets = 0, 0.0
+        self._looping = 0  # tokens since it was found in the loop that it is in
         self._hazard = self._probe = math.nan
 
     @property
@@ -137,7 +139,7 @@ class SequenceGuard:
     ) -> Change | None:
         onset = self._take(token)
         if self._over:
-            return None
+            return None if ended else self._let_go()
         at, before = len(self.tokens) - 1, self.controller.mode
         self._hazard = hazard
         seen = Observation(
@@ -148,9 +150,9 @@ class SequenceGuard:
         if ended:
             return None
         if decision.alarm:
-            return self._alarm(decision.rollback_to, decision.reason)
+            return self._alarm(decision.rollback_to, decision.reason) or self._let_go()
         if decision.again:
-            return self._again(decision.rollback_to, decision.reason)
+            return self._again(decision.rollback_to, decision.reason) or self._let_go()
         if decision.mode is before:
             return None
         if before is Mode.SAFE and self.budget > self.base:
@@ -165,7 +167,7 @@ class SequenceGuard:
         """`change` is done; `recomputed` tokens of the prompt and the response passed again."""
         dropped = self.tokens[change.n_kept :]
         always, first = change.reason == ALWAYS, change.n_kept == 0 or change.action == "raise"
-        self._over = always or (first and change.budget >= FULL)
+        self._over |= always or change.reason == LET_GO or (first and change.budget >= FULL)
         if self._over and change.action == "raise":
             self.controller.step(Observation(PREFILL, probe_nats=self._probe))
         self._note(change, dropped, milliseconds)
@@ -174,6 +176,7 @@ class SequenceGuard:
             self.interventions += 1
         if dropped:
             del self.tokens[change.n_kept :]
+            self._looping = 0
             self._loops.truncate(change.n_kept)
             self.controller.rollback(change.n_kept)
         self.budget = change.budget
@@ -190,7 +193,9 @@ class SequenceGuard:
         self._steps, self._budgets = self._steps + 1, self._budgets + self.budget
         self.tokens.append(token)
         self.longest[self.budget] = max(self.longest.get(self.budget, 0), len(self.tokens))
-        return self._loops.push(token)
+        onset = self._loops.push(token)
+        self._looping = 0 if onset is None else self._looping + 1
+        return onset
 
     def _raise(self, budget: float, reason: str, chosen: int | None) -> Change | None:
         n = len(self.tokens)
@@ -231,6 +236,15 @@ class SequenceGuard:
             further = min(back, last - config.rollback_tokens)
         self._checkpoint = max(self.floor, further)
         return Change(FULL, self._checkpoint, _name(self._checkpoint, n), reason)
+
+    def _let_go(self) -> Change | None:
+        """Of what has not left its loop for a cooldown, and can have no more than it has."""
+        config = self.policy.config
+        stuck = self._looping > config.cooldown
+        always = config.kind is ControllerKind.always_safe
+        if not stuck or always or not self.config.let_go or self.budget <= self.nominal:
+            return None
+        return Change(self.nominal, len(self.tokens), "recompress", LET_GO, recompute=False)
 
     def _left(self) -> bool:
         """Whether anything can still be done."""

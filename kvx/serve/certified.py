@@ -10,10 +10,10 @@ from kvx.certify.certificate import Certificate, Tested, read
 from kvx.certify.page import conditions, summary
 from kvx.certify.series import controller_of
 from kvx.config import BudgetConfig, BudgetKind, Config
-from kvx.controller_config import ControllerConfig, GuardConfig
+from kvx.controller_config import ControllerConfig
 from kvx.data.tokenizer import model_hash
 from kvx.errors import UserError
-from kvx.points import budget_label, guard_identity, resolved
+from kvx.points import budget_label, guard_identity, resolved, unsaid_guard
 from kvx.serve.promise import Promise
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,8 @@ def _check_controller(found: Certificate, config: Config, wrong: str) -> None:
     guard = guard_identity(config)
     ours = controller_of(resolved(config.controller)) | ({"guard": guard} if guard else {})
     theirs = {k: v for k, v in found.controller.items() if k != "label"}
-    if theirs == ours:
+    asked, here = _settings(theirs), _settings(ours)
+    if asked == here:
         return
     name = config.controller.name
     if theirs["name"] != name:
@@ -105,7 +106,6 @@ def _check_controller(found: Certificate, config: Config, wrong: str) -> None:
             f"{wrong} controller={found.controller['label']}, this is controller={name}; set the "
             "same one, or certify this one"
         )
-    asked, here = _settings(theirs), _settings(ours)
     field = next(f for f in {**asked, **here} if asked.get(f) != here.get(f))
     if field == "guard.model":
         raise UserError(
@@ -121,7 +121,7 @@ def _check_controller(found: Certificate, config: Config, wrong: str) -> None:
 def _settings(steering: dict[str, Any]) -> dict[str, Any]:
     """Every setting of a controller as it is typed, those that are as by default among them."""
     own = resolved(ControllerConfig()) | steering
-    guard = resolved(GuardConfig()) | own.pop("guard", {})
+    guard = unsaid_guard() | own.pop("guard", {})
     return {f"controller.{k}": v for k, v in own.items()} | {
         f"guard.{k}": v for k, v in guard.items()
     }
