@@ -104,6 +104,7 @@ class Windows(Block):
     def __init__(self, signals: Sequence[str], sizes: Sequence[int]) -> None:
         super().__init__()
         self.needs, self.sizes = tuple(signals), tuple(sizes)
+        self._sizes = np.array(sizes)
         self.names = tuple(
             f"{kind}_{size}_{name}"
             for size in sizes
@@ -114,23 +115,25 @@ class Windows(Block):
     def start(self, prefill: Signals, rows: int) -> None:
         shape = (rows, len(self.needs))
         self.rings = {"values": np.zeros((LONGEST, *shape), np.int64)}
-        for size in self.sizes:
-            self.cells[f"sum_{size}"] = np.zeros(shape, np.int64)
-            self.cells[f"squares_{size}"] = np.zeros(shape, np.int64)
+        self.cells = {  # of each window, what it has added up
+            name: np.zeros((rows, len(self.sizes), len(self.needs)), np.int64)
+            for name in ("sum", "squares")
+        }
 
     def step(self, signals: Signals, t: NDArray[np.int64], out: Floats) -> None:
-        ring = self.rings["values"]
-        new = np.stack([fixed(signals[name], SCALE, LARGEST) for name in self.needs], axis=1)
-        new_squares = new * new
-        for i, size in enumerate(self.sizes):
-            old = ring[(self.clock - size) % LONGEST]
-            total, squares = self.cells[f"sum_{size}"], self.cells[f"squares_{size}"]
-            total += new - old
-            squares += new_squares - old * old
-            n = np.minimum(t + 1, size)[:, None]
-            at, k = 2 * i * len(self.needs), len(self.needs)
-            out[:, at : at + k] = total / (n * SCALE)
-            out[:, at + k : at + 2 * k] = np.sqrt(n * squares - total * total) / (n * SCALE)
+        ring, total, squares = self.rings["values"], self.cells["sum"], self.cells["squares"]
+        sizes = self._sizes
+        new = fixed(np.stack([signals[name] for name in self.needs], axis=1), SCALE, LARGEST)
+        old = ring[(self.clock - sizes) % LONGEST].swapaxes(0, 1)
+        total += new[:, None] - old
+        squares += (new * new)[:, None] - old * old
+        n = np.minimum(t[:, None] + 1, sizes)[:, :, None]
+        units = n * SCALE
+        columns = out.reshape(len(t), len(sizes), 2, len(self.needs), copy=False)
+        np.divide(total, units, out=columns[:, :, 0], casting="same_kind")
+        np.divide(
+            np.sqrt(n * squares - total * total), units, out=columns[:, :, 1], casting="same_kind"
+        )
         ring[self.clock % LONGEST] = new
         self.clock += 1
 
@@ -155,35 +158,39 @@ class RecentRepetition(Block):
 
 
 class Accumulated(Block):
-    """A signal since its first token: mean so far, mean of the first 8 tokens, and two CUSUMs.
+    """Signals since the first token: mean so far, mean of the first 8 tokens, and two CUSUMs.
 
-    Each sum grows by how far the signal is above (below) its mean before this token, less a slack,
+    Each sum grows by how far its signal is above (below) its mean before this token, less a slack,
     and never falls below 0: it stays small while the signal only fluctuates.
 
     Source: Page (1954), Biometrika 41, 100-115; the mean is the row's own instead of a known one.
     """
 
-    def __init__(self, signal: str) -> None:
+    KINDS = ("so_far", "first_8", "cusum_up", "cusum_down")
+
+    def __init__(self, signals: Sequence[str]) -> None:
         super().__init__()
-        self.needs = (signal,)
-        self.names = (
-            f"so_far_{signal}", f"first_8_{signal}", f"cusum_up_{signal}", f"cusum_down_{signal}",
-        )  # fmt: skip
+        self.needs = tuple(signals)
+        self.names = tuple(f"{kind}_{signal}" for kind in self.KINDS for signal in signals)
 
     def start(self, prefill: Signals, rows: int) -> None:
-        self.cells = {name: np.zeros(rows) for name in ("total", "first", "up", "down")}
+        shape = (rows, len(self.needs))
+        self.cells = {name: np.zeros(shape) for name in ("total", "first", "up", "down")}
 
     def step(self, signals: Signals, t: NDArray[np.int64], out: Floats) -> None:
-        cells, new = self.cells, np.nan_to_num(signals[self.needs[0]].astype(np.float64))
+        cells, t = self.cells, t[:, None]
+        new = np.stack([signals[name] for name in self.needs], axis=1).astype(np.float64)
+        new[np.isnan(new)] = 0.0
         away = np.where(t > 0, new - cells["total"] / np.maximum(t, 1), 0.0)
         cells["up"] = np.maximum(cells["up"] + away - SLACK_NATS, 0.0)
         cells["down"] = np.maximum(cells["down"] - away - SLACK_NATS, 0.0)
         cells["total"] = cells["total"] + new
         cells["first"] = np.where(t < FIRST, cells["total"], cells["first"])
-        out[:, 0] = cells["total"] / (t + 1)
-        out[:, 1] = cells["first"] / np.minimum(t + 1, FIRST)
-        out[:, 2] = cells["up"]
-        out[:, 3] = cells["down"]
+        columns = out.reshape(len(t), len(self.KINDS), len(self.needs), copy=False)
+        columns[:, 0] = cells["total"] / (t + 1)
+        columns[:, 1] = cells["first"] / np.minimum(t + 1, FIRST)
+        columns[:, 2] = cells["up"]
+        columns[:, 3] = cells["down"]
 
 
 class Likeness(Block):

@@ -37,7 +37,7 @@ _LONGER = tuple(
     f"{kind}_{size}_{name}" for size in _SIZES for kind in ("mean", "std") for name in _WINDOWED
 )
 _ACCUMULATED = tuple(
-    name for signal in ("entropy_nats", "logprob") for name in blocks.Accumulated(signal).names
+    name for signal in ("entropy_nats", "logprob") for name in blocks.Accumulated([signal]).names
 )
 _ADDED = (
     *_PROBE, "score_evicted", "log_prompt_tokens", "log_kept_tokens", "token", "logprob", "margin",
@@ -177,6 +177,10 @@ def _blocks_for(names: Sequence[str]) -> list[Block]:
         )  # fmt: skip
         if sizes:
             windows.setdefault(sizes, []).append(signal)
+    accumulated = [
+        signal for signal in ("entropy_nats", TOP20_ENTROPY, "logprob")
+        if asked.intersection(blocks.Accumulated([signal]).names)
+    ]  # fmt: skip
     direct = [name for name in (*_DIRECT, TOP20_ENTROPY) if name in asked]
     candidates: list[Block] = [
         *([blocks.Direct(direct)] if direct else []),
@@ -184,9 +188,7 @@ def _blocks_for(names: Sequence[str]) -> list[Block]:
         blocks.Position(),
         *(blocks.Windows(signals, sizes) for sizes, signals in windows.items()),
         blocks.RecentRepetition(),
-        blocks.Accumulated("entropy_nats"),
-        blocks.Accumulated(TOP20_ENTROPY),
-        blocks.Accumulated("logprob"),
+        *([blocks.Accumulated(accumulated)] if accumulated else []),
         blocks.Likeness(),
         blocks.Prefill(presses),
     ]

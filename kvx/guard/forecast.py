@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kvx.guard.features import FeatureState
 from kvx.guard.hazard import Floats, HazardModel
 from kvx.guard.traces import PROBE_TOKENS, Signals
+from kvx.guard.trees import Trees
 
 Known = Mapping[str, Any]  # of one row, by the names of `traces.PREFILL`
 
@@ -20,6 +21,7 @@ class Forecaster:
     def __init__(self, model: HazardModel) -> None:
         self.model = model
         self._state = FeatureState(model.names)
+        self._trees = Trees(model.booster)
         self._order: list[int] = []  # keys in the order of the state
         self._seen: dict[int, list[tuple[Signals, int]]] = {}  # per token: a step, and which row
 
@@ -54,7 +56,7 @@ class Forecaster:
             self._state.join(waiting)
         for row, key in enumerate(keys):
             self._seen[key].append((signals, row))
-        return self.model.predict(features)
+        return self.model.hazard(self._trees.margin(features))
 
     def rewind(self, key: int, n_kept: int, known: Known) -> None:
         """A sequence goes on from its first `n_kept` tokens; of its prompt, this is now `known`."""

@@ -76,7 +76,11 @@ class HazardModel:
 
     def predict(self, features: Floats) -> Floats:
         """Calibrated hazard of each row of `features` [rows, names]: float32 [rows] in [0, 1]."""
-        return calibration.probability(self.card["calibration"], self.score(features))
+        return self.hazard(self.score(features))
+
+    def hazard(self, score: Floats) -> Floats:
+        """What a `score` on the logit scale means: calibrated, in [0, 1]."""
+        return calibration.probability(self.card["calibration"], score)
 
     def with_card(self, **entries: Any) -> "HazardModel":
         return replace(self, card={**self.card, **entries})
