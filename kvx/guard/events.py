@@ -8,7 +8,7 @@ class GuardEvent:
     """One decision of a controller that changed its mode or a sequence, and what was done.
 
     `token` is the index of the last token seen, -1 before the first; `mode` the mode entered.
-    `action` is one of `ACTIONS`, `reason` that of `kvx.guard.controller.Decision`, or calm.
+    `action` is one of `ACTIONS`, `reason` that of `kvx.guard.controller.Decision`, calm or let_go.
     `n_kept` tokens stayed; those of `dropped_ids` were taken back. Budgets are shares of the
     prompt's entries. `milliseconds` is how long the row, and all beside it, waited.
     """
@@ -28,7 +28,7 @@ class GuardEvent:
 
 # watch: to ALERT or back, nothing done; alarm: there was nothing left to do; raise: the gate raised
 # the budget; relax: without taking tokens back; roll_back: also took tokens back; restart: all of
-# them; recompress: back to the point's budget
+# them; recompress: back to the sequence's own budget when calm, to the point's when let go
 ACTIONS = ("watch", "alarm", "raise", "relax", "roll_back", "restart", "recompress")
 # those that gave a sequence more of its prompt or took tokens back
 INTERVENTIONS = ("raise", "relax", "roll_back", "restart")
