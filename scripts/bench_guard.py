@@ -50,7 +50,8 @@ def _fitted(names: tuple[str, ...]) -> HazardModel:
 
 
 def _measure(traces, model, rows, steps):
-    state, trees = FeatureState(model.names), Trees(model.booster)
+    trees = Trees(model.booster)
+    state = FeatureState([model.names[column] for column in trees.columns])
     state.add(traces.prefill)
     first, features_ms, predict_ms = traces.starts[:-1], [], []
     for t in range(steps):

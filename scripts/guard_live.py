@@ -62,9 +62,9 @@ compressed; {requests} responses, made with kvx {version} on {hardware}. No prom
 a prompt is made from, was among those that the hazard model was trained, calibrated or given its
 thresholds with, nor in an earlier run of this study, on 45 prompts, after which the trained guard
 got the more careful gate and all guards `let_go` (the trained one kept 0.59 of the saving, and
-intervened in 8 of 62 sound responses). What is counted: [live guard](../guard/live.md#what-is-counted). Shares are of what
-the same press at the same budget shows without a controller and the full cache does not; 95%
-intervals from resampled prompts.
+intervened in 8 of 62 sound responses). What is counted:
+[live guard](../guard/live.md#what-is-counted). Shares are of what the same press at the same budget
+shows without a controller and the full cache does not; 95% intervals from resampled prompts.
 
 `{guard}` is the trained guard, `reactive` the same without a model: it waits for the loop and rolls
 back. `ngram` and `entropy_cusum` roll back at a repeated 20-gram, and at a sum of entropies. `gate`

@@ -48,6 +48,7 @@ def test_trees_as_arrays_are_the_boosters(name: str) -> None:
     for n in (1, 2, 17, 300):
         features = rows_at_the_edges(booster, n)
         expected = booster.inplace_predict(features, predict_type="margin")
+        features = features[:, trees.columns]
         np.testing.assert_allclose(trees.margin(features), expected, rtol=0, atol=1e-6)
         alone = [trees.margin(features[i : i + 1]) for i in range(n)]
         assert np.concatenate(alone).tobytes() == trees.margin(features).tobytes()

@@ -20,15 +20,17 @@ class Forecaster:
 
     def __init__(self, model: HazardModel) -> None:
         self.model = model
-        self._state = FeatureState(model.names)
         self._trees = Trees(model.booster)
+        self._names = [model.names[column] for column in self._trees.columns]
+        self._state = FeatureState(self._names)
+        self._needs = self._state.needs
         self._order: list[int] = []  # keys in the order of the state
         self._seen: dict[int, list[tuple[Signals, int]]] = {}  # per token: a step, and which row
 
     @property
     def needs(self) -> frozenset[str]:
         """The signals that `step` reads."""
-        return self._state.needs
+        return self._needs
 
     def add(self, key: int, known: Known) -> None:
         """A sequence begins; `known` is what was seen before its first token."""
@@ -60,7 +62,7 @@ class Forecaster:
 
     def rewind(self, key: int, n_kept: int, known: Known) -> None:
         """A sequence goes on from its first `n_kept` tokens; of its prompt, this is now `known`."""
-        again = FeatureState(self.model.names)
+        again = FeatureState(self._names)
         again.add(_table(known))
         kept = self._seen[key][:n_kept]
         for signals, row in kept:

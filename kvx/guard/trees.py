@@ -19,6 +19,9 @@ Floats = NDArray[np.float32]
 class Trees:
     """Boosted trees of one output, without categories or dropped trees.
 
+    `columns` are those of the model's features that a tree asks for, ascending: the others need not
+    be computed.
+
     All nodes stand in one row, and leaves are their own children: every tree is gone through in as
     many steps as the deepest has. Source of the fields: XGBoost's "JSON schema of models".
     """
@@ -36,7 +39,9 @@ class Trees:
         own, start = np.arange(len(left)), np.repeat(self._roots, sizes)
         leaf = left < 0
         left, right = (np.where(leaf, own, child + start) for child in (left, right))
-        self._feature = np.where(leaf, 0, column("split_indices", np.intp))
+        asked = column("split_indices", np.intp)
+        self.columns: NDArray[np.intp] = np.unique(asked[~leaf])
+        self._feature = np.where(leaf, 0, np.searchsorted(self.columns, asked))
         self._threshold = column("split_conditions", np.float32)  # of a leaf, its value
         # the child of a number that is smaller than the threshold, or not, or that is missing
         missing = np.where(column("default_left", np.bool_), left, right)
@@ -50,7 +55,7 @@ class Trees:
         self._base = np.float32(-math.log(np.float32(1) / base - np.float32(1)))
 
     def margin(self, features: Floats) -> Floats:
-        """What the trees say of `features` [rows, names], on the logit scale: float32 [rows]."""
+        """What the trees say of `features` [rows, columns], on the logit scale: float32 [rows]."""
         rows = np.arange(len(features))
         at = np.repeat(self._roots[:, None], len(features), axis=1)
         for _ in range(self._depth):

@@ -1,7 +1,7 @@
 """The live guard: an observer that lets controllers take rows back and raise their budgets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +30,8 @@ from kvx.guard.repetition import Repetition
 from kvx.guard.signals import divergence_nats
 from kvx.guard.traces import NO_PRESS
 from kvx.points import Request
+
+COUNTED = ("repetition_count", "period")  # features that the tail of a sequence gives
 
 
 @lru_cache(maxsize=8)
@@ -87,7 +89,11 @@ class _Guarded:
     forecaster: Forecaster | None
     unprobed: bool = False  # until its second token is chosen
     full_second: torch.Tensor | None = None  # the full cache's logits [vocab] there
-    tail: Repetition = field(default_factory=Repetition)
+    tail: Repetition | None = None  # where somebody asks for what it counts
+
+    def count(self, token: int) -> tuple[int, int]:
+        """Repetition count and period after `token`; 0 where nobody asks."""
+        return (0, 0) if self.tail is None else self.tail.push(token)
 
 
 class LiveGuard(StepObserver):
@@ -128,7 +134,7 @@ class LiveGuard(StepObserver):
             return actions
         ids = [rows[i].tokens[-1] for i in watched]
         seen = [self._rows[id(rows[i])] for i in watched]
-        repeated = [s.tail.push(token) for s, token in zip(seen, ids, strict=True)]
+        repeated = [s.count(token) for s, token in zip(seen, ids, strict=True)]
         entropy = np.full(len(watched), np.nan)
         hazard = np.full(len(watched), np.nan)
         if any(_reads_entropy(s) for s in seen):
@@ -162,9 +168,10 @@ class LiveGuard(StepObserver):
                 again = row.guard.gate(nats)
         if again is not None:
             return [Rebuild(row, again)]
-        seen.tail = Repetition()
-        for token in row.tokens:
-            seen.tail.push(token)
+        if seen.tail is not None:
+            seen.tail = Repetition()
+            for token in row.tokens:
+                seen.tail.push(token)
         if seen.forecaster is not None:
             known = _at(seen.known, row.guard.budget)
             seen.forecaster.rewind(id(row), len(row.tokens), known)
@@ -192,14 +199,18 @@ class LiveGuard(StepObserver):
                 self._forecasters[name] = Forecaster(hazard_model(name))
             forecaster = self._forecasters[name]
             forecaster.add(id(row), known)
-            self._thinking = self.loaded.thinking_ids  # made once, at no token's expense
+            if "thinking" in forecaster.needs:
+                self._thinking = self.loaded.thinking_ids  # made once, at no token's expense
         reads = forecaster is not None and any(
             n.startswith("probe_") for n in forecaster.model.names
         )
         comparable = row.origin.source is not None and guard.budget < FULL
         unprobed = not rest and comparable and (guard.gated or reads)
         full_logits = prefill.full_logits if rest else None
-        return _Guarded(row, known, full_logits, forecaster, unprobed)
+        counts = guard.policy.config.repetition_count is not None
+        counts |= forecaster is not None and not forecaster.needs.isdisjoint(COUNTED)
+        tail = Repetition() if counts else None
+        return _Guarded(row, known, full_logits, forecaster, unprobed, tail=tail)
 
     def _first_step(
         self, seen: _Guarded, guard: SequenceGuard, logits: torch.Tensor
@@ -241,8 +252,8 @@ class LiveGuard(StepObserver):
                 continue
             at = [watched[i] for i in own]
             counted = {
-                "repetition_count": [repeated[i][0] for i in own],
-                "period": [repeated[i][1] for i in own],
+                COUNTED[0]: [repeated[i][0] for i in own],
+                COUNTED[1]: [repeated[i][1] for i in own],
                 "thinking": [ids[i] in self._thinking for i in own],
             }
             given = {

@@ -45,7 +45,7 @@ from kvx.engines.kvpress.streams import RandomStream
 from kvx.errors import ArgumentError, UserError
 from kvx.guard.controller import needs_hazard
 from kvx.guard.events import Guarded, GuardEvent
-from kvx.guard.forecast import Forecaster
+from kvx.guard.features import FeatureState
 from kvx.guard.live import SequenceGuard
 
 # kvpress supports Gemma3 too, whose layers slide
@@ -73,7 +73,7 @@ class GuardedModel:
         try:
             self._policy = live_policy(controller, guard)
             if needs_hazard(controller):
-                Forecaster(hazard_model(guard.model))
+                FeatureState(hazard_model(guard.model).names)
         except KeyError as error:
             raise ArgumentError(
                 f"hazard_model={guard.model}: not a model for live use: {error.args[0]}; train "
