@@ -59,9 +59,11 @@ class ControllerConfig:
     # a detected loop is an alarm at once, whatever the hazard
     on_loop: bool = False
     # divergence of full and compressed cache at the first token, from which SAFE starts there;
-    # null: none, or that of the model's card at the operating point card_gate, if it has one
+    # null: none, or with card_gate that of the model's card at gate_point, if it has one
     prefill_gate_nats: float | None = None
-    card_gate: OperatingPoint | None = None
+    card_gate: bool = False
+    # null: operating_point
+    gate_point: OperatingPoint | None = None
     # rule_based: the last 20 tokens stood together this often before
     repetition_count: int | None = None
     # rule_based: the sum of entropies above the reference (CUSUM) that is an alarm
@@ -100,8 +102,8 @@ class GuardConfig:
     ladder: list[float] = field(default_factory=lambda: [0.25, 0.5])
     # of one sequence; after as many it is left alone, in SAFE
     max_interventions: int = 4
-    # what loops with the full cache from its first token too, or after its last intervention, is
-    # compressed again: the loop is the model's own
+    # what loops with the full cache too, where nothing more can be done, is compressed again: the
+    # loop is the model's own
     let_go: bool = True
     stream: StreamPolicy = StreamPolicy.hold
 

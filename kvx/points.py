@@ -67,7 +67,8 @@ def controller_identity(config: Config) -> dict[str, Any]:
 
 
 def guard_identity(config: Config) -> dict[str, Any]:
-    """What of `guard` can change results: nothing without a controller, else what is not default.
+    """What of `guard` can change results: nothing without a controller, else what `unsaid_guard`
+    does not say.
 
     Where the full KV comes from does not, as long as there is any; nor does what a stream's reader
     sees. A hazard model is known by its files, wherever they lie. Raises `UserError` if it is
@@ -79,6 +80,8 @@ def guard_identity(config: Config) -> dict[str, Any]:
     for name in ("stream", "model", "shadow"):
         del plain[name]
     found = {name: value for name, value in plain.items() if value != default[name]}
+    if config.controller.kind is ControllerKind.always_safe:
+        found.pop("let_go", None)  # it keeps what it has
     if config.guard.shadow is Shadow.none:
         found["shadow"] = Shadow.none.name
     if config.controller.kind is ControllerKind.hazard:

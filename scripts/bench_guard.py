@@ -18,7 +18,6 @@ from synthetic import random_traces
 
 from kvx.guard.features import SETS, FeatureState, build, names_of
 from kvx.guard.hazard import Examples, FitSettings, HazardModel, fit
-from kvx.guard.trees import Trees
 
 
 def main() -> None:
@@ -34,9 +33,9 @@ def main() -> None:
         features_ms, predict_ms = _measure(traces, model, arguments.rows, arguments.steps)
         total = np.array(features_ms) + np.array(predict_ms)
         print(
-            f"{name}: {len(model.names)} features, {model.card['trees']} trees; per step of "
-            f"{arguments.rows} rows: features {np.median(features_ms):.3f} ms, hazard "
-            f"{np.median(predict_ms):.3f} ms; per token {np.median(total) / arguments.rows:.4f} ms "
+            f"{name}: {len(model.trees.columns)} of {len(model.names)} features, "
+            f"{model.card['trees']} trees; per step of {arguments.rows} rows: features "
+            f"{np.median(features_ms):.3f} ms, hazard {np.median(predict_ms):.3f} ms; per token {np.median(total) / arguments.rows:.4f} ms "
             f"(p95 {np.quantile(total, 0.95) / arguments.rows:.4f})"
         )
 
@@ -50,8 +49,7 @@ def _fitted(names: tuple[str, ...]) -> HazardModel:
 
 
 def _measure(traces, model, rows, steps):
-    trees = Trees(model.booster)
-    state = FeatureState([model.names[column] for column in trees.columns])
+    state = FeatureState([model.names[column] for column in model.trees.columns])
     state.add(traces.prefill)
     first, features_ms, predict_ms = traces.starts[:-1], [], []
     for t in range(steps):
@@ -59,7 +57,7 @@ def _measure(traces, model, rows, steps):
         a = time.perf_counter()
         features = state.step(signals)
         b = time.perf_counter()
-        model.hazard(trees.margin(features))
+        model.hazard(model.trees.margin(features))
         predict_ms.append(1000 * (time.perf_counter() - b))
         features_ms.append(1000 * (b - a))
     return features_ms[20:], predict_ms[20:]

@@ -182,6 +182,19 @@ def test_the_first_setting_of_a_controller_that_differs_is_named(
     assert promise is not None
 
 
+def test_a_certificate_from_before_let_go_is_for_guards_that_do_not(
+    certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    old = {"name": "reactive", "kind": "reactive", "label": "reactive"}
+    file = altered(certificates / "good.json", tmp_path / "c.json", True, controller=old)
+    given = ("controller=reactive", f"certificate={file}")
+    assert "with guard.let_go=false, this has true" in refused(capfd, *SERVED, *given)
+    asked = compose(*SERVED, *given, "guard.let_go=false", stage="serve")
+    assert with_certified_budget(asked)[1] is not None
+
+
 def test_every_answer_says_whether_it_was_made_under_the_promise(certificates: Path) -> None:
     file = certificates / "good.json"
     made = json.loads(file.read_text())
@@ -295,12 +308,7 @@ def test_without_its_controller_or_with_less_of_it_an_answer_is_not_certified(
         assert shown["mean_budget"] == {"lowest": 0.975, "highest": 0.975, "n_responses": 30}
     with serving(*given, "guard.stream=restart") as server:
         assert certified(server, stream=True)
-    steering = {
-        "name": "always_safe",
-        "kind": "always_safe",
-        "label": "always_safe",
-        "guard": GUARD,
-    }
+    steering = {"name": "always_safe", "kind": "always_safe", "label": "always_safe"}
     file = altered(certificates / "good.json", tmp_path / "s.json", True, controller=steering)
     with serving(*SERVED, "controller=always_safe", f"certificate={file}") as server:
         assert certified(server, stream=True)  # nothing is held

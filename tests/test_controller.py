@@ -360,22 +360,22 @@ def test_the_gate_alone_is_that_of_the_packaged_card() -> None:
 def test_the_gate_is_that_of_the_card_unless_given_or_closed() -> None:
     one, other = OperatingPoint.balanced, OperatingPoint.conservative
     card = Thresholds({one: 0.12, other: 0.3}, {one: 1.4, other: 1.7})
-    config = hazard(tau_high=None, operating_point=one, card_gate=other)
+    config = hazard(tau_high=None, operating_point=one, card_gate=True, gate_point=other)
 
     def gate(config: ControllerConfig, card: Thresholds | None = card) -> float | None:
         return policy(config, card).config.prefill_gate_nats
 
     assert gate(config) == 1.7
-    assert gate(replace(config, card_gate=one)) == 1.4
+    assert gate(replace(config, gate_point=None)) == 1.4
     assert gate(replace(config, tau_high=0.3)) == 1.7
     assert gate(replace(config, prefill_gate_nats=0.4)) == 0.4
-    assert gate(replace(config, card_gate=None)) is None
-    assert gate(replace(config, card_gate=None, prefill_gate_nats=0.4)) == 0.4
+    assert gate(replace(config, card_gate=False)) is None
+    assert gate(replace(config, card_gate=False, prefill_gate_nats=0.4)) == 0.4
     assert gate(config, Thresholds(card.hazard, {})) is None  # made from traces without a probe
     seen = Observation(-1, probe_nats=1.7)
     assert Controller(policy(config, card)).step(seen).reason == "gate"
     with pytest.raises(UserError, match=r"controller\.card_gate: controller=x reads no model"):
-        check(ControllerConfig(name="x", kind=ControllerKind.reactive, card_gate=one))
+        check(ControllerConfig(name="x", kind=ControllerKind.reactive, card_gate=True))
 
 
 def test_the_thresholds_of_a_card() -> None:
@@ -428,7 +428,7 @@ def test_the_identity_of_a_controller() -> None:
     plain = controller_identity(compose("controller=balanced"))
     assert plain == {
         "name": "balanced", "kind": "hazard", "operating_point": "balanced",
-        "on_loop": True, "card_gate": "conservative", "safe_budget": 0.5,
+        "on_loop": True, "card_gate": True, "gate_point": "conservative", "safe_budget": 0.5,
     }  # fmt: skip
     assert controller_identity(compose("controller=balanced", "controller.j=8")) == plain
     assert controller_identity(compose("controller=balanced", "controller.j=9")) != plain

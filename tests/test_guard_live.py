@@ -274,10 +274,38 @@ def test_an_alarm_in_a_loop_that_is_not_yet_detected_goes_back_to_before_it() ->
     assert (change.n_kept, change.reason) == (40 - 10 - 8, "hazard")
 
 
+STEP = st.tuples(st.integers(0, 3), st.floats(0, 1), st.floats(0, 6), st.integers(0, 2))
+# stretches that repeat themselves: loops, some of which go on for long
 SEEN = st.lists(
-    st.tuples(st.integers(0, 3), st.floats(0, 1), st.floats(0, 6), st.integers(0, 2)),
-    max_size=300,
-)
+    st.tuples(st.lists(STEP, min_size=1, max_size=3), st.integers(1, 30)), max_size=8
+).map(lambda stretches: [step for unit, times in stretches for step in unit * times])
+
+
+def test_a_loop_of_the_full_cache_is_let_go_of() -> None:
+    config = ControllerConfig(name="test", kind=ControllerKind.reactive, cooldown=5, j=2)
+    guard = SequenceGuard(policy(config), GuardConfig(), 0.25, "a")
+    for _ in range(120):
+        if (change := guard.step(7, hazard=0.1 * guard.budget)) is not None:
+            guard.carried_out(change, 0, 1.0)
+    done = [(e.action, e.reason, e.budget_before, e.budget_after) for e in guard.events]
+    assert done == [
+        ("restart", "loop", 0.25, 1.0),
+        ("recompress", "let_go", 1.0, 0.25),
+    ]
+    assert guard.events[-1].hazard == 0.1  # of its own token
+    assert guard.settled == len(guard.tokens)
+
+
+def test_what_never_had_the_full_cache_is_not_let_go_of() -> None:
+    config = ControllerConfig(
+        name="test", kind=ControllerKind.reactive, cooldown=5, j=2, safe_budget=0.5
+    )
+    guard = SequenceGuard(policy(config), GuardConfig(max_interventions=1), 0.25, "a")
+    for _ in range(120):
+        if (change := guard.step(7)) is not None:
+            guard.carried_out(change, 0, 1.0)
+    assert {e.action for e in guard.events} == {"restart", "alarm"}
+    assert guard.budget == 0.5
 
 
 @given(SEEN, st.sampled_from(list(ControllerKind)), st.integers(1, 5), st.floats(0, 3))

@@ -15,7 +15,7 @@ from kvx.controller_config import GuardConfig, Shadow, StreamPolicy
 from kvx.errors import UserError
 from kvx.guard.model_files import CARD, DEFAULT, MODEL
 from kvx.live_rules import check_guard
-from kvx.points import Point
+from kvx.points import Point, guard_identity
 from kvx.run.bundle import plan
 from tests.conftest import Kvx
 
@@ -61,6 +61,15 @@ def test_of_the_guard_what_changes_results_counts(point: Any) -> None:
               "guard.let_go=false", "controller.k=2", "controller.rollback_tokens=8")  # fmt: skip
     ids = {point("controller=reactive", other).id for other in others}
     assert len({plain.id, *ids}) == 1 + len(others)
+
+
+def test_what_a_guard_did_before_let_go_is_known_by_its_old_name(point: Any) -> None:
+    def identity(*overrides: str) -> dict[str, Any]:
+        return guard_identity(point(*overrides).config)
+
+    assert identity("controller=reactive", "guard.let_go=false") == {}
+    assert identity("controller=reactive") == {"let_go": True}
+    assert identity("controller=always_safe") == {}  # never lets go
 
 
 def test_a_hazard_model_is_known_by_its_files_not_by_its_place(point: Any, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def controller_of(config: dict[str, Any]) -> dict[str, Any]:
 def steering_of(point: PointRecord) -> dict[str, Any]:
     """What must be the same wherever a point's controller is to do the same again.
 
-    `guard` is how it acts (`point.json` has it for guarded points), where that is not the default.
+    `guard` is how it acts (`point.json` has it for guarded points): `kvx.points.guard_identity`.
     """
     guard = point.info.get("guard")
     return {

@@ -180,7 +180,7 @@ class Accumulated(Block):
     def step(self, signals: Signals, t: NDArray[np.int64], out: Floats) -> None:
         cells, t = self.cells, t[:, None]
         new = np.stack([signals[name] for name in self.needs], axis=1).astype(np.float64)
-        new[np.isnan(new)] = 0.0
+        np.nan_to_num(new, copy=False)
         away = np.where(t > 0, new - cells["total"] / np.maximum(t, 1), 0.0)
         cells["up"] = np.maximum(cells["up"] + away - SLACK_NATS, 0.0)
         cells["down"] = np.maximum(cells["down"] - away - SLACK_NATS, 0.0)

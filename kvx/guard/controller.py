@@ -133,7 +133,7 @@ def check(config: ControllerConfig) -> None:
         )
     if c.kind is ControllerKind.gate and c.prefill_gate_nats is None:
         raise UserError("controller.prefill_gate_nats: needs a value for controller.kind=gate")
-    if c.card_gate is not None and c.kind is not ControllerKind.hazard:
+    if c.card_gate and c.kind is not ControllerKind.hazard:
         raise UserError(
             f"controller.card_gate: controller={c.name} reads no model's card; set "
             "controller.prefill_gate_nats"
@@ -157,8 +157,9 @@ def policy(config: ControllerConfig, thresholds: Thresholds | None = None) -> Po
         return Policy(config, RULE_LOW, RULE_HIGH)
     high, point = config.tau_high, config.operating_point
     card = Thresholds({}, {}) if thresholds is None else thresholds
-    if config.card_gate is not None and config.prefill_gate_nats is None:
-        config = replace(config, prefill_gate_nats=card.gate_nats.get(config.card_gate))
+    gated = config.gate_point or point
+    if config.card_gate and config.prefill_gate_nats is None and gated is not None:
+        config = replace(config, prefill_gate_nats=card.gate_nats.get(gated))
     if high is None:
         assert point is not None
         high = card.hazard.get(point)

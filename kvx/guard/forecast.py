@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from kvx.guard.features import FeatureState
 from kvx.guard.hazard import Floats, HazardModel
 from kvx.guard.traces import PROBE_TOKENS, Signals
-from kvx.guard.trees import Trees
 
 Known = Mapping[str, Any]  # of one row, by the names of `traces.PREFILL`
 
@@ -20,8 +19,7 @@ class Forecaster:
 
     def __init__(self, model: HazardModel) -> None:
         self.model = model
-        self._trees = Trees(model.booster)
-        self._names = [model.names[column] for column in self._trees.columns]
+        self._names = [model.names[column] for column in model.trees.columns]
         self._state = FeatureState(self._names)
         self._needs = self._state.needs
         self._order: list[int] = []  # keys in the order of the state
@@ -58,7 +56,7 @@ class Forecaster:
             self._state.join(waiting)
         for row, key in enumerate(keys):
             self._seen[key].append((signals, row))
-        return self.model.hazard(self._trees.margin(features))
+        return self.model.hazard(self.model.trees.margin(features))
 
     def rewind(self, key: int, n_kept: int, known: Known) -> None:
         """A sequence goes on from its first `n_kept` tokens; of its prompt, this is now `known`."""

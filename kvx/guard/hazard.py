@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kvx.guard import calibration, model_files
 from kvx.guard.model_files import CARD as CARD
 from kvx.guard.model_files import DEFAULT as DEFAULT
 from kvx.guard.model_files import MODEL as MODEL
+from kvx.guard.trees import Trees
 from kvx.train_config import TrainConfig
 
 FORMAT = 1
@@ -60,6 +62,11 @@ class HazardModel:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.card["features"]["names"])
+
+    @cached_property
+    def trees(self) -> Trees:
+        """For a few rows at a time."""
+        return Trees(self.booster)
 
     @property
     def horizon(self) -> int:

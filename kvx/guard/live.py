@@ -52,8 +52,8 @@ class SequenceGuard:
     The gate raises the budget that counts as the sequence's own; alarms raise it to the safe
     budget until it is calm, once; after a second alarm it stays. An alarm in SAFE goes one
     checkpoint further back, with the full cache; the next one to the start. What has the full cache
-    from its first token on is left alone. If that loops too, and does not stop for a cooldown, any
-    cache would do, and with `config.let_go` it gets the nominal one back.
+    from its first token on is left alone. If it loops with the full cache where nothing more can be
+    done, and does not stop for a cooldown, `config.let_go` gives it the nominal one back.
 
     The first `floor` tokens are never taken back: whoever has shown them raises it.
     """
@@ -138,10 +138,10 @@ class SequenceGuard:
         self, token: int, hazard: float, entropy_nats: float, repetition_count: int, ended: bool
     ) -> Change | None:
         onset = self._take(token)
+        self._hazard = hazard
         if self._over:
             return None if ended else self._let_go()
         at, before = len(self.tokens) - 1, self.controller.mode
-        self._hazard = hazard
         seen = Observation(
             at, hazard, onset, entropy_nats, repetition_count,
             repeated=lambda: repeated_tail(self.tokens),
@@ -238,11 +238,10 @@ class SequenceGuard:
         return Change(FULL, self._checkpoint, _name(self._checkpoint, n), reason)
 
     def _let_go(self) -> Change | None:
-        """Of what has not left its loop for a cooldown, and can have no more than it has."""
+        """Of what has not left its loop for a cooldown, though it has the full cache."""
         config = self.policy.config
-        stuck = self._looping > config.cooldown
-        always = config.kind is ControllerKind.always_safe
-        if not stuck or always or not self.config.let_go or self.budget <= self.nominal:
+        stuck = self._looping > config.cooldown and self.budget >= FULL > self.nominal
+        if not stuck or config.kind is ControllerKind.always_safe or not self.config.let_go:
             return None
         return Change(self.nominal, len(self.tokens), "recompress", LET_GO, recompute=False)
 

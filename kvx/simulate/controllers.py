@@ -95,7 +95,7 @@ def entries(
         if not needs_hazard(controller):
             continue
         gated = any(p.config.prefill_gate_nats is not None for p in found[-1].policies[0])
-        open_ = replace(controller, card_gate=None, prefill_gate_nats=None)
+        open_ = replace(controller, card_gate=False, prefill_gate_nats=None)
         if gated:
             found.append(_entry(replace(open_, name=f"{controller.name}, no gate"), cards))
         if gated or controller.on_loop:
