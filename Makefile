@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# half of the tests wait for processes: two at a time, a file stays with one
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 SOURCES := kvx hydra_plugins scripts tests
 
 .PHONY: demo test check soak guard-study guard-live format assets install clean
@@ -24,13 +26,13 @@ demo: install
 	$(BIN)/python -m kvx.all experiment=demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: install
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 soak: install
 	$(BIN)/python scripts/soak_serve.py

@@ -47,8 +47,9 @@ these responses. What falls short, and why:
 - *KV saving kept* goes where derailing is ([below](#what-it-cost)): these presses at this budget
   were chosen because much derails, and what derails is also decoded longest and twice. A table
   there tells sound responses from the others.
-- `ngram`, which has no model either, is the control to beat: compare what it prevents, keeps and
-  takes back ([below](#the-trained-guard-against-each-other-one)).
+- The guard without a model, `reactive`, is the bar at an equal mean device budget; `ngram`, which has
+  none either, prevents most of the others: compare what they prevent, keep and take back
+  ([below](#the-trained-guard-against-each-other-one)).
 
 ## The study
 
@@ -301,7 +302,8 @@ def times(alone: Alone | None) -> str:
         return "Nothing was measured alone."
     return (
         f"Alone at batch 1, {alone.n} requests with and without the guard. Where it did nothing "
-        f"({alone.n_quiet}), a token took {alone.slower} times as long (median): the gate's look "
+        f"({alone.n_quiet}), a token took {str(alone.slower).replace('[nan, nan]', '[n/a]')} times "
+        "as long (median): the gate's look "
         "at the full cache is one more step per response, which is much for an answer of a dozen "
         f"tokens. Of {len(alone.pauses)} interventions in prompts that were measured alone, "
         f"{(alone.pauses <= 1).mean():.2f} took no longer than one prefill of the same prompt "
