@@ -47,8 +47,8 @@ these responses. What falls short, and why:
 - *KV saving kept* goes where derailing is ([below](#what-it-cost)): these presses at this budget
   were chosen because much derails, and what derails is also decoded longest and twice. A table
   there tells sound responses from the others.
-- The guard without a model, `reactive`, is the bar at an equal mean device budget; `ngram`, which has
-  none either, prevents most of the others: compare what they prevent, keep and take back
+- The guard without a model, `reactive`, is the bar at an equal mean device budget; `ngram`, which
+  has none either, prevents most of the others: compare what they prevent, keep and take back
   ([below](#the-trained-guard-against-each-other-one)).
 
 ## The study
