@@ -165,11 +165,11 @@ class PointStore:
                 return reason
             if layout.read_done(self.dir) is not None:
                 return None
-            for name in (*(layout.merged(self.dir, kind).name for kind in KINDS), "DONE", "FAILED"):
+            # whoever wrote these had this lock, and was killed
+            merged = [layout.merged(self.dir, kind).name for kind in KINDS]
+            for name in (*merged, "DONE", "FAILED"):
                 for unfinished in self.dir.glob(f".{name}.*.tmp"):
-                    unfinished.unlink(
-                        missing_ok=True
-                    )  # whoever wrote it had this lock, and was killed
+                    unfinished.unlink(missing_ok=True)
             try:
                 return self._merge()
             except UnreadableError as error:
