@@ -100,7 +100,8 @@ class GuardConfig:
     shadow: Shadow = Shadow.host
     model: str | None = None
     ladder: list[float] = field(default_factory=lambda: [0.25, 0.5])
-    # of one sequence; after as many it is left alone, in SAFE
+    # of one sequence, the gate's raises together being one; after as many nothing more is taken
+    # back or given
     max_interventions: int = 4
     # what loops with the full cache too, where nothing more can be done, is compressed again: the
     # loop is the model's own

@@ -3,6 +3,15 @@
 import re
 
 
+def plainly(reason: str) -> str:
+    """OmegaConf's reasons, as what is to be typed instead."""
+    if re.search(r"Value '.*' is not a valid bool", reason):
+        return "must be true or false"
+    if re.search(r"field '.*' is not Optional", reason):
+        return "must have a value"
+    return reason
+
+
 def explain(error: BaseException) -> str:
     """One line for a composition error; falls back to its own text, joined."""
     text = str(error)
@@ -17,7 +26,7 @@ def explain(error: BaseException) -> str:
         return f"{found[1]}: several values; add -m to sweep over them"
     if found := re.search(r"Error merging override (\S+)", text):
         reason = cause.splitlines()[0] if cause else text.splitlines()[-1]
-        return f"{found[1]}: {reason}"
+        return f"{found[1]}: {plainly(reason)}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: no such field; see `--cfg job` for the fields there are"
     if found := re.search(r"missing mandatory value: (\S+)", text, re.IGNORECASE):

@@ -62,6 +62,8 @@ def controller_identity(config: Config) -> dict[str, Any]:
     plain = resolved(controller)
     if controller.kind is ControllerKind.none:
         return {"name": plain["name"]}
+    if not plain["card_gate"] or plain["prefill_gate_nats"] is not None:
+        plain["gate_point"] = None  # nobody asks
     default = resolved(ControllerConfig())
     return {name: value for name, value in plain.items() if value != default[name]}
 

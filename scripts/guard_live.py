@@ -37,8 +37,10 @@ HEAD = """# What a live guard recovers
 
 {asked}
 
-A figure is reached where its interval says so, not where its value does; a dash was not seen in
-these responses. What falls short, and why:
+A figure is reached where its 95% interval says so; times are judged by their values. A dash was not
+seen in these responses, and [n/a] stands where too few prompts, or responses that are all alike,
+give no interval. More prompts would narrow the intervals; on this CPU 45 take two hours. What falls
+short otherwise, and why:
 
 - *False interventions* are counted wherever compression caused no catastrophe, so also where a
   response derails with the full cache too. No guard knows that before it has looked at the full
@@ -93,8 +95,9 @@ Where the trained guard's budget went, by what the same press shows without a co
 
 ## The trained guard against each other one
 
-Prevented: the difference in shares of the same catastrophes. Tokens taken back are the mean per
-response.
+Prevented: the difference in shares of the same catastrophes. The mean device budgets are those
+above, each response with its decoded tokens and prompt entries as weight. Tokens taken back are the
+mean per response.
 
 {versus}
 
@@ -255,15 +258,33 @@ def asked(folder: Path, stats: pd.DataFrame, alone: Alone | None) -> str:
     rows = []
     for name, wanted, controller, figure, kind in ASKED:
         found = figures.get((controller, figure, kind))
-        rows.append([name, wanted, "–" if found is None else with_interval(found, "{:.2f}")])
+        shown = "–" if found is None else with_interval(found, "{:.2f}")
+        rows.append([name, wanted, shown, reached(found, wanted)])
     for timed in overhead(folder):
         share = timed["guard_s"] / (timed["step_s"] - timed["guard_s"])
         rows_at_once = f"{timed['rows']} row{'s' if timed['rows'] > 1 else ''} at once"
         name = f"its share of a step where it does nothing, {rows_at_once}"
-        rows.append([name, "≤ 0.03", f"{share:.3f}"])
-    pause = "–" if alone is None else f"{alone.pauses.quantile(0.99):.2f}"
-    rows.append(["p99 pause, in prefills of its prompt", "≤ 1", pause])
-    return markdown(["to be reached", "", "measured"], rows)
+        rows.append([name, "≤ 0.03", f"{share:.3f}", "yes" if share <= 0.03 else "no"])
+    longest = float("nan") if alone is None else alone.pauses.quantile(0.99)
+    shown = "–" if pd.isna(longest) else f"{longest:.2f}"
+    judged = "not seen" if pd.isna(longest) else "yes" if longest <= 1 else "no"
+    rows.append(["p99 pause, in prefills of its prompt", "≤ 1", shown, judged])
+    return markdown(["to be reached", "", "measured", "reached"], rows)
+
+
+def reached(found: dict[str, Any] | None, wanted: str) -> str:
+    """Whether a figure is what was `wanted` ("≥ 0.95"), and whether its interval shows it."""
+    if found is None or not found["n"]:
+        return "not seen"
+    sign = 1 if wanted[0] == "≥" else -1
+    bound = sign * float(wanted.split()[1])
+    worst, best = sorted(sign * found[end] for end in ("ci_low", "ci_high"))
+    if worst >= bound:
+        return "yes"
+    if best < bound:
+        return "no"
+    told = "reaches" if sign * found["value"] >= bound else "misses"
+    return f"its value {told} it, its interval holds both"
 
 
 def overhead(folder: Path) -> list[dict[str, Any]]:

@@ -376,6 +376,8 @@ def test_the_gate_is_that_of_the_card_unless_given_or_closed() -> None:
     assert Controller(policy(config, card)).step(seen).reason == "gate"
     with pytest.raises(UserError, match=r"controller\.card_gate: controller=x reads no model"):
         check(ControllerConfig(name="x", kind=ControllerKind.reactive, card_gate=True))
+    with pytest.raises(UserError, match=r"controller\.gate_point: controller=x reads no model"):
+        check(ControllerConfig(name="x", kind=ControllerKind.reactive, gate_point=one))
 
 
 def test_the_thresholds_of_a_card() -> None:
@@ -431,4 +433,7 @@ def test_the_identity_of_a_controller() -> None:
         "on_loop": True, "card_gate": True, "gate_point": "conservative", "safe_budget": 0.5,
     }  # fmt: skip
     assert controller_identity(compose("controller=balanced", "controller.j=8")) == plain
+    closed = ("controller=balanced", "controller.card_gate=false")
+    idle = "controller.gate_point=aggressive"  # of a gate that is closed
+    assert controller_identity(compose(*closed, idle)) == controller_identity(compose(*closed))
     assert controller_identity(compose("controller=balanced", "controller.j=9")) != plain

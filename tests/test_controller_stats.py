@@ -91,6 +91,10 @@ def test_one_controller_against_another(stats: pd.DataFrame) -> None:
     back = one(stats, "reactive", "prevented_difference", "any", versus="always_safe")
     assert back["value"] == pytest.approx(8 / 17 - 1)
     assert back["ci_low"] <= back["value"] <= back["ci_high"]
+    used = [one(stats, name, "mean_budget")["value"] for name in ("reactive", "always_safe")]
+    budget = one(stats, "reactive", "mean_budget_difference", versus="always_safe")
+    assert budget["value"] == pytest.approx(used[0] - used[1])
+    assert budget["ci_low"] < budget["value"] < budget["ci_high"]
     dropped = one(stats, "reactive", "dropped_difference", versus="always_safe")
     assert dropped["value"] == pytest.approx(8 * 15 / 40)
 

@@ -132,6 +132,8 @@ def test_two_guards_share_a_point_exactly_if_they_give_the_same_results(
         (["guard.ladder=[0.5,1.0]"], "guard.ladder=[0.5,1]: must be ascending"),
         (["guard.max_interventions=0"], "guard.max_interventions=0: must be at least 1"),
         (["guard.shadow=disk"], "guard.shadow"),
+        (["guard.let_go=maybe"], "guard.let_go=maybe: must be true or false"),
+        (["guard.let_go=null"], "guard.let_go=null: must have a value"),
         (["guard.shade=host"], "guard.shade: no such field"),
     ],
 )  # fmt: skip

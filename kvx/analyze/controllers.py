@@ -81,8 +81,8 @@ def pooled(experiment: Experiment) -> pd.DataFrame:
         beside_it = tried[["variant_id", "seed", "press"]] == cell[["variant_id", "seed", "press"]]
         taken = tried.loc[beside_it.all(axis=1), "budget_label"]
         above = (seen["budget"] > cell["budget"]) & ~seen["budget_label"].isin(taken)
-        used = seen.loc[own & here & guarded, "guard_mean_budget"].astype(float).mean()
-        used = cell["budget"] if np.isnan(used) else used
+        budgets, steps = _budgets(seen[own & here & guarded])
+        used = (budgets * steps).sum() / steps.sum() if steps.sum() else cell["budget"]
         static = _nearest(seen[own & above & ~guarded & ~full], used)
         twin = seen[same & full & ~guarded].drop_duplicates("example_id")
         twin = twin.assign(**{f"excess_{kind}": 0.0 for kind in KINDS})  # by definition
@@ -146,14 +146,35 @@ def _differences(both: pd.DataFrame, by: Resampler) -> Iterator[Figure]:
         change = floats(both, f"{name}_other") - floats(both, name)
         yield _mean("prevented_difference", kind, both, change, shown, by)
     everywhere = np.ones(len(both), bool)
-    budget = floats(both, "guard_mean_budget") - floats(both, "guard_mean_budget_other")
-    yield _mean("mean_budget_difference", None, both, budget, everywhere, by)
+    yield _budget_difference(both, by)
     dropped = floats(both, "dropped") - floats(both, "dropped_other")
     yield _mean("dropped_difference", None, both, dropped, everywhere, by)
     sound = floats(both, f"excess_{ANY}_there") == 0
     acted = [floats(both, f"guard_interventions{end}") > 0 for end in ("", "_other")]
     change = acted[0].astype(float) - acted[1].astype(float)
     yield _mean("false_interventions_difference", None, both, change, sound, by)
+
+
+def _budgets(frame: pd.DataFrame, end: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Of each response [n] its mean budget, and what it weighs: decoded steps x prompt entries."""
+    steps = floats(frame, f"guard_decoded_tokens{end}") * floats(frame, f"compressed_tokens{end}")
+    budgets = floats(frame, f"guard_mean_budget{end}")
+    known = ~np.isnan(budgets * steps)
+    return np.where(known, budgets, 0.0), np.where(known, steps, 0.0)
+
+
+def _budget_difference(both: pd.DataFrame, by: Resampler) -> Figure:
+    """Of the mean budgets as `cost_figures` has them."""
+    (one, weight), (other, other_weight) = _budgets(both), _budgets(both, "_other")
+    clusters = both["prompt"].to_numpy(np.int64)
+    found = by.ratio_difference(
+        (one * weight, weight), (other * other_weight, other_weight), clusters
+    )
+    prompts = len(np.unique(clusters))
+    return Figure(
+        "mean_budget_difference", None, len(both), prompts, None, found.value, found.interval,
+        BOOTSTRAP,
+    )  # fmt: skip
 
 
 def _mean(

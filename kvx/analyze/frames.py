@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kvx.analyze.columns import ByPoint, Columns, take
 from kvx.errors import UserError
-from kvx.points import OWN
+from kvx.points import OWN, unsaid_guard
 from kvx.store.catalog import (
     PointRecord,
     events_of,
@@ -156,7 +156,10 @@ class Experiment:
         guarded = [p for p in self.points if p.is_guarded]
         for name in {labels[p.id] for p in guarded}:
             settings = {
-                p.id: {"controller": p.info["config"]["controller"], "guard": p.info["guard"]}
+                p.id: {
+                    "controller": p.info["config"]["controller"],
+                    "guard": unsaid_guard() | p.info["guard"],
+                }
                 for p in guarded
                 if labels[p.id] == name
             }

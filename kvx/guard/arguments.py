@@ -15,6 +15,7 @@ from kvx.controller_config import ControllerConfig, GuardConfig, Shadow
 from kvx.controller_options import named, names
 from kvx.errors import ArgumentError, UserError, shown
 from kvx.live_rules import check_guard
+from kvx.messages import plainly
 
 
 def guard_config(
@@ -71,7 +72,7 @@ def controller_config(controller: Any) -> ControllerConfig:
     try:
         config = OmegaConf.to_object(OmegaConf.structured(replace(controller, **given)))
     except OmegaConfBaseException as error:
-        field, why = error.full_key, str(error).splitlines()[0]
+        field, why = error.full_key, plainly(str(error).splitlines()[0])
         raise ArgumentError(
             f"controller.{field}={shown(getattr(controller, field or '', None))}: {why}"
         ) from None

@@ -133,9 +133,10 @@ def check(config: ControllerConfig) -> None:
         )
     if c.kind is ControllerKind.gate and c.prefill_gate_nats is None:
         raise UserError("controller.prefill_gate_nats: needs a value for controller.kind=gate")
-    if c.card_gate and c.kind is not ControllerKind.hazard:
+    reads = "card_gate" if c.card_gate else "gate_point" if c.gate_point is not None else None
+    if reads is not None and c.kind is not ControllerKind.hazard:
         raise UserError(
-            f"controller.card_gate: controller={c.name} reads no model's card; set "
+            f"controller.{reads}: controller={c.name} reads no model's card; set "
             "controller.prefill_gate_nats"
         )
     if c.kind is ControllerKind.rule_based and (c.repetition_count, c.entropy_cusum_nats) == (

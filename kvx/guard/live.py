@@ -72,6 +72,7 @@ class SequenceGuard:
         self._checkpoint: int | None = None  # where it went on after its latest alarm
         self._fallbacks = 0
         self._alarms = 0
+        self._raised = False  # by the gate
         self._over = False  # nothing more is left to do for it
         self._steps, self._budgets = 0, 0.0
         self._looping = 0  # tokens since it was found in the loop that it is in
@@ -172,8 +173,10 @@ class SequenceGuard:
             self.controller.step(Observation(PREFILL, probe_nats=self._probe))
         self._note(change, dropped, milliseconds)
         self.recomputed_tokens += recomputed
-        if change.action != "recompress":
+        climbed = change.action == "raise" and self._raised
+        if change.action != "recompress" and not climbed:  # all rungs of the gate are one
             self.interventions += 1
+        self._raised |= change.action == "raise"
         if dropped:
             del self.tokens[change.n_kept :]
             self._looping = 0
@@ -201,7 +204,7 @@ class SequenceGuard:
         n = len(self.tokens)
         if budget <= self.budget + ROUNDING:
             return None
-        if not self._left():
+        if not self._left() and not self._raised:
             self._note(Change(self.budget, n, "alarm", reason))
             return None
         if chosen is not None:

@@ -116,6 +116,20 @@ class Resampler:
         draws = unit * _over(self.weights @ sums[0], self.weights @ sums[1])
         return self.estimate(float(value), draws, clusters)
 
+    def ratio_difference(
+        self,
+        one: tuple[ArrayLike, ArrayLike],
+        other: tuple[ArrayLike, ArrayLike],
+        clusters: ArrayLike,
+    ) -> Estimate:
+        """What `ratio` of one top and bottom [n] is above that of the other."""
+        value, draws = 0.0, np.zeros(self.n_boot)
+        for sign, (top, bottom) in ((1, one), (-1, other)):
+            sums = [self._sums(part, clusters) for part in (top, bottom)]
+            value += sign * float(_over(sums[0].sum(), sums[1].sum()))
+            draws = draws + sign * _over(self.weights @ sums[0], self.weights @ sums[1])
+        return self.estimate(value, draws, clusters)
+
     def quantile(self, values: ArrayLike, clusters: ArrayLike, q: float) -> Estimate:
         """The lowest value that at least the share `q` of `values` [n] does not exceed."""
         known, of = np.asarray(values, np.float64), np.asarray(clusters, np.int64)

@@ -8,7 +8,7 @@ DEGENERATE = "†"
 
 
 def interval(row: Any, low: str = "ci_low", high: str = "ci_high", sign: bool = False) -> str:
-    """`[0.12, 0.30]`, or `[n/a]` where n is too small for one."""
+    """`[0.12, 0.30]`, or `[n/a]` where n is too small or nothing varies."""
     if pd.isna(row[low]) or pd.isna(row[high]):
         return "[n/a]"
     form = "{:+.2f}" if sign else "{:.2f}"

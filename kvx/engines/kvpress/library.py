@@ -83,7 +83,8 @@ class GuardedModel:
             raise ArgumentError(str(error)) from None
         if controller.kind is ControllerKind.random and controller.rate is None:
             raise ArgumentError(
-                f"controller={controller.name}: needs a rate, the probability of an alarm per token"
+                f"controller={controller.name}: needs a rate, the probability of an alarm per "
+                'token: ControllerConfig(name="random", kind="random", rate=...)'
             )
         # nothing is kept where nothing can be given back
         idle = controller.kind is ControllerKind.none or self.press.nominal >= FULL
