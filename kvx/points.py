@@ -98,6 +98,13 @@ def unsaid_guard() -> dict[str, Any]:
     return {**resolved(GuardConfig()), "let_go": False}
 
 
+def told_guard(identity: dict[str, Any]) -> dict[str, Any]:
+    """Of a `guard_identity`, what is not as it is by default."""
+    default = resolved(GuardConfig())
+    known = unsaid_guard() | identity
+    return {name: value for name, value in known.items() if value != default.get(name)}
+
+
 def is_guarded(config: Config) -> bool:
     """Whether a controller steers the point's sequences."""
     return config.controller.kind is not ControllerKind.none

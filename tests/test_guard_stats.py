@@ -242,10 +242,15 @@ def test_settings_that_differ_are_two_curves(kvx: Kvx) -> None:
     write_experiment(unguarded, "controller=none,reactive", guard=steered)
     more = ("controller=reactive", "guard.shadow=none", "guard.stream=restart")
     write_experiment(unguarded, *more, guard=steered)
+    write_experiment(unguarded, "controller=reactive", "guard.let_go=false", guard=steered)
     for stage in ("score", "analyze", "report"):
         outcome = kvx(stage)
         assert outcome.code == 0, outcome.err
-    assert set(table()["controller"]) == {"reactive", "reactive(shadow=none)"}
+    names = {"reactive", "reactive(shadow=none)", "reactive(let_go=False)"}
+    assert set(table()["controller"]) == names
+    report = (FOLDER / "report.md").read_text()
+    assert "| guard | `as by default`<br>" in report or "<br>`as by default`" in report
+    assert "`let_go False`" in report
     stats = pq.read_table(FOLDER / "bin_stats.parquet").to_pandas()
     assert stats["variant"].nunique() == 1
     assert "shadow" not in stats["variant"].iloc[0]

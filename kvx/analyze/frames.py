@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kvx.analyze.columns import ByPoint, Columns, take
 from kvx.errors import UserError
-from kvx.points import OWN, unsaid_guard
+from kvx.points import OWN, told_guard
 from kvx.store.catalog import (
     PointRecord,
     events_of,
@@ -158,7 +158,7 @@ class Experiment:
             settings = {
                 p.id: {
                     "controller": p.info["config"]["controller"],
-                    "guard": unsaid_guard() | p.info["guard"],
+                    "guard": told_guard(p.info["guard"]),
                 }
                 for p in guarded
                 if labels[p.id] == name

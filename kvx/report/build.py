@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
 from kvx.guard.caveats import GuardedPoint, caveats
 from kvx.hashing import digest, source_digest
-from kvx.points import experiment_dir
+from kvx.points import experiment_dir, told_guard
 from kvx.report import catastrophes, controllers, guard, proof, tables
 from kvx.report.findings import findings
 from kvx.report.warnings import warnings
@@ -222,12 +222,14 @@ def _methods(table: pd.DataFrame, config: AnalyzeConfig) -> str:
 def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tuple[str, str]]:
     """One row per fact; several values where the points differ."""
 
-    def all_of(*path: str, missing: str = "none") -> str:
+    def all_of(*path: str, missing: str = "none", told: Callable[[Any], Any] | None = None) -> str:
         values = []
         for point in points:
             value: Any = point.info
             for key in path:
                 value = value.get(key) if isinstance(value, dict) else None
+            if told is not None and value is not None:
+                value = told(value)
             if isinstance(value, dict):
                 value = ", ".join(f"{k} {v}" for k, v in value.items())
             values.append(missing if value is None else str(value))
@@ -245,7 +247,7 @@ def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tu
         ("decoding", all_of("config", "decoding")),
         ("press", all_of("config", "press", "method")),
         ("controller", all_of("config", "controller")),
-        ("guard", all_of("guard")),
+        ("guard", all_of("guard", told=lambda own: told_guard(own) or "as by default")),
         ("seed", all_of("seed")),
         ("manifest sha256", all_of("manifest", "sha256")),
         ("data revision", all_of("manifest", "source_revision")),
