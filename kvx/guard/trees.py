@@ -48,10 +48,8 @@ class Trees:
         self._children = np.stack([right, left, missing]).ravel()
         self._nodes = len(left)
         self._depth = _depth(left, right, self._roots)
-        stored = json.loads(
-            learner["learner_model_param"]["base_score"]
-        )  # a list since XGBoost 3.1
-        base = np.float32(np.ravel(stored)[0])
+        stored = learner["learner_model_param"]["base_score"]
+        base = np.float32(np.ravel(json.loads(stored))[0])  # a list since XGBoost 3.1
         self._base = np.float32(-math.log(np.float32(1) / base - np.float32(1)))
 
     def margin(self, features: Floats) -> Floats:
