@@ -25,6 +25,9 @@ RECORDED = "recorded"
 # the metadata of a field of which only something derived can change results
 IDENTITY = "identity"
 
+# the metadata of a field that came later: at its default it changes no id
+ADDED = "added"
+
 # environment variable: how many workers share this machine's memory
 SHARING = "KVX_WORKERS_HERE"
 
@@ -37,6 +40,13 @@ def neutral(default: Any) -> Any:
 def recorded(default: Any) -> Any:
     """A neutral field that may still tip a near tie in the numbers: kept with every response."""
     return field(default=default, metadata={**NEUTRAL, RECORDED: True})
+
+
+def added(default: Any) -> Any:
+    """A field that shapes answers and came later: ids of points that leave it out stay valid."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: default.copy(), metadata={ADDED: True})
+    return field(default=default, metadata={ADDED: True})
 
 
 class BudgetKind(Enum):

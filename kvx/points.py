@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvx.config import IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, Measure
+from kvx.config import ADDED, IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, Measure
 from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
@@ -26,7 +26,7 @@ def resolved(value: Any) -> Any:
         return {
             f.name: resolved(f.metadata.get(IDENTITY, _itself)(getattr(value, f.name)))
             for f in dataclasses.fields(value)
-            if not f.metadata.get("neutral")
+            if not f.metadata.get("neutral") and not _unused(f, getattr(value, f.name))
         }
     if isinstance(value, Enum):
         return value.name
@@ -35,6 +35,14 @@ def resolved(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [resolved(v) for v in value]
     return value
+
+
+def _unused(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field that came later is at its default, as all points were before it."""
+    if not field.metadata.get(ADDED):
+        return False
+    made = field.default_factory
+    return bool(value == (field.default if made is dataclasses.MISSING else made()))
 
 
 def made_with(value: Any, prefix: str = "") -> dict[str, Any]:
