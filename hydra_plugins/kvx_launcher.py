@@ -84,8 +84,10 @@ class KvxLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Compose every point, then run them all at once."""
+        from kvx.fields import refuse_unknown
         from kvx.sweep import compose_sweep
 
+        refuse_unknown(self.config.hydra.launcher, "hydra.launcher")
         bundle: Any = getattr(self.task_function, "bundle", None)
         if bundle is None:
             raise TypeError("kvx's launchers run kvx's own stages only; use hydra/launcher=basic")
@@ -117,6 +119,12 @@ class KvxLauncher(Launcher):
                 f"hydra/launcher={asked}: chosen by one of several experiments; a sweep over "
                 f"experiments has one launcher: give hydra/launcher={asked} on the command line"
             )
+        for group, option in config.hydra.runtime.choices.items():
+            if OmegaConf.is_list(option) and not group.startswith("hydra/"):
+                raise UserError(
+                    f"{group}=[{','.join(option)}]: a list is no {group}; to sweep, type "
+                    f"{group}={','.join(option)}"
+                )
         with read_write(config), open_dict(config):
             del config["hydra"]
         return config

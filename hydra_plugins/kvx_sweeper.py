@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 
+from kvx.arguments import refuse_sweeps, understood
+
 
 @dataclass
 class KvxSweeperConf:
@@ -20,6 +22,12 @@ ConfigStore.instance().store(
 
 
 class KvxSweeper(BasicSweeper):  # type: ignore[misc, unused-ignore]
+    def _parse_config(self) -> list[str]:
+        """The sweep of an experiment's file, read as the command line is."""
+        params = understood(super()._parse_config())
+        refuse_sweeps(self.config.hydra.job.name, params)
+        return params
+
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Composing all points is slow; a kvx launcher does it once, before anything is started."""
         if not getattr(self.launcher, "composes_all_points", False):

@@ -15,23 +15,24 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from kvx.arguments import (
+    WORKERS,
+    after_options,
+    drop_sweeps,
+    refuse_sweeps,
+    understood,
+    with_workers,
+)
 from kvx.config import Config, conf_dir, register
 from kvx.errors import RunFailedError, Submitted, UserError
 from kvx.messages import explain
+from kvx.overrides import parse
 
-BUDGET_OPTIONS = ("ratio", "tokens", "certified")
-MULTIRUN = ("-m", "--multirun")
-WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
-# what an experiment or a server has one of, whatever is swept
-SECTIONS = (
-    "analyze", "certify", "plan", "score", "serve", "simulate", "status", "train", "verify",
-)  # fmt: skip
 Stage = Callable[..., None]  # of a list of configurations; `pool=` too if it can use workers
 
 
@@ -59,10 +60,9 @@ def run_stage(name: str, function: Stage, argv: list[str], aggregates: bool = Fa
     """Run a stage as the command line would; returns the exit code."""
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        _refuse_sweeps(name, argv)
-        arguments = (
-            drop_sweeps(argv) if aggregates else after_options(numeric_budgets(with_workers(argv)))
-        )
+        refuse_sweeps(name, argv)
+        argv = understood(argv)
+        arguments = drop_sweeps(argv) if aggregates else after_options(with_workers(argv))
         _run_hydra(name, function, arguments, points=not aggregates)
     except (KeyboardInterrupt, Exception) as error:
         if debug:
@@ -86,7 +86,7 @@ def compose(*overrides: str, stage: str = "run") -> Config:
     register()
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            cfg = hydra_compose(stage, numeric_budgets(list(overrides)))
+            cfg = hydra_compose(stage, understood(list(overrides)))
         return to_config(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
@@ -102,16 +102,20 @@ def to_config(cfg: DictConfig) -> Config:
 def checked(configs: Sequence[Config], points: bool = True) -> list[Config]:
     """The configurations of a sweep, all of them checked before anything is started.
 
-    In a sweep over presses and budgets, `press=none` stands for the full cache at every budget.
+    In a sweep over presses and budgets, `press=none` stands for the full cache at every budget;
+    alone it has the one budget 1.0.
     Without `points` the fields that only make sense for a point (press, budget) are not checked.
     """
+    from kvx.swept import refuse_dropped
     from kvx.validate import check, full_cache, wants_less_of_the_full_cache
 
     configs = list(configs)
-    if not all(map(wants_less_of_the_full_cache, configs)):
+    if any(c.press.method is not None for c in configs):
         configs = [full_cache(c) if wants_less_of_the_full_cache(c) else c for c in configs]
     for config in configs:
         check(config, points)
+    if points:
+        refuse_dropped(configs)
     return configs
 
 
@@ -134,11 +138,15 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
     here = os.getpid()
 
     def task(cfg: DictConfig) -> None:
+        from kvx.fields import refuse_unknown
         from kvx.sweep import typed
 
         def alone() -> list[Config]:
             if takes_pool:
                 _refuse_workers()
+            if points:
+                _refuse_unswept(argv)
+            refuse_unknown(HydraConfig.get().launcher, "hydra.launcher")
             return [typed(cfg)]
 
         attempt(alone, None)
@@ -170,114 +178,19 @@ def _refuse_workers() -> None:
         )
 
 
-def _parse(argument: str) -> Override | None:
-    """The parsed override, or None for a flag or something Hydra shall complain about itself."""
-    if argument.startswith("-") or "=" not in argument:
-        return None
-    try:
-        return OverridesParser.create().parse_overrides([argument])[0]
-    except HydraException:
-        return None
-
-
-def _refuse_sweeps(name: str, argv: list[str]) -> None:
-    """Raises `UserError` for a sweep all of whose values but one would be dropped silently."""
-    for argument in argv:
-        override = _parse(argument)
-        if override is None or not override.is_sweep_override() or not _several(override):
-            continue
-        section = override.key_or_group.partition(".")[0]
-        if name == "serve" and section in ("press", "budget"):
-            raise UserError(
-                f"{argument}: a server has one {section} of its own; give one value, requests may "
-                "name others"
-            )
-        if name == "serve":
-            raise UserError(f"{argument}: several values; a server takes one")
-        if section in SECTIONS:
-            raise UserError(
-                f"{argument}: several values; {section}.* takes one, with or without -m"
-            )
-
-
-def _several(override: Override) -> bool:
-    try:
-        return len(list(override.sweep_string_iterator())) > 1
-    except HydraException:  # glob(…): only Hydra knows what it finds
-        return True
-
-
-def numeric_budgets(argv: list[str]) -> list[str]:
-    """Rewrite `budget=0.5,0.2` to `budget.ratio=0.5,0.2`, since `budget` is also a config group.
-
-    Flags come first in the result: argparse does not take them between overrides.
-    """
-    rewritten = [_numeric_budget(a) if a.startswith("budget=") else a for a in argv]
-    multirun = [a for a in rewritten if a in MULTIRUN]
-    return multirun + [a for a in rewritten if a not in MULTIRUN]
-
-
-def with_workers(argv: list[str]) -> list[str]:
-    """Add `-m` where a launcher with workers is asked for: Hydra starts it for sweeps only."""
-    asked = any(a in WORKERS for a in argv) and not any(a.startswith("-") for a in argv)
-    return ["-m", *argv] if asked else argv
-
-
-def after_options(argv: list[str]) -> list[str]:
-    """Let a fixed field of a swept group wait for the group's option.
-
-    `press=snapkv,pyramidkv press.method.window_size=32`: Hydra would set the field before there is
-    a press that has it; as a sweep of one value it is set for each point.
-    """
-    overrides = {a: o for a in argv if (o := _parse(a)) is not None}
-    swept = {o.key_or_group for o in overrides.values() if o.is_sweep_override()}
-    rewritten = []
-    for argument in argv:
-        override = overrides.get(argument)
-        if override is not None and not override.is_sweep_override() and override.value() != "":
-            group, _, field = override.key_or_group.partition(".")
-            if field and group in swept:
-                key, _, value = argument.partition("=")
-                argument = f"{key}=choice({value})"
-        rewritten.append(argument)
-    return rewritten
-
-
-def _numeric_budget(argument: str) -> str:
-    override = _parse(argument)
-    if override is None:
-        raise UserError(f"{argument}: cannot be read; write e.g. budget=1.0,0.5,0.2")
-    values: list[Any] = [override.value()]
-    if override.is_sweep_override():
-        values = list(override.sweep_iterator(transformer=lambda value: value))
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    names = [str(v) for v in values if v not in numbers]
-    unknown = [n for n in names if n not in BUDGET_OPTIONS]
-    if unknown:
+def _refuse_unswept(argv: Sequence[str]) -> None:
+    """Raises `UserError` where an experiment's sweep would be left out for want of `-m`."""
+    settings = HydraConfig.get()
+    if settings.mode is not RunMode.RUN or "hydra.mode=RUN" in argv:
+        return
+    params = understood([f"{k}={v}" for k, v in (settings.sweeper.get("params") or {}).items()])
+    given = {o.key_or_group for a in argv if (o := parse(a)) is not None}
+    left = [a for a in params if a.partition("=")[0] not in given]
+    if left:
         raise UserError(
-            f"{argument}: {unknown[0]!r} is no budget; give a fraction such as 0.5, or "
-            "budget=tokens budget.tokens=256"
+            f"{left[0]}: the experiment sweeps it; add -m, or `mode: MULTIRUN` under `hydra:` in "
+            "its file, or give one value"
         )
-    if numbers and names:
-        raise UserError(f"{argument}: mixes numbers and option names; sweep one or the other")
-    if not numbers:
-        return argument
-    return "budget.ratio=" + ",".join(f"{v:g}" for v in numbers)
-
-
-def drop_sweeps(argv: list[str]) -> list[str]:
-    """The arguments of `run` without its sweep: no `-m`, and the first of several values."""
-    kept = ["hydra.mode=RUN"]
-    for argument in numeric_budgets([a for a in argv if a not in MULTIRUN]):
-        override = _parse(argument)
-        if override is not None and override.is_sweep_override():
-            if override.key_or_group in ("experiment", "experiment_name"):
-                raise UserError(f"{argument}: this stage works on one experiment at a time")
-            argument = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-        kept.append(argument)
-    if any(a.startswith("-") for a in kept):  # --help, --cfg and the like take no mode
-        kept.remove("hydra.mode=RUN")
-    return kept
 
 
 def describe(error: BaseException) -> tuple[int | None, str]:
@@ -294,6 +207,11 @@ def describe(error: BaseException) -> tuple[int | None, str]:
             return error.exit_code, str(error)
         case CompactHydraException() | OmegaConfBaseException() | HydraException():
             return 2, explain(error)
+        case ValueError() if "--multirun, --cfg" in str(error):
+            return 2, (
+                "--cfg and --info show one point; leave out -m (hydra.mode=RUN for an experiment "
+                "that sweeps) and give one value to every field"
+            )
         case AssertionError() if "Unexpected type for root" in str(error):
             return 2, "press.method: choose a press first (press=none has no method)"
         case sqlite3.OperationalError() if "full" in str(error) or "I/O" in str(error):

@@ -2,6 +2,8 @@
 
 import re
 
+from kvx.fields import fields_of, no_such_field
+
 
 def plainly(reason: str) -> str:
     """OmegaConf's reasons, as what is to be typed instead."""
@@ -16,6 +18,27 @@ def explain(error: BaseException) -> str:
     """One line for a composition error; falls back to its own text, joined."""
     text = str(error)
     cause = str(error.__cause__) if error.__cause__ is not None else ""
+    if (message := _of_an_override(text, cause)) is not None:
+        return message
+    if found := re.search(r"missing mandatory value: (\S+)", text, re.IGNORECASE):
+        key = None if "." in found[1] else re.search(r"full_key: (\S+)", text)
+        return f"{key[1] if key else found[1]}: needs a value"
+    full_key = re.search(r"full_key: (\S+)", text)
+    inside = re.search(r"In '([^']+)': \w+ raised while composing config:\n(.+)", text)
+    if full_key and _UNKNOWN_KEY.search(text):
+        place = f" (in {inside[1]}.yaml)" if inside else ""
+        return f"{full_key[1]}: {no_such_field(full_key[1])}{place}"
+    if inside:
+        return f"{full_key[1] + ': ' if full_key else ''}{inside[2]} (in {inside[1]}.yaml)"
+    first = text.splitlines()[0] if text else type(error).__name__
+    return f"{full_key[1]}: {first}" if full_key else re.sub(r"\s*\n\s*", "; ", text.strip())
+
+
+_UNKNOWN_KEY = re.compile(r"Key '[^']+' not in '\w+'")
+
+
+def _of_an_override(text: str, cause: str) -> str | None:
+    """What is wrong with one argument of the command line; None if the error names none."""
     if found := re.search(
         r"Could not find '(\w+)/([^']+)'\s+Available options in '\w+':\s+([\s\S]+)", text
     ):
@@ -25,15 +48,12 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{found[1]}: several values; add -m to sweep over them"
     if found := re.search(r"Error merging override (\S+)", text):
+        if (key := re.search(r"full_key: (\S+)", cause)) and _UNKNOWN_KEY.search(cause):
+            return f"{key[1]}: {no_such_field(key[1])}"
         reason = cause.splitlines()[0] if cause else text.splitlines()[-1]
         return f"{found[1]}: {plainly(reason)}"
     if found := re.search(r"Could not override '([^']+)'", text):
-        return f"{found[1]}: no such field; see `--cfg job` for the fields there are"
-    if found := re.search(r"missing mandatory value: (\S+)", text, re.IGNORECASE):
-        key = None if "." in found[1] else re.search(r"full_key: (\S+)", text)
-        return f"{key[1] if key else found[1]}: needs a value"
-    full_key = re.search(r"full_key: (\S+)", text)
-    if found := re.search(r"In '([^']+)': \w+ raised while composing config:\n(.+)", text):
-        return f"{full_key[1] + ': ' if full_key else ''}{found[2]} (in {found[1]}.yaml)"
-    first = text.splitlines()[0] if text else type(error).__name__
-    return f"{full_key[1]}: {first}" if full_key else re.sub(r"\s*\n\s*", "; ", text.strip())
+        if below := fields_of(found[1]):
+            return f"{found[1]}: holds fields of its own; set one, e.g. {found[1]}.{next(iter(below))}=…"
+        return f"{found[1]}: {no_such_field(found[1])}"
+    return None

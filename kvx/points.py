@@ -14,6 +14,7 @@ from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
 from kvx.guard import model_files
 from kvx.hashing import digest
+from kvx.words import exact
 
 # what tells the points of a variant apart, and where they lie
 OWN = ("experiment_name", "press", "budget", "controller", "guard", "seed")
@@ -119,8 +120,8 @@ def is_guarded(config: Config) -> bool:
 
 
 def budget_label(budget: BudgetConfig) -> str:
-    """`0.5`, or `256t` for a number of tokens."""
-    return f"{budget.tokens}t" if budget.kind is BudgetKind.tokens else f"{budget.ratio:g}"
+    """`0.5`, or `256t` for a number of tokens. No two budgets share a label."""
+    return f"{budget.tokens}t" if budget.kind is BudgetKind.tokens else exact(budget.ratio)
 
 
 @dataclass(frozen=True)

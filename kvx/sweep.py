@@ -23,6 +23,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from kvx.composer import Composer, Parts, set_value
 from kvx.config import Config, OpenAIConfig
+from kvx.errors import UserError
+from kvx.fields import refuse_unknown
 from kvx.placeholders import as_typed
 
 Overrides = tuple[str, ...]
@@ -35,7 +37,16 @@ _INTERPOLATION = re.compile(r"\$\{\s*([^${}:]*?)\s*([:}])")
 
 
 def typed(cfg: DictConfig) -> Config:
-    """The dataclasses of a composed configuration."""
+    """The dataclasses of a composed configuration.
+
+    Raises `UserError` for keys that no field takes, or a primary file without the schema.
+    """
+    if OmegaConf.get_type(cfg) is not Config:
+        raise UserError(
+            "--config-name: the file is not checked against kvx's schema; begin its `defaults:` "
+            "with `- config`, as conf/run.yaml does"
+        )
+    refuse_unknown(cfg)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     config.engine = _typed_node(cfg, "engine")
@@ -267,6 +278,7 @@ def _typed_node(cfg: DictConfig, name: str) -> Any:
     value = cfg[name]
     if not OmegaConf.is_config(value):
         return value
+    refuse_unknown(value, name)
     node = OmegaConf.to_object(value)
     if isinstance(node, OpenAIConfig):
         raw = OmegaConf.to_container(value, resolve=False)

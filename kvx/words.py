@@ -28,3 +28,9 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
     return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def exact(value: float) -> str:
+    """The shortest text that is read back as the same number: `1`, `0.5`, `0.12345678`."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))

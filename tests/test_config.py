@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.cli import after_options, compose, drop_sweeps, numeric_budgets
+from kvx.arguments import after_options, drop_sweeps, understood
+from kvx.cli import compose
 from kvx.config import conf_dir
 from kvx.errors import UserError
 from kvx.points import Point
@@ -45,21 +46,21 @@ def point(tmp_path: Path, *overrides: str) -> Point:
     ],
 )
 def test_budget_takes_numbers_and_option_names(typed: str, passed_on: str) -> None:
-    assert numeric_budgets([typed]) == [passed_on]
+    assert understood([typed]) == [passed_on]
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6))
 def test_numeric_budgets_keep_their_value(thousandths: list[int]) -> None:
     values = [t / 1000 for t in thousandths]
     typed = "budget=" + ",".join(map(str, values))
-    (rewritten,) = numeric_budgets([typed])
+    (rewritten,) = understood([typed])
     assert [float(v) for v in rewritten.removeprefix("budget.ratio=").split(",")] == values
 
 
 @pytest.mark.parametrize("typed", ["budget=0.5,tokens", "budget=abc", "budget=[0.5", "budget=true"])
 def test_a_budget_that_is_none_is_refused(typed: str) -> None:
     with pytest.raises(UserError, match="budget="):
-        numeric_budgets([typed])
+        understood([typed])
 
 
 def test_aggregating_stages_ignore_the_sweep_of_run() -> None:
