@@ -59,13 +59,10 @@ def refuse_sweeps(name: str, argv: list[str]) -> None:
             raise UserError(
                 f"{argument}: several values; {section}.* takes one, with or without -m"
             )
-        from kvx.swept import ADVICE, undistinguished  # and all that makes a point's identity
+        from kvx.swept import undistinguished, why_dropped  # and all that makes a point's identity
 
         if undistinguished(key):
-            raise UserError(
-                f"{argument}: several values, but {key} tells no points apart, so only one of them "
-                f"would run; {ADVICE}"
-            )
+            raise UserError(f"{argument}: {why_dropped(key)}")
 
 
 def with_workers(argv: list[str]) -> list[str]:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from kvx.limits import within
+
+SHARE = "between 0 and 1, for example 0.05"
+
 
 class Loss(Enum):
     """What a prompt loses against its full-cache twin, between 0 and 1."""
@@ -21,8 +25,8 @@ class CertifyConfig:
 
     loss: Loss = Loss.score
     metric: str | None = None
-    alpha: float = 0.05
-    delta: float = 0.05
+    alpha: float = within(0.05, above=0, below=1, words=SHARE)
+    delta: float = within(0.05, above=0, below=1, words=SHARE)
     per_bin: bool = False
     press: str | None = None
     controller: str | None = None

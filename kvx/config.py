@@ -17,6 +17,7 @@ from omegaconf import MISSING, OmegaConf
 
 from kvx.certify_config import CertifyConfig
 from kvx.controller_config import ControllerConfig, GuardConfig, SimulateConfig
+from kvx.limits import within
 from kvx.serve_config import ServeConfig
 from kvx.train_config import TrainConfig, VerifyConfig
 
@@ -114,11 +115,11 @@ class PressConfig:
     # whether the scores of the entries depend on how many are kept; if not, budgets share them
     score_uses_budget: bool = True
     # at or below this many kept entries the press cannot do what it is meant to: a degenerate point
-    degenerate_at_tokens: int = 0
+    degenerate_at_tokens: int = within(0, at_least=0)
     # prompts must be longer than this, or the press refuses them
-    min_prompt_tokens: int = 0
+    min_prompt_tokens: int = within(0, at_least=0)
     # how far the measured number of kept entries may be from the asked one
-    tolerance_tokens: int = 1
+    tolerance_tokens: int = within(1, at_least=0)
 
 
 @dataclass
@@ -143,23 +144,23 @@ class ModelConfig:
     dtype: str = "auto"
     device: str = "auto"
     attn_implementation: str = "auto"
-    max_context_tokens: int | None = None
+    max_context_tokens: int | None = within(None, at_least=1)
     chat_template: bool = True
 
 
 @dataclass
 class BinningConfig:
     strategy: BinStrategy = BinStrategy.quantile
-    n_bins: int = 5
-    edges: list[int] | None = None
+    n_bins: int = within(5, at_least=1)
+    edges: list[int] | None = within(None, at_least=0)
 
 
 @dataclass
 class SamplingConfig:
     strategy: SampleStrategy = SampleStrategy.uniform
-    n_per_bin: int = 10
-    focus_bins: list[int] = field(default_factory=list)
-    focus_n_per_bin: int = 0
+    n_per_bin: int = within(10, at_least=1)
+    focus_bins: list[int] = within([], at_least=0)
+    focus_n_per_bin: int = within(0, at_least=0)
     pinned_ids: list[str] = field(default_factory=list)
     # leave out what a hazard model was made with: `default` (the packaged one), or its folder
     unseen_by: str | None = None
@@ -186,7 +187,7 @@ class DatasetConfig:
     overflow: Overflow = Overflow.error
     metrics: list[str] = field(default_factory=lambda: ["exact_match"])
     answer_format: str | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int = within(64, at_least=1)
 
 
 @dataclass
@@ -198,11 +199,11 @@ class PromptConfig:
 class DecodingConfig:
     """Greedy at temperature 0, else seeded sampling."""
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    timeout_s: float | None = None
+    max_new_tokens: int = within(64, at_least=1)
+    temperature: float = within(0.0, at_least=0, words="0 (greedy) or more")
+    top_p: float = within(1.0, above=0, at_most=1)
+    top_k: int = within(0, at_least=0, words="0 (all) or more")
+    timeout_s: float | None = within(None, above=0)
 
 
 @dataclass
@@ -217,9 +218,9 @@ class EngineConfig:
     # one prefill for all points of an example, and all of them decoded together
     share: bool = recorded(True)
     # rows decoded together; the points of one example always are, if their caches fit
-    max_rows: int = recorded(256)
+    max_rows: int = within(recorded(256), at_least=1)
     # KV caches held at once; null: a share of the memory that is free at the start
-    max_cache_gib: float | None = recorded(None)
+    max_cache_gib: float | None = within(recorded(None), above=0)
 
 
 class Api(Enum):
@@ -233,18 +234,18 @@ class Api(Enum):
 class RateLimitConfig:
     """Upper limits per minute, of this process: requests, and prompt plus new tokens."""
 
-    max_rpm: int | None = None
-    max_tpm: int | None = None
+    max_rpm: int | None = within(None, at_least=1)
+    max_tpm: int | None = within(None, at_least=1)
 
 
 @dataclass
 class ServerTimeoutsConfig:
     """Seconds until an attempt is given up; `decoding.timeout_s` replaces `total_s`."""
 
-    connect_s: float = 10.0
-    first_token_s: float = 300.0
-    between_tokens_s: float = 60.0
-    total_s: float = 900.0
+    connect_s: float = within(10.0, above=0)
+    first_token_s: float = within(300.0, above=0)
+    between_tokens_s: float = within(60.0, above=0)
+    total_s: float = within(900.0, above=0)
 
 
 @dataclass
@@ -261,14 +262,14 @@ class OpenAIConfig(EngineConfig):
     extra_body: Any = None
     # fields of a request that this server does not take
     omit: list[str] = field(default_factory=list)
-    top_logprobs: int = 20
+    top_logprobs: int = within(20, at_least=0, at_most=20)
     endpoints: Any = field(default=None, metadata={IDENTITY: bool})
     base_url: str | None = neutral(None)
     stream: bool = neutral(True)
-    concurrency: int | str = neutral("auto")
-    max_concurrency: int = neutral(64)
-    max_retries: int = neutral(5)
-    max_retry_after_s: float = neutral(120.0)
+    concurrency: int | str = within(neutral("auto"), at_least=1, words="auto, or at least 1")
+    max_concurrency: int = within(neutral(64), at_least=1)
+    max_retries: int = within(neutral(5), at_least=0)
+    max_retry_after_s: float = within(neutral(120.0), at_least=0)
     probe: bool = neutral(True)
     rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig, metadata=NEUTRAL)
     timeouts: ServerTimeoutsConfig = field(default_factory=ServerTimeoutsConfig, metadata=NEUTRAL)
@@ -276,8 +277,8 @@ class OpenAIConfig(EngineConfig):
 
 @dataclass
 class RunConfig:
-    shard_requests: int = 8
-    shard_s: float = 20.0
+    shard_requests: int = within(8, at_least=1)
+    shard_s: float = within(20.0, at_least=0)
     progress: bool = True
     retry_failed: bool = False
 
@@ -286,9 +287,9 @@ class RunConfig:
 class LatencyConfig:
     """Requests that are measured alone, at batch 1: `n_per_bin` examples, each `repeats` times."""
 
-    n_per_bin: int = 2
-    warmup: int = 1
-    repeats: int = 3
+    n_per_bin: int = within(2, at_least=1)
+    warmup: int = within(1, at_least=0)
+    repeats: int = within(3, at_least=1)
 
 
 @dataclass
@@ -300,13 +301,13 @@ class ScoreConfig:
 
 @dataclass
 class AnalyzeConfig:
-    confidence: float = 0.95
-    n_boot: int = 10_000
-    seed: int = 0
-    transition_drop: float = 0.15
-    spread_jump: float = 0.10
-    failure_jump: float = 0.10
-    baseline_floor: float = 0.20
+    confidence: float = within(0.95, above=0, below=1)
+    n_boot: int = within(10_000, at_least=100)
+    seed: int = within(0, at_least=0)
+    transition_drop: float = within(0.15, above=0)
+    spread_jump: float = within(0.10, above=0)
+    failure_jump: float = within(0.10, above=0)
+    baseline_floor: float = within(0.20, at_least=0, at_most=1)
 
 
 class PlanFormat(Enum):

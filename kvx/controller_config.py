@@ -8,6 +8,8 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from kvx.limits import within
+
 
 class ControllerKind(Enum):
     """What makes a controller relax a sequence."""
@@ -60,15 +62,15 @@ class ControllerConfig:
     on_loop: bool = False
     # divergence of full and compressed cache at the first token, from which SAFE starts there;
     # null: none, or with card_gate that of the model's card at gate_point, if it has one
-    prefill_gate_nats: float | None = None
+    prefill_gate_nats: float | None = within(None, at_least=0)
     card_gate: bool = False
     # null: operating_point
     gate_point: OperatingPoint | None = None
     # rule_based: the last 20 tokens stood together this often before
     repetition_count: int | None = None
     # rule_based: the sum of entropies above the reference (CUSUM) that is an alarm
-    entropy_cusum_nats: float | None = None
-    entropy_reference_nats: float = 3.0
+    entropy_cusum_nats: float | None = within(None, above=0)
+    entropy_reference_nats: float = within(3.0, at_least=0)
     # random: probability of an alarm per token; null: kvx.simulate takes that of another controller
     rate: float | None = None
     seed: int = 0
@@ -125,10 +127,10 @@ class SimulateConfig:
     )  # fmt: skip
     # whose trigger rate `random` gets
     match: str = "balanced"
-    random_repeats: int = 20
-    lateness_tokens: int | None = None
+    random_repeats: int = within(20, at_least=1)
+    lateness_tokens: int | None = within(None, at_least=0)
     # thresholds of each sweep
-    n_thresholds: int = 24
-    n_boot: int = 2_000
-    confidence: float = 0.95
-    seed: int = 0
+    n_thresholds: int = within(24, at_least=2)
+    n_boot: int = within(2_000, at_least=100)
+    confidence: float = within(0.95, above=0, below=1)
+    seed: int = within(0, at_least=0)

@@ -14,6 +14,7 @@ from kvx.errors import UserError
 from kvx.guard import model_files
 from kvx.guard.controller import Thresholds, policy
 from kvx.points import is_guarded
+from kvx.words import exact
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -34,7 +35,7 @@ def check_guard(guard: GuardConfig) -> None:
 
 
 def _listed(values: Sequence[float]) -> str:
-    return f"[{','.join(f'{v:g}' for v in values)}]"
+    return f"[{','.join(map(exact, values))}]"
 
 
 def live(configs: Sequence[Config]) -> list[Config]:

@@ -54,6 +54,7 @@ def _of_an_override(text: str, cause: str) -> str | None:
         return f"{found[1]}: {plainly(reason)}"
     if found := re.search(r"Could not override '([^']+)'", text):
         if below := fields_of(found[1]):
-            return f"{found[1]}: holds fields of its own; set one, e.g. {found[1]}.{next(iter(below))}=…"
+            first = f"{found[1]}.{next(iter(below))}"
+            return f"{found[1]}: holds fields of its own; set one of them, e.g. {first}=…"
         return f"{found[1]}: {no_such_field(found[1])}"
     return None

@@ -21,7 +21,13 @@ from kvx.points import resolved
 DISTINCT = ("model.path", "paths.output", "measure")
 # these shape how answers are scored, and `kvx.score` reads one value of them
 SCORING = ("metrics", "answer_format", "max_new_tokens")
-ADVICE = "give one value, or run each under an experiment_name of its own"
+
+
+def why_dropped(key: str) -> str:
+    return (
+        f"several values, but {key} tells no points apart, so only one of them would run; give one "
+        "value, or run each under an experiment_name of its own"
+    )
 
 
 def undistinguished(key: str) -> bool:
@@ -57,10 +63,8 @@ def refuse_dropped(configs: Sequence[Config]) -> None:
             if (found := _difference(parts.rest(known, name), parts.rest(config, name))) is None:
                 continue
             key = ".".join((name, *found[0]))
-            raise UserError(
-                f"{key}={_told(found[1])},{_told(found[2])}: several values, but {key} tells no points apart, so "
-                f"only one of them would run; {ADVICE}"
-            )
+            typed = f"{key}={_told(found[1])},{_told(found[2])}"
+            raise UserError(f"{typed}: {why_dropped(key)}")
 
 
 def _refuse_unused_budgets(configs: Sequence[Config]) -> None:

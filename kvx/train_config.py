@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from kvx.limits import within
+
 
 class Labels(Enum):
     """Which catastrophes are to be foreseen."""
@@ -43,23 +45,23 @@ class TrainConfig:
 
     features: str = "full"
     target: Target = Target.onset
-    horizon: int = 32
+    horizon: int = within(32, at_least=1)
     labels: Labels = Labels.excess
     degenerate: bool = False
-    folds: int = 5
-    shares: list[float] = field(default_factory=lambda: [0.6, 0.2, 0.2])
-    seed: int = 0
-    max_tokens: int = 150_000
-    rounds: int = 600
-    patience: int = 30
-    max_depth: int = 3
-    eta: float = 0.05
-    subsample: float = 0.8
-    colsample_bytree: float = 0.3
-    min_child_weight: float = 50.0
+    folds: int = within(5, at_least=2)
+    shares: list[float] = within([0.6, 0.2, 0.2], above=0, below=1)
+    seed: int = within(0, at_least=0, below=2**31)  # XGBoost takes no more
+    max_tokens: int = within(150_000, at_least=1000)
+    rounds: int = within(600, at_least=1)
+    patience: int = within(30, at_least=1)
+    max_depth: int = within(3, at_least=0, words="0 (no limit) or more")
+    eta: float = within(0.05, above=0, at_most=1)
+    subsample: float = within(0.8, above=0, at_most=1)
+    colsample_bytree: float = within(0.3, above=0, at_most=1)
+    min_child_weight: float = within(50.0, at_least=0)
     class_weight: ClassWeight = ClassWeight.sqrt
     calibration: Calibration = Calibration.platt
-    threads: int | None = None
+    threads: int | None = within(None, at_least=1)
     # reported beside the model: other feature sets, other horizons, what is left out of training
     ablations: list[str] = field(
         default_factory=lambda: [
@@ -67,21 +69,21 @@ class TrainConfig:
             "top20",
         ]
     )  # fmt: skip
-    horizons: list[int] = field(default_factory=lambda: [16, 64, 128])
+    horizons: list[int] = within([16, 64, 128], at_least=1)
     leave_out: list[LeaveOut] = field(
         default_factory=lambda: [LeaveOut.press, LeaveOut.model, LeaveOut.dataset]
     )
     compare: str | None = None
-    n_boot: int = 2000
-    confidence: float = 0.95
+    n_boot: int = within(2000, at_least=100)
+    confidence: float = within(0.95, above=0, below=1)
 
 
 @dataclass
 class VerifyConfig:
     """What an experiment must hold to be learnt from: prompts, and events in so many prompts."""
 
-    min_prompts: int = 30
-    min_event_prompts: int = 10
-    max_baseline_capped: float = 0.5
-    max_baseline_looping: float = 0.2
-    max_degenerate: float = 0.25
+    min_prompts: int = within(30, at_least=0)
+    min_event_prompts: int = within(10, at_least=0)
+    max_baseline_capped: float = within(0.5, at_least=0, at_most=1)
+    max_baseline_looping: float = within(0.2, at_least=0, at_most=1)
+    max_degenerate: float = within(0.25, at_least=0, at_most=1)

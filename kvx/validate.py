@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
+from kvx import limits
 from kvx.config import (
     BudgetConfig,
     BudgetKind,
     Config,
-    DecodingConfig,
-    LatencyConfig,
     OpenAIConfig,
     PressNeed,
     TemplateConfig,
@@ -15,6 +14,7 @@ from kvx.config import (
 from kvx.errors import UserError
 from kvx.guard import controller
 from kvx.live_rules import check_guard
+from kvx.words import exact
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -24,8 +24,7 @@ def check(config: Config, points: bool = True) -> None:
     if points:
         _check_budget(config)
         _check_press(config)
-    _check_decoding(config.decoding)
-    _check_latency(config.latency)
+    limits.check(config)
     _check_template(config.dataset.template)
     _check_scoring(config)
     controller.check(config.controller)
@@ -36,10 +35,6 @@ def check(config: Config, points: bool = True) -> None:
         fields.check(config.engine, config.measure)
     if config.model.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.model.dtype}: use one of {', '.join(DTYPES)}")
-    if not 0 < config.analyze.confidence < 1:
-        raise UserError(f"analyze.confidence={config.analyze.confidence}: must be between 0 and 1")
-    if config.analyze.n_boot < 100:
-        raise UserError(f"analyze.n_boot={config.analyze.n_boot}: must be at least 100")
     if "/" in config.experiment_name or not config.experiment_name:
         raise UserError(f"experiment_name={config.experiment_name}: must be one folder name")
 
@@ -54,31 +49,12 @@ def refuse_certificate(config: Config) -> None:
         )
 
 
-def _check_latency(latency: LatencyConfig) -> None:
-    for name, least in (("n_per_bin", 1), ("repeats", 1), ("warmup", 0)):
-        if getattr(latency, name) < least:
-            raise UserError(f"latency.{name}={getattr(latency, name)}: must be at least {least}")
-
-
 def wants_less_of_the_full_cache(config: Config) -> bool:
     """`press=none` at a budget it cannot keep."""
     kind, ratio = config.budget.kind, config.budget.ratio
     kept_all = kind is BudgetKind.ratio and ratio == 1.0
     # what a certificate says of its press is kvx.serve's business
     return config.press.method is None and not kept_all and kind is not BudgetKind.certified
-
-
-def _check_decoding(decoding: DecodingConfig) -> None:
-    limits = {
-        "temperature": (decoding.temperature >= 0, "0 (greedy) or more"),
-        "max_new_tokens": (decoding.max_new_tokens >= 1, "at least 1"),
-        "top_p": (0 < decoding.top_p <= 1, "above 0 and at most 1"),
-        "top_k": (decoding.top_k >= 0, "0 (all) or more"),
-        "timeout_s": (decoding.timeout_s is None or decoding.timeout_s > 0, "above 0, or null"),
-    }
-    for name, (good, wanted) in limits.items():
-        if not good:
-            raise UserError(f"decoding.{name}={getattr(decoding, name)}: must be {wanted}")
 
 
 def _check_template(template: TemplateConfig) -> None:
@@ -107,7 +83,7 @@ def _check_budget(config: Config) -> None:
     budget = config.budget
     if budget.kind is BudgetKind.ratio and not 0 < budget.ratio <= 1:
         raise UserError(
-            f"budget={budget.ratio:g}: must be above 0 and at most 1, "
+            f"budget={exact(budget.ratio)}: must be above 0 and at most 1, "
             "the fraction of the prompt's KV kept"
         )
     if budget.kind is BudgetKind.tokens and (budget.tokens is None or budget.tokens < 1):

@@ -15,6 +15,7 @@ from kvx.errors import UserError
 from kvx.hashing import digest
 from kvx.store import layout, schemas
 from kvx.store.layout import EVENTS, KINDS, LATENCY, REQUESTS, Done
+from kvx.words import exact
 
 log = logging.getLogger(__name__)
 LATENCY_ONLY = "it has no answers, only latencies"
@@ -125,6 +126,8 @@ def answered_points(experiment: Path) -> list[PointRecord]:
         done = layout.read_done(folder)
         if folder.name not in left_out and done is not None:
             info = json.loads((folder / "point.json").read_text())
+            if info["budget_kind"] == "ratio":  # older runs told six digits of it
+                info["budget_label"] = exact(info["budget"])
             records.append(PointRecord(folder, info, done))
     return records
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvx import placeholders
+from kvx.budgets import TOKENS
 from kvx.config import Api, BudgetKind, Config, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder
@@ -13,6 +14,7 @@ from kvx.engines.base import seed_of
 from kvx.engines.openai.client import KVX, settings
 from kvx.errors import UserError
 from kvx.points import Point, Request, budget_label
+from kvx.words import exact
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ def endpoints(raw: Any) -> dict[str, str]:
     found = {}
     for key, url in raw.items():
         try:
-            label = key if isinstance(key, str) and key.endswith("t") else f"{float(key):g}"
+            if isinstance(key, bool):
+                raise TypeError(key)
+            in_tokens = isinstance(key, str) and TOKENS.fullmatch(key)
+            label = key if in_tokens else exact(float(key))
         except (TypeError, ValueError):
             raise UserError(f"engine.endpoints: {key!r} is no budget") from None
         found[label] = str(url).rstrip("/")

@@ -12,6 +12,7 @@ from kvx.engines.openai.body import Route, budget_of, route
 from kvx.engines.openai.fault import line
 from kvx.engines.openai.reply import Accounting, Reply
 from kvx.points import Point, Request, budget_label, resolved
+from kvx.words import exact
 
 # log-probs of one prompt asked twice differ by less than this on most servers
 NOISE = 1e-3
@@ -32,7 +33,7 @@ def contradiction(request: Request, said: Accounting, split_is_ours: bool) -> st
     if not full_cache and (other := _other_parameters(press, said.method)) is not None:
         return f"press={press.name}: {other}; give the server the same press.method"
     if said.budget_kind != point.config.budget.kind.name or abs(said.budget - asked) > 1e-9:
-        return f"budget {asked:g} was asked for, the server says {said.budget:g}"
+        return f"budget {exact(asked)} was asked for, the server says {exact(said.budget)}"
     if kv.bytes_physical <= 0:
         return "the server says that nothing was in its cache"
     full = round(kv.entries_physical * kv.bytes_full / kv.bytes_physical)
