@@ -146,6 +146,10 @@ class ModelConfig:
     attn_implementation: str = "auto"
     max_context_tokens: int | None = within(None, at_least=1)
     chat_template: bool = True
+    # several devices for one model, as accelerate names them: auto, balanced, or a mapping
+    device_map: Any = field(default=None, metadata={**NEUTRAL, RECORDED: True, ADDED: True})
+    # run Python files that lie in the model's folder
+    trust_remote_code: bool = added(False)
 
 
 @dataclass
@@ -192,7 +196,14 @@ class DatasetConfig:
 
 @dataclass
 class PromptConfig:
+    """`date` (YYYY-MM-DD) is what a chat template is told that asks for the day.
+
+    Null: the day the manifest was made; of kvx.serve, today. The manifest's own is part of its
+    points' ids.
+    """
+
     query_aware: bool = False
+    date: str | None = neutral(None)
 
 
 @dataclass

@@ -51,7 +51,7 @@ def made_with(value: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(value):
         inner, name = getattr(value, field.name), f"{prefix}{field.name}"
-        if field.metadata.get(RECORDED):
+        if field.metadata.get(RECORDED) and not _unused(field, inner):
             found[name] = inner
         elif dataclasses.is_dataclass(inner):
             found |= made_with(inner, f"{name}.")
@@ -142,7 +142,7 @@ class Point:
         for name in OWN:
             del fields[name]
         # the manifest stands for the data, its own hash for the model: neither knows a path
-        fields["dataset"] = {"manifest": self.manifest.key}
+        fields["dataset"] = self.manifest.identity
         del fields["model"]["name"]
         fields["model"]["hash"] = model_hash(self.config.model)
         return digest(fields)

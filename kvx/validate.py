@@ -1,6 +1,7 @@
 """What a schema cannot say: combinations and ranges, checked before anything is started."""
 
 from dataclasses import replace
+from datetime import date
 
 from kvx import limits
 from kvx.config import (
@@ -26,6 +27,7 @@ def check(config: Config, points: bool = True) -> None:
         _check_press(config)
     limits.check(config)
     _check_template(config.dataset.template)
+    _check_date(config.prompt.date)
     _check_scoring(config)
     controller.check(config.controller)
     check_guard(config.guard)
@@ -61,6 +63,14 @@ def _check_template(template: TemplateConfig) -> None:
     for part in ("context", "question"):
         if f"{{{part}}}" not in getattr(template, part):
             raise UserError(f"dataset.template.{part}: must hold {{{part}}}, or it is never asked")
+
+
+def _check_date(told: str | None) -> None:
+    try:
+        if told is not None and date.fromisoformat(told).isoformat() != told:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"prompt.date={told}: write a day as 2026-01-31, or null") from None
 
 
 def _check_scoring(config: Config) -> None:

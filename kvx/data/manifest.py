@@ -16,7 +16,7 @@ import hydra.utils
 
 from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource
-from kvx.data.tokenizer import max_context_tokens, tokenizer_hash
+from kvx.data.tokenizer import chat_is_dated, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
 from kvx.guard import model_files
 from kvx.hashing import digest, sha256_file, sha256_text
@@ -60,6 +60,13 @@ class Manifest:
     bins: tuple[Bin, ...]
     entries: tuple[Entry, ...]
     sampling: dict[str, Any]
+    # the day that the chat template is told (YYYY-MM-DD); None if it asks for none
+    date: str | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What stands for the data in a point's id."""
+        return {"manifest": self.key, **({} if self.date is None else {"date": self.date})}
 
     @cached_property
     def sha256(self) -> str:
@@ -67,7 +74,10 @@ class Manifest:
 
 
 def _body(manifest: Manifest) -> dict[str, Any]:
-    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
+    fields = dataclasses.asdict(manifest)
+    if manifest.date is None:  # as in manifests that were made before there was one
+        del fields["date"]
+    return {"format_version": FORMAT_VERSION, **fields}
 
 
 def dataset_id(dataset: DatasetConfig) -> str:
@@ -90,6 +100,8 @@ def manifest_key(config: Config, revision: str) -> str:
     """Digest of everything that decides which examples and prompts the manifest holds."""
     d = config.dataset
     source = {k: v for k, v in d.source.items() if k not in ("path", "haystack")}
+    # the day itself is not in it: tomorrow the same command line finds the same manifest
+    dated = {"date": config.prompt.date or "when made"} if chat_is_dated(config.model) else {}
     return digest(
         {
             "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": source,
@@ -98,7 +110,7 @@ def manifest_key(config: Config, revision: str) -> str:
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
             "max_context_tokens": max_context_tokens(config.model),
             "max_new_tokens": config.decoding.max_new_tokens,
-            "tokenizer": tokenizer_hash(config.model),
+            "tokenizer": tokenizer_hash(config.model), **dated,
         }
     )  # fmt: skip
 

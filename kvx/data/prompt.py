@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvx.config import Config
+from kvx.data.chat import ChatTemplate
 from kvx.data.example import Example
 from kvx.hashing import digest
 
@@ -29,20 +30,31 @@ class PromptParts:
 
 
 class PromptBuilder:
-    """Builds prompts for one tokenizer, dataset template and `prompt` configuration."""
+    """Builds prompts for one tokenizer, dataset template and `prompt` configuration.
 
-    def __init__(self, tokenizer: Any, config: Config) -> None:
+    `date` is the manifest's: what a chat template that asks for the day is told.
+    """
+
+    def __init__(self, tokenizer: Any, config: Config, date: str | None = None) -> None:
         self.tokenizer = tokenizer
         self.template = config.dataset.template
         self.query_aware = config.prompt.query_aware
-        self.use_chat = config.model.chat_template and tokenizer.chat_template is not None
+        self.chat: ChatTemplate | None = None
+        if config.model.chat_template and tokenizer.chat_template is not None:
+            self.chat = ChatTemplate(tokenizer, config.model.name, date)
+
+    @property
+    def date(self) -> str | None:
+        """The day that the chat template is told; None if it asks for none."""
+        return self.chat.date if self.chat is not None and self.chat.dated else None
 
     @property
     def template_hash(self) -> str:
         """Identity of everything but the example that shapes a prompt."""
-        chat = self.tokenizer.chat_template if self.use_chat else None
+        chat = None if self.chat is None else self.tokenizer.chat_template
         parts = [self.template.context, self.template.question, self.template.answer_prefix]
-        return digest([parts, chat, self.query_aware], 12)
+        dated = [] if self.date is None else [self.date]
+        return digest([parts, chat, self.query_aware, *dated], 12)
 
     def parts(self, example: Example) -> PromptParts:
         """Tokenise `example`; see the module docstring for which part is which."""
@@ -79,25 +91,13 @@ class PromptBuilder:
         return len(self._encode(example.context))
 
     def _wrap(self, context: str) -> tuple[str, str]:
-        if not self.use_chat:
+        if self.chat is None:
             return (self.tokenizer.bos_token or "") + context, "\n"
-        separator = "#" * (len(context) + 10)
-        text = render_chat(self.tokenizer, [{"role": "user", "content": context + separator}])
-        before, after = text.split(separator)
-        return before, after
+        return self.chat.around(context)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
-
-
-def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """`messages` through the tokenizer's own chat template, up to where the model is to answer."""
-    return str(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
-        )
-    )
 
 
 def truncate_context(context: str, n_tokens: int, tokenizer: Any, middle: bool) -> str:

@@ -1,13 +1,19 @@
 """The model's tokenizer and the identity of its files, without loading the model."""
 
 import hashlib
-import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kvx.config import ModelConfig
+from kvx.data.chat import is_dated
+from kvx.data.model_folder import (
+    files_of,
+    has_vocabulary,
+    loading_reason,
+    read_json,
+    read_text,
+)
 from kvx.errors import UserError
 from kvx.hashing import digest, sha256_file
 
@@ -25,31 +31,11 @@ def model_dir(model: ModelConfig) -> Path:
     A hub id is resolved through the hub's own cache (no weights are fetched). Raises `UserError`
     if the model is neither a directory nor reachable.
     """
-    if _is_local(model):
-        return Path(model.path).expanduser()
-    return _hub_dir(model.path, model.revision, model.name)
+    return files_of(model).folder
 
 
 def _is_local(model: ModelConfig) -> bool:
-    return (Path(model.path).expanduser() / "config.json").is_file()
-
-
-@cache
-def _hub_dir(repo: str, revision: str | None, name: str) -> Path:
-    if repo.startswith((os.sep, ".", "~")) or repo.count("/") > 1 or Path(repo).exists():
-        hint = "run `make assets` (or kvx-assets)" if name == "smollm2" else "set model.path"
-        raise UserError(f"model={name}: no model in {repo}; {hint}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = [*TOKENIZER_FILES, *CONFIG_FILES]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(
-            f"model.path={repo}: not a local directory, and the hub did not give it "
-            f"({type(error).__name__}); set model.path to a directory with config.json"
-        ) from None
+    return files_of(model).hub is None
 
 
 @cache
@@ -92,26 +78,68 @@ def max_context_tokens(model: ModelConfig) -> int:
     """`model.max_context_tokens`, else the model configuration's own limit."""
     if model.max_context_tokens is not None:
         return model.max_context_tokens
-    config = json.loads((model_dir(model) / "config.json").read_text())
-    limit = config.get("max_position_embeddings") or config.get("text_config", {}).get(
+    config = files_of(model).read_config()
+    text = config.get("text_config")
+    limit = config.get("max_position_embeddings") or (text if isinstance(text, dict) else {}).get(
         "max_position_embeddings"
     )
-    if not limit:
+    if not isinstance(limit, int) or limit < 1:
         raise UserError(
             f"model={model.name}: no max_position_embeddings; set model.max_context_tokens"
         )
-    return int(limit)
+    return limit
 
 
-@cache
-def _load(folder: Path) -> Any:
-    from transformers import AutoTokenizer, logging
+def chat_is_dated(model: ModelConfig) -> bool:
+    """Whether prompts for `model` may depend on the day, from its files alone."""
+    return model.chat_template and is_dated(_chat_template(files_of(model).tokenizer))
 
-    logging.set_verbosity_error()  # long contexts are kvx's business, and said in one line
 
-    return AutoTokenizer.from_pretrained(folder)
+def _chat_template(folder: Path) -> Any:
+    """The template as transformers finds it: a file of its own goes before the tokenizer's."""
+    if (alone := folder / "chat_template.jinja").is_file():
+        return read_text(alone)
+    config = folder / "tokenizer_config.json"
+    return read_json(config).get("chat_template") if config.is_file() else None
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The tokenizer, loaded once per process."""
-    return _load(model_dir(model))
+    """The tokenizer, loaded once per process as long as its files stay as they are.
+
+    Raises `UserError` where there is none, or none that can be loaded.
+    """
+    files = files_of(model)
+    folder = files.tokenizer
+    if not has_vocabulary(folder) and not _has_code(folder, model):
+        # of a folder without one transformers makes an empty one, of a GGUF file's not always
+        # what the model was trained with
+        what = f"{files.gguf.name} brings none that is exact" if files.gguf else "there is none"
+        raise UserError(
+            f"model={model.name}: needs a tokenizer in {folder}, and {what}; copy tokenizer.json "
+            "and tokenizer_config.json there from the model it was made from"
+        )
+    found = sorted(f for f in folder.iterdir() if f.is_file())
+    stats = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in found)
+    return _load(folder, model.trust_remote_code, model.name, stats)
+
+
+def _has_code(folder: Path, model: ModelConfig) -> bool:
+    """Whether the folder's own Python makes the tokenizer, from files of any name."""
+    config = folder / "tokenizer_config.json"
+    return model.trust_remote_code and config.is_file() and "auto_map" in read_json(config)
+
+
+@cache
+def _load(folder: Path, trust: bool, name: str, stats: object) -> Any:
+    from transformers import AutoTokenizer, logging
+
+    logging.set_verbosity_error()  # long contexts are kvx's business, and said in one line
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    except Exception as error:
+        for file in sorted(folder.glob("*.json")):
+            if file.name in (*TOKENIZER_FILES, "config.json"):
+                read_json(file)  # says which one is damaged
+        raise UserError(
+            f"model={name}: its tokenizer cannot be loaded from {folder}: {loading_reason(error)}"
+        ) from error

@@ -1,6 +1,5 @@
 """What a plan can say about memory and time without loading a model."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import hydra.utils
 
 from kvx.config import ModelConfig
 from kvx.data.manifest import Manifest
-from kvx.data.tokenizer import model_dir
+from kvx.data.model_folder import files_of
 from kvx.engines.base import Engine, LatencyWork, PointFailed
 from kvx.errors import RunFailedError
 from kvx.points import Point, Request
@@ -22,8 +21,9 @@ def kv_bytes_per_token(model: ModelConfig) -> int | None:
 
     From the model's config.json; None for a model whose config.json does not say.
     """
-    raw: dict[str, Any] = json.loads((model_dir(model) / "config.json").read_text())
-    config = {**raw, **raw.get("text_config", {})}
+    raw: dict[str, Any] = files_of(model).read_config()
+    text = raw.get("text_config")
+    config = {**raw, **(text if isinstance(text, dict) else {})}
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     item = ITEM_BYTES.get(str(dtype) if model.dtype == "auto" else model.dtype)
     heads = config.get("num_attention_heads")

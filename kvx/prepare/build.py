@@ -10,6 +10,7 @@ from typing import Any
 from kvx.config import BinningConfig, BinStrategy, Config, Overflow
 from kvx.data import manifest as manifests
 from kvx.data.binning import bin_edges, bin_of, choose
+from kvx.data.chat import today
 from kvx.data.example import Example
 from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.prompt import PromptBuilder, truncate_context
@@ -42,9 +43,11 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     complete = replace(built, examples_sha256=sha256_file(folder / "examples.parquet"))
     write_text(folder / "manifest.json", manifests.dump(complete))
     log.info(
-        "prepare: %d examples in %d bins, %d–%d tokens → %s",
+        "prepare: %d examples in %d bins, %d–%d tokens%s → %s",
         len(complete.entries), len(complete.bins), complete.bins[0].low_tokens,
-        complete.bins[-1].high_tokens, folder / "manifest.json",
+        complete.bins[-1].high_tokens,
+        f", the chat template is told {complete.date}" if complete.date else "",
+        folder / "manifest.json",
     )  # fmt: skip
     return complete, folder
 
@@ -57,7 +60,7 @@ def build(
     Returns the manifest (without the examples' hash) and the chosen examples.
     """
     tokenizer = load_tokenizer(config.model)
-    builder = PromptBuilder(tokenizer, config)
+    builder = PromptBuilder(tokenizer, config, config.prompt.date or today())
     if config.dataset.binning.strategy is BinStrategy.edges:
         examples = _inside(examples, config.dataset.binning, builder)
     found = {e.example_id: e for e in _fitting(config, examples, builder, tokenizer)}
@@ -95,6 +98,7 @@ def build(
             "strategy": d.sampling.strategy.name, "seed": d.sampling.seed,
             "binning": d.binning.strategy.name,
         },
+        date=builder.date,
     )  # fmt: skip
     return manifest, [found[e.example_id] for e in entries]
 

@@ -252,4 +252,5 @@ def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tu
         ("manifest sha256", all_of("manifest", "sha256")),
         ("data revision", all_of("manifest", "source_revision")),
         ("prompt template hash", all_of("manifest", "template_hash")),
+        ("day in the prompts", all_of("manifest", "date")),
     ]

@@ -316,6 +316,7 @@ class PointStore:
                 "sha256": point.manifest.sha256,
                 "path": str(point.manifest_dir / "manifest.json"),
                 "template_hash": point.manifest.template_hash,
+                "date": point.manifest.date,
                 "source_revision": point.manifest.source_revision,
                 "n_requests": len(point.manifest.entries),
             },

@@ -43,7 +43,7 @@ class Batch:
 
     Iterating `run` yields what `Engine.generate` promises. Rows join while their caches fit below
     `cap_bytes`, and leave when they are finished. With a `clock`, times are what is wanted: besides
-    it, only controllers watch.
+    it, only controllers watch. `date` is the manifest's.
     """
 
     def __init__(
@@ -53,9 +53,10 @@ class Batch:
         cost: RowCost,
         cap_bytes: int,
         clock: StepObserver | None = None,
+        date: str | None = None,
     ) -> None:
         self.loaded, self.config, self.cost, self.cap_bytes = loaded, config, cost, cap_bytes
-        self.builder = PromptBuilder(loaded.tokenizer, config)
+        self.builder = PromptBuilder(loaded.tokenizer, config, date)
         signals = config.signals if clock is None else Signals.off
         self.traces, step = None, StepSignals()
         if signals is not Signals.off:

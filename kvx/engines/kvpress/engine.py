@@ -54,9 +54,9 @@ class KVPressEngine:
                 "run: %s has %s: requests run one at a time", self.config.model.name, obstacle
             )
         for items in _groups(work):
-            config = items[0].point.config
+            config, date = items[0].point.config, items[0].point.manifest.date
             self.loaded.set_attention(resolve_attention(config))
-            yield from Batch(self.loaded, config, cost, cap).run(items)
+            yield from Batch(self.loaded, config, cost, cap, date=date).run(items)
 
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
         cost, cap = self._cost(), self._cap_bytes()

@@ -74,8 +74,9 @@ def _alone(
 ) -> Measurement | PointFailed:
     memory = PeakMemory(loaded.device)
     clock = Clock(loaded.device)
-    batch = Batch(loaded, request.point.config, cost, cap_bytes, clock)
-    chunk = Chunk(example, (request,), cost.of(request.point, request), alone=True)
+    point = request.point
+    batch = Batch(loaded, point.config, cost, cap_bytes, clock, point.manifest.date)
+    chunk = Chunk(example, (request,), cost.of(point, request), alone=True)
     batch.parts(example)  # remembered
     clock.begin()
     items: list[Response | PointFailed] = list(batch.start(chunk))

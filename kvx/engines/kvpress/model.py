@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from kvx.config import Config, ModelConfig, PressNeed
-from kvx.data.tokenizer import load_tokenizer, model_dir
+from kvx.data.model_folder import files_of, stamp
+from kvx.data.tokenizer import load_tokenizer
+from kvx.engines.kvpress.loading import devices_of, load_weights
 from kvx.errors import UserError
 from kvx.guard.signals import thinking_tokens
 
@@ -26,6 +28,8 @@ class LoadedModel:
     tokenizer: Any
     device: torch.device
     stop_ids: frozenset[int]
+    # of a model that is spread over several: all of them, `device` (of its inputs) first
+    devices: tuple[torch.device, ...] = ()
 
     @cached_property
     def thinking_ids(self) -> frozenset[int]:
@@ -72,39 +76,37 @@ def resolve_attention(config: Config) -> str:
 
 
 def load(config: ModelConfig) -> LoadedModel:
-    """The model and tokenizer, loaded once per process.
+    """The model and tokenizer, loaded once per process as long as their files stay as they are.
 
     Raises `UserError` if the model cannot be loaded.
     """
     device = resolve_device(config.device)
-    key = (config.path, config.revision, config.dtype, str(device))
+    files = files_of(config)
+    key = (
+        config.path, config.revision, config.dtype, str(device), repr(config.device_map),
+        config.trust_remote_code, stamp(files),
+    )  # fmt: skip
     if key not in _loaded:
         _loaded.clear()  # one model at a time: two rarely fit
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        log.info("run: loading model %s on %s", config.name, device)
-        _loaded[key] = _load(config, device)
+        tokenizer = load_tokenizer(config)  # what is wrong with it comes before minutes of loading
+        log.info("run: loading model %s on %s", config.name, _where(config, device))
+        model = load_weights(config, device)
+        _loaded[key] = LoadedModel(
+            model, tokenizer, devices_of(model)[0], _stop_ids(model, tokenizer), devices_of(model)
+        )
     return _loaded[key]
 
 
-def _load(config: ModelConfig, device: torch.device) -> LoadedModel:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
+def _where(config: ModelConfig, device: torch.device) -> str:
+    return str(device) if config.device_map is None else f"device_map={config.device_map}"
 
-    transformers_logging.disable_progress_bar()
-    folder = model_dir(config)  # a hub model's weights are not there yet: then ask by its id
-    source = folder if any(folder.glob("*.safetensors")) else config.path
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, revision=config.revision, dtype=config.dtype
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model={config.name}: {str(error).splitlines()[0]}") from None
-    model.to(device).eval()
-    tokenizer = load_tokenizer(config)
+
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     stops = model.generation_config.eos_token_id
     stop_ids = stops if isinstance(stops, list) else [stops]
     if stops is None:
         stop_ids = [tokenizer.eos_token_id]
-    return LoadedModel(model, tokenizer, device, frozenset(s for s in stop_ids if s is not None))
+    return frozenset(s for s in stop_ids if s is not None)

@@ -71,11 +71,14 @@ def endpoints(raw: Any) -> dict[str, str]:
 
 
 class BodyBuilder:
-    """Builds request bodies for one tokenizer, dataset template and decoding configuration."""
+    """Builds request bodies for one tokenizer, dataset template and decoding configuration.
 
-    def __init__(self, config: Config) -> None:
+    `date` is the manifest's.
+    """
+
+    def __init__(self, config: Config, date: str | None = None) -> None:
         self.config, self.engine = config, settings(config)
-        self.prompts = PromptBuilder(load_tokenizer(config.model), config)
+        self.prompts = PromptBuilder(load_tokenizer(config.model), config, date)
         self._last: tuple[Example, tuple[str, int]] | None = None
 
     def body(

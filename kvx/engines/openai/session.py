@@ -132,7 +132,8 @@ class Session:
     def _body(self, lane: Lane, request: Request, example: Example) -> dict[str, Any]:
         variant = request.point.variant_id
         if variant not in self._builders:
-            self._builders[variant] = BodyBuilder(request.point.config)
+            point = request.point
+            self._builders[variant] = BodyBuilder(point.config, point.manifest.date)
         builder = self._builders[variant]
         return builder.body(request, example, lane.is_kvx, lane.gives_logprobs)
 

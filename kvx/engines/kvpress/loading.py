@@ -1,0 +1,175 @@
+"""From a model's files to a transformers model: adapters merged, weights checked, devices spread.
+
+What transformers only warns of (layers that no file fills, weights that nothing takes) ends here:
+a model with a random layer answers too.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvx.config import ModelConfig
+from kvx.data.model_checks import check_weights
+from kvx.data.model_folder import ADAPTER, ModelFiles, files_of, loading_reason, read_json
+from kvx.errors import UserError
+
+# buffers of older checkpoints that every model computes itself
+COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
+SHOWN = 3
+
+
+def load_weights(config: ModelConfig, device: torch.device) -> Any:
+    """The model on its device or devices, ready to generate. Raises `UserError`."""
+    files = files_of(config)
+    check_weights(files, config.name)
+    model = _from_pretrained(config, files, device)
+    if files.adapter is not None:
+        model = _merged(model, files.adapter, config.name)
+    if config.device_map is None and not _is_quantised(model):
+        try:
+            model.to(device)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"model={config.name}: does not fit on {device}; use a smaller dtype "
+                "(model.dtype=bfloat16), or spread it (model.device_map=auto)"
+            ) from None
+    _refuse_offloaded(model, config)
+    return model.eval()
+
+
+def devices_of(model: Any) -> tuple[torch.device, ...]:
+    """Where the model's layers are, the embedding's device first."""
+    first: torch.device = model.get_input_embeddings().weight.device
+    return tuple(dict.fromkeys([first, *(p.device for p in model.parameters())]))
+
+
+def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    source: Any = files.hub or files.folder
+    extra: dict[str, Any] = {}
+    if files.hub is not None and files.adapter is None:
+        extra["revision"] = config.revision
+    if files.gguf is not None:
+        extra["gguf_file"] = files.gguf.name
+    where = config.device_map
+    if where is None and files.gguf is None and "quantization_config" in files.read_config():
+        where = {"": str(device)}  # such weights cannot be moved later
+    if where is not None:
+        extra["device_map"] = dict(where) if isinstance(where, Mapping) else where
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=config.dtype, trust_remote_code=config.trust_remote_code,
+            output_loading_info=True, ignore_mismatched_sizes=True, **extra,
+        )  # fmt: skip
+    except UserError:
+        raise
+    except Exception as error:  # transformers and what it calls have no one kind of error
+        raise UserError(
+            f"model={config.name}: cannot be loaded: {loading_reason(error)}"
+        ) from error
+    _check_fit(model, found, config.name)
+    return model
+
+
+def _check_fit(model: Any, found: Mapping[str, Any], name: str) -> None:
+    """Raises `UserError` where weights and configuration do not describe the same model."""
+    if wrong := sorted(map(_shapes, found.get("mismatched_keys") or ())):
+        raise UserError(
+            f"model={name}: its weights have other shapes than its config.json says: "
+            f"{_some(wrong)}; fetch both from one place"
+        )
+    if missing := sorted(found.get("missing_keys") or ()):
+        raise UserError(
+            f"model={name}: its files hold no weights for {_some(missing)}, which would be random; "
+            "fetch them again, or correct config.json"
+        )
+    if unused := sorted(_unused(model, found.get("unexpected_keys") or ())):
+        raise UserError(
+            f"model={name}: its files hold weights that its config.json leaves out: "
+            f"{_some(unused)}; fetch both from one place"
+        )
+
+
+def _unused(model: Any, names: Iterable[str]) -> list[str]:
+    """Of weights that nothing took, those that belong to the model: more layers, biases.
+
+    Others (a vision tower, a head for another task, layers that predict further tokens) are no part
+    of what a causal language model computes.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    text = model.config.get_text_config()
+    n, ahead = text.num_hidden_layers, getattr(text, "num_nextn_predict_layers", None) or 0
+    found = []
+    for name in names:
+        parent = name.rpartition(".")[0]
+        layer = re.match(r"(.*\blayers)\.(\d+)\.", name)
+        if COMPUTED.search(name):
+            continue
+        if layer is not None and layer[1] in modules and int(layer[2]) >= n:
+            if int(layer[2]) >= n + ahead:
+                found.append(name)
+        elif parent and parent in modules and layer is not None:
+            found.append(name)
+    return found
+
+
+def _shapes(mismatch: Sequence[Any]) -> str:
+    name, held, wanted = mismatch
+    return f"{name} {list(held)} instead of {list(wanted)}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _merged(model: Any, adapter: Path, name: str) -> Any:
+    """The model with an adapter's changes in its weights: presses read these. Raises `UserError`."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    # an adapter that was trained with more tokens brings its own embedding
+    try:
+        weights = load_peft_weights(str(adapter), device="cpu")
+        rows = [w.shape[0] for key, w in weights.items() if key.endswith("embed_tokens.weight")]
+        if rows and rows[0] != model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(rows[0], mean_resizing=False)
+        with warnings.catch_warnings(action="ignore"):  # what is missing is said below
+            tuned = PeftModel.from_pretrained(model, str(adapter))
+        taken = set(get_peft_model_state_dict(tuned))
+        if absent := sorted(taken - set(weights)) or sorted(set(weights) - taken):
+            raise UserError(
+                f"model={name}: the adapter does not fit its base "
+                f"({read_json(adapter / ADAPTER).get('base_model_name_or_path')}): {_some(absent)}"
+            )
+        return tuned.merge_and_unload(safe_merge=True)
+    except UserError:
+        raise
+    except Exception as error:  # peft and torch have no one kind of error
+        raise UserError(
+            f"model={name}: the adapter in {adapter} cannot be merged into its base: "
+            f"{loading_reason(error)}"
+        ) from error
+
+
+def _is_quantised(model: Any) -> bool:
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+def _refuse_offloaded(model: Any, config: ModelConfig) -> None:
+    """Raises `UserError` where weights are not on a device that computes: presses read them."""
+    placed = getattr(model, "hf_device_map", None) or {}
+    away = sorted({str(d) for d in placed.values()} & {"disk"})
+    if away or any(p.device.type == "meta" for p in model.parameters()):
+        raise UserError(
+            f"model.device_map={config.device_map}: puts layers of model={config.name} on "
+            f"{away[0] if away else 'the CPU, to be fetched from there'}; presses read the weights, "
+            "so give it devices that hold all of them, or a smaller model.dtype"
+        )
