@@ -1,4 +1,4 @@
-"""Resampling needs memory for its answers, not for events x resamples; in pieces, to the last bit."""
+"""Resampling in pieces: memory does not grow with events x resamples, and no bit changes."""
 
 import tracemalloc
 
