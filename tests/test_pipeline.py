@@ -270,5 +270,6 @@ def test_one_example_per_bin_says_that_it_cannot_say(kvx: Kvx) -> None:
     one = ("experiment=demo", "dataset.sampling.n_per_bin=1")
     assert kvx("all", *one).code == 0
     text = (DEMO / "report.md").read_text()
-    assert "too few prompts per bin to say how sure" in text
+    assert "too few examples (n = 5) for a verdict on exact match" in text
+    assert "too few examples (n = 5) to say whether or where it breaks" in text
     assert "nan" not in text

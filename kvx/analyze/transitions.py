@@ -69,6 +69,7 @@ def _curve(
     above = None if at is None else curve["budget_label"].iloc[at - 1]
     return {
         "metric": metric, "n_budgets": len(ids), "n_boot": config.n_boot,
+        "n_clusters": min(_clusters(about["cluster"], row) for row in scores),
         "transition_budget": None if at is None else float(curve["budget"].iloc[at]),
         "transition_label": None if at is None else curve["budget_label"].iloc[at],
         "transition_above_label": above, "transition_drop": found.drop,
@@ -79,6 +80,11 @@ def _curve(
         "zone_labels": [curve["budget_label"].iloc[int(-r)] for r, _ in zone],
         "zone_reasons": [reason for _, reason in zone],
     }  # fmt: skip
+
+
+def _clusters(clusters: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> int:
+    """Of how many clusters there is a score."""
+    return len(set(clusters[~np.isnan(scores)].tolist()))
 
 
 def _means(scores: np.ndarray[Any, Any], bins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -10,11 +10,18 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvx.stats.bootstrap import ClusterBootstrap, percentile_interval
+from kvx.stats.bootstrap import (
+    CHUNK_BYTES,
+    ClusterBootstrap,
+    percentile_interval,
+    row_chunks,
+)
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, with_width
 
 CLASSES = 2000
 CALIBRATION_BINS = 15
+WORKING_BYTES = 16 * 2**20
+QUANTILE_BYTES = 8 + 1 + 1  # per value and resample: running total, weight, whether it is reached
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,21 @@ class Resampler:
     seed: int
 
     @cached_property
-    def weights(self) -> NDArray[np.float64]:
+    def weights(self) -> NDArray[np.unsignedinteger]:
         """[n_boot, n_clusters]: how often each prompt is in each resample."""
-        drawn = ClusterBootstrap(self.n_clusters, self.n_boot, self.seed).weights
-        return drawn.astype(np.float64)
+        return ClusterBootstrap(self.n_clusters, self.n_boot, self.seed).weights
+
+    def resampled(self, sums: ArrayLike) -> NDArray[np.float64]:
+        """Totals of every resample, [n_boot] or [n_boot, columns].
+
+        `sums` are the prompts' own: [n_clusters], or [n_clusters, columns] for several at once.
+        """
+        own = np.asarray(sums, np.float64)
+        totals = np.empty((self.n_boot, *own.shape[1:]))
+        limit = WORKING_BYTES if own.ndim == 1 else CHUNK_BYTES
+        for chunk in row_chunks(self.n_boot, 8 * self.n_clusters, limit):
+            totals[chunk] = self.weights[chunk].astype(np.float64) @ own
+        return totals
 
     def estimate(self, value: float, draws: NDArray[np.float64], clusters: ArrayLike) -> Estimate:
         """`value` with the interval of its `draws`; unknown from fewer than two prompts."""
@@ -113,7 +131,7 @@ class Resampler:
         """Sum of `top` over sum of `bottom` [n], times `unit`; nan if that is over 0."""
         sums = [self._sums(part, clusters) for part in (top, bottom)]
         value = unit * _over(sums[0].sum(), sums[1].sum())
-        draws = unit * _over(self.weights @ sums[0], self.weights @ sums[1])
+        draws = unit * _over(self.resampled(sums[0]), self.resampled(sums[1]))
         return self.estimate(float(value), draws, clusters)
 
     def ratio_difference(
@@ -127,7 +145,7 @@ class Resampler:
         for sign, (top, bottom) in ((1, one), (-1, other)):
             sums = [self._sums(part, clusters) for part in (top, bottom)]
             value += sign * float(_over(sums[0].sum(), sums[1].sum()))
-            draws = draws + sign * _over(self.weights @ sums[0], self.weights @ sums[1])
+            draws = draws + sign * _over(self.resampled(sums[0]), self.resampled(sums[1]))
         return self.estimate(value, draws, clusters)
 
     def quantile(self, values: ArrayLike, clusters: ArrayLike, q: float) -> Estimate:
@@ -137,9 +155,11 @@ class Resampler:
             return Estimate(float("nan"), UNKNOWN_INTERVAL)
         order = np.argsort(known, kind="stable")
         known, of = known[order], of[order]
-        up_to = np.cumsum(self.weights[:, of], axis=1)
-        reached = up_to >= np.maximum(q * up_to[:, -1:], 1e-9)
-        draws = np.where(up_to[:, -1] > 0, known[reached.argmax(axis=1)], np.nan)
+        draws = np.empty(self.n_boot)
+        for chunk in row_chunks(self.n_boot, QUANTILE_BYTES * len(known), WORKING_BYTES):
+            up_to = np.cumsum(self.weights[chunk][:, of], axis=1, dtype=np.float64)
+            reached = up_to >= np.maximum(q * up_to[:, -1:], 1e-9)
+            draws[chunk] = np.where(up_to[:, -1] > 0, known[reached.argmax(axis=1)], np.nan)
         value = known[max(int(np.ceil(q * len(known))) - 1, 0)]
         return self.estimate(float(value), draws, of)
 
@@ -158,7 +178,7 @@ class Resampler:
         count = np.bincount(cell, minlength=size).astype(np.float64)
         away, count = away.reshape(-1, n_bins), count.reshape(-1, n_bins)
         value = _over(np.abs(away.sum(axis=0)).sum(), count.sum())
-        draws = _over(np.abs(self.weights @ away).sum(axis=1), (self.weights @ count).sum(axis=1))
+        draws = _over(np.abs(self.resampled(away)).sum(axis=1), self.resampled(count).sum(axis=1))
         return self.estimate(float(value), draws, of)
 
     def _sums(self, values: ArrayLike, clusters: ArrayLike) -> NDArray[np.float64]:
@@ -179,7 +199,7 @@ class Ranked:
 
     @cached_property
     def _drawn(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return self.by.weights @ self.hits, self.by.weights @ self.misses
+        return self.by.resampled(self.hits), self.by.resampled(self.misses)
 
     def auroc(self, value: float) -> Estimate:
         return self._estimate(value, _auroc(*self._drawn))

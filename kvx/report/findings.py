@@ -7,7 +7,9 @@ import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig
+from kvx.report.verdicts import Verdict, in_words, verdict
 from kvx.report.words import DEGENERATE, full_name, interval, token_range
+from kvx.stats.paired import least_pairs
 
 KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
 WELL_SUPPORTED = 0.9
@@ -44,7 +46,8 @@ def findings(
         for _, row in transitions.iterrows():
             if all(row[k] == v for k, v in zip(KEYS, key, strict=True)):
                 sentences.append(_transition(name, row, config))
-                sentences += _zone(name, row)
+                if row["n_clusters"] >= least_pairs(1 - config.confidence):
+                    sentences += _zone(name, row)
     return sentences
 
 
@@ -57,14 +60,12 @@ def _cost(
     alpha: float,
 ) -> str:
     """What one budget cost over all bins, and in which bins most."""
-    agreed = pd.isna(row["mcnemar_p"]) or row["mcnemar_p"] < alpha
-    loss, gain = row["ci_high"] < 0 and agreed, row["ci_low"] > 0 and agreed
-    what = "a loss" if loss else "a gain" if gain else "no clear change"
+    loss = verdict(row, alpha) is Verdict.loss
     test = f"; McNemar p = {row['mcnemar_p']:.2g}" if pd.notna(row["mcnemar_p"]) else ""
-    point, metric = row["point_id"], row["metric"].replace("_", " ")
+    point = row["point_id"]
     really = f" ({used[point]:.2f} on the device, on average)" if point in used else ""
     text = (
-        f"**{name} at budget {row['budget_label']}**{really}: {what} of {metric} "
+        f"**{name} at budget {row['budget_label']}**{really}: {in_words(row, alpha)} "
         f"against the full cache, {row['twin_mean']:.2f} → {row['mean']:.2f} "
         f"({row['difference']:+.2f} {interval(row, sign=True)}, n = {row['n_pairs']} pairs; "
         f"{row['n_lost']} lost, {row['n_won']} won{test})."
@@ -73,10 +74,13 @@ def _cost(
         text += f" {DEGENERATE} {row['n_degenerate']} of {row['n_pairs']} are degenerate."
     bins = group[(group["bin"] != ALL_BINS) & (group["budget_label"] == row["budget_label"])]
     sound = bins[bins["n_degenerate"] == 0]
+    enough = sound["n_clusters"] >= least_pairs(alpha)
+    sound = sound[enough]
     if loss and len(sound) > 1 and sound["difference"].min() < 0:
         worst = sound[sound["difference"] == sound["difference"].min()]
         where = ", ".join(ranges[r["point_id"], r["bin"]] for _, r in worst.iterrows())
-        among = "bins" if len(sound) == len(bins) else "bins that are not degenerate"
+        among = "bins that are not degenerate" if len(enough) < len(bins) else "bins"
+        among += "" if enough.all() else " with enough examples"
         text += f" Largest of {len(sound)} {among}: {worst.iloc[0]['difference']:+.2f} at {where}"
         text += " tokens."
     return text + (_attribution(row) if loss else "")
@@ -97,6 +101,11 @@ def _attribution(row: pd.Series) -> str:
 
 def _transition(name: str, row: pd.Series, config: AnalyzeConfig) -> str:
     rule = f"mean of bin means down by ≥ {config.transition_drop:g} in one step"
+    if row["n_clusters"] < least_pairs(1 - config.confidence):
+        return (
+            f"**{name}**: too few examples (n = {row['n_clusters']}) to say whether or where it "
+            f"breaks ({rule})."
+        )
     known = pd.notna(row["support"])
     sure = "well supported" if known and row["support"] >= WELL_SUPPORTED else "not certain"
     if pd.isna(row["transition_budget"]):

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,8 @@ from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
 
 CHUNK_BYTES = 256 * 2**20
 DRAWS_BYTES = 64 * 2**20
+DRAWING_BYTES = 16 * 2**20
+ALIGNED_ROWS = 64  # BLAS sums the rows left over from its blocks in another order
 Cell = tuple[ArrayLike, Collection[Hashable]]
 
 
@@ -30,9 +32,10 @@ class MeanEstimate:
 class ClusterBootstrap:
     """`n_boot` seeded resamples of `n_clusters` clusters, drawn with replacement.
 
-    `weights` [n_boot, n_clusters] (float32, read-only) says how often each cluster is in each
-    resample; every row sums to `n_clusters`. The same arguments give the same weights, so cells
-    that share their clusters are resampled together. `seed` is an int or a tuple of ints, all
+    `weights` [n_boot, n_clusters] (unsigned integers as small as the counts allow: one byte in
+    practice; read-only) says how often each cluster is in each resample; every row sums to
+    `n_clusters`. The same arguments give the same weights, so cells that share their clusters are
+    resampled together. `seed` is an int or a tuple of ints, all
     >= 0. Raises `ValueError` for n_clusters < 0 or n_boot < 1.
 
     Source: Field & Welsh (2007), Journal of the Royal Statistical Society B 69, 369-390.
@@ -43,12 +46,16 @@ class ClusterBootstrap:
             raise ValueError(f"n_clusters={n_clusters}: must be at least 0")
         check_n_boot(n_boot)
         rng = np.random.default_rng(seed)
-        self.weights: NDArray[np.float32] = np.empty((n_boot, n_clusters), dtype=np.float32)
-        step = _rows_per_chunk(n_clusters)
-        for start in range(0, n_boot if n_clusters else 0, step):
-            rows = self.weights[start : start + step]
-            rows[:] = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), len(rows))
-        self.weights.flags.writeable = False
+        weights: NDArray[np.unsignedinteger] = np.empty((n_boot, n_clusters), dtype=np.uint8)
+        for chunk in row_chunks(n_boot if n_clusters else 0, 8 * n_clusters, DRAWING_BYTES):
+            n = chunk.stop - chunk.start
+            drawn = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), n)
+            needed = np.min_scalar_type(drawn.max())
+            if needed.itemsize > weights.itemsize:
+                weights = weights.astype(needed)
+            weights[chunk] = drawn
+        weights.flags.writeable = False
+        self.weights = weights
 
     def means(self, sums: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
         """Mean of every cell in every resample, [cells, n_boot].
@@ -70,9 +77,8 @@ class ClusterBootstrap:
         if len(sizes) and (sizes == sizes[0]).all():
             sizes = sizes[:1]  # one denominator serves every cell: saves the second product
         draws = np.full((len(totals), n_boot), np.nan)
-        step = _rows_per_chunk(n_clusters + len(totals) + len(sizes))
-        for start in range(0, n_boot, step):
-            chunk = slice(start, start + step)
+        row_bytes = 8 * (n_clusters + len(totals) + len(sizes))
+        for chunk in row_chunks(n_boot, row_bytes, CHUNK_BYTES):
             weights = self.weights[chunk].T.astype(np.float64)
             drawn = sizes @ weights
             np.divide(totals @ weights, drawn, out=draws[:, chunk], where=drawn > 0)
@@ -286,5 +292,14 @@ def _cached_bootstrap(
     return ClusterBootstrap(n_clusters, n_boot, seed)
 
 
-def _rows_per_chunk(floats_per_row: int) -> int:
-    return max(1, CHUNK_BYTES // (8 * max(1, floats_per_row)))
+def row_chunks(n_rows: int, row_bytes: int, chunk_bytes: int) -> Iterator[slice]:
+    """Slices of `n_rows` rows that hold at most `chunk_bytes` each, or a single row.
+
+    Full slices hold a multiple of `ALIGNED_ROWS` rows where that many fit: a product of a matrix
+    and a vector then has the same last bit as in one piece.
+    """
+    step = max(1, chunk_bytes // max(1, row_bytes))
+    if step > ALIGNED_ROWS:
+        step -= step % ALIGNED_ROWS
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))

@@ -100,6 +100,22 @@ def mcnemar_exact(n_lost: int, n_won: int) -> float:
     return min(1.0, 2 * float(bdtr(min(n_lost, n_won), n_lost + n_won, 0.5)))
 
 
+def least_pairs(alpha: float) -> int:
+    """How many independent pairs must differ before an exact two-sided p can be below
+    `alpha`.
+
+    Pairs that all differ the same way have p = 2 · 0.5^n, the smallest that a sign test, McNemar's
+    or a permutation of signs can give: 6 pairs at 0.05, 8 at 0.01. Raises `ValueError` unless
+    0 < alpha < 1.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha={alpha}: must lie between 0 and 1")
+    n = 1
+    while mcnemar_exact(n, 0) >= alpha:
+        n += 1
+    return n
+
+
 def newcombe_interval(both: int, lost: int, won: int, neither: int, confidence: float) -> Interval:
     """Interval of the difference of two paired proportions, (both + won)/n - (both + lost)/n.
 

@@ -162,7 +162,10 @@ COMPARISONS = _schema(
 )  # fmt: skip
 
 TRANSITIONS = _schema(
-    {**_CURVE, "metric": S, "n_budgets": I64, "n_boot": I64, "n_degenerate": I64},
+    {
+        **_CURVE, "metric": S, "n_budgets": I64, "n_boot": I64, "n_clusters": I64,
+        "n_degenerate": I64,
+    },
     {
         "transition_budget": F64, "transition_label": S, "transition_above_label": S,
         "transition_drop": F64, "support": F64, "support_any": F64, "lowest_label": S,

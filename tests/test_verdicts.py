@@ -1,0 +1,122 @@
+"""What the report says of a point against its full cache, and when it says that it cannot."""
+
+import pandas as pd
+import pytest
+
+from kvx.config import AnalyzeConfig
+from kvx.report.findings import findings
+from kvx.report.verdicts import Verdict, in_words, verdict
+from kvx.stats.intervals import UNKNOWN_INTERVAL
+from kvx.stats.paired import least_pairs, mcnemar_exact, newcombe_interval, paired_difference
+
+CURVE = {
+    "variant_id": "v", "variant": "v", "press": "snapkv", "controller": "none", "seed": 0,
+    "budget_kind": "fraction", "budget_label": "0.5", "budget": 0.5, "point_id": "p",
+}  # fmt: skip
+
+
+def row_of(ours, twins, clusters=None, confidence=0.95):
+    """A row of `comparisons`, with intervals as analyze chooses them."""
+    names = list(range(len(ours))) if clusters is None else clusters
+    found = paired_difference(ours, twins, names, 2000, confidence, 0)
+    interval, exact = found.interval, found.mcnemar_p is not None and clusters is None
+    if interval.low == interval.high:
+        interval = UNKNOWN_INTERVAL
+    if exact:
+        both = sum(a == b == 1 for a, b in zip(ours, twins, strict=True))
+        neither = len(ours) - both - found.n_lost - found.n_won
+        interval = newcombe_interval(both, found.n_lost, found.n_won, neither, confidence)
+    return pd.Series(
+        CURVE | {
+            "metric": "exact_match", "primary": True, "bin": -1, "n_pairs": found.n_pairs,
+            "n_clusters": found.n_clusters, "n_lost": found.n_lost, "n_won": found.n_won,
+            "difference": found.difference, "mean": found.mean_a, "twin_mean": found.mean_b,
+            "ci_low": interval.low, "ci_high": interval.high, "n_degenerate": 0,
+            "mcnemar_p": found.mcnemar_p if exact else None,
+            "difference_from_failures": 0.0, "difference_from_truncated": 0.0,
+        }
+    )  # fmt: skip
+
+
+def told(row, **changed):
+    """The sentences of a report on one compressed point, with a curve that breaks there."""
+    stats = pd.DataFrame([CURVE | {"bin": -1, "bin_low_tokens": 1, "bin_high_tokens": 2}])
+    curve = CURVE | {
+        "n_clusters": row["n_clusters"], "n_boot": 2000, "transition_budget": 0.5,
+        "transition_label": "0.5", "transition_above_label": "1", "transition_drop": 1.0,
+        "support": 1.0, "support_any": 1.0, "lowest_label": "0.5", "lowest_difference": -1.0,
+        "n_degenerate": 0, "zone_labels": ["0.5"], "zone_reasons": ["failures"],
+    }  # fmt: skip
+    config = AnalyzeConfig(**changed)
+    return findings(stats, pd.DataFrame([row]), pd.DataFrame([curve]), {}, config)
+
+
+@pytest.mark.parametrize(("alpha", "least"), [(0.05, 6), (0.1, 5), (0.01, 8), (0.001, 11)])
+def test_the_least_number_is_where_an_exact_test_can_first_reach_the_level(alpha, least):
+    assert least_pairs(alpha) == least
+    assert mcnemar_exact(least, 0) < alpha <= mcnemar_exact(least - 1, 0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("size", [1.0, 0.4])  # 0/1 scores with Newcombe's interval, graded ones
+def test_examples_that_no_test_could_tell_by_get_no_verdict(n, size):
+    row = row_of([0.01 * i * (size < 1) for i in range(n)], [size] * n)
+    assert row["ci_high"] < 0  # the interval alone would call it a loss
+    first, second = told(row)
+    assert f"too few examples (n = {n}) for a verdict on exact match against the" in first
+    assert "loss" not in first
+    assert "clear" not in first
+    assert f"too few examples (n = {n}) to say whether or where it breaks" in second
+
+
+def test_six_examples_that_are_all_lost_are_a_loss_and_at_99_percent_are_too_few():
+    row = row_of([0.0] * 6, [1.0] * 6)
+    first, second, third = told(row)
+    assert "a loss of exact match" in first
+    assert "breaks first between budgets 1 and 0.5" in second
+    assert "instability zone" in third
+    assert "too few examples (n = 6)" in told(row, confidence=0.99)[0]
+
+
+def test_clusters_count_and_not_their_rows():
+    row = row_of([0.0] * 20, [1.0] * 20, clusters=["a", "b"] * 10)
+    assert verdict(row, 0.05) is Verdict.too_few
+    assert in_words(row, 0.05) == (
+        "too few independent examples (20 of 2 clusters) for a verdict on exact match"
+    )
+
+
+def test_graded_scores_of_which_few_differ_get_none_either():
+    row = row_of([0.5, 0.4, 0.3, 0.6, *[1.0] * 6], [1.0] * 10)
+    assert row["ci_high"] < 0
+    assert in_words(row, 0.05).startswith("too few examples that differ (n = 4) for a verdict")
+
+
+def test_a_sentence_never_contradicts_its_interval():
+    """Of every table of 0/1 pairs: with an interval without zero nobody reads "no clear change"."""
+    for n in range(1, 15):
+        for lost in range(n + 1):
+            for won in range(n + 1 - lost):
+                same = n - lost - won
+                row = row_of([0.0] * lost + [1.0] * won + [1.0] * same,
+                             [1.0] * lost + [0.0] * won + [1.0] * same)  # fmt: skip
+                found = verdict(row, 0.05)
+                without_zero = row["ci_low"] > 0 or row["ci_high"] < 0
+                assert (found is Verdict.unclear) <= (not without_zero), (n, lost, won)
+                assert (found in (Verdict.loss, Verdict.gain)) <= without_zero
+                assert (found in (Verdict.loss, Verdict.gain)) <= (row["mcnemar_p"] < 0.05)
+
+
+def test_interval_and_test_at_odds_are_told_as_that():
+    row = row_of([0.0] * 7 + [1.0] * 9, [1.0] * 6 + [0.0] + [1.0] * 9)
+    odd = row.copy()
+    odd["ci_high"], odd["mcnemar_p"] = -0.01, 0.07
+    assert in_words(odd, 0.05).startswith("no verdict (the interval and the exact test disagree)")
+
+
+def test_all_lost_by_the_same_is_a_loss_without_an_interval():
+    row = row_of([0.25] * 8, [0.75] * 8)
+    assert pd.isna(row["ci_low"])
+    assert verdict(row, 0.05) is Verdict.loss
+    alike = row_of([0.25] * 8, [0.25] * 8)
+    assert verdict(alike, 0.05) is Verdict.unclear
