@@ -12,6 +12,7 @@ from kvx.config import (
     PressNeed,
     TemplateConfig,
 )
+from kvx.data import binning
 from kvx.errors import UserError
 from kvx.guard import controller
 from kvx.live_rules import check_guard
@@ -27,6 +28,7 @@ def check(config: Config, points: bool = True) -> None:
     _check_decoding(config.decoding)
     _check_latency(config.latency)
     _check_template(config.dataset.template)
+    binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
     controller.check(config.controller)
     check_guard(config.guard)

@@ -7,14 +7,14 @@ tokenizer or sampling therefore never overwrites a manifest that points already 
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
 
-from kvx.config import Config, DatasetConfig
+from kvx.config import ADDED, Config, DatasetConfig
 from kvx.data.example import DatasetSource
 from kvx.data.tokenizer import max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
@@ -22,6 +22,7 @@ from kvx.guard import model_files
 from kvx.hashing import digest, sha256_file, sha256_text
 
 FORMAT_VERSION = 1
+_OTHER = object()
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ class Bin:
 
 @dataclass(frozen=True)
 class Entry:
-    """One chosen example; the hash is that of its context, question and answers."""
+    """One chosen example; the hash is that of its context, question and answers.
+
+    `context_tokens_cut` is how many tokens of its context were dropped for it to fit the model;
+    `max_new_tokens` stands for the run's where its row of the data has one.
+    """
 
     example_id: str
     bin: int
@@ -46,6 +51,8 @@ class Entry:
     compressed_tokens: int
     cluster: str
     sha256: str
+    context_tokens_cut: int = 0
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,14 @@ class Manifest:
 
 
 def _body(manifest: Manifest) -> dict[str, Any]:
-    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
+    """Without what came later and is at its default: older manifests keep their hash."""
+    fields = dataclasses.asdict(manifest)
+    later = {f.name: f.default for f in dataclasses.fields(Entry) if f.default is not MISSING}
+    fields["entries"] = [
+        {name: value for name, value in entry.items() if later.get(name, _OTHER) != value}
+        for entry in fields["entries"]
+    ]
+    return {"format_version": FORMAT_VERSION, **fields}
 
 
 def dataset_id(dataset: DatasetConfig) -> str:
@@ -89,7 +103,7 @@ def make_source(dataset: DatasetConfig) -> DatasetSource:
 def manifest_key(config: Config, revision: str) -> str:
     """Digest of everything that decides which examples and prompts the manifest holds."""
     d = config.dataset
-    source = {k: v for k, v in d.source.items() if k not in ("path", "haystack")}
+    source = {k: v for k, v in d.source.items() if k not in ("path", "haystack", *_at_default(d))}
     return digest(
         {
             "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": source,
@@ -101,6 +115,20 @@ def manifest_key(config: Config, revision: str) -> str:
             "tokenizer": tokenizer_hash(config.model),
         }
     )  # fmt: skip
+
+
+def _at_default(dataset: DatasetConfig) -> list[str]:
+    """The source's fields that came later and are at their default, as they were for all before."""
+    try:
+        kind = hydra.utils.get_class(dataset.source["_target_"])
+        fields = dataclasses.fields(kind)
+    except Exception:  # `make_source` says what is wrong with it
+        return []
+    return [
+        f.name
+        for f in fields
+        if f.metadata.get(ADDED) and dataset.source.get(f.name, f.default) == f.default
+    ]
 
 
 def _sampling(dataset: DatasetConfig) -> dict[str, Any]:
