@@ -224,7 +224,9 @@ def _documents(value: Any, at: str) -> str | None:
 
 
 def _paragraphs(value: Any) -> str | None:
-    return "\n\n".join(value) if value and not isinstance(value, dict) and _are_texts(value) else None
+    return (
+        "\n\n".join(value) if value and not isinstance(value, dict) and _are_texts(value) else None
+    )
 
 
 def _are_texts(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import hydra.utils
 
-from kvx.config import ADDED, Config, DatasetConfig
+from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource
 from kvx.data.tokenizer import max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
@@ -103,10 +103,9 @@ def make_source(dataset: DatasetConfig) -> DatasetSource:
 def manifest_key(config: Config, revision: str) -> str:
     """Digest of everything that decides which examples and prompts the manifest holds."""
     d = config.dataset
-    source = {k: v for k, v in d.source.items() if k not in ("path", "haystack", *_at_default(d))}
     return digest(
         {
-            "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": source,
+            "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": _source(d),
             "template": dataclasses.asdict(d.template), "binning": dataclasses.asdict(d.binning),
             "sampling": _sampling(d), "overflow": d.overflow.name,
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
@@ -117,18 +116,18 @@ def manifest_key(config: Config, revision: str) -> str:
     )  # fmt: skip
 
 
-def _at_default(dataset: DatasetConfig) -> list[str]:
-    """The source's fields that came later and are at their default, as they were for all before."""
+def _source(dataset: DatasetConfig) -> dict[str, Any]:
+    """The source's fields without what its revision stands for, as its class says (`identity_of`).
+
+    A field that came later changes no key at its default.
+    """
+    fields = {k: v for k, v in dataset.source.items() if k not in ("path", "haystack")}
     try:
-        kind = hydra.utils.get_class(dataset.source["_target_"])
-        fields = dataclasses.fields(kind)
-    except Exception:  # `make_source` says what is wrong with it
-        return []
-    return [
-        f.name
-        for f in fields
-        if f.metadata.get(ADDED) and dataset.source.get(f.name, f.default) == f.default
-    ]
+        identity_of = hydra.utils.get_class(dataset.source["_target_"]).identity_of
+    except Exception:  # a user's class need not have it; `make_source` says what else is wrong
+        return fields
+    found: dict[str, Any] = identity_of(fields, dataset.source)
+    return found
 
 
 def _sampling(dataset: DatasetConfig) -> dict[str, Any]:

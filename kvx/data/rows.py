@@ -112,8 +112,8 @@ def _example(row: Row, layout: Layout, at: str, reading: Reading, index: int) ->
             if role == "context" or layout.wants_question:
                 raise UserError(f"{at}: empty {name[role]!r}; every example needs a {role}")
     context = context_of(cell("context"), place("context"))
-    question = "" if values.missing(cell("question")) else values.text(
-        cell("question"), place("question")
+    question = (
+        "" if values.missing(cell("question")) else values.text(cell("question"), place("question"))
     )
     answers = values.texts(cell("answers"), place("answers"))
     if not answers:

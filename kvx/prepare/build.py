@@ -43,7 +43,9 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
 
     log.debug("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
     built, chosen = build(config, source.examples(), key, revision)
-    has_settings = any(e.answer_prefix is not None or e.max_new_tokens or e.formatted for e in chosen)
+    has_settings = any(
+        e.answer_prefix is not None or e.max_new_tokens or e.formatted for e in chosen
+    )
     schema = schemas.EXAMPLES_WITH_SETTINGS if has_settings else schemas.EXAMPLES
     rows = [_row(example, schema.names) for example in chosen]
     write_table(folder / "examples.parquet", rows, schema)

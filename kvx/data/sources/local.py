@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from kvx.config import added
 from kvx.data import rows
 from kvx.data.example import Example
 from kvx.data.files import existing_file, fingerprint, read_rows
+from kvx.data.layouts import AUTO
 
 HINT = "set dataset.source.path to your data file"
 
@@ -26,11 +27,21 @@ class LocalSource:
 
     path: str
     fields: dict[str, str | None] = field(default_factory=dict)
-    layout: str = added("auto")
+    layout: str = AUTO
 
     def __post_init__(self) -> None:
         rows.check_fields(self.fields)
         rows.check_layout(self.layout)
+
+    @staticmethod
+    def identity_of(fields: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+        """What of the fields decides the examples, beside `revision`; later ones if they are set."""
+        told = {k: v for k, v in fields.items() if k != "layout" or v != AUTO}
+        columns = {**(told.get("fields") or {})}
+        for role in ("answer_prefix", "max_new_tokens"):
+            if columns.get(role) == role:
+                del columns[role]
+        return {**told, "fields": columns} if "fields" in told else told
 
     def revision(self) -> str:
         path = existing_file(self.path, HINT)

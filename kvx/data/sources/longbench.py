@@ -29,12 +29,20 @@ class LongBenchSource:
     They come from `<path>/<task>.jsonl`, else from the hub dataset `hub` at commit `hub_revision`.
     The hub's rows are in kvpress's form (context, question, answer_prefix, answers,
     max_new_tokens): they hold LongBench's prompt already, and the dataset's template is not used.
+    Without `row_limits`, `decoding.max_new_tokens` holds for all rows.
     """
 
     task: str
     path: str | None = None
     hub: str = HUB
     hub_revision: str | None = HUB_REVISION
+    row_limits: bool = True
+
+    @staticmethod
+    def identity_of(fields: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+        """What of the fields decides the examples, beside `revision`, which names hub and commit."""
+        told = {k: v for k, v in fields.items() if k != "row_limits" or not v}
+        return {**told, "hub_revision": None}
 
     def _file(self) -> Path:
         folder = existing(
@@ -56,7 +64,8 @@ class LongBenchSource:
             return iter(())
         kvpress = "input" not in first and {"question", "answer_prefix"} <= set(first)
         layout = "kvpress" if kvpress else "longbench"
-        reading = rows.Reading(layout, prefix=f"{self.task}-", row_id="{:05d}", from_row=0)
+        fields = {} if self.row_limits else {"max_new_tokens": None}
+        reading = rows.Reading(layout, fields, f"{self.task}-", "{:05d}", from_row=0)
         return rows.examples(chain([first], found), f"LongBench {self.task}", reading)
 
     def _commit(self) -> str:
