@@ -173,7 +173,11 @@ class SamplingConfig:
 
 @dataclass
 class TemplateConfig:
-    """How an example becomes text. The context part is what a question-agnostic press sees."""
+    r"""How an example becomes text. The context part is what a question-agnostic press sees.
+
+    `\n` and `\t` typed as two characters (on a command line, in YAML's single quotes) are a line
+    break and a tab; `\\` is a backslash (`kvx.escapes`).
+    """
 
     context: str = "{context}"
     question: str = "{question}"

@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvx.config import ADDED, IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, Measure
+from kvx.config import (
+    ADDED, IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, DecodingConfig, Measure,
+)  # fmt: skip
 from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
@@ -242,6 +244,20 @@ class Request:
     @property
     def id(self) -> str:
         return request_id(self.point.id, self.entry.example_id)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The row's own limit where the data has one, else the run's."""
+        own = self.entry.max_new_tokens
+        return self.point.config.decoding.max_new_tokens if own is None else own
+
+    @property
+    def decoding(self) -> DecodingConfig | None:
+        """How it is decoded, if not as the other requests of its point."""
+        own = self.entry.max_new_tokens
+        if own is None:
+            return None
+        return dataclasses.replace(self.point.config.decoding, max_new_tokens=own)
 
 
 def request_id(point_id: str, example_id: str) -> str:

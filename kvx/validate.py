@@ -12,6 +12,7 @@ from kvx.config import (
     PressNeed,
     TemplateConfig,
 )
+from kvx.data import binning
 from kvx.errors import UserError
 from kvx.guard import controller
 from kvx.live_rules import check_guard
@@ -28,6 +29,7 @@ def check(config: Config, points: bool = True) -> None:
     limits.check(config)
     _check_template(config.dataset.template)
     _check_date(config.prompt.date)
+    binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
     controller.check(config.controller)
     check_guard(config.guard)

@@ -46,7 +46,11 @@ def run_pipeline(configs: list[Config], pool: Pool | None = None) -> None:
             raise
         analyze_experiment(config)
         path = report_experiment(config)
-        print_summary(pq.read_table(experiment_dir(config) / "bin_stats.parquet").to_pandas())
+        print_summary(
+            pq.read_table(
+                experiment_dir(config) / "bin_stats.parquet", partitioning=None
+            ).to_pandas()
+        )
         Console().print(f"report: {path}", soft_wrap=True, highlight=False)
     if failure is not None:
         raise failure

@@ -86,7 +86,7 @@ def analyze_experiment(config: Config) -> None:
 def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], output: Path) -> None:
     folders = {p.info["manifest"]["key"]: p.manifest_dir(output) for p in experiment.points}
     examples = pd.concat(
-        pq.read_table(examples_file(folder)).to_pandas().assign(manifest_key=key)
+        pq.read_table(examples_file(folder), partitioning=None).to_pandas().assign(manifest_key=key)
         for key, folder in folders.items()
     )
     runs = pd.DataFrame(

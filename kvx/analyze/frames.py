@@ -30,7 +30,7 @@ USED = {
     "requests": (
         "bin", "cluster", "compressed_tokens", "has_response", "budget_verified", "degenerate",
         "kind", "failed", "output_tokens", "kv_bytes_effective", "kv_bytes_physical",
-        "kv_bytes_full",
+        "kv_bytes_full", "context_tokens_cut",
     ),
     "latency": ("bin", "error_type", "latency_s", "ttft_s", "tpot_s", "peak_memory_bytes"),
     "judged": (

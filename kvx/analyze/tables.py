@@ -47,7 +47,7 @@ def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
             common = {
                 **series, "bin": index, "bin_low_tokens": edges[0]["low_tokens"],
                 "bin_high_tokens": edges[-1]["high_tokens"],
-                **_failure_columns(asked), **_cost_columns(asked),
+                **_failure_columns(asked), **_cost_columns(asked), **_cut_columns(asked),
                 **_latency_columns(_bin(latency, index)),
             }  # fmt: skip
             for metric, primary, cell in by_metric(_bin(scores, index)):
@@ -125,6 +125,15 @@ def _cost_columns(asked: Columns) -> Row:
         "kv_bytes_full_mean": _mean(full),
         "budget_measured": _mean(effective / full),
     }
+
+
+def _cut_columns(asked: Columns) -> Row:
+    """Contexts that were cut to fit the model; nulls where an older run did not note it."""
+    lost = np.asarray(asked["context_tokens_cut"], float)
+    if np.isnan(lost).all():
+        return {"n_contexts_cut": None, "context_tokens_cut_mean": None}
+    cut = lost[lost > 0]
+    return {"n_contexts_cut": len(cut), "context_tokens_cut_mean": _mean(cut) if len(cut) else None}
 
 
 def _mean(values: NDArray[Any]) -> float | None:

@@ -9,6 +9,44 @@ from kvx.config import BinningConfig, BinStrategy, SampleStrategy, SamplingConfi
 from kvx.errors import UserError
 
 
+def check(binning: BinningConfig, sampling: SamplingConfig) -> None:
+    """Raises `UserError` naming the field, for what no data could be selected with."""
+    fixed = binning.strategy is BinStrategy.edges
+    if fixed:
+        _edges(binning)
+    elif binning.n_bins < 1:
+        raise UserError(f"dataset.binning.n_bins={binning.n_bins}: must be at least 1")
+    focus = sampling.strategy is SampleStrategy.focus_transition
+    pinned = sampling.strategy is SampleStrategy.pinned
+    for name, least in (("n_per_bin", 0 if pinned else 1), ("focus_n_per_bin", int(focus))):
+        if getattr(sampling, name) < least:
+            raise UserError(
+                f"dataset.sampling.{name}={getattr(sampling, name)}: must be at least {least}"
+            )
+    if focus:
+        _focus(sampling, len(binning.edges or []) - 1 if fixed else binning.n_bins)
+    if pinned and not sampling.pinned_ids:
+        raise UserError("dataset.sampling.pinned_ids: empty; name at least one id")
+
+
+def _edges(binning: BinningConfig) -> list[int]:
+    edges = list(binning.edges or [])
+    if len(edges) < 2 or any(a >= b for a, b in pairwise(edges)) or edges[0] < 0:
+        raise UserError(
+            f"dataset.binning.edges={edges}: give at least two ascending token counts, from 0 on"
+        )
+    return edges
+
+
+def _focus(sampling: SamplingConfig, n_bins: int) -> None:
+    outside = [b for b in sampling.focus_bins if not 0 <= b < n_bins]
+    if outside or not sampling.focus_bins:
+        raise UserError(
+            f"dataset.sampling.focus_bins={sampling.focus_bins}: name bins between 0 and "
+            f"{n_bins - 1}"
+        )
+
+
 def bin_edges(lengths: Sequence[int], binning: BinningConfig) -> list[int]:
     """`n_bins + 1` ascending edges in tokens; bin i is [edge i, edge i+1), the last one closed.
 
@@ -16,10 +54,7 @@ def bin_edges(lengths: Sequence[int], binning: BinningConfig) -> list[int]:
     bins than distinct lengths, or fixed edges are not ascending.
     """
     if binning.strategy is BinStrategy.edges:
-        edges = list(binning.edges or [])
-        if len(edges) < 2 or any(a >= b for a, b in pairwise(edges)):
-            raise UserError("dataset.binning.edges: give at least two ascending token counts")
-        return edges
+        return _edges(binning)
     if binning.n_bins < 1:
         raise UserError(f"dataset.binning.n_bins={binning.n_bins}: must be at least 1")
     distinct = sorted(set(lengths))
@@ -64,14 +99,8 @@ def choose(ids_by_bin: Sequence[Sequence[str]], sampling: SamplingConfig) -> lis
             )
         wanted = set(pinned)
         return [[i for i in ids if i in wanted] for ids in ids_by_bin]
-    outside = [b for b in sampling.focus_bins if not 0 <= b < len(ids_by_bin)]
-    if sampling.strategy is SampleStrategy.focus_transition and (
-        outside or not sampling.focus_bins
-    ):
-        raise UserError(
-            f"dataset.sampling.focus_bins={sampling.focus_bins}: name bins between 0 and "
-            f"{len(ids_by_bin) - 1}"
-        )
+    if sampling.strategy is SampleStrategy.focus_transition:
+        _focus(sampling, len(ids_by_bin))
     chosen = []
     for index, ids in enumerate(ids_by_bin):
         focus = (

@@ -4,13 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kvx.data.values import checked
+from kvx.errors import UserError, shown
+
 
 @dataclass(frozen=True)
 class Example:
     """One question with its context and reference answers, before tokenising.
 
     `cluster` names what must be resampled together (questions on one story); it defaults to the
-    example itself.
+    example itself. `answer_prefix` and `max_new_tokens` stand for the dataset's own where a row has
+    them. A `formatted` example is in its benchmark's wording: no template is put around it. Raises
+    `UserError` for a field of another type, which would become Python's text for it.
     """
 
     example_id: str
@@ -19,10 +24,36 @@ class Example:
     answers: tuple[str, ...]
     cluster: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    answer_prefix: str | None = None
+    max_new_tokens: int | None = None
+    formatted: bool = False
 
     def __post_init__(self) -> None:
-        if not self.cluster:
+        if self.cluster == "":
             object.__setattr__(self, "cluster", self.example_id)
+        self._check("example_id", self.example_id)
+        for name in ("context", "question", "cluster", "answer_prefix"):
+            value = getattr(self, name)
+            if name != "answer_prefix" or value is not None:
+                self._check(name, value)
+        if not isinstance(self.answers, tuple | list):
+            raise self._wrong("answers", self.answers, "a tuple of strings")
+        for answer in self.answers:
+            self._check("answers", answer)
+        limit = self.max_new_tokens
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise self._wrong("max_new_tokens", limit, "a whole number of at least 1")
+
+    def _check(self, name: str, value: object) -> None:
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a string")
+        checked(value, f"example {shown(self.example_id)}: {name}")
+
+    def _wrong(self, name: str, value: object, wanted: str) -> UserError:
+        return UserError(
+            f"example {shown(self.example_id)}: {name} must be {wanted}, not "
+            f"{type(value).__name__} {shown(value)}"
+        )
 
 
 class DatasetSource(Protocol):

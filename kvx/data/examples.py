@@ -13,11 +13,14 @@ from kvx.errors import UserError
 @cache
 def load_examples(folder: Path) -> dict[str, Example]:
     """The manifest's examples by id. Raises `UserError` if they are not there."""
-    rows = pq.read_table(examples_file(folder)).to_pylist()
+    rows = pq.read_table(examples_file(folder), partitioning=None).to_pylist()
     return {
         r["example_id"]: Example(
             r["example_id"], r["context"], r["question"], tuple(r["answers"]), r["cluster"],
             json.loads(r["meta_json"]),
+            answer_prefix=r.get("answer_prefix"),
+            max_new_tokens=r.get("max_new_tokens"),
+            formatted=bool(r.get("formatted")),
         )
         for r in rows
     }  # fmt: skip

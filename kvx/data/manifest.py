@@ -7,7 +7,7 @@ tokenizer or sampling therefore never overwrites a manifest that points already 
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from kvx.guard import model_files
 from kvx.hashing import digest, sha256_file, sha256_text
 
 FORMAT_VERSION = 1
+_OTHER = object()
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ class Bin:
 
 @dataclass(frozen=True)
 class Entry:
-    """One chosen example; the hash is that of its context, question and answers."""
+    """One chosen example; the hash is that of its context, question and answers.
+
+    `context_tokens_cut` is how many tokens of its context were dropped for it to fit the model;
+    `max_new_tokens` stands for the run's where its row of the data has one.
+    """
 
     example_id: str
     bin: int
@@ -46,6 +51,8 @@ class Entry:
     compressed_tokens: int
     cluster: str
     sha256: str
+    context_tokens_cut: int = 0
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,15 @@ class Manifest:
 
 
 def _body(manifest: Manifest) -> dict[str, Any]:
+    """Without what came later and is at its default: older manifests keep their hash."""
     fields = dataclasses.asdict(manifest)
-    if manifest.date is None:  # as in manifests that were made before there was one
+    if manifest.date is None:
         del fields["date"]
+    later = {f.name: f.default for f in dataclasses.fields(Entry) if f.default is not MISSING}
+    fields["entries"] = [
+        {name: value for name, value in entry.items() if later.get(name, _OTHER) != value}
+        for entry in fields["entries"]
+    ]
     return {"format_version": FORMAT_VERSION, **fields}
 
 
@@ -99,12 +112,11 @@ def make_source(dataset: DatasetConfig) -> DatasetSource:
 def manifest_key(config: Config, revision: str) -> str:
     """Digest of everything that decides which examples and prompts the manifest holds."""
     d = config.dataset
-    source = {k: v for k, v in d.source.items() if k not in ("path", "haystack")}
     # the day itself is not in it: tomorrow the same command line finds the same manifest
     dated = {"date": config.prompt.date or "when made"} if chat_is_dated(config.model) else {}
     return digest(
         {
-            "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": source,
+            "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": _source(d),
             "template": dataclasses.asdict(d.template), "binning": dataclasses.asdict(d.binning),
             "sampling": _sampling(d), "overflow": d.overflow.name,
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
@@ -113,6 +125,20 @@ def manifest_key(config: Config, revision: str) -> str:
             "tokenizer": tokenizer_hash(config.model), **dated,
         }
     )  # fmt: skip
+
+
+def _source(dataset: DatasetConfig) -> dict[str, Any]:
+    """The source's fields without what its revision stands for, as its class says (`identity_of`).
+
+    A field that came later changes no key at its default.
+    """
+    fields = {k: v for k, v in dataset.source.items() if k not in ("path", "haystack")}
+    try:
+        identity_of = hydra.utils.get_class(dataset.source["_target_"]).identity_of
+    except Exception:  # a user's class need not have it; `make_source` says what else is wrong
+        return fields
+    found: dict[str, Any] = identity_of(fields, dataset.source)
+    return found
 
 
 def _sampling(dataset: DatasetConfig) -> dict[str, Any]:

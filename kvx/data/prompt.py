@@ -78,12 +78,20 @@ class PromptBuilder:
         return context + (f"{question}\n{answer_prefix}" if answer_prefix else question)
 
     def _filled(self, example: Example) -> tuple[str, str, str]:
-        """Context, question and answer prefix in the dataset's templates."""
-        template = self.template
+        """Context, question and answer prefix in the dataset's templates.
+
+        A row's own answer prefix stands for the template's.
+        """
+        template, prefix = self.template, example.answer_prefix
+        if prefix is None:
+            prefix = "" if example.formatted else template.answer_prefix
+            prefix = prefix.replace("{question}", example.question)
+        if example.formatted:
+            return example.context, example.question, prefix
         return (
             template.context.replace("{context}", example.context),
             template.question.replace("{question}", example.question),
-            template.answer_prefix.replace("{question}", example.question),
+            prefix,
         )
 
     def context_tokens(self, example: Example) -> int:

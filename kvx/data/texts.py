@@ -4,7 +4,7 @@ import random
 import re
 from pathlib import Path
 
-from kvx.data.files import existing
+from kvx.data.files import existing, existing_file
 from kvx.errors import UserError
 from kvx.hashing import sha256_text
 
@@ -21,7 +21,7 @@ def speech_files(folder: str) -> list[Path]:
 
 def stories_file(path: str) -> Path:
     """The jsonl file of `dataset.source.path`. Raises `UserError` if it is not there."""
-    return existing(path, HINT.format("path"))
+    return existing_file(path, HINT.format("path"))
 
 
 def story_name(passage: str) -> str:

@@ -15,12 +15,15 @@ from kvx.data.example import Example
 from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
-from kvx.errors import UserError
+from kvx.errors import UserError, shown
 from kvx.guard import model_files
 from kvx.hashing import digest, sha256_file
+from kvx.score.metrics import find_number
 from kvx.store.files import write_text
 
 log = logging.getLogger(__name__)
+
+TRUNCATED_FROM = "truncated_from_tokens"
 
 
 def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
@@ -33,13 +36,20 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     key = manifests.manifest_key(config, revision)
     folder = manifests.manifest_dir(config, key)
     if (folder / "manifest.json").exists():
-        return manifests.load(folder, config), folder
+        found = manifests.load(folder, config)
+        _tell_cut(config, found)
+        return found, folder
     from kvx.store import schemas  # Arrow takes longer than finding a manifest
     from kvx.store.shards import write_table
 
     log.debug("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
     built, chosen = build(config, source.examples(), key, revision)
-    write_table(folder / "examples.parquet", map(_row, chosen), schemas.EXAMPLES)
+    has_settings = any(
+        e.answer_prefix is not None or e.max_new_tokens or e.formatted for e in chosen
+    )
+    schema = schemas.EXAMPLES_WITH_SETTINGS if has_settings else schemas.EXAMPLES
+    rows = [_row(example, schema.names) for example in chosen]
+    write_table(folder / "examples.parquet", rows, schema)
     complete = replace(built, examples_sha256=sha256_file(folder / "examples.parquet"))
     write_text(folder / "manifest.json", manifests.dump(complete))
     log.info(
@@ -49,7 +59,19 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
         f", the chat template is told {complete.date}" if complete.date else "",
         folder / "manifest.json",
     )  # fmt: skip
+    _tell_cut(config, complete)
     return complete, folder
+
+
+def _tell_cut(config: Config, manifest: Manifest) -> None:
+    """A line of the log on contexts that were cut; none if all of them fit."""
+    cut = sorted(e.context_tokens_cut for e in manifest.entries if e.context_tokens_cut)
+    if cut:
+        log.warning(
+            "prepare: %d of %d contexts do not fit model=%s and were cut (dataset.overflow=%s), by "
+            "%d tokens in the middle case, %d at most", len(cut), len(manifest.entries),
+            config.model.name, config.dataset.overflow.name, cut[len(cut) // 2], cut[-1],
+        )  # fmt: skip
 
 
 def build(
@@ -63,7 +85,9 @@ def build(
     builder = PromptBuilder(tokenizer, config, config.prompt.date or today())
     if config.dataset.binning.strategy is BinStrategy.edges:
         examples = _inside(examples, config.dataset.binning, builder)
-    found = {e.example_id: e for e in _fitting(config, examples, builder, tokenizer)}
+    found: dict[str, Example] = {}
+    for example in _fitting(config, _checked(config, examples), builder, tokenizer):
+        found[example.example_id] = example
     if not found:
         raise UserError(
             f"dataset={config.dataset.name}: the source yields no examples"
@@ -103,6 +127,26 @@ def build(
     return manifest, [found[e.example_id] for e in entries]
 
 
+def _checked(config: Config, examples: Iterator[Example]) -> Iterator[Example]:
+    """Raises `UserError` for an id that occurs twice, and for an answer that no metric can match."""
+    seen: set[str] = set()
+    of_numbers = "numeric" in config.dataset.metrics
+    for example in examples:
+        if example.example_id in seen:
+            raise UserError(
+                f"dataset={config.dataset.name}: id {example.example_id!r} occurs twice; ids must "
+                "be unique"
+            )
+        seen.add(example.example_id)
+        if of_numbers and all(find_number(answer) is None for answer in example.answers):
+            raise UserError(
+                f"example {example.example_id}: no number in its reference "
+                f"{shown(example.answers[0] if example.answers else '')}, which dataset.metrics="
+                "numeric compares; mend the data or choose another metric"
+            )
+        yield example
+
+
 def _unseen(
     config: Config, ids_by_bin: list[list[str]], examples: dict[str, Example]
 ) -> list[list[str]]:
@@ -128,8 +172,9 @@ def _fitting(
     config: Config, examples: Iterator[Example], builder: PromptBuilder, tokenizer: Any
 ) -> Iterator[Example]:
     """The examples that fit the model's context, truncated if the configuration says so."""
-    limit, new = max_context_tokens(config.model), config.decoding.max_new_tokens
+    limit, usual = max_context_tokens(config.model), config.decoding.max_new_tokens
     for example in examples:
+        new = usual if example.max_new_tokens is None else example.max_new_tokens
         excess = builder.parts(example).n_tokens + new - limit
         if excess <= 0:
             yield example
@@ -153,7 +198,7 @@ def _truncated(
         cut = replace(
             example,
             context=truncate_context(example.context, keep, tokenizer, middle),
-            meta={**example.meta, "truncated_from_tokens": before},
+            meta={**example.meta, TRUNCATED_FROM: before},
         )
         over = builder.parts(cut).n_tokens - room
         if over <= 0:
@@ -171,13 +216,25 @@ def _entry(example: Example, index: int, length: int, builder: PromptBuilder) ->
         example_id=example.example_id, bin=index, context_tokens=length,
         prompt_tokens=parts.n_tokens, compressed_tokens=len(parts.compressed_ids),
         cluster=example.cluster,
-        sha256=digest([example.context, example.question, example.answers], 16),
+        sha256=digest([example.context, example.question, example.answers, *_own(example)], 16),
+        context_tokens_cut=max(0, example.meta.get(TRUNCATED_FROM, length) - length),
+        max_new_tokens=example.max_new_tokens,
     )  # fmt: skip
 
 
-def _row(example: Example) -> dict[str, Any]:
-    return {
+def _own(example: Example) -> list[Any]:
+    """What a row says of its prompt beside its texts; nothing for most data."""
+    if example.answer_prefix is None and not example.formatted:
+        return []
+    return [example.answer_prefix, example.formatted]
+
+
+def _row(example: Example, columns: list[str]) -> dict[str, Any]:
+    row = {
         "example_id": example.example_id, "context": example.context, "question": example.question,
         "answers": list(example.answers), "cluster": example.cluster,
         "meta_json": json.dumps(example.meta, sort_keys=True),
+        "answer_prefix": example.answer_prefix, "max_new_tokens": example.max_new_tokens,
+        "formatted": example.formatted,
     }  # fmt: skip
+    return {name: row[name] for name in columns}

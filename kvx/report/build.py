@@ -58,7 +58,10 @@ def report_experiment(config: Config) -> Path:
     if path.exists() and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
         return path
-    frames = {name: pq.read_table(folder / f"{name}.parquet").to_pandas() for name in TABLES}
+    frames = {
+        name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
+        for name in TABLES
+    }
     template = (Path(__file__).parent / "report.md.j2").read_text()
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     text = environment.from_string(template).render(

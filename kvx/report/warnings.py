@@ -33,6 +33,7 @@ def warnings(
         *(f"**Hazard model.** {caveat}" for caveat in caveats),
         *_floor(full, config.baseline_floor),
         *_cap(full),
+        *_cut(overall),
         *_degenerate(overall),
         *_lost(overall),
         *_without_twin(overall, comparisons),
@@ -74,6 +75,18 @@ def _cap(full: pd.DataFrame) -> Iterator[str]:
             f"{capped['truncated_rate'].max():.0%} of the responses at {ranges} tokens are cut at "
             "max_new_tokens: whether compression keeps generations from ending cannot be seen "
             "there."
+        )
+
+
+def _cut(overall: pd.DataFrame) -> Iterator[str]:
+    """Once for all points of a variant: they run the same prompts."""
+    cut = overall[overall["n_contexts_cut"].fillna(0) > 0].drop_duplicates("variant_id")
+    for _, row in cut.iterrows():
+        yield (
+            f"**Contexts that were cut.** {row['model']} on {row['dataset']}: "
+            f"{row['n_contexts_cut']:.0f} of {row['n_requests']} contexts did not fit the model "
+            f"and lost {row['context_tokens_cut_mean']:,.0f} tokens on average "
+            "(dataset.overflow). An answer that stood there cannot be found by any press."
         )
 
 

@@ -23,6 +23,7 @@ def request_row(response: Response, finished: datetime) -> Row:
         "request_id": request.id, "point_id": request.point.id, "example_id": entry.example_id,
         "cluster": entry.cluster, "bin": entry.bin, "context_tokens": entry.context_tokens,
         "prompt_tokens": entry.prompt_tokens, "compressed_tokens": entry.compressed_tokens,
+        "context_tokens_cut": entry.context_tokens_cut, "max_new_tokens": request.max_new_tokens,
         "has_response": response.has_response, "budget_verified": response.budget_verified,
         "degenerate": reason is not None, "degenerate_reason": reason, "finished_at": finished,
         "text": response.text, "token_ids": response.token_ids,

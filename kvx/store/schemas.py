@@ -26,6 +26,11 @@ EXAMPLES = _schema(
     },
     {},
 )
+# of data whose rows have settings of their own; other manifests keep the file they had
+EXAMPLE_SETTINGS = {"answer_prefix": S, "max_new_tokens": I32, "formatted": B}
+EXAMPLES_WITH_SETTINGS = pa.schema(
+    [*EXAMPLES, *(pa.field(n, t, nullable=True) for n, t in EXAMPLE_SETTINGS.items())]
+)
 
 # one row per request: what was asked, what came back, and what was measured on the way
 REQUESTS = _schema(
@@ -38,7 +43,7 @@ REQUESTS = _schema(
     {
         "text": S, "token_ids": pa.list_(I32), "output_tokens": I32, "finish_reason": S,
         "error_type": S, "error_message": S, "degenerate_reason": S, "budget_proof": S,
-        "made_with": S,
+        "made_with": S, "context_tokens_cut": I32, "max_new_tokens": I32,
         "ttft_s": F64, "tpot_s": F64, "latency_s": F64, "prefill_s": F64, "decode_s": F64,
         "kv_entries_nominal": F64, "kv_entries_effective": F64, "kv_entries_physical": F64,
         "kv_bytes_nominal": I64, "kv_bytes_effective": I64, "kv_bytes_physical": I64,
@@ -144,6 +149,7 @@ BIN_STATS = _schema(
         "latency_p50_s": F64, "latency_p95_s": F64, "ttft_p50_s": F64, "ttft_p95_s": F64,
         "tpot_p50_s": F64, "tpot_p95_s": F64, "output_tokens_mean": F64, "kv_bytes_mean": F64,
         "kv_bytes_full_mean": F64, "budget_measured": F64, "peak_memory_bytes_max": I64,
+        "n_contexts_cut": I64, "context_tokens_cut_mean": F64,
     },
 )  # fmt: skip
 

@@ -36,7 +36,7 @@ def read_traces(folder: Path, request_ids: Sequence[str]) -> pa.Table:
     if not path.is_file():
         return pa.table({"request_id": pa.array(request_ids, pa.string())})
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -187,9 +187,9 @@ def _of_point(
         "budget": budget.astype(np.float32),
         "prompt_tokens": requests["prompt_tokens"].to_numpy(np.float32),
         "kept_tokens": (budget * compressed_tokens).astype(np.float32),
-        "max_new_tokens": np.full(
-            len(requests), info["config"]["decoding"]["max_new_tokens"], np.float32
-        ),
+        "max_new_tokens": requests["max_new_tokens"]
+        .fillna(info["config"]["decoding"]["max_new_tokens"])
+        .to_numpy(np.float32),
         "press": np.full(len(requests), NO_PRESS if full else info["press"], dtype=object),
     }
     frame = pd.DataFrame(

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvx.data.example import Example
-from kvx.data.files import existing, read_jsonl
-from kvx.hashing import sha256_file
+from kvx.data.files import columns_of, fingerprint, read_jsonl
+from kvx.data.ranges import check_range
+from kvx.data.texts import stories_file
+from kvx.data.values import missing, text
+from kvx.errors import UserError
 
 VERSION = "1"
 N_RESERVED = 100  # the last problems serve as worked examples and are never asked
@@ -27,22 +30,44 @@ class Gsm8kSource:
     max_shots: int = 10
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_range("min_shots", self.min_shots, "max_shots", self.max_shots, 0)
+        check_range("max_shots", self.max_shots, "the worked examples", N_RESERVED, 0)
+
     def revision(self) -> str:
-        file = existing(self.path, "run `make assets` (or kvx-assets), or set dataset.source.path")
-        return f"gsm8k-{VERSION}-{sha256_file(file)[:12]}"
+        return f"gsm8k-{VERSION}-{fingerprint(stories_file(self.path))[:12]}"
 
     def examples(self) -> Iterator[Example]:
-        file = existing(self.path, "run `make assets` (or kvx-assets), or set dataset.source.path")
-        docs = [row.get("doc", row) for row in read_jsonl(file)]
+        file = stories_file(self.path)
+        docs = [
+            {**(doc := row.get("doc", row)), **_texts(doc, f"{file}: row {number}")}
+            for number, row in enumerate(read_jsonl(file), 1)
+        ]
+        if len(docs) <= N_RESERVED:
+            raise UserError(
+                f"{file}: holds {len(docs)} problems; the last {N_RESERVED} serve as worked examples"
+            )
         asked, reserved = docs[:-N_RESERVED], docs[-N_RESERVED:]
         for index, doc in enumerate(asked):
             rng = random.Random(f"{self.seed}-{index}")
             shots = rng.sample(reserved, rng.randint(self.min_shots, self.max_shots))
             worked = [f"Question: {s['question']}\nAnswer: {s['answer']}" for s in shots]
+            short = doc.get("short_answer")
+            answer = doc["answer"].split("####")[-1].strip() if missing(short) else short
             yield Example(
                 example_id=f"gsm8k-{index:05d}",
                 context="\n\n".join(worked),
                 question=doc["question"],
-                answers=(str(doc.get("short_answer") or doc["answer"].split("####")[-1].strip()),),
+                answers=(text(answer, f"{file}: row {index + 1}: 'short_answer'"),),
                 meta={"n_shots": len(shots)},
             )
+
+
+def _texts(doc: object, at: str) -> dict[str, str]:
+    """Question and answer of a problem. Raises `UserError` if they are not there."""
+    if not isinstance(doc, dict) or not {"question", "answer"} <= set(doc):
+        raise UserError(
+            f"{at}: needs question and answer, has "
+            f"{columns_of(doc) if isinstance(doc, dict) else type(doc).__name__}"
+        )
+    return {name: text(doc[name], f"{at}: {name!r}") for name in ("question", "answer")}

@@ -11,14 +11,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 from kvx.data.example import Example
-from kvx.data.files import read_jsonl
+from kvx.data.files import Row, columns_of, fingerprint, read_jsonl, read_text
+from kvx.data.ranges import check_least, check_range
 from kvx.data.texts import excerpt, speech_files, stories_file, story_name
+from kvx.data.values import text
 from kvx.errors import UserError
 from kvx.guard.instructions import Instruction
-from kvx.hashing import digest, sha256_file
+from kvx.hashing import digest
 
 VERSION = "2"
 PLACEMENTS = ("before", "inside", "after")
@@ -96,11 +99,8 @@ class InstructionsSource:
         _check_names("kinds", list(self.kinds), tuple(KINDS))
         if any(n < 0 for n in self.kinds.values()) or not sum(self.kinds.values()):
             raise UserError("dataset.source.kinds: shares must be 0 or more, and one above 0")
-        if not 0 < self.min_words <= self.max_words:
-            raise UserError(
-                f"dataset.source.min_words={self.min_words}: must be at least 1 and at most "
-                f"max_words={self.max_words}"
-            )
+        check_least("n_examples", self.n_examples)
+        check_range("min_words", self.min_words, "max_words", self.max_words, 1)
 
     def revision(self) -> str:
         files = []
@@ -108,7 +108,7 @@ class InstructionsSource:
             files += speech_files(self.haystack)
         if "stories" in self.texts:
             files.append(stories_file(self.path))
-        return f"instructions-{VERSION}-{digest([sha256_file(f) for f in files], 12)}"
+        return f"instructions-{VERSION}-{digest([fingerprint(f) for f in files], 12)}"
 
     def examples(self) -> Iterator[Example]:
         order = [
@@ -131,7 +131,7 @@ class InstructionsSource:
     def _speeches(self) -> list[Text]:
         found = []
         for file in speech_files(self.haystack):
-            body = file.read_text(encoding="utf-8")
+            body = read_text(file)
             if len(body.split()) >= self.max_words:
                 found.append(Text(file.stem, body, anywhere=True))
         if not found:
@@ -143,7 +143,8 @@ class InstructionsSource:
 
     @cached_property
     def _stories(self) -> list[Text]:
-        passages = sorted({row["passage"] for row in read_jsonl(stories_file(self.path))})
+        file = stories_file(self.path)
+        passages = sorted({_passage(r, file, n) for n, r in enumerate(read_jsonl(file), 1)})
         stories = [passage.strip() for passage in passages]
         if not stories:
             raise UserError(f"{self.path}: dataset.source.path holds no story")
@@ -154,6 +155,12 @@ class InstructionsSource:
                 body += f"\n\n{more}"
             texts.append(Text(story_name(passages[first]), body, anywhere=False))
         return texts
+
+
+def _passage(row: Row, file: Path, number: int) -> str:
+    if "passage" not in row:
+        raise UserError(f"{file}: row {number}: no passage; it has {columns_of(row)}")
+    return text(row["passage"], f"{file}: row {number}: 'passage'")
 
 
 def _check_names(name: str, given: list[str], known: tuple[str, ...]) -> None:

@@ -1,81 +1,65 @@
-"""The user's own jsonl, csv or parquet file, with a field mapping."""
+"""The user's own jsonl, json, csv, tsv or parquet file, in a benchmark's layout or with a field
+mapping.
+"""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from kvx.data import rows
 from kvx.data.example import Example
-from kvx.data.files import existing, read_rows
-from kvx.errors import UserError
-from kvx.hashing import sha256_file, sha256_text
+from kvx.data.files import existing_file, fingerprint, read_rows
+from kvx.data.layouts import AUTO
 
-ROLES = ("id", "context", "question", "answers", "cluster")
+HINT = "set dataset.source.path to your data file"
 
 
 @dataclass
 class LocalSource:
     """Examples of a data file.
 
-    `fields` maps id, context, question, answers, cluster to the file's column names (id and cluster
-    are optional).
+    `fields` maps id, context, question, answers, cluster, answer_prefix and max_new_tokens to the
+    file's column names (only context, question and answers must be there); a column of null is not
+    read. `layout` is one of `kvx.data.layouts.NAMES`.
     """
 
     path: str
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str | None] = field(default_factory=dict)
+    layout: str = AUTO
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.fields) - set(ROLES))
-        if unknown:
-            raise UserError(
-                f"dataset.source.fields: unknown {', '.join(unknown)}; it maps {', '.join(ROLES)}"
-            )
+        rows.check_fields(self.fields)
+        rows.check_layout(self.layout)
+
+    @staticmethod
+    def identity_of(fields: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+        """What of the fields decides the examples, beside `revision`; later ones if they are set."""
+        told = {k: v for k, v in fields.items() if k != "layout" or v != AUTO}
+        columns = {**(told.get("fields") or {})}
+        for role in ("answer_prefix", "max_new_tokens"):
+            if columns.get(role) == role:
+                del columns[role]
+        return {**told, "fields": columns} if "fields" in told else told
 
     def revision(self) -> str:
-        path = existing(self.path, "set dataset.source.path to your data file")
-        return f"local-{sha256_file(path)[:12]}"
+        path = existing_file(self.path, HINT)
+        digest = fingerprint(path)[:12]
+        state = path.stat()
+        read = (self.layout, tuple(sorted(self.fields.items())))
+        alike = _reads_as_before(path, state.st_size, state.st_mtime_ns, *read)
+        return f"local-{digest}" if alike else f"local-{rows.VERSION}-{digest}"
 
     def examples(self) -> Iterator[Example]:
-        path = existing(self.path, "set dataset.source.path to your data file")
-        name = {role: self.fields.get(role, role) for role in ROLES}
-        seen: set[str] = set()
-        for number, row in enumerate(read_rows(path), 1):
-            where = f"{path}: row {number}"
-            for role in ("context", "question", "answers"):
-                if name[role] not in row:
-                    raise UserError(
-                        f"{where}: no field {name[role]!r} for {role}; it has "
-                        f"{', '.join(map(str, row))} (set dataset.source.fields.{role})"
-                    )
-            for role in ("context", "question"):
-                if not str(row[name[role]] or "").strip():
-                    raise UserError(f"{where}: empty {name[role]!r}; every example needs a {role}")
-            answers = _answers(row[name["answers"]])
-            if not answers:
-                raise UserError(
-                    f"{where}: no answers in {name['answers']!r}; every example needs one"
-                )
-            example_id = str(row.get(name["id"]) or f"row-{number:05d}")
-            if example_id in seen:
-                raise UserError(f"{where}: id {example_id!r} occurs twice; ids must be unique")
-            seen.add(example_id)
-            yield Example(
-                example_id=example_id,
-                context=str(row[name["context"]]),
-                question=str(row[name["question"]]),
-                answers=answers,
-                cluster=str(
-                    row.get(name["cluster"]) or sha256_text(str(row[name["context"]]))[:12]
-                ),
-            )
+        path = existing_file(self.path, HINT)
+        reading = rows.Reading(self.layout, self.fields)
+        return rows.examples(read_rows(path), str(path), reading)
 
 
-def _answers(value: Any) -> tuple[str, ...]:
-    """A list, one string, or a string holding a JSON list (csv), without empty ones."""
-    if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            value = [value]
-    items = value if isinstance(value, list | tuple) else [value]
-    return tuple(str(v) for v in items if v is not None and str(v).strip())
+@cache
+def _reads_as_before(
+    path: Path, size: int, mtime_ns: int, layout: str, fields: tuple[tuple[str, str | None], ...]
+) -> bool:
+    """Whether the first version of this reader read the file as this one does: ids stay valid."""
+    return layout == "auto" and rows.were_plain(read_rows(path), dict(fields))

@@ -3,59 +3,79 @@
 Source: https://arxiv.org/abs/2308.14508.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from kvx.data import rows
 from kvx.data.example import Example
-from kvx.data.files import existing, read_jsonl
+from kvx.data.files import existing, existing_file, fingerprint, read_jsonl
 from kvx.errors import UserError
-from kvx.hashing import sha256_file, sha256_text
 
 VERSION = "1"
+HUB = "Xnhyacinth/LongBench"
+# the commit of `HUB` that kvpress's users measure with
+HUB_REVISION = "2e9ade51ebf45d98942056c0716234f9d5d257d5"
+FIELDS = {"id": "_id", "question": "input"}
 
 
 @dataclass
 class LongBenchSource:
     """Rows {input, context, answers, _id, ..} of task `task`.
 
-    They come from `<path>/<task>.jsonl`, else from the hub dataset `hub`.
+    They come from `<path>/<task>.jsonl`, else from the hub dataset `hub` at commit `hub_revision`.
+    The hub's rows are in kvpress's form (context, question, answer_prefix, answers,
+    max_new_tokens): they hold LongBench's prompt already, and the dataset's template is not used.
+    Without `row_limits`, `decoding.max_new_tokens` holds for all rows.
     """
 
     task: str
     path: str | None = None
-    hub: str = "Xnhyacinth/LongBench"
-    hub_revision: str | None = None
+    hub: str = HUB
+    hub_revision: str | None = HUB_REVISION
+    row_limits: bool = True
+
+    @staticmethod
+    def identity_of(fields: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+        """What of the fields decides the examples, beside `revision`, which names hub and commit."""
+        told = {k: v for k, v in fields.items() if k != "row_limits" or not v}
+        return {**told, "hub_revision": None}
 
     def _file(self) -> Path:
         folder = existing(
             self.path or "", "set dataset.source.path to a directory of LongBench's jsonl files"
         )
-        return existing(folder / f"{self.task}.jsonl", "dataset.source.path needs this file")
+        return existing_file(folder / f"{self.task}.jsonl", "dataset.source.path needs this file")
 
     def revision(self) -> str:
         if self.path:
-            return f"longbench-{VERSION}-{sha256_file(self._file())[:12]}"
-        return f"longbench-{VERSION}-{self.hub}@{self.hub_revision or 'main'}"
+            file = self._file()
+            alike = rows.were_plain(read_jsonl(file), FIELDS)
+            return f"longbench-{VERSION if alike else rows.VERSION}-{fingerprint(file)[:12]}"
+        return f"longbench-{rows.VERSION}-{self.hub}@{self._commit()}"
 
     def examples(self) -> Iterator[Example]:
-        for index, row in enumerate(self._rows()):
-            question = row.get("input") or row.get("question")
-            answers = [a for a in row.get("answers") or [] if a.strip()]
-            if not question or not row.get("context") or not answers:
-                raise UserError(
-                    f"LongBench {self.task}, row {index + 1}: needs input, context and answers, "
-                    f"has {', '.join(sorted(row))}"
-                )
-            yield Example(
-                example_id=f"{self.task}-{row.get('_id') or format(index, '05d')}",
-                context=row["context"],
-                question=question,
-                answers=tuple(answers),
-                cluster=sha256_text(row["context"])[:12],
-                meta={"words": row.get("length") or 0},
+        found = iter(self._rows())
+        first = next(found, None)
+        if first is None:
+            return iter(())
+        kvpress = "input" not in first and {"question", "answer_prefix"} <= set(first)
+        layout = "kvpress" if kvpress else "longbench"
+        fields = {} if self.row_limits else {"max_new_tokens": None}
+        reading = rows.Reading(layout, fields, f"{self.task}-", "{:05d}", from_row=0)
+        return rows.examples(chain([first], found), f"LongBench {self.task}", reading)
+
+    def _commit(self) -> str:
+        """Raises `UserError` for what could name other data tomorrow."""
+        if re.fullmatch(r"[0-9a-f]{40}", self.hub_revision or "") is None:
+            raise UserError(
+                f"dataset.source.hub_revision={self.hub_revision}: name a commit of {self.hub} (40 "
+                "hex digits); a branch could change under finished runs"
             )
+        return str(self.hub_revision)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         if self.path:
@@ -65,7 +85,7 @@ class LongBenchSource:
 
         try:
             yield from datasets.load_dataset(
-                self.hub, self.task, split="test", revision=self.hub_revision
+                self.hub, self.task, split="test", revision=self._commit()
             )
         except (OSError, ValueError, RuntimeError) as error:
             first = str(error).splitlines()[0]

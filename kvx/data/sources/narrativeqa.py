@@ -3,15 +3,17 @@
 This is not LongBench's NarrativeQA (whole books); it is called "NarrativeQA summaries" throughout.
 """
 
-import ast
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from kvx.data.example import Example
-from kvx.data.files import read_jsonl
+from kvx.data.files import Row, columns_of, fingerprint, read_jsonl
+from kvx.data.ranges import check_least
 from kvx.data.texts import stories_file, story_name
-from kvx.hashing import sha256_file
+from kvx.data.values import text, texts
+from kvx.errors import UserError
 
 VERSION = "1"
 
@@ -28,14 +30,22 @@ class NarrativeQASource:
     max_distractors: int = 4
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_least("n_examples", self.n_examples)
+        check_least("max_distractors", self.max_distractors, 0)
+
     def revision(self) -> str:
-        file = stories_file(self.path)
-        return f"narrativeqa-{VERSION}-{sha256_file(file)[:12]}"
+        return f"narrativeqa-{VERSION}-{fingerprint(stories_file(self.path))[:12]}"
 
     def examples(self) -> Iterator[Example]:
         file = stories_file(self.path)
-        rows = list(read_jsonl(file))
+        rows = [_texts(row, f"{file}: row {n}") for n, row in enumerate(read_jsonl(file), 1)]
         passages = sorted({row["passage"] for row in rows})
+        if rows and self.max_distractors >= len(passages):
+            raise UserError(
+                f"dataset.source.max_distractors={self.max_distractors}: {file} holds "
+                f"{len(passages)} stories, so at most {len(passages) - 1} can stand beside one"
+            )
         order = list(range(len(rows)))
         random.Random(self.seed).shuffle(order)
         for index in sorted(order[: self.n_examples]):
@@ -49,12 +59,19 @@ class NarrativeQASource:
                 example_id=f"narrativeqa-{index:05d}",
                 context="\n\n".join(f"Story {i}:\n{s.strip()}" for i, s in enumerate(stories, 1)),
                 question=row["question"],
-                answers=_answers(row["answer"]),
+                answers=row["answer"],
                 cluster=story_name(row["passage"]),
                 meta={"n_distractors": len(stories) - 1, "story": place + 1},
             )
 
 
-def _answers(value: str | list[str]) -> tuple[str, ...]:
-    """The references; the file holds each list as Python text."""
-    return tuple(ast.literal_eval(value) if isinstance(value, str) else value)
+def _texts(row: Row, at: str) -> dict[str, Any]:
+    """Question, passage and references (the file holds each list of them as Python text)."""
+    lacking = [name for name in ("question", "answer", "passage") if name not in row]
+    if lacking:
+        raise UserError(f"{at}: no {lacking[0]}; it has {columns_of(row)}")
+    found: dict[str, Any] = {n: text(row[n], f"{at}: {n!r}") for n in ("question", "passage")}
+    answers = texts(row["answer"], f"{at}: 'answer'")
+    if not answers:
+        raise UserError(f"{at}: no answers in 'answer'; every example needs one")
+    return found | {"answer": answers}

@@ -13,9 +13,11 @@ from functools import cached_property
 from pathlib import Path
 
 from kvx.data.example import Example
+from kvx.data.files import fingerprint, read_text
+from kvx.data.ranges import check_least, check_range
 from kvx.data.texts import excerpt, speech_files
 from kvx.errors import UserError
-from kvx.hashing import digest, sha256_file
+from kvx.hashing import digest
 
 VERSION = "1"
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
@@ -48,16 +50,20 @@ class NiahSource:
     max_words: int = 2800
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_least("n_examples", self.n_examples)
+        check_range("min_words", self.min_words, "max_words", self.max_words, 1)
+
     @cached_property
     def speeches(self) -> list[Path]:
         return speech_files(self.haystack)
 
     def revision(self) -> str:
-        return f"niah-{VERSION}-{digest([sha256_file(f) for f in self.speeches], 12)}"
+        return f"niah-{VERSION}-{digest([fingerprint(f) for f in self.speeches], 12)}"
 
     def examples(self) -> Iterator[Example]:
         keys = needle_keys()
-        texts = [f.read_text(encoding="utf-8") for f in self.speeches]
+        texts = [read_text(f) for f in self.speeches]
         long_enough = [t for t in texts if len(t.split()) >= self.max_words]
         if not long_enough:
             raise UserError(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from kvx.config import package_dir
 from kvx.data.example import Example
+from kvx.data.ranges import check_least, check_range
+from kvx.errors import UserError
 from kvx.hashing import sha256_file
 
 VERSION = "1"
@@ -32,6 +34,18 @@ class RecallSource:
     min_values: int = 2
     max_values: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_least("n_examples", self.n_examples)
+        check_least("n_facts", self.n_facts)
+        check_range("min_words", self.min_words, "max_words", self.max_words, 1)
+        check_range("min_values", self.min_values, "max_values", self.max_values, 1)
+        room = self.min_words // (self.max_values + 2)
+        if self.n_facts > room:
+            raise UserError(
+                f"dataset.source.n_facts={self.n_facts}: a context of min_words={self.min_words} "
+                f"words has room for {room} facts of up to max_values={self.max_values} words"
+            )
 
     def revision(self) -> str:
         return f"recall-{VERSION}-{sha256_file(words_file())[:12]}"

@@ -245,7 +245,9 @@ class Batch:
                 )
             )
             generator = torch.Generator().manual_seed(seed)
-            running.append(Row(request, n, generator=generator, guard=guard))
+            running.append(
+                Row(request, n, generator=generator, decoding=request.decoding, guard=guard)
+            )
         reference = reference_of([p.kept_tokens for p in prompts], n) if probing else None
         if probing and reference is None and not alone:
             # a full cache to compare with that answers no request
@@ -253,7 +255,8 @@ class Batch:
             stream = RandomStream(seed_of(requests[0]), self.loaded.device)
             prompts.append(PromptRow(None, n, stream))
             running.append(Row(requests[0], n))
-        new_tokens = self.config.decoding.max_new_tokens
+        # one example, so one limit for all of them
+        new_tokens = requests[0].max_new_tokens
         caches = prefill(self.loaded, parts.compressed_ids, prompts, len(rest) + new_tokens, alone)
         for prompt, row in zip(prompts, running, strict=True):
             if row.guard is not None:
@@ -318,7 +321,8 @@ class Batch:
         point, n = request.point, len(parts.compressed_ids)
         press = PointPress(point, n).build()
         seed = seed_of(request)
-        row = Row(request, parts.n_tokens, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        row = Row(request, parts.n_tokens, generator=generator, decoding=request.decoding)
         with RandomStream(seed, self.loaded.device).drawing():
             cache, logits, kv = prefill_masked(self.loaded, parts, press, point.kept_tokens(n))
         prove_budget(point, kv)

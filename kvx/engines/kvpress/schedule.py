@@ -38,7 +38,7 @@ class RowCost:
             asked = point.kept_tokens(kept) + point.config.press.tolerance_tokens
             kept = min(kept, padded(asked))
         room = entry.prompt_tokens - entry.compressed_tokens
-        entries = kept + room + point.config.decoding.max_new_tokens
+        entries = kept + room + request.max_new_tokens
         return entries * self.entry_bytes + self.logits_bytes
 
 

@@ -94,7 +94,7 @@ class BodyBuilder:
         else:
             body["prompt"] = text
         body |= {
-            "max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
+            "max_tokens": request.max_new_tokens, "temperature": decoding.temperature,
             "top_p": decoding.top_p, "seed": seed_of(request), "n": 1,
         }  # fmt: skip
         if decoding.top_k > 0:

@@ -50,7 +50,7 @@ class OpenAIEngine:
         for point in points:
             engine, config = settings(point.config), point.config
             placeholders.fill(engine.extra_body, config.press.name, budget_of(config))
-            longest = max(tokens_of(point, e.prompt_tokens) for e in point.manifest.entries)
+            longest = max(tokens_of(Request(point, e)) for e in point.manifest.entries)
             if (limit := engine.rate_limit.max_tpm) is not None and longest > limit:
                 raise UserError(
                     f"engine.rate_limit.max_tpm={limit}: one request needs up to {longest} tokens"

@@ -45,7 +45,7 @@ class Session:
             url: Lane(Client(url, self.config), Pace(wanted, self.engine.max_concurrency))
             for url in urls_of(points)
         }
-        largest = max(tokens_of(p, e.prompt_tokens) for p in points for e in p.manifest.entries)
+        largest = max(tokens_of(Request(p, e)) for p in points for e in p.manifest.entries)
         self.rate = Rate(self.engine.rate_limit, largest)
         self._builders: dict[str, BodyBuilder] = {}
         self._stack = AsyncExitStack()
@@ -98,7 +98,7 @@ class Session:
     async def _attempt(self, request: Request, example: Example) -> Reply:
         lane, entry = self.lane(request.point), request.entry
         async with lane.pace.slot():
-            await self.rate.wait(tokens_of(request.point, entry.prompt_tokens))
+            await self.rate.wait(tokens_of(request))
             begun = time.monotonic()
             try:
                 reply = await self._send(lane, request, example)
@@ -157,9 +157,9 @@ def urls_of(points: Iterable[Point]) -> list[str]:
     return list(dict.fromkeys(route(point).url for point in points))
 
 
-def tokens_of(point: Point, prompt_tokens: int) -> int:
+def tokens_of(request: Request) -> int:
     """What a request can use of a limit on tokens."""
-    return prompt_tokens + point.config.decoding.max_new_tokens
+    return request.entry.prompt_tokens + request.max_new_tokens
 
 
 def refused(url: str, fault: Fault) -> UserError:

@@ -1,0 +1,239 @@
+"""How benchmarks lay out their rows: which column is what, and what has to be put together.
+
+SQuAD (https://arxiv.org/abs/1606.05250), HotpotQA (https://arxiv.org/abs/1809.09600), LongBench
+(https://arxiv.org/abs/2308.14508), RULER (https://arxiv.org/abs/2404.06654), HELMET
+(https://arxiv.org/abs/2410.02694), InfiniteBench (https://arxiv.org/abs/2402.13718).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvx.data.files import Row, columns_of
+from kvx.data.values import literal, text
+from kvx.errors import UserError
+
+ROLES = ("id", "context", "question", "answers", "cluster", "answer_prefix", "max_new_tokens")
+NEEDED = ("context", "question", "answers")
+OPTIONS = "ABCDEFGH"
+
+# where RULER's questions begin, by its own templates (scripts/data/synthetic/constants.py)
+_RULER_QUESTION = re.compile(
+    r"What (?:is|are all) the special magic|Question: Find all variables that are assigned|"
+    r"Question: What are the 10 most common words|Question: Do not provide any explanation\.|"
+    r"Answer the question based on the given documents\."
+)
+_RULER_LAST = re.compile(r"\b(?:Question:|What|Which|Who|Whose|Where|When|Why|How)\b")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`columns`: where each role may stand, the first that is there counts.
+
+    `rows` makes rows of questions out of a row of the file (`many`: several of one). With `wants_question` a row without a
+    question is refused. `formatted` rows hold the benchmark's own wording: no template is put
+    around them.
+    """
+
+    columns: Mapping[str, tuple[str, ...]]
+    rows: Callable[[Row, str], Iterator[Row]]
+    wants_question: bool = True
+    formatted: bool = False
+    many: bool = False
+
+    def column(self, role: str, row: Row) -> str:
+        """The column of `row` that holds `role`, or the one that should."""
+        names = self.columns[role]
+        return next((name for name in names if name in row), names[0])
+
+
+def _itself(row: Row, at: str) -> Iterator[Row]:
+    yield row
+
+
+def _squad(row: Row, at: str) -> Iterator[Row]:
+    """An article with paragraphs, a paragraph with questions, or a question."""
+    if "paragraphs" in row:
+        for paragraph in _objects(row["paragraphs"], f"{at}: 'paragraphs'"):
+            yield from _squad(paragraph, at)
+    elif "qas" in row:
+        for question in _objects(row["qas"], f"{at}: 'qas'"):
+            impossible = question.get("is_impossible") is True
+            answers = {"text": []} if impossible else question.get("answers")
+            yield {**question, "context": row.get("context"), "answers": answers}
+    else:
+        yield row
+
+
+def _ruler(row: Row, at: str) -> Iterator[Row]:
+    """RULER's `input` is the whole prompt; what it asks stands at its end."""
+    context, question = split_question(text(row.get("input"), f"{at}: 'input'"))
+    yield {**row, "input": context, "question": question}
+
+
+def _plain(row: Row, at: str) -> Iterator[Row]:
+    """Columns as they are; with LongBench v2's `choice_A` .. beside the question."""
+    options = [row[f"choice_{letter}"] for letter in OPTIONS if f"choice_{letter}" in row]
+    yield _with_options(row, options, "question", at) if options and "answer" in row else row
+
+
+def _infinitebench(row: Row, at: str) -> Iterator[Row]:
+    options = row.get("options")
+    has_some = isinstance(options, list) and options
+    yield _with_options(row, options, "input", at) if has_some else row
+
+
+def _with_options(row: Row, options: Any, question: str, at: str) -> Row:
+    """Multiple choice: the options stand with the question; an answer is one's text or letter."""
+    names = [text(option, f"{at}: 'options'") for option in options]
+    lines = [f"{letter}. {name}" for letter, name in zip(OPTIONS, names, strict=False)]
+    given = row["answer"] if isinstance(row.get("answer"), list) else [row.get("answer")]
+    both = dict(zip(OPTIONS, names, strict=False))
+    more = [b for a, b in both.items() if a in given] + [a for a, b in both.items() if b in given]
+    asked = "\n".join([text(row.get(question), f"{at}: {question!r}"), *lines])
+    return {**row, question: asked, "answer": [*given, *(m for m in more if m not in given)]}
+
+
+_PLAIN = {name: (name,) for name in ROLES}
+_ID = ("id", "_id", "qid")
+
+LAYOUTS: dict[str, Layout] = {
+    "plain": Layout({**_PLAIN, "answers": ("answers", "answer")}, _plain),
+    "squad": Layout(_PLAIN, _squad, many=True),
+    "hotpotqa": Layout({**_PLAIN, "id": _ID, "answers": ("answer", "answers")}, _itself),
+    "longbench": Layout(
+        {**_PLAIN, "id": ("_id", "id"), "question": ("input", "question"),
+         "answers": ("answers", "answer")},
+        _itself, wants_question=False,
+    ),
+    "ruler": Layout(
+        {**_PLAIN, "id": ("index", "id"), "context": ("input",), "answers": ("outputs",)},
+        _ruler, wants_question=False, formatted=True,
+    ),
+    "helmet": Layout(
+        {**_PLAIN, "id": _ID, "context": ("ctxs", "context"), "question": ("question", "query"),
+         "answers": ("answers", "answer")},
+        _itself,
+    ),
+    "infinitebench": Layout(
+        {**_PLAIN, "question": ("input",), "answers": ("answer",)},
+        _infinitebench, wants_question=False,
+    ),
+    # kvpress's evaluation: the benchmark's wording is in context and question
+    "kvpress": Layout(
+        {**_PLAIN, "answers": ("answers", "answer")}, _itself, wants_question=False, formatted=True
+    ),
+}  # fmt: skip
+AUTO = "auto"
+NAMES = (AUTO, *LAYOUTS)
+
+
+def detected(row: Row) -> str:
+    """The layout that a row's columns speak for; `plain` if no benchmark's."""
+    has = set(row)
+    if "paragraphs" in has or "qas" in has:
+        return "squad"
+    if {"input", "outputs"} <= has:
+        return "ruler"
+    if "ctxs" in has and "context" not in has:
+        return "helmet"
+    if "question" not in has and {"input", "context"} <= has:
+        return "longbench" if "answers" in has else "infinitebench" if "answer" in has else "plain"
+    return "plain"
+
+
+def split_question(prompt: str) -> tuple[str, str]:
+    """A prompt that ends in its question as context and question; no question if none is found.
+
+    RULER's own questions are known by how they begin; any other by the last question word before
+    a question mark.
+    """
+    found = list(_RULER_QUESTION.finditer(prompt))
+    if found:
+        return prompt[: found[-1].start()], prompt[found[-1].start() :]
+    mark = prompt.rfind("?")
+    if mark >= 0:
+        words = list(_RULER_LAST.finditer(prompt, max(0, mark - 2000), mark))
+        if words:
+            return prompt[: words[-1].start()], prompt[words[-1].start() :]
+    return prompt, ""
+
+
+def context_of(value: Any, at: str) -> str:
+    """A context as text. Passages are joined by a rule:
+
+    HotpotQA's titled sentences as LongBench writes them (`Passage 1:`, title, text), HELMET's
+    passages as HELMET does (`Document (Title: ..): ..`), plain paragraphs by a blank line. Raises
+    `UserError` for anything else.
+    """
+    if isinstance(value, str) and value[:2] in ("[[", "[(", "[{", "{'"):
+        titled = literal(value) if _may_be_titled(value) else None  # a cell of a csv file
+        value = value if titled is None or not (joined := _titled(titled)) else titled
+        if isinstance(value, str):
+            return text(value, at)
+        return text(joined, at)
+    if isinstance(value, list | tuple | dict):
+        joined = _titled(value) or _documents(value, at) or _paragraphs(value)
+        if joined is not None:
+            return text(joined, at)
+    return text(value, at)
+
+
+def _may_be_titled(cell: str) -> bool:
+    return cell[:2] in ("[[", "[(") or "sentences" in cell
+
+
+def _titled(value: Any) -> str | None:
+    """HotpotQA's contexts: [title, sentences] each, or {title: [..], sentences: [..]}."""
+    if isinstance(value, dict):
+        titles, sentences = value.get("title"), value.get("sentences")
+        if not isinstance(titles, list) or not isinstance(sentences, list):
+            return None
+        pairs = list(zip(titles, sentences, strict=False))
+    elif value and all(isinstance(v, dict) and {"title", "sentences"} <= set(v) for v in value):
+        pairs = [(v["title"], v["sentences"]) for v in value]
+    else:
+        pairs = [tuple(v) if isinstance(v, list | tuple) else () for v in value]
+    passages = []
+    for number, pair in enumerate(pairs, 1):
+        if len(pair) != 2 or not isinstance(pair[0], str) or not _are_texts(pair[1]):
+            return None
+        body = " ".join(sentence.strip() for sentence in pair[1])
+        passages.append(f"Passage {number}:\n{pair[0]}\n{body}")
+    return "\n\n".join(passages) or None
+
+
+def _documents(value: Any, at: str) -> str | None:
+    """HELMET's passages: {title, text, ..} each."""
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    found = []
+    for number, passage in enumerate(value, 1):
+        if not isinstance(passage, dict):
+            return None
+        body = next((passage[k] for k in ("text", "paragraph_text") if k in passage), None)
+        if body is None:
+            raise UserError(
+                f"{at}: passage {number} has no text, only {columns_of(passage) or 'nothing'}"
+            )
+        title = passage.get("title")
+        head = "Document" if title is None else f"Document (Title: {text(title, at)})"
+        found.append(f"{head}: {text(body, at)}")
+    return "\n\n".join(found)
+
+
+def _paragraphs(value: Any) -> str | None:
+    return (
+        "\n\n".join(value) if value and not isinstance(value, dict) and _are_texts(value) else None
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+
+
+def _objects(value: Any, at: str) -> list[Row]:
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        raise UserError(f"{at}: expected a list of objects, got {type(value).__name__}")
+    return value

@@ -1,0 +1,164 @@
+"""What a cell of somebody's data means as text, or one line that says why it cannot be text.
+
+`at` names file, row and column in every error. Numbers keep the form they are written in: 42.0 is
+"42", 0.5 is "0.5", an id of 1e16 has all its digits. Nothing becomes text by its Python repr.
+"""
+
+import ast
+import io
+import json
+import math
+import token
+import tokenize
+from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from kvx.errors import UserError, shown
+
+
+def text(value: Any, at: str) -> str:
+    """A string or number as text. Raises `UserError` for any other type and for broken strings."""
+    value = _plain(value)
+    if isinstance(value, str):
+        return checked(value, at)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float | Decimal) and math.isfinite(value):
+        exact = value if isinstance(value, Decimal) else Decimal(repr(value))
+        return str(int(value)) if value == int(value) else format(exact, "f")
+    raise UserError(f"{at}: {_type_of(value)} where text is needed{_hint(value)}")
+
+
+def checked(value: str, at: str) -> str:
+    """`value`. Raises `UserError` if a tokenizer or a file could not hold it."""
+    if "\x00" in value:
+        raise UserError(f"{at}: a NUL character at {value.index(chr(0))}; remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise UserError(
+            f"{at}: a lone surrogate (\\u{code:04x}) at character {error.start}, which is half a "
+            "character; replace it"
+        ) from None
+    return value
+
+
+def label(value: Any, at: str) -> str | None:
+    """An id or the name of a cluster; None if there is none. Zero and false are names."""
+    value = _plain(value)
+    if missing(value):
+        return None
+    if isinstance(value, bool | date):
+        return str(value)
+    return text(value, at) if str(value).strip() else None
+
+
+def missing(value: Any) -> bool:
+    """None, NaN, or what pandas writes for them."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float | Decimal) and math.isnan(value)
+
+
+def texts(value: Any, at: str) -> tuple[str, ...]:
+    """Reference answers: a value, a (nested) list of them, SQuAD's {text: ..}, or such a list as
+    text (a cell of a csv file). Empty and missing ones are left out.
+    """
+    if isinstance(value, str):
+        value = listed(value)
+    return tuple(t for v in _leaves(value, at) if not missing(v) and (t := text(v, at)).strip())
+
+
+def is_unanswerable(value: Any) -> bool:
+    """SQuAD 2's way to say that a question has no answer: no texts."""
+    if isinstance(value, str):
+        value = listed(value)
+    return isinstance(value, dict) and "text" in value and not list(_leaves(value["text"], ""))
+
+
+def listed(cell: str) -> Any:
+    """The list, or object with `text`, that `cell` writes in JSON or Python; else `cell` itself."""
+    start = cell.lstrip()[:1]
+    if start not in ("[", "{"):
+        return cell
+    found = literal(cell)
+    if isinstance(found, list) and start == "[":
+        return found
+    return found if isinstance(found, dict) and "text" in found else cell
+
+
+def literal(cell: str) -> Any:
+    """What `cell` writes in JSON, Python or numpy's print; None if that is nothing of the kind."""
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(_with_commas(cell))
+    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+        return None
+
+
+def _with_commas(cell: str) -> str:
+    """`cell` as a Python literal: numpy prints arrays without commas, `array([..], dtype=object)`.
+
+    Python would join the strings of `['a' 'b']`. Raises `ValueError` for other names.
+    """
+    parts: list[str] = []
+    tokens = iter(tokenize.generate_tokens(io.StringIO(cell.strip()).readline))
+    literals = (token.STRING, token.NUMBER)
+    before: tokenize.TokenInfo | None = None
+    for item in tokens:
+        if item.type in (token.NEWLINE, tokenize.NL, token.ENDMARKER):
+            continue
+        if item.type == token.NAME and item.string == "dtype":
+            next(tokens), next(tokens)  # `=object`
+            continue
+        if item.type == token.NAME and item.string == "array":
+            continue
+        if item.type == token.NAME and item.string not in ("None", "True", "False", "nan"):
+            raise ValueError(item.string)
+        is_value = item.type in (*literals, token.NAME)
+        if before is not None and (
+            (is_value and before.type in (*literals, token.NAME))
+            or (item.string in "[(" and before.string in "])")
+        ):
+            parts.append(",")
+        parts.append("None" if item.string == "nan" else item.string)
+        before = item
+    return " ".join(parts)
+
+
+def _leaves(value: Any, at: str) -> Iterator[Any]:
+    value = _plain(value)
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item, at)
+    elif isinstance(value, dict) and "text" in value:
+        yield from _leaves(value["text"], at)
+    else:
+        yield value
+
+
+def _plain(value: Any) -> Any:
+    """numpy's scalars and arrays as Python's."""
+    return value.tolist() if type(value).__module__ == "numpy" else value
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"an object with {', '.join(map(str, list(value)[:4])) or 'nothing in it'}"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return f"{type(value).__name__} {shown(value)}"
+
+
+def _hint(value: Any) -> str:
+    if isinstance(value, bool):
+        return ": write the word that the answer should be, such as yes"
+    if isinstance(value, dict | list | tuple):
+        return "; write text, or name the file's layout in dataset.source.layout"
+    return "; write it as text"
