@@ -70,6 +70,13 @@ class PressNeed(Enum):
     query_in_prompt = "query_in_prompt"  # the question must be in what is compressed
 
 
+class Keeps(Enum):
+    """How many entries a press keeps of those that a budget asks for."""
+
+    asked = "asked"  # as many, but for rounding; a point that keeps another number fails
+    by_method = "by_method"  # another number, by its method: the point is told by what it kept
+
+
 class Measure(Enum):
     """Answers from shared, batched work, or latencies of requests that run alone."""
 
@@ -106,6 +113,18 @@ class Signals(Enum):
 
 
 @dataclass
+class Degenerate:
+    """At which prompts and budgets a press is not what its name says, and what it is instead.
+
+    `when` is an expression over `prompt_tokens`, `kept`, `asked` (`kept` before rounding) and the
+    arguments in the press's `method` (see `kvx.conditions`).
+    """
+
+    when: str = MISSING
+    reason: str = neutral(MISSING)
+
+
+@dataclass
 class PressConfig:
     """A compression method. `method` holds its `_target_` and arguments; null is the full cache."""
 
@@ -118,8 +137,12 @@ class PressConfig:
     degenerate_at_tokens: int = within(0, at_least=0)
     # prompts must be longer than this, or the press refuses them
     min_prompt_tokens: int = within(0, at_least=0)
-    # how far the measured number of kept entries may be from the asked one
+    # how far the measured number of kept entries may be from the asked one. Beyond a rounding of 1
+    # the point is told by what it kept
     tolerance_tokens: int = within(1, at_least=0)
+    keeps: Keeps = added(Keeps.asked)
+    # when else a point is degenerate, request by request
+    degenerate_when: list[Degenerate] = added([])
 
 
 @dataclass

@@ -28,6 +28,12 @@ class Submitted(Exception):  # noqa: N818
     """The work was handed to a queue and goes on without us (exit 0); says how to watch it."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of its message, or its type where it has none."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def shown(value: object) -> str:
     """`value` as it stands in such a line: its repr if that is short, else its type."""
     text = repr(value)

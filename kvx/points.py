@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kvx import conditions
 from kvx.config import (
     ADDED, IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, DecodingConfig, Measure,
 )  # fmt: skip
@@ -226,12 +227,20 @@ class Point:
             return 0.0
         return 1.0 - (budget.tokens + 0.5) / n_tokens  # the half guards against float rounding
 
-    def degenerate_reason(self, n_tokens: int) -> str | None:
-        """Why a prompt of `n_tokens` leaves this press too few entries to work as meant."""
-        kept, least = self.kept_tokens(n_tokens), self.config.press.degenerate_at_tokens
-        if kept == n_tokens or kept > least:
+    def degenerate_reason(self, n_tokens: int, measured: float | None = None) -> str | None:
+        """Why this press is not what it is meant to be with a prompt of `n_tokens`; None if it is.
+
+        `measured` are the entries per head that it kept, where that is known. Raises `UserError`
+        for a condition that cannot be evaluated.
+        """
+        press, ratio = self.config.press, self.compression_ratio(n_tokens)
+        kept, least = self.kept_tokens(n_tokens), press.degenerate_at_tokens
+        if kept == n_tokens:
             return None
-        return f"keeps {kept} entries, {self.config.press.name} needs more than {least}"
+        fewest = kept if measured is None else min(float(kept), measured)
+        if fewest <= least:
+            return f"keeps {fewest:g} entries, {press.name} needs more than {least}"
+        return conditions.reason(press, n_tokens, n_tokens * (1 - ratio), kept)
 
 
 @dataclass(frozen=True)

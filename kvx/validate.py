@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import date
 
-from kvx import limits
+from kvx import conditions, limits
 from kvx.config import (
     BudgetConfig,
     BudgetKind,
@@ -113,6 +113,7 @@ def _check_press(config: Config) -> None:
         raise UserError(f"press={press.name}: press.method needs a _target_, the press's class")
     if press.method is not None and "compression_ratio" in press.method:
         raise UserError(f"press={press.name}: set budget, not press.method.compression_ratio")
+    conditions.check(press)
     wants_eager = (
         PressNeed.attention_weights in press.needs and press.method is not None and not full
     )

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvx.analyze.columns import ByPoint, Columns, take
+from kvx.engines.base import ROUNDING
 from kvx.errors import UserError
 from kvx.points import OWN, told_guard
 from kvx.store.catalog import (
@@ -186,21 +187,57 @@ class Experiment:
         }
 
     def series_columns(self, point: PointRecord) -> dict[str, Any]:
-        """What every analysed row says about its point; a token budget has its mean fraction."""
+        """What every analysed row says about its point; a token budget has its mean fraction.
+
+        A press that keeps another number by its method stands at the budget that it kept.
+        """
         info = point.info
-        budget = info["budget"]
+        kept = self._kept_by_method.get(point.id)
+        label, budget = (info["budget_label"], info["budget"]) if kept is None else kept
         if budget is None:
             requests = self.of("requests", point.id)
-            kept = np.minimum(requests["compressed_tokens"], info["budget_tokens"])
-            budget = float((kept / requests["compressed_tokens"]).mean())
+            tokens = np.minimum(requests["compressed_tokens"], info["budget_tokens"])
+            budget = float((tokens / requests["compressed_tokens"]).mean())
         return {
             "variant_id": info["variant_id"], "variant": self.variant_labels[info["variant_id"]],
             "model": info["model"], "dataset": info["dataset"],
             "press": self.press_labels[point.id],
             "controller": self.controller_labels[point.id],
             "seed": info["seed"], "budget_kind": info["budget_kind"],
-            "budget_label": info["budget_label"], "budget": budget, "point_id": point.id,
+            "budget_label": label, "budget": budget, "point_id": point.id,
         }  # fmt: skip
+
+    @cached_property
+    def _kept_by_method(self) -> dict[str, tuple[str, float]]:
+        """Label and budget, as measured, of the points that keep another number than was asked.
+
+        Points that a controller alone tells apart share them: it decides nothing of the first cut.
+        """
+        requests = self.requests
+        others = set(requests.loc[keeps_another_number(requests), "point_id"])
+        alike: dict[tuple[Any, ...], list[PointRecord]] = defaultdict(list)
+        for point in self.points:
+            asked = point.info["budget_kind"], point.info["budget_label"]
+            of = point.info["variant_id"], point.info["seed"], self.press_labels[point.id]
+            alike[*of, *asked].append(point)
+        found = {}
+        for same in alike.values():
+            if others.isdisjoint(p.id for p in same):
+                continue
+            rows = requests[requests["point_id"].isin([p.id for p in same])]
+            entries = rows["kv_entries_effective"].astype(float)
+            budget = float((entries / rows["compressed_tokens"]).mean())
+            asked, tokens = same[0].info["budget_label"], same[0].info["budget_kind"] == "tokens"
+            kept = f"{entries.mean():.0f}t" if tokens else f"{budget:.3g}"
+            found |= {p.id: (f"{kept} (asked {asked})", budget) for p in same}
+        return found
+
+
+def keeps_another_number(requests: pd.DataFrame) -> "pd.Series[bool]":
+    """Of each request, whether more than rounding parts what was kept from what was asked."""
+    effective = requests["kv_entries_effective"].astype(float)
+    off = (effective - requests["kv_entries_nominal"].astype(float)).abs()
+    return off > ROUNDING  # what was not measured is not known to be another
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:

@@ -154,7 +154,11 @@ def certify(
         here = {i: own.of_bin(index) for i, own in losses.items()}
         counted = here[first.id]
         tests = [
-            _with_use(row, reader.devices.of(point, index))
+            _with_use(
+                # of a press that keeps another number by its method, what it kept
+                dataclasses.replace(row, budget=experiment.series_columns(point)["budget_label"]),
+                reader.devices.of(point, index),
+            )
             for row, point in zip(
                 tested(curve.points, here, settings.alpha, delta, p_value), curve.points,
                 strict=True,

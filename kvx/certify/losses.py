@@ -105,7 +105,7 @@ class LossReader:
         losses = np.where(theirs["has_response"], losses, np.nan)
         proved = ours["budget_verified"] & theirs["budget_verified"]
         obstacles = np.where(
-            ours["degenerate"], "degenerate: too few entries for this press",
+            ours["degenerate"], "degenerate: the press is not what it is meant to be",
             np.where(proved, "", "the budget is not verified"),
         )  # fmt: skip
         return PointLosses(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from kvx.config import Config
+from kvx.config import Config, Keeps, PressConfig
 from kvx.data.example import Example
 from kvx.guard.events import Guarded
 from kvx.hashing import digest
@@ -95,17 +95,35 @@ class Trace:
 class BudgetProof(StrEnum):
     """How it is known, or not, that a response was made with the asked budget.
 
-    Only the first two count as proof: what a probe finds says that a budget has some effect, not
+    Only the first three count as proof: what a probe finds says that a budget has some effect, not
     how much was kept.
     """
 
     MEASURED = "measured"  # in the cache, in this process
+    BY_METHOD = "by_method"  # measured or told by the server; the press keeps another number
     SERVER = "server"  # the server's own accounting, in the response
     PROBE_DIFFERS = "probe_differs"  # other tokens or log-probs at the lowest budget
     PROBE_SAME = "probe_same"  # the same tokens and log-probs: the budget is ignored
     PROBE_UNCLEAR = "probe_unclear"  # no log-probs, or they vary by themselves
     NOT_SENT = "not_sent"  # nothing in the requests tells budgets apart
     NONE = "none"  # the request failed, or the budget was not probed
+
+
+# entries by which rounding may part what is kept from what was asked
+ROUNDING = 1
+
+
+def kept_as_asked(press: PressConfig, asked: float, kept: float) -> BudgetProof | None:
+    """Whether entries `kept` are those that were `asked`; None if they contradict them.
+
+    Where they are not, but the press may keep another number, it is `BY_METHOD`.
+    """
+    off = abs(kept - asked)
+    if off <= min(ROUNDING, press.tolerance_tokens):
+        return BudgetProof.MEASURED
+    if press.keeps is Keeps.by_method or off <= press.tolerance_tokens:
+        return BudgetProof.BY_METHOD
+    return None
 
 
 @dataclass(frozen=True)

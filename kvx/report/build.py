@@ -101,7 +101,9 @@ def _context(
         "proof": proof.sentences(found),
         "controllers": _controllers(controller_stats),
         "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
-        "warnings": warnings(bin_stats, comparisons, left_out, known, config.analyze),
+        "warnings": warnings(
+            bin_stats, comparisons, left_out, known, config.analyze, requests
+        ),
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),

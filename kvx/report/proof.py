@@ -4,9 +4,12 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from kvx.analyze.frames import keeps_another_number
 from kvx.engines.base import BudgetProof
 
+# weakest first
 PROVED = {
+    BudgetProof.BY_METHOD: "measured in the cache of every response",
     BudgetProof.MEASURED: "measured in the cache of every response",
     BudgetProof.SERVER: "told by the server in every response",
 }
@@ -36,7 +39,7 @@ SHORT = {
     BudgetProof.MEASURED: "in the cache", BudgetProof.SERVER: "by the server",
     BudgetProof.PROBE_DIFFERS: "no: some effect", BudgetProof.PROBE_SAME: "no: ignored",
     BudgetProof.PROBE_UNCLEAR: "no: unclear", BudgetProof.NOT_SENT: "no: not sent",
-    BudgetProof.NONE: "no",
+    BudgetProof.NONE: "no", BudgetProof.BY_METHOD: "keeps by its method",
 }  # fmt: skip
 
 
@@ -44,6 +47,8 @@ def proofs(requests: pd.DataFrame) -> dict[str, list[BudgetProof]]:
     """The kinds of proof that each point's requests have."""
     known = requests["budget_verified"].map({True: BudgetProof.MEASURED, False: BudgetProof.NONE})
     kinds = requests["budget_proof"].fillna(known)  # rows of earlier versions do not say
+    other = requests["budget_verified"].astype(bool) & keeps_another_number(requests)
+    kinds = kinds.mask(other, BudgetProof.BY_METHOD)  # nor do they of a method's own number
     found = kinds.groupby(requests["point_id"]).unique()
     return {str(point): sorted(map(BudgetProof, values)) for point, values in found.items()}
 
@@ -51,18 +56,24 @@ def proofs(requests: pd.DataFrame) -> dict[str, list[BudgetProof]]:
 def sentences(found: dict[str, list[BudgetProof]]) -> list[str]:
     """One sentence per kind of missing proof, or a single one that all is proved."""
     kinds = {kind for several in found.values() for kind in several}
+    by_method = [p for p, several in found.items() if BudgetProof.BY_METHOD in several]
+    told = (
+        f"**By their method** {', '.join(by_method)} keep another number of entries than was asked "
+        "for; they stand here at the budget that was measured."
+    )
     if kinds <= set(PROVED):
-        how = " or ".join(text for kind, text in PROVED.items() if kind in kinds)
-        return [
-            f"Every budget of the {len(found)} points in this report was {how}, and none "
-            "contradicts what was asked."
-        ]
+        ways = dict.fromkeys(text for kind, text in PROVED.items() if kind in kinds)
+        how = " or ".join(ways)
+        whole = f"Every budget of the {len(found)} points in this report was {how}"
+        if by_method:
+            return [f"{whole}.", told]
+        return [f"{whole}, and none contradicts what was asked."]
     lines = ["**Not every budget is proved.**"]
     for kind, text in NOT_PROVED.items():
         points = [point for point, several in found.items() if kind in several]
         if points:
             lines.append(text.format(points=", ".join(points)))
-    return lines
+    return [*lines, told] if by_method else lines
 
 
 def short(kinds: Iterable[BudgetProof]) -> str:

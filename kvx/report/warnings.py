@@ -1,5 +1,6 @@
 """What a reader must know before believing a number."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -10,6 +11,8 @@ from kvx.report.words import token_range
 
 CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps answers from ending
 SMALL_BIN = 20
+REASONS = 2  # why a point is degenerate: the most frequent ones
+_KEEPS = re.compile(r"keeps [\d.]+ entries")
 
 
 def warnings(
@@ -18,10 +21,11 @@ def warnings(
     left_out: dict[str, str],
     caveats: Sequence[str],
     config: AnalyzeConfig,
+    requests: pd.DataFrame,
 ) -> list[str]:
     """Sentences, most serious first; empty if there is nothing to warn of.
 
-    `caveats` are what is to be said of hazard models.
+    `caveats` are what is to be said of hazard models, `requests` those of all points.
     """
     primary = stats[stats["primary"]]
     bins = primary[primary["bin"] != ALL_BINS]
@@ -34,7 +38,7 @@ def warnings(
         *_floor(full, config.baseline_floor),
         *_cap(full),
         *_cut(overall),
-        *_degenerate(overall),
+        *_degenerate(overall, requests),
         *_lost(overall),
         *_without_twin(overall, comparisons),
         *_small(bins),
@@ -90,13 +94,22 @@ def _cut(overall: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _degenerate(overall: pd.DataFrame) -> Iterator[str]:
+def _degenerate(overall: pd.DataFrame, requests: pd.DataFrame) -> Iterator[str]:
+    marked = requests[requests["degenerate"].astype(bool)]
     for _, row in overall[overall["n_degenerate"] > 0].iterrows():
+        reasons = marked.loc[marked["point_id"] == row["point_id"], "degenerate_reason"]
+        most = reasons.map(_without_numbers).value_counts().index
+        why = f" ({'; '.join(most[:REASONS])})" if len(most) else ""
         yield (
             f"**Degenerate point.** {row['point_id']}: in {row['n_degenerate']} of "
-            f"{row['n_requests']} requests the budget leaves {row['press']} fewer entries than it "
-            "needs to do what it is meant to. Do not count these as that press's quality."
+            f"{row['n_requests']} requests {row['press']} is not what it is meant to be{why}. Do "
+            "not count these as that press's quality."
         )
+
+
+def _without_numbers(reason: str) -> str:
+    """The same for requests that differ in how many entries they keep only."""
+    return _KEEPS.sub("keeps too few entries", str(reason))
 
 
 def _lost(overall: pd.DataFrame) -> Iterator[str]:

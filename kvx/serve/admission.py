@@ -62,7 +62,8 @@ def _plain(loaded: LoadedModel, job: Job) -> Admitted:
     if job.row is None:
         job.row = _row(job)
     row = job.row
-    row.position, row.kv = n, kv_use(prompt, n)
+    row.position, row.packed, row.kv = n, 0, kv_use(prompt, n)
+    row.pack(prompt.packed(n))
     prove_budget(point, row.kv)
     (bucket,) = caches.buckets
     following = [*rest, *row.tokens[:-1]]

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from kvx.cli import compose
 from kvx.config import BudgetConfig, BudgetKind, PressConfig, PressNeed, conf_dir
-from kvx.engines.kvpress.press import check_method
+from kvx.engines.kvpress.press_check import check_method
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.serve.errors import invalid

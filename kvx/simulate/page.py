@@ -83,8 +83,8 @@ def _recorded(single: pd.DataFrame, recorded: Recorded) -> str:
     )
     if degenerate:
         text += (
-            f" {plural(degenerate, 'response')} are of a budget that leaves the press too few "
-            "entries to work as meant (degenerate)."
+            f" {plural(degenerate, 'response')} are degenerate: at that budget and length "
+            "the press is not what it is meant to be."
         )
     return text
 

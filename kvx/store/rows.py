@@ -18,7 +18,8 @@ def request_row(response: Response, finished: datetime) -> Row:
     """One row of `requests`."""
     request: Request = response.request
     entry, timing, kv = request.entry, response.timing, response.kv
-    reason = request.point.degenerate_reason(entry.compressed_tokens)
+    measured = None if kv is None else kv.entries_effective
+    reason = request.point.degenerate_reason(entry.compressed_tokens, measured)
     row: Row = {
         "request_id": request.id, "point_id": request.point.id, "example_id": entry.example_id,
         "cluster": entry.cluster, "bin": entry.bin, "context_tokens": entry.context_tokens,

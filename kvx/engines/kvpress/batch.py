@@ -11,7 +11,15 @@ import torch
 from kvx.config import Config, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
-from kvx.engines.base import KVUse, PointFailed, PointWork, Response, seed_of
+from kvx.engines.base import (
+    BudgetProof,
+    KVUse,
+    PointFailed,
+    PointWork,
+    Response,
+    kept_as_asked,
+    seed_of,
+)
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.forward import question
@@ -20,6 +28,7 @@ from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.masked import decode_masked, prefill_masked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit, TraceObserver
+from kvx.engines.kvpress.parts import press_line
 from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
 from kvx.engines.kvpress.probe import mean_share, probes, reference_of
@@ -101,13 +110,19 @@ class Batch:
                 if self.share and not runs_alone(item.point):
                     together.setdefault(name, []).append(request)
                 else:
-                    size = self.cost.of(item.point, request)
-                    found.append(Chunk(example, (request,), size, alone=True))
+                    found.append(self._alone(request, example))
         for name, requests in together.items():
             found += chunks(
                 examples[name], requests, self.cost, self.cap_bytes, self._probed(requests)
             )
         return sorted(found, key=lambda c: order[c.example.example_id])
+
+    def _alone(self, request: Request, example: Example) -> Chunk:
+        """A request that shares its prefill with no other, but for what it is compared with."""
+        size = self.cost.of(request.point, request)
+        if self._probed([request]):
+            size += request.entry.prompt_tokens * self.cost.entry_bytes
+        return Chunk(example, (request,), size, alone=True)
 
     def _probed(self, requests: Sequence[Request]) -> bool:
         """Whether these are compared with the full cache before their first token."""
@@ -215,8 +230,7 @@ class Batch:
             yield replace(reason, request=requests[0])
             return
         for request in requests:
-            size = self.cost.of(request.point, request)
-            yield from self.start(Chunk(example, (request,), size, alone=True))
+            yield from self.start(self._alone(request, example))
             while self.decoder.rows:
                 yield from self.go_on()
 
@@ -240,7 +254,7 @@ class Batch:
                     PointPress(request.point, n),
                     request.point.kept_tokens(n),
                     RandomStream(seed, self.loaded.device),
-                    watched=probing and not alone,
+                    watched=probing,
                     shadow=None if guard is None else shadow_of(guard, shadow),
                 )
             )
@@ -249,7 +263,7 @@ class Batch:
                 Row(request, n, generator=generator, decoding=request.decoding, guard=guard)
             )
         reference = reference_of([p.kept_tokens for p in prompts], n) if probing else None
-        if probing and reference is None and not alone:
+        if probing and reference is None:
             # a full cache to compare with that answers no request
             reference = len(running)
             stream = RandomStream(seed_of(requests[0]), self.loaded.device)
@@ -257,10 +271,17 @@ class Batch:
             running.append(Row(requests[0], n))
         # one example, so one limit for all of them
         new_tokens = requests[0].max_new_tokens
-        caches = prefill(self.loaded, parts.compressed_ids, prompts, len(rest) + new_tokens, alone)
+        room, ids = len(rest) + new_tokens, parts.compressed_ids
+        caches = prefill(self.loaded, ids, prompts[:1] if alone else prompts, room, alone)
+        hidden = [caches.hidden] * len(running)
+        if alone and len(prompts) > 1:
+            full_cache = prefill(self.loaded, ids, prompts[1:], room, alone=False)
+            hidden[1:] = [full_cache.hidden]
+            caches = caches.beside(full_cache)
         for prompt, row in zip(prompts, running, strict=True):
+            row.pack(prompt.packed(n))
             if row.guard is not None:
-                ids, press = parts.compressed_ids, row.request.point.config.press.name
+                press = row.request.point.config.press.name
                 source = source_of(self.loaded, ids, prompt, row.guard, caches.hidden)
                 row.origin = Origin(source, n, rest, new_tokens, press)
         buckets = []
@@ -275,11 +296,14 @@ class Batch:
             if rows:
                 buckets.append((bucket, rows))
         rows = [row for _, members in buckets for row in members]
-        if rest and rows:
+        if not rows:
+            return
+        if rest:
             keep = PROBE_TOKENS if probing else 1
             logits = question(self.loaded, [bucket for bucket, _ in buckets], rows, rest, keep)
         else:
-            logits = self.loaded.model.lm_head(caches.hidden).expand(len(rows), 1, -1)
+            of = {id(row): last for row, last in zip(running, hidden, strict=True)}
+            logits = torch.stack([self.loaded.model.lm_head(of[id(row)])[None] for row in rows])
         full = None if reference is None else running[reference]
         seen = {id(row): i for i, row in enumerate(rows)}
         found = probes(logits, seen.get(id(full)))
@@ -318,17 +342,27 @@ class Batch:
 
     @torch.inference_mode()
     def _masked(self, request: Request, parts: PromptParts) -> Response:
-        point, n = request.point, len(parts.compressed_ids)
+        point, n, loaded = request.point, len(parts.compressed_ids), self.loaded
         press = PointPress(point, n).build()
-        seed = seed_of(request)
+        seed, probing = seed_of(request), self._probed([request])
+        keep, beside = PROBE_TOKENS if probing else 1, None
+        if probing and press is not None:
+            beside = prefill_masked(loaded, parts, None, n, keep).logits
+        with RandomStream(seed, loaded.device).drawing():
+            kept = point.kept_tokens(n)
+            prompt = prefill_masked(loaded, parts, press, kept, keep, watched=probing)
+        prove_budget(point, prompt.kv)
         generator = torch.Generator().manual_seed(seed)
-        row = Row(request, parts.n_tokens, generator=generator, decoding=request.decoding)
-        with RandomStream(seed, self.loaded.device).drawing():
-            cache, logits, kv = prefill_masked(self.loaded, parts, press, point.kept_tokens(n))
-        prove_budget(point, kv)
-        first = Prefill(logits, parts.n_tokens, n)
-        decode_masked(self.loaded, row, cache, first, self.config.decoding, self.observers)
-        row.kv = kv
+        row = Row(
+            request, parts.n_tokens, generator=generator, kv=prompt.kv, decoding=request.decoding
+        )
+        row.pack(parts.n_tokens - prompt.position)
+        probe = None
+        if probing:
+            both = torch.stack([prompt.logits if beside is None else beside, prompt.logits])
+            probe = probes(both, 0)[1]
+        first = Prefill(prompt.logits[-1], parts.n_tokens, n, probe, prompt.evicted)
+        decode_masked(loaded, row, prompt.cache, first, self.config.decoding, self.observers)
         return self._response(row)
 
     def _fail(self, point: Point, message: str) -> PointFailed:
@@ -355,6 +389,7 @@ class Batch:
             error_message=f"stopped after {limit_s:g} s" if timed_out else None,
             kv=kv_at_end(row.kv, row, row.request.entry.compressed_tokens),
             budget_verified=True,
+            budget_proof=prove_budget(row.request.point, row.kv),
             trace=None if self.traces is None else self.traces.trace(row),
             guard=None if row.guard is None else row.guard.result(bytes_host(row)),
         )
@@ -363,7 +398,7 @@ class Batch:
 def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int) -> KVUse:
     """What a finished row's cache took at its peak: its highest budget, and what was appended."""
     per_entry = kv.bytes_physical / kv.entries_physical
-    peak = kv.bytes_physical + (row.position - compressed_tokens) * per_entry
+    peak = kv.bytes_physical + (row.position + row.packed - compressed_tokens) * per_entry
     if row.guard is not None:
         rest = len(row.origin.rest_ids) if row.origin is not None else 0
         for budget, tokens in row.guard.longest.items():
@@ -377,17 +412,20 @@ def bytes_host(row: Row) -> int:
     return row.origin.source.bytes if row.origin is not None and row.origin.source else 0
 
 
-def prove_budget(point: Point, kv: KVUse) -> None:
-    """A budget is proved, not labelled.
+def prove_budget(point: Point, kv: KVUse) -> BudgetProof:
+    """A budget is proved, not labelled: how it is.
 
     Raises `BudgetContradictedError` if the cache holds something else than was asked.
     """
-    off = abs(kv.entries_effective - kv.entries_nominal)
-    if off > point.config.press.tolerance_tokens:
+    press, kept = point.config.press, kv.entries_effective
+    found = kept_as_asked(press, kv.entries_nominal, kept)
+    if found is None:
         raise BudgetContradictedError(
-            f"press={point.config.press.name} was asked to keep {kv.entries_nominal:g} KV entries "
-            f"per head and kept {kv.entries_effective:g}; the budget is not what its label says"
+            f"press={press.name} was asked to keep {kv.entries_nominal:g} KV entries per head and "
+            f"kept {kept:g}; the budget is not what its label says. If the method counts otherwise "
+            "(whole chunks), set press.keeps=by_method: its points are then told by what they kept"
         )
+    return found
 
 
 def failure(request: Request, error: Exception) -> Response:
@@ -395,4 +433,6 @@ def failure(request: Request, error: Exception) -> Response:
     reason = str(error).splitlines()[0] if str(error) else ""
     message = f"{type(error).__name__}: {reason}"
     kind = classify_error(message)
+    if (line := press_line(error)) is not None:
+        message = f"{message.rstrip(': ')} (press={request.point.config.press.name}, {line})"
     return Response(request, None, error_type=kind.value, error_message=message)

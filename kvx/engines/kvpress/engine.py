@@ -13,7 +13,7 @@ from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.measure import entry_bytes, free_bytes
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
-from kvx.engines.kvpress.press import check_press
+from kvx.engines.kvpress.press_check import check_on_model, check_press
 from kvx.engines.kvpress.schedule import RowCost, check_fits
 from kvx.points import Point, Request
 
@@ -38,6 +38,9 @@ class KVPressEngine:
     def check(self, points: Sequence[Point]) -> None:
         for point in points:
             check_press(point)
+        methods = {repr(point.config.press.method): point for point in points}
+        for point in methods.values():
+            check_on_model(point, self.loaded.model)
         for point in points:
             self.loaded.set_attention(resolve_attention(point.config))
         if self.config.engine.max_cache_gib is None:

@@ -6,6 +6,7 @@ through them; nothing is saved by such a press, and nothing can be shared.
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,26 +18,52 @@ from kvx.engines.base import KVUse
 from kvx.engines.kvpress.decode import Sampler, take
 from kvx.engines.kvpress.measure import cache_bytes, cache_entries, clear_masks, masked_entries
 from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.parts import packs
+from kvx.engines.kvpress.prefill import told_head_size, watch
+from kvx.engines.kvpress.probe import mean_share
 from kvx.engines.kvpress.rows import Prefill, Rebuild, Row, StepObserver
 
 
+@dataclass(frozen=True)
+class Masked:
+    """A prompt in transformers' cache: what is left of it, and logits [tokens, vocab] of the last.
+
+    `position` is that of the next token, `evicted` the share of its score mass that went, where
+    that was looked at.
+    """
+
+    cache: Any
+    logits: torch.Tensor
+    kv: KVUse
+    position: int
+    evicted: float | None = None
+
+
 def prefill_masked(
-    loaded: LoadedModel, parts: PromptParts, press: Any | None, kept_tokens: int
-) -> tuple[Any, torch.Tensor, KVUse]:
-    """The prompt as kvpress's pipeline runs it: cache, first-token logits [vocab], what is left."""
+    loaded: LoadedModel,
+    parts: PromptParts,
+    press: Any | None,
+    kept_tokens: int,
+    keep: int = 1,
+    watched: bool = False,
+) -> Masked:
+    """The prompt as kvpress's pipeline runs it, with logits of its last `keep` tokens."""
     model, n = loaded.model, len(parts.compressed_ids)
     clear_masks(model)
     cache = DynamicCache()
     ids = torch.tensor([parts.compressed_ids], device=loaded.device)
-    with press(model) if press is not None else contextlib.nullcontext():
+    evicted = watch(press) if watched and press is not None else None
+    with told_head_size(model), press(model) if press is not None else contextlib.nullcontext():
         hidden = model.model(input_ids=ids, past_key_values=cache).last_hidden_state
-    kv = _measure(model, cache, n, kept_tokens)
+    kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
+    start = cache.get_seq_length() if press is not None and packs(press) else n
     if not parts.rest_ids:
-        return cache, model.lm_head(hidden[0, -1]), kv
+        return Masked(cache, model.lm_head(hidden[0, -1:]), kv, start, share)
     rest = torch.tensor([parts.rest_ids], device=loaded.device)
-    positions = torch.arange(n, n + rest.shape[1], device=loaded.device)[None]
-    out = model(input_ids=rest, past_key_values=cache, position_ids=positions, logits_to_keep=1)
-    return cache, out.logits[0, -1], kv
+    end = start + rest.shape[1]
+    positions = torch.arange(start, end, device=loaded.device)[None]
+    out = model(input_ids=rest, past_key_values=cache, position_ids=positions, logits_to_keep=keep)
+    return Masked(cache, out.logits[0], kv, end, share)
 
 
 def decode_masked(

@@ -19,9 +19,13 @@ from kvx.engines.kvpress.cache import KV, Bucket
 from kvx.engines.kvpress.lengths import group_by_length
 from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.parts import packs
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.shadow import FULL, RowShadow, Scores
 from kvx.engines.kvpress.streams import RandomStream
+
+
+_ABSENT = object()
 
 
 class RowPress(Protocol):
@@ -55,9 +59,14 @@ class PromptRow:
     watched: bool = False
     evicted: EvictedMass | None = None
     shadow: RowShadow | None = None
+    packs: bool = False  # whether its press moved what it kept to the first positions
     entries: list[int] = field(default_factory=list)  # per layer
     bytes: int = 0  # of keys and values, all layers
     error: Exception | None = None
+
+    def packed(self, n_tokens: int) -> int:
+        """Positions before the text that goes on which the press gave up, of `n_tokens`."""
+        return n_tokens - self.entries[0] if self.packs else 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,12 @@ class PromptCaches:
     buckets: list[Bucket]
     rows: list[list[int]]
     hidden: torch.Tensor
+
+    def beside(self, other: "PromptCaches") -> "PromptCaches":
+        """Both, with the rows of the `other` counted after these."""
+        n = sum(len(members) for members in self.rows)
+        moved = [[n + index for index in members] for members in other.rows]
+        return PromptCaches(self.buckets + other.buckets, self.rows + moved, self.hidden)
 
 
 def prefill(
@@ -96,13 +111,13 @@ def prefill(
     batch = torch.tensor([list(ids)], device=loaded.device)
     if alone:
         (row,) = rows
-        with row.stream.drawing(), _own_press(loaded.model, row):
+        with row.stream.drawing(), told_head_size(loaded.model), _own_press(loaded.model, row):
             out = loaded.model.model(input_ids=batch, past_key_values=cache)
         for index, layer in enumerate(cache.layers):
             store(index, [(layer.keys, layer.values)])
             layer.keys = layer.values = None  # the bucket has it now
     else:
-        with _compressing(loaded.model, cache, rows, store):
+        with told_head_size(loaded.model), _compressing(loaded.model, cache, rows, store):
             out = loaded.model.model(input_ids=batch, past_key_values=cache)
     hidden = out.last_hidden_state[0, -1].clone()  # not all of them: shadows keep it
     for row in rows:
@@ -114,8 +129,50 @@ def prefill(
 @contextlib.contextmanager
 def _own_press(model: Any, row: PromptRow) -> Iterator[None]:
     press = None if row.press is None else row.press.build()
-    with contextlib.nullcontext() if press is None else press(model):
+    if press is None:
         yield
+        return
+    row.packs = packs(press)
+    if row.watched:
+        row.evicted = watch(press)
+    with press(model):
+        yield
+
+
+def watch(press: Any) -> EvictedMass | None:
+    """Looks at what `press` drops inside its own context; None for one that gives no scores."""
+    if not hasattr(press, "score"):
+        return None
+    evicted, compress = EvictedMass(press), press.compress
+
+    def watched(*args: Any, **kwargs: Any) -> KV:
+        kept: KV = compress(*args, **kwargs)
+        evicted.kept(kept[0].shape[2])
+        return kept
+
+    press.compress = watched
+    return evicted
+
+
+@contextlib.contextmanager
+def told_head_size(model: Any) -> Iterator[None]:
+    """The model's configuration says how large a head is, where it leaves that to be worked out.
+
+    CriticalKV reads it there. Qwen2, among others, has it on its attention modules only.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "head_dim", None) is not None:
+        yield
+        return
+    before = vars(config).get("head_dim", _ABSENT)
+    config.head_dim = config.hidden_size // config.num_attention_heads
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            del config.head_dim
+        else:
+            config.head_dim = before
 
 
 @contextlib.contextmanager
@@ -133,6 +190,7 @@ def _compressing(
     scores = SharedScores()
     presses = [_made(model, row, None, scores) for row in rows]
     for row, press in zip(rows, presses, strict=True):
+        row.packs = press is not None and packs(press)
         if hasattr(press, "score") and row.watched:
             row.evicted = EvictedMass(press)
     shadows = {id(r.shadow.prompt): r.shadow.prompt for r in rows if r.shadow is not None}

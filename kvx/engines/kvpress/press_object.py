@@ -1,28 +1,15 @@
 """A press that somebody made: can it be guarded, and copies of it at any budget."""
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import kvpress
 from kvpress import BasePress
 
-from kvx.errors import ArgumentError, shown
+from kvx.engines.kvpress.parts import DECODING, MASKING, packs, parts_of
+from kvx.errors import ArgumentError, first_line, shown
 
 INSTEAD = "use an evicting press such as SnapKVPress, KnormPress or ExpectedAttentionPress"
-# those that hide entries in `compress`; the others have a forward hook of their own
-MASKING = tuple(
-    getattr(kvpress, name)
-    for name in (
-        "AdaKVPress", "CriticalAdaKVPress", "DMSPress", "DuoAttentionPress", "FastKVzipPress",
-        "KVzipPress", "LUKVPress",
-    )
-    if hasattr(kvpress, name)
-)  # fmt: skip
-DECODING = (kvpress.DecodingPress, kvpress.PrefillDecodingPress)
-
-
 @dataclass(frozen=True)
 class ObjectPress:
     """Copies of `press`, with the compression ratio it was given or another budget's.
@@ -61,12 +48,17 @@ def object_press(press: Any) -> ObjectPress:
     """`press`, checked. Raises `ArgumentError` saying why it cannot be guarded."""
     if not isinstance(press, BasePress):
         raise ArgumentError(f"press={shown(press)}: is no kvpress press object; {INSTEAD}")
-    for part in _parts(press):
+    for part in parts_of(press):
         _check_kind(part)
     name = type(press).__name__
+    if packs(press):
+        raise ArgumentError(
+            f"press={name}: moves what it keeps to other positions, so the rest cannot come back "
+            f"to its own; {INSTEAD}"
+        )
     try:
         ratio = float(press.compression_ratio)
-    except (AttributeError, TypeError, ValueError):
+    except (AssertionError, AttributeError, TypeError, ValueError):
         raise ArgumentError(
             f"press={name}: has no compression_ratio, so no budget; {INSTEAD}"
         ) from None
@@ -75,9 +67,8 @@ def object_press(press: Any) -> ObjectPress:
     try:
         deepcopy(press).compression_ratio = 0.5
     except Exception as error:  # AttributeError, or what somebody's setter raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArgumentError(
-            f"press={name}: its budget cannot be raised ({reason}); {INSTEAD}"
+            f"press={name}: its budget cannot be raised ({first_line(error)}); {INSTEAD}"
         ) from None
     return ObjectPress(press)
 
@@ -100,12 +91,3 @@ def _check_kind(press: Any) -> None:
                 f"press={name}: has a {method} of its own, which may change the forward pass: what "
                 f"it drops is not known to be the full cache's; {INSTEAD}"
             )
-
-
-def _parts(press: Any) -> Iterator[Any]:
-    """The press and those it wraps."""
-    yield press
-    for value in vars(press).values():
-        for item in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(item, BasePress):
-                yield from _parts(item)

@@ -55,7 +55,8 @@ class Origin:
 class Row:
     """One running sequence.
 
-    `position` is the logical position of the next token (prompt length + i). `decoding` is its own
+    `position` is the logical position of the next token: prompt length + i, less the positions that
+    a press `packed` away (see `pack`). `decoding` is its own
     where rows beside it are decoded otherwise; `ignore_stop` lets it go on after a stop token. With
     a `guard` it may be taken back and go on with another budget, which needs an `origin`. Nobody's
     request is `asked` where the library decodes.
@@ -67,11 +68,17 @@ class Row:
     finish_reason: str | None = None  # stop | length | what a Stop action said
     generator: torch.Generator | None = None
     kv: KVUse | None = None  # of the prompt
+    packed: int = 0
     decoding: DecodingConfig | None = None
     ignore_stop: bool = False
     guard: SequenceGuard | None = None
     origin: Origin | None = None
     started: float = field(default_factory=time.perf_counter)  # seconds on that clock
+
+    def pack(self, positions: int) -> None:
+        """Its press moved what it kept to the first positions: the text goes on behind them."""
+        self.position -= positions
+        self.packed += positions
 
     @property
     def request(self) -> Request:

@@ -7,7 +7,7 @@ memory.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvx.config import PressNeed
+from kvx.config import Keeps, PressNeed
 from kvx.data.example import Example
 from kvx.engines.kvpress.lengths import padded
 from kvx.errors import UserError
@@ -34,8 +34,10 @@ class RowCost:
         entry = request.entry
         kept = entry.compressed_tokens
         guarded = point.guarded  # may be given its whole prompt
-        if not self.full and not guarded and PressNeed.masks not in point.config.press.needs:
-            asked = point.kept_tokens(kept) + point.config.press.tolerance_tokens
+        press = point.config.press
+        counts = press.keeps is Keeps.asked and PressNeed.masks not in press.needs
+        if not self.full and not guarded and counts:
+            asked = point.kept_tokens(kept) + press.tolerance_tokens
             kept = min(kept, padded(asked))
         room = entry.prompt_tokens - entry.compressed_tokens
         entries = kept + room + request.max_new_tokens

@@ -170,7 +170,7 @@ async def _answer(session: Session, request: Request, example: Example, known: F
         timing=reply.timing,
         kv=None if said is None else said.kv,
         budget_verified=said is not None,
-        budget_proof=known.proof if said is None else BudgetProof.SERVER,
+        budget_proof=known.proof if said is None else proof.of_accounting(request, said),
         trace=reply.trace,
         machine=route(request.point).url,
     )

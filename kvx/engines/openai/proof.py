@@ -7,7 +7,7 @@ from typing import Any
 
 from kvx.config import BudgetConfig, PressConfig
 from kvx.data.example import Example
-from kvx.engines.base import BudgetProof, PointWork
+from kvx.engines.base import BudgetProof, PointWork, kept_as_asked
 from kvx.engines.openai.body import Route, budget_of, route
 from kvx.engines.openai.fault import line
 from kvx.engines.openai.reply import Accounting, Reply
@@ -41,12 +41,21 @@ def contradiction(request: Request, said: Accounting, split_is_ours: bool) -> st
     if split_is_ours and abs(full - compressed) > tolerance:
         return f"{compressed} tokens were to be compressed, the server compressed {full}"
     kept = point.kept_tokens(full)
-    if abs(kv.entries_effective - kept) > tolerance:
+    if kept_as_asked(press, kept, kv.entries_effective) is None:
         return (
             f"press={press.name} was asked to keep {kept} KV entries per head and the server kept "
             f"{kv.entries_effective:g}; the budget is not what its label says"
         )
     return None
+
+
+def of_accounting(request: Request, said: Accounting) -> BudgetProof:
+    """How an accounting that does not contradict what was asked proves the budget."""
+    kv = said.kv
+    full = round(kv.entries_physical * kv.bytes_full / kv.bytes_physical)
+    kept = request.point.kept_tokens(full)
+    found = kept_as_asked(request.point.config.press, kept, kv.entries_effective)
+    return BudgetProof.BY_METHOD if found is BudgetProof.BY_METHOD else BudgetProof.SERVER
 
 
 def _other_parameters(press: PressConfig, said: Any) -> str | None:
