@@ -10,7 +10,14 @@ from typing import Any
 
 from kvx import conditions
 from kvx.config import (
-    ADDED, IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, DecodingConfig, Measure,
+    ADDED,
+    IDENTITY,
+    RECORDED,
+    BudgetConfig,
+    BudgetKind,
+    Config,
+    DecodingConfig,
+    Measure,
 )  # fmt: skip
 from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.data.manifest import Entry, Manifest
