@@ -9,7 +9,7 @@ from types import ModuleType
 def _import_fire() -> None:
     """Import `fire`, which kvpress needs, where Python has no `pipes` any more.
 
-    kvpress 0.5 caps fire below 0.7, and fire 0.6 imports `pipes`, which Python 3.13 removed. It uses
+    kvpress 0.5 caps fire below 0.7, and fire 0.6 imports `pipes`, which Python 3.13 removed, for
     `pipes.quote`, the older name of `shlex.quote`. The stand-in is there during this import alone.
     """
     if "pipes" in sys.modules or "fire" in sys.modules:
