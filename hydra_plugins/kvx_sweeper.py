@@ -25,6 +25,7 @@ class KvxSweeper(BasicSweeper):  # type: ignore[misc, unused-ignore]
     def _parse_config(self) -> list[str]:
         """The sweep of an experiment's file, read as the command line is."""
         params = understood(super()._parse_config())
+        assert self.config is not None
         refuse_sweeps(self.config.hydra.job.name, params)
         return params
 

@@ -37,8 +37,8 @@ def _rewritten(argument: str) -> list[str]:
         return ["budget=tokens", "budget.tokens=" + ",".join(kinds["tokens"])]
     if kinds["options"]:
         return [argument]
-    if isinstance(override.value(), RangeSweep):
-        _check_range(argument, override.value(), kinds["fractions"])
+    if isinstance(asked := override.value(), RangeSweep):
+        _check_range(argument, asked, kinds["fractions"])
     return ["budget.ratio=" + ",".join(map(exact, kinds["fractions"]))]
 
 

@@ -28,7 +28,7 @@ from kvx.arguments import (
     understood,
     with_workers,
 )
-from kvx.config import Config, conf_dir, register
+from kvx.config import Config, conf_dir, register, shared_store
 from kvx.errors import RunFailedError, Submitted, UserError
 from kvx.messages import explain
 from kvx.overrides import parse
@@ -85,7 +85,8 @@ def compose(*overrides: str, stage: str = "run") -> Config:
 
     register()
     try:
-        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        folder = str(conf_dir().resolve())
+        with shared_store(), initialize_config_dir(folder, version_base="1.3"):
             cfg = hydra_compose(stage, understood(list(overrides)))
         return to_config(cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -106,7 +107,6 @@ def checked(configs: Sequence[Config], points: bool = True) -> list[Config]:
     alone it has the one budget 1.0.
     Without `points` the fields that only make sense for a point (press, budget) are not checked.
     """
-    from kvx.swept import refuse_dropped
     from kvx.validate import check, full_cache, wants_less_of_the_full_cache
 
     configs = list(configs)
@@ -114,6 +114,14 @@ def checked(configs: Sequence[Config], points: bool = True) -> list[Config]:
         configs = [full_cache(c) if wants_less_of_the_full_cache(c) else c for c in configs]
     for config in configs:
         check(config, points)
+    return configs
+
+
+def _requested(configs: Sequence[Config], points: bool) -> list[Config]:
+    """`checked`, and what a command line asks for is all there: nothing of it is dropped."""
+    from kvx.swept import refuse_dropped
+
+    configs = checked(configs, points)
     if points:
         refuse_dropped(configs)
     return configs
@@ -128,7 +136,7 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
     def attempt(configs: Callable[[], Sequence[Config]], pool: Any) -> None:
         extra = {"pool": pool} if takes_pool and pool is not None else {}
         try:
-            function(checked(configs(), points), **extra)
+            function(_requested(configs(), points), **extra)
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
 
@@ -158,9 +166,9 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and exiting
     try:
-        hydra.main(config_path=str(conf_dir().resolve()), config_name=name, version_base="1.3")(
-            task
-        )()
+        folder = str(conf_dir().resolve())
+        with shared_store():
+            hydra.main(config_path=folder, config_name=name, version_base="1.3")(task)()
     finally:
         sys.argv = before
         if full_error is None:

@@ -5,7 +5,9 @@ results and are left out of its id (see `kvx.points`). This module imports no to
 `--help` and `--cfg job` stay fast.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -429,16 +431,33 @@ def conf_dir() -> Path:
 
 
 def register() -> None:
-    """Make the schema and the resolvers known to Hydra; safe to call more than once."""
+    """Make the schema and the resolvers known to Hydra; safe to call more than once.
+
+    All names begin with `kvx_`: the store and the resolvers are shared with a user's own code.
+    """
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    store.store(group="schema/engine", name="openai", node=OpenAIConfig)
-    # Hydra copies the whole store for every composition and for every group --help lists; the store
-    # itself copies each node it hands out, so sharing it is safe and halves the start-up time
-    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+    store.store(name="kvx_schema", node=Config)
+    store.store(group="kvx_schema/engine", name="openai", node=OpenAIConfig)
     OmegaConf.register_new_resolver("kvx_cache", lambda: str(cache_dir()), replace=True)
     OmegaConf.register_new_resolver("kvx_package", lambda: str(package_dir()), replace=True)
     OmegaConf.register_new_resolver("kvx_env", _from_environment, replace=True)
+
+
+@contextlib.contextmanager
+def shared_store() -> Iterator[None]:
+    """While kvx composes: Hydra's store is not copied.
+
+    Hydra copies all of it for every composition and for every group that --help lists. It also
+    copies each node it hands out, so sharing it is safe, and halves the start-up time.
+    """
+    if "__deepcopy__" in vars(ConfigStore):  # within another composition, or the user's own
+        yield
+        return
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
 
 
 register()

@@ -69,10 +69,10 @@ def fields_of(section: str) -> dict[str, Field]:
     """The fields of the part of a configuration with this dotted name, whichever engine it has."""
     classes: tuple[type, ...] = (Config,)
     for part in section.split(".") if section else ():
-        found = [f for c in classes for f in dataclasses.fields(c) if f.name == part]  # type: ignore[arg-type]
+        found = [f for c in classes for f in dataclasses.fields(c) if f.name == part]
         inner = {cls for f in found if (cls := _dataclass(f.type)) is not None}
         classes = ENGINES if EngineConfig in inner else tuple(inner)
-    return {f.name: f for c in classes for f in dataclasses.fields(c)}  # type: ignore[arg-type]
+    return {f.name: f for c in classes for f in dataclasses.fields(c)}
 
 
 def _dataclass(annotation: Any) -> type | None:
@@ -108,4 +108,4 @@ def _unknown(node: Any, path: str) -> Iterator[tuple[str, str, list[str]]]:
         if known is not None and key not in known:
             yield path, str(key), known
         else:
-            yield from _unknown(node._get_node(key), f"{path}.{key}" if path else str(key))
+            yield from _unknown(node._get_node(key), f"{path}.{key!s}" if path else str(key))

@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
@@ -42,10 +43,12 @@ def readable(argument: str) -> str:
             return argument
         return f"{key}={','.join(map(_quoted, text.split(',')))}"
     value = override.value()
-    several = isinstance(value, ChoiceSweep) and value.simple_form
-    values = list(value.list) if several else [value]
+    values: list[Any] = [value]
+    texts = [text]
+    if isinstance(value, ChoiceSweep) and value.simple_form:
+        values, texts = list(value.list), text.split(",")
     if any(isinstance(v, int | float) for v in values) and _is_text(key.lstrip("+")):
-        return f"{key}={','.join(map(_quoted, text.split(',') if several else [text]))}"
+        return f"{key}={','.join(map(_quoted, texts))}"
     return argument
 
 

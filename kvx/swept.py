@@ -15,6 +15,7 @@ from kvx.controller_config import ControllerKind, Shadow
 from kvx.errors import UserError
 from kvx.fields import fields_of
 from kvx.points import resolved
+from kvx.words import exact
 
 # neutral by name, but what they lead to is not: other weights, another folder of results; a point
 # that is asked for both measures gets both
@@ -70,17 +71,17 @@ def refuse_dropped(configs: Sequence[Config]) -> None:
 def _refuse_unused_budgets(configs: Sequence[Config]) -> None:
     """Raises `UserError` for a number of tokens, or a fraction, that no point of a sweep reads."""
     kinds = {c.budget.kind for c in configs}
-    tokens = {c.budget.tokens for c in configs} - {None}
-    ratios = {c.budget.ratio for c in configs} - {1.0}
+    tokens = sorted({c.budget.tokens for c in configs if c.budget.tokens is not None})
+    ratios = sorted({c.budget.ratio for c in configs} - {1.0})
     if tokens and kinds == {BudgetKind.ratio}:
         raise UserError(
-            f"budget.tokens={min(tokens)}: is read with budget=tokens only; add it, or type "  # type: ignore[type-var]
-            f"budget={min(tokens)}t"  # type: ignore[type-var]
+            f"budget.tokens={tokens[0]}: is read with budget=tokens only; add it, or type "
+            f"budget={tokens[0]}t"
         )
     if ratios and kinds == {BudgetKind.tokens}:
         raise UserError(
-            f"budget.ratio={max(ratios)}: is not read with budget=tokens; add budget=ratio, or "
-            "leave it out"
+            f"budget.ratio={exact(ratios[-1])}: is not read with budget=tokens; add budget=ratio, "
+            "or leave it out"
         )
 
 

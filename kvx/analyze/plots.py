@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -134,13 +131,8 @@ def by_bin(
     with mpl.rc_context(STYLE):
         columns = min(3, len(names))
         lines = -(-len(names) // columns)
-        figure, axes = plt.subplots(
-            lines,
-            columns,
-            figsize=(max(5.2, 4.0 * columns), 3.4 * lines),
-            sharey=True,
-            squeeze=False,
-        )
+        figure = new_figure(max(5.2, 4.0 * columns), 3.4 * lines)
+        axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
         for axis, name in zip(axes.flat, names, strict=False):
             present = [b for b in budgets if (name, b) in cut]
             panel = []
@@ -182,7 +174,8 @@ def by_budget(frame: pd.DataFrame, label: str) -> Figure:
     names = dict.fromkeys(series(frame))
     frame = frame[frame["bin"] == ALL_BINS].sort_values("budget", kind="stable")
     with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.2, 3.8))
+        figure = new_figure(6.2, 3.8)
+        axis = figure.subplots()
         _over_budgets(axis, frame, series(frame), list(names), MEAN)
         axis.set_ylim(-0.04, 1.04)
         what = "fraction of the prompt's entries kept"
@@ -209,10 +202,8 @@ def excess_by_budget(frame: pd.DataFrame, label: str) -> Figure:
     with mpl.rc_context(STYLE):
         columns = min(2, len(kinds))
         lines = -(-len(kinds) // columns)
-        figure, axes = plt.subplots(
-            lines, columns, figsize=(max(6.2, 3.9 * columns + 1.4), 3.2 * lines), sharey=True,
-            squeeze=False,
-        )  # fmt: skip
+        figure = new_figure(max(6.2, 3.9 * columns + 1.4), 3.2 * lines)
+        axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
         for axis, kind in zip(axes.flat, kinds, strict=False):
             panel = frame[frame["kind"] == kind]
             _over_budgets(axis, panel, of_row[panel.index], names, EXCESS)
@@ -304,6 +295,13 @@ def _legend(axes: Any) -> tuple[list[Any], list[str]]:
     return list(found.values()), list(found)
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that pyplot does not know: its backend is the user's choice."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> Path:
     import io
 
@@ -314,6 +312,5 @@ def save(figure: Figure, path: Path) -> Path:
         figure.set_layout_engine(None)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
-    plt.close(figure)
     write_bytes(path, buffer.getvalue())
     return path

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from kvx.analyze.plots import COLOURS, MARKERS, STYLE, save
+from kvx.analyze.plots import COLOURS, MARKERS, STYLE, new_figure, save
 from kvx.guard.live_stats import ANY
 
 NAME = "controllers.png"
@@ -40,7 +39,8 @@ def draw(stats: pd.DataFrame, folder: Path, confidence: float) -> None:
 
 def trade_off(frame: pd.DataFrame, percent: str) -> Figure:
     with rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.4, 4.2))
+        figure = new_figure(7.4, 4.2)
+        axis = figure.subplots()
         for i, (name, row) in enumerate(frame.iterrows()):
             around = {
                 axis_name: np.nan_to_num([[row[n] - row[f"{n}_low"]], [row[f"{n}_high"] - row[n]]])

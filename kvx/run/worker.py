@@ -94,6 +94,7 @@ def attempt(unit: Unit, meter: Advances) -> Outcome:
 def log_to_stderr() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("kvx").setLevel(logging.INFO)
+    logging.getLogger("kvpress").setLevel(logging.ERROR)  # as in conf/hydra/job_logging
 
 
 class _Parent:

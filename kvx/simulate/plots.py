@@ -4,14 +4,10 @@ import io
 from pathlib import Path
 
 import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from kvx.analyze.plots import COLOURS, DASHES, DPI, MARKERS, STYLE
+from kvx.analyze.plots import COLOURS, DASHES, DPI, MARKERS, STYLE, new_figure
 from kvx.simulate.rows import CONTROLLER, SWEEP
 from kvx.store.files import write_bytes
 
@@ -31,7 +27,8 @@ def pareto(table: pd.DataFrame, path: Path) -> None:
     swept, single = table[table["role"] == SWEEP], table[table["role"] == CONTROLLER]
     single = single[~single["controller"].str.contains(", ")]
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(11.5, 5.0), sharey=True)
+        figure = new_figure(11.5, 5.0)
+        axes = figure.subplots(1, 2, sharey=True)
         for axis, (x, label) in zip(axes, AXES.items(), strict=True):
             _families(axis, swept, x)
             _controllers(axis, single, x, swept["family"].nunique())
@@ -44,7 +41,6 @@ def pareto(table: pd.DataFrame, path: Path) -> None:
         figure.legend(handles, labels, loc="outside right upper", fontsize=8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI)
-        plt.close(figure)
     write_bytes(path, buffer.getvalue())
 
 

@@ -1,6 +1,5 @@
 """From a press's configuration to kvpress's object, fresh for every request."""
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +8,6 @@ import hydra.utils
 from kvx.config import PressNeed
 from kvx.errors import UserError
 from kvx.points import Point
-
-# kvpress repeats its advice for every press object, of which there is one per request
-logging.getLogger("kvpress").setLevel(logging.ERROR)
 
 # these run alone; the other needs are met in a shared forward pass
 ALONE = {PressNeed.changes_forward, PressNeed.masks}
