@@ -15,8 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from kvpress import KnormPress
 
-from kvx.run import progress
-from kvx.run.progress import Meter
 from tests.conftest import Kvx, finish, kvx_process, request_rows
 
 SWEEP = ("-m", "press=snapkv,streaming", "budget=1.0,0.5,0.2")
@@ -255,23 +253,3 @@ def test_another_manifest_under_the_same_point_is_refused(kvx: Kvx) -> None:
     outcome = kvx("run", *SMALL)
     assert outcome.code == 2
     assert "was run with another manifest" in outcome.err
-
-
-def test_time_left_is_told_once_it_is_known(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    caplog.set_level("INFO", "kvx")
-    meter = Meter(100, show=False)
-    for _ in range(5):
-        now[0] += 29.9
-        meter.advance("p")
-    assert [r.getMessage() for r in caplog.records] == [
-        "run: 2/100 requests (p)", "run: 4/100 requests (p)"
-    ]  # fmt: skip
-    now[0] += 30
-    meter.advance("p")
-    assert (
-        caplog.records[-1].getMessage() == "run: 6/100 requests, 0.0/s, about 46 min 52 s left (p)"
-    )

@@ -4,6 +4,7 @@
 descriptor, progress and outcomes go back through it.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from multiprocessing.connection import Connection
 import hydra.utils
 
 from kvx.config import Config, Measure
+from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import Engine, PointWork
 from kvx.errors import UserError
 from kvx.points import Point
@@ -97,7 +99,7 @@ def log_to_stderr() -> None:
 
 
 class _Parent:
-    """The process that hands out units, and hears of each request that is done."""
+    """The process that hands out units, and hears of what is done and of what is being done."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -108,12 +110,21 @@ class _Parent:
         except OSError:  # it is gone: write what there is and end
             raise KeyboardInterrupt from None
 
+    def hear(self, seen: Seen) -> None:
+        with contextlib.suppress(OSError):  # the next finished request finds out
+            self.connection.send(seen)
+
 
 def serve(connection: Connection) -> None:
     """Work on units until the parent sends None or is gone."""
+    parent = _Parent(connection)
     try:
         while (unit := connection.recv()) is not None:
-            connection.send(attempt(unit, _Parent(connection)))
+            ACTIVITY.listener = parent.hear
+            outcome = attempt(unit, parent)
+            ACTIVITY.say("")
+            ACTIVITY.listener = None  # nobody listens between two units
+            connection.send(outcome)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

@@ -11,6 +11,7 @@ import torch
 from kvx.config import Config, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
+from kvx.engines.activity import ACTIVITY
 from kvx.engines.base import KVUse, PointFailed, PointWork, Response, seed_of
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.decode import Decoder
@@ -160,6 +161,7 @@ class Batch:
         ended: list[Response | PointFailed] = []
         reason: Response | None = None
         self._examples |= {r.id: chunk.example for r in requests}
+        ACTIVITY.begin(requests)
         try:
             parts = self.parts(chunk.example)
             if self.in_transformers or PressNeed.masks in requests[0].point.config.press.needs:

@@ -15,6 +15,7 @@ from kvx.engines.kvpress.measure import entry_bytes, free_bytes
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
 from kvx.engines.kvpress.press import check_press
 from kvx.engines.kvpress.schedule import RowCost, check_fits
+from kvx.engines.kvpress.telling import told
 from kvx.points import Point, Request
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class KVPressEngine:
         for items in _groups(work):
             config = items[0].point.config
             self.loaded.set_attention(resolve_attention(config))
-            yield from Batch(self.loaded, config, cost, cap).run(items)
+            with told(self.loaded.model):
+                yield from Batch(self.loaded, config, cost, cap).run(items)
 
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
         cost, cap = self._cost(), self._cap_bytes()

@@ -10,6 +10,7 @@ import torch
 
 from kvx.config import Config, ModelConfig, PressNeed
 from kvx.data.tokenizer import load_tokenizer, model_dir
+from kvx.engines.activity import ACTIVITY
 from kvx.errors import UserError
 from kvx.guard.signals import thinking_tokens
 
@@ -84,7 +85,9 @@ def load(config: ModelConfig) -> LoadedModel:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         log.info("run: loading model %s on %s", config.name, device)
+        ACTIVITY.say(f"loading model {config.name}")
         _loaded[key] = _load(config, device)
+        ACTIVITY.say(f"model {config.name} is loaded")
     return _loaded[key]
 
 
