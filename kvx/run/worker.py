@@ -23,7 +23,7 @@ from kvx.points import Point
 from kvx.run.collect import Collector
 from kvx.run.progress import Advances
 from kvx.run.units import Outcome, Unit
-from kvx.run.work import answer, answers_work, latency_work
+from kvx.run.work import answer, answers_work, latency_work, measure
 from kvx.store import layout
 from kvx.store.points import PointStore
 
@@ -54,7 +54,7 @@ def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
         if unit.measure is Measure.latency:
             alone = [latency_work(p, present[p.dir]) for p in points]
             collector = Collector([], stores, meter, alone)
-            collector.consume(engine.measure([w for w in alone if w.requests]))
+            measure(engine, collector, alone)
         else:
             work = [_slice(answers_work(p, present[p.dir]), unit) for p in points]
             collector = Collector(work, stores, meter)

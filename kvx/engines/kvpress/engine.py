@@ -61,10 +61,7 @@ class KVPressEngine:
                 yield from Batch(self.loaded, config, cost, cap).run(items)
 
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
-        cost, cap = self._cost(), self._cap_bytes()
-        for item in work:
-            self.loaded.set_attention(resolve_attention(item.point.config))
-            yield from latency.measure(self.loaded, item, cost, cap)
+        yield from latency.measure(self.loaded, work, self._cost(), self._cap_bytes())
 
     def limits(self) -> tuple[RowCost, int]:
         """What rows cost, and the bytes that all caches together may take."""
