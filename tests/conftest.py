@@ -28,6 +28,7 @@ from kvx.status.main import status
 from kvx.store import layout
 from kvx.train.main import train
 from kvx.verify.main import verify
+from tests.waiting import HANGS_S
 
 # how long an example takes says what else the machine does
 settings.register_profile("kvx", deadline=None)
@@ -104,7 +105,7 @@ def kvx_process(cwd: Path, stage: str, *arguments: str) -> subprocess.Popen[str]
 
 
 def finish(process: subprocess.Popen[str]) -> Outcome:
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=HANGS_S)
     return Outcome(process.returncode, err)
 
 

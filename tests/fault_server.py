@@ -17,6 +17,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.waiting import HANGS_S
+
 Plan = Callable[[int, dict[str, Any]], str]
 MODEL, KEY = "tiny_recall", "sk-secret-0123456789"
 OK = "ok"
@@ -106,7 +108,7 @@ class FaultServer:
             case "expired_key":
                 return self._expired(request)
             case "slow_first":
-                await asyncio.sleep(60)
+                await asyncio.sleep(HANGS_S)
             case "malformed_body":
                 return web.Response(text='{"choices": [', content_type="application/json")
             case "not_json":
@@ -143,7 +145,7 @@ class FaultServer:
             if position == 1:
                 match what:
                     case "stall":
-                        await asyncio.sleep(60)
+                        await asyncio.sleep(HANGS_S)
                     case "reset":
                         assert request.transport is not None
                         request.transport.abort()
@@ -240,10 +242,10 @@ def serving(server: FaultServer) -> Iterator[FaultServer]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(HANGS_S)
     try:
         yield server
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(HANGS_S)
         loop.close()

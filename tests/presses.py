@@ -1,4 +1,4 @@
-"""Presses for tests that need time to pass."""
+"""Presses for tests that need the work to wait for them."""
 
 import os
 import time
@@ -11,15 +11,18 @@ from kvpress import KnormPress
 
 @dataclass
 class SlowPress(KnormPress):  # type: ignore[misc]
-    """Knorm that takes its time, so that a process can be ended while it works.
+    """Knorm that leaves a mark at each call, and waits while it may not go on.
 
-    The environment says how much time (KVX_TEST_PAUSE_S) and where each call leaves a mark
-    (KVX_TEST_MARKS), so that neither is part of a point's identity.
+    The environment says where the marks are (KVX_TEST_MARKS), and which file holds how many of them
+    there may be (KVX_TEST_GATE, see `tests.waiting.Gate`), so that neither is part of a point's
+    identity.
     """
 
     def compress(self, *args: Any, **kwargs: Any) -> Any:
         if marks := os.environ.get("KVX_TEST_MARKS"):
+            if gate := os.environ.get("KVX_TEST_GATE"):
+                while Path(marks).stat().st_size >= int(Path(gate).read_text()):
+                    time.sleep(0.005)
             with Path(marks).open("a") as file:
                 file.write(".")
-        time.sleep(float(os.environ.get("KVX_TEST_PAUSE_S", "0")))
         return super().compress(*args, **kwargs)

@@ -16,6 +16,7 @@ from kvx.cli import compose
 from kvx.serve.certified import with_certified_budget
 from kvx.serve.server import make_server
 from kvx.serve.service import Service
+from tests.waiting import HANGS_S, wait_until
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,32 @@ class Running:
         return self.url.removesuffix("/v1")
 
     def client(self, key: str = "none") -> OpenAI:
-        return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=120)
+        return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=HANGS_S)
 
     def async_client(self) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=120)
+        return AsyncOpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=HANGS_S)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """Of the server's root."""
+        return httpx.get(self.root + path, timeout=HANGS_S, **options)
 
     def health(self) -> dict[str, int]:
-        found: dict[str, int] = httpx.get(f"{self.root}/health").json()
+        found: dict[str, int] = self.get("/health").json()
         return found
 
-    def wait_until_idle(self, limit_s: float = 20) -> None:
-        until = time.monotonic() + limit_s
-        while (state := self.health())["running"] or state["waiting"]:
-            assert time.monotonic() < until, state
-            time.sleep(0.02)
+    def at_work(self) -> tuple[int, int]:
+        """Requests that run, and that wait."""
+        state = self.health()
+        return state["running"], state["waiting"]
+
+    def wait_until_idle(self) -> None:
+        wait_until(lambda: self.at_work() == (0, 0), "nothing is running")
+
+    def metric(self, name: str) -> float:
+        """A counter of /metrics."""
+        text = self.get("/metrics").text
+        (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
+        return float(line.split()[1])
 
 
 @contextlib.contextmanager
@@ -62,15 +75,15 @@ def serving(*overrides: str, api_key: str | None = None) -> Iterator[Running]:
             yield Running(service, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
         finally:
             server.should_exit = True
-            thread.join(30)
-            service.loop.join(30)
+            thread.join(HANGS_S)
+            service.loop.join(HANGS_S)
     assert not thread.is_alive()
     assert not service.loop.is_alive()
 
 
 def post(url: str, body: Any, path: str = "/completions", **headers: str) -> httpx.Response:
     headers = {"content-type": "application/json", **headers}
-    return httpx.post(url + path, content=json.dumps(body), headers=headers, timeout=60)
+    return httpx.post(url + path, content=json.dumps(body), headers=headers, timeout=HANGS_S)
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
@@ -23,6 +22,7 @@ from tests.conftest import STAGES, Kvx
 from tests.serving import Running, post, serving
 from tests.test_serve import GREEDY, WORDS
 from tests.test_serve_start import kvx_serve
+from tests.waiting import HANGS_S
 
 EXPERIMENT = "experiment_name=small"
 POINTS = (
@@ -80,7 +80,7 @@ def test_the_certified_budget_is_served(certificates: Path, tmp_path: Path) -> N
         assert kept["entries_physical"] == kept["entries_nominal"]
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=HANGS_S)
     said = "".join(lines)
     assert "budget 0.9 certified (loss at most 40%, confidence 95%)" in said
     assert "the press sees the context only; at most 8 tokens, greedy" in said
@@ -240,7 +240,7 @@ def test_every_answer_says_whether_it_was_made_under_the_promise(certificates: P
         chat |= {"stream": True, "kvx": split}
         answer = post(server.url, chat, "/chat/completions")
         assert answer.text.count('"certified": true') == 1
-        shown = httpx.get(f"{server.url}/models").json()["data"][0]["kvx"]["certificate"]
+        shown = server.get("/v1/models").json()["data"][0]["kvx"]["certificate"]
         assert shown == {
             "file": "good.json", "digest": made["digest"], "loss": "score",
             "metric": "exact_match", "alpha": 0.4, "delta": 0.05, "budget": "0.9",
@@ -254,7 +254,7 @@ def test_every_answer_says_whether_it_was_made_under_the_promise(certificates: P
         assert (told.press, told.budget) == ("snapkv", 0.9)
     with serving("model=tiny_recall", "press=snapkv", "budget=0.9") as server:
         assert "certified" not in post(server.url, {**body, "kvx": asked}).json()["kvx"]
-        shown = httpx.get(f"{server.url}/models").json()["data"][0]["kvx"]
+        shown = server.get("/v1/models").json()["data"][0]["kvx"]
         assert "certificate" not in shown
 
 
@@ -304,7 +304,7 @@ def test_without_its_controller_or_with_less_of_it_an_answer_is_not_certified(
         assert certified(server, controller="reactive")
         assert not certified(server, controller="none")
         assert not certified(server, stream=True)  # it holds: what was shown cannot come back
-        shown = httpx.get(f"{server.url}/models").json()["data"][0]["kvx"]["certificate"]
+        shown = server.get("/v1/models").json()["data"][0]["kvx"]["certificate"]
         assert shown["mean_budget"] == {"lowest": 0.975, "highest": 0.975, "n_responses": 30}
     with serving(*given, "guard.stream=restart") as server:
         assert certified(server, stream=True)

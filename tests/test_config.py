@@ -15,6 +15,7 @@ from kvx.config import conf_dir
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.prepare.build import ensure_manifest
+from tests.waiting import HANGS_S
 
 OPTIONS = sorted(
     (f.parent.name, f.stem)
@@ -128,7 +129,8 @@ def test_looking_at_the_configuration_does_not_import_torch(arguments: list[str]
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=HANGS_S)
 
 
 def test_shell_completion_offers_the_options() -> None:
@@ -137,7 +139,7 @@ def test_shell_completion_offers_the_options() -> None:
     asked = subprocess.run(
         [script, "--shell-completion", "query=bash"],
         env=os.environ | {"COMP_LINE": "kvx-run press=s", "COMP_POINT": "15"},
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=HANGS_S,
     )  # fmt: skip
     assert asked.stdout.split() == ["press=snapkv", "press=snapkv_w16", "press=streaming"]
 
@@ -152,7 +154,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == ""
-    process.wait(timeout=60)
+    process.wait(timeout=HANGS_S)
 
 
 def test_a_fixed_field_of_a_swept_group_waits_for_the_option() -> None:

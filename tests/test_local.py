@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +11,7 @@ import pytest
 
 from kvx.config import package_dir
 from tests.conftest import Kvx, finish, kvx_process, request_rows
+from tests.waiting import Gate, wait_until
 
 WORKERS = ("hydra/launcher=kvx_local", "hydra.launcher.workers=2")
 DATA = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "run.shard_requests=2")
@@ -66,16 +66,28 @@ def test_kill_9_of_workers_at_twenty_moments_changes_nothing(
 ) -> None:
     arguments = (*SLOW, *DATA, "run.shard_requests=1", "run.progress=false")
     assert kvx("run", *arguments, "paths.output=undisturbed").code == 0
-    monkeypatch.setenv("KVX_TEST_PAUSE_S", "0.15")
+    gate = Gate(tmp_path)
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
     rng, killed = random.Random(0), 0
     command = (*arguments, *WORKERS, "hydra.launcher.slices=10")
     process = kvx_process(tmp_path, "run", *command)
+
+    def ended() -> bool:
+        return process.poll() is not None
+
+    def files() -> set[Path]:
+        return set(RUNS.glob("points/*/*"))  # those that are being written too
+
     while killed < 20:
-        have = set(RUNS.glob("points/*/requests*"))
-        while process.poll() is None and set(RUNS.glob("points/*/requests*")) == have:
-            time.sleep(0.02)
-        time.sleep(rng.random() * 0.4)
-        if process.poll() is None:
+        # half of the moments are within an example, half where something has just been written
+        moment, have = gate.calls + rng.randint(1, 6), files()
+        gate.allow(moment)
+        if killed % 2:
+            gate.until(lambda: ended() or files() != have, "a new file")  # noqa: B023
+        else:
+            wait_until(lambda: ended() or gate.calls >= moment, "that many calls")  # noqa: B023
+        if not ended():
             if workers := children(process.pid):
                 os.kill(rng.choice(workers), signal.SIGKILL)
                 killed += 1
@@ -87,6 +99,7 @@ def test_kill_9_of_workers_at_twenty_moments_changes_nothing(
         assert "was killed by SIGKILL" in outcome.err
         assert "type the same command again" in outcome.err.splitlines()[-1]
         process = kvx_process(tmp_path, "run", *command)
+    gate.open()
     assert finish(process).code in (0, 1)
     assert killed >= 15
     assert kvx("run", *arguments).code == 0
@@ -98,14 +111,14 @@ def test_kill_9_of_workers_at_twenty_moments_changes_nothing(
 def test_ctrl_c_ends_the_workers_which_write_what_they_have(
     kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marks = tmp_path / "marks"
-    monkeypatch.setenv("KVX_TEST_PAUSE_S", "0.1")
-    monkeypatch.setenv("KVX_TEST_MARKS", str(marks))
+    gate = Gate(tmp_path)
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
     arguments = (*SLOW, *DATA, *WORKERS, "hydra.launcher.slices=2", "run.shard_requests=100")
     process = kvx_process(tmp_path, "run", *arguments, "run.shard_s=1000")
-    while not marks.exists() or marks.stat().st_size < 60:  # 8 per example
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    wait_until(lambda: len(children(process.pid)) == 2, "both workers are there", process)
+    gate.allow(60)  # 8 per example
+    wait_until(lambda: gate.calls >= 60, "examples are done, and no more will be", process)
     workers = children(process.pid)
     assert len(workers) == 2
     assert not list(RUNS.glob("points/*/requests*"))
@@ -115,7 +128,7 @@ def test_ctrl_c_ends_the_workers_which_write_what_they_have(
     assert "interrupted" in outcome.err.splitlines()[-1]
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert len(request_rows(RUNS)) >= 2
-    monkeypatch.delenv("KVX_TEST_PAUSE_S")
+    gate.open()
     assert kvx("run", *SLOW, *DATA).code == 0
     rows = request_rows(RUNS)
     assert len(rows) == 80

@@ -23,10 +23,14 @@ from kvx.store.layout import Present
 
 RETRIES = 2
 FAST = (
-    f"engine.max_retries={RETRIES}", "engine.timeouts.first_token_s=0.5",
-    "engine.timeouts.between_tokens_s=0.5", "engine.probe=false", "dataset.binning.n_bins=1",
+    f"engine.max_retries={RETRIES}", "engine.probe=false", "dataset.binning.n_bins=1",
     "dataset.sampling.n_per_bin=3", "dataset.source.n_examples=20",
 )  # fmt: skip
+# for faults that are about time; others and good answers may take as long as they like
+IMPATIENT = ("engine.timeouts.first_token_s=0.5", "engine.timeouts.between_tokens_s=0.5")
+PATIENT = ("engine.timeouts.first_token_s=5", "engine.timeouts.between_tokens_s=5")
+STALLING = ("engine.timeouts.first_token_s=60", "engine.timeouts.between_tokens_s=0.5")
+SLOW = ("slow_first", "stall")
 ERROR, LIMITED = FailureType.ENGINE_ERROR, FailureType.RATE_LIMITED
 TIMEOUT, CONTEXT = FailureType.TIMEOUT, FailureType.CONTEXT_LENGTH_EXCEEDED
 # the fault, its type, whether it is worth another attempt, and words of its message
@@ -89,7 +93,8 @@ def test_a_fault_that_stays_is_typed_with_the_servers_words(
     fault: str, kind: FailureType, transient: bool, words: str, api: str
 ) -> None:
     with serving(FaultServer(lambda n, body: fault)) as server:
-        found = responses(server, f"engine.api={api}")
+        impatient = {"slow_first": IMPATIENT, "stall": STALLING}.get(fault, ())
+        found = responses(server, f"engine.api={api}", *impatient)
         attempts = 1 + RETRIES if transient else 1
         assert len(server.bodies) == len(found) * attempts
         for response in found:
@@ -114,7 +119,8 @@ def test_the_same_without_a_stream(
 @pytest.mark.parametrize("fault", [name for name, _, transient, _ in FAULTS if transient])
 def test_a_fault_that_passes_is_not_seen_in_the_answers(fault: str) -> None:
     with serving(FaultServer(lambda n, body: fault if n == 1 else OK)) as server:
-        found = responses(server)
+        # good answers must not be taken for slow ones
+        found = responses(server, *(PATIENT if fault in SLOW else ()))
         assert len(server.bodies) == len(found) + 1
         texts = {r.text for r in found}
         assert texts == {answer_to(prompt_of(body)) + " " for body in server.bodies}
@@ -156,7 +162,7 @@ def test_a_wait_that_is_too_long_is_a_refusal() -> None:
 
 def test_decoding_timeout_ends_a_request_without_another_attempt() -> None:
     with serving(FaultServer(lambda n, body: "slow_first")) as server:
-        found = responses(server, "decoding.timeout_s=0.3")
+        found = responses(server, "decoding.timeout_s=0.3", "engine.timeouts.first_token_s=60")
         assert len(server.bodies) == len(found)
         assert {r.error_message for r in found} == {"stopped after 0.3 s"}
 
@@ -164,11 +170,12 @@ def test_decoding_timeout_ends_a_request_without_another_attempt() -> None:
 def test_each_point_has_its_own_timeout() -> None:
     with serving(FaultServer(lambda n, body: "slow_first")) as server:
         times = ("decoding.timeout_s=0.3", "decoding.timeout_s=30")
-        found = responses_to([config_for(server, t, "engine.max_retries=0") for t in times])
+        limits = ("engine.max_retries=0", "engine.timeouts.first_token_s=4")
+        found = responses_to([config_for(server, t, *limits) for t in times])
         said = Counter(
             (r.error_message or "").removesuffix(" (the last of 1 attempts)") for r in found
         )
-        assert said == {"stopped after 0.3 s": 3, "no token within 0.5 s": 3}
+        assert said == {"stopped after 0.3 s": 3, "no token within 4 s": 3}
 
 
 def test_a_server_without_logprobs_still_answers(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from conftest import Kvx, finish, kvx_process, request_rows
 from fault_server import KEY, OK, FaultServer, answer_to, prompt_of, serving
 
 from kvx.engines.openai import session
+from tests.waiting import HANGS_S, wait_until
 
 ENGINE_SIZE = 64  # bytes of one entry in the made-up accounting
 BUDGETED = 'engine.extra_body={keep: ${budget}, method: "${press}"}'
@@ -82,8 +82,8 @@ def test_a_thousand_requests_with_faults_end_answered_or_typed(
         arguments = small(
             server, "dataset.sampling.n_per_bin=500", "dataset.source.n_examples=500",
             "dataset.source.min_words=200", "dataset.source.max_words=250", "press=snapkv",
-            "engine.max_retries=2", "engine.timeouts.first_token_s=0.7", "engine.probe=false",
-            "engine.timeouts.between_tokens_s=0.7",
+            "engine.max_retries=2", "engine.timeouts.first_token_s=2", "engine.probe=false",
+            "engine.timeouts.between_tokens_s=2",
         )  # fmt: skip
         outcome = kvx("run", *arguments, "-m", "budget=1.0,0.5")
         assert outcome.code == 0, outcome.err
@@ -106,21 +106,31 @@ def test_a_thousand_requests_with_faults_end_answered_or_typed(
         assert 0 <= sum(server.answered.values()) - found["has_response"].sum() <= 5
 
 
+class Stops:
+    """A server's plan: so many answers, and no more until it goes on."""
+
+    def __init__(self, answers: int) -> None:
+        self.answers, self.goes_on = answers, False
+
+    def __call__(self, n: int, body: dict[str, Any]) -> str:
+        return OK if self.goes_on or n < self.answers else "slow_first"
+
+
 def test_a_killed_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
-    with serving(FaultServer(delay_s=0.05)) as server:
+    stops = Stops(60)
+    with serving(FaultServer(stops)) as server:
         arguments = small(
             server, "dataset.sampling.n_per_bin=150", "dataset.source.n_examples=150",
-            "engine.concurrency=2", "run.progress=false",
+            "engine.concurrency=2", "run.progress=false", "run.shard_requests=5",
+            "engine.timeouts.first_token_s=600",
         )  # fmt: skip
         process = kvx_process(tmp_path, "run", *arguments)
-        deadline = time.monotonic() + 120
-        while len(server.bodies) < 60 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: len(server.bodies) == 62, "two wait for the 61st answer", process)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANGS_S)
         before = len(request_rows(tmp_path / "outputs/runs/e"))
-        assert 0 < before < 150
-        asked = len(server.bodies)
+        assert 50 <= before <= 60
+        asked, stops.goes_on = len(server.bodies), True
         outcome = finish(kvx_process(tmp_path, "run", *arguments))
         assert outcome.code == 0, outcome.err
         found = request_rows(tmp_path / "outputs/runs/e")
@@ -130,19 +140,17 @@ def test_a_killed_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_has_arrived(tmp_path: Path) -> None:
-    with serving(FaultServer(delay_s=0.05)) as server:
+    with serving(FaultServer(Stops(30))) as server:
         arguments = small(
             server, "dataset.sampling.n_per_bin=150", "dataset.source.n_examples=150",
-            "engine.concurrency=1", "run.progress=false",
+            "engine.concurrency=1", "run.progress=false", "engine.timeouts.first_token_s=600",
         )  # fmt: skip
         process = kvx_process(tmp_path, "run", *arguments)
-        deadline = time.monotonic() + 120
-        while len(server.bodies) < 30 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: len(server.bodies) == 31, "one waits for the 31st answer", process)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANGS_S)
         assert process.returncode == 130, err
-        assert len(request_rows(tmp_path / "outputs/runs/e")) >= 28
+        assert len(request_rows(tmp_path / "outputs/runs/e")) == 30
 
 
 def test_accounting_proves_a_budget(kvx: Kvx) -> None:
@@ -361,6 +369,8 @@ def test_no_torch_is_needed(tmp_path: Path) -> None:
     code = "import sys; sys.modules['torch'] = None; from kvx.run.main import main; main()"
     with serving(FaultServer()) as server:
         command = [sys.executable, "-c", code, *small(server)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS_S
+        )
     assert done.returncode == 0, done.stderr
     assert len(request_rows(tmp_path / "outputs/runs/e")) == 4

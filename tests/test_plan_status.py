@@ -12,6 +12,7 @@ from kvx.plan.cost import kv_bytes_per_token
 from kvx.store import locks
 from kvx.words import duration
 from tests.conftest import Kvx, finish, kvx_process
+from tests.waiting import HANGS_S
 
 RUN = Path("outputs/runs/default")
 SMALL = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4")
@@ -69,13 +70,13 @@ def test_a_plan_of_a_thousand_points_needs_no_torch(kvx: Kvx, tmp_path: Path) ->
         "from kvx.cli import compose\n"
         "from kvx.plan.build import print_plan\n"
         f"config = compose(*{SMALL!r}, 'press=knorm', 'budget=0.5')\n"
-        "import time; start = time.perf_counter()\n"
+        "import time; start = time.process_time()\n"
         "print_plan([replace(config, seed=seed) for seed in range(1000)])\n"
-        "print('seconds', time.perf_counter() - start)\n"
+        "print('seconds', time.process_time() - start)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, timeout=120
+        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, timeout=HANGS_S
     )
     assert done.returncode == 0, done.stderr
     assert "20,000" in done.stdout

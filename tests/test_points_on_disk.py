@@ -19,6 +19,7 @@ from kvx.store.rows import request_row
 from tests.conftest import Kvx
 from tests.test_catastrophes import write_experiment
 from tests.test_store import AT, SMALL, make_point, rows, write_answers
+from tests.waiting import HANGS_S
 
 
 def alone(config: Config) -> Config:
@@ -102,13 +103,13 @@ def test_five_hundred_finished_points_are_recognised_fast_and_without_torch(
         "from kvx.store.completion import is_done\n"
         f"config = compose(*{SMALL!r}, 'budget=0.5')\n"
         "points = plan([replace(config, seed=seed) for seed in range(500)])\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "assert all(is_done(p) for p in points)\n"
-        "print(time.perf_counter() - start)\n"
+        "print(time.process_time() - start)\n"
         "assert not {'torch', 'transformers', 'pandas', 'pyarrow'} & set(sys.modules)\n"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, timeout=120
+        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, timeout=HANGS_S
     )
     assert out.returncode == 0, out.stderr
     assert float(out.stdout) < 10

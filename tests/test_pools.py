@@ -298,13 +298,13 @@ def test_a_rate_counts_what_was_answered_and_failed_points_are_left_alone(
         PointStore(point).recover()
     unit = Unit(tuple(both), tuple(e.example_id for e in first.manifest.entries), "s001of001-0",
                 Measure.quality, 20)  # fmt: skip
-    outcome = run_unit(unit, Meter(20, show=False))
+    outcome = run_unit(unit, Meter([unit], show=False))
     assert outcome.failed == {first.id: "failed half-way"}
     (rate,) = journal._rates(experiment_dir(both[0]))
     assert rate.requests == 3 + 10
     tokens = [e.prompt_tokens for e in first.manifest.entries]
     assert rate.prompt_tokens == sum(tokens) + sum(tokens[:3])
-    run_unit(unit, Meter(20, show=False))
+    run_unit(unit, Meter([unit], show=False))
     assert first.id not in Halfway.asked
     assert is_done(second)
 
@@ -352,7 +352,7 @@ def test_a_lost_job_is_named_by_a_slice_it_did_not_finish(tmp_path: Path) -> Non
         def run(self, units: Sequence[Unit]) -> list[Outcome]:
             for unit in units:
                 if unit.model == "tiny_recall":
-                    run_unit(unit, Meter(unit.n_requests, show=False))
+                    run_unit(unit, Meter([unit], show=False))
             return [Outcome(unit, lost="its job died") for unit in units]
 
     with pytest.raises(RunFailedError, match=r"1 of 2 points.*of model .*/copy: its job died"):

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,13 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 from kvpress import KnormPress
 
-from kvx.run import progress
-from kvx.run.progress import Meter
+from kvx.config import package_dir
 from tests.conftest import Kvx, finish, kvx_process, request_rows
+from tests.waiting import HANGS_S, Gate, wait_until
 
 SWEEP = ("-m", "press=snapkv,streaming", "budget=1.0,0.5,0.2")
 SMALL = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "run.shard_requests=3")
+# a press that goes no further than the test allows
+SLOW = ("-m", "press=knorm", "press.method._target_=tests.presses.SlowPress",
+        "budget=1.0,0.5,0.2")  # fmt: skip
 RUNS = Path("outputs/runs/default")
+
+
+@pytest.fixture(autouse=True)
+def presses_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(package_dir().parent))
 
 
 def shards() -> dict[str, int]:
@@ -30,9 +37,7 @@ def shards() -> dict[str, int]:
 
 def wait_for(pattern: str, process: subprocess.Popen[str]) -> None:
     """Until the process has written such a file."""
-    while not list(RUNS.glob(pattern)):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    wait_until(lambda: list(RUNS.glob(pattern)), f"there is {pattern}", process)
 
 
 def test_the_readme_sweep_makes_six_points_and_then_has_nothing_to_do(kvx: Kvx) -> None:
@@ -52,7 +57,7 @@ def test_a_finished_sweep_is_recognised_without_torch(kvx: Kvx, tmp_path: Path) 
         f"assert run_stage('run', run, {list(SMALL)!r}) == 0\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=HANGS_S)
 
 
 def test_the_order_and_spelling_of_a_sweep_do_not_matter(kvx: Kvx) -> None:
@@ -83,34 +88,47 @@ def test_one_sweep_over_two_experiments_keeps_them_apart(kvx: Kvx) -> None:
     pd.testing.assert_frame_equal(one, other)
 
 
-def test_kill_9_at_random_moments_changes_nothing(kvx: Kvx, tmp_path: Path) -> None:
-    arguments = (*SWEEP, *SMALL, "run.shard_requests=2", "engine.max_rows=1")
+def test_kill_9_at_random_moments_changes_nothing(
+    kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*SLOW, *SMALL, "run.shard_requests=2", "engine.max_rows=1")
     undisturbed = kvx("run", *arguments, "paths.output=undisturbed")
     assert undisturbed.code == 0
-    rng, killed = random.Random(0), 0
-    for _ in range(5):
-        process = kvx_process(tmp_path, "run", *arguments, "paths.output=killed")
-        have = set(Path("killed").glob("runs/*/points/*/requests-*"))
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            if set(Path("killed").glob("runs/*/points/*/requests-*")) != have:
-                break
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.2)  # the whole of it takes little more
-        killed += process.poll() is None
+    gate, rng = Gate(tmp_path), random.Random(0)
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def files() -> set[Path]:
+        return set(Path("killed").glob("runs/*/points/*/*"))  # those that are being written too
+
+    for number in range(5):
+        process, have = kvx_process(tmp_path, "run", *arguments, "paths.output=killed"), files()
+        moment = gate.calls + rng.randint(1, 9)
+        gate.allow(moment)
+        if number % 2:  # where something has just been written
+            gate.until(lambda: files() != have, "a new file", process)  # noqa: B023
+        else:
+            wait_until(lambda: gate.calls >= moment, "that many calls", process)  # noqa: B023
+        assert process.poll() is None  # the gate holds it
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert killed >= 3
+    gate.open()
     assert kvx("run", *arguments, "paths.output=killed").code == 0
     expected, found = (request_rows(Path(o) / "runs/default") for o in ("undisturbed", "killed"))
     pd.testing.assert_frame_equal(found, expected)
     assert not list(Path("killed").rglob("*.tmp"))
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(kvx: Kvx, tmp_path: Path) -> None:
-    many = (*SWEEP, "dataset.sampling.n_per_bin=40", "run.shard_requests=5")
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
+    kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(tmp_path)
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
+    many = (*SLOW, "dataset.sampling.n_per_bin=40", "run.shard_requests=5")
     process = kvx_process(tmp_path, "run", *many)
-    wait_for("points/*/requests-*-00001*", process)
+    written = lambda: list(RUNS.glob("points/*/requests-*-00001*"))  # noqa: E731
+    gate.until(written, "a second shard is there", process)
     process.send_signal(signal.SIGINT)
     outcome = finish(process)
     assert outcome.code == 130, outcome.err
@@ -255,23 +273,3 @@ def test_another_manifest_under_the_same_point_is_refused(kvx: Kvx) -> None:
     outcome = kvx("run", *SMALL)
     assert outcome.code == 2
     assert "was run with another manifest" in outcome.err
-
-
-def test_time_left_is_told_once_it_is_known(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    caplog.set_level("INFO", "kvx")
-    meter = Meter(100, show=False)
-    for _ in range(5):
-        now[0] += 29.9
-        meter.advance("p")
-    assert [r.getMessage() for r in caplog.records] == [
-        "run: 2/100 requests (p)", "run: 4/100 requests (p)"
-    ]  # fmt: skip
-    now[0] += 30
-    meter.advance("p")
-    assert (
-        caplog.records[-1].getMessage() == "run: 6/100 requests, 0.0/s, about 46 min 52 s left (p)"
-    )

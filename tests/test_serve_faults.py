@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,9 @@ from kvx.serve.loop import Speaker
 from kvx.serve.text import TokenText
 from tests.serving import Running, error_of, post, serving
 from tests.test_serve import GREEDY, WORDS, asked_together
+from tests.waiting import HANGS_S, wait_until
 
+TOKENS = "kvx_generated_tokens_total"
 LONG = {**GREEDY, "prompt": WORDS, "max_tokens": 4000, "ignore_eos": True}
 
 
@@ -33,23 +34,27 @@ def server() -> Iterator[Running]:
 
 
 def test_a_client_that_leaves_its_stream_frees_its_row(server: Running) -> None:
-    with httpx.stream("POST", f"{server.url}/completions", json={**LONG, "stream": True}) as answer:
+    names = ("kvx_disconnects_total", TOKENS)
+    before = [server.metric(name) for name in names]
+    asked = {"json": {**LONG, "stream": True}, "timeout": HANGS_S}
+    with httpx.stream("POST", f"{server.url}/completions", **asked) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("data: ")
         assert server.health()["running"] == 1
-    left = time.monotonic()
     server.wait_until_idle()
-    assert time.monotonic() - left < 5  # 4,000 tokens take longer
-    text = httpx.get(f"{server.root}/metrics").text
-    assert "kvx_disconnects_total 0.0" not in text
+    assert server.metric("kvx_disconnects_total") == before[0] + 1
+    assert server.metric(TOKENS) - before[1] < LONG["max_tokens"]
 
 
 def test_a_client_that_does_not_wait_for_its_answer_frees_its_row(server: Running) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/completions", json=LONG, timeout=0.5)
-    left = time.monotonic()
+    before = [server.metric(name) for name in ("kvx_disconnects_total", TOKENS)]
+    held: list[socket.socket] = []
+    hold(server.url, held)
+    wait_until(lambda: server.at_work() == (1, 0), "it is answered")
+    held[0].close()
     server.wait_until_idle()
-    assert time.monotonic() - left < 5
+    assert server.metric("kvx_disconnects_total") == before[0] + 1
+    assert server.metric(TOKENS) - before[1] < LONG["max_tokens"]
 
 
 def test_half_the_clients_leave_and_the_others_hear_the_whole_answer(server: Running) -> None:
@@ -83,11 +88,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         for expected in ((1, 0), (1, 1), (1, 2)):
             thread = threading.Thread(target=hold, args=(server.url, streams))
             thread.start()
-            until = time.monotonic() + 10
-            while (state := server.health())["running"] + state["waiting"] < sum(expected):
-                assert time.monotonic() < until
-                time.sleep(0.01)
-            assert (state["running"], state["waiting"]) == expected
+            wait_until(lambda: server.at_work() == expected, f"{expected} run and wait")  # noqa: B023
         refused = post(server.url, LONG)
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) >= 1
@@ -227,7 +228,8 @@ def test_an_answer_that_cannot_be_decoded_fails_alone_even_at_its_end(
                     **good | {"max_tokens": 6}, extra_body={"ignore_eos": True}
                 )
             )
-            await asyncio.sleep(0.05)
+            while not hasattr(server.service.loaded.tokenizer, "poisoned"):  # it has begun
+                await asyncio.sleep(0.001)
             return await asyncio.gather(
                 bad, client.completions.create(**good), return_exceptions=True
             )

@@ -28,6 +28,7 @@ from kvx.serve.service import _no_manifest
 from tests.serving import Running, error_of, post, serving
 from tests.test_engine import answers, recall
 from tests.test_serve import GREEDY, WORDS, asked_of, asked_together
+from tests.waiting import HANGS_S, wait_until
 
 KNORM = ("model=tiny_recall", "press=knorm", "budget=0.25")
 CHANCE = (
@@ -51,7 +52,7 @@ def streamed(
     server: Running, body: dict[str, Any], path: str = "/completions"
 ) -> list[dict[str, Any]]:
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    with httpx.stream("POST", server.url + path, json=body, timeout=60) as answer:
+    with httpx.stream("POST", server.url + path, json=body, timeout=HANGS_S) as answer:
         lines = [line[6:] for line in answer.iter_lines() if line.startswith("data: {")]
     return [json.loads(line) for line in lines]
 
@@ -179,7 +180,7 @@ def test_only_what_is_compressed_has_a_controller_and_a_request_may_do_without()
         assert safe["choices"] == full["choices"]
         assert guard_of(safe)["mean_budget"] == 1.0
         assert [event["action"] for event in guard_of(safe)["events"]] == ["raise"]
-        served = httpx.get(f"{server.url}/models").json()["data"][0]["kvx"]
+        served = server.get("/v1/models").json()["data"][0]["kvx"]
         assert served["controller"] == "always_safe"
 
 
@@ -303,24 +304,38 @@ def test_an_answer_that_ended_with_a_step_that_failed_is_not_asked_for_more(
         assert one.usage == other.usage
 
 
-def test_a_guarded_request_is_admitted_if_its_whole_prompt_and_its_shadow_fit() -> None:
+def test_a_guarded_request_is_admitted_if_its_whole_prompt_and_its_shadow_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     prompt = [5 + i % 90 for i in range(3000)]
-    asked = {"model": "tiny_recall", "temperature": 0, "prompt": prompt, "max_tokens": 250,
+    asked = {"model": "tiny_recall", "temperature": 0, "prompt": prompt, "max_tokens": 25,
              "ignore_eos": True, "stream": True}  # fmt: skip
     limits = ("model=tiny_recall", "press=knorm", "budget=0.2", "engine.max_cache_gib=0.02")
     most: dict[str, int] = {}
+    all_asked, rows = threading.Event(), set[int]()
+    forward = decode.forward
+
+    def watched(loaded: Any, buckets: Any, running: Any, *rest: Any) -> Any:
+        """The first step waits until all three are there."""
+        assert all_asked.wait(HANGS_S)
+        rows.add(len(running))
+        return forward(loaded, buckets, running, *rest)
+
+    monkeypatch.setattr(decode, "forward", watched)
     with serving(*limits, "controller=reactive") as server:
         for controller in ("none", "reactive"):
+            all_asked.clear()
+            rows.clear()
             body = {**asked, "kvx": {"controller": controller}}
             threads = [threading.Thread(target=streamed, args=(server, body)) for _ in range(3)]
             for thread in threads:
                 thread.start()
-            seen = 0
+            wait_until(lambda: sum(server.at_work()) == 3, "all are there")
+            all_asked.set()
             while any(thread.is_alive() for thread in threads):
-                seen = max(seen, server.health()["running"])
                 assert server.service.loop.load.cache_bytes <= 0.02 * 2**30
-                time.sleep(0.02)
-            most[controller] = seen
+                time.sleep(0.005)
+            most[controller] = max(rows)
         alone = post(server.url, {**asked, "stream": False, "max_tokens": 5000})
         assert error_of(alone)["code"] == "kv_cache_exceeded"
         assert "controller none" in error_of(alone)["message"]

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -162,7 +161,7 @@ def test_a_stream_with_restarts_is_cut_by_its_markers_to_the_answer(
 
 def test_metrics_count_what_controllers_did(holding: Running) -> None:
     def metric(name: str) -> float:
-        text = httpx.get(f"{holding.root}/metrics").text
+        text = holding.get("/metrics").text
         values = [float(v.split()[-1]) for v in text.splitlines() if v.startswith(name)]
         return sum(values)
 

@@ -14,6 +14,7 @@ from openai.types.chat import ChatCompletion
 
 from tests.serving import Running, error_of, post, serving
 from tests.test_serve import GREEDY, WORDS
+from tests.waiting import HANGS_S
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +118,17 @@ RAW: list[tuple[dict[str, str], bytes, int]] = [
 def test_what_is_no_request_is_refused(
     server: Running, headers: dict[str, str], content: bytes, status: int
 ) -> None:
-    answer = httpx.post(f"{server.url}/completions", content=content, headers=headers)
+    answer = httpx.post(
+        f"{server.url}/completions", content=content, headers=headers, timeout=HANGS_S
+    )
     assert answer.status_code == status, answer.text
     assert error_of(answer)["type"] == "invalid_request_error"
 
 
 def test_a_body_without_a_declared_length_is_limited_too(server: Running) -> None:
-    answer = httpx.post(f"{server.url}/completions", content=iter([b"x" * 40_000] * 3))
+    answer = httpx.post(
+        f"{server.url}/completions", content=iter([b"x" * 40_000] * 3), timeout=HANGS_S
+    )
     assert answer.status_code == 413
 
 
@@ -218,7 +223,9 @@ def test_no_request_makes_the_server_fail(server: Running) -> None:
         path, body = request
         content = json.dumps(body).encode()
         headers = {"content-type": "application/json"}
-        answer = connection.post(server.url + path, content=content, headers=headers)
+        answer = connection.post(
+            server.url + path, content=content, headers=headers, timeout=HANGS_S
+        )
         answered[answer.status_code] = answered.get(answer.status_code, 0) + 1
         assert answer.status_code in (200, 400, 404, 422), (body, answer.text)
         if answer.status_code != 200:
@@ -233,7 +240,7 @@ def test_no_request_makes_the_server_fail(server: Running) -> None:
             assert (parsed.usage.completion_tokens if parsed.usage else 0) >= 1
             assert answer.json()["kvx"]["kv"]["entries_physical"] >= 1
 
-    with httpx.Client(timeout=60) as connection:
+    with httpx.Client(timeout=HANGS_S) as connection:
         holds()
     assert answered[200] > 50
     assert answered[400] > 50

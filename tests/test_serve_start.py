@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 
@@ -15,6 +14,7 @@ from kvx.cli import compose
 from kvx.serve.server import point_of
 from tests.serving import error_of, serving
 from tests.test_serve import GREEDY, WORDS
+from tests.waiting import HANGS_S
 
 LONG = {**GREEDY, "prompt": WORDS, "max_tokens": 4000, "ignore_eos": True}
 
@@ -22,14 +22,14 @@ LONG = {**GREEDY, "prompt": WORDS, "max_tokens": 4000, "ignore_eos": True}
 def test_a_key_is_asked_for_everything_but_health() -> None:
     with serving("model=tiny_recall", api_key="sésame") as server:
         bearer = {"authorization": "Bearer sésame".encode()}
-        assert httpx.get(f"{server.url}/models", headers=bearer).status_code == 200  # type: ignore[arg-type]
+        assert server.get("/v1/models", headers=bearer).status_code == 200  # type: ignore[arg-type]
         for headers in ({}, {"authorization": "Bearer other"}, {"authorization": ""}):
             for path in ("/v1/models", "/metrics", "/openapi.json", "/v1/nowhere"):
-                answer = httpx.get(server.root + path, headers=headers)
+                answer = server.get(path, headers=headers)
                 assert answer.status_code == 401
                 assert error_of(answer)["code"] == "invalid_api_key"
                 assert "sésame" not in answer.text
-        assert httpx.get(f"{server.root}/health").status_code == 200
+        assert server.get("/health").status_code == 200
         with pytest.raises(openai.AuthenticationError):
             server.client("wrong").models.list()
 
@@ -45,7 +45,7 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         process = kvx_serve("model=tiny_recall", f"serve.port={port}", cwd=tmp_path)
-        _, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=HANGS_S)
     assert process.returncode == 2
     (line,) = err.splitlines()
     assert line.startswith(f"kvx serve: serve.host=127.0.0.1 serve.port={port}: the port is in use")
@@ -71,7 +71,7 @@ def test_a_server_that_cannot_be_is_one_line(
 ) -> None:
     arguments = ["model=tiny_recall", "serve.port=0", *arguments]
     process = kvx_serve(*arguments, cwd=tmp_path, KVX_API_KEY="")
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=HANGS_S)
     assert process.returncode == 2
     assert said in err.splitlines()[-1]
     assert "Traceback" not in err
@@ -122,14 +122,15 @@ def test_a_signal_lets_short_answers_end_and_tells_long_ones(
         more = {"extra_body": {"ignore_eos": True}, "stream": True}
         short = client.completions.create(**GREEDY, prompt=WORDS, max_tokens=150, **more)
         long = client.completions.create(**GREEDY, prompt=WORDS, max_tokens=7000, **more)
-        next(iter(short))
         next(iter(long))
+        # so little of the short one is left that it ends while the server drains, however slowly
+        text = [next(iter(short)).choices[0] for _ in range(120)]
         process.send_signal(number)
-        text = [c.choices[0] for c in short]
+        text += [c.choices[0] for c in short]
         assert text[-1].finish_reason == "length"
         with pytest.raises(openai.APIError, match="shutting down"):
             list(long)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=HANGS_S)
     finally:
         process.kill()
     assert process.returncode == 0

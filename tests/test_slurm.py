@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 from kvx.config import package_dir
 from kvx.run import jobs
 from tests.conftest import Kvx, finish, kvx_process, request_rows
+from tests.waiting import HANGS_S, Gate, wait_until
 
 pytestmark = pytest.mark.slurm
 TESTBED = package_dir().parent / "scripts" / "slurm_testbed.sh"
@@ -46,19 +46,27 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("slurm")
     environment = os.environ | {"KVX_TESTBED_MAX_ARRAY": "4"}
     command = [str(TESTBED), "start", str(folder)]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=HANGS_S)
     yield str(folder / "slurm.conf")
-    subprocess.run([str(TESTBED), "stop", str(folder)], check=True, timeout=60)
+    subprocess.run([str(TESTBED), "stop", str(folder)], check=True, timeout=HANGS_S)
 
 
 @pytest.fixture(autouse=True)
 def on_the_cluster(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SLURM_CONF", cluster)
     monkeypatch.setenv("PYTHONPATH", str(package_dir().parent))
-    monkeypatch.setenv("KVX_TEST_PAUSE_S", "0.1")
     yield
     subprocess.run(["scancel", "--me"], check=True)
     wait_until(lambda: not queue(), "the queue is empty")
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Holds the jobs of the slow sweep; they inherit the environment."""
+    found = Gate(tmp_path)
+    for name, value in found.environment.items():
+        monkeypatch.setenv(name, value)
+    return found
 
 
 def queue() -> list[str]:
@@ -66,13 +74,6 @@ def queue() -> list[str]:
         ["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True
     )
     return listed.stdout.split()
-
-
-def wait_until(happened, what: str, seconds: float = 180) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, f"still waiting until {what}"
-        time.sleep(0.1)
 
 
 def wrote(writer: str) -> bool:
@@ -135,14 +136,16 @@ def test_three_jobs_share_a_sweep_over_two_models_each_loaded_once_by_each(kvx: 
 
 
 def test_a_cancelled_and_a_killed_job_lose_their_slices_only(
-    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame
+    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame, gate: Gate
 ) -> None:
     process = kvx_process(tmp_path, "run", *SLOW, *SLURM)
-    wait_until(lambda: wrote("s001of003") and wrote("s002of003"), "two jobs work")
+    both = lambda: wrote("s001of003") and wrote("s002of003")  # noqa: E731
+    gate.until(both, "two jobs work", process)
     job = array_id()
     subprocess.run(["scancel", f"{job}_0"], check=True)
     for pid in pids_of(f"{job}_1"):
         os.kill(pid, signal.SIGKILL)
+    gate.open()
     outcome = finish(process)
     assert outcome.code == 1, outcome.err
     assert "2 of 2 points incomplete; slice s001of003" in outcome.err.splitlines()[-1]
@@ -157,18 +160,19 @@ def test_a_cancelled_and_a_killed_job_lose_their_slices_only(
 
 
 def test_out_of_time_and_preempted_jobs_are_queued_again_and_go_on(
-    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame
+    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame, gate: Gate
 ) -> None:
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=1")
     process = kvx_process(tmp_path, "run", *SLOW, *SLURM, *limits)
-    wait_until(lambda: wrote("s001of003"), "the first job works")
+    gate.until(lambda: wrote("s001of003"), "the first job works", process)
     job = array_id()
     # what SLURM sends when the time limit comes near
     subprocess.run(["scancel", "--signal=USR2", f"{job}_0"], check=True)
     wait_until(lambda: "this job is timed-out" in logs(), "the first job is out of time")
-    wait_until(lambda: wrote("s003of003") or not queue(), "the last job works")
+    gate.until(lambda: wrote("s003of003") or not queue(), "the last job works")
     preempting = ["sbatch", "-p", "high", "-N2", "--exclusive", "--mem=0", "--wrap=sleep 1"]
     subprocess.run(preempting, check=True, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    gate.open()
     outcome = finish(process)
     assert outcome.code == 0, outcome.err
     pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
@@ -187,9 +191,8 @@ def test_a_job_over_its_memory_is_named_and_more_memory_completes_the_sweep(
 
 
 def test_an_interrupted_parent_leaves_its_jobs_and_nobody_doubles_their_work(
-    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame, gate: Gate
 ) -> None:
-    monkeypatch.setenv("KVX_TEST_PAUSE_S", "0.5")  # longer than four commands on a busy machine
     process = kvx_process(tmp_path, "run", *SLOW, *SLURM)
     wait_until(lambda: jobs.read(RUNS) and queue(), "jobs are submitted")
     job = array_id()
@@ -201,13 +204,14 @@ def test_an_interrupted_parent_leaves_its_jobs_and_nobody_doubles_their_work(
     assert interrupted.code == 130, interrupted.err
     assert f"SLURM goes on with {job}" in interrupted.err.splitlines()[-1]
     status = kvx_process(tmp_path, "status")
-    looked, _ = status.communicate(timeout=60)
+    looked, _ = status.communicate(timeout=HANGS_S)
     assert status.returncode == 3
     assert re.search(rf"SLURM job {job}: \d (running|pending)", looked)
     assert "missing" not in looked
     while_they_go_on = kvx("run", *SLOW)
     assert while_they_go_on.code == 2
     assert f"scancel {job}" in while_they_go_on.err.splitlines()[-1]
+    gate.open()
     wait_until(lambda: not queue(), "the jobs have ended")
     again = kvx("run", *SLOW, *SLURM)
     assert again.code == 0

@@ -22,6 +22,7 @@ from kvx.prepare.build import ensure_manifest
 from kvx.store import contents, layout, locks
 from kvx.store.completion import is_done
 from kvx.store.points import PointStore
+from tests.waiting import HANGS_S
 
 SMALL = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "press=knorm")
 LATENCY = ("measure=both", "latency.n_per_bin=1", "latency.repeats=2")
@@ -105,7 +106,7 @@ def test_processes_write_slices_of_one_point_at_once_and_finish_it_once(point: P
         claim.share()
         with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
             jobs = [pool.submit(work, f"w{i}", slice(i, None, 3)) for i in range(3)]
-            assert [job.result(timeout=120) for job in jobs] == [None] * 3
+            assert [job.result(timeout=HANGS_S) for job in jobs] == [None] * 3
     assert is_done(point)
     assert parquet(point) == MERGED
     expected = [e.example_id for e in point.manifest.entries]

@@ -22,6 +22,7 @@ from kvx.config import Config, conf_dir
 from kvx.messages import explain
 from kvx.sweep import compose_sweep, typed
 from tests.conftest import Kvx
+from tests.waiting import HANGS_S
 
 # options whose effects are not confined to their node
 ODD = {
@@ -199,4 +200,4 @@ def test_a_sweep_is_planned_without_torch(tmp_path: Path) -> None:
         "assert run_stage('run', lambda points: seen.extend(points), arguments) == 0\n"
         "assert len(seen) == 54 and 'torch' not in sys.modules and 'submitit' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=HANGS_S)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from kvx.config import package_dir
+from tests.waiting import HANGS_S
 
 
 def run(*command: str, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(path)}
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANGS_S
     )
 
 

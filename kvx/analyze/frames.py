@@ -33,7 +33,10 @@ USED = {
         "kind", "failed", "output_tokens", "kv_bytes_effective", "kv_bytes_physical",
         "kv_bytes_full", "context_tokens_cut",
     ),
-    "latency": ("bin", "error_type", "latency_s", "ttft_s", "tpot_s", "peak_memory_bytes"),
+    "latency": (
+        "bin", "error_type", "latency_s", "ttft_s", "tpot_s", "peak_memory_bytes", "example_id",
+        "others_cpu_share", "gpu_others",
+    ),
     "judged": (
         "bin", "cluster", "metric", "primary", "score", "kind", "failed", "degenerate", "pair",
     ),

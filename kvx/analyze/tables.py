@@ -20,6 +20,7 @@ from kvx.stats.paired import (
     newcombe_interval,
     paired_differences,
 )
+from kvx.stats.repeats import others_share, spread
 
 Row = dict[str, Any]
 BOOTSTRAP, EXACT, NEWCOMBE = "cluster_bootstrap", "clopper_pearson", "newcombe"
@@ -153,7 +154,14 @@ def _latency_columns(alone: Columns) -> Row:
         row |= {f"{name}_p{q}_s": v for q, v in zip(QUANTILES, quantiles, strict=True)}
     peak = good["peak_memory_bytes"].astype(float)
     peak = peak[~np.isnan(peak)]
-    return row | {"peak_memory_bytes_max": int(peak.max()) if peak.size else None}
+    seconds, neighbours = good["latency_s"].astype(float), good["gpu_others"].astype(float)
+    known = neighbours[~np.isnan(neighbours)]
+    return row | {
+        "peak_memory_bytes_max": int(peak.max()) if peak.size else None,
+        "latency_spread": null(spread(seconds, good["example_id"].tolist())),
+        "others_cpu_share": null(others_share(good["others_cpu_share"].astype(float), seconds)),
+        "gpu_others_max": int(known.max()) if known.size else None,
+    }
 
 
 def _quantiles(values: NDArray[np.float64]) -> list[list[float | None]]:

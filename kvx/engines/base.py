@@ -168,7 +168,8 @@ class Measurement:
     """One request that ran alone at batch 1, for its times and memory; its answer is not kept.
 
     `peak_memory_bytes` is the device's (CUDA) or the process's (CPU), weights included. `machine`
-    is what the times depend on; None: this one.
+    is what the times depend on; None: this one. `others_cpu_share` is the share of the cores this
+    process may use that others took meanwhile, `gpu_others` how many others use its GPU.
     """
 
     request: Request
@@ -178,6 +179,8 @@ class Measurement:
     kv_bytes_peak: int | None = None
     peak_memory_bytes: int | None = None
     machine: str | None = None
+    others_cpu_share: float | None = None
+    gpu_others: int | None = None
     error_type: str | None = None
     error_message: str | None = None
 
@@ -207,8 +210,32 @@ class Engine(Protocol):
         ...
 
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
-        """One `Measurement` per item; each request runs alone, after its point's warm-up."""
+        """One `Measurement` per item; each request runs alone, after its point's warm-up.
+
+        Points take turns (`interleaved`): what drifts meanwhile is in all of them alike.
+        """
         ...
+
+
+def interleaved(
+    work: Sequence[LatencyWork],
+) -> Iterator[tuple[LatencyWork, tuple[Request, Example, int]]]:
+    """Every item of `work`: repeat by repeat, example by example, and all points in between.
+
+    Which point comes first rotates from example to example and from repeat to repeat.
+    """
+    order: dict[str, int] = {}
+    turns: dict[tuple[int, int], list[tuple[int, tuple[Request, Example, int]]]] = {}
+    for number, item in enumerate(work):
+        for asked in item.requests:
+            _, example, repeat = asked
+            place = order.setdefault(example.example_id, len(order))
+            turns.setdefault((repeat, place), []).append((number, asked))
+    for repeat, place in sorted(turns):
+        turn = turns[repeat, place]
+        first = (repeat + place) % len(turn)
+        for number, asked in turn[first:] + turn[:first]:
+            yield work[number], asked
 
 
 def seed_of(request: Request) -> int:

@@ -135,12 +135,13 @@ def latency_table(overall: pd.DataFrame) -> str:
         return (
             number(row["ttft_p50_s"], "{:.3f}"), number(row["tpot_p50_s"], "{:.4f}"),
             number(row["latency_p50_s"], "{:.3f}"), number(row["latency_p95_s"], "{:.3f}"),
-            byte_count(row["peak_memory_bytes_max"]), row["n_latency"], row["n_latency_failed"],
+            byte_count(row["peak_memory_bytes_max"]), number(row["latency_spread"], "{:.0%}"),
+            number(row["others_cpu_share"], "{:.0%}"), row["n_latency"], row["n_latency_failed"],
         )  # fmt: skip
 
     header = [
         "TTFT p50 (s)", "TPOT p50 (s)", "latency p50 (s)", "latency p95 (s)", "peak memory",
-        "measured", "failed",
+        "repeats differ by", "CPU of others", "measured", "failed",
     ]  # fmt: skip
     measured = overall["n_latency"] + overall["n_latency_failed"] > 0
     return per_point(overall[measured], header, cells)

@@ -8,6 +8,7 @@ import pandas as pd
 from kvx.analyze.columns import ALL_BINS
 from kvx.config import AnalyzeConfig
 from kvx.report.words import token_range
+from kvx.stats.repeats import unsteady
 
 CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps answers from ending
 SMALL_BIN = 20
@@ -42,6 +43,7 @@ def warnings(
         *_lost(overall),
         *_without_twin(overall, comparisons),
         *_small(bins),
+        *_unsteady(overall),
     ]
 
 
@@ -138,4 +140,20 @@ def _small(bins: pd.DataFrame) -> Iterator[str]:
         yield (
             f"**Small bins.** The smallest holds {smallest} scored examples: read the intervals, "
             "not the means."
+        )
+
+
+def _unsteady(overall: pd.DataFrame) -> Iterator[str]:
+    """Latencies measured beside other work, or that do not repeat."""
+    found: dict[str, str] = {}
+    for _, row in overall[overall["n_latency"] > 0].iterrows():
+        seen = (row[name] for name in ("latency_spread", "others_cpu_share", "gpu_others_max"))
+        reasons = unsteady(*(None if pd.isna(value) else float(value) for value in seen))
+        if reasons:
+            found[row["point_id"]] = ", ".join(reasons)
+    if found:
+        points = "; ".join(f"{point} ({why})" for point, why in found.items())
+        yield (
+            f"**Latencies on a loaded machine.** {points}. Points of a run take turns, which slows "
+            "all alike, but smaller differences say nothing: measure again on a quiet machine."
         )

@@ -92,6 +92,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
             len(points), requests, where,
         )  # fmt: skip
         return points
+    from kvx.run.progress import waiting
     from kvx.store import journal  # Arrow takes longer than finding nothing to do
     from kvx.store.points import PointStore
 
@@ -105,7 +106,8 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         from kvx.run.pools.inprocess import InProcess
 
         pool = InProcess()
-    pool.check(missing)
+    with waiting("checking the points"):
+        pool.check(missing)
     with locks.claim([p.dir for p in missing]) as claim:
         refuse_if_submitted(missing)  # nobody submits any more, but somebody may have just now
         journal.begin(points)

@@ -12,6 +12,7 @@ from pathlib import Path
 from kvx.config import Config, Measure
 from kvx.hashing import digest
 from kvx.points import Point, request_id, resolved
+from kvx.run.pace import Load
 from kvx.store.layout import Present
 
 
@@ -22,17 +23,23 @@ class Todo:
     point: Point
     example_ids: frozenset[str]
     latencies: int = 0
+    latency_tokens: int = 0  # of their prompts
 
 
 def todo_of(point: Point, present: Present) -> Todo:
     """What is missing of a point that holds what is `present`."""
     asked = point.manifest.entries if point.wants_answers else ()
     ids = {e.example_id: request_id(point.id, e.example_id) for e in asked}
-    measured = [(request_id(point.id, e.example_id), n) for e, n in point.latency_items]
+    alone = [
+        e.prompt_tokens
+        for e, n in point.latency_items
+        if (request_id(point.id, e.example_id), n) not in present.latency
+    ]
     return Todo(
         point,
         frozenset(e for e, r in ids.items() if r not in present.request_ids),
-        sum(item not in present.latency for item in measured),
+        len(alone),
+        sum(alone),
     )
 
 
@@ -47,7 +54,13 @@ class Unit:
     example_ids: tuple[str, ...]  # none where latencies are measured: the points know their own
     writer: str
     measure: Measure
-    n_requests: int  # to show progress by
+    n_requests: int  # to show progress by, with the tokens of their prompts and of longest answers
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def load(self) -> Load:
+        return Load(self.n_requests, self.prompt_tokens, self.output_tokens)
 
     @property
     def model(self) -> str:
@@ -111,15 +124,22 @@ def make_units(todo: Sequence[Todo], slices: int) -> list[Unit]:
 def _answers(group: Sequence[Todo], slices: int, run: str) -> list[Unit]:
     wanted = frozenset[str]().union(*(item.example_ids for item in group))
     entries = [e for e in group[0].point.manifest.entries if e.example_id in wanted]
-    parts = balanced([(e.example_id, e.prompt_tokens) for e in entries], slices)
+    tokens = {e.example_id: e.prompt_tokens for e in entries}
+    parts = balanced(list(tokens.items()), slices)
     units = []
     for number, part in enumerate(parts, start=1):
         items = [item for item in group if not item.example_ids.isdisjoint(part)]
+        asked = [item.example_ids.intersection(part) for item in items]
         units.append(
             Unit(
                 configs=tuple(item.point.config for item in items), example_ids=part,
                 writer=f"s{number:03d}of{len(parts):03d}-{run}", measure=Measure.quality,
-                n_requests=sum(len(item.example_ids.intersection(part)) for item in items),
+                n_requests=sum(map(len, asked)),
+                prompt_tokens=sum(tokens[example] for ids in asked for example in ids),
+                output_tokens=sum(
+                    len(ids) * item.point.config.decoding.max_new_tokens
+                    for ids, item in zip(asked, items, strict=True)
+                ),
             )
         )  # fmt: skip
     return units
@@ -129,7 +149,9 @@ def _latencies(group: Sequence[Todo], run: str) -> list[Unit]:
     items = [item for item in group if item.latencies]
     configs = tuple(item.point.config for item in items)
     n = sum(item.latencies for item in items)
-    return [Unit(configs, (), f"alone-{run}", Measure.latency, n)] if items else []
+    prompts = sum(item.latency_tokens for item in items)
+    outputs = sum(item.latencies * item.point.config.decoding.max_new_tokens for item in items)
+    return [Unit(configs, (), f"alone-{run}", Measure.latency, n, prompts, outputs)] if n else []
 
 
 def balanced(costs: Sequence[tuple[str, int]], n: int) -> list[tuple[str, ...]]:

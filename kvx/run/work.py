@@ -1,14 +1,26 @@
 """What is still to be done for a point, and letting an engine answer it."""
 
+import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from kvx.data.examples import load_examples
-from kvx.engines.base import Engine, LatencyWork, PointFailed, PointWork, Response
+from kvx.engines.base import (
+    Engine,
+    LatencyWork,
+    Measurement,
+    PointFailed,
+    PointWork,
+    Response,
+)
 from kvx.points import Point, Request
 from kvx.run.collect import Collector
+from kvx.stats.repeats import others_share, spread, unsteady
 from kvx.store import journal
 from kvx.store.layout import Present
+
+log = logging.getLogger(__name__)
 
 
 def answer(engine: Engine, collector: Collector, work: Sequence[PointWork]) -> None:
@@ -27,6 +39,39 @@ def answer(engine: Engine, collector: Collector, work: Sequence[PointWork]) -> N
     seconds = time.monotonic() - begun
     points = [item.point for item in work]
     journal.record_rate(points, seconds, len(answered), sum(answered))
+
+
+def measure(engine: Engine, collector: Collector, work: Sequence[LatencyWork]) -> None:
+    """Let the engine measure, and warn of what makes its times hard to compare."""
+    work = [item for item in work if item.requests]
+    seen: list[Measurement] = []
+
+    def noted(
+        items: Iterable[Measurement | PointFailed],
+    ) -> Iterator[Measurement | PointFailed]:
+        for item in items:
+            if isinstance(item, Measurement) and item.timing is not None:
+                seen.append(item)
+            yield item
+
+    collector.consume(noted(engine.measure(work)))
+    if reasons := unsteady(*_disturbances(seen)):
+        log.warning(
+            "run: latencies were measured on a loaded machine: %s; points took turns, so all were "
+            "slowed alike, but small differences say nothing", ", ".join(reasons),
+        )  # fmt: skip
+
+
+def _disturbances(seen: Sequence[Measurement]) -> tuple[float, float, float | None]:
+    """Of measurements with a timing: spread of repeats, share of the cores and GPU of others."""
+    seconds = [m.timing.latency_s for m in seen if m.timing is not None]
+    shares = [math.nan if m.others_cpu_share is None else m.others_cpu_share for m in seen]
+    on_gpu = [m.gpu_others for m in seen if m.gpu_others is not None]
+    return (
+        spread(seconds, [m.request.id for m in seen]),
+        others_share(shares, seconds),
+        max(on_gpu, default=None),
+    )
 
 
 def answers_work(point: Point, present: Present) -> PointWork:

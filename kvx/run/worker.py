@@ -4,6 +4,7 @@
 descriptor, progress and outcomes go back through it.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,13 +16,14 @@ from multiprocessing.connection import Connection
 import hydra.utils
 
 from kvx.config import Config, Measure
+from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import Engine, PointWork
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.run.collect import Collector
 from kvx.run.progress import Advances
 from kvx.run.units import Outcome, Unit
-from kvx.run.work import answer, answers_work, latency_work
+from kvx.run.work import answer, answers_work, latency_work, measure
 from kvx.store import layout
 from kvx.store.points import PointStore
 
@@ -52,7 +54,7 @@ def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
         if unit.measure is Measure.latency:
             alone = [latency_work(p, present[p.dir]) for p in points]
             collector = Collector([], stores, meter, alone)
-            collector.consume(engine.measure([w for w in alone if w.requests]))
+            measure(engine, collector, alone)
         else:
             work = [_slice(answers_work(p, present[p.dir]), unit) for p in points]
             collector = Collector(work, stores, meter)
@@ -98,7 +100,7 @@ def log_to_stderr() -> None:
 
 
 class _Parent:
-    """The process that hands out units, and hears of each request that is done."""
+    """The process that hands out units, and hears of what is done and of what is being done."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -109,12 +111,21 @@ class _Parent:
         except OSError:  # it is gone: write what there is and end
             raise KeyboardInterrupt from None
 
+    def hear(self, seen: Seen) -> None:
+        with contextlib.suppress(OSError):  # the next finished request finds out
+            self.connection.send(seen)
+
 
 def serve(connection: Connection) -> None:
     """Work on units until the parent sends None or is gone."""
+    parent = _Parent(connection)
     try:
         while (unit := connection.recv()) is not None:
-            connection.send(attempt(unit, _Parent(connection)))
+            ACTIVITY.listener = parent.hear
+            outcome = attempt(unit, parent)
+            ACTIVITY.say("")
+            ACTIVITY.listener = None  # nobody listens between two units
+            connection.send(outcome)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

@@ -131,6 +131,7 @@ def latency_row(measurement: Measurement, finished: datetime) -> Row:
         "warmup": request.point.config.latency.warmup, "finished_at": finished,
         "output_tokens": measurement.output_tokens, "kv_bytes_peak": measurement.kv_bytes_peak,
         "peak_memory_bytes": measurement.peak_memory_bytes,
+        "others_cpu_share": measurement.others_cpu_share, "gpu_others": measurement.gpu_others,
         "error_type": measurement.error_type, "error_message": measurement.error_message,
     }  # fmt: skip
     if timing is not None:

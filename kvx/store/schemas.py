@@ -93,7 +93,7 @@ LATENCY = _schema(
     {
         "ttft_s": F64, "tpot_s": F64, "latency_s": F64, "prefill_s": F64, "decode_s": F64,
         "output_tokens": I32, "kv_bytes_peak": I64, "peak_memory_bytes": I64,
-        "error_type": S, "error_message": S,
+        "others_cpu_share": F64, "gpu_others": I32, "error_type": S, "error_message": S,
     },
 )  # fmt: skip
 
@@ -150,6 +150,7 @@ BIN_STATS = _schema(
         "tpot_p50_s": F64, "tpot_p95_s": F64, "output_tokens_mean": F64, "kv_bytes_mean": F64,
         "kv_bytes_full_mean": F64, "budget_measured": F64, "peak_memory_bytes_max": I64,
         "n_contexts_cut": I64, "context_tokens_cut_mean": F64,
+        "latency_spread": F64, "others_cpu_share": F64, "gpu_others_max": I64,
     },
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ import torch
 from kvx.config import Config, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
+from kvx.engines.activity import ACTIVITY
 from kvx.engines.base import (
     BudgetProof,
     KVUse,
@@ -176,6 +177,7 @@ class Batch:
         ended: list[Response | PointFailed] = []
         reason: Response | None = None
         self._examples |= {r.id: chunk.example for r in requests}
+        ACTIVITY.begin(requests)
         try:
             parts = self.parts(chunk.example)
             if self.in_transformers or PressNeed.masks in requests[0].point.config.press.needs:

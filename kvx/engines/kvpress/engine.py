@@ -15,6 +15,7 @@ from kvx.engines.kvpress.measure import entry_bytes, free_bytes
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
 from kvx.engines.kvpress.press_check import check_on_model, check_press
 from kvx.engines.kvpress.schedule import RowCost, check_fits
+from kvx.engines.kvpress.telling import told
 from kvx.points import Point, Request
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,11 @@ class KVPressEngine:
         for items in _groups(work):
             config, date = items[0].point.config, items[0].point.manifest.date
             self.loaded.set_attention(resolve_attention(config))
-            yield from Batch(self.loaded, config, cost, cap, date=date).run(items)
+            with told(self.loaded.model):
+                yield from Batch(self.loaded, config, cost, cap, date=date).run(items)
 
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
-        cost, cap = self._cost(), self._cap_bytes()
-        for item in work:
-            self.loaded.set_attention(resolve_attention(item.point.config))
-            yield from latency.measure(self.loaded, item, cost, cap)
+        yield from latency.measure(self.loaded, work, self._cost(), self._cap_bytes())
 
     def limits(self) -> tuple[RowCost, int]:
         """What rows cost, and the bytes that all caches together may take."""

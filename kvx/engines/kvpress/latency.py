@@ -3,14 +3,24 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from kvx.data.example import Example
-from kvx.engines.base import LatencyWork, Measurement, PointFailed, Response, Timing
+from kvx.engines.activity import ACTIVITY
+from kvx.engines.base import (
+    LatencyWork,
+    Measurement,
+    PointFailed,
+    Response,
+    Timing,
+    interleaved,
+)
 from kvx.engines.kvpress.batch import Batch
+from kvx.engines.kvpress.load import OthersLoad, gpu_others
 from kvx.engines.kvpress.measure import PeakMemory, synchronize
-from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.model import LoadedModel, resolve_attention
 from kvx.engines.kvpress.rows import Action, StepObserver
 from kvx.engines.kvpress.schedule import Chunk, RowCost
 from kvx.points import Request
@@ -52,16 +62,23 @@ class Clock(StepObserver):
 
 
 def measure(
-    loaded: LoadedModel, work: LatencyWork, cost: RowCost, cap_bytes: int
+    loaded: LoadedModel, work: Sequence[LatencyWork], cost: RowCost, cap_bytes: int
 ) -> Iterator[Measurement | PointFailed]:
-    """Every request of one point, after its warm-up."""
-    for request, example, _ in work.requests[:1] * work.point.config.latency.warmup:
-        _alone(loaded, request, example, 0, cost, cap_bytes)
-    for request, example, repeat in work.requests:
+    """Every request of all points in turn, after each point's warm-up."""
+    work = [item for item in work if item.requests]
+    for item in work:
+        for request, example, _ in item.requests[:1] * item.point.config.latency.warmup:
+            ACTIVITY.say(f"warming up {item.point.id}")
+            _alone(loaded, request, example, 0, cost, cap_bytes)
+    failed: set[Path] = set()
+    for item, (request, example, repeat) in interleaved(work):
+        if item.point.dir in failed:
+            continue
+        ACTIVITY.say(f"measuring {item.point.id}, {request.entry.prompt_tokens:,} prompt tokens")
         measured = _alone(loaded, request, example, repeat, cost, cap_bytes)
-        yield measured
         if isinstance(measured, PointFailed):
-            return
+            failed.add(item.point.dir)
+        yield measured
 
 
 def _alone(
@@ -72,16 +89,20 @@ def _alone(
     cost: RowCost,
     cap_bytes: int,
 ) -> Measurement | PointFailed:
+    loaded.set_attention(resolve_attention(request.point.config))
+    neighbours = gpu_others(loaded.device)
     memory = PeakMemory(loaded.device)
     clock = Clock(loaded.device)
     point = request.point
     batch = Batch(loaded, point.config, cost, cap_bytes, clock, point.manifest.date)
     chunk = Chunk(example, (request,), cost.of(point, request), alone=True)
     batch.parts(example)  # remembered
+    others = OthersLoad()
     clock.begin()
     items: list[Response | PointFailed] = list(batch.start(chunk))
     while batch.decoder.rows:
         items += batch.go_on()
+    others_cpu_share = others.cpu_share()
     (item,) = items
     if isinstance(item, PointFailed):
         return item
@@ -96,4 +117,6 @@ def _alone(
         output_tokens=len(item.token_ids),
         kv_bytes_peak=item.kv.bytes_peak,
         peak_memory_bytes=memory.read_bytes(),
+        others_cpu_share=others_cpu_share,
+        gpu_others=neighbours,
     )

@@ -11,6 +11,7 @@ import torch
 from kvx.config import Config, ModelConfig, PressNeed
 from kvx.data.model_folder import files_of, stamp
 from kvx.data.tokenizer import load_tokenizer
+from kvx.engines.activity import ACTIVITY
 from kvx.engines.kvpress.loading import devices_of, load_weights
 from kvx.errors import UserError
 from kvx.guard.signals import thinking_tokens
@@ -93,10 +94,12 @@ def load(config: ModelConfig) -> LoadedModel:
             torch.cuda.empty_cache()
         tokenizer = load_tokenizer(config)  # what is wrong with it comes before minutes of loading
         log.info("run: loading model %s on %s", config.name, _where(config, device))
+        ACTIVITY.say(f"loading model {config.name}")
         model = load_weights(config, device)
         _loaded[key] = LoadedModel(
             model, tokenizer, devices_of(model)[0], _stop_ids(model, tokenizer), devices_of(model)
         )
+        ACTIVITY.say(f"model {config.name} is loaded")
     return _loaded[key]
 
 

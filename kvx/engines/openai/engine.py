@@ -21,6 +21,7 @@ from kvx.engines.base import (
     PointFailed,
     PointWork,
     Response,
+    interleaved,
 )
 from kvx.engines.openai import fields, proof
 from kvx.engines.openai.body import budget_of, route
@@ -190,11 +191,14 @@ async def _measure_all(work: Sequence[LatencyWork], put: Callable[[Measured], No
             for request, example, _ in item.requests[:1] * item.point.config.latency.warmup:
                 with contextlib.suppress(Fault):  # the measurement itself will say so
                     await session.ask(request, example)
-            for request, example, repeat in item.requests:
-                measured = await _measure(session, request, example, repeat)
-                put(measured)
-                if isinstance(measured, PointFailed):
-                    break
+        failed: set[Path] = set()
+        for item, (request, example, repeat) in interleaved(work):
+            if item.point.dir in failed:
+                continue
+            measured = await _measure(session, request, example, repeat)
+            put(measured)
+            if isinstance(measured, PointFailed):
+                failed.add(item.point.dir)
 
 
 async def _measure(session: Session, request: Request, example: Example, repeat: int) -> Measured:

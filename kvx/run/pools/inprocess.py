@@ -17,6 +17,9 @@ class InProcess:
         return 1
 
     def run(self, units: Sequence[Unit]) -> list[Outcome]:
-        total = sum(unit.n_requests for unit in units)
-        with Meter(total, units[0].configs[0].run.progress) as meter:
-            return [run_unit(unit, meter) for unit in units]
+        outcomes = []
+        with Meter(units, units[0].configs[0].run.progress) as meter:
+            for unit in units:
+                meter.begin(unit)
+                outcomes.append(run_unit(unit, meter))
+        return outcomes

@@ -17,6 +17,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from kvx.config import SHARING, Measure
+from kvx.engines.activity import Seen
 from kvx.engines.openai import fields
 from kvx.errors import UserError
 from kvx.points import Point
@@ -83,11 +84,10 @@ class Local:
         answers = deque(u for u in units if u.measure is not Measure.latency)
         alone = deque(u for u in units if u.measure is Measure.latency)
         alone.reverse()  # the model that was loaded last comes first
-        total = sum(unit.n_requests for unit in units)
         show = units[0].configs[0].run.progress
         workers: dict[int, _Worker] = {}
         try:
-            with Meter(total, show) as meter:
+            with Meter(units, show, min(self.workers, len(answers) or 1)) as meter:
                 done = self._run(answers, self.workers, workers, meter)
                 # one GPU each is alone enough, one core each is not
                 done += self._run(alone, min(len(self.gpus) or 1, self.workers), workers, meter)
@@ -107,6 +107,7 @@ class Local:
             while queue and len(busy) < width:
                 worker = self._idle(workers)
                 worker.unit = queue.popleft()
+                meter.begin(worker.unit)
                 busy.append(worker)
                 try:
                     worker.connection.send(worker.unit)
@@ -166,12 +167,16 @@ def _receive(worker: _Worker, meter: Meter) -> Outcome | None:
         message = worker.connection.recv()
     except (EOFError, OSError):
         worker.connection.close()
+        meter.gone(worker.process.pid)
         code = worker.process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         return Outcome(worker.unit, lost=f"{worker} {how}")
     if isinstance(message, Outcome):
         return message
-    meter.advance(message)
+    if isinstance(message, Seen):
+        meter.heard(worker.process.pid, message)
+    else:
+        meter.advance(message)
     return None
 
 

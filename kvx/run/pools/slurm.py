@@ -72,7 +72,7 @@ class SlurmWorker:
             signal.signal(ending, partial(_requeue_or_interrupt, requeue))
         log_to_stderr()
         try:
-            return [attempt(unit, Meter(unit.n_requests, show=False)) for unit in units]
+            return [_metered(unit, attempt) for unit in units]
         except KeyboardInterrupt as error:
             if isinstance(error.__cause__, UncompletedJobError):  # submitit writes down why
                 raise error.__cause__ from None
@@ -84,6 +84,11 @@ class SlurmWorker:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, units)
+
+
+def _metered(unit: Unit, attempt: Callable[[Unit, Meter], Outcome]) -> Outcome:
+    with Meter([unit], show=False) as meter:
+        return attempt(unit, meter)
 
 
 def _requeue_or_interrupt(requeue: Callable[..., Any], *signalled: Any) -> None:
