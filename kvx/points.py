@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from kvx.config import (
-    ADDED, IDENTITY, RECORDED, BudgetConfig, BudgetKind, Config, DecodingConfig, Measure,
+    ADDED,
+    IDENTITY,
+    RECORDED,
+    BudgetConfig,
+    BudgetKind,
+    Config,
+    DecodingConfig,
+    Measure,
 )  # fmt: skip
 from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.data.manifest import Entry, Manifest

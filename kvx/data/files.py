@@ -132,7 +132,7 @@ def _read_json(path: Path) -> Iterator[Row]:
         row = json.loads(first) if first else {}
     except ValueError:
         row = None
-    if isinstance(row, dict) and not isinstance(row.get("data"), list):
+    if isinstance(row, dict) and not isinstance(row.get("data"), list) and not _by_column(row):
         yield from _json_lines(path)
         return
     with _open(path) as file:
@@ -146,7 +146,7 @@ def _read_json(path: Path) -> Iterator[Row]:
     if isinstance(document, dict):
         if isinstance(document.get("data"), list):
             document = document["data"]
-        elif document and all(isinstance(v, dict) for v in document.values()):
+        elif _by_column(document):
             raise UserError(
                 f"{path}: an object of objects ({columns_of(document)}), not rows; write a list "
                 "of rows (pandas: to_json(orient='records', lines=True))"
@@ -161,6 +161,11 @@ def _read_json(path: Path) -> Iterator[Row]:
                 f"{path}: row {number}: expected a JSON object, got {type(row).__name__}"
             )
         yield row
+
+
+def _by_column(document: Row) -> bool:
+    """pandas' default: columns of rows, {context: {0: .., 1: ..}, ..}."""
+    return bool(document) and all(isinstance(v, dict) for v in document.values())
 
 
 def _json_lines(path: Path) -> Iterator[Row]:

@@ -105,8 +105,9 @@ def manifest_key(config: Config, revision: str) -> str:
     d = config.dataset
     return digest(
         {
-            "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": _source(d),
-            "template": dataclasses.asdict(d.template), "binning": dataclasses.asdict(d.binning),
+            "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision,
+            "source": _source(d), "template": dataclasses.asdict(d.template),
+            "binning": dataclasses.asdict(d.binning),
             "sampling": _sampling(d), "overflow": d.overflow.name,
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
             "max_context_tokens": max_context_tokens(config.model),
@@ -123,10 +124,11 @@ def _source(dataset: DatasetConfig) -> dict[str, Any]:
     """
     fields = {k: v for k, v in dataset.source.items() if k not in ("path", "haystack")}
     try:
-        identity_of = hydra.utils.get_class(dataset.source["_target_"]).identity_of
-    except Exception:  # a user's class need not have it; `make_source` says what else is wrong
+        kind = hydra.utils.get_class(dataset.source["_target_"])
+    except Exception:  # `make_source` says what is wrong with it
         return fields
-    found: dict[str, Any] = identity_of(fields, dataset.source)
+    identity_of = getattr(kind, "identity_of", dict)  # a user's class need not have it
+    found: dict[str, Any] = identity_of(fields)
     return found
 
 

@@ -124,7 +124,7 @@ def build(
 
 
 def _checked(config: Config, examples: Iterator[Example]) -> Iterator[Example]:
-    """Raises `UserError` for an id that occurs twice, and for an answer that no metric can match."""
+    """Raises `UserError` for an id that occurs twice, and for answers that nothing can match."""
     seen: set[str] = set()
     of_numbers = "numeric" in config.dataset.metrics
     for example in examples:

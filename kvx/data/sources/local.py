@@ -34,8 +34,8 @@ class LocalSource:
         rows.check_layout(self.layout)
 
     @staticmethod
-    def identity_of(fields: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
-        """What of the fields decides the examples, beside `revision`; later ones if they are set."""
+    def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
+        """What of the fields decides the examples; those that came later only if they are set."""
         told = {k: v for k, v in fields.items() if k != "layout" or v != AUTO}
         columns = {**(told.get("fields") or {})}
         for role in ("answer_prefix", "max_new_tokens"):
