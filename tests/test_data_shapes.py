@@ -240,6 +240,15 @@ def test_helmet_passages(file: Path) -> None:
     assert (found.example_id, found.question, found.answers) == ("3", "q?", ("a",))
 
 
+def test_musique_paragraphs_are_no_squad(file: Path) -> None:
+    paragraphs = [{"idx": 0, "title": "T", "paragraph_text": "body"}]
+    raw = {"id": "2hop", "paragraphs": paragraphs, "question": "q?", "answer": "a"}
+    with pytest.raises(UserError, match="no field 'context' for context; it has id, paragraphs"):
+        read(file, raw)
+    (found,) = read(file, raw, fields={"context": "paragraphs"})
+    assert (found.context, found.answers) == ("Document (Title: T): body", ("a",))
+
+
 def test_infinitebench_and_options(file: Path) -> None:
     raw = {"id": 0, "context": "c", "input": "Which?", "answer": ["two"], "options": []}
     (found,) = read(file, raw)

@@ -44,7 +44,7 @@ def fingerprint(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def read_text(path: Path) -> str:
@@ -52,7 +52,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -96,10 +96,11 @@ def _guarded(path: Path, reader: Any) -> Iterator[Row]:
     try:
         yield from reader(path)
     except (csv.Error, EOFError, OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Why a file cannot be read, in one line."""
     if isinstance(error, IsADirectoryError):
         return UserError(f"{path}: is a directory; name a file")
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__

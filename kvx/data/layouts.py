@@ -132,7 +132,7 @@ NAMES = (AUTO, *LAYOUTS)
 def detected(row: Row) -> str:
     """The layout that a row's columns speak for; `plain` if no benchmark's."""
     has = set(row)
-    if "paragraphs" in has or "qas" in has:
+    if ("paragraphs" in has or "qas" in has) and "question" not in has:
         return "squad"
     if {"input", "outputs"} <= has:
         return "ruler"

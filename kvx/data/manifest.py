@@ -16,10 +16,11 @@ import hydra.utils
 
 from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource
+from kvx.data.files import fingerprint, read_text
 from kvx.data.tokenizer import max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
 from kvx.guard import model_files
-from kvx.hashing import digest, sha256_file, sha256_text
+from kvx.hashing import digest, sha256_text
 
 FORMAT_VERSION = 1
 _OTHER = object()
@@ -157,7 +158,7 @@ def load(folder: Path, config: Config) -> Manifest:
     path = folder / "manifest.json"
     redo = f"delete {folder} and run kvx.prepare"
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(read_text(path))
         claimed = raw.pop("sha256")
         version = raw.pop("format_version")
         manifest = Manifest(
@@ -180,6 +181,6 @@ def load(folder: Path, config: Config) -> Manifest:
             f"model={config.model.name} has {expected}; {redo}"
         )
     examples = folder / "examples.parquet"
-    if not examples.is_file() or sha256_file(examples) != manifest.examples_sha256:
+    if not examples.is_file() or fingerprint(examples) != manifest.examples_sha256:
         raise UserError(f"{examples}: missing or changed since the manifest was made; {redo}")
     return manifest

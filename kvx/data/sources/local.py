@@ -48,7 +48,7 @@ class LocalSource:
         digest = fingerprint(path)[:12]
         state = path.stat()
         read = (self.layout, tuple(sorted(self.fields.items())))
-        alike = _reads_as_before(path, state.st_size, state.st_mtime_ns, *read)
+        alike = _reads_as_before(path.resolve(), state.st_size, state.st_mtime_ns, *read)
         return f"local-{digest}" if alike else f"local-{rows.VERSION}-{digest}"
 
     def examples(self) -> Iterator[Example]:
