@@ -38,6 +38,7 @@ class FaultServer:
     """`plan(n, body)` names what happens to the n-th request; see `_act` for the names."""
 
     plan: Plan = lambda n, body: OK
+    answer: Callable[[str], str] = answer_to
     accounting: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda body: None
     # what the server does with the body's budget, seen in its log-probs
     shift: Callable[[dict[str, Any]], float] = lambda body: 0.0
@@ -189,11 +190,10 @@ class FaultServer:
         self.answered[prompt] += bool(whole["choices"])
         return whole
 
-    @staticmethod
-    def _words(what: str, prompt: str) -> list[str]:
+    def _words(self, what: str, prompt: str) -> list[str]:
         if what in ("empty", "empty_choices"):
             return []
-        return [f"{word} " for word in answer_to(prompt).split()]
+        return [f"{word} " for word in self.answer(prompt).split()]
 
     def _choice(
         self, body: dict[str, Any], what: str, word: str | None, position: int,

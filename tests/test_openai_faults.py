@@ -204,6 +204,7 @@ def test_half_a_key_is_not_shown_where_a_message_is_cut() -> None:
 def test_retry_after_in_all_its_forms() -> None:
     assert retry_after_s({"retry-after": "2"}) == 2
     assert retry_after_s({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    assert retry_after_s({"retry-after-ms": "0", "retry-after": "9"}) == 0
     assert retry_after_s({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     far = retry_after_s({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"})
     assert far is not None

@@ -98,7 +98,7 @@ def test_a_press_that_cannot_run_is_refused_before_any_request(
         ([{"context": "a", "answers": ["b"]}], "row 1: no field 'question' for question"),
         ([{**GOOD, "id": "a"}, {**GOOD, "id": "a"}], "row 2: id 'a' occurs twice"),
         ([{**GOOD, "context": None}], "row 1: empty 'context'"),
-        ([], "the source yields no examples"),
+        ([], "data.jsonl: holds no rows"),
         ([GOOD, GOOD, GOOD], "dataset.binning.n_bins=5: only 1 distinct context lengths"),
     ],
 )

@@ -48,7 +48,7 @@ def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
             common = {
                 **series, "bin": index, "bin_low_tokens": edges[0]["low_tokens"],
                 "bin_high_tokens": edges[-1]["high_tokens"],
-                **_failure_columns(asked), **_cost_columns(asked), **_cut_columns(asked),
+                **_failure_columns(asked), **_cost_columns(asked), **cut_columns(asked),
                 **_latency_columns(_bin(latency, index)),
             }  # fmt: skip
             for metric, primary, cell in by_metric(_bin(scores, index)):
@@ -128,7 +128,7 @@ def _cost_columns(asked: Columns) -> Row:
     }
 
 
-def _cut_columns(asked: Columns) -> Row:
+def cut_columns(asked: Columns) -> Row:
     """Contexts that were cut to fit the model; nulls where an older run did not note it."""
     lost = np.asarray(asked["context_tokens_cut"], float)
     if np.isnan(lost).all():

@@ -7,13 +7,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from kvx.data.example import Example
+from kvx.data.files import unreadable
 from kvx.errors import UserError
 
 
 @cache
 def load_examples(folder: Path) -> dict[str, Example]:
-    """The manifest's examples by id. Raises `UserError` if they are not there."""
-    rows = pq.read_table(examples_file(folder), partitioning=None).to_pylist()
+    """The manifest's examples by id. Raises `UserError` if they cannot be read."""
+    path = examples_file(folder)
+    try:
+        rows = pq.read_table(path, partitioning=None).to_pylist()
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
     return {
         r["example_id"]: Example(
             r["example_id"], r["context"], r["question"], tuple(r["answers"]), r["cluster"],

@@ -44,7 +44,7 @@ def fingerprint(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def read_text(path: Path) -> str:
@@ -52,7 +52,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -96,10 +96,11 @@ def _guarded(path: Path, reader: Any) -> Iterator[Row]:
     try:
         yield from reader(path)
     except (csv.Error, EOFError, OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Why a file cannot be read, in one line."""
     if isinstance(error, IsADirectoryError):
         return UserError(f"{path}: is a directory; name a file")
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
@@ -132,7 +133,7 @@ def _read_json(path: Path) -> Iterator[Row]:
         row = json.loads(first) if first else {}
     except ValueError:
         row = None
-    if isinstance(row, dict) and not isinstance(row.get("data"), list):
+    if isinstance(row, dict) and not isinstance(row.get("data"), list) and not _by_column(row):
         yield from _json_lines(path)
         return
     with _open(path) as file:
@@ -146,7 +147,7 @@ def _read_json(path: Path) -> Iterator[Row]:
     if isinstance(document, dict):
         if isinstance(document.get("data"), list):
             document = document["data"]
-        elif document and all(isinstance(v, dict) for v in document.values()):
+        elif _by_column(document):
             raise UserError(
                 f"{path}: an object of objects ({columns_of(document)}), not rows; write a list "
                 "of rows (pandas: to_json(orient='records', lines=True))"
@@ -161,6 +162,11 @@ def _read_json(path: Path) -> Iterator[Row]:
                 f"{path}: row {number}: expected a JSON object, got {type(row).__name__}"
             )
         yield row
+
+
+def _by_column(document: Row) -> bool:
+    """pandas' default: columns of rows, {context: {0: .., 1: ..}, ..}."""
+    return bool(document) and all(isinstance(v, dict) for v in document.values())
 
 
 def _json_lines(path: Path) -> Iterator[Row]:

@@ -31,9 +31,9 @@ _RULER_LAST = re.compile(r"\b(?:Question:|What|Which|Who|Whose|Where|When|Why|Ho
 class Layout:
     """`columns`: where each role may stand, the first that is there counts.
 
-    `rows` makes rows of questions out of a row of the file (`many`: several of one). With `wants_question` a row without a
-    question is refused. `formatted` rows hold the benchmark's own wording: no template is put
-    around them.
+    `rows` makes rows of questions out of a row of the file (`many`: several of one). With
+    `wants_question` a row without a question is refused. `formatted` rows hold the benchmark's own
+    wording: no template is put around them.
     """
 
     columns: Mapping[str, tuple[str, ...]]
@@ -132,7 +132,7 @@ NAMES = (AUTO, *LAYOUTS)
 def detected(row: Row) -> str:
     """The layout that a row's columns speak for; `plain` if no benchmark's."""
     has = set(row)
-    if "paragraphs" in has or "qas" in has:
+    if ("paragraphs" in has or "qas" in has) and "question" not in has:
         return "squad"
     if {"input", "outputs"} <= has:
         return "ruler"

@@ -16,10 +16,11 @@ import hydra.utils
 
 from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource
+from kvx.data.files import fingerprint, read_text
 from kvx.data.tokenizer import chat_is_dated, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
 from kvx.guard import model_files
-from kvx.hashing import digest, sha256_file, sha256_text
+from kvx.hashing import digest, sha256_text
 
 FORMAT_VERSION = 1
 _OTHER = object()
@@ -116,8 +117,9 @@ def manifest_key(config: Config, revision: str) -> str:
     dated = {"date": config.prompt.date or "when made"} if chat_is_dated(config.model) else {}
     return digest(
         {
-            "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": _source(d),
-            "template": dataclasses.asdict(d.template), "binning": dataclasses.asdict(d.binning),
+            "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision,
+            "source": _source(d), "template": dataclasses.asdict(d.template),
+            "binning": dataclasses.asdict(d.binning),
             "sampling": _sampling(d), "overflow": d.overflow.name,
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
             "max_context_tokens": max_context_tokens(config.model),
@@ -134,10 +136,11 @@ def _source(dataset: DatasetConfig) -> dict[str, Any]:
     """
     fields = {k: v for k, v in dataset.source.items() if k not in ("path", "haystack")}
     try:
-        identity_of = hydra.utils.get_class(dataset.source["_target_"]).identity_of
-    except Exception:  # a user's class need not have it; `make_source` says what else is wrong
+        kind = hydra.utils.get_class(dataset.source["_target_"])
+    except Exception:  # `make_source` says what is wrong with it
         return fields
-    found: dict[str, Any] = identity_of(fields, dataset.source)
+    identity_of = getattr(kind, "identity_of", dict)  # a user's class need not have it
+    found: dict[str, Any] = identity_of(fields)
     return found
 
 
@@ -166,7 +169,7 @@ def load(folder: Path, config: Config) -> Manifest:
     path = folder / "manifest.json"
     redo = f"delete {folder} and run kvx.prepare"
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(read_text(path))
         claimed = raw.pop("sha256")
         version = raw.pop("format_version")
         manifest = Manifest(
@@ -189,6 +192,6 @@ def load(folder: Path, config: Config) -> Manifest:
             f"model={config.model.name} has {expected}; {redo}"
         )
     examples = folder / "examples.parquet"
-    if not examples.is_file() or sha256_file(examples) != manifest.examples_sha256:
+    if not examples.is_file() or fingerprint(examples) != manifest.examples_sha256:
         raise UserError(f"{examples}: missing or changed since the manifest was made; {redo}")
     return manifest

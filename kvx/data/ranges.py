@@ -11,10 +11,9 @@ def check_least(name: str, value: object, least: int = 1) -> None:
         )
 
 
-def check_range(low: str, low_value: object, high: str, high_value: object, least: int) -> None:
+def check_range(low: str, low_value: int, high: str, high_value: int, least: int) -> None:
     """Raises `UserError` unless least <= low <= high."""
     check_least(low, low_value, least)
     check_least(high, high_value, least)
-    assert isinstance(low_value, int) and isinstance(high_value, int)
     if low_value > high_value:
         raise UserError(f"dataset.source.{low}={low_value}: must be at most {high}={high_value}")

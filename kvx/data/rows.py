@@ -107,10 +107,10 @@ def _example(row: Row, layout: Layout, at: str, reading: Reading, index: int) ->
         return f"{at}: {name[role]!r}"
 
     for role in ("context", "question"):
-        value = cell(role)
-        if values.missing(value) or (isinstance(value, str) and not value.strip()):
-            if role == "context" or layout.wants_question:
-                raise UserError(f"{at}: empty {name[role]!r}; every example needs a {role}")
+        value, needed = cell(role), role == "context" or layout.wants_question
+        empty = values.missing(value) or (isinstance(value, str) and not value.strip())
+        if empty and needed:
+            raise UserError(f"{at}: empty {name[role]!r}; every example needs a {role}")
     context = context_of(cell("context"), place("context"))
     question = (
         "" if values.missing(cell("question")) else values.text(cell("question"), place("question"))

@@ -12,6 +12,7 @@ from kvx.data import manifest as manifests
 from kvx.data.binning import bin_edges, bin_of, choose
 from kvx.data.chat import today
 from kvx.data.example import Example
+from kvx.data.examples import load_examples
 from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
@@ -23,7 +24,7 @@ from kvx.store.files import write_text
 
 log = logging.getLogger(__name__)
 
-TRUNCATED_FROM = "truncated_from_tokens"
+TRUNCATED_FROM, NUMERIC = "truncated_from_tokens", "numeric"
 
 
 def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
@@ -37,7 +38,10 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     folder = manifests.manifest_dir(config, key)
     if (folder / "manifest.json").exists():
         found = manifests.load(folder, config)
-        _tell_cut(config, found)
+        if NUMERIC in config.dataset.metrics:  # it may have been made for another metric
+            for example in load_examples(folder).values():
+                _check_numeric(example)
+        _tell(config, found)
         return found, folder
     from kvx.store import schemas  # Arrow takes longer than finding a manifest
     from kvx.store.shards import write_table
@@ -59,12 +63,21 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
         f", the chat template is told {complete.date}" if complete.date else "",
         folder / "manifest.json",
     )  # fmt: skip
-    _tell_cut(config, complete)
+    _tell(config, complete)
     return complete, folder
 
 
-def _tell_cut(config: Config, manifest: Manifest) -> None:
-    """A line of the log on contexts that were cut; none if all of them fit."""
+def _tell(config: Config, manifest: Manifest) -> None:
+    """Lines of the log on what is not as the configuration says: contexts that were cut, limits of
+    the rows' own.
+    """
+    usual = config.decoding.max_new_tokens
+    own = [e.max_new_tokens for e in manifest.entries if e.max_new_tokens not in (None, usual)]
+    if own:
+        log.info(
+            "prepare: %d of %d rows set their own max_new_tokens, which holds for them instead of "
+            "%d", len(own), len(manifest.entries), usual,
+        )  # fmt: skip
     cut = sorted(e.context_tokens_cut for e in manifest.entries if e.context_tokens_cut)
     if cut:
         log.warning(
@@ -128,9 +141,8 @@ def build(
 
 
 def _checked(config: Config, examples: Iterator[Example]) -> Iterator[Example]:
-    """Raises `UserError` for an id that occurs twice, and for an answer that no metric can match."""
+    """Raises `UserError` for an id that occurs twice, and for answers that nothing can match."""
     seen: set[str] = set()
-    of_numbers = "numeric" in config.dataset.metrics
     for example in examples:
         if example.example_id in seen:
             raise UserError(
@@ -138,13 +150,18 @@ def _checked(config: Config, examples: Iterator[Example]) -> Iterator[Example]:
                 "be unique"
             )
         seen.add(example.example_id)
-        if of_numbers and all(find_number(answer) is None for answer in example.answers):
-            raise UserError(
-                f"example {example.example_id}: no number in its reference "
-                f"{shown(example.answers[0] if example.answers else '')}, which dataset.metrics="
-                "numeric compares; mend the data or choose another metric"
-            )
+        if NUMERIC in config.dataset.metrics:
+            _check_numeric(example)
         yield example
+
+
+def _check_numeric(example: Example) -> None:
+    if all(find_number(answer) is None for answer in example.answers):
+        raise UserError(
+            f"example {example.example_id}: no number in its reference "
+            f"{shown(example.answers[0] if example.answers else '')}, which dataset.metrics="
+            "numeric compares; mend the data or choose another metric"
+        )
 
 
 def _unseen(

@@ -45,7 +45,7 @@ class Gsm8kSource:
         ]
         if len(docs) <= N_RESERVED:
             raise UserError(
-                f"{file}: holds {len(docs)} problems; the last {N_RESERVED} serve as worked examples"
+                f"{file}: holds {len(docs)} problems; the last {N_RESERVED} are worked examples"
             )
         asked, reserved = docs[:-N_RESERVED], docs[-N_RESERVED:]
         for index, doc in enumerate(asked):

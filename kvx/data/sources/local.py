@@ -34,8 +34,8 @@ class LocalSource:
         rows.check_layout(self.layout)
 
     @staticmethod
-    def identity_of(fields: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
-        """What of the fields decides the examples, beside `revision`; later ones if they are set."""
+    def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
+        """What of the fields decides the examples; those that came later only if they are set."""
         told = {k: v for k, v in fields.items() if k != "layout" or v != AUTO}
         columns = {**(told.get("fields") or {})}
         for role in ("answer_prefix", "max_new_tokens"):
@@ -48,7 +48,7 @@ class LocalSource:
         digest = fingerprint(path)[:12]
         state = path.stat()
         read = (self.layout, tuple(sorted(self.fields.items())))
-        alike = _reads_as_before(path, state.st_size, state.st_mtime_ns, *read)
+        alike = _reads_as_before(path.resolve(), state.st_size, state.st_mtime_ns, *read)
         return f"local-{digest}" if alike else f"local-{rows.VERSION}-{digest}"
 
     def examples(self) -> Iterator[Example]:

@@ -39,8 +39,8 @@ class LongBenchSource:
     row_limits: bool = True
 
     @staticmethod
-    def identity_of(fields: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
-        """What of the fields decides the examples, beside `revision`, which names hub and commit."""
+    def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
+        """What of the fields decides the examples; `revision` names the commit."""
         told = {k: v for k, v in fields.items() if k != "row_limits" or not v}
         return {**told, "hub_revision": None}
 

@@ -93,7 +93,7 @@ def _said(error: openai.APIStatusError) -> str:
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that `Retry-After` (a number or a date) or `retry-after-ms` asks to wait."""
-    if milliseconds := _amount(headers.get("retry-after-ms")):
+    if (milliseconds := _amount(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")
     if value is None:
