@@ -239,7 +239,7 @@ class Batch:
                 PromptRow(
                     PointPress(request.point, n),
                     request.point.kept_tokens(n),
-                    RandomStream(seed, self.loaded.device),
+                    RandomStream(seed, self.loaded.devices),
                     watched=probing and not alone,
                     shadow=None if guard is None else shadow_of(guard, shadow),
                 )
@@ -250,7 +250,7 @@ class Batch:
         if probing and reference is None and not alone:
             # a full cache to compare with that answers no request
             reference = len(running)
-            stream = RandomStream(seed_of(requests[0]), self.loaded.device)
+            stream = RandomStream(seed_of(requests[0]), self.loaded.devices)
             prompts.append(PromptRow(None, n, stream))
             running.append(Row(requests[0], n))
         new_tokens = self.config.decoding.max_new_tokens
@@ -276,7 +276,7 @@ class Batch:
             keep = PROBE_TOKENS if probing else 1
             logits = question(self.loaded, [bucket for bucket, _ in buckets], rows, rest, keep)
         else:
-            logits = self.loaded.model.lm_head(caches.hidden).expand(len(rows), 1, -1)
+            logits = self.loaded.logits(caches.hidden).expand(len(rows), 1, -1)
         full = None if reference is None else running[reference]
         seen = {id(row): i for i, row in enumerate(rows)}
         found = probes(logits, seen.get(id(full)))
@@ -319,7 +319,7 @@ class Batch:
         press = PointPress(point, n).build()
         seed = seed_of(request)
         row = Row(request, parts.n_tokens, generator=torch.Generator().manual_seed(seed))
-        with RandomStream(seed, self.loaded.device).drawing():
+        with RandomStream(seed, self.loaded.devices).drawing():
             cache, logits, kv = prefill_masked(self.loaded, parts, press, point.kept_tokens(n))
         prove_budget(point, kv)
         first = Prefill(logits, parts.n_tokens, n)

@@ -131,7 +131,7 @@ def _some(names: list[str]) -> str:
 
 
 def _merged(model: Any, adapter: Path, name: str) -> Any:
-    """The model with an adapter's changes in its weights: presses read these. Raises `UserError`."""
+    """The model with an adapter merged into its weights: presses read them. Raises `UserError`."""
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
@@ -168,8 +168,8 @@ def _refuse_offloaded(model: Any, config: ModelConfig) -> None:
     placed = getattr(model, "hf_device_map", None) or {}
     away = sorted({str(d) for d in placed.values()} & {"disk"})
     if away or any(p.device.type == "meta" for p in model.parameters()):
+        where = away[0] if away else "the CPU, to be fetched when they are needed"
         raise UserError(
-            f"model.device_map={config.device_map}: puts layers of model={config.name} on "
-            f"{away[0] if away else 'the CPU, to be fetched from there'}; presses read the weights, "
-            "so give it devices that hold all of them, or a smaller model.dtype"
+            f"model.device_map={config.device_map}: puts layers of model={config.name} on {where}; "
+            "presses read the weights, so give it devices that hold all, or a smaller model.dtype"
         )

@@ -32,7 +32,7 @@ def prefill_masked(
         hidden = model.model(input_ids=ids, past_key_values=cache).last_hidden_state
     kv = _measure(model, cache, n, kept_tokens)
     if not parts.rest_ids:
-        return cache, model.lm_head(hidden[0, -1]), kv
+        return cache, loaded.logits(hidden[0, -1]), kv
     rest = torch.tensor([parts.rest_ids], device=loaded.device)
     positions = torch.arange(n, n + rest.shape[1], device=loaded.device)[None]
     out = model(input_ids=rest, past_key_values=cache, position_ids=positions, logits_to_keep=1)

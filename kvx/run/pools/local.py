@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from kvx.config import SHARING, Measure
+from kvx.config import SHARING, SHARING_GPU, Measure
 from kvx.engines.openai import fields
 from kvx.errors import UserError
 from kvx.points import Point
@@ -140,12 +140,13 @@ class Local:
     def _start(self, number: int) -> _Worker:
         """A fresh interpreter: no lock, thread or CUDA context of ours."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.curdir for p in sys.path)}
+        environment[SHARING] = str(self.workers)
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = gpu = self.gpus[number % len(self.gpus)]
+            gpus = [self.gpus[n % len(self.gpus)] for n in range(self.workers)]
+            environment[SHARING_GPU] = str(gpus.count(gpu))
         cores = max(1, usable_cores() // self.workers)
         environment.setdefault("OMP_NUM_THREADS", str(cores))
-        if not self.gpus:
-            environment[SHARING] = str(self.workers)
         here, there = Pipe()
         with there:
             process = subprocess.Popen(
