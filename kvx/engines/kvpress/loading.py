@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kvx.config import ModelConfig
-from kvx.data.model_checks import check_weights
+from kvx.data.model_checks import check_files, check_libraries
 from kvx.data.model_folder import ADAPTER, ModelFiles, files_of, loading_reason, read_json
 from kvx.errors import UserError
 
@@ -25,7 +25,8 @@ SHOWN = 3
 def load_weights(config: ModelConfig, device: torch.device) -> Any:
     """The model on its device or devices, ready to generate. Raises `UserError`."""
     files = files_of(config)
-    check_weights(files, config.name)
+    check_files(files, config.name)
+    check_libraries(files, config.name)
     model = _from_pretrained(config, files, device)
     if files.adapter is not None:
         model = _merged(model, files.adapter, config.name)
