@@ -31,8 +31,9 @@ IDENTITY = "identity"
 # the metadata of a field that came later: at its default it changes no id
 ADDED = "added"
 
-# environment variable: how many workers share this machine's memory
+# environment variables: how many workers share this machine's memory, and their GPU's
 SHARING = "KVX_WORKERS_HERE"
+SHARING_GPU = "KVX_WORKERS_ON_GPU"
 
 
 def neutral(default: Any) -> Any:

@@ -1,5 +1,6 @@
 """What a schema cannot say: combinations and ranges, checked before anything is started."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
 
@@ -8,6 +9,7 @@ from kvx.config import (
     BudgetConfig,
     BudgetKind,
     Config,
+    ModelConfig,
     OpenAIConfig,
     PressNeed,
     TemplateConfig,
@@ -37,6 +39,7 @@ def check(config: Config, points: bool = True) -> None:
         from kvx.engines.openai import fields
 
         fields.check(config.engine, config.measure)
+    _check_devices(config.model)
     if config.model.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.model.dtype}: use one of {', '.join(DTYPES)}")
     if "/" in config.experiment_name or not config.experiment_name:
@@ -65,6 +68,21 @@ def _check_template(template: TemplateConfig) -> None:
     for part in ("context", "question"):
         if f"{{{part}}}" not in getattr(template, part):
             raise UserError(f"dataset.template.{part}: must hold {{{part}}}, or it is never asked")
+
+
+def _check_devices(model: ModelConfig) -> None:
+    given = model.device_map
+    if given is None:
+        return
+    if model.device != "auto":
+        raise UserError(
+            f"model.device={model.device}: model.device_map says where; set one of them"
+        )
+    if not isinstance(given, str | Mapping) or not given:
+        raise UserError(
+            f"model.device_map={given}: use auto, balanced, or a mapping of the model's parts to "
+            "devices, such as {model: 0, lm_head: 1}"
+        )
 
 
 def _check_date(told: str | None) -> None:

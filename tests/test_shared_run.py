@@ -22,7 +22,7 @@ from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.lengths import group_by_length, padded
 from kvx.engines.kvpress.linear import fast_linears
-from kvx.engines.kvpress.measure import free_bytes
+from kvx.engines.kvpress.memory import free_bytes
 from kvx.engines.kvpress.prefill import remember_average_rope
 from kvx.engines.kvpress.rows import StepObserver
 from kvx.engines.kvpress.schedule import RowCost, chunks

@@ -4,16 +4,16 @@ Templates are programs. They read the clock (`strftime_now`), take the content o
 or as a list of parts, and may refuse, repeat or change it. What they do is found by rendering.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 from kvx.errors import UserError
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 CLOCK = "strftime_now"  # transformers' global of every template
 HINT = "set model.chat_template=false to ask without it, or mend the tokenizer's chat template"
 PROBE = "Ab 1"
@@ -50,12 +50,6 @@ def today() -> str:
     return datetime.now().date().isoformat()
 
 
-def clock_of(date: str) -> Callable[[str], str]:
-    """A `strftime_now` that always says `date` (YYYY-MM-DD), at midnight."""
-    day = datetime.fromisoformat(date)
-    return lambda form: day.strftime(form)
-
-
 @dataclass(frozen=True)
 class ChatTemplate:
     """The chat template of `tokenizer`; `model` is the name that errors tell.
@@ -72,7 +66,7 @@ class ChatTemplate:
         templates = self.tokenizer.chat_template
         if default_template(templates) is None:
             names = ", ".join(sorted(templates)) if isinstance(templates, dict) else "none"
-            self.refuse(f"has no default (named: {names})")
+            raise self._error(f"has no default (named: {names})")
 
     @property
     def dated(self) -> bool:
@@ -82,38 +76,42 @@ class ChatTemplate:
     def form(self) -> Form:
         """Text if the template takes that, else parts. Raises `UserError` if it takes neither."""
         said: Exception | None = None
+        mark = _mark(PROBE)
         for form in Form:
-            mark = _mark(PROBE)
             try:
                 text = self.render([{"role": "user", "content": PROBE + mark}], form)
             except UserError:
                 raise
             except Exception as error:  # templates refuse in many ways: roles, order, types
                 said = said or error
-                continue
-            if mark in text:
-                return form
+            else:
+                if mark in text:
+                    return form
         if said is not None:
-            self.refuse(f"refuses a user message ({reason_of(said)})")
-        self.refuse("leaves out what a user message says")
+            raise self._error(f"refuses a user message ({reason_of(said)})")
+        raise self._error("leaves out what a user message says")
 
-    def render(self, messages: Messages, form: Form | None = None) -> str:
-        """`messages` up to where the model is to answer. Raises what the template raises."""
-        form = form or self.form
-        given: list[dict[str, Any]] = [
-            {**m, "content": [{"type": "text", "text": m["content"]}]}
-            if form is Form.parts
-            else dict(m)
-            for m in messages
-        ]
+    def render(
+        self, messages: Messages, form: Form | None = None, at: datetime | None = None
+    ) -> str:
+        """`messages` up to where the model is to answer. Raises what the template raises.
+
+        A template that asks for the time is told `at`, else the beginning of the day `date`.
+        """
+        if (form or self.form) is Form.parts:
+            messages = [{**m, "content": _parts(m["content"])} for m in messages]
         extra: dict[str, Any] = {}
         if self.dated:
-            if self.date is None:
-                self.refuse("writes the date, and no date was kept", "delete the manifest")
-            extra[CLOCK] = clock_of(self.date)
+            if at is None and self.date is None:
+                raise self._error("asks for the date, and none was kept", "make a new manifest")
+            extra[CLOCK] = (at or datetime.fromisoformat(self.date or "")).strftime
         return str(
             self.tokenizer.apply_chat_template(
-                given, add_generation_prompt=True, tokenize=False, enable_thinking=False, **extra
+                list(messages),
+                add_generation_prompt=True,
+                tokenize=False,
+                enable_thinking=False,
+                **extra,
             )
         )
 
@@ -123,23 +121,26 @@ class ChatTemplate:
         White space at the beginning of `content` is the template's to drop. Raises `UserError`
         for a template that changes anything else, repeats it or leaves it out.
         """
-        mark = _mark(content)
+        form, mark = self.form, _mark(content)
         try:
-            text = self.render([{"role": "user", "content": content + mark}])
+            text = self.render([{"role": "user", "content": content + mark}], form)
         except UserError:
             raise
         except Exception as error:
-            self.refuse(f"refuses a user message ({reason_of(error)})")
+            raise self._error(f"refuses a user message ({reason_of(error)})") from None
         before, _, after = text.partition(mark)
         if (found := text.count(mark)) > 1:
-            self.refuse("repeats what a user message says")
+            raise self._error("repeats what a user message says")
         if not found or not before.endswith(content.lstrip()):
-            self.refuse("changes what a user message says")
+            raise self._error("changes what a user message says")
         return before, after
 
-    def refuse(self, what: str, hint: str = HINT) -> NoReturn:
-        """Raises `UserError`."""
-        raise UserError(f"model={self.model}: its chat template {what}; {hint}") from None
+    def _error(self, what: str, hint: str = HINT) -> UserError:
+        return UserError(f"model={self.model}: its chat template {what}; {hint}")
+
+
+def _parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def reason_of(error: Exception) -> str:

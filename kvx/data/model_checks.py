@@ -43,8 +43,8 @@ LIBRARIES = {
 }
 
 
-def check_weights(files: ModelFiles, name: str) -> None:
-    """Raises `UserError` for files that are missing, cut off, pointers, or need a library.
+def check_files(files: ModelFiles, name: str) -> None:
+    """Raises `UserError` for files that are missing, cut off, or pointers.
 
     Only of local models: the hub checks what it gives.
     """
@@ -53,7 +53,6 @@ def check_weights(files: ModelFiles, name: str) -> None:
         return
     if files.adapter is not None:
         _check_adapter(files.adapter, name)
-    check_quantisation(files.read_config(), name)
     if files.hub is not None:
         return
     generation = files.folder / "generation_config.json"
@@ -93,8 +92,6 @@ def _check_folder(folder: Path, name: str) -> None:
 
 
 def _check_adapter(folder: Path, name: str) -> None:
-    if find_spec("peft") is None:
-        raise UserError(f"model={name}: is an adapter, which needs peft; pip install peft")
     kind = read_json(folder / ADAPTER).get("peft_type")
     files = [folder / f"adapter_model.{end}" for end in ("safetensors", "bin")]
     found = next((f for f in files if f.exists()), None)
@@ -108,8 +105,11 @@ def _check_adapter(folder: Path, name: str) -> None:
         )
 
 
-def check_quantisation(config: dict[str, Any], name: str) -> None:
-    """Raises `UserError` where a library is missing for the weights that `config` describes."""
+def check_libraries(files: ModelFiles, name: str) -> None:
+    """Raises `UserError` where a library is missing here for weights of this kind."""
+    if files.adapter is not None and find_spec("peft") is None:
+        raise UserError(f"model={name}: is an adapter, which needs peft; pip install peft")
+    config: dict[str, Any] = {} if files.gguf is not None else files.read_config()
     asked = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(asked, dict):
         return

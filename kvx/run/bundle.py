@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from kvx.config import Config, Measure
+from kvx.config import Config, Measure, OpenAIConfig
 from kvx.data.manifest import Manifest
+from kvx.data.model_checks import check_files
+from kvx.data.model_folder import files_of
 from kvx.errors import RunFailedError, UserError
 from kvx.guard.caveats import GuardedPoint, caveats
 from kvx.guard.controller import needs_hazard
@@ -54,7 +56,7 @@ def plan(configs: Sequence[Config]) -> list[Point]:
 
 def _decides_manifest(config: Config) -> str:
     model = [resolved(config.model), config.model.path]
-    prompt = [resolved(config.prompt), config.decoding.max_new_tokens]
+    prompt = [resolved(config.prompt), config.prompt.date, config.decoding.max_new_tokens]
     return digest([resolved(config.dataset), model, prompt, config.paths.output])
 
 
@@ -107,6 +109,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
 
         pool = InProcess()
     with waiting("checking the points"):
+        _check_models(missing)
         pool.check(missing)
     with locks.claim([p.dir for p in missing]) as claim:
         refuse_if_submitted(missing)  # nobody submits any more, but somebody may have just now
@@ -118,6 +121,13 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         _judge(points, missing, outcomes)
     log.info("run: %d points complete → %s", len(points), where)
     return points
+
+
+def _check_models(points: Sequence[Point]) -> None:
+    """Raises `UserError` for weights that are not whole: before jobs wait to find out."""
+    here = [p.config.model for p in points if not isinstance(p.config.engine, OpenAIConfig)]
+    for model in {m.path: m for m in here}.values():
+        check_files(files_of(model), model.name)
 
 
 def _forecasting(points: Sequence[Point]) -> Iterator[GuardedPoint]:

@@ -70,7 +70,7 @@ def _plain(loaded: LoadedModel, job: Job) -> Admitted:
     at_once = question_tokens(1, n + len(following))
     logits = extend(loaded, bucket, row, following, at_once)
     if logits is None:
-        logits = loaded.model.lm_head(caches.hidden)[None]
+        logits = loaded.logits(caches.hidden)[None]
     return Admitted(bucket, logits, Prefill(logits[0], parts.n_tokens, n))
 
 
@@ -89,7 +89,7 @@ def _guarded(loaded: LoadedModel, job: Job) -> Admitted:
     )  # fmt: skip
     prompt = _prompt(loaded, job)
     prompt.watched, prompt.shadow = True, shadow_of(guard, PromptShadow(loaded.device))
-    full = PromptRow(None, n, RandomStream(job.seed, loaded.device))
+    full = PromptRow(None, n, RandomStream(job.seed, loaded.devices))
     caches = _compressed(loaded, job, [prompt, full], rest, alone=False)
     row = _row(job, guard)
     if before is not None and said:  # it goes on; else it begins as if nothing had been
@@ -113,7 +113,7 @@ def _guarded(loaded: LoadedModel, job: Job) -> Admitted:
     if rest:
         logits = question(loaded, [bucket for bucket, _ in buckets], order, rest, PROBE_TOKENS)
     else:
-        logits = loaded.model.lm_head(caches.hidden).expand(2, 1, -1)
+        logits = loaded.logits(caches.hidden).expand(2, 1, -1)
     own, other = (0, 1) if order[0] is row else (1, 0)
     probe = probes(logits, other)[own]
     ((bucket, _),) = without(buckets, beside)
@@ -127,7 +127,7 @@ def _guarded(loaded: LoadedModel, job: Job) -> Admitted:
 
 def _prompt(loaded: LoadedModel, job: Job) -> PromptRow:
     point, n = job.request.point, len(job.parts.compressed_ids)
-    stream = RandomStream(job.seed, loaded.device)
+    stream = RandomStream(job.seed, loaded.devices)
     return PromptRow(PointPress(point, n), point.kept_tokens(n), stream)
 
 

@@ -5,24 +5,41 @@ split gives the same tokens as engine=kvpress in process.
 """
 
 import copy
+import logging
 import secrets
 import threading
+from datetime import datetime
 from typing import Any
 
-from kvx.config import ModelConfig
-from kvx.data.prompt import PromptParts, render_chat
+from kvx.config import Config
+from kvx.data.chat import ChatTemplate, Form, reason_of, today
+from kvx.data.prompt import PromptParts
+from kvx.errors import UserError
 from kvx.serve.errors import invalid
+
+log = logging.getLogger(__name__)
 
 Messages = list[dict[str, str]]
 
 
 class PromptSplitter:
-    """Tokenises prompts; for any thread, one at a time. `n_ids` is the size of the embedding."""
+    """Tokenises prompts; for any thread, one at a time. `n_ids` is the size of the embedding.
 
-    def __init__(self, tokenizer: Any, model: ModelConfig, n_ids: int) -> None:
+    A chat template that asks for the day is told `prompt.date`, without it the real time. Raises
+    `UserError` for a chat template without a default.
+    """
+
+    def __init__(self, tokenizer: Any, config: Config, n_ids: int) -> None:
         self.tokenizer = copy.deepcopy(tokenizer)  # the decoding thread uses the other
         self.n_ids = n_ids
-        self.use_chat = model.chat_template and tokenizer.chat_template is not None
+        self.date = config.prompt.date
+        self.template, self.form = None, Form.text
+        if config.model.chat_template and tokenizer.chat_template is not None:
+            self.template = ChatTemplate(self.tokenizer, config.model.name, self.date or today())
+            try:
+                self.form = self.template.form
+            except UserError as error:  # of one user message; it may take other chats
+                log.warning("serve: %s", error)
         self._lock = threading.Lock()
 
     def completion(self, prompt: str | list[int], compress_chars: int | None) -> PromptParts:
@@ -49,32 +66,34 @@ class PromptSplitter:
         Without `compress_chars` everything up to the end of the last message is compressed, and
         what the template writes after it, or else the last token, follows. Raises `ApiError`.
         """
+        now = None if self.date else datetime.now()
         with self._lock:
-            text = self._render(messages)
-            at = self._end_of_last(messages, text) if compress_chars is None else compress_chars
+            text = self._render(messages, now)
+            at = compress_chars
+            if at is None:
+                at = self._end_of_last(messages, text, now)
             if at is not None:
                 parts = self._at(text, at)
                 if parts.rest_ids or compress_chars is not None:
                     return parts
             return self._but_last(self._encode(text))
 
-    def _render(self, messages: Messages) -> str:
-        if not self.use_chat:
+    def _render(self, messages: Messages, now: datetime | None) -> str:
+        if self.template is None:
             contents = "\n".join(m["content"] for m in messages)
             return (self.tokenizer.bos_token or "") + contents + "\n"
         try:
-            return render_chat(self.tokenizer, messages)
+            return self.template.render(messages, self.form, now)
         except Exception as error:  # templates refuse in many ways: roles, order, types
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise invalid(
-                f"the model's chat template refuses these messages: {reason}", "messages"
+                f"the model's chat template refuses these messages: {reason_of(error)}", "messages"
             ) from None
 
-    def _end_of_last(self, messages: Messages, text: str) -> int | None:
+    def _end_of_last(self, messages: Messages, text: str, now: datetime | None) -> int | None:
         """Where the last message's content ends in the rendered `text`; None if it is not there."""
         mark = secrets.token_hex(16)
         last = {**messages[-1], "content": messages[-1]["content"] + mark}
-        before, found, after = self._render([*messages[:-1], last]).partition(mark)
+        before, found, after = self._render([*messages[:-1], last], now).partition(mark)
         return len(before) if found and before and before + after == text else None
 
     def _at(self, text: str, compress_chars: int) -> PromptParts:

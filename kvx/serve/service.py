@@ -87,7 +87,7 @@ class Service:
         limits = [max_context_tokens(config.model), config.serve.max_context or math.inf]
         self.max_context = int(min(limits))
         n_ids: int = model.get_input_embeddings().weight.shape[0]
-        self.splitter = PromptSplitter(self.loaded.tokenizer, config.model, n_ids)
+        self.splitter = PromptSplitter(self.loaded.tokenizer, config, n_ids)
         self.tokenizer = copy.deepcopy(self.loaded.tokenizer)  # for the event loop
         self.metrics = Metrics()
         self.loop = DecodeLoop(

@@ -255,7 +255,7 @@ class Batch:
                 PromptRow(
                     PointPress(request.point, n),
                     request.point.kept_tokens(n),
-                    RandomStream(seed, self.loaded.device),
+                    RandomStream(seed, self.loaded.devices),
                     watched=probing,
                     shadow=None if guard is None else shadow_of(guard, shadow),
                 )
@@ -268,7 +268,7 @@ class Batch:
         if probing and reference is None:
             # a full cache to compare with that answers no request
             reference = len(running)
-            stream = RandomStream(seed_of(requests[0]), self.loaded.device)
+            stream = RandomStream(seed_of(requests[0]), self.loaded.devices)
             prompts.append(PromptRow(None, n, stream))
             running.append(Row(requests[0], n))
         # one example, so one limit for all of them
@@ -304,8 +304,9 @@ class Batch:
             keep = PROBE_TOKENS if probing else 1
             logits = question(self.loaded, [bucket for bucket, _ in buckets], rows, rest, keep)
         else:
-            of = {id(row): last for row, last in zip(running, hidden, strict=True)}
-            logits = torch.stack([self.loaded.model.lm_head(of[id(row)])[None] for row in rows])
+            last = {id(h): self.loaded.logits(h)[None] for h in hidden}  # mostly one for all
+            of = {id(row): last[id(h)] for row, h in zip(running, hidden, strict=True)}
+            logits = torch.stack([of[id(row)] for row in rows])
         full = None if reference is None else running[reference]
         seen = {id(row): i for i, row in enumerate(rows)}
         found = probes(logits, seen.get(id(full)))
@@ -350,7 +351,7 @@ class Batch:
         keep, beside = PROBE_TOKENS if probing else 1, None
         if probing and press is not None:
             beside = prefill_masked(loaded, parts, None, n, keep).logits
-        with RandomStream(seed, loaded.device).drawing():
+        with RandomStream(seed, loaded.devices).drawing():
             kept = point.kept_tokens(n)
             prompt = prefill_masked(loaded, parts, press, kept, keep, watched=probing)
         prove_budget(point, prompt.kv)

@@ -111,8 +111,8 @@ class Bucket:
         return out.reshape(rows, heads, n, -1)
 
     def _mask(self, layer: _Layer, end: int, n: int, groups: int) -> torch.Tensor | None:
-        """Layers that keep the same entries share one mask per forward pass."""
-        key = (end, n, layer.padding)
+        """Layers on a device that keep the same entries share one mask per forward pass."""
+        key = (end, n, layer.padding, layer.keys.device)
         if key not in self._masks:
             self._masks[key] = layer.mask(end, n, groups)
         return self._masks[key]

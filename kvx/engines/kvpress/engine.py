@@ -11,7 +11,8 @@ from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, R
 from kvx.engines.kvpress import latency
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.batch import Batch
-from kvx.engines.kvpress.measure import entry_bytes, free_bytes
+from kvx.engines.kvpress.measure import entry_bytes
+from kvx.engines.kvpress.memory import free_for_caches
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
 from kvx.engines.kvpress.press_check import check_on_model, check_press
 from kvx.engines.kvpress.schedule import RowCost, check_fits
@@ -80,7 +81,7 @@ class KVPressEngine:
         asked = self.config.engine.max_cache_gib
         if asked is not None:
             return int(asked * 2**30)
-        return int(free_bytes(self.loaded.device) * CACHE_SHARE)
+        return int(free_for_caches(self.loaded.layers()) * CACHE_SHARE)
 
 
 def _groups(work: Sequence[PointWork]) -> list[list[PointWork]]:

@@ -29,8 +29,8 @@ from kvx.points import Request
 class Clock(StepObserver):
     """Wall-clock times of one request; its only observer, so that it times nothing else."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, *devices: torch.device) -> None:
+        self.devices = devices
         self.start = self.prefill_end = self.first_token = self.last_token = 0.0
 
     def begin(self) -> None:
@@ -38,7 +38,7 @@ class Clock(StepObserver):
         self.start = self._now()
 
     def _now(self) -> float:
-        synchronize(self.device)
+        synchronize(*self.devices)
         return time.perf_counter()
 
     def on_prefill(self, rows: object, prefills: object) -> Sequence[Action]:
@@ -91,8 +91,8 @@ def _alone(
 ) -> Measurement | PointFailed:
     loaded.set_attention(resolve_attention(request.point.config))
     neighbours = gpu_others(loaded.device)
-    memory = PeakMemory(loaded.device)
-    clock = Clock(loaded.device)
+    memory = PeakMemory(*loaded.devices)
+    clock = Clock(*loaded.devices)
     point = request.point
     batch = Batch(loaded, point.config, cost, cap_bytes, clock, point.manifest.date)
     chunk = Chunk(example, (request,), cost.of(point, request), alone=True)

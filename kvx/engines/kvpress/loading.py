@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kvx.config import ModelConfig
-from kvx.data.model_checks import check_weights
+from kvx.data.model_checks import check_files, check_libraries
 from kvx.data.model_folder import ADAPTER, ModelFiles, files_of, loading_reason, read_json
 from kvx.errors import UserError
 
@@ -25,7 +25,8 @@ SHOWN = 3
 def load_weights(config: ModelConfig, device: torch.device) -> Any:
     """The model on its device or devices, ready to generate. Raises `UserError`."""
     files = files_of(config)
-    check_weights(files, config.name)
+    check_files(files, config.name)
+    check_libraries(files, config.name)
     model = _from_pretrained(config, files, device)
     if files.adapter is not None:
         model = _merged(model, files.adapter, config.name)
@@ -131,7 +132,7 @@ def _some(names: list[str]) -> str:
 
 
 def _merged(model: Any, adapter: Path, name: str) -> Any:
-    """The model with an adapter's changes in its weights: presses read these. Raises `UserError`."""
+    """The model with an adapter merged into its weights: presses read them. Raises `UserError`."""
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
@@ -168,8 +169,8 @@ def _refuse_offloaded(model: Any, config: ModelConfig) -> None:
     placed = getattr(model, "hf_device_map", None) or {}
     away = sorted({str(d) for d in placed.values()} & {"disk"})
     if away or any(p.device.type == "meta" for p in model.parameters()):
+        where = away[0] if away else "the CPU, to be fetched when they are needed"
         raise UserError(
-            f"model.device_map={config.device_map}: puts layers of model={config.name} on "
-            f"{away[0] if away else 'the CPU, to be fetched from there'}; presses read the weights, "
-            "so give it devices that hold all of them, or a smaller model.dtype"
+            f"model.device_map={config.device_map}: puts layers of model={config.name} on {where}; "
+            "presses read the weights, so give it devices that hold all, or a smaller model.dtype"
         )

@@ -58,7 +58,7 @@ def prefill_masked(
     kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
     start = cache.get_seq_length() if press is not None and packs(press) else n
     if not parts.rest_ids:
-        return Masked(cache, model.lm_head(hidden[0, -1:]), kv, start, share)
+        return Masked(cache, loaded.logits(hidden[0, -1:]), kv, start, share)
     rest = torch.tensor([parts.rest_ids], device=loaded.device)
     end = start + rest.shape[1]
     positions = torch.arange(start, end, device=loaded.device)[None]

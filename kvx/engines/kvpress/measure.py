@@ -1,17 +1,12 @@
 """Measuring what a request really used: KV entries and bytes, peak memory."""
 
 import contextlib
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 
-from kvx.config import SHARING
-
-_CGROUP = "/sys/fs/cgroup/memory."
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -55,31 +50,18 @@ def entry_bytes(model: Any) -> int:
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free now for this process: the device's on CUDA, else the machine's.
-
-    Of the machine's, what a container or a SLURM job may use, shared with the other workers here.
-    """
-    if device.type == "cuda":
-        kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0] + kept_by_torch)
-    limits = [psutil.virtual_memory().available]
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        limit, used = (int(Path(_CGROUP + name).read_text()) for name in ("max", "current"))
-        limits.append(limit - used)
-    if job_mib := os.environ.get("SLURM_MEM_PER_NODE"):
-        limits.append(int(job_mib) * 2**20 - psutil.Process().memory_info().rss)
-    return int(max(0, min(limits)) // int(os.environ.get(SHARING, "1")))
-
-
 class PeakMemory:
-    """Peak memory since construction: allocated device memory on CUDA, resident memory on Linux."""
+    """Peak memory since construction: allocated device memory on CUDA, resident memory on Linux.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Of a model on several devices, the sum of their peaks.
+    """
+
+    def __init__(self, *devices: torch.device) -> None:
+        self.gpus = [device for device in devices if device.type == "cuda"]
         self.supported = True
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        if self.gpus:
+            for device in self.gpus:
+                torch.cuda.reset_peak_memory_stats(device)
             return
         try:
             _CLEAR.write_text("5")
@@ -88,8 +70,8 @@ class PeakMemory:
 
     def read_bytes(self) -> int | None:
         """None where the system offers no way to measure it."""
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
+        if self.gpus:
+            return sum(int(torch.cuda.max_memory_allocated(device)) for device in self.gpus)
         if not self.supported:
             return None
         with contextlib.suppress(OSError):
@@ -98,9 +80,10 @@ class PeakMemory:
         return None
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that wall-clock times mean something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def synchronize(*devices: torch.device) -> None:
+    """Wait for the devices, so that wall-clock times mean something."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()

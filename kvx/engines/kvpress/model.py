@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,8 +30,25 @@ class LoadedModel:
     tokenizer: Any
     device: torch.device
     stop_ids: frozenset[int]
-    # of a model that is spread over several: all of them, `device` (of its inputs) first
-    devices: tuple[torch.device, ...] = ()
+    # of a model that is spread over several devices: all of them, `device` (of its inputs) first
+    spread: tuple[torch.device, ...] = ()
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        return self.spread or (self.device,)
+
+    def layers(self) -> Counter[torch.device]:
+        """How many of the model's layers each device has."""
+        body = getattr(self.model, "model", None)
+        layers = getattr(getattr(body, "language_model", body), "layers", None)
+        if layers is None or len(self.devices) == 1:
+            return Counter([self.device])
+        return Counter(next(layer.parameters()).device for layer in layers)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of the model's last hidden state, on the device of its inputs."""
+        found: torch.Tensor = self.model.lm_head(hidden)
+        return found.to(self.device)
 
     @cached_property
     def thinking_ids(self) -> frozenset[int]:

@@ -6,6 +6,7 @@ compressing each layer as it passes. Other presses get a forward pass of their o
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -241,15 +242,34 @@ def _compressing(
         layer.keys, layer.values = full[0][:, :, :0].clone(), full[1][:, :, :0].clone()
 
     body = getattr(model.model, "language_model", model.model)
+    rotary = _rotary_by_device(body)
     handles = []
     try:
         for decoder_layer in body.layers:
-            decoder_layer.self_attn.rotary_emb = body.rotary_emb  # kvpress's presses read it there
+            attention = decoder_layer.self_attn
+            attention.rotary_emb = rotary[_device(attention)]  # kvpress's presses read it there
             handles.append(decoder_layer.self_attn.register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _device(module: Any) -> torch.device:
+    device: torch.device = next(module.parameters()).device
+    return device
+
+
+def _rotary_by_device(body: Any) -> dict[torch.device, Any]:
+    """The rotary embedding on every device that has layers; its own where the model has one."""
+    devices = list(dict.fromkeys(_device(layer.self_attn) for layer in body.layers))
+    if len(devices) == 1:
+        return {devices[0]: body.rotary_emb}
+    # its hook would move what comes out
+    from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
+
+    copies = {d: remove_hook_from_module(copy.deepcopy(body.rotary_emb)) for d in devices}
+    return {device: rotary.to(device) for device, rotary in copies.items()}
 
 
 def _made(model: Any, row: PromptRow, budget: float | None, scores: "SharedScores") -> Any | None:
@@ -280,7 +300,7 @@ class _OtherBudgets:
                 other = _made(model, row, budget, scores)
                 self._others.append((budget, other, Scores(other)))
         # as the row's own stream was, without drawing from it
-        self._streams = [RandomStream(row.stream.seed, row.stream.device) for _ in self._others]
+        self._streams = [RandomStream(row.stream.seed, row.stream.devices) for _ in self._others]
 
     def store(self, module: Any, full: KV, kept: KV, weights: Any, kwargs: dict[str, Any]) -> None:
         shadow, at = self._row.shadow, module.layer_idx
@@ -325,12 +345,12 @@ def remember_average_rope(press: Any) -> None:
     if not isinstance(press, ExpectedAttentionPress):
         return
     average = press.apply_avg_rope
-    matrices: dict[tuple[int, int], torch.Tensor] = {}
+    matrices: dict[tuple[int, int, torch.device], torch.Tensor] = {}
 
     def remembered(
         module: Any, mu: torch.Tensor, cov: torch.Tensor | None, q_len: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key = (q_len, id(module.rotary_emb))
+        key = (q_len, id(module.rotary_emb), mu.device)
         if key not in matrices:
             identity = torch.eye(module.head_dim, device=mu.device, dtype=mu.dtype)
             matrices[key] = average(module, identity, None, q_len)[0].T.contiguous()

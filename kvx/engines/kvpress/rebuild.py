@@ -26,7 +26,7 @@ def rebuild(
     assert origin is not None
     assert origin.source is not None
     assert guard is not None
-    synchronize(loaded.device)
+    synchronize(*loaded.devices)
     began = time.perf_counter()
     bucket = origin.source.bucket(change.budget, origin.room)
     tokens = row.tokens[: change.n_kept]
@@ -41,7 +41,7 @@ def rebuild(
     row.tokens = tokens
     first = None
     if not tokens:
-        first = loaded.model.lm_head(origin.source.hidden)[None] if logits is None else logits
-    synchronize(loaded.device)
+        first = loaded.logits(origin.source.hidden)[None] if logits is None else logits
+    synchronize(*loaded.devices)
     guard.carried_out(change, len(following), 1000 * (time.perf_counter() - began))
     return bucket, first

@@ -36,7 +36,7 @@ class Recompute:
         press = None
         if budget < FULL:
             press = self.press if budget == self.nominal else self.press.at(budget)
-        stream = RandomStream(self.seed, self.loaded.device)
+        stream = RandomStream(self.seed, self.loaded.devices)
         row = PromptRow(press, len(self.ids), stream)
         self.loaded.set_attention(self.attention)
         caches = prefill(self.loaded, self.ids, [row], room, alone=False)

@@ -26,16 +26,22 @@ class PromptShadow:
         self.device = device
         self.hidden: torch.Tensor | None = None
         self._layers: dict[int, KV] = {}
+        self._devices: dict[int, torch.device] = {}  # where each layer computes
 
     def store(self, layer_idx: int, full: KV) -> None:
         """Keep keys and values [1, KV heads, entries, head size] of a layer."""
         keys, values = (self._away(tensor) for tensor in full)
         self._layers[layer_idx] = keys, values
+        self._devices[layer_idx] = full[0].device
 
     def load(self, layer_idx: int) -> KV:
-        """A layer's full keys and values, on the device."""
+        """A layer's full keys and values, on its device."""
         keys, values = self._layers[layer_idx]
-        return keys.to(self.device, non_blocking=True), values.to(self.device, non_blocking=True)
+        device = self.device_of(layer_idx)
+        return keys.to(device, non_blocking=True), values.to(device, non_blocking=True)
+
+    def device_of(self, layer_idx: int) -> torch.device:
+        return self._devices[layer_idx]
 
     @property
     def layers(self) -> int:
@@ -115,7 +121,7 @@ class RowShadow:
     def _layer(self, budget: float, layer_idx: int) -> KV:
         if budget >= FULL:
             return self.prompt.load(layer_idx)
-        kept, device = self._kept[budget, layer_idx], self.prompt.device
+        kept, device = self._kept[budget, layer_idx], self.prompt.device_of(layer_idx)
         if kept.entries is not None:
             return kept.entries[0].to(device), kept.entries[1].to(device)
         assert kept.indices is not None

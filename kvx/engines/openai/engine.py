@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from kvx import placeholders
-from kvx.config import Config, PressConfig
+from kvx.config import Api, Config, PressConfig
 from kvx.data.example import Example
 from kvx.engines.base import (
     BudgetProof,
@@ -57,6 +57,7 @@ class OpenAIEngine:
                     f"engine.rate_limit.max_tpm={limit}: one request needs up to {longest} tokens"
                 )
         _check_presses(points)
+        _warn_of_the_day(points)
         call(lambda: _visit(points))
 
     def generate(self, work: Sequence[PointWork]) -> Iterator[Answer]:
@@ -69,6 +70,19 @@ class OpenAIEngine:
         work = [item for item in work if item.requests]
         if work:
             yield from iterate(partial(_measure_all, work))
+
+
+def _warn_of_the_day(points: Sequence[Point]) -> None:
+    """A server renders chats itself, with the day on which it is asked."""
+    for point in points:
+        config, date = point.config, point.manifest.date
+        if date is not None and settings(config).api is Api.chat:
+            log.warning(
+                "run: model=%s: its chat template writes the day into prompts; with "
+                "engine.api=chat the server does so, and answers of another day are to other "
+                "prompts (engine.api=completions sends the prompts of %s)", config.model.name, date,
+            )  # fmt: skip
+            return
 
 
 def _check_presses(points: Sequence[Point]) -> None:

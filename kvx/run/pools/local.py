@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from kvx.config import SHARING, Measure
+from kvx.config import SHARING, SHARING_GPU, Measure
 from kvx.engines.activity import Seen
 from kvx.engines.openai import fields
 from kvx.errors import UserError
@@ -75,6 +75,14 @@ class Local:
             raise UserError(
                 f"model.device={chosen[0]}: each worker of hydra/launcher=kvx_local sees one GPU "
                 "of its own; set model.device=cuda, and CUDA_VISIBLE_DEVICES to the GPUs to use"
+            )
+
+        spread = [p for p in points if p.config.model.device_map is not None]
+        if spread and len(self.gpus) > 1:
+            raise UserError(
+                f"model.device_map={spread[0].config.model.device_map}: each worker of "
+                "hydra/launcher=kvx_local sees one GPU of its own; without it one process may use "
+                "several"
             )
 
     def slices(self, points: Sequence[Point]) -> int:
@@ -140,13 +148,7 @@ class Local:
 
     def _start(self, number: int) -> _Worker:
         """A fresh interpreter: no lock, thread or CUDA context of ours."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.curdir for p in sys.path)}
-        if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
-        cores = max(1, usable_cores() // self.workers)
-        environment.setdefault("OMP_NUM_THREADS", str(cores))
-        if not self.gpus:
-            environment[SHARING] = str(self.workers)
+        environment = self._environment(number)
         here, there = Pipe()
         with there:
             process = subprocess.Popen(
@@ -158,6 +160,18 @@ class Local:
         where = f" on GPU {environment['CUDA_VISIBLE_DEVICES']}" if self.gpus else ""
         log.info("run: %s started%s", worker, where)
         return worker
+
+    def _environment(self, number: int) -> dict[str, str]:
+        """Of a worker: its GPU, its cores, and with how many others it shares what memory."""
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.curdir for p in sys.path)}
+        environment[SHARING] = str(self.workers)
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu = self.gpus[number % len(self.gpus)]
+            gpus = [self.gpus[n % len(self.gpus)] for n in range(self.workers)]
+            environment[SHARING_GPU] = str(gpus.count(gpu))
+        cores = max(1, usable_cores() // self.workers)
+        environment.setdefault("OMP_NUM_THREADS", str(cores))
+        return environment
 
 
 def _receive(worker: _Worker, meter: Meter) -> Outcome | None:
