@@ -6,6 +6,7 @@ results and are left out of its id (see `kvx.points`). This module imports no to
 """
 
 import os
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -40,6 +41,17 @@ def neutral(default: Any) -> Any:
 def recorded(default: Any) -> Any:
     """A neutral field that may still tip a near tie in the numbers: kept with every response."""
     return field(default=default, metadata={**NEUTRAL, RECORDED: True})
+
+
+def unescaped(text: str) -> str:
+    r"""`text` with `\n`, `\t`, `\r` and `\\` as the characters they stand for.
+
+    The command line hands on two characters where YAML's double quotes mean one.
+    """
+    return re.sub(r"\\([ntr\\])", lambda m: _ESCAPES[m[1]], text)
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def added(default: Any) -> Any:
@@ -88,6 +100,13 @@ class Overflow(Enum):
 class BinStrategy(Enum):
     quantile = "quantile"
     edges = "edges"
+
+
+class Reasoning(Enum):
+    """Whether what a model thought before its answer is scored too."""
+
+    strip = "strip"
+    keep = "keep"
 
 
 class SampleStrategy(Enum):
@@ -187,6 +206,11 @@ class DatasetConfig:
     metrics: list[str] = field(default_factory=lambda: ["exact_match"])
     answer_format: str | None = None
     max_new_tokens: int = 64
+    # stop strings: an answer ends before the first of them; `decoding.until` takes them over
+    until: list[str] = added([])
+
+    def __post_init__(self) -> None:
+        self.until = [unescaped(stop) for stop in self.until]
 
 
 @dataclass
@@ -203,6 +227,11 @@ class DecodingConfig:
     top_p: float = 1.0
     top_k: int = 0
     timeout_s: float | None = None
+    # stop strings; the text ends before the first of them
+    until: list[str] = added([])
+
+    def __post_init__(self) -> None:
+        self.until = [unescaped(stop) for stop in self.until]
 
 
 @dataclass
@@ -293,9 +322,15 @@ class LatencyConfig:
 
 @dataclass
 class ScoreConfig:
-    """`metrics` replaces the ones the points were run with."""
+    """`metrics`, `answer_format` and `until` replace what the points were run with."""
 
     metrics: list[str] | None = None
+    answer_format: str | None = None  # `any`: none is asked for
+    until: list[str] | None = None
+    reasoning: Reasoning = Reasoning.strip
+
+    def __post_init__(self) -> None:
+        self.until = None if self.until is None else [unescaped(stop) for stop in self.until]
 
 
 @dataclass

@@ -79,6 +79,12 @@ def _check_decoding(decoding: DecodingConfig) -> None:
     for name, (good, wanted) in limits.items():
         if not good:
             raise UserError(f"decoding.{name}={getattr(decoding, name)}: must be {wanted}")
+    _check_until("decoding.until", decoding.until)
+
+
+def _check_until(field: str, until: list[str]) -> None:
+    if "" in until:
+        raise UserError(f"{field}: holds an empty text, at which every answer would end")
 
 
 def _check_template(template: TemplateConfig) -> None:
@@ -88,7 +94,7 @@ def _check_template(template: TemplateConfig) -> None:
 
 
 def _check_scoring(config: Config) -> None:
-    from kvx.score.failures import check_format
+    from kvx.score.failures import ANY, check_format
     from kvx.score.metrics import resolve
 
     if not config.dataset.metrics:
@@ -96,6 +102,10 @@ def _check_scoring(config: Config) -> None:
     resolve(config.dataset.metrics)
     resolve(config.score.metrics or [])
     check_format(config.dataset.answer_format)
+    if config.score.answer_format != ANY:
+        check_format(config.score.answer_format, "score.answer_format")
+    _check_until("dataset.until", config.dataset.until)
+    _check_until("score.until", config.score.until or [])
 
 
 def full_cache(config: Config) -> Config:

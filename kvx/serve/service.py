@@ -29,7 +29,7 @@ from kvx.serve.presses import Presses
 from kvx.serve.promise import Promise
 from kvx.serve.prompts import PromptSplitter
 from kvx.serve.schema import ChatRequest, CompletionRequest, Generation
-from kvx.serve.text import StopStrings, TokenText
+from kvx.text import StopStrings, TokenText
 from kvx.serve.transcript import Piece, Restart, Transcript
 
 GREEDY_BELOW = 1e-5  # only the likeliest token survives such a temperature

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from kvx.answer import answer_of
 from kvx.config import Config, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
@@ -30,6 +31,8 @@ from kvx.engines.kvpress.streams import RandomStream
 from kvx.failures import FailureType, classify_error
 from kvx.guard.traces import PROBE_TOKENS
 from kvx.points import Point, Request
+from kvx.reasoning import count_tokens, split
+from kvx.text import StopWatch
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +247,9 @@ class Batch:
                 )
             )
             generator = torch.Generator().manual_seed(seed)
-            running.append(Row(request, n, generator=generator, guard=guard))
+            row = Row(request, n, generator=generator, guard=guard, until=self._watch())
+            row.opens_reasoning = parts.opens_reasoning
+            running.append(row)
         reference = reference_of([p.kept_tokens for p in prompts], n) if probing else None
         if probing and reference is None and not alone:
             # a full cache to compare with that answers no request
@@ -317,14 +322,20 @@ class Batch:
         point, n = request.point, len(parts.compressed_ids)
         press = PointPress(point, n).build()
         seed = seed_of(request)
-        row = Row(request, parts.n_tokens, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        row = Row(request, parts.n_tokens, generator=generator, until=self._watch())
         with RandomStream(seed, self.loaded.device).drawing():
             cache, logits, kv = prefill_masked(self.loaded, parts, press, point.kept_tokens(n))
         prove_budget(point, kv)
         first = Prefill(logits, parts.n_tokens, n)
         decode_masked(self.loaded, row, cache, first, self.config.decoding, self.observers)
         row.kv = kv
+        row.opens_reasoning = parts.opens_reasoning
         return self._response(row)
+
+    def _watch(self) -> StopWatch | None:
+        until = self.config.decoding.until
+        return StopWatch(self.loaded.tokenizer, until) if until else None
 
     def _fail(self, point: Point, message: str) -> PointFailed:
         self.failed.add(point.dir)
@@ -341,11 +352,19 @@ class Batch:
         assert row.kv is not None
         timed_out = row.finish_reason == TIMEOUT
         limit_s = self.config.decoding.timeout_s
+        text = self.loaded.text(row.tokens)
+        # the watch may see a stop string late: what is shown is cut where it begins
+        said = answer_of(
+            text, row.finish_reason, self.config.decoding.until, strip_reasoning=False
+        )
+        thought = split(said.text, row.opens_reasoning).reasoning
         return Response(
             row.request,
-            text=self.loaded.tokenizer.decode(row.tokens, skip_special_tokens=True),
+            text=said.text,
             token_ids=row.tokens,
-            finish_reason=None if timed_out else row.finish_reason,
+            finish_reason=None if timed_out else said.finish_reason,
+            reasoning_tokens=count_tokens(self.loaded.tokenizer.encode, thought),
+            opens_reasoning=row.opens_reasoning,
             error_type=FailureType.TIMEOUT.value if timed_out else None,
             error_message=f"stopped after {limit_s:g} s" if timed_out else None,
             kv=kv_at_end(row.kv, row, row.request.entry.compressed_tokens),
