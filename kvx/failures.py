@@ -87,7 +87,7 @@ CONTEXT_LENGTH_WORDS: dict[str, str] = {
     r"prompt token count of \d+ exceeds the limit": "GitHub Copilot",
     r"range of input length should be": "DashScope",
     r"reduce the length of the (?:messages|input|prompt)": "Groq, OpenAI, vLLM",
-    r"request_too_large": "Anthropic, 413",
+    r"request_too_large|request exceeds the maximum size": "Anthropic, 413",
 }  # fmt: skip
 _CONTEXT_LENGTH = re.compile("|".join(CONTEXT_LENGTH_WORDS), re.IGNORECASE)
 _TIMEOUT = re.compile(r"time[\s_-]?out|timed[\s_-]?out|deadline exceeded", re.IGNORECASE)

@@ -253,6 +253,13 @@ CONTEXT_MESSAGES = [
     ("kimi", 400, "Your request exceeded model token limit: 262144 (requested: 300000)"),
     ("z.ai", 400, "model_context_window_exceeded"),
     ("minimax", 400, "invalid params, context window exceeds limit"),
+    ("anthropic-413", 413, "Request exceeds the maximum size"),
+    ("copilot", 400, "prompt token count of 145000 exceeds the limit of 128000"),
+    (
+        "ds4",
+        400,
+        "Prompt has 300,000 tokens, but the configured context size is 131,072 tokens",
+    ),
     ("dashscope", 400, "Range of input length should be [1, 129024]"),
 ]
 
