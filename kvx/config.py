@@ -207,7 +207,7 @@ class DatasetConfig:
     answer_format: str | None = None
     max_new_tokens: int = 64
     # stop strings: an answer ends before the first of them; `decoding.until` takes them over
-    until: list[str] = added([])
+    until: list[str] = added([])  # noqa: RUF009
 
     def __post_init__(self) -> None:
         self.until = [unescaped(stop) for stop in self.until]
@@ -228,7 +228,7 @@ class DecodingConfig:
     top_k: int = 0
     timeout_s: float | None = None
     # stop strings; the text ends before the first of them
-    until: list[str] = added([])
+    until: list[str] = added([])  # noqa: RUF009
 
     def __post_init__(self) -> None:
         self.until = [unescaped(stop) for stop in self.until]

@@ -27,9 +27,7 @@ _OPEN = "|".join([f"<{_NAMES}>", *(re.escape(o) for o, _ in _PAIRS)])
 _CLOSE = "|".join([f"</{_NAMES}>", *(re.escape(c) for _, c in _PAIRS)])
 _TAG = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
 # what a prompt may end with
-_OPENED = re.compile(
-    rf"(?:{_OPEN}|<\|channel\|>analysis<\|message\|>)\s*\Z", re.IGNORECASE
-)
+_OPENED = re.compile(rf"(?:{_OPEN}|<\|channel\|>analysis<\|message\|>)\s*\Z", re.IGNORECASE)
 
 # what some families put around the answer that follows
 _AROUND = (

@@ -226,7 +226,11 @@ CONTEXT_MESSAGES = [
         "Encountered an error when fetching new request: Prompt length (5056) exceeds maximum "
         "input length (2048)",
     ),
-    ("sglang-multimodal", 400, "Input length (265330) exceeds model's maximum context length (64)."),
+    (
+        "sglang-multimodal",
+        400,
+        "Input length (265330) exceeds model's maximum context length (64).",
+    ),
     ("ollama", 400, "prompt too long; exceeded max context length by 4096 tokens"),
     ("ollama-input", 400, "the input length exceeds the context length"),
     ("anthropic", 400, "prompt is too long: 213462 tokens > 200000 maximum"),

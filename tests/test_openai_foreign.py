@@ -223,7 +223,8 @@ def test_reasoning_that_a_server_does_not_count_is_added() -> None:
     ("said", "means"),
     [(word, means) for means, words in SAID.items() for word in words]
     + [
-        ("MAX_TOKENS", "length"), ("FINISH_REASON_MAX_TOKENS", "length"), ("SAFETY", "content_filter"),
+        ("MAX_TOKENS", "length"), ("FINISH_REASON_MAX_TOKENS", "length"),
+        ("SAFETY", "content_filter"),
         ("content-filter", "content_filter"), ("eosFound", "stop"), ("maxLength", "length"),
         ({"type": "length", "length": 64}, "length"), ({"type": "stop", "matched": 2}, "stop"),
         ("", None), ("null", None), (None, None), (5, None), ("Something New", "Something New"),

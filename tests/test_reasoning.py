@@ -74,7 +74,8 @@ def test_a_prompt_that_opened_the_tag_makes_a_text_without_any_reasoning() -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["Paris", "", " Paris\n", "analysis of the text", "final answer: 3", "I think so", "a<b"]
+    "text",
+    ["Paris", "", " Paris\n", "analysis of the text", "final answer: 3", "I think so", "a<b"],
 )
 def test_a_text_without_tags_is_left_as_it_is(text: str) -> None:
     assert split(text) == Split(None, text)
@@ -94,7 +95,9 @@ def test_nothing_is_made_up(text: str, opened: bool) -> None:
     assert found.closed or found.answer == ""
 
 
-@pytest.mark.parametrize("loop", ["<think>", "</think>", "<think></think>", "<|channel|>final", "<"])
+@pytest.mark.parametrize(
+    "loop", ["<think>", "</think>", "<think></think>", "<|channel|>final", "<"]
+)
 def test_a_loop_of_tags_is_split_in_no_time(loop: str) -> None:
     began = time.process_time()
     split(loop * 20_000)

@@ -100,9 +100,7 @@ def test_a_rollback_over_a_stop_string_takes_it_back(
     script = {1: {at: Change(1.0, n_kept, "roll_back", "hazard")}}
     _, free = generate(tmp_path, [KNORM, STEERED], monkeypatch, script)
     until = (asked([stop]),)
-    bound, steered = generate(
-        tmp_path, [(*KNORM, *until), (*STEERED, *until)], monkeypatch, script
-    )
+    bound, steered = generate(tmp_path, [(*KNORM, *until), (*STEERED, *until)], monkeypatch, script)
     assert (bound[0].text, bound[0].finish_reason) == cut(plain[0], [stop])
     for before, after in zip(free, steered, strict=True):
         assert before.guard is not None
@@ -141,9 +139,7 @@ def test_no_stop_string_changes_no_id(tmp_path: Path) -> None:
     config = compose("decoding.until=[]")
     assert "until" not in resolved(config.decoding)
     assert "until" not in resolved(config.dataset)
-    bound, free = (
-        make_work(tmp_path, *PLAIN, *more, n=1).point for more in ((asked(["x"]),), ())
-    )
+    bound, free = (make_work(tmp_path, *PLAIN, *more, n=1).point for more in ((asked(["x"]),), ()))
     assert bound.id != free.id
     assert bound.manifest.key == free.manifest.key
 

@@ -43,8 +43,8 @@ def inspect(
 
     Without token ids (a server that gives none) the text's words stand for tokens, and `unit` says
     so: a loop inside one word, or in a script without spaces, is not seen then. The stop token
-    counts among `n_tokens`. A server that ended a response because it repeated itself (`repetition`)
-    found a loop, whether or not one is seen here: its rule is then `server`, its onset unknown.
+    counts among `n_tokens`. A server that ended a response because it repeated itself
+    (`repetition`) found a loop, also if none is seen here: its rule is `server`, its onset unknown.
     """
     words = text if generated is None else generated
     units: Sequence[Hashable] = words.split() if token_ids is None else list(token_ids)
@@ -56,7 +56,8 @@ def inspect(
     return {
         "n_tokens": len(units), "unit": WORDS if token_ids is None else TOKENS,
         "looping": told or loop is not None, "loop_onset": loop and loop.onset,
-        "loop_rule": loop.rule if loop else SERVER_RULE if told else None, "loop_period": loop and loop.period,
+        "loop_rule": loop.rule if loop else SERVER_RULE if told else None,
+        "loop_period": loop and loop.period,
         "cap_reached": cut, "instruction_kept": _all(kept),
         "question_recall": question_recall(question, text),
     }  # fmt: skip

@@ -11,7 +11,6 @@ from kvx.errors import UserError
 from kvx.failures import FailureType
 from kvx.score.metrics import find_number
 
-
 ANY = "any"  # of score.answer_format: no format is asked for
 ONLY_REASONING = "only reasoning"
 

@@ -175,8 +175,9 @@ def find_number(text: str) -> Decimal | None:
 
     It is the one after the last `####` (GSM8K's mark), else the last inside the last `\boxed{}`,
     else the last in the text. What follows a stated answer under a heading such as `Question:` is
-    the next example that a model goes on to, and does not count. `$`, `%` and thousands separators are dropped; a Unicode minus is a
-    sign. Fractions are not evaluated: `1/2` ends with the number 2.
+    the next example that a model goes on to, and does not count. `$`, `%` and thousands separators
+    are dropped; a Unicode minus is a sign. Fractions are not evaluated: `1/2` ends with the number
+    2.
     """
     text = _first_example(_SEPARATOR.sub("", text.translate(_MINUS)))
     if number := _last(_MARKED, text):

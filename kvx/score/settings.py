@@ -60,7 +60,7 @@ def _shipped_until(dataset: str) -> list[str]:
     """`until` of the shipped dataset with this id; none if there is no such dataset."""
     folder = conf_dir() / "dataset"
     for path in sorted(folder.glob("*.yaml")):
-        fields = OmegaConf.load(path)
+        fields: Any = OmegaConf.load(path)
         for inherited in reversed([d for d in fields.get("defaults", []) if isinstance(d, str)]):
             base = folder / f"{inherited}.yaml"
             fields = OmegaConf.merge(OmegaConf.load(base), fields) if base.is_file() else fields

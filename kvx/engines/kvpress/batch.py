@@ -354,9 +354,7 @@ class Batch:
         limit_s = self.config.decoding.timeout_s
         text = self.loaded.text(row.tokens)
         # the watch may see a stop string late: what is shown is cut where it begins
-        said = answer_of(
-            text, row.finish_reason, self.config.decoding.until, strip_reasoning=False
-        )
+        said = answer_of(text, row.finish_reason, self.config.decoding.until, strip_reasoning=False)
         thought = split(said.text, row.opens_reasoning).reasoning
         return Response(
             row.request,

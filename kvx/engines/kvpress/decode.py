@@ -66,8 +66,8 @@ class Decoder:
     """Rows that are being generated, in buckets of similar length.
 
     A stop token is kept as the last of `row.tokens` (the text leaves it out) and ends the row with
-    `stop`, and so does a stop string; `max_new_tokens` ends it with `length`. `config` holds for rows without decoding of
-    their own.
+    `stop`, and so does a stop string; `max_new_tokens` ends it with `length`. `config` holds for
+    rows without decoding of their own.
     """
 
     def __init__(

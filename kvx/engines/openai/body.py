@@ -14,7 +14,6 @@ from kvx.engines.openai.client import KVX, settings
 from kvx.errors import UserError
 from kvx.points import Point, Request, budget_label
 
-
 MOST_STOPS = 4  # that OpenAI's API takes; answers are cut at all of them here
 
 
@@ -43,9 +42,10 @@ def route(point: Point) -> Route:
     by_body = "budget" in placeholders.names(engine.extra_body)
     if not engine.endpoints:
         if not engine.base_url:
-            other = environment.unread(environment.BASE_URL)
+            name = environment.BASE_URL
             raise UserError(
-                f"engine=openai: which server? set engine.base_url, or {environment.BASE_URL}{other}"
+                f"engine=openai: which server? set engine.base_url, or {name}"
+                f"{environment.unread(name)}"
             )
         return Route(engine.base_url.rstrip("/"), False, by_body)
     urls = endpoints(engine.endpoints)

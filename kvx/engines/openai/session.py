@@ -159,9 +159,7 @@ class Session:
                     f"engine.api={api.name}: {url} has no {PATHS[api]}; set engine.api={other.name}"
                 )
             end = "" if url.endswith("/v1") else f"; most servers' addresses end in /v1: {url}/v1"
-            raise UserError(
-                f"{url}: has neither {PATHS[api]} nor {PATHS[other]} (HTTP 404){end}"
-            )
+            raise UserError(f"{url}: has neither {PATHS[api]} nor {PATHS[other]} (HTTP 404){end}")
 
     def _is_worth_retrying(self, error: BaseException) -> bool:
         if not isinstance(error, Fault) or not error.transient:
