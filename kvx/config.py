@@ -101,6 +101,13 @@ class BinStrategy(Enum):
     edges = "edges"
 
 
+class Reasoning(Enum):
+    """Whether what a model thought before its answer is scored too."""
+
+    strip = "strip"
+    keep = "keep"
+
+
 class SampleStrategy(Enum):
     uniform = "uniform"
     focus_transition = "focus_transition"
@@ -222,6 +229,8 @@ class DatasetConfig:
     metrics: list[str] = field(default_factory=lambda: ["exact_match"])
     answer_format: str | None = None
     max_new_tokens: int = within(64, at_least=1)
+    # stop strings: an answer ends before the first of them; `decoding.until` takes them over
+    until: list[str] = added([])
 
 
 @dataclass
@@ -245,6 +254,8 @@ class DecodingConfig:
     top_p: float = within(1.0, above=0, at_most=1)
     top_k: int = within(0, at_least=0, words="0 (all) or more")
     timeout_s: float | None = within(None, above=0)
+    # stop strings; the text ends before the first of them
+    until: list[str] = added([])
 
 
 @dataclass
@@ -335,9 +346,12 @@ class LatencyConfig:
 
 @dataclass
 class ScoreConfig:
-    """`metrics` replaces the ones the points were run with."""
+    """`metrics`, `answer_format` and `until` replace what the points were run with."""
 
     metrics: list[str] | None = None
+    answer_format: str | None = None  # `any`: none is asked for
+    until: list[str] | None = None
+    reasoning: Reasoning = Reasoning.strip
 
 
 @dataclass

@@ -1,24 +1,36 @@
-r"""What is typed for a character that a command line cannot hold: `\n`, `\t`, and `\\` for `\`."""
+r"""What is typed for characters that a command line cannot hold: `\n`, `\r`, `\t`, `\\`."""
 
 import re
 from dataclasses import replace
+from typing import Any
 
-from kvx.config import TemplateConfig
+from kvx.config import DatasetConfig, DecodingConfig, ScoreConfig, TemplateConfig
 
-_ESCAPE = re.compile(r"\\([nt\\])")
-_MEANT = {"n": "\n", "t": "\t", "\\": "\\"}
+_ESCAPE = re.compile(r"\\([nrt\\])")
+_MEANT = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
 def unescaped(text: str) -> str:
-    r"""`text` with `\n`, `\t` and `\\` replaced; any other backslash stays as it is."""
+    r"""`text` with `\n`, `\r`, `\t` and `\\` replaced; any other backslash stays as it is."""
     return _ESCAPE.sub(lambda found: _MEANT[found[1]], text)
 
 
-def template_of(typed: TemplateConfig) -> TemplateConfig:
-    """The templates that were meant, from those that were typed."""
-    return replace(
-        typed,
-        context=unescaped(typed.context),
-        question=unescaped(typed.question),
-        answer_prefix=unescaped(typed.answer_prefix),
-    )
+def as_meant(node: Any) -> Any:
+    """A configuration node as it was meant: its templates and stop strings without escapes."""
+    match node:
+        case TemplateConfig():
+            return replace(
+                node,
+                context=unescaped(node.context),
+                question=unescaped(node.question),
+                answer_prefix=unescaped(node.answer_prefix),
+            )
+        case DatasetConfig():
+            return replace(node, template=as_meant(node.template), until=_stops(node.until))
+        case DecodingConfig() | ScoreConfig():
+            return replace(node, until=_stops(node.until))
+    return node
+
+
+def _stops(until: list[str] | None) -> list[str] | None:
+    return None if until is None else [unescaped(stop) for stop in until]

@@ -22,9 +22,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from kvx.composer import Composer, Parts, set_value
-from kvx.config import Config, DatasetConfig, OpenAIConfig
+from kvx.config import Config, OpenAIConfig
 from kvx.errors import UserError
-from kvx.escapes import template_of
+from kvx.escapes import as_meant
 from kvx.fields import refuse_unknown
 from kvx.placeholders import as_typed
 
@@ -51,7 +51,8 @@ def typed(cfg: DictConfig) -> Config:
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     config.engine = _typed_node(cfg, "engine")
-    config.dataset.template = template_of(config.dataset.template)
+    for name in ("dataset", "decoding", "score"):
+        setattr(config, name, as_meant(getattr(config, name)))
     return config
 
 
@@ -286,9 +287,7 @@ def _typed_node(cfg: DictConfig, name: str) -> Any:
         raw = OmegaConf.to_container(value, resolve=False)
         assert isinstance(raw, dict)
         node.extra_body = as_typed(raw["extra_body"], node.extra_body)
-    if isinstance(node, DatasetConfig):
-        node.template = template_of(node.template)
-    return node
+    return as_meant(node)
 
 
 def references(cfg: DictConfig, name: str) -> frozenset[str]:

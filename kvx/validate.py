@@ -30,6 +30,7 @@ def check(config: Config, points: bool = True) -> None:
         _check_press(config)
     limits.check(config)
     _check_template(config.dataset.template)
+    _check_until("decoding.until", config.decoding.until)
     _check_date(config.prompt.date)
     binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
@@ -64,6 +65,11 @@ def wants_less_of_the_full_cache(config: Config) -> bool:
     return config.press.method is None and not kept_all and kind is not BudgetKind.certified
 
 
+def _check_until(field: str, until: list[str]) -> None:
+    if "" in until:
+        raise UserError(f"{field}: holds an empty text, at which every answer would end")
+
+
 def _check_template(template: TemplateConfig) -> None:
     for part in ("context", "question"):
         if f"{{{part}}}" not in getattr(template, part):
@@ -94,7 +100,7 @@ def _check_date(told: str | None) -> None:
 
 
 def _check_scoring(config: Config) -> None:
-    from kvx.score.failures import check_format
+    from kvx.score.failures import ANY, check_format
     from kvx.score.metrics import resolve
 
     if not config.dataset.metrics:
@@ -102,6 +108,10 @@ def _check_scoring(config: Config) -> None:
     resolve(config.dataset.metrics)
     resolve(config.score.metrics or [])
     check_format(config.dataset.answer_format)
+    if config.score.answer_format != ANY:
+        check_format(config.score.answer_format, "score.answer_format")
+    _check_until("dataset.until", config.dataset.until)
+    _check_until("score.until", config.score.until or [])
 
 
 def full_cache(config: Config) -> Config:

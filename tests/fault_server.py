@@ -48,6 +48,11 @@ class FaultServer:
     before_key: str = ""  # in the message that repeats the key
     capacity: int | None = None  # more at once get 429
     delay_s: float = 0.0
+    # instead of made-up words: what a body gets, as (seconds before it, choice)
+    choices: Callable[[dict[str, Any]], list[tuple[float, dict[str, Any]]]] | None = None
+    usage: dict[str, Any] | None = None  # at the end of these
+    paths: tuple[str, ...] = ("/completions", "/chat/completions")
+    wrong_path: Callable[[], web.Response] | None = None  # 404 and aiohttp's page
     gives_logprobs: bool = True
     refuses_logprobs: bool = False
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -60,8 +65,14 @@ class FaultServer:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**26)
         app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/completions", self._generate)
-        app.router.add_post("/v1/chat/completions", self._generate)
+        for path in self.paths:
+            app.router.add_post(f"/v1{path}", self._generate)
+        if (answer := self.wrong_path) is not None:
+
+            async def wrong(request: web.Request) -> web.Response:
+                return answer()
+
+            app.router.add_route("*", "/{any:.*}", wrong)
         return app
 
     async def _models(self, request: web.Request) -> web.Response:
@@ -72,6 +83,8 @@ class FaultServer:
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if "prompt" not in body and "messages" not in body:
+            return self._error(400, "Field required", "missing")
         n = len(self.bodies)
         self.bodies.append(body)
         self.times.append(asyncio.get_running_loop().time())
@@ -114,6 +127,8 @@ class FaultServer:
                 return web.Response(text='{"choices": [', content_type="application/json")
             case "not_json":
                 return web.Response(text="<html>hello</html>", content_type="text/html")
+        if self.choices is not None:
+            return await self._given(self.choices(body), request, body)
         if body.get("stream"):
             return await self._stream(what, request, body)
         return web.json_response(self._whole(what, body))
@@ -129,6 +144,20 @@ class FaultServer:
     ) -> web.Response:
         error = {"message": message, "type": "error", "param": None, "code": code}
         return web.json_response({"error": error}, status=status, headers=headers)
+
+    async def _given(
+        self, choices: list[tuple[float, dict[str, Any]]], request: web.Request, body: Any
+    ) -> web.StreamResponse:
+        if not body.get("stream"):
+            return web.json_response({"choices": [choices[0][1]], "usage": self.usage})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for pause_s, choice in choices:
+            await asyncio.sleep(pause_s)
+            await response.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+        last = json.dumps({"choices": [], "usage": self.usage})
+        await response.write(f"data: {last}\n\ndata: [DONE]\n\n".encode())
+        return response
 
     async def _stream(
         self, what: str, request: web.Request, body: dict[str, Any]

@@ -1,11 +1,13 @@
 """Which failure a message or a response is, on what real servers and models say."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.errors import UserError
-from kvx.failures import FailureType, classify_error
+from kvx.failures import CONTEXT_LENGTH_WORDS, FailureType, classify_error
 from kvx.score.failures import ANSWER_FORMATS, classify_response
 
 RATE_LIMITED = FailureType.RATE_LIMITED
@@ -137,6 +139,132 @@ CONTEXT_MESSAGES = [
     ),
     ("llama.cpp-while-decoding", 500, "Context size has been exceeded."),
     ("llama-cpp-python", None, "Requested tokens (2285) exceed context window of 2048"),
+    (
+        "llama.cpp-shift",
+        400,
+        "input (9739 tokens) is larger than the max context size (8192 tokens). skipping",
+    ),
+    (
+        "vllm-2026",
+        400,
+        "You passed 8193 input tokens and requested 0 output tokens. However, the model's context "
+        "length is only 8192 tokens, resulting in a maximum input length of 8192 tokens. Please "
+        "reduce the length of the input prompt. (parameter=input_tokens, value=8193)",
+    ),
+    (
+        "vllm-2026-text",
+        400,
+        "You passed 412000 input characters and requested 64 output tokens. However, the model's "
+        "context length is only 4096 tokens, resulting in a maximum input length of 4032 tokens "
+        "(at most 400000 characters). Please reduce the length of the input prompt.",
+    ),
+    (
+        "vllm-2026-output",
+        400,
+        "max_tokens=5000cannot be greater than max_model_len=max_total_tokens=4096. Please request "
+        "fewer output tokens.",
+    ),
+    ("vllm-0.2", None, "Input prompt (2664 tokens) is too long and exceeds limit of 2048"),
+    (
+        "tgi-total",
+        422,
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 8740 "
+        "`inputs` tokens and 500 `max_new_tokens`",
+    ),
+    (
+        "tgi-input",
+        422,
+        "Input validation error: `inputs` must have less than 1024 tokens. Given: 1168",
+    ),
+    (
+        "gemini",
+        400,
+        '[{"error": {"code": 400, "message": "The input token count (1200293) exceeds the maximum '
+        'number of tokens allowed (1048576).", "status": "INVALID_ARGUMENT"}}]',
+    ),
+    (
+        "lm-studio-0.3.13",
+        400,
+        "Trying to keep the first 10136 tokens when context the overflows. However, the model is "
+        "loaded with context length of only 7866 tokens, which is not enough. Try to load the "
+        "model with a larger context length, or provide a shorter input.",
+    ),
+    (
+        "lm-studio-0.3.30",
+        400,
+        "The number of tokens to keep from the initial prompt is greater than the context length "
+        "(n_keep: 10247 >= n_ctx: 4096). Try to load the model with a larger context length, or "
+        "provide a shorter prompt.",
+    ),
+    (
+        "lm-studio-while-decoding",
+        None,
+        "Reached context length of 4096 tokens, but this model does not currently support "
+        "mid-generation context overflow.",
+    ),
+    (
+        "tensorrt-llm-pytorch",
+        400,
+        "The sum of prompt length (50857.0), query length (0) should not exceed max_num_tokens "
+        "(32768)",
+    ),
+    (
+        "tensorrt-llm-tensorrt",
+        400,
+        "The sum of prompt length (4000) and query length (0) max_tokens (2048) should not exceed "
+        "max_seq_len (4096)",
+    ),
+    (
+        "tensorrt-llm-no-room",
+        400,
+        "`default_max_tokens` (-152) must be greater than 0, `default_max_tokens` (-152) = "
+        "max_seq_len (8192) - `splited_prompt_len` (8000) - `query_token_len` (344)",
+    ),
+    (
+        "triton-tensorrt-llm",
+        500,
+        "Encountered an error when fetching new request: Prompt length (5056) exceeds maximum "
+        "input length (2048)",
+    ),
+    (
+        "sglang-multimodal",
+        400,
+        "Input length (265330) exceeds model's maximum context length (64).",
+    ),
+    ("ollama", 400, "prompt too long; exceeded max context length by 4096 tokens"),
+    ("ollama-input", 400, "the input length exceeds the context length"),
+    ("anthropic", 400, "prompt is too long: 213462 tokens > 200000 maximum"),
+    (
+        "anthropic-total",
+        400,
+        "input length and `max_tokens` exceed context limit: 188059 + 20000 > 200000, decrease "
+        "input length or `max_tokens` and try again",
+    ),
+    (
+        "mistral",
+        400,
+        "Prompt contains 300000 tokens and 0 draft tokens, too large for model with 131072 maximum "
+        "context length",
+    ),
+    (
+        "xai",
+        400,
+        "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+    ),
+    ("groq", 400, "Please reduce the length of the messages or completion."),
+    ("bedrock", 400, "Input is too long for requested model."),
+    ("deepinfra", 400, "Requested input length 39818 exceeds maximum input length 32767"),
+    ("kimi", 400, "Your request exceeded model token limit: 262144 (requested: 300000)"),
+    ("z.ai", 400, "model_context_window_exceeded"),
+    ("minimax", 400, "invalid params, context window exceeds limit"),
+    ("anthropic-413", 413, "Request exceeds the maximum size"),
+    ("copilot", 400, "prompt token count of 145000 exceeds the limit of 128000"),
+    (
+        "ds4",
+        400,
+        "Prompt has 300,000 tokens, but the configured context size is 131,072 tokens",
+    ),
+    ("dashscope", 400, "Range of input length should be [1, 129024]"),
 ]
 
 TIMEOUT_MESSAGES = [
@@ -266,6 +394,16 @@ def test_a_response_at_the_token_cap_is_truncated_whatever_its_format() -> None:
     assert classify_response("so the answer", "length", "number") is FailureType.TRUNCATED
     assert classify_response('{"a": [1, 2', "length", "json") is FailureType.TRUNCATED
     assert classify_response("#### 18", "length", "number") is FailureType.TRUNCATED
+
+
+def test_every_wording_of_the_table_is_one_that_a_server_uses() -> None:
+    messages = [message for *_, message in CONTEXT_MESSAGES]
+    unused = [
+        pattern
+        for pattern in CONTEXT_LENGTH_WORDS
+        if not any(re.search(pattern, message, re.IGNORECASE) for message in messages)
+    ]
+    assert not unused
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,16 @@ def test_a_blank_reference_is_not_contained_in_everything() -> None:
         ("#### 45%", "45"),
         ("####18.", "18"),
         ("#### **7**", "7"),
-        ("#### 5\n\nQuestion: ...\n#### 6", "6"),  # the last mark
+        ("#### 5\n#### 6", "6"),  # the last mark
+        # a model that goes on to the next example has answered the first
+        ("#### 5\n\nQuestion: ...\n#### 6", "5"),
+        ("9\n#### 18\n\nQ: Two robes?\nA: 3\n#### 3", "18"),
+        ("#### 18\n\n**Problem 2:** Two robes?\n#### 3", "18"),
+        ("#### 18\n\nTwo robes?\nAnswer: 1 + 2\n#### 3", "18"),
+        ("The answer is 8.\n\nQ: There are 9 computers", "8"),
+        ("So \\boxed{5}.\n\nExercise 7. Add 2 and 7: \\boxed{9}", "5"),
+        ("Question: how many of 3?\n#### 7", "7"),  # asked again, not yet answered
+        ("Her answer is 12 so far.\nAnswer: 15", "15"),
         (r"#### Step 1: add 2 and 3" + "\n" + r"So \boxed{5}.", "5"),  # a heading is no answer
         (r"\boxed{\text{12 apples}} because 3 times 4", "12"),
         (r"\boxed{\$1,234}", "1234"),

@@ -120,18 +120,39 @@ def test_endpoints_by_whatever_a_budget_is_typed_as() -> None:
 
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MODEL_NAME", raising=False)
-    (tmp_path / ".env").write_text("MODEL_NAME=from-file\nBASE_URL=http://file/v1\n")
-    monkeypatch.setenv("BASE_URL", "http://shell/v1")
+    for name in ("KVX_MODEL_NAME", "KVX_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".env").write_text("KVX_MODEL_NAME=from-file\nOPENAI_BASE_URL=http://file/v1\n")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://shell/v1")
     engine = engine_of(compose("engine=openai"))
     assert (engine.model, engine.base_url) == ("from-file", "http://shell/v1")
+    monkeypatch.setenv("KVX_BASE_URL", "http://for-kvx/v1")
+    assert engine_of(compose("engine=openai")).base_url == "http://for-kvx/v1"
     assert environment.read("KVX_NO_SUCH_VARIABLE") is None
+
+
+def test_other_programs_variables_lead_no_prompt_and_no_key_anywhere(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_BASE_URL", "KVX_BASE_URL", "KVX_MODEL_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BASE_URL", "http://elsewhere/v1")
+    monkeypatch.setenv("MODEL_NAME", "anothers")
+    engine = engine_of(compose("engine=openai"))
+    assert (engine.model, engine.base_url) == ("tiny_recall", None)
+    (tmp_path / ".env").write_text("MODEL_NAME=of-this-project\nBASE_URL=http://here/v1\n")
+    environment._told.clear()
+    engine = engine_of(compose("engine=openai"))
+    assert (engine.model, engine.base_url) == ("of-this-project", "http://here/v1")
+    assert ".env: BASE_URL is the older name of OPENAI_BASE_URL; rename it" in caplog.text
+    assert ".env: MODEL_NAME is the older name of KVX_MODEL_NAME; rename it" in caplog.text
 
 
 def test_an_environment_variable_leads_to_no_other_node() -> None:
     from omegaconf import OmegaConf
 
-    cfg = OmegaConf.create({"engine": {"base_url": "${kvx_env:BASE_URL}"}})
+    cfg = OmegaConf.create({"engine": {"base_url": "${kvx_env:OPENAI_BASE_URL}"}})
     assert references(cfg, "engine") == frozenset()
 
 
@@ -196,8 +217,6 @@ def test_a_stream_is_put_together_with_its_times() -> None:
     "part",
     [
         None, [], "text", {}, {"choices": None}, {"choices": [{}]}, {"choices": [{"text": 5}]},
-        {"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": ["x"]}}]},
-        {"choices": [{"text": "a", "logprobs": {"tokens": ["a", "b"], "token_logprobs": [0]}}]},
         {"choices": [], "kvx": {"press": "snapkv"}}, {"choices": ["a"]},
     ],
 )  # fmt: skip

@@ -29,8 +29,8 @@ FAULTS = (
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.delenv("BASE_URL", raising=False)
-    monkeypatch.delenv("MODEL_NAME", raising=False)
+    for name in ("OPENAI_BASE_URL", "KVX_BASE_URL", "KVX_MODEL_NAME"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def small(server: FaultServer, *overrides: str, name: str = "e") -> list[str]:
@@ -283,12 +283,12 @@ def test_traces_say_where_their_signals_come_from(kvx: Kvx) -> None:
 
 
 def test_the_key_is_in_no_file_and_no_line(kvx: Kvx) -> None:
-    Path(".env").write_text(f"OPENAI_API_KEY={KEY}\nMODEL_NAME=tiny_recall\n")
+    Path(".env").write_text(f"OPENAI_API_KEY={KEY}\nKVX_MODEL_NAME=tiny_recall\n")
     os.environ.pop("OPENAI_API_KEY")
     plan = {0: "expired_key", 1: "500"}
     with serving(FaultServer(lambda n, body: plan.get(n, OK), key=KEY)) as server:
         with Path(".env").open("a") as file:
-            file.write(f"BASE_URL={server.url}\n")
+            file.write(f"OPENAI_BASE_URL={server.url}\n")
         arguments = [a for a in small(server) if not a.startswith("engine.base_url")]
         outcome = kvx("all", *arguments, "engine.probe=false")
         assert outcome.code == 0, outcome.err
@@ -316,7 +316,7 @@ def test_what_identifies_a_point_is_not_where_its_server_is(kvx: Kvx) -> None:
     ("override", "words"),
     [
         ("engine.base_url=http://127.0.0.1:9/v1", "no server answers there (connection lost"),
-        ("engine.base_url=null", "which server? set engine.base_url, or BASE_URL"),
+        ("engine.base_url=null", "which server? set engine.base_url, or OPENAI_BASE_URL"),
         ("engine.base_url=http://me:pw@127.0.0.1/v1", "would be saved with the results"),
         ("engine.base_url=127.0.0.1:8000", "no address of a server"),
         ("engine.base_url='http://127.0.0.1/v1?key=x'", "nothing can follow the path"),
@@ -351,9 +351,9 @@ def test_an_address_without_its_end_is_pointed_out(kvx: Kvx) -> None:
     with serving(FaultServer()) as server:
         where = f"engine.base_url={server.url.removesuffix('/v1')}"
         outcome = kvx("run", *small(server), where)
-    assert outcome.code == 1
-    assert "most servers' addresses end in /v1" in outcome.err
-    assert "HTTP 404" in outcome.err
+    assert outcome.code == 2
+    assert "has neither /completions nor /chat/completions (HTTP 404)" in outcome.err
+    assert f"most servers' addresses end in /v1: {server.url}" in outcome.err
 
 
 def test_limits_are_not_multiplied_by_workers(kvx: Kvx) -> None:

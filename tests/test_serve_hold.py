@@ -16,8 +16,8 @@ from kvx.engines.openai.reply import Parser
 from kvx.guard.controller import policy
 from kvx.guard.detectors import REPORT_TOKENS
 from kvx.guard.live import SequenceGuard, reach
-from kvx.serve.text import StopStrings, TokenText
 from kvx.serve.transcript import Piece, Restart, Transcript
+from kvx.text import StopStrings, TokenText
 from tests.serving import Running, serving
 from tests.test_serve import GREEDY, WORDS
 from tests.test_serve_guard import (

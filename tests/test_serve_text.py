@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from kvx.cli import compose
 from kvx.data.tokenizer import load_tokenizer
-from kvx.serve.text import CLEAN_UP_REACH, WINDOW, StopStrings, TokenText
 from kvx.serve.tokens import token_bytes
+from kvx.text import CLEAN_UP_REACH, WINDOW, StopStrings, TokenText
 
 
 def byte_level() -> Any:

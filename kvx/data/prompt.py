@@ -8,6 +8,7 @@ the template's closing text and the answer prefix follow.
 from dataclasses import dataclass
 from typing import Any
 
+from kvx import reasoning
 from kvx.config import Config
 from kvx.data.chat import ChatTemplate
 from kvx.data.example import Example
@@ -18,11 +19,13 @@ from kvx.hashing import digest
 class PromptParts:
     """Token ids of a prompt.
 
-    `compressed_ids` pass through the press, `rest_ids` (may be empty) come after it.
+    `compressed_ids` pass through the press, `rest_ids` (may be empty) come after it. A prompt that
+    `opens_reasoning` ends with a tag such as <think>: what is generated begins as reasoning.
     """
 
     compressed_ids: list[int]
     rest_ids: list[int]
+    opens_reasoning: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -59,7 +62,8 @@ class PromptBuilder:
     def parts(self, example: Example) -> PromptParts:
         """Tokenise `example`; see the module docstring for which part is which."""
         compressed, rest = self.texts(example)
-        return PromptParts(self._encode(compressed), self._encode(rest))
+        opened = reasoning.opens(compressed + rest)
+        return PromptParts(self._encode(compressed), self._encode(rest), opened)
 
     def texts(self, example: Example) -> tuple[str, str]:
         """The compressed part and the rest, with all that a template adds."""

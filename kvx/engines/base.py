@@ -131,14 +131,19 @@ class Response:
     """What came back for one request, with its own measurements. What was not measured is None.
 
     `output_tokens` is the server's count, where it gives no `token_ids`; `machine` its address,
-    None for what this process generated.
+    None for what this process generated. `reasoning` is what a server sent beside the text,
+    `reasoning_tokens` how many of the tokens were reasoning, in the text or beside it, and
+    `opens_reasoning` whether the prompt ended with an open tag; None where that is not known.
     """
 
     request: Request
     text: str | None
     token_ids: list[int] | None = None
     output_tokens: int | None = None
-    finish_reason: str | None = None  # stop | length | content_filter
+    finish_reason: str | None = None  # stop | length | content_filter | repetition | tool_calls
+    reasoning: str | None = None
+    reasoning_tokens: int | None = None
+    opens_reasoning: bool | None = None
     error_type: str | None = None
     error_message: str | None = None
     timing: Timing | None = None

@@ -19,6 +19,7 @@ CATASTROPHES = ("looping", "non_termination", "amnesia")
 # what `pair` tells of every response; `any` is one of the three catastrophes
 KINDS = (*CATASTROPHES, "silent_failure", "any")
 TOKENS, WORDS = "token", "word"
+REPETITION, SERVER_RULE = "repetition", "server"
 DRIFT_HAD = 0.5  # share of the question's names and numbers that the twin's answer speaks of
 RIGHT = 0.5  # a score from here on is right; a score of 0 or 1 is right at 1
 MAY_BE_UNKNOWN = ("amnesia", "silent_failure")
@@ -34,22 +35,29 @@ def inspect(
     finish_reason: str | None,
     question: str,
     answers: Sequence[str],
+    generated: str | None = None,
 ) -> dict[str, Any]:
     """What can be seen in one response alone: the columns of CATASTROPHES that describe it.
 
+    `text` is the answer, `generated` all that was generated where that is more (reasoning).
+
     Without token ids (a server that gives none) the text's words stand for tokens, and `unit` says
     so: a loop inside one word, or in a script without spaces, is not seen then. The stop token
-    counts among `n_tokens`.
+    counts among `n_tokens`. A server that ended a response because it repeated itself
+    (`repetition`) found a loop, also if none is seen here: its rule is `server`, its onset unknown.
     """
-    units: Sequence[Hashable] = text.split() if token_ids is None else list(token_ids)
+    words = text if generated is None else generated
+    units: Sequence[Hashable] = words.split() if token_ids is None else list(token_ids)
     loop = find_loop(units)
+    told = finish_reason == REPETITION
     cut = finish_reason == "length"
     asked = [parse(answer) for answer in answers]
     kept = [kept_at_the_end(a, text, cut) for a in asked if a is not None]
     return {
         "n_tokens": len(units), "unit": WORDS if token_ids is None else TOKENS,
-        "looping": loop is not None, "loop_onset": loop and loop.onset,
-        "loop_rule": loop and loop.rule, "loop_period": loop and loop.period,
+        "looping": told or loop is not None, "loop_onset": loop and loop.onset,
+        "loop_rule": loop.rule if loop else SERVER_RULE if told else None,
+        "loop_period": loop and loop.period,
         "cap_reached": cut, "instruction_kept": _all(kept),
         "question_recall": question_recall(question, text),
     }  # fmt: skip

@@ -5,26 +5,30 @@ Scoring needs no model and can be repeated with other metrics.
 
 import logging
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kvx.config import Config, package_dir
+from kvx.answer import Answer, answer_of
+from kvx.config import Config, Reasoning, package_dir
 from kvx.data.example import Example
 from kvx.data.examples import load_examples
-from kvx.data.manifest import dataset_id
 from kvx.guard.catastrophes import inspect
 from kvx.hashing import digest, source_digest
 from kvx.points import experiment_dir
-from kvx.score.failures import classify_response
+from kvx.reasoning import split
+from kvx.score.failures import ONLY_REASONING, classify_response
 from kvx.score.metrics import resolve
+from kvx.score.settings import Judging, judging_of, tell_of_others
 from kvx.store import schemas
 from kvx.store.catalog import PointRecord, finished_points, requests_of
 from kvx.store.layout import REQUESTS
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
+TEXT_CODE = [package_dir() / f"{name}.py" for name in ("answer", "reasoning", "text")]
 # of the guard only what scoring uses: another hazard model makes no score stale
 GUARD_CODE = [
     package_dir() / "guard" / f"{name}.py"
@@ -40,56 +44,68 @@ def score_experiment(config: Config) -> None:
     experiment = experiment_dir(config)
     records = finished_points(experiment)
     output = Path(config.paths.output)
+    tell_of_others([record.info for record in records], config)
     redone = 0
     for record in records:
-        # the command line decides for its own dataset; other points keep what they were run with
-        own = record.info["dataset"] == dataset_id(config.dataset)
-        metrics = config.dataset.metrics if own else record.info["metrics"]
-        answer_format = config.dataset.answer_format if own else record.info["answer_format"]
-        redone += score_point(record, config.score.metrics or metrics, answer_format, output)
+        redone += score_point(record, judging_of(record.info, config), output)
     if redone:
         log.info("score: %d points scored → %s", redone, experiment)
     else:
         log.info("score: all %d points are scored; nothing to do → %s", len(records), experiment)
 
 
-def score_point(
-    record: PointRecord, names: list[str], answer_format: str | None, output: Path
-) -> bool:
+def score_point(record: PointRecord, judging: Judging, output: Path) -> bool:
     """Score one point unless that was done for the same inputs; whether anything was written."""
-    code = source_digest(Path(__file__).parent, *GUARD_CODE)
-    inputs = digest([code, record.content_sha256(REQUESTS), names, answer_format], 16)
+    code = source_digest(Path(__file__).parent, *TEXT_CODE, *GUARD_CODE)
+    inputs = digest([code, record.content_sha256(REQUESTS), *judging.identity], 16)
     paths = {name: record.dir / f"{name}.parquet" for name in schemas.SCORED}
     if all(read_inputs(path) == inputs for path in paths.values()):
         return False
     examples = load_examples(record.manifest_dir(output))
     requests = requests_of([record]).to_dict("records")
-    scores = [row for request in requests for row in score_request(request, examples, names)]
-    failures = [f for r in requests if (f := failure_of(r, answer_format)) is not None]
+    answers = {r["request_id"]: judged(r, judging) for r in requests if r["has_response"]}
+    scores = [row for r in requests for row in score_request(r, examples, judging, answers)]
+    failures = [f for r in requests if (f := failure_of(r, judging, answers)) is not None]
     rows = {
         "scores": scores,
         "failures": failures,
-        "catastrophes": catastrophe_rows(requests, examples, scores, failures),
+        "catastrophes": catastrophe_rows(requests, examples, answers, scores, failures),
     }
     for name, schema in schemas.SCORED.items():
         write_table(paths[name], rows[name], schema, inputs)
     return True
 
 
+def judged(request: dict[Hashable, Any], judging: Judging) -> Answer:
+    """What of a response is judged: the stored text stays as it is."""
+    strips = judging.reasoning is Reasoning.strip
+    answer = answer_of(
+        request["text"], _known(request["finish_reason"]), judging.until, strips,
+        opened=_known(request["opens_reasoning"]) is True,
+    )  # fmt: skip
+    beside = strips and _known(request["reasoning"]) is not None
+    if beside and not answer.text.strip():  # the server told reasoning from text, and there is none
+        return replace(answer, unfinished=True)
+    return answer
+
+
 def score_request(
-    request: dict[Hashable, Any], examples: dict[str, Example], names: list[str]
+    request: dict[Hashable, Any],
+    examples: dict[str, Example],
+    judging: Judging,
+    answers: dict[str, Answer],
 ) -> list[dict[str, Any]]:
     """One row per metric. A request without a response has no score (null), which is not a zero."""
-    answers = examples[request["example_id"]].answers
+    references = examples[request["example_id"]].answers
     rows = []
-    for index, (name, metric) in enumerate(resolve(names).items()):
+    for index, (name, metric) in enumerate(resolve(judging.metrics).items()):
         row = {k: request[k] for k in ("request_id", "point_id", "example_id", "cluster", "bin")}
         row |= {"metric": name, "primary": index == 0}
-        if request["has_response"]:
-            score = metric(request["text"], answers)
+        if (answer := answers.get(request["request_id"])) is not None:
+            score = metric(answer.text, references)
             row |= {
                 "score": score.value, "prediction_normalized": score.prediction,
-                "reference_normalized": score.reference,
+                "reference_normalized": score.reference, "reasoning_tokens": _thought(request),
             }  # fmt: skip
         rows.append(row)
     return rows
@@ -98,10 +114,15 @@ def score_request(
 def catastrophe_rows(
     requests: list[dict[Hashable, Any]],
     examples: dict[str, Example],
+    answers: dict[str, Answer],
     scores: list[dict[str, Any]],
     failures: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """One row per response: what the guard's detectors see in it, its primary score and failure."""
+    """One row per response: what the guard's detectors see in it, its primary score and failure.
+
+    Loops are looked for in all that was generated, reasoning too; instructions and names in the
+    answer. An answer that was cut here has no ids of its own: its words stand for them.
+    """
     score = {s["request_id"]: s["score"] for s in scores if s["primary"] and "score" in s}
     failure = {f["request_id"]: f["error_type"] for f in failures}
     rows = []
@@ -109,25 +130,47 @@ def catastrophe_rows(
         if not request["has_response"]:
             continue
         example, ids = examples[request["example_id"]], request["token_ids"]
+        answer = answers[request["request_id"]]
         row = {k: request[k] for k in ("request_id", "point_id", "example_id", "cluster", "bin")}
         seen = inspect(
-            request["text"], None if ids is None else ids.tolist(), _finish_reason(request),
-            example.question, example.answers,
+            answer.text, None if ids is None or answer.cut else ids.tolist(), answer.finish_reason,
+            example.question, example.answers, _generated(request, answer),
         )  # fmt: skip
         found = {"score": score[row["request_id"]], "failure": failure.get(row["request_id"])}
         rows.append(row | seen | found)
     return rows
 
 
-def failure_of(request: dict[Hashable, Any], answer_format: str | None) -> dict[str, Any] | None:
+def failure_of(
+    request: dict[Hashable, Any], judging: Judging, answers: dict[str, Answer]
+) -> dict[str, Any] | None:
     """The request's failure row, or None. Truncated responses are both scored and counted here."""
     row = {k: request[k] for k in ("request_id", "point_id", "example_id", "bin", "has_response")}
-    if not request["has_response"]:
+    answer = answers.get(request["request_id"])
+    if answer is None:
         return row | {"error_type": request["error_type"], "message": request["error_message"]}
-    kind = classify_response(request["text"], _finish_reason(request), answer_format)
-    return None if kind is None else row | {"error_type": str(kind), "message": None}
+    kind = classify_response(
+        answer.text, answer.finish_reason, judging.answer_format, answer.unfinished
+    )
+    if kind is None:
+        return None
+    only = f"{ONLY_REASONING}, no answer" if answer.unfinished else None
+    return row | {"error_type": str(kind), "message": only}
 
 
-def _finish_reason(request: dict[Hashable, Any]) -> str | None:
-    reason = request["finish_reason"]
-    return None if pd.isna(reason) else str(reason)
+def _generated(request: dict[Hashable, Any], answer: Answer) -> str:
+    """All that was generated, as far as it is judged: reasoning and answer."""
+    beside, text = _known(request["reasoning"]) or "", str(request["text"])
+    if not answer.cut:
+        return f"{beside} {text}"
+    inside = split(text, _known(request["opens_reasoning"]) is True).reasoning or ""
+    return f"{beside} {inside} {answer.text}"
+
+
+def _thought(request: dict[Hashable, Any]) -> int | None:
+    tokens = _known(request["reasoning_tokens"])
+    return None if tokens is None else int(tokens)
+
+
+def _known(value: Any) -> Any:
+    return None if pd.isna(value) else value

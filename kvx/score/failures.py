@@ -11,18 +11,21 @@ from kvx.errors import UserError
 from kvx.failures import FailureType
 from kvx.score.metrics import find_number
 
+ANY = "any"  # of score.answer_format: no format is asked for
+ONLY_REASONING = "only reasoning"
 
-def check_format(answer_format: str | None) -> None:
+
+def check_format(answer_format: str | None, field: str = "dataset.answer_format") -> None:
     """Raises `UserError` for a format that is not in `ANSWER_FORMATS`; None stands for any text."""
     if answer_format is not None and answer_format not in ANSWER_FORMATS:
         raise UserError(
-            f"dataset.answer_format={answer_format}: unknown format; choose from "
+            f"{field}={answer_format}: unknown format; choose from "
             f"{', '.join(ANSWER_FORMATS)}, or null for any text"
         )
 
 
 def classify_response(
-    text: str, finish_reason: str | None, answer_format: str | None
+    text: str, finish_reason: str | None, answer_format: str | None, unfinished: bool = False
 ) -> FailureType | None:
     """What keeps a response from being an answer, or None. The first that holds, in this order:
 
@@ -33,12 +36,17 @@ def classify_response(
     - FORMAT_ERROR: not of `answer_format`: `number` (no number in it), `json` (neither the text nor
       its fenced block parses) or `yes_no` (neither is the first word).
 
+    `text` is the answer: without reasoning (unless that is kept), and up to the first stop string.
+    All of a response that is `unfinished` was reasoning: it is TRUNCATED where the token cap ended
+    it, else EMPTY_OUTPUT. What a model says while it thinks is no refusal and of no format.
+
     Truncation is not error: a truncated response is still scored, and so is every response here.
     Raises `UserError` for an unknown `answer_format`, whatever the text.
     """
     check_format(answer_format)
     if not text.strip():
-        return FailureType.EMPTY_OUTPUT
+        capped = unfinished and finish_reason == "length"
+        return FailureType.TRUNCATED if capped else FailureType.EMPTY_OUTPUT
     if finish_reason == "content_filter" or _is_refusal(text):
         return FailureType.REFUSAL
     if finish_reason == "length":

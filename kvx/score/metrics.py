@@ -155,6 +155,17 @@ _NUMBER = re.compile(
     r"\\?\$?(\d+(?:,\d+)*(?:\.\d+)?|(?<![\d.])\.\d+)"
 )
 _MARKED = re.compile(r"####[\s*:]*" + _NUMBER.pattern)
+_STATED = re.compile(
+    rf"{_MARKED.pattern}|\\boxed\s*\{{[^{{}}\n]*\d|\banswer(?: is|:)[\s*:]{{0,4}}{_NUMBER.pattern}",
+    re.IGNORECASE,
+)
+# how worked examples begin, and the turns of a conversation; how their answers do
+_BEGINS = r"^[ \t]*(?:\*\*|#{1,6}[ \t])?(?:"
+_ENDS = r")(?:[ \t]*#?\d{1,4})?(?:\*\*)?[ \t]*[:.)]"
+_QUESTION = re.compile(
+    rf"{_BEGINS}question|problem|exercise|example|q|user|human{_ENDS}", re.IGNORECASE | re.MULTILINE
+)
+_ANSWER = re.compile(rf"{_BEGINS}answer|solution|a{_ENDS}", re.IGNORECASE | re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{2,3})*,\d{3}")  # also Indian: 1,00,000
 
@@ -163,10 +174,12 @@ def find_number(text: str) -> Decimal | None:
     r"""The number a text answers with, or None.
 
     It is the one after the last `####` (GSM8K's mark), else the last inside the last `\boxed{}`,
-    else the last in the text. `$`, `%` and thousands separators are dropped; a Unicode minus is a
-    sign. Fractions are not evaluated: `1/2` ends with the number 2.
+    else the last in the text. What follows a stated answer under a heading such as `Question:` is
+    the next example that a model goes on to, and does not count. `$`, `%` and thousands separators
+    are dropped; a Unicode minus is a sign. Fractions are not evaluated: `1/2` ends with the number
+    2.
     """
-    text = _SEPARATOR.sub("", text.translate(_MINUS))
+    text = _first_example(_SEPARATOR.sub("", text.translate(_MINUS)))
     if number := _last(_MARKED, text):
         return _decimal(number)
     for rest in reversed(_BOXED.split(text)[1:]):
@@ -174,6 +187,18 @@ def find_number(text: str) -> Decimal | None:
             return _decimal(number)
     number = _last(_NUMBER, text)
     return _decimal(number) if number else None
+
+
+def _first_example(text: str) -> str:
+    """`text` up to where it goes on to another question after it has stated an answer."""
+    ends = [_heading_after(_STATED, _QUESTION, text), _heading_after(_MARKED, _ANSWER, text)]
+    return text[: min(ends)]
+
+
+def _heading_after(answer: re.Pattern[str], heading: re.Pattern[str], text: str) -> int:
+    stated = answer.search(text)
+    found = heading.search(text, stated.end()) if stated else None
+    return len(text) if found is None else found.start()
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

@@ -29,8 +29,8 @@ from kvx.serve.presses import Presses
 from kvx.serve.promise import Promise
 from kvx.serve.prompts import PromptSplitter
 from kvx.serve.schema import ChatRequest, CompletionRequest, Generation
-from kvx.serve.text import StopStrings, TokenText
 from kvx.serve.transcript import Piece, Restart, Transcript
+from kvx.text import StopStrings, TokenText
 
 GREEDY_BELOW = 1e-5  # only the likeliest token survives such a temperature
 RECENT = 32  # answers that say how soon a place in the queue is free

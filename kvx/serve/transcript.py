@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kvx.serve.text import StopStrings, TokenText
+from kvx.text import StopStrings, TokenText
 
 
 @dataclass(frozen=True)

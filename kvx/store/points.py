@@ -311,6 +311,7 @@ class PointStore:
             "engine": config.engine.name,
             "metrics": config.dataset.metrics,
             "answer_format": config.dataset.answer_format,
+            "until": config.dataset.until,
             "manifest": {
                 "key": point.manifest.key,
                 "sha256": point.manifest.sha256,

@@ -31,7 +31,9 @@ def request_row(response: Response, finished: datetime) -> Row:
         "output_tokens": _output_tokens(response), "budget_proof": _proof(response),
         "finish_reason": response.finish_reason, "error_type": response.error_type,
         "error_message": response.error_message, "peak_memory_bytes": response.peak_memory_bytes,
-        "made_with": _made_with(response),
+        "made_with": _made_with(response), "reasoning": response.reasoning,
+        "reasoning_tokens": response.reasoning_tokens,
+        "opens_reasoning": response.opens_reasoning,
     }  # fmt: skip
     if timing is not None:
         row |= {

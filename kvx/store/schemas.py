@@ -44,6 +44,7 @@ REQUESTS = _schema(
         "text": S, "token_ids": pa.list_(I32), "output_tokens": I32, "finish_reason": S,
         "error_type": S, "error_message": S, "degenerate_reason": S, "budget_proof": S,
         "made_with": S, "context_tokens_cut": I32, "max_new_tokens": I32,
+        "reasoning": S, "reasoning_tokens": I32, "opens_reasoning": B,
         "ttft_s": F64, "tpot_s": F64, "latency_s": F64, "prefill_s": F64, "decode_s": F64,
         "kv_entries_nominal": F64, "kv_entries_effective": F64, "kv_entries_physical": F64,
         "kv_bytes_nominal": I64, "kv_bytes_effective": I64, "kv_bytes_physical": I64,
@@ -102,7 +103,10 @@ SCORES = _schema(
         "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32, "metric": S,
         "primary": B,
     },
-    {"score": F64, "prediction_normalized": S, "reference_normalized": S},
+    {
+        "score": F64, "prediction_normalized": S, "reference_normalized": S,
+        "reasoning_tokens": I32,
+    },
 )  # fmt: skip
 
 FAILURES = _schema(

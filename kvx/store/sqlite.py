@@ -17,7 +17,9 @@ REQUEST = (
     "made_with", "guard_mean_budget", "guard_decoded_tokens", "guard_recomputed_tokens",
     "guard_events", "guard_interventions", "guard_ms", "kv_bytes_host",
 )  # fmt: skip
-RESPONSE = ("request_id", "text", "finish_reason", "output_tokens")
+RESPONSE = (
+    "request_id", "text", "finish_reason", "output_tokens", "reasoning", "reasoning_tokens",
+)  # fmt: skip
 
 
 def export(path: Path, tables: dict[str, pd.DataFrame]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from kvx.answer import answer_of
 from kvx.config import Config, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
@@ -40,6 +41,8 @@ from kvx.engines.kvpress.streams import RandomStream
 from kvx.failures import FailureType, classify_error
 from kvx.guard.traces import PROBE_TOKENS
 from kvx.points import Point, Request
+from kvx.reasoning import count_tokens, split
+from kvx.text import StopWatch
 
 log = logging.getLogger(__name__)
 
@@ -261,9 +264,11 @@ class Batch:
                 )
             )
             generator = torch.Generator().manual_seed(seed)
-            running.append(
-                Row(request, n, generator=generator, decoding=request.decoding, guard=guard)
-            )
+            row = Row(
+                request, n, generator=generator, decoding=request.decoding, guard=guard,
+                until=self._watch(), opens_reasoning=parts.opens_reasoning,
+            )  # fmt: skip
+            running.append(row)
         reference = reference_of([p.kept_tokens for p in prompts], n) if probing else None
         if probing and reference is None:
             # a full cache to compare with that answers no request
@@ -357,8 +362,9 @@ class Batch:
         prove_budget(point, prompt.kv)
         generator = torch.Generator().manual_seed(seed)
         row = Row(
-            request, parts.n_tokens, generator=generator, kv=prompt.kv, decoding=request.decoding
-        )
+            request, parts.n_tokens, generator=generator, kv=prompt.kv, decoding=request.decoding,
+            until=self._watch(), opens_reasoning=parts.opens_reasoning,
+        )  # fmt: skip
         row.pack(parts.n_tokens - prompt.position)
         probe = None
         if probing:
@@ -367,6 +373,10 @@ class Batch:
         first = Prefill(prompt.logits[-1], parts.n_tokens, n, probe, prompt.evicted)
         decode_masked(loaded, row, prompt.cache, first, self.config.decoding, self.observers)
         return self._response(row)
+
+    def _watch(self) -> StopWatch | None:
+        until = self.config.decoding.until
+        return StopWatch(self.loaded.tokenizer, until) if until else None
 
     def _fail(self, point: Point, message: str) -> PointFailed:
         self.failed.add(point.dir)
@@ -383,11 +393,17 @@ class Batch:
         assert row.kv is not None
         timed_out = row.finish_reason == TIMEOUT
         limit_s = self.config.decoding.timeout_s
+        text = self.loaded.text(row.tokens)
+        # the watch may see a stop string late: what is shown is cut where it begins
+        said = answer_of(text, row.finish_reason, self.config.decoding.until, strip_reasoning=False)
+        thought = split(said.text, row.opens_reasoning).reasoning
         return Response(
             row.request,
-            text=self.loaded.tokenizer.decode(row.tokens, skip_special_tokens=True),
+            text=said.text,
             token_ids=row.tokens,
-            finish_reason=None if timed_out else row.finish_reason,
+            finish_reason=None if timed_out else said.finish_reason,
+            reasoning_tokens=count_tokens(self.loaded.tokenizer.encode, thought),
+            opens_reasoning=row.opens_reasoning,
             error_type=FailureType.TIMEOUT.value if timed_out else None,
             error_message=f"stopped after {limit_s:g} s" if timed_out else None,
             kv=kv_at_end(row.kv, row, row.request.entry.compressed_tokens),

@@ -66,8 +66,8 @@ class Decoder:
     """Rows that are being generated, in buckets of similar length.
 
     A stop token is kept as the last of `row.tokens` (the text leaves it out) and ends the row with
-    `stop`; `max_new_tokens` ends it with `length`. `config` holds for rows without decoding of
-    their own.
+    `stop`, and so does a stop string; `max_new_tokens` ends it with `length`. `config` holds for
+    rows without decoding of their own.
     """
 
     def __init__(
@@ -158,6 +158,8 @@ class Decoder:
         self._buckets = [(b, members) for b, members in self._buckets if members]
         self._buckets.append((bucket, [row]))
         row.finish_reason = None
+        if row.until is not None:
+            row.until.rewind(len(row.tokens))
         actions = [a for o in self.observers for a in o.on_rebuilt(row, logits)]
         if logits is not None and not any(isinstance(a, Rebuild) for a in actions):
             self._choose([row], logits)
@@ -186,7 +188,8 @@ def take(
     """Append each row's token and note which rows that ends."""
     for row, token in zip(rows, tokens.tolist(), strict=True):
         row.tokens.append(token)
-        if token in loaded.stop_ids and not row.ignore_stop:
+        said = row.until is not None and row.until.push(token)
+        if said or (token in loaded.stop_ids and not row.ignore_stop):
             row.finish_reason = "stop"
         elif len(row.tokens) >= (row.decoding or config).max_new_tokens:
             row.finish_reason = "length"

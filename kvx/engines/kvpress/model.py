@@ -3,6 +3,7 @@
 import gc
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from kvx.engines.activity import ACTIVITY
 from kvx.engines.kvpress.loading import devices_of, load_weights
 from kvx.errors import UserError
 from kvx.guard.signals import thinking_tokens
+from kvx.reasoning import SPECIAL_TAGS
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,26 @@ class LoadedModel:
             return frozenset()
         tokenizer, n = self.tokenizer, self.model.config.get_text_config().vocab_size
         return thinking_tokens(lambda i: str(tokenizer.decode([i])), range(n))
+
+    @cached_property
+    def tags(self) -> dict[int, str]:
+        """Special tokens that mark reasoning (gpt-oss, Mistral, Cohere): decoding drops them."""
+        ids = getattr(self.tokenizer, "all_special_ids", None) or []
+        names = {i: str(self.tokenizer.convert_ids_to_tokens(i)) for i in ids}
+        return {i: n for i, n in names.items() if n in SPECIAL_TAGS and i not in self.stop_ids}
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What `tokens` say: without special tokens, but with those that mark reasoning."""
+        pieces: list[str] = []
+        begun = 0
+        for at, token in enumerate(tokens):
+            if token in self.tags:
+                pieces += [self._decode(tokens[begun:at]), self.tags[token]]
+                begun = at + 1
+        return "".join([*pieces, self._decode(tokens[begun:])])
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
 
     def set_attention(self, implementation: str) -> None:
         """Switch between attention implementations without loading the model again."""

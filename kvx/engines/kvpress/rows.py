@@ -12,6 +12,7 @@ from kvx.engines.base import KVUse, Probe
 from kvx.engines.kvpress.cache import Bucket
 from kvx.guard.live import Change, SequenceGuard
 from kvx.points import Request
+from kvx.text import StopWatch
 
 
 class Source(Protocol):
@@ -58,8 +59,9 @@ class Row:
     `position` is the logical position of the next token: prompt length + i, less the positions that
     a press `packed` away (see `pack`). `decoding` is its own
     where rows beside it are decoded otherwise; `ignore_stop` lets it go on after a stop token. With
-    a `guard` it may be taken back and go on with another budget, which needs an `origin`. Nobody's
-    request is `asked` where the library decodes.
+    a `guard` it may be taken back and go on with another budget, which needs an `origin`. `until`
+    sees the stop strings of its text, where there are any. Nobody's request is `asked` where the
+    library decodes.
     """
 
     asked: Request | None
@@ -71,6 +73,8 @@ class Row:
     packed: int = 0
     decoding: DecodingConfig | None = None
     ignore_stop: bool = False
+    until: StopWatch | None = None
+    opens_reasoning: bool = False  # its prompt ends with an open tag
     guard: SequenceGuard | None = None
     origin: Origin | None = None
     started: float = field(default_factory=time.perf_counter)  # seconds on that clock

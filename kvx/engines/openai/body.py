@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvx import placeholders
+from kvx import environment, placeholders, reasoning
 from kvx.budgets import TOKENS
 from kvx.config import Api, BudgetKind, Config, Signals
 from kvx.data.example import Example
@@ -15,6 +15,8 @@ from kvx.engines.openai.client import KVX, settings
 from kvx.errors import UserError
 from kvx.points import Point, Request, budget_label
 from kvx.words import exact
+
+MOST_STOPS = 4  # that OpenAI's API takes; answers are cut at all of them here
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ def route(point: Point) -> Route:
     by_body = "budget" in placeholders.names(engine.extra_body)
     if not engine.endpoints:
         if not engine.base_url:
-            raise UserError("engine=openai: which server? set engine.base_url, or BASE_URL in .env")
+            name = environment.BASE_URL
+            raise UserError(
+                f"engine=openai: which server? set engine.base_url, or {name}"
+                f"{environment.unread(name)}"
+            )
         return Route(engine.base_url.rstrip("/"), False, by_body)
     urls = endpoints(engine.endpoints)
     if label not in urls:
@@ -97,6 +103,8 @@ class BodyBuilder:
             "max_tokens": request.max_new_tokens, "temperature": decoding.temperature,
             "top_p": decoding.top_p, "seed": seed_of(request), "n": 1,
         }  # fmt: skip
+        if decoding.until:
+            body["stop"] = decoding.until[:MOST_STOPS]
         if decoding.top_k > 0:
             body["top_k"] = decoding.top_k
         if logprobs and config.signals is not Signals.off and engine.top_logprobs > 0:
@@ -113,6 +121,11 @@ class BodyBuilder:
             context = {"compress_chars": compress_chars, "controller": config.controller.name}
             body[KVX] = {"press": press, **asked, **context}
         return body | (placeholders.fill(engine.extra_body, press, budget) or {})
+
+    def opens_reasoning(self, example: Example) -> bool | None:
+        """Whether the prompt ends with an open reasoning tag; None where the server renders it."""
+        chat = self.engine.api is Api.chat
+        return None if chat else reasoning.opens(self._text(example)[0])
 
     def _text(self, example: Example) -> tuple[str, int]:
         """The prompt or message, and how many characters of the rendered prompt are compressed.

@@ -61,14 +61,21 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, body: Mapping[str, Any], total_s: float) -> Reply:
-        """Send one request and read its whole answer within `total_s`. Raises `Fault`."""
+    async def ask(
+        self, body: Mapping[str, Any], total_s: float, until: Sequence[str] = ()
+    ) -> Reply:
+        """Send one request and read its whole answer within `total_s`, cut at a stop string.
+
+        Raises `Fault`.
+        """
         try:
-            return await self._ask(body, total_s)
+            return await self._ask(body, total_s, Parser(self.engine.api, until))
         except Fault as error:
             fault = error
         except openai.APIError as error:
             fault = faults.of_error(error)
+            if fault.status in faults.NO_PATH and "model" not in fault.message.lower():
+                fault.message += f" ({faults.OTHER_API[self.engine.api.name]})"
         except (ValueError, RecursionError) as error:  # JSON that is none
             fault = Fault(f"the answer is not JSON ({error})")
         raise self._shown(fault) from None
@@ -95,24 +102,56 @@ class Client:
         is_kvx = any(model.get("owned_by") == KVX for model in entries)
         return About([str(model.get("id")) for model in entries], is_kvx)
 
-    async def _ask(self, body: Mapping[str, Any], total_s: float) -> Reply:
-        parser, begun = Parser(self.engine.api), time.perf_counter()
+    async def has(self, api: Api) -> bool:
+        """Whether the server has the path of `api`. False only if it says so; asks it for nothing.
+
+        A path that there is answers GET with 405 on most servers; those that say 404 to a wrong
+        method too (llama.cpp, Ollama) are sent a request without a prompt.
+        """
+        name = str(self.engine.model)
+        asked: list[dict[str, Any] | None] = [None, {"model": name, "max_tokens": 1}]
+        for body in asked:
+            try:
+                async with asyncio.timeout(LISTING_S):
+                    said = await self._touch(PATHS[api], body)
+            except openai.APIStatusError as error:
+                missing = (404,) if body is None else faults.NO_PATH
+                if error.status_code not in missing or faults.is_about_model(error):
+                    return True
+                continue
+            except (openai.APIError, TimeoutError, ValueError):
+                return True  # the first request will say what is wrong
+            if not faults.is_wrong_path(said):
+                return True
+        return False
+
+    async def _touch(self, path: str, body: dict[str, Any] | None) -> object:
+        anything = cast(Any, object)
+        if body is None:
+            return await self._client.get(path, cast_to=anything)
+        return await self._client.post(path, body=body, cast_to=anything)
+
+    async def _ask(self, body: Mapping[str, Any], total_s: float, parser: Parser) -> Reply:
+        begun, whole = time.perf_counter(), True
         total = asyncio.timeout(total_s)
         pause = asyncio.timeout(self.limits.first_token_s if self.engine.stream else None)
         try:
             async with total, pause:
                 if self.engine.stream:
-                    await self._read(body, parser, begun, pause)
+                    whole = await self._read(body, parser, begun, pause)
                 else:
                     parser.feed(await self._post(body), time.perf_counter() - begun)
         except TimeoutError:
             raise self._too_slow(parser, total_s if total.expired() else None) from None
-        return parser.finish(time.perf_counter() - begun, self.engine.stream)
+        return parser.finish(time.perf_counter() - begun, self.engine.stream, whole)
 
     async def _read(
         self, body: Mapping[str, Any], parser: Parser, begun: float, pause: asyncio.Timeout
-    ) -> None:
-        """Feed the parser with a stream; `pause` is moved on while tokens come."""
+    ) -> bool:
+        """Feed the parser with a stream; `pause` is moved on while tokens come.
+
+        Whether the server marked the end of the stream.
+        """
         loop, between_s, events = asyncio.get_running_loop(), self.limits.between_tokens_s, Events()
         moved_s = -between_s
         async with (
@@ -125,11 +164,12 @@ class Client:
                     parser.feed(part, at_s)
                 if events.done:
                     await _drain(pieces)
-                    return
+                    return True
                 # not for every token: moving a deadline costs as much as parsing
                 if parser.first_s is not None and at_s - moved_s > SLACK * between_s:
                     moved_s = at_s
                     pause.reschedule(loop.time() + between_s)
+        return False
 
     async def _open(self, body: Mapping[str, Any]) -> AsyncStream[object]:
         return await self._client.post(
@@ -143,6 +183,8 @@ class Client:
         )
         if not isinstance(answer, dict):
             raise Fault("the answer is not JSON")
+        if faults.is_wrong_path(answer):
+            raise faults.of_object(answer.get("error"))
         return answer
 
     def _too_slow(self, parser: Parser, total_s: float | None) -> Fault:

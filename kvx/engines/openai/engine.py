@@ -33,6 +33,7 @@ from kvx.engines.openai.reply import Reply
 from kvx.engines.openai.session import Session, tokens_of, urls_of
 from kvx.errors import UserError
 from kvx.points import Point, Request
+from kvx.reasoning import count_tokens, split
 
 log = logging.getLogger(__name__)
 Answer = Response | PointFailed
@@ -109,8 +110,8 @@ def _check_presses(points: Sequence[Point]) -> None:
 
 
 async def _visit(points: Sequence[Point]) -> None:
-    async with Session(points):
-        pass
+    async with Session(points) as session:
+        await session.check_paths()
 
 
 async def _answer_all(work: Sequence[PointWork], put: Callable[[Answer], None]) -> None:
@@ -176,10 +177,19 @@ async def _answer(session: Session, request: Request, example: Example, known: F
         )  # fmt: skip
     if (wrong := _contradiction(session, request, reply)) is not None:
         return wrong
-    said = reply.accounting
+    said, builder = reply.accounting, session.builder(request.point)
+    opened = builder.opens_reasoning(example) and reply.reasoning is None
+    thought, tokens = reply.reasoning, reply.reasoning_tokens
+    if thought is None:
+        thought = split(reply.text, opened is True).reasoning
+    if tokens is None:
+        tokens = count_tokens(builder.prompts.tokenizer.encode, thought)
     return Response(
         request,
         text=reply.text,
+        reasoning=reply.reasoning,
+        reasoning_tokens=tokens,
+        opens_reasoning=opened,
         output_tokens=reply.output_tokens,
         finish_reason=reply.finish_reason,
         timing=reply.timing,

@@ -14,6 +14,12 @@ LONGEST_MESSAGE = 500
 # 409 is a conflict that a later attempt may not meet; 425 asks for one
 TRANSIENT_4XX = (408, 409, 425, 429)
 EXHAUSTED = "insufficient_quota"  # a 429 that no waiting cures
+NO_PATH = (404, 405, 501)  # also of a model that there is not
+WRONG_PATH = "Unexpected endpoint"  # LM Studio, with status 200
+OTHER_API = {
+    "completions": "this server may have no /completions: try engine.api=chat",
+    "chat": "this server may have no /chat/completions: try engine.api=completions",
+}
 
 
 class Fault(Exception):  # noqa: N818
@@ -64,6 +70,16 @@ def of_object(error: Any) -> Fault:
     number = str(code)
     status = int(number) if number.isdecimal() and len(number) == 3 else None
     return _of_status(f"{code or ''} {said}".strip(), status, None)
+
+
+def is_about_model(error: openai.APIStatusError) -> bool:
+    """Whether a server that answered 404 misses the model, not the path."""
+    return "model" in _said(error).lower()
+
+
+def is_wrong_path(said: object) -> bool:
+    """Whether an answer with status 200 says that the server has no such path."""
+    return isinstance(said, Mapping) and WRONG_PATH in str(said.get("error"))
 
 
 def lost(error: BaseException) -> Fault:

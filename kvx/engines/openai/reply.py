@@ -1,21 +1,26 @@
 """Putting a reply together from the parts a server sends; a pure parser with its own checks.
 
-The openai client does not validate what it parses, so every field that is used is checked here.
+The openai client does not validate what it parses, so every field that is used is checked here. An
+optional one (log-probs, usage) that is not as it should be is left out, and the answer stays.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from scipy.special import entr
 
+from kvx.answer import answer_of
 from kvx.config import Api
 from kvx.engines.base import KVUse, Timing, Trace
+from kvx.engines.openai import content
+from kvx.engines.openai.content import ScoredToken, scored_tokens, used
 from kvx.engines.openai.fault import Fault, of_object
+from kvx.engines.openai.finish import BROKEN_OFF, CONTENT_FILTER, meaning
 
-CONTENT_FILTER = "content_filter"
-MOST_TOKENS, MOST_BYTES = 2**31, 2**53  # what tables hold
+MOST_BYTES = 2**53  # what tables hold
 
 
 @dataclass(frozen=True)
@@ -31,30 +36,41 @@ class Accounting:
 
 @dataclass(frozen=True)
 class Reply:
-    """A complete answer. `tokens` (their text) and `trace` are there if log-probs were given."""
+    """A complete answer. `tokens` (their text) and `trace` are there if log-probs were given.
+
+    `reasoning` is what the server sent beside the text, None if nothing; its tokens are among
+    `output_tokens`, and their number is `reasoning_tokens` where the server tells it. `cut`: the
+    server went on behind a stop string.
+    """
 
     text: str
-    finish_reason: str
+    finish_reason: str | None
     output_tokens: int | None
     timing: Timing
     tokens: tuple[str, ...] = ()
     trace: Trace | None = None
     accounting: Accounting | None = None
+    reasoning: str | None = None
+    reasoning_tokens: int | None = None
+    cut: bool = False
 
 
 @dataclass
 class Parser:
-    """Takes the parts of one reply in order: chunks of a stream, or one whole response."""
+    """Takes the parts of one reply in order: chunks of a stream, or one whole response.
+
+    `until` are the stop strings, at which the text is cut where the server did not stop.
+    """
 
     api: Api
+    until: Sequence[str] = ()
     text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     refusal: list[str] = field(default_factory=list)
-    tokens: list[str] = field(default_factory=list)
-    logprob: list[float] = field(default_factory=list)
-    top: list[list[float]] = field(default_factory=list)
+    scored: list[ScoredToken] = field(default_factory=list)
     arrival_s: list[float] = field(default_factory=list)
     finish_reason: str | None = None
-    usage_tokens: Any = None
+    usage: dict[str, Any] = field(default_factory=dict)
     accounting: Accounting | None = None
     first_s: float | None = None
     last_s: float | None = None
@@ -74,7 +90,7 @@ class Parser:
         if error := part.get("error"):
             raise of_object(error)
         if isinstance(usage := part.get("usage"), dict):
-            self.usage_tokens = usage.get("completion_tokens", self.usage_tokens)
+            self.usage |= {name: value for name, value in usage.items() if value is not None}
         if (said := part.get("kvx")) is not None:
             if "restart" in said:
                 self._restart(said["restart"])
@@ -84,31 +100,22 @@ class Parser:
         if not isinstance(choices, list):
             raise TypeError("choices is no list")
         for choice in choices:
-            if choice.get("index", 0) == 0:
+            if choice.get("index") in (None, 0, "0"):  # there is only one
                 self._choice(choice, at_s)
 
     def _choice(self, choice: dict[str, Any], at_s: float) -> None:
-        if self.api is Api.chat:
-            content = choice.get("delta") or choice.get("message") or {}
-            text, refusal = content.get("content") or "", content.get("refusal") or ""
-        else:
-            text, refusal = choice["text"], ""
-        if not isinstance(text, str) or not isinstance(refusal, str):
-            raise TypeError("the text is no string")
-        before = len(self.tokens)
-        if (logprobs := choice.get("logprobs")) is not None:
-            self._logprobs(logprobs)
-        new = len(self.tokens) - before
-        self.arrival_s += [at_s] * new
-        self.text.append(text)
-        self.refusal.append(refusal)
-        if text or refusal or new:
+        said = content.of_chat(choice) if self.api is Api.chat else content.of_completion(choice)
+        tokens = scored_tokens(choice.get("logprobs"))
+        self.scored += tokens
+        self.arrival_s += [at_s] * len(tokens)
+        self.text.append(said.text)
+        self.reasoning.append(said.reasoning)
+        self.refusal.append(said.refusal)
+        # what a model thinks comes token by token, too
+        if said.text or said.reasoning or said.refusal or tokens:
             self.first_s = at_s if self.first_s is None else self.first_s
             self.last_s = at_s
-        reason = choice.get("finish_reason") or self.finish_reason
-        if reason is not None and not isinstance(reason, str):
-            raise TypeError("the finish_reason is no string")
-        self.finish_reason = reason
+        self.finish_reason = meaning(choice.get("finish_reason")) or self.finish_reason
 
     def _restart(self, kept: dict[str, Any]) -> None:
         """A guarding server takes back what it streamed beyond so many characters and tokens."""
@@ -116,55 +123,53 @@ class Parser:
         if min(n_characters, n_tokens) < 0:
             raise ValueError("a restart keeps less than nothing")
         self.text = ["".join(self.text)[:n_characters]]
-        for items in (self.tokens, self.logprob, self.top, self.arrival_s):
-            del items[n_tokens:]
+        del self.scored[n_tokens:]
+        del self.arrival_s[n_tokens:]
 
-    def _logprobs(self, logprobs: dict[str, Any]) -> None:
-        if self.api is Api.chat:
-            for item in logprobs.get("content") or ():
-                top = [other["logprob"] for other in item.get("top_logprobs") or ()]
-                self._token(item["token"], item["logprob"], top)
-            return
-        chosen = logprobs.get("token_logprobs") or ()
-        tops = logprobs.get("top_logprobs") or [None] * len(chosen)
-        for token, logprob, top in zip(logprobs.get("tokens") or (), chosen, tops, strict=True):
-            self._token(token, logprob, list((top or {}).values()))
+    def finish(self, total_s: float, streamed: bool, whole: bool = False) -> Reply:
+        """The whole reply, `total_s` seconds after sending. Raises `Fault` if it is not whole.
 
-    def _token(self, token: str, logprob: float, top: list[float]) -> None:
-        self.tokens.append(str(token))
-        self.logprob.append(float(logprob))
-        self.top.append(sorted(map(float, top), reverse=True))
-
-    def finish(self, total_s: float, streamed: bool) -> Reply:
-        """The whole reply, `total_s` seconds after sending. Raises `Fault` if it is not whole."""
-        if self.finish_reason is None:
+        With `whole` the server has marked its end: then it need not say why.
+        """
+        text, refusal, thought = (
+            storable("".join(pieces)) for pieces in (self.text, self.refusal, self.reasoning)
+        )
+        if self.finish_reason is None and not (whole and self.text):
             how = "ended before it was finished" if self.text else "holds no choices"
             raise Fault(f"the answer {how}")
-        text, refusal = storable("".join(self.text)), storable("".join(self.refusal))
-        tokens = self.usage_tokens
-        counted = isinstance(tokens, int) and not isinstance(tokens, bool)
-        if not counted or not 0 <= tokens < MOST_TOKENS:
-            tokens = len(self.tokens) or None
+        if self.finish_reason == BROKEN_OFF:
+            raise Fault("the server broke the answer off")
+        tokens, reasoning_tokens = used(self.usage)
+        if tokens is None:
+            tokens = len(self.scored) or None
         latency_s = self.last_s if streamed and self.last_s is not None else total_s
         ttft_s = self.first_s if streamed else None
         several = ttft_s is not None and tokens is not None and tokens > 1
         tpot_s = (latency_s - ttft_s) / (tokens - 1) if several else None  # type: ignore[operator]
+        reason = None if self.finish_reason is None else storable(self.finish_reason)
+        said = answer_of(text, reason, self.until, strip_reasoning=False)
         return Reply(
-            text or refusal,
-            CONTENT_FILTER if refusal and not text else storable(self.finish_reason),
+            said.text if text else refusal,
+            CONTENT_FILTER if refusal and not text else said.finish_reason,
             tokens,
             Timing(ttft_s, latency_s, None, None, tpot_s),
-            tuple(self.tokens),
+            tuple(token.text for token in self.scored),
             self._trace(streamed),
             self.accounting,
+            thought or None,
+            reasoning_tokens,
+            said.cut,
         )
 
     def _trace(self, streamed: bool) -> Trace | None:
-        if not self.tokens or not all(self.top):
+        """None unless every token has its log-prob and the likeliest ones beside it."""
+        logprob = [token.logprob for token in self.scored]
+        top = [list(token.top) for token in self.scored]
+        if not top or not all(top) or not all(map(math.isfinite, logprob)):
             return None
-        entropy = entropy_nats(self.logprob, self.top)
+        entropy = entropy_nats(logprob, top)
         return Trace(
-            None, self.logprob, entropy, source="top20", top_logprobs=self.top,
+            None, logprob, entropy, source="top20", top_logprobs=top,
             arrival_s=self.arrival_s if streamed else None,
         )  # fmt: skip
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import tenacity
 
-from kvx.config import Config
+from kvx.config import Api, Config
 from kvx.data.example import Example
 from kvx.engines.openai.body import BodyBuilder, route
-from kvx.engines.openai.client import Client, settings
+from kvx.engines.openai.client import PATHS, Client, settings
 from kvx.engines.openai.fault import Fault
 from kvx.engines.openai.pace import Pace, Rate
 from kvx.engines.openai.reply import Reply
@@ -32,6 +32,7 @@ class Lane:
     pace: Pace
     is_kvx: bool = False
     gives_logprobs: bool = True
+    stops: bool = True  # at stop strings, as far as is known
 
 
 class Session:
@@ -59,11 +60,9 @@ class Session:
                 await self._stack.aclose()
                 raise refused(url, fault) from None
             lane.is_kvx = about.is_kvx
-            if about.models is None and not url.endswith("/v1"):
-                log.warning("run: %s lists no models; most servers' addresses end in /v1", url)
             if about.models is not None and self.engine.model not in about.models:
                 log.warning(
-                    "run: %s lists no model %s (it lists %s); set engine.model or MODEL_NAME",
+                    "run: %s lists no model %s (it lists %s); set engine.model",
                     url, self.engine.model, ", ".join(about.models[:5]) or "none",
                 )  # fmt: skip
         return self
@@ -106,6 +105,12 @@ class Session:
                 if fault.is_push_back:
                     lane.pace.pushed_back(begun)
                 raise
+            if reply.cut and lane.stops:
+                lane.stops = False
+                log.warning(
+                    "run: %s goes on behind the stop strings (decoding.until): its texts are cut "
+                    "here, its token counts and times are of all it generated", lane.client.url,
+                )  # fmt: skip
             lane.pace.succeeded(
                 begun, reply.timing.latency_s, entry.prompt_tokens, reply.output_tokens or 1
             )
@@ -114,9 +119,10 @@ class Session:
     async def _send(self, lane: Lane, request: Request, example: Example) -> Reply:
         asks = lane.gives_logprobs
         body = self._body(lane, request, example)
-        total_s = request.point.config.decoding.timeout_s or self.engine.timeouts.total_s
+        decoding = request.point.config.decoding
+        total_s = decoding.timeout_s or self.engine.timeouts.total_s
         try:
-            return await lane.client.ask(body, total_s)
+            return await lane.client.ask(body, total_s, decoding.until)
         except Fault as fault:
             about_logprobs = fault.status in (400, 422) and "logprob" in fault.message.lower()
             if not (asks and about_logprobs and body.get("logprobs")):
@@ -127,15 +133,33 @@ class Session:
                     "run: %s gives no such log-probs (%s): answers will have no traces; perhaps "
                     "engine.top_logprobs=5 is allowed", lane.client.url, fault.message,
                 )  # fmt: skip
-            return await lane.client.ask(self._body(lane, request, example), total_s)
+            again = self._body(lane, request, example)
+            return await lane.client.ask(again, total_s, decoding.until)
 
     def _body(self, lane: Lane, request: Request, example: Example) -> dict[str, Any]:
-        variant = request.point.variant_id
-        if variant not in self._builders:
-            point = request.point
-            self._builders[variant] = BodyBuilder(point.config, point.manifest.date)
-        builder = self._builders[variant]
+        builder = self.builder(request.point)
         return builder.body(request, example, lane.is_kvx, lane.gives_logprobs)
+
+    def builder(self, point: Point) -> BodyBuilder:
+        """What makes the requests of a point, and of all that differ from it in budgets only."""
+        variant = point.variant_id
+        if variant not in self._builders:
+            self._builders[variant] = BodyBuilder(point.config, point.manifest.date)
+        return self._builders[variant]
+
+    async def check_paths(self) -> None:
+        """Raises `UserError` for a server that has no path for `engine.api`."""
+        api = self.engine.api
+        (other,) = [a for a in Api if a is not api]
+        for url, lane in self.lanes.items():
+            if lane.is_kvx or await lane.client.has(api):
+                continue
+            if await lane.client.has(other):
+                raise UserError(
+                    f"engine.api={api.name}: {url} has no {PATHS[api]}; set engine.api={other.name}"
+                )
+            end = "" if url.endswith("/v1") else f"; most servers' addresses end in /v1: {url}/v1"
+            raise UserError(f"{url}: has neither {PATHS[api]} nor {PATHS[other]} (HTTP 404){end}")
 
     def _is_worth_retrying(self, error: BaseException) -> bool:
         if not isinstance(error, Fault) or not error.transient:

@@ -73,6 +73,15 @@ class TokenText:
         return str(self.tokenizer.decode(self._ids[start:], skip_special_tokens=True))
 
 
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of `stops` that is complete begins in `text`; None if there is none.
+
+    The first as if the text came character by character: "bc" ends before "abcd" does.
+    """
+    ends = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(ends)[1] if ends else None
+
+
 class StopStrings:
     """Cuts text before the first of `stops` that is complete; holds back what may become one."""
 
@@ -86,10 +95,10 @@ class StopStrings:
         if self.found:
             return ""
         text = self._held + text
-        ends = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
-        if ends:  # the first that is complete, as if the text came character by character
+        at = first_stop(text, self.stops)
+        if at is not None:
             self.found, self._held = True, ""
-            return text[: min(ends)[1]]
+            return text[:at]
         shown = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
         self._held = text[shown:]
         return text[:shown]
@@ -106,6 +115,40 @@ class StopStrings:
         """What was held back; the text has ended."""
         held, self._held = self._held, ""
         return held
+
+
+class StopWatch:
+    """Sees stop strings in a growing token sequence, which may be taken back and go on.
+
+    `found` is whether the text of the tokens so far holds one. Its end may be seen some tokens
+    late, where the tokenizer's clean-up holds characters back: whoever shows the text cuts it.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        self._text, self._stops = TokenText(tokenizer), StopStrings(stops)
+        self._marks = [self._mark()]
+
+    @property
+    def found(self) -> bool:
+        return self._stops.found
+
+    def push(self, token: int) -> bool:
+        """Whether a stop string is complete with `token`."""
+        self._stops.push(self._text.push(token))
+        self._marks.append(self._mark())
+        return self.found
+
+    def rewind(self, n_tokens: int) -> None:
+        """Only the first `n_tokens` are left."""
+        if n_tokens + 1 >= len(self._marks):
+            return
+        del self._marks[n_tokens + 1 :]
+        text, stops = self._marks[-1]
+        self._text.rewind(text)
+        self._stops.rewind(stops)
+
+    def _mark(self) -> tuple[Any, Any]:
+        return self._text.mark(), self._stops.mark()
 
 
 def _overlap(text: str, stop: str) -> int:
