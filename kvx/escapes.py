@@ -27,10 +27,12 @@ def as_meant(node: Any) -> Any:
             )
         case DatasetConfig():
             return replace(node, template=as_meant(node.template), until=_stops(node.until))
-        case DecodingConfig() | ScoreConfig():
+        case DecodingConfig():
             return replace(node, until=_stops(node.until))
+        case ScoreConfig(until=list() as until):
+            return replace(node, until=_stops(until))
     return node
 
 
-def _stops(until: list[str] | None) -> list[str] | None:
-    return None if until is None else [unescaped(stop) for stop in until]
+def _stops(until: list[str]) -> list[str]:
+    return [unescaped(stop) for stop in until]
