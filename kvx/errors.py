@@ -1,5 +1,10 @@
 """How a command can end early. `kvx.cli` turns each into one line and an exit code."""
 
+import os
+import sys
+import traceback
+from functools import cache
+
 
 class UserError(Exception):
     """A wrong request (exit 2).
@@ -26,6 +31,17 @@ class UnfinishedError(RunFailedError):
 
 class Submitted(Exception):  # noqa: N818
     """The work was handed to a queue and goes on without us (exit 0); says how to watch it."""
+
+
+def show_traceback(error: BaseException) -> None:
+    """With HYDRA_FULL_ERROR=1: where an error that is told in one line was raised, on stderr."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        _print_once("".join(traceback.format_exception(error)))
+
+
+@cache  # a press that raises does so for every request
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def shown(value: object) -> str:

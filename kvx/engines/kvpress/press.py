@@ -89,7 +89,7 @@ def check_method(point: Point) -> None:
         press = _instantiate(config.method, 0.5)
     except AttributeError as error:  # a compression_ratio that cannot be set
         target = config.method.get("_target_")
-        raise UserError(f"press={config.name}: {target}: no budget can be set: {error}") from None
+        raise UserError(f"press={config.name}: {target}: no budget can be set: {error}") from error
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         reason = str(cause or error).splitlines()[0]
@@ -97,7 +97,9 @@ def check_method(point: Point) -> None:
             package = str(config.method["_target_"]).split(".")[0]
             known = importlib.util.find_spec(package) is not None
             reason = "no such class" if known else f"cannot import {package}; set PYTHONPATH"
-        raise UserError(f"press={config.name}: {config.method.get('_target_')}: {reason}") from None
+        raise UserError(
+            f"press={config.name}: {config.method.get('_target_')}: {reason}"
+        ) from error
     _check_needs(point, press)
 
 
