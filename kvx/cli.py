@@ -4,13 +4,14 @@ Exit 0: done. 1: some of the work failed. 2: the request was wrong, nothing was 
 3: not finished (kvx.status). 130: interrupted. Set HYDRA_FULL_ERROR=1 to see tracebacks.
 """
 
+import contextlib
 import errno
 import inspect
 import os
 import sqlite3
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import hydra
@@ -30,7 +31,7 @@ from kvx.arguments import (
 )
 from kvx.config import Config, conf_dir, register, shared_store
 from kvx.errors import RunFailedError, Submitted, UserError
-from kvx.messages import explain
+from kvx.messages import explain, of_reading
 from kvx.overrides import parse
 
 Stage = Callable[..., None]  # of a list of configurations; `pool=` too if it can use workers
@@ -136,7 +137,8 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
     def attempt(configs: Callable[[], Sequence[Config]], pool: Any) -> None:
         extra = {"pool": pool} if takes_pool and pool is not None else {}
         try:
-            function(_requested(configs(), points), **extra)
+            with _variable("HYDRA_FULL_ERROR", full_error):  # as the user has it
+                function(_requested(configs(), points), **extra)
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
 
@@ -164,17 +166,29 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
     task.bundle = bundle  # type: ignore[attr-defined]
     before, sys.argv = sys.argv, [sys.argv[0], *argv]
     full_error = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and exiting
     try:
         folder = str(conf_dir().resolve())
-        with shared_store():
+        # raise instead of printing and exiting
+        with shared_store(), _variable("HYDRA_FULL_ERROR", "1"):
             hydra.main(config_path=folder, config_name=name, version_base="1.3")(task)()
     finally:
         sys.argv = before
-        if full_error is None:
-            del os.environ["HYDRA_FULL_ERROR"]
     if caught:
         raise caught[0]
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """An environment variable for a while; None: not set."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _refuse_workers() -> None:
@@ -228,6 +242,11 @@ def describe(error: BaseException) -> tuple[int | None, str]:
             return 1, (
                 f"disk full while writing {error.filename or 'results'}; free some space and type "
                 "the same command to go on"
+            )
+        case PermissionError() | NotADirectoryError() if of_reading(error):
+            return 2, (
+                f"cannot read {error.filename}: {error.strerror}; check its permissions, or name "
+                "another file"
             )
         case FileNotFoundError() if traceback.extract_tb(error.__traceback__)[-1].name == "mkdir":
             # a folder that cannot be made: automounted homes and scratch say this, not EACCES

@@ -1,5 +1,10 @@
 """How a command can end early. `kvx.cli` turns each into one line and an exit code."""
 
+import os
+import sys
+import traceback
+from functools import cache
+
 
 class UserError(Exception):
     """A wrong request (exit 2).
@@ -32,6 +37,17 @@ def first_line(error: BaseException) -> str:
     """The first line of its message, or its type where it has none."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0].strip() if lines else type(error).__name__
+
+
+def show_traceback(error: BaseException) -> None:
+    """With HYDRA_FULL_ERROR=1: where an error that is told in one line was raised, on stderr."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        _print_once("".join(traceback.format_exception(error)))
+
+
+@cache  # a press that raises does so for every request
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def shown(value: object) -> str:

@@ -1,6 +1,8 @@
 """Hydra's and OmegaConf's errors in one line that names the field and what to do."""
 
+import os
 import re
+import traceback
 
 from kvx.fields import fields_of, no_such_field
 
@@ -58,3 +60,31 @@ def _of_an_override(text: str, cause: str) -> str | None:
             return f"{found[1]}: holds fields of its own; set one of them, e.g. {first}=…"
         return f"{found[1]}: {no_such_field(found[1])}"
     return None
+
+
+def of_reading(error: OSError) -> bool:
+    """Whether an operating system's refusal was met while reading.
+
+    What cannot be read says so by itself. Else, as for a file in a closed folder, the code does:
+    the innermost line that reads or writes.
+    """
+    path = error.filename
+    if isinstance(path, str | os.PathLike) and os.path.exists(path):
+        if not os.access(path, os.R_OK):
+            return True
+        if not os.access(path, os.W_OK):
+            return False
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        for text in (frame.name, frame.line or ""):
+            if _WRITES.search(text):
+                return False
+            if _READS.search(text):
+                return True
+    return False
+
+
+_WRITES = re.compile(
+    r"write|mkdir|makedirs|touch|rename|replace|unlink|rmtree|mkstemp|dump|save|lock|O_CREAT"
+    r"|[\"'][wax]b?\+?[\"']"
+)
+_READS = re.compile(r"read|load|open\(|iterdir|scandir|listdir|glob|stat\(|is_file|is_dir|exists")

@@ -106,7 +106,7 @@ def make_source(dataset: DatasetConfig) -> DatasetSource:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        raise UserError(f"dataset.source: {cause or str(error).splitlines()[0]}") from None
+        raise UserError(f"dataset.source: {cause or str(error).splitlines()[0]}") from error
     return source
 
 

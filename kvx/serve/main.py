@@ -6,6 +6,8 @@ from kvx.errors import UserError
 from kvx.live_rules import check_served
 from kvx.serve.address import api_key_of, check_limits, listening
 
+ENGINE = "kvx.engines.kvpress.engine.KVPressEngine"
+
 
 def serve(points: list[Config]) -> None:
     if len(points) != 1:
@@ -14,6 +16,7 @@ def serve(points: list[Config]) -> None:
             "the sweep (-m) away"
         )
     (config,), promise = points, None
+    _check_engine(config)
     if BudgetKind.certified is config.budget.kind or config.certificate is not None:
         from kvx.serve.certified import with_certified_budget
 
@@ -25,6 +28,15 @@ def serve(points: list[Config]) -> None:
         from kvx.serve.server import run_server
 
         run_server(config, key, listener, promise)
+
+
+def _check_engine(config: Config) -> None:
+    """Raises `UserError` for an engine that would be ignored."""
+    if config.engine._target_ != ENGINE:
+        raise UserError(
+            f"engine={config.engine.name}: kvx.serve generates itself, with engine=kvpress; leave "
+            "engine out, or use kvx.run to measure another server"
+        )
 
 
 main = stage("serve", serve)

@@ -38,6 +38,7 @@ from kvx.engines.kvpress.rows import Origin, Prefill, Row, StepObserver, drop, w
 from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks
 from kvx.engines.kvpress.shadow import PromptShadow, RowShadow
 from kvx.engines.kvpress.streams import RandomStream
+from kvx.errors import show_traceback
 from kvx.failures import FailureType, classify_error
 from kvx.guard.traces import PROBE_TOKENS
 from kvx.points import Point, Request
@@ -449,6 +450,7 @@ def prove_budget(point: Point, kv: KVUse) -> BudgetProof:
 
 def failure(request: Request, error: Exception) -> Response:
     """The typed failure of a request that raised."""
+    show_traceback(error)
     reason = str(error).splitlines()[0] if str(error) else ""
     message = f"{type(error).__name__}: {reason}"
     kind = classify_error(message)

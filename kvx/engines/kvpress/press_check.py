@@ -68,11 +68,11 @@ def check_method(point: Point) -> None:
         raise UserError(f"press={config.name}: {error}") from None
     except hydra.errors.InstantiationException as error:
         reason = _why_not_made(error, str(target))
-        raise UserError(f"press={config.name}: {target}: {reason}") from None
+        raise UserError(f"press={config.name}: {target}: {reason}") from error
     except Exception as error:  # what a setter raises
         raise UserError(
             f"press={config.name}: {target}: no budget can be set: {first_line(error)}"
-        ) from None
+        ) from error
     _check_kind(point, press)
     _check_needs(point, press)
 
@@ -93,7 +93,7 @@ def check_on_model(point: Point, model: Any) -> None:
         raise UserError(
             f"press={config.name}: {type(press).__name__} cannot be used with {name}: "
             f"{type(error).__name__}: {first_line(error)}"
-        ) from None
+        ) from error
 
 
 def _why_not_made(error: hydra.errors.InstantiationException, target: str) -> str:
