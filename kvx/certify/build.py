@@ -23,9 +23,9 @@ from kvx.certify.certificate import (
 from kvx.certify.losses import LossReader, PointLosses
 from kvx.certify.series import Series, all_series, chosen, steering_of
 from kvx.certify_config import CertifyConfig, Loss
-from kvx.config import Config, package_dir
+from kvx.config import Config
 from kvx.errors import UserError
-from kvx.hashing import digest, source_digest
+from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir
 from kvx.stats.certify import PValue, fixed_sequence, prompts_needed
 from kvx.store.catalog import PointRecord, finished_points
@@ -99,13 +99,8 @@ def check_settings(settings: CertifyConfig) -> None:
 def inputs_hash(points: Sequence[PointRecord], settings: CertifyConfig) -> str:
     """Identity of everything a certificate is made from."""
     scored = [[p.id, p.content_sha256(), read_inputs(p.dir / "scores.parquet")] for p in points]
-    code = source_digest(
-        Path(__file__).parent, package_dir() / "stats" / "certify.py",
-        package_dir() / "guard" / "catastrophes.py", package_dir() / "analyze" / "catastrophes.py",
-        package_dir() / "guard" / "live_stats.py", package_dir() / "analyze" / "guard.py",
-    )  # fmt: skip
     asked = dataclasses.asdict(settings) | {"press": None, "controller": None}  # only choose
-    return digest([code, scored, asked], 16)
+    return digest([package_digest(), scored, asked], 16)
 
 
 def target(folder: Path, curve: Series, settings: CertifyConfig, several: bool) -> Path:

@@ -1,22 +1,16 @@
 """The model's tokenizer and the identity of its files, without loading the model."""
 
-import hashlib
 import json
 import os
-from functools import cache
+from dataclasses import replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from kvx.config import ModelConfig
+from kvx.data import model_identity
 from kvx.errors import UserError
-from kvx.hashing import digest, sha256_file
-
-# what decides how text becomes tokens, and how long a prompt may be
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "added_tokens.json",
-)  # fmt: skip
-CONFIG_FILES = ("config.json", "generation_config.json")
+from kvx.hashing import digest
 
 
 def model_dir(model: ModelConfig) -> Path:
@@ -43,8 +37,12 @@ def _hub_dir(repo: str, revision: str | None, name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = [*TOKENIZER_FILES, *CONFIG_FILES]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=list(model_identity.HUB_PATTERNS),
+                ignore_patterns=list(model_identity.HUB_IGNORED),
+            )
+        )  # fmt: skip
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
             f"model.path={repo}: not a local directory, and the hub did not give it "
@@ -52,40 +50,51 @@ def _hub_dir(repo: str, revision: str | None, name: str) -> Path:
         ) from None
 
 
-@cache
-def _digest_files(folder: Path, names: tuple[str, ...]) -> str:
-    present = {n: sha256_file(folder / n) for n in names if (folder / n).is_file()}
-    return digest(present, 12)
-
-
 def tokenizer_hash(model: ModelConfig) -> str:
-    return _digest_files(model_dir(model), TOKENIZER_FILES)
+    """Identity of the files that decide how text becomes tokens, as they are now.
+
+    Of an adapter without a tokenizer of its own, that of its base.
+    """
+    here = model_identity.local_path(model.path) or model_dir(model)
+    found = model_identity.tokenizer_parts(here)
+    if not found and (base := adapter_base(model)) is not None:
+        return tokenizer_hash(base)
+    return digest(found, 12)
 
 
 def model_hash(model: ModelConfig) -> str:
-    """Identity of a model: a hub model's by its commit, a directory's by files and weights.
+    """Identity of a model as it is now: a hub model's by its commit, a local one's by every file
+    that `from_pretrained` would read, whole; an adapter's by that of its base too.
 
-    Weights are sampled (64 pieces of 64 KiB per file), since hashing them whole takes minutes.
+    Raises `UserError` if a file cannot be read, or an adapter's base is not there.
     """
-    folder = model_dir(model)
-    if not _is_local(model):
-        return digest(["hub", folder.name], 12)
-    return digest([_digest_files(folder, TOKENIZER_FILES + CONFIG_FILES), _weights(folder)], 12)
+    here = model_identity.local_path(model.path)
+    if here is None:
+        found = ["hub", model_dir(model).name]
+    else:
+        found = model_identity.parts(here, f"model={model.name}")
+    if (base := adapter_base(model)) is not None:
+        found.append({"base": model_hash(base)})
+    return digest(found, 12)
 
 
-@cache
-def _weights(folder: Path) -> list[list[str]]:
-    return [[f.name, _sampled(f)] for f in sorted(folder.glob("*.safetensors"))]
+def model_files(model: ModelConfig) -> list[Path]:
+    """Every file of a local model that is part of its identity; none of a hub model, which its
+    commit stands for.
+    """
+    here = model_identity.local_path(model.path)
+    return [] if here is None else model_identity.files(here)
 
 
-def _sampled(file: Path, pieces: int = 64, piece_bytes: int = 1 << 16) -> str:
-    size = file.stat().st_size
-    found = hashlib.sha256(str(size).encode())
-    with file.open("rb") as handle:
-        for i in range(pieces):
-            handle.seek(i * max(size - piece_bytes, 0) // (pieces - 1))
-            found.update(handle.read(piece_bytes))
-    return found.hexdigest()
+def adapter_base(model: ModelConfig) -> ModelConfig | None:
+    """The model that an adapter is put onto; None if the model is no adapter."""
+    here = model_identity.local_path(model.path)
+    if here is not None and here.is_file():
+        return None
+    base = model_identity.adapter_base(here or model_dir(model))
+    if base is None:
+        return None
+    return replace(model, name=f"{model.name} (its base)", path=base[0], revision=base[1])
 
 
 def max_context_tokens(model: ModelConfig) -> int:
@@ -103,8 +112,8 @@ def max_context_tokens(model: ModelConfig) -> int:
     return int(limit)
 
 
-@cache
-def _load(folder: Path) -> Any:
+@lru_cache(maxsize=8)
+def _load(folder: Path, content: str) -> Any:
     from transformers import AutoTokenizer, logging
 
     logging.set_verbosity_error()  # long contexts are kvx's business, and said in one line
@@ -113,5 +122,5 @@ def _load(folder: Path) -> Any:
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The tokenizer, loaded once per process."""
-    return _load(model_dir(model))
+    """The tokenizer, loaded once per process as long as its files stay what they are."""
+    return _load(model_dir(model), tokenizer_hash(model))

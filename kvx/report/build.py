@@ -18,7 +18,7 @@ from kvx.controller_config import ControllerKind
 from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
 from kvx.guard.caveats import GuardedPoint, caveats
-from kvx.hashing import digest, source_digest
+from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir, told_guard
 from kvx.report import catastrophes, controllers, guard, proof, tables
 from kvx.report.findings import findings
@@ -54,7 +54,7 @@ def report_experiment(config: Config) -> Path:
             "kvx.analyze with the same arguments"
         )
     known = list(caveats(_forecasting(points, config)))
-    stamp = STAMP.format(digest([inputs, known, source_digest(Path(__file__).parent)], 16))
+    stamp = STAMP.format(digest([inputs, known, package_digest()], 16))
     if path.exists() and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
         return path

@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.config import Config, package_dir
+from kvx.config import Config
 from kvx.data.example import Example
 from kvx.data.examples import load_examples
 from kvx.data.manifest import dataset_id
 from kvx.guard.catastrophes import inspect
-from kvx.hashing import digest, source_digest
+from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir
 from kvx.score.failures import classify_response
 from kvx.score.metrics import resolve
@@ -25,11 +25,6 @@ from kvx.store.layout import REQUESTS
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
-# of the guard only what scoring uses: another hazard model makes no score stale
-GUARD_CODE = [
-    package_dir() / "guard" / f"{name}.py"
-    for name in ("catastrophes", "detectors", "instructions", "names", "repetition")
-]
 
 
 def score_experiment(config: Config) -> None:
@@ -57,8 +52,7 @@ def score_point(
     record: PointRecord, names: list[str], answer_format: str | None, output: Path
 ) -> bool:
     """Score one point unless that was done for the same inputs; whether anything was written."""
-    code = source_digest(Path(__file__).parent, *GUARD_CODE)
-    inputs = digest([code, record.content_sha256(REQUESTS), names, answer_format], 16)
+    inputs = digest([package_digest(), record.content_sha256(REQUESTS), names, answer_format], 16)
     paths = {name: record.dir / f"{name}.parquet" for name in schemas.SCORED}
     if all(read_inputs(path) == inputs for path in paths.values()):
         return False

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kvx.config import Config, ModelConfig, PressNeed
-from kvx.data.tokenizer import load_tokenizer, model_dir
+from kvx.data.tokenizer import load_tokenizer, model_dir, model_hash
 from kvx.errors import UserError
 from kvx.guard.signals import thinking_tokens
 
@@ -72,12 +72,12 @@ def resolve_attention(config: Config) -> str:
 
 
 def load(config: ModelConfig) -> LoadedModel:
-    """The model and tokenizer, loaded once per process.
+    """The model and tokenizer, loaded once per process as long as their files stay what they are.
 
     Raises `UserError` if the model cannot be loaded.
     """
     device = resolve_device(config.device)
-    key = (config.path, config.revision, config.dtype, str(device))
+    key = (config.path, config.revision, config.dtype, str(device), model_hash(config))
     if key not in _loaded:
         _loaded.clear()  # one model at a time: two rarely fit
         gc.collect()
