@@ -14,6 +14,7 @@ from typing import Any
 
 import hydra.utils
 
+from kvx import sources
 from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource
 from kvx.data.tokenizer import max_context_tokens, tokenizer_hash
@@ -76,6 +77,7 @@ def dataset_id(dataset: DatasetConfig) -> str:
 
 def make_source(dataset: DatasetConfig) -> DatasetSource:
     """The dataset's source object. Raises `UserError` for a wrong field or implementation."""
+    sources.sources_of(dataset.source)  # what changed since it was imported is imported again
     try:
         source: DatasetSource = hydra.utils.instantiate(dataset.source, _convert_="all")
     except hydra.errors.InstantiationException as error:
@@ -90,8 +92,10 @@ def manifest_key(config: Config, revision: str) -> str:
     """Digest of everything that decides which examples and prompts the manifest holds."""
     d = config.dataset
     source = {k: v for k, v in d.source.items() if k not in ("path", "haystack")}
+    code = sources.identity_of(sources.sources_of(d.source))
     return digest(
         {
+            **({"code": code} if code else {}),
             "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision, "source": source,
             "template": dataclasses.asdict(d.template), "binning": dataclasses.asdict(d.binning),
             "sampling": _sampling(d), "overflow": d.overflow.name,

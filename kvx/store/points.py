@@ -309,6 +309,7 @@ class PointStore:
             "guard": guard_identity(config) if is_guarded(config) else None,
             "seed": config.seed,
             "engine": config.engine.name,
+            "sources": point.sources,
             "metrics": config.dataset.metrics,
             "answer_format": config.dataset.answer_format,
             "manifest": {

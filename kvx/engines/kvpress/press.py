@@ -10,6 +10,7 @@ import hydra.utils
 from kvx.config import PressNeed
 from kvx.errors import UserError
 from kvx.points import Point
+from kvx.sources import sources_of
 
 # kvpress repeats its advice for every press object, of which there is one per request
 logging.getLogger("kvpress").setLevel(logging.ERROR)
@@ -89,6 +90,11 @@ def check_method(point: Point) -> None:
     """
     config = point.config.press
     assert config.method is not None
+    if sources_of(config.method) != point.press_sources:
+        raise UserError(
+            f"press={config.name}: the code of {config.method.get('_target_')} changed while this "
+            "run was starting; type the command again"
+        )
     try:
         press = _instantiate(config.method, 0.5)
     except AttributeError as error:  # a compression_ratio that cannot be set
