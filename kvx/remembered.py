@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from kvx.config import cache_dir
 from kvx.errors import UserError
 from kvx.hashing import sha256_file, sha256_text
 
@@ -127,5 +126,7 @@ def _read(of: Signature) -> str | None:
 
 
 def _entry(of: Signature) -> Path:
+    from kvx.config import cache_dir  # the guard's own modules know no Hydra
+
     name = hashlib.sha256(os.fsencode(of.path)).hexdigest()[:32]
     return cache_dir() / FOLDER / f"{name}.json"

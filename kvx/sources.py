@@ -28,6 +28,7 @@ MAIN = "__main__"
 GETTERS = ("hydra.utils.get_class", "hydra.utils.get_method", "hydra.utils.get_object")
 # versions that all points were run with before there were versions in an identity
 BEFORE = {"kvpress": "kvpress 0.5.5"}
+NOT_NOTED = "not noted"
 LIBRARIES = ("kvpress", "transformers", "torch")
 
 
@@ -64,6 +65,35 @@ def identity_of(sources: Mapping[str, str]) -> dict[str, str]:
         for target, source in sources.items()
         if (top := target.partition(".")[0]) != "kvx" and source != BEFORE.get(top)
     }
+
+
+def press_code(info: Mapping[str, Any]) -> dict[str, str]:
+    """`identity_of` the press of a finished point, by its `point.json`.
+
+    An older kvx noted versions there, and nothing of a user's own code.
+    """
+    method = info["config"]["press"]["method"]
+    found = info.get("sources")
+    if found is None:
+        versions = info.get("provenance", {}).get("versions", {})
+        tops = {target: target.partition(".")[0] for target in targets(method)}
+        found = {
+            target: f"{top} {versions[top]}" if top in versions else BEFORE.get(top, NOT_NOTED)
+            for target, top in tops.items()
+        }
+    return identity_of({target: found[target] for target in targets(method) if target in found})
+
+
+def press_parameters(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells presses of one name apart: the parameters, and the code where it counts."""
+    method = dict(info["config"]["press"]["method"] or {})
+    code = press_code(info)
+    return method | ({"code": told(code)} if code else {})
+
+
+def told(code: Mapping[str, str]) -> str:
+    """An identity of code for people: a version, or the first digits of a digest."""
+    return " ".join(dict.fromkeys(s[:8] if is_users(s) else s for s in code.values()))
 
 
 def is_users(source: str) -> bool:
@@ -218,7 +248,7 @@ def _parsed(name: str, file: str, sha256: str, package: bool) -> Module:
 
 
 def _imports(text: str | bytes, name: str, package: bool) -> tuple[str, ...]:
-    """Every module that a text may import, also within functions; of `from a import b` a and a.b."""
+    """Every module that a text may import, within functions too; of `from a import b` a and a.b."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):

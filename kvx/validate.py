@@ -13,6 +13,7 @@ from kvx.config import (
     TemplateConfig,
 )
 from kvx.errors import UserError
+from kvx.folder_names import check_names
 from kvx.guard import controller
 from kvx.live_rules import check_guard
 
@@ -40,8 +41,7 @@ def check(config: Config, points: bool = True) -> None:
         raise UserError(f"analyze.confidence={config.analyze.confidence}: must be between 0 and 1")
     if config.analyze.n_boot < 100:
         raise UserError(f"analyze.n_boot={config.analyze.n_boot}: must be at least 100")
-    if "/" in config.experiment_name or not config.experiment_name:
-        raise UserError(f"experiment_name={config.experiment_name}: must be one folder name")
+    check_names(config)
 
 
 def refuse_certificate(config: Config) -> None:

@@ -1,19 +1,25 @@
 """The examples that a manifest froze."""
 
 import json
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from kvx.data.example import Example
 from kvx.errors import UserError
+from kvx.remembered import sha256
 
 
-@cache
 def load_examples(folder: Path) -> dict[str, Example]:
-    """The manifest's examples by id. Raises `UserError` if they are not there."""
-    rows = pq.read_table(examples_file(folder)).to_pylist()
+    """The manifest's examples by id, as they are now. Raises `UserError` if they are not there."""
+    path = examples_file(folder)
+    return _load(path, sha256(path))
+
+
+@lru_cache(maxsize=16)
+def _load(path: Path, content: str) -> dict[str, Example]:
+    rows = pq.read_table(path).to_pylist()
     return {
         r["example_id"]: Example(
             r["example_id"], r["context"], r["question"], tuple(r["answers"]), r["cluster"],

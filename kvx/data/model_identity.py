@@ -160,9 +160,7 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     return name, revision if isinstance(revision, str) else None
 
 
-def _sha256_of(
-    chosen: Callable[[Path], list[Path]], here: Path, what: str
-) -> dict[Path, str]:
+def _sha256_of(chosen: Callable[[Path], list[Path]], here: Path, what: str) -> dict[Path, str]:
     try:
         return remembered.sha256_of(chosen(here), what)
     except OSError as error:

@@ -70,7 +70,7 @@ def model_hash(model: ModelConfig) -> str:
     """
     here = model_identity.local_path(model.path)
     if here is None:
-        found = ["hub", model_dir(model).name]
+        found: list[Any] = ["hub", model_dir(model).name]
     else:
         found = model_identity.parts(here, f"model={model.name}")
     if (base := adapter_base(model)) is not None:

@@ -22,6 +22,7 @@ from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir, told_guard
 from kvx.report import catastrophes, controllers, guard, proof, tables
 from kvx.report.findings import findings
+from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
 from kvx.report.words import percent, token_range
 from kvx.store.catalog import (
@@ -98,7 +99,10 @@ def _context(
         "proof": proof.sentences(found),
         "controllers": _controllers(controller_stats),
         "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
-        "warnings": warnings(bin_stats, comparisons, left_out, known, config.analyze),
+        "warnings": [
+            *mixed_versions(points),
+            *warnings(bin_stats, comparisons, left_out, known, config.analyze),
+        ],
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
@@ -239,6 +243,7 @@ def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tu
         ("command", all_of("provenance", "command")),
         ("git commit", all_of("provenance", "git_commit", missing="none (installed package)")),
         ("versions", all_of("provenance", "versions")),
+        ("resumed with other versions", all_of("resumed_with", missing="no")),
         ("hardware", all_of("provenance", "hardware")),
         ("answers made with", "<br>".join(f"`{v}`" for v in made_with.dropna().unique()) or "none"),
         ("model", all_of("model_path")),
@@ -246,6 +251,7 @@ def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tu
         ("model settings", all_of("config", "model")),
         ("decoding", all_of("config", "decoding")),
         ("press", all_of("config", "press", "method")),
+        ("code of what is configured", all_of("sources", missing="not noted (an older kvx)")),
         ("controller", all_of("config", "controller")),
         ("guard", all_of("guard", told=lambda own: told_guard(own) or "as by default")),
         ("seed", all_of("seed")),

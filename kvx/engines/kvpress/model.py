@@ -71,20 +71,27 @@ def resolve_attention(config: Config) -> str:
     return "eager" if PressNeed.attention_weights in config.press.needs else "sdpa"
 
 
-def load(config: ModelConfig) -> LoadedModel:
+def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
     """The model and tokenizer, loaded once per process as long as their files stay what they are.
 
-    Raises `UserError` if the model cannot be loaded.
+    `content` is the hash of the files that are meant; None: those of now. Raises `UserError` if the
+    model cannot be loaded, or has other files.
     """
-    device = resolve_device(config.device)
-    key = (config.path, config.revision, config.dtype, str(device), model_hash(config))
+    device, content = resolve_device(config.device), content or model_hash(config)
+    key = (config.path, config.revision, config.dtype, str(device), content)
     if key not in _loaded:
         _loaded.clear()  # one model at a time: two rarely fit
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
         log.info("run: loading model %s on %s", config.name, device)
-        _loaded[key] = _load(config, device)
+        loaded = _load(config, device)
+        if model_hash(config) != content:
+            raise UserError(
+                f"model={config.name}: its files changed since this run began; type the command "
+                "again"
+            )
+        _loaded[key] = loaded
     return _loaded[key]
 
 
