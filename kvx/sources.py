@@ -306,18 +306,19 @@ def _find(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec |
             continue
         if spec is not None:
             return spec
+    # a namespace within a package that nobody imported, which Python would do first
+    inside = [Path(place) / name.rpartition(".")[2] for place in path or ()]
+    if folders := [str(folder) for folder in inside if folder.is_dir()]:
+        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = folders
+        return spec
     loaded = sys.modules.get(name)  # made by hand, or found by a finder that is gone
     return getattr(loaded, "__spec__", None)
 
 
 def _locations(spec: importlib.machinery.ModuleSpec) -> list[str] | None:
     found = spec.submodule_search_locations
-    if found is None:
-        return None
-    try:
-        return list(found)
-    except KeyError:  # a namespace within one that nobody imported
-        return list(getattr(found, "_path", []))
+    return None if found is None else list(found)
 
 
 def _is_users(top: str) -> bool:

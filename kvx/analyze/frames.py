@@ -191,7 +191,7 @@ class Experiment:
     def _told_apart(self, labels: dict[str, str]) -> dict[str, str]:
         """Labels of variants whose configurations are the same: by model files, data or code."""
         infos = {p.info["variant_id"]: p.info for p in self.points}
-        found = {}
+        found: dict[str, str] = {}
         for label in {one for one in labels.values() if [*labels.values()].count(one) > 1}:
             same = {
                 v: {
