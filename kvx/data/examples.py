@@ -29,6 +29,9 @@ def _load(path: Path, content: str) -> dict[str, Example]:
     }  # fmt: skip
 
 
+load_examples.cache_clear = _load.cache_clear  # type: ignore[attr-defined]  # as it was named before
+
+
 def examples_file(folder: Path) -> Path:
     """The examples of the manifest in `folder`. Raises `UserError` if they are not there."""
     path = folder / "examples.parquet"

@@ -99,7 +99,7 @@ def check(found: Certificate, config: Config) -> None:
             f"{wrong} press={name} with {field}={theirs.get(field)}, this has {ours.get(field)}; "
             f"set press.method.{field}={theirs.get(field)} or certify this one"
         )
-    theirs, ours = found.press["code"], identity_of(sources_of(method))
+    theirs, ours = found.press.get("code", {}), identity_of(sources_of(method))
     if theirs != ours:
         target = next(t for t in sorted({*theirs, *ours}) if theirs.get(t) != ours.get(t))
         asked, here = (told({t: c[t] for t in c if t == target}) or "-" for c in (theirs, ours))
