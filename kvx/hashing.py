@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def source_digest(*packages: Path) -> str:
-    """Identity of the code (and templates) in `packages`: results made by other code are stale.
+@cache
+def package_digest() -> str:
+    """Identity of kvx's own code and templates: tables made by other code are stale.
 
-    A single file stands for itself.
+    All of it, so that no list of files can miss one. Computed once: a process keeps its code.
     """
-    found = (f for p in packages for f in ([p] if p.is_file() else p.rglob("*")))
-    files = sorted(f for f in found if f.suffix in (".py", ".j2"))
-    return digest([[f.name, sha256_file(f)] for f in files], 16)
+    return digest_of_tree(Path(__file__).parent)
+
+
+def digest_of_tree(folder: Path) -> str:
+    """Identity of the code and templates below `folder`, the same wherever it lies."""
+    files = sorted(f for f in folder.rglob("*") if f.suffix in (".py", ".j2"))
+    return digest([[f.relative_to(folder).as_posix(), sha256_file(f)] for f in files], 16)
 
 
 def digest(value: Any, length: int = 8) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvx import conditions
+from kvx import conditions, sources
 from kvx.config import (
     ADDED,
     IDENTITY,
@@ -18,7 +18,7 @@ from kvx.config import (
     Config,
     DecodingConfig,
     Measure,
-)  # fmt: skip
+)
 from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
@@ -155,6 +155,8 @@ class Point:
         fields["dataset"] = self.manifest.identity
         del fields["model"]["name"]
         fields["model"]["hash"] = model_hash(self.config.model)
+        if code := sources.identity_of(sources.sources_of(fields["engine"])):
+            fields["sources"] = code
         return digest(fields)
 
     @cached_property
@@ -170,7 +172,21 @@ class Point:
         if is_guarded(c):
             own.append(guard_identity(c))
             name += f"-{c.controller.name}"
+        if code := sources.identity_of(self.press_sources):
+            own.append({"sources": code})
         return f"{name}-{digest(own)}"
+
+    @cached_property
+    def press_sources(self) -> dict[str, str]:
+        """What stands for the code of the press, and of what it wraps, when this was planned."""
+        return sources.sources_of(self.config.press.method)
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """What stands for the code of each class that the configuration names."""
+        c = self.config
+        others = sources.sources_of([c.dataset.source, resolved(c.engine)])
+        return self.press_sources | others
 
     def beside(self, config: Config) -> "Point":
         """Another point of the same variant: `config` has the very same `SHARED` parts."""

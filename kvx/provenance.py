@@ -24,6 +24,13 @@ LIBRARIES = (
     "pyarrow",
     "scipy",
 )
+# of these another version may give other tokens
+OF_TOKENS = ("torch", "transformers", "kvpress")
+# what in the environment changes how sums are rounded
+ENVIRONMENT = (
+    "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ONEDNN_DEFAULT_FPMATH_MODE", "PYTORCH_SDP_KERNEL",
+)  # fmt: skip
 
 
 def command_line() -> str:
@@ -90,4 +97,5 @@ def describe() -> dict[str, Any]:
     return {
         "command": command_line(), "git_commit": git_commit(), "versions": versions(),
         "hardware": hardware(),
+        "environment": {n: os.environ[n] for n in ENVIRONMENT if n in os.environ},
     }  # fmt: skip

@@ -16,6 +16,7 @@ from kvx.config import (
 )
 from kvx.data import binning
 from kvx.errors import UserError
+from kvx.folder_names import check_names
 from kvx.guard import controller
 from kvx.live_rules import check_guard
 from kvx.words import exact
@@ -43,8 +44,7 @@ def check(config: Config, points: bool = True) -> None:
     _check_devices(config.model)
     if config.model.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.model.dtype}: use one of {', '.join(DTYPES)}")
-    if "/" in config.experiment_name or not config.experiment_name:
-        raise UserError(f"experiment_name={config.experiment_name}: must be one folder name")
+    check_names(config)
 
 
 def refuse_certificate(config: Config) -> None:

@@ -14,9 +14,9 @@ from kvx.analyze.controllers import controller_stats
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.analyze.guard import guard_stats
 from kvx.analyze.transitions import transitions
-from kvx.config import AnalyzeConfig, Config, package_dir
+from kvx.config import AnalyzeConfig, Config
 from kvx.data.examples import examples_file
-from kvx.hashing import digest, source_digest
+from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir
 from kvx.store import schemas, sqlite
 from kvx.store.catalog import finished_points, unfinished_points
@@ -32,18 +32,14 @@ TABLES = {
     "bin_stats": schemas.BIN_STATS,  # last: its inputs hash says that everything is there
 }
 
-GUARD_CODE = ("catastrophes", "detectors", "live_stats", "ranking")
-
 
 def inputs_hash(experiment: Path, config: AnalyzeConfig) -> str:
     """Identity of everything the analysis is made from."""
     points = finished_points(experiment)
     # of what scoring writes, the scores come last
     scored = [[p.id, p.content_sha256(), read_inputs(p.dir / "scores.parquet")] for p in points]
-    guard = [package_dir() / "guard" / f"{name}.py" for name in GUARD_CODE]
-    code = source_digest(Path(__file__).parent, package_dir() / "stats", *guard)
     left_out = unfinished_points(experiment)
-    return digest([code, scored, left_out, dataclasses.asdict(config)], 16)
+    return digest([package_digest(), scored, left_out, dataclasses.asdict(config)], 16)
 
 
 def _is_complete(folder: Path, inputs: str) -> bool:

@@ -16,6 +16,7 @@ from kvx.analyze.columns import ByPoint, Columns, take
 from kvx.engines.base import ROUNDING
 from kvx.errors import UserError
 from kvx.points import OWN, told_guard
+from kvx.sources import press_parameters
 from kvx.store.catalog import (
     PointRecord,
     events_of,
@@ -25,6 +26,7 @@ from kvx.store.catalog import (
     requests_of,
 )
 from kvx.store.schemas import SCORED
+from kvx.store.shards import is_by_other_code
 
 # the columns that statistics are made from
 USED = {
@@ -149,7 +151,7 @@ class Experiment:
         labels: dict[str, str] = {}
         for name in {p.info["press"] for p in self.points}:
             same = [p for p in self.points if p.info["press"] == name]
-            suffixes = differences({p.id: p.info["config"]["press"]["method"] or {} for p in same})
+            suffixes = differences({p.id: press_parameters(p.info) for p in same})
             labels |= {i: f"{name}({s})" if s else name for i, s in suffixes.items()}
         return labels
 
@@ -179,7 +181,7 @@ class Experiment:
             for p in self.points
         }
         suffixes = differences(settings)
-        return {
+        labels = {
             p.info["variant_id"]: ", ".join(
                 filter(
                     None,
@@ -188,6 +190,24 @@ class Experiment:
             )
             for p in self.points
         }
+        return labels | self._told_apart(labels)
+
+    def _told_apart(self, labels: dict[str, str]) -> dict[str, str]:
+        """Labels of variants whose configurations are the same: by model files, data or code."""
+        infos = {p.info["variant_id"]: p.info for p in self.points}
+        found: dict[str, str] = {}
+        for label in {one for one in labels.values() if [*labels.values()].count(one) > 1}:
+            same = {
+                v: {
+                    "model_hash": infos[v].get("model_hash"),
+                    "data": infos[v]["manifest"]["key"],
+                }
+                for v, one in labels.items()
+                if one == label
+            }
+            suffixes = differences(same)
+            found |= {v: f"{label}, {suffixes[v] or v}" for v in same}
+        return found
 
     def series_columns(self, point: PointRecord) -> dict[str, Any]:
         """What every analysed row says about its point; a token budget has its mean fraction.
@@ -277,6 +297,10 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
     for point in points:
         if not all((point.dir / f"{name}.parquet").is_file() for name in SCORED):
             raise UserError(f"{point.dir}: not scored yet; run kvx.score with the same arguments")
+        if is_by_other_code(point.dir / "scores.parquet"):
+            raise UserError(
+                f"{point.dir}: scored by other code of kvx than this; run kvx.score again"
+            )
     manifests = {}
     for point in points:
         key = point.info["manifest"]["key"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +24,12 @@ from kvx.certify.certificate import (
 from kvx.certify.losses import LossReader, PointLosses
 from kvx.certify.series import Series, all_series, chosen, steering_of
 from kvx.certify_config import CertifyConfig, Loss
-from kvx.config import Config, package_dir
+from kvx.config import Config
 from kvx.errors import UserError
-from kvx.hashing import digest, source_digest
+from kvx.folder_names import check_name
+from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir
+from kvx.sources import press_code
 from kvx.stats.certify import PValue, fixed_sequence, prompts_needed
 from kvx.store.catalog import PointRecord, finished_points
 from kvx.store.files import write_text
@@ -35,6 +38,7 @@ from kvx.words import plural
 
 log = logging.getLogger(__name__)
 FOLDER = "certificates"
+LONGEST_NAME = 200  # bytes; a file system takes 255, and a temporary name is longer
 
 
 def certify_experiment(config: Config) -> list[Path]:
@@ -51,7 +55,7 @@ def certify_experiment(config: Config) -> list[Path]:
     curves = chosen(series, settings)
     inputs = inputs_hash(points, settings)
     several = len({p.info["variant_id"] for p in points}) > 1
-    paths = {s: target(folder, s, settings, several) for s in curves}
+    paths = targets(folder, curves, settings, several)
     if all(inputs_of(path) == inputs and _text(path).is_file() for path in paths.values()):
         log.info("certify: nothing to do → %s", folder / FOLDER)
         return list(paths.values())
@@ -89,6 +93,8 @@ def check_settings(settings: CertifyConfig) -> None:
                 f"certify.{name}={getattr(settings, name):g}: must be between 0 and 1, for example "
                 "0.05"
             )
+    if settings.metric is not None:
+        check_name("certify.metric", settings.metric)
     if settings.metric is not None and settings.loss is not Loss.score:
         raise UserError(
             f"certify.metric={settings.metric}: certify.loss={settings.loss.name} has no metric; "
@@ -99,13 +105,22 @@ def check_settings(settings: CertifyConfig) -> None:
 def inputs_hash(points: Sequence[PointRecord], settings: CertifyConfig) -> str:
     """Identity of everything a certificate is made from."""
     scored = [[p.id, p.content_sha256(), read_inputs(p.dir / "scores.parquet")] for p in points]
-    code = source_digest(
-        Path(__file__).parent, package_dir() / "stats" / "certify.py",
-        package_dir() / "guard" / "catastrophes.py", package_dir() / "analyze" / "catastrophes.py",
-        package_dir() / "guard" / "live_stats.py", package_dir() / "analyze" / "guard.py",
-    )  # fmt: skip
     asked = dataclasses.asdict(settings) | {"press": None, "controller": None}  # only choose
-    return digest([code, scored, asked], 16)
+    return digest([package_digest(), scored, asked], 16)
+
+
+def targets(
+    folder: Path, curves: Sequence[Series], settings: CertifyConfig, several: bool
+) -> dict[Series, Path]:
+    """A file for each curve; names that would be the same, or too long for one, get a digest."""
+    paths = {s: target(folder, s, settings, several) for s in curves}
+    names = Counter(str(path).casefold() for path in paths.values())
+    for curve, path in paths.items():
+        if names[str(path).casefold()] > 1 or len(path.name.encode()) > LONGEST_NAME:
+            own = digest([curve.press, curve.controller, curve.first.info["budget_kind"]])
+            start = path.stem.encode()[: LONGEST_NAME - 20].decode(errors="ignore")
+            paths[curve] = path.with_name(f"{start}-{own}.json")
+    return paths
 
 
 def target(folder: Path, curve: Series, settings: CertifyConfig, several: bool) -> Path:
@@ -176,7 +191,7 @@ def certify(
         model={"name": info["model"], "hash": info["model_hash"],
                "dtype": info["config"]["model"]["dtype"]},
         press={"name": info["press"], "label": curve.press,
-               "method": info["config"]["press"]["method"]},
+               "method": info["config"]["press"]["method"], "code": press_code(info)},
         controller={**steering_of(first), "label": curve.controller},
         setup={
             "dataset": info["dataset"], "manifest": info["manifest"]["key"],
@@ -190,7 +205,8 @@ def certify(
         },
         loss=settings.loss.name, metric=reader.metric(first), alpha=settings.alpha,
         delta=settings.delta, delta_per_group=delta, test=test, curves=curves,
-        groups=tuple(groups), kvx=__version__, inputs=inputs,
+        groups=tuple(groups), kvx=__version__, code=package_digest(),
+        inputs=inputs,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from kvx.analyze.columns import ALL_BINS
 from kvx.errors import UserError
 from kvx.hashing import digest
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Verdict(StrEnum):
@@ -70,6 +70,7 @@ class Certificate:
 
     `press` and `controller` hold what must be the same where it is used, `model` too. `setup` says
     under which conditions the answers came about. `delta_per_group` is delta shared among bins.
+    `code` is the digest of the kvx that made it (`kvx.hashing.package_digest`).
     """
 
     experiment: str
@@ -86,6 +87,7 @@ class Certificate:
     curves: int
     groups: tuple[Group, ...]
     kvx: str
+    code: str
     inputs: str
 
     @cached_property

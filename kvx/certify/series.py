@@ -12,6 +12,7 @@ from kvx.controller_config import ControllerConfig, ControllerKind
 from kvx.errors import UserError
 from kvx.hashing import digest
 from kvx.points import resolved
+from kvx.sources import press_code, press_parameters
 from kvx.store.catalog import PointRecord
 
 
@@ -78,7 +79,7 @@ def all_series(points: Sequence[PointRecord]) -> list[Series]:
         if point.is_full_cache or press["method"] is None:
             continue
         key = (
-            info["variant_id"], digest(press), digest(controller), info["seed"],
+            info["variant_id"], digest([press, press_code(info)]), digest(controller), info["seed"],
             info["budget_kind"],
         )  # fmt: skip
         found[key].append(point)
@@ -130,4 +131,4 @@ def _labels(points: Sequence[PointRecord], node: str) -> dict[str, str]:
 def _parameters(point: PointRecord, node: str) -> Any:
     if node == "controller":
         return steering_of(point)
-    return point.info["config"]["press"]["method"] or {}
+    return press_parameters(point.info)

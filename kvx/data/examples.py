@@ -1,7 +1,7 @@
 """The examples that a manifest froze."""
 
 import json
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,12 +9,17 @@ import pyarrow.parquet as pq
 from kvx.data.example import Example
 from kvx.data.files import unreadable
 from kvx.errors import UserError
+from kvx.remembered import sha256
 
 
-@cache
 def load_examples(folder: Path) -> dict[str, Example]:
-    """The manifest's examples by id. Raises `UserError` if they cannot be read."""
+    """The manifest's examples by id, as they are now. Raises `UserError` if they cannot be read."""
     path = examples_file(folder)
+    return _load(path, sha256(path))
+
+
+@lru_cache(maxsize=16)
+def _load(path: Path, content: str) -> dict[str, Example]:
     try:
         rows = pq.read_table(path, partitioning=None).to_pylist()
     except (OSError, ValueError) as error:

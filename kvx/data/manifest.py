@@ -14,6 +14,7 @@ from typing import Any
 
 import hydra.utils
 
+from kvx import sources
 from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource
 from kvx.data.files import fingerprint, read_text
@@ -100,6 +101,7 @@ def dataset_id(dataset: DatasetConfig) -> str:
 
 def make_source(dataset: DatasetConfig) -> DatasetSource:
     """The dataset's source object. Raises `UserError` for a wrong field or implementation."""
+    sources.sources_of(dataset.source)  # what changed since it was imported is imported again
     try:
         source: DatasetSource = hydra.utils.instantiate(dataset.source, _convert_="all")
     except hydra.errors.InstantiationException as error:
@@ -115,8 +117,10 @@ def manifest_key(config: Config, revision: str) -> str:
     d = config.dataset
     # the day itself is not in it: tomorrow the same command line finds the same manifest
     dated = {"date": config.prompt.date or "when made"} if chat_is_dated(config.model) else {}
+    code = sources.identity_of(sources.sources_of(d.source))
     return digest(
         {
+            **({"code": code} if code else {}),
             "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision,
             "source": _source(d), "template": dataclasses.asdict(d.template),
             "binning": dataclasses.asdict(d.binning),

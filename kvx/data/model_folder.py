@@ -9,10 +9,10 @@ from typing import Any
 
 from kvx.config import ModelConfig
 from kvx.data import gguf_file
+from kvx.data.model_identity import ADAPTER, HUB_IGNORED, HUB_PATTERNS
 from kvx.errors import UserError
 
 LFS = "version https://git-lfs"  # how a pointer begins that stands where git-lfs has a file
-ADAPTER = "adapter_config.json"
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json",
     "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -29,14 +29,15 @@ FETCH_AGAIN = "fetch it again (git lfs pull, or hf download)"
 class ModelFiles:
     """`folder` holds configuration and tokenizer, if they are local.
 
-    `gguf`: the file that is the model. `adapter`: the folder of a peft adapter, whose base the rest
-    describes. `hub` is the id of a model whose files the hub's cache holds, or will.
+    `gguf`: the file that is the model. `adapter`: the folder of a peft adapter, whose `base` the
+    rest describes. `hub` is the id of a model whose files the hub's cache holds, or will.
     """
 
     folder: Path
     gguf: Path | None = None
     adapter: Path | None = None
     hub: str | None = None
+    base: ModelConfig | None = None
 
     @property
     def tokenizer(self) -> Path:
@@ -103,15 +104,20 @@ def _local_folder(model: ModelConfig, path: Path) -> ModelFiles:
 
 def _adapter(model: ModelConfig, path: Path) -> ModelFiles:
     """An adapter and its base, which its configuration names by path or hub id."""
-    named = read_json(path / ADAPTER).get("base_model_name_or_path")
+    adapter = read_json(path / ADAPTER)
+    named, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
     where = f"base_model_name_or_path in {path / ADAPTER}"
     if not named or not isinstance(named, str):
         raise UserError(f"model={model.name}: is an adapter that names no base; set {where}")
     beside = path / named
-    base = str(beside if not Path(named).expanduser().exists() and beside.is_dir() else named)
+    base = ModelConfig(
+        name=f"{model.name}'s base",
+        path=str(beside if not Path(named).expanduser().exists() and beside.is_dir() else named),
+        # peft's `revision` is the base's; one of model.path would be the adapter's, a folder here
+        revision=revision if isinstance(revision, str) else None,
+    )
     try:
-        # a revision of model.path is the adapter's, which is a folder here
-        files = files_of(ModelConfig(name=f"{model.name}'s base", path=base))
+        files = files_of(base)
     except UserError as error:
         raise UserError(
             f"{error} (model={model.name} is an adapter of it; or set {where})"
@@ -119,7 +125,7 @@ def _adapter(model: ModelConfig, path: Path) -> ModelFiles:
     if files.adapter is not None or files.gguf is not None:
         kind = "another adapter" if files.adapter else "a GGUF file"
         raise UserError(f"model={model.name}: is an adapter of {kind} ({named}); merge that first")
-    return ModelFiles(files.folder, adapter=path, hub=files.hub)
+    return ModelFiles(files.folder, adapter=path, hub=files.hub, base=base)
 
 
 @cache
@@ -130,11 +136,13 @@ def _hub_dir(repo: str, revision: str | None, name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    from kvx.data.tokenizer import CONFIG_FILES, TOKENIZER_FILES
-
     try:
-        patterns = [*TOKENIZER_FILES, *CONFIG_FILES, *VOCABULARIES, "*.py", ADAPTER]
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=[*HUB_PATTERNS, *VOCABULARIES, "*.py"],
+                ignore_patterns=list(HUB_IGNORED),
+            )
+        )  # fmt: skip
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
             f"model.path={repo}: not a local directory, and the hub did not give it "
@@ -147,14 +155,6 @@ def _hub_dir(repo: str, revision: str | None, name: str) -> Path:
             f"`hf download {repo}` and set model.path to the folder, or to its .gguf file"
         )
     return folder
-
-
-def stamp(files: ModelFiles) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of every file that loading may read: it changes when one does."""
-    folders = [files.folder, *([] if files.adapter is None else [files.adapter])]
-    found = [f for folder in folders for f in sorted(folder.iterdir()) if f.is_file()]
-    stats = [(str(file), file.stat()) for file in ([files.gguf] if files.gguf else found)]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def has_vocabulary(folder: Path) -> bool:

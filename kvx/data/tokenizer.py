@@ -1,11 +1,11 @@
 """The model's tokenizer and the identity of its files, without loading the model."""
 
-import hashlib
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from kvx.config import ModelConfig
+from kvx.data import model_identity
 from kvx.data.chat import is_dated
 from kvx.data.model_folder import (
     files_of,
@@ -15,14 +15,7 @@ from kvx.data.model_folder import (
     read_text,
 )
 from kvx.errors import UserError
-from kvx.hashing import digest, sha256_file
-
-# what decides how text becomes tokens, and how long a prompt may be
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "added_tokens.json",
-)  # fmt: skip
-CONFIG_FILES = ("config.json", "generation_config.json")
+from kvx.hashing import digest
 
 
 def model_dir(model: ModelConfig) -> Path:
@@ -34,44 +27,39 @@ def model_dir(model: ModelConfig) -> Path:
     return files_of(model).folder
 
 
-def _is_local(model: ModelConfig) -> bool:
-    return files_of(model).hub is None
-
-
-@cache
-def _digest_files(folder: Path, names: tuple[str, ...]) -> str:
-    present = {n: sha256_file(folder / n) for n in names if (folder / n).is_file()}
-    return digest(present, 12)
-
-
 def tokenizer_hash(model: ModelConfig) -> str:
-    return _digest_files(model_dir(model), TOKENIZER_FILES)
+    """Identity of the files that decide how text becomes tokens, as they are now.
+
+    Of an adapter without a tokenizer of its own, that of its base.
+    """
+    found = files_of(model)
+    return digest(model_identity.tokenizer_parts(found.gguf or found.tokenizer), 12)
 
 
 def model_hash(model: ModelConfig) -> str:
-    """Identity of a model: a hub model's by its commit, a directory's by files and weights.
+    """Identity of a model as it is now: a hub model's by its commit, a local one's by every file
+    that `from_pretrained` would read, whole; an adapter's by that of its base too.
 
-    Weights are sampled (64 pieces of 64 KiB per file), since hashing them whole takes minutes.
+    Raises `UserError` if a file cannot be read, or an adapter's base is not there.
     """
-    folder = model_dir(model)
-    if not _is_local(model):
-        return digest(["hub", folder.name], 12)
-    return digest([_digest_files(folder, TOKENIZER_FILES + CONFIG_FILES), _weights(folder)], 12)
+    files, what = files_of(model), f"model={model.name}"
+    if files.base is not None:
+        assert files.adapter is not None
+        own = model_identity.parts(files.adapter, what)
+        return digest([*own, {"base": model_hash(files.base)}], 12)
+    if files.hub is not None:
+        return digest(["hub", files.folder.name], 12)
+    return digest(model_identity.parts(files.gguf or files.folder, what), 12)
 
 
-@cache
-def _weights(folder: Path) -> list[list[str]]:
-    return [[f.name, _sampled(f)] for f in sorted(folder.glob("*.safetensors"))]
-
-
-def _sampled(file: Path, pieces: int = 64, piece_bytes: int = 1 << 16) -> str:
-    size = file.stat().st_size
-    found = hashlib.sha256(str(size).encode())
-    with file.open("rb") as handle:
-        for i in range(pieces):
-            handle.seek(i * max(size - piece_bytes, 0) // (pieces - 1))
-            found.update(handle.read(piece_bytes))
-    return found.hexdigest()
+def model_files(model: ModelConfig) -> list[Path]:
+    """Every file of a local model that is part of its identity; none of a hub model, which its
+    commit stands for.
+    """
+    found = files_of(model)
+    if found.adapter is not None:
+        return model_identity.files(found.adapter)
+    return [] if found.hub is not None else model_identity.files(found.gguf or found.folder)
 
 
 def max_context_tokens(model: ModelConfig) -> int:
@@ -118,9 +106,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
             f"model={model.name}: needs a tokenizer in {folder}, and {what}; copy tokenizer.json "
             "and tokenizer_config.json there from the model it was made from"
         )
-    found = sorted(f for f in folder.iterdir() if f.is_file())
-    stats = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in found)
-    return _load(folder, model.trust_remote_code, model.name, stats)
+    return _load(folder, model.trust_remote_code, model.name, tokenizer_hash(model))
 
 
 def _has_code(folder: Path, model: ModelConfig) -> bool:
@@ -129,8 +115,8 @@ def _has_code(folder: Path, model: ModelConfig) -> bool:
     return model.trust_remote_code and config.is_file() and "auto_map" in read_json(config)
 
 
-@cache
-def _load(folder: Path, trust: bool, name: str, stats: object) -> Any:
+@lru_cache(maxsize=8)
+def _load(folder: Path, trust: bool, name: str, content: str) -> Any:
     from transformers import AutoTokenizer, logging
 
     logging.set_verbosity_error()  # long contexts are kvx's business, and said in one line
@@ -138,7 +124,7 @@ def _load(folder: Path, trust: bool, name: str, stats: object) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except Exception as error:
         for file in sorted(folder.glob("*.json")):
-            if file.name in (*TOKENIZER_FILES, "config.json"):
+            if file.name in (*model_identity.TOKENIZER_FILES, "config.json"):
                 read_json(file)  # says which one is damaged
         raise UserError(
             f"model={name}: its tokenizer cannot be loaded from {folder}: {loading_reason(error)}"

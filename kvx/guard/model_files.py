@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from functools import cache
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from kvx.errors import UserError
 from kvx.hashing import digest, sha256_text
+from kvx.remembered import sha256
 
 MODEL, CARD = "model.json", "card.json"
 # the model of experiment=guard_study, which comes with the package (docs/results/guard_offline.md)
@@ -46,14 +48,21 @@ def prompts_of(model: str) -> frozenset[str]:
 
 def identity(folder: Path) -> str:
     """The same wherever the same two files lie. Raises what `read` does."""
+    content: tuple[str, ...] = ()
+    with suppress(UserError):  # reading them says what is wrong
+        content = tuple(sha256(folder / name) for name in (MODEL, CARD))
+    return _identity(folder, content)
+
+
+def is_still(folder: Path, known: str) -> bool:
+    """Whether the files of a folder are those of an `identity`."""
     try:
-        times = tuple((folder / name).stat().st_mtime_ns for name in (MODEL, CARD))
-    except OSError:
-        times = ()
-    return _identity(folder, times)
+        return identity(folder) == known
+    except UserError:
+        return False
 
 
-@cache
-def _identity(folder: Path, times: tuple[int, ...]) -> str:
+@lru_cache(maxsize=64)
+def _identity(folder: Path, content: tuple[str, ...]) -> str:
     raw, card = read(folder)
     return digest([hashlib.sha256(raw).hexdigest(), sha256_text(card)], 12)

@@ -18,10 +18,11 @@ from kvx.controller_config import ControllerKind
 from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
 from kvx.guard.caveats import GuardedPoint, caveats
-from kvx.hashing import digest, source_digest
+from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir, told_guard
 from kvx.report import catastrophes, controllers, guard, proof, tables
 from kvx.report.findings import findings
+from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
 from kvx.report.words import percent, token_range
 from kvx.store.catalog import (
@@ -54,7 +55,7 @@ def report_experiment(config: Config) -> Path:
             "kvx.analyze with the same arguments"
         )
     known = list(caveats(_forecasting(points, config)))
-    stamp = STAMP.format(digest([inputs, known, source_digest(Path(__file__).parent)], 16))
+    stamp = STAMP.format(digest([inputs, known, package_digest()], 16))
     if path.exists() and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
         return path
@@ -101,9 +102,10 @@ def _context(
         "proof": proof.sentences(found),
         "controllers": _controllers(controller_stats),
         "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
-        "warnings": warnings(
-            bin_stats, comparisons, left_out, known, config.analyze, requests
-        ),
+        "warnings": [
+            *mixed_versions(points),
+            *warnings(bin_stats, comparisons, left_out, known, config.analyze, requests),
+        ],
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
@@ -244,6 +246,7 @@ def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tu
         ("command", all_of("provenance", "command")),
         ("git commit", all_of("provenance", "git_commit", missing="none (installed package)")),
         ("versions", all_of("provenance", "versions")),
+        ("resumed with other versions", all_of("resumed_with", missing="no")),
         ("hardware", all_of("provenance", "hardware")),
         ("answers made with", "<br>".join(f"`{v}`" for v in made_with.dropna().unique()) or "none"),
         ("model", all_of("model_path")),
@@ -251,6 +254,7 @@ def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tu
         ("model settings", all_of("config", "model")),
         ("decoding", all_of("config", "decoding")),
         ("press", all_of("config", "press", "method")),
+        ("code of what is configured", all_of("sources", missing="not noted (an older kvx)")),
         ("controller", all_of("config", "controller")),
         ("guard", all_of("guard", told=lambda own: told_guard(own) or "as by default")),
         ("seed", all_of("seed")),

@@ -16,6 +16,7 @@ from kvx.hashing import digest
 from kvx.live_rules import live
 from kvx.points import SHARED, Point, budget_label, experiment_dir, resolved
 from kvx.prepare.build import ensure_manifest
+from kvx.run import changed
 from kvx.run.jobs import refuse_if_submitted
 from kvx.run.pools import Pool
 from kvx.run.units import Outcome, make_units, todo_of
@@ -102,6 +103,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
     if len(points) > 1 and all(budget_label(p.config.budget) != "1" for p in points):
         log.warning("run: no full cache in this sweep; add budget 1.0 to know what is lost")
+    changed.tell(missing, points)
     for caveat in caveats(_forecasting(points)):
         log.warning("run: %s", caveat)
     if pool is None:

@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 
 from kvx.answer import Answer, answer_of
-from kvx.config import Config, Reasoning, package_dir
+from kvx.config import Config, Reasoning
 from kvx.data.example import Example
 from kvx.data.examples import load_examples
 from kvx.guard.catastrophes import inspect
-from kvx.hashing import digest, source_digest
+from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir
 from kvx.reasoning import split
 from kvx.score.failures import ONLY_REASONING, classify_response
@@ -28,12 +28,6 @@ from kvx.store.layout import REQUESTS
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
-TEXT_CODE = [package_dir() / f"{name}.py" for name in ("answer", "reasoning", "text")]
-# of the guard only what scoring uses: another hazard model makes no score stale
-GUARD_CODE = [
-    package_dir() / "guard" / f"{name}.py"
-    for name in ("catastrophes", "detectors", "instructions", "names", "repetition")
-]
 
 
 def score_experiment(config: Config) -> None:
@@ -56,8 +50,7 @@ def score_experiment(config: Config) -> None:
 
 def score_point(record: PointRecord, judging: Judging, output: Path) -> bool:
     """Score one point unless that was done for the same inputs; whether anything was written."""
-    code = source_digest(Path(__file__).parent, *TEXT_CODE, *GUARD_CODE)
-    inputs = digest([code, record.content_sha256(REQUESTS), *judging.identity], 16)
+    inputs = digest([package_digest(), record.content_sha256(REQUESTS), *judging.identity], 16)
     paths = {name: record.dir / f"{name}.parquet" for name in schemas.SCORED}
     if all(read_inputs(path) == inputs for path in paths.values()):
         return False

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kvx import __version__
 from kvx.certify.certificate import Certificate, Tested, read
 from kvx.certify.page import conditions, summary
 from kvx.certify.series import controller_of
@@ -13,8 +14,10 @@ from kvx.config import BudgetConfig, BudgetKind, Config
 from kvx.controller_config import ControllerConfig
 from kvx.data.tokenizer import model_hash
 from kvx.errors import UserError
+from kvx.hashing import package_digest
 from kvx.points import budget_label, guard_identity, resolved, unsaid_guard
 from kvx.serve.promise import Promise
+from kvx.sources import identity_of, sources_of, told
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,13 @@ def budget_of(found: Certificate, name: str) -> BudgetConfig:
 
 
 def check(found: Certificate, config: Config) -> None:
-    """Raises `UserError` unless model, press and controller are those of the certificate."""
+    """Raises `UserError` unless model, press, controller and kvx are those of the certificate."""
+    if found.code != package_digest():
+        raise UserError(
+            f"certificate={config.certificate}: was made by other code of kvx (version "
+            f"{found.kvx}, code {found.code}; this is {__version__}, {package_digest()}): what it "
+            "says is not known to hold here; run kvx.score and kvx.certify again with this kvx"
+        )
     wrong = f"certificate={config.certificate}: is for"
     here = model_hash(config.model)
     if found.model["hash"] != here:
@@ -89,6 +98,14 @@ def check(found: Certificate, config: Config) -> None:
         raise UserError(
             f"{wrong} press={name} with {field}={theirs.get(field)}, this has {ours.get(field)}; "
             f"set press.method.{field}={theirs.get(field)} or certify this one"
+        )
+    theirs, ours = found.press.get("code", {}), identity_of(sources_of(method))
+    if theirs != ours:
+        target = next(t for t in sorted({*theirs, *ours}) if theirs.get(t) != ours.get(t))
+        asked, here = (told({t: c[t] for t in c if t == target}) or "-" for c in (theirs, ours))
+        raise UserError(
+            f"{wrong} press={name} with another code of {target} ({asked}), this has {here}; run "
+            "and certify this one"
         )
     _check_controller(found, config, wrong)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.config import Config, package_dir
+from kvx.config import Config
 from kvx.controller_config import ControllerConfig, SimulateConfig
 from kvx.errors import UserError
 from kvx.guard.controller import needs_hazard
@@ -21,7 +21,7 @@ from kvx.guard.simulation import (
     replay_all,
     summarise,
 )
-from kvx.hashing import digest, source_digest
+from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir, resolved
 from kvx.simulate import page, plots
 from kvx.simulate.controllers import Entry, Policies, chosen, entries, sweeps
@@ -30,7 +30,7 @@ from kvx.simulate.rows import ALL, CONTROLLER, SWEEP, counts, summary_columns
 from kvx.store import schemas
 from kvx.store.files import write_text
 from kvx.store.shards import read_inputs, write_table
-from kvx.train.build import CODE, FOLDER
+from kvx.train.build import FOLDER
 
 log = logging.getLogger(__name__)
 GROUPS = ("dataset", "press", "budget")
@@ -49,7 +49,7 @@ def simulate_experiment(config: Config) -> Path:
     wants_model = any(map(needs_hazard, controllers))
     inputs = digest(
         [
-            source_digest(Path(__file__).parent, *(package_dir() / name for name in CODE)),
+            package_digest(),
             inputs_of(folder, wants_model),
             [resolved(c) for c in controllers],
             dataclasses.asdict(config.simulate),

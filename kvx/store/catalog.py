@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvx.errors import UserError
+from kvx.folder_names import is_name
 from kvx.hashing import digest
 from kvx.store import layout, schemas
 from kvx.store.layout import EVENTS, KINDS, LATENCY, REQUESTS, Done
@@ -52,8 +53,13 @@ class PointRecord:
         return digest([self.done.files[n]["sha256"] for n in names if n in self.done.files], 16)
 
     def manifest_dir(self, output: Path) -> Path:
-        manifest = self.info["manifest"]
-        return output / "data" / "processed" / str(self.info["dataset"]) / str(manifest["key"])
+        names = str(self.info["dataset"]), str(self.info["manifest"]["key"])
+        if not all(map(is_name, names)):
+            raise UserError(
+                f"{self.dir / 'point.json'}: dataset and manifest.key must be names of folders; "
+                "the file was edited: delete the point and run it again"
+            )
+        return output / "data" / "processed" / names[0] / names[1]
 
 
 def read_frame(paths: Sequence[Path]) -> pd.DataFrame:

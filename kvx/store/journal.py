@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvx.data.tokenizer import model_hash
+from kvx.folder_names import is_name
 from kvx.points import Point, budget_label, experiment_dir
 from kvx.provenance import command_line
 from kvx.store.files import write_text
@@ -62,6 +63,7 @@ def read(folder: Path) -> dict[str, Any]:
         sweep: dict[str, Any] = json.loads((folder / SWEEP).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {"points": {}, "runs": []}
+    sweep["points"] = {i: about for i, about in sweep["points"].items() if is_name(i)}
     return sweep
 
 

@@ -95,6 +95,8 @@ class PointStore:
             self._drop_failed()
         if not (self.dir / "point.json").exists():
             self._describe()
+        elif not (self.dir / "DONE").exists():
+            self._note_versions()
         return contents.present(self.dir)
 
     def resume(self, writer: str) -> Present:
@@ -291,6 +293,15 @@ class PointStore:
                 log.warning("run: %s is corrupt (%s); quarantined and redone", file, reason)
                 file.rename(folder / f"{file.stem}.{stamp}.parquet")
 
+    def _note_versions(self) -> None:
+        """That what is missing is made with other libraries than what is there."""
+        path, here = self.dir / "point.json", provenance.versions()
+        info = json.loads(path.read_text())
+        known = [info["provenance"]["versions"], *info.get("resumed_with", [])]
+        if not any(all(v.get(n) == here.get(n) for n in provenance.OF_TOKENS) for v in known):
+            info["resumed_with"] = [*known[1:], here]
+            write_text(path, json.dumps(info, indent=1) + "\n")
+
     def _describe(self) -> None:
         point, config = self.point, self.point.config
         described: dict[str, Any] = {
@@ -309,6 +320,7 @@ class PointStore:
             "guard": guard_identity(config) if is_guarded(config) else None,
             "seed": config.seed,
             "engine": config.engine.name,
+            "sources": point.sources,
             "metrics": config.dataset.metrics,
             "answer_format": config.dataset.answer_format,
             "until": config.dataset.until,

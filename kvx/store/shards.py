@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kvx.hashing import package_digest
 from kvx.store.files import write_bytes
 
-INPUTS_KEY = b"kvx.inputs"
+INPUTS_KEY, CODE_KEY = b"kvx.inputs", b"kvx.code"
 
 
 def write_table(
@@ -17,11 +18,15 @@ def write_table(
 ) -> None:
     """Write `rows` with exactly `schema`; `inputs` is a hash of what they were made from.
 
+    With it goes the digest of the code that made them.
+
     Raises `pyarrow.ArrowInvalid` if a row does not fit the schema, `OSError` if the disk is full.
     """
     table = pa.Table.from_pylist(list(rows), schema=schema)
     if inputs is not None:
-        table = table.replace_schema_metadata({INPUTS_KEY: inputs.encode()})
+        table = table.replace_schema_metadata(
+            {INPUTS_KEY: inputs.encode(), CODE_KEY: package_digest().encode()}
+        )
     write_arrow(path, table)
 
 
@@ -34,9 +39,18 @@ def write_arrow(path: Path, table: pa.Table) -> None:
 
 def read_inputs(path: Path) -> str | None:
     """The `inputs` hash a table was written with; None if it is missing, unreadable or has none."""
+    return _metadata(path).get(INPUTS_KEY)
+
+
+def is_by_other_code(path: Path) -> bool:
+    """Whether a table says what it was made from, but other code of kvx made it."""
+    said = _metadata(path)
+    return INPUTS_KEY in said and said.get(CODE_KEY) != package_digest()
+
+
+def _metadata(path: Path) -> dict[bytes, str]:
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        found = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowInvalid):
-        return None
-    value = metadata.get(INPUTS_KEY)
-    return value.decode() if value is not None else None
+        return {}
+    return {key: found[key].decode() for key in (INPUTS_KEY, CODE_KEY) if key in found}

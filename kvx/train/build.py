@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from kvx import provenance
 from kvx.analyze.frames import Experiment, load_experiment
-from kvx.config import Config, package_dir
+from kvx.config import Config
 from kvx.errors import UserError
 from kvx.guard import features
 from kvx.guard.hazard import CARD, MODEL, HazardModel
 from kvx.guard.labels import Role
-from kvx.hashing import digest, source_digest
+from kvx.hashing import digest, package_digest
 from kvx.points import experiment_dir
 from kvx.store import schemas
 from kvx.store.catalog import PointRecord
@@ -33,8 +33,6 @@ from kvx.train_config import Target, TrainConfig
 
 log = logging.getLogger(__name__)
 FOLDER = "guard"
-# what a model and what is made of its forecasts depend on
-CODE = ("train", "guard", "stats", "store/traces.py", "analyze/frames.py")
 IN_CARD = (analyses.HEADLINE, "features", detection.ANALYSIS, GATE)
 EVALUATION, PREDICTIONS = "evaluation.parquet", "predictions.parquet"
 
@@ -149,10 +147,9 @@ def _compared(data: Data, train: TrainConfig) -> tuple[str, HazardModel] | None:
 
 def inputs_hash(experiment: Experiment, train: TrainConfig) -> str:
     """Identity of everything the model and its figures are made from."""
-    code = source_digest(*(package_dir() / name for name in CODE))
     settings = {k: v for k, v in dataclasses.asdict(train).items() if k != "threads"}
     points = {p.id: data_hash(p) for p in experiment.points}
-    return digest([code, settings, points], 16)
+    return digest([package_digest(), settings, points], 16)
 
 
 def data_hash(point: PointRecord) -> str:

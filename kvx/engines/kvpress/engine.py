@@ -5,12 +5,15 @@ This package is the only place that knows kvpress.
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 from kvx.config import Config
+from kvx.data.tokenizer import model_hash
 from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
 from kvx.engines.kvpress import latency
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.batch import Batch
+from kvx.engines.kvpress.guarded import renew_hazard_models
 from kvx.engines.kvpress.measure import entry_bytes
 from kvx.engines.kvpress.memory import free_for_caches
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
@@ -32,10 +35,16 @@ class KVPressEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        renew_hazard_models()
+
+    @cached_property
+    def _content(self) -> str:
+        return model_hash(self.config.model)
 
     @property
     def loaded(self) -> LoadedModel:
-        return load(self.config.model)
+        """The same model for as long as this engine is used, whatever becomes of its files."""
+        return load(self.config.model, self._content)
 
     def check(self, points: Sequence[Point]) -> None:
         for point in points:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,24 @@ from kvx.points import Request
 COUNTED = ("repetition_count", "period")  # features that the tail of a sequence gives
 
 
-@lru_cache(maxsize=8)
+# by folder, with what was in it: an engine keeps the model that it began with
+_hazard_models: dict[Path, tuple[str, HazardModel]] = {}
+
+
 def hazard_model(folder: str | None) -> HazardModel:
     """The model of a folder, or the packaged one. Raises `UserError` as `HazardModel.load` does."""
-    return HazardModel.load(model_files.folder_of(folder))
+    found = model_files.folder_of(folder)
+    if found not in _hazard_models:
+        content = model_files.identity(found)
+        _hazard_models[found] = content, HazardModel.load(found)
+    return _hazard_models[found][1]
+
+
+def renew_hazard_models() -> None:
+    """Forget models whose files have changed; for who begins anew."""
+    for folder, (content, _) in list(_hazard_models.items()):
+        if not model_files.is_still(folder, content):
+            del _hazard_models[folder]
 
 
 def live_policy(controller: ControllerConfig, guard: GuardConfig) -> Policy:

@@ -31,6 +31,7 @@ from kvx.engines.kvpress.guarded import (
     LiveGuard,
     hazard_model,
     live_policy,
+    renew_hazard_models,
     shadow_of,
     source_of,
 )
@@ -70,6 +71,7 @@ class GuardedModel:
         self.model = model
         self.press = object_press(press)
         self.guard: list[Guarded] = []  # of the latest call, per sequence
+        renew_hazard_models()
         try:
             self._policy = live_policy(controller, guard)
             if needs_hazard(controller):

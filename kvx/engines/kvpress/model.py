@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from kvx.config import Config, ModelConfig, PressNeed
-from kvx.data.model_folder import files_of, stamp
-from kvx.data.tokenizer import load_tokenizer
+from kvx.data.tokenizer import load_tokenizer, model_hash
 from kvx.engines.activity import ACTIVITY
 from kvx.engines.kvpress.loading import devices_of, load_weights
 from kvx.errors import UserError
@@ -116,16 +115,16 @@ def resolve_attention(config: Config) -> str:
     return "eager" if PressNeed.attention_weights in config.press.needs else "sdpa"
 
 
-def load(config: ModelConfig) -> LoadedModel:
-    """The model and tokenizer, loaded once per process as long as their files stay as they are.
+def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
+    """The model and tokenizer, loaded once per process as long as their files stay what they are.
 
-    Raises `UserError` if the model cannot be loaded.
+    `content` is the hash of the files that are meant; None: those of now. Raises `UserError` if the
+    model cannot be loaded, or has other files.
     """
-    device = resolve_device(config.device)
-    files = files_of(config)
+    device, content = resolve_device(config.device), content or model_hash(config)
     key = (
         config.path, config.revision, config.dtype, str(device), repr(config.device_map),
-        config.trust_remote_code, stamp(files),
+        config.trust_remote_code, content,
     )  # fmt: skip
     if key not in _loaded:
         _loaded.clear()  # one model at a time: two rarely fit
@@ -136,6 +135,11 @@ def load(config: ModelConfig) -> LoadedModel:
         log.info("run: loading model %s on %s", config.name, _where(config, device))
         ACTIVITY.say(f"loading model {config.name}")
         model = load_weights(config, device)
+        if model_hash(config) != content:
+            raise UserError(
+                f"model={config.name}: its files changed since this run began; type the command "
+                "again"
+            )
         _loaded[key] = LoadedModel(
             model, tokenizer, devices_of(model)[0], _stop_ids(model, tokenizer), devices_of(model)
         )

@@ -12,6 +12,7 @@ from kvx.engines.kvpress.parts import MASKING, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
 from kvx.errors import UserError, first_line
 from kvx.points import Point
+from kvx.sources import sources_of
 
 # why presses of kvpress can have no point, by class; the class says the rest
 REFUSED: tuple[tuple[type, str], ...] = (
@@ -62,6 +63,11 @@ def check_method(point: Point) -> None:
     config = point.config.press
     assert config.method is not None
     target = config.method.get("_target_")
+    if sources_of(config.method) != point.press_sources:
+        raise UserError(
+            f"press={config.name}: the code of {target} changed while this run was starting; type "
+            "the command again"
+        )
     try:
         press = instantiate(config.method, 0.5)
     except UserError as error:

@@ -1,0 +1,90 @@
+"""What a run says before it makes points that were made before, from other code, files or data."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvx import provenance
+from kvx.data.tokenizer import model_hash
+from kvx.hashing import digest
+from kvx.points import Point, experiment_dir, guard_identity, is_guarded, resolved
+
+log = logging.getLogger(__name__)
+
+Json = Mapping[str, Any]
+Lines = Iterator[tuple[tuple[str, ...], str]]
+
+
+def tell(missing: Sequence[Point], points: Sequence[Point]) -> None:
+    """One line for each thing that makes points of the same command new, and for each version of a
+    library that other answers of the command were made with.
+    """
+    folder = experiment_dir(points[0].config)
+    infos = {str(info["id"]): info for info in _described(folder)}
+    lines: dict[tuple[str, ...], str] = {}
+    for key, line in [*_changes(missing, infos), *_versions(points, infos)]:
+        lines.setdefault(key, line)
+    for line in lines.values():
+        log.warning("run: %s", line)
+
+
+def _described(folder: Path) -> Iterator[Json]:
+    """Every point's `point.json`, the oldest first; not what an older kvx or a hand left."""
+    paths = {path: path.stat().st_mtime_ns for path in (folder / "points").glob("*/point.json")}
+    for path in sorted(paths, key=lambda p: paths[p]):
+        try:
+            info = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(info, dict) and {"id", "config", "manifest"} <= info.keys():
+            yield info
+
+
+def _changes(missing: Sequence[Point], infos: Mapping[str, Json]) -> Lines:
+    """Why points are new though earlier ones had the same configuration, but for the budget."""
+    earlier = {_asked(info["config"]): info for info in infos.values()}  # the last begun
+    for point in missing:
+        same = earlier.get(_asked(resolved(point.config)))
+        if point.id not in infos and same is not None:
+            yield from _differences(point, same)
+
+
+def _asked(config: Json) -> str:
+    return digest({name: value for name, value in config.items() if name != "budget"}, 64)
+
+
+def _differences(point: Point, old: Json) -> Lines:
+    new, since = "new points are made", f"changed since {old['id']} was run"
+    before, model = old.get("sources"), point.config.model.name
+    for target, source in point.sources.items():
+        if before is not None and before.get(target, source) != source:
+            yield ("code", target), f"the code of {target} {since}: {new}"
+    if old.get("model_hash") != model_hash(point.config.model):
+        line = f"the files of model={model} {since}: {new}"
+        if before is None:
+            line = (
+                f"{old['id']} was run by an older kvx, which knew model={model} by a part of its "
+                f"files: {new}"
+            )
+        yield ("model", model), line
+    elif old["manifest"].get("source_revision") != point.manifest.source_revision:
+        yield ("data",), f"the data of {point.manifest.dataset_id} {since}: {new}"
+    if is_guarded(point.config) and old.get("guard") != guard_identity(point.config):
+        name = point.config.controller.name
+        yield ("guard", name), f"the hazard model of controller={name} {since}: {new}"
+
+
+def _versions(points: Sequence[Point], infos: Mapping[str, Json]) -> Lines:
+    """Libraries of which points of this command were run, or begun, with another version."""
+    here = provenance.versions()
+    for point in points:
+        there = infos.get(point.id, {}).get("provenance", {}).get("versions", {})
+        for name in provenance.OF_TOKENS:
+            if name in there and name in here and there[name] != here[name]:
+                yield (
+                    (name, there[name]),
+                    f"{point.id} was begun with {name} {there[name]}, this is {here[name]}: what "
+                    "is compared then differs in more than the budget",
+                )
