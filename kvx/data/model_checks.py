@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from kvx.data.model_folder import (
-    ADAPTER,
     FETCH_AGAIN,
     WEIGHTS,
     ModelFiles,
     read_json,
     refuse_pointer,
 )
+from kvx.data.model_identity import ADAPTER
 from kvx.errors import UserError
 
 # what a quantised checkpoint needs: modules, and how pip calls them

@@ -14,7 +14,13 @@ import torch
 
 from kvx.config import ModelConfig
 from kvx.data.model_checks import check_files, check_libraries
-from kvx.data.model_folder import ADAPTER, ModelFiles, files_of, loading_reason, read_json
+from kvx.data.model_folder import (
+    ModelFiles,
+    files_of,
+    loading_reason,
+    read_json,
+)
+from kvx.data.model_identity import ADAPTER
 from kvx.errors import UserError
 
 # buffers of older checkpoints that every model computes itself
@@ -55,8 +61,8 @@ def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.devic
     transformers_logging.disable_progress_bar()
     source: Any = files.hub or files.folder
     extra: dict[str, Any] = {}
-    if files.hub is not None and files.adapter is None:
-        extra["revision"] = config.revision
+    if files.hub is not None:
+        extra["revision"] = (files.base or config).revision
     if files.gguf is not None:
         extra["gguf_file"] = files.gguf.name
     where = config.device_map
