@@ -100,6 +100,8 @@ def test_references_are_the_texts_that_are_meant(name: str, file: Path) -> None:
         ("max_new_tokens", 0, "max_new_tokens=0: must be a whole number of at least 1"),
         ("max_new_tokens", "many", "max_new_tokens=many: must be"),
         ("max_new_tokens", 2.5, "max_new_tokens=2.5: must be"),
+        ("max_new_tokens", "nan", "max_new_tokens=nan: must be"),
+        ("max_new_tokens", "Infinity", "max_new_tokens=Infinity: must be"),
         ("answer_prefix", ["a"], "'answer_prefix': a list of 1"),
     ],
 )  # fmt: skip
@@ -380,3 +382,30 @@ def test_a_server_that_gives_the_gold_text_scores_one(
     (scores,) = Path("outputs/runs/gold").glob("points/*/scores.parquet")
     assert set(pq.read_table(scores)["score"].to_pylist()) == {1.0}
     assert len(request_rows(Path("outputs/runs/gold"))) == 4
+
+
+class Strange:
+    """A source of a user's own that yields rows, not examples."""
+
+    def revision(self) -> str:
+        return "1"
+
+    def examples(self) -> list[dict[str, Any]]:
+        return [row()]
+
+
+def test_sources_that_are_none(kvx: Kvx) -> None:
+    for target, said in (
+        ("tests.test_data_shapes.Strange", "dataset.source: yields dict, not kvx.data.example"),
+        ("kvx.config.BudgetConfig", "dataset.source: BudgetConfig has no revision() and examples"),
+    ):
+        outcome = kvx("prepare", "dataset=recall", f"dataset.source._target_={target}",
+                      *(f"~dataset.source.{name}" for name in ("n_examples", "min_words", "seed",
+                        "max_words", "n_facts", "min_values", "max_values")))  # fmt: skip
+        assert outcome.code == 2, outcome.err
+        assert said in outcome.err
+
+
+@pytest.mark.parametrize("typed", ["5", "5.0", 5, 5.0])
+def test_a_row_s_limit_as_pandas_writes_it(typed: Any, file: Path) -> None:
+    assert read(file, row(max_new_tokens=typed))[0].max_new_tokens == 5

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -198,7 +199,7 @@ def certify(
             "manifest_sha256": info["manifest"]["sha256"], "variant": curve.variant_id,
             "full_cache_point": twin.id, "engine": info["engine"], "seed": info["seed"],
             "query_aware": info["config"]["prompt"]["query_aware"],
-            "decoding": info["config"]["decoding"],
+            "decoding": _decoding(info["config"]["decoding"], reader.requests(first)),
             "compressed_tokens": _compressed_tokens(
                 reader.requests(first), edges[0][1], edges[-1][2]
             ),
@@ -261,6 +262,12 @@ def _compressed_tokens(requests: pd.DataFrame, low: int, high: int) -> list[int]
     """
     added = requests["compressed_tokens"] - requests["context_tokens"]
     return [low + int(added.min()), high + int(added.max())]
+
+
+def _decoding(told: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any]:
+    """How was decoded, with the most tokens that any request could have: rows may say their own."""
+    limits = requests["max_new_tokens"].dropna()
+    return told if limits.empty else {**told, "max_new_tokens": int(limits.max())}
 
 
 def _would_do(row: Tested, alpha: float, delta: float, p_value: PValue) -> str:

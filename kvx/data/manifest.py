@@ -109,6 +109,11 @@ def make_source(dataset: DatasetConfig) -> DatasetSource:
         if isinstance(cause, UserError):
             raise cause from None
         raise UserError(f"dataset.source: {cause or str(error).splitlines()[0]}") from error
+    if not all(callable(getattr(source, name, None)) for name in ("revision", "examples")):
+        raise UserError(
+            f"dataset.source: {type(source).__name__} has no revision() and examples(); set "
+            "dataset.source._target_ to a class that has both"
+        )
     return source
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from kvx.data import values
@@ -140,15 +141,15 @@ def _prefix(value: Any, at: str) -> str | None:
 def _limit(value: Any, at: str) -> int | None:
     if values.missing(value) or value == "":
         return None
-    try:
-        number = int(values.text(value, f"{at}: 'max_new_tokens'"))
-    except ValueError:
-        number = 0
-    if number < 1:
+    try:  # pandas writes 5.0 into csv where another row has none
+        number = Decimal(values.text(value, f"{at}: 'max_new_tokens'"))
+    except InvalidOperation:
+        number = Decimal(0)
+    if not number.is_finite() or number < 1 or number != int(number):
         raise UserError(
             f"{at}: max_new_tokens={value}: must be a whole number of at least 1, or missing"
         )
-    return number
+    return int(number)
 
 
 def were_plain(rows: Iterable[Row], fields: Mapping[str, str | None]) -> bool:

@@ -144,6 +144,10 @@ def _checked(config: Config, examples: Iterator[Example]) -> Iterator[Example]:
     """Raises `UserError` for an id that occurs twice, and for answers that nothing can match."""
     seen: set[str] = set()
     for example in examples:
+        if not isinstance(example, Example):
+            raise UserError(
+                f"dataset.source: yields {type(example).__name__}, not kvx.data.example.Example"
+            )
         if example.example_id in seen:
             raise UserError(
                 f"dataset={config.dataset.name}: id {example.example_id!r} occurs twice; ids must "
