@@ -65,7 +65,7 @@ CONTEXT_LENGTH_WORDS: dict[str, str] = {
     r"context (?:size|length|window) (?:has been |was )?exceed": "llama.cpp decoding, MiniMax",
     r"larger than the max(?:imum)? context size": "llama.cpp with context shift",
     rf"exceeded max context length by {_N}": "Ollama",
-    r"tokens to keep from the initial prompt is greater than the context length": "LM Studio, newer",
+    r"tokens to keep from the initial prompt is greater than the context length": "LM Studio 2026",
     r"trying to keep the first \d+ tokens when context": "LM Studio 0.3.13",
     r"reached context length of \d+ tokens": "LM Studio while decoding",
     r"loaded with (?:a )?context length of only": "LM Studio",

@@ -86,6 +86,8 @@ def conditions(made: Certificate) -> str:
     if made.setup["query_aware"]:
         sees = "context and question"
     how = f"temperature {decoding['temperature']:g}" if decoding["temperature"] else "greedy"
+    if until := decoding.get("until"):
+        how += f", up to the first of {', '.join(map(repr, until))}"
     return f"the press sees {sees}; at most {plural(decoding['max_new_tokens'], 'token')}, {how}"
 
 

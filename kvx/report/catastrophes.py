@@ -46,8 +46,8 @@ def notes(stats: pd.DataFrame, seen: pd.DataFrame) -> Iterator[str]:
     """What the table cannot show, and why; `stats` and `seen` are one variant's tables."""
     if (seen["unit"] == WORDS).any():
         yield (
-            "Where a server gave no token ids, loops were looked for among words: one inside a "
-            "word is not seen."
+            "Where a server gave no token ids, or an answer was cut at a stop string when it was "
+            "scored, loops were looked for among words: one inside a word is not seen."
         )
     compared = stats[stats["twin_point_id"].notna()]
     if not len(compared):

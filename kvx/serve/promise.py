@@ -52,7 +52,7 @@ class Promise:
             and low <= len(parts.compressed_ids) <= high
             and _decodes_alike(config.decoding, setup["decoding"])
             and not asked.ignore_eos
-            and not asked.stops
+            and set(asked.stops or own.decoding.until) == set(setup["decoding"].get("until") or [])
         )
 
 
