@@ -34,6 +34,8 @@ def no_such_field(key: str, known: Collection[str] | None = None) -> str:
     `known` are the names that could stand in its place; None: those of kvx's schema.
     """
     section = key.rpartition(".")[0]
+    if key in paths():
+        return "no field of this engine; it is one of engine=openai"
     known = fields_of(section) if known is None else known
     near = nearest(key, known)
     if near is not None:

@@ -24,14 +24,15 @@ from tests.conftest import Kvx
         ("+model.load_in_4bit=true", "model.load_in_4bit: no such field; model has name, path"),
         ("+budgt=0.5", "budgt: no such field; did you mean budget?"),
         ("+presss=knorm", "presss: no such field; did you mean press?"),
-        ("++engine.timeouts.conect_s=3", "did you mean engine.timeouts.connect_s?"),
+        ("++engine.top_logprob=3", "engine.top_logprob: no such field; did you mean engine.top_l"),
+        ("++engine.timeouts.connect_s=3", "engine.timeouts: no field of this engine; it is one of"),
+        ("engine.api=chat", "engine.api: no field of this engine; it is one of engine=openai"),
         ("++decoding.a.b=3", "decoding.a: no such field; decoding has max_new_tokens"),
         ("++decoding={temprature:3}", "did you mean decoding.temperature?"),
         ("+temperature=0.7", "did you mean decoding.temperature?"),
         ("decoding.temprature=0.7", "did you mean decoding.temperature?"),
         ("++dataset.sampling.n_per_bins=3", "did you mean dataset.sampling.n_per_bin?"),
         ("press=[knorm,snapkv]", "to sweep, type -m press=knorm,snapkv"),
-        ("decoding=3", "decoding: holds fields of its own"),
     ],
 )
 def test_a_key_that_no_field_takes_is_refused(typed: str, says: str) -> None:
@@ -146,7 +147,7 @@ def test_a_grid_may_name_a_point_twice(kvx: Kvx, arguments: list[str]) -> None:
         ("model.path=/x/été/模型", "/x/été/模型"),
         ("model.path=/x/run(1)#2&3", "/x/run(1)#2&3"),
         ("paths.output=/x/it's=here", "/x/it's=here"),
-        ("paths.output=/x/a\\=b\\", "/x/a\\=b\\"),
+        ("paths.output=C:\\x=1\\", "C:\\x=1\\"),
         ("dataset.source.path=/x/ü,b=1", ["/x/ü", "b=1"]),
         ("model.revision=12345e6", "12345e6"),
         ("experiment_name=2024_01", "2024_01"),
@@ -162,7 +163,11 @@ def test_paths_mean_what_was_typed(typed: str, meant: object) -> None:
     value = override.value()
     if override.is_sweep_override():
         value = list(override.sweep_iterator(transformer=lambda v: v))
-    assert [str(v) for v in value] == meant if isinstance(meant, list) else value == meant
+    assert (
+        [getattr(v, "text", v) for v in value] == meant
+        if isinstance(meant, list)
+        else value == meant
+    )
 
 
 def test_a_path_with_an_equals_sign_reaches_the_configuration(tmp_path: Path) -> None:
@@ -223,20 +228,20 @@ def test_servers_are_found_by_the_whole_budget() -> None:
 
 
 def test_a_refusal_while_reading_says_read(tmp_path: Path) -> None:
-    denied = PermissionError(EACCES, "Permission denied", str(tmp_path / "there" / "data.jsonl"))
+    path = str(tmp_path / "there" / "data.jsonl")
 
     def read_rows() -> None:
-        raise denied
+        raise PermissionError(EACCES, "Permission denied", path)
 
     def write_text() -> None:
-        raise denied
+        raise PermissionError(EACCES, "Permission denied", path)
 
     for raises, says in ((read_rows, "cannot read "), (write_text, "cannot write ")):
-        try:
+        with pytest.raises(PermissionError) as denied:
             raises()
-        except PermissionError as error:
-            assert describe(error)[0] == 2
-            assert describe(error)[1].startswith(says)
+        code, line = describe(denied.value)
+        assert code == 2
+        assert line.startswith(f"{says}{path}: Permission denied; ")
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="needs another user")
@@ -263,5 +268,5 @@ def test_a_file_that_cannot_be_read_is_told_so(tmp_path: Path) -> None:
 def test_serve_refuses_an_engine_that_it_would_ignore() -> None:
     from kvx.serve.main import serve
 
-    with pytest.raises(UserError, match="engine=openai: kvx.serve generates itself"):
+    with pytest.raises(UserError, match=r"engine=openai: kvx\.serve generates itself"):
         serve([compose("engine=openai")])

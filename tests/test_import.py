@@ -1,4 +1,4 @@
-"""`import kvx…` from a notebook changes nothing of the user's: no backend, logger, seed or patch."""
+"""`import kvx…` in a notebook changes nothing of the user's: no backend, logger, seed or patch."""
 
 import subprocess
 import sys
@@ -64,7 +64,8 @@ def state():
                    torch.get_rng_state().sum().item()],
         "numpy": numpy.geterr(),
         "locale": locale.setlocale(locale.LC_ALL),
-        "path": sys.path, "directory": os.getcwd(), "hooks": [repr(sys.excepthook), repr(sys.displayhook)],
+        "path": sys.path, "directory": os.getcwd(),
+        "hooks": [repr(sys.excepthook), repr(sys.displayhook)],
         "signals": {str(n): repr(signal.getsignal(n)) for n in signal.valid_signals()},
         "pandas": str(pandas.options.mode.to_dict() if hasattr(pandas.options.mode, "to_dict")
                       else pandas.options.mode.copy_on_write),
