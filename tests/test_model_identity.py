@@ -137,8 +137,9 @@ def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
     one.write_bytes(b"GGUF1")
     two.write_bytes(b"GGUF2")
     assert known(one) != known(two)
+    two.unlink()
     before = known(tmp_path)
-    two.write_bytes(b"GGUF3")
+    one.write_bytes(b"GGUF3")
     assert known(tmp_path) != before
     parts = [tmp_path / f"big-0000{i}-of-00002.gguf" for i in (1, 2)]
     for part in parts:
