@@ -33,14 +33,17 @@ class Submitted(Exception):  # noqa: N818
     """The work was handed to a queue and goes on without us (exit 0); says how to watch it."""
 
 
-def show_traceback(error: BaseException) -> None:
-    """With HYDRA_FULL_ERROR=1: where an error that is told in one line was raised, on stderr."""
+def show_traceback(error: BaseException, of: object) -> None:
+    """With HYDRA_FULL_ERROR=1: where an error that is told in one line was raised, on stderr.
+
+    The same traceback is shown once for each `of`: a press that raises does so in every request.
+    """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        _print_once("".join(traceback.format_exception(error)))
+        _print_once("".join(traceback.format_exception(error)), id(of))
 
 
-@cache  # a press that raises does so for every request
-def _print_once(text: str) -> None:
+@cache
+def _print_once(text: str, _: int) -> None:
     print(text, file=sys.stderr)
 
 
