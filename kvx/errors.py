@@ -39,14 +39,17 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
-def show_traceback(error: BaseException) -> None:
-    """With HYDRA_FULL_ERROR=1: where an error that is told in one line was raised, on stderr."""
+def show_traceback(error: BaseException, of: object) -> None:
+    """With HYDRA_FULL_ERROR=1: where an error that is told in one line was raised, on stderr.
+
+    The same traceback is shown once for each `of`: a press that raises does so in every request.
+    """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        _print_once("".join(traceback.format_exception(error)))
+        _print_once("".join(traceback.format_exception(error)), id(of))
 
 
-@cache  # a press that raises does so for every request
-def _print_once(text: str) -> None:
+@cache
+def _print_once(text: str, _: int) -> None:
     print(text, file=sys.stderr)
 
 

@@ -450,7 +450,7 @@ def prove_budget(point: Point, kv: KVUse) -> BudgetProof:
 
 def failure(request: Request, error: Exception) -> Response:
     """The typed failure of a request that raised."""
-    show_traceback(error)
+    show_traceback(error, request.point)
     reason = str(error).splitlines()[0] if str(error) else ""
     message = f"{type(error).__name__}: {reason}"
     kind = classify_error(message)
