@@ -277,6 +277,10 @@ def test_longbench_in_a_file_and_in_a_directory(tmp_path: Path) -> None:
     source = LongBenchSource("qasper", str(tmp_path))
     assert [e.answers for e in source.examples()] == answers
     assert [e.example_id for e in source.examples()] == ["qasper-0", "qasper-1", "qasper-2"]
+    plain = {**rows[0], "answers": ["a"], "_id": "h"}
+    for asked in ("input", "question"):
+        jsonl(path, {asked if name == "input" else name: cell for name, cell in plain.items()})
+        assert source.revision() == f"longbench-1-{sha256_file(path)[:12]}"
     jsonl(path, rows[0], rows[0])
     with pytest.raises(UserError, match=r"qasper: row 2: id 'qasper-0' occurs twice \(first in ro"):
         list(source.examples())

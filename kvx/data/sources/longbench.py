@@ -53,7 +53,8 @@ class LongBenchSource:
     def revision(self) -> str:
         if self.path:
             file = self._file()
-            alike = rows.were_plain(read_jsonl(file), FIELDS)
+            asked = ({"input": row.get("question"), **row} for row in read_jsonl(file))
+            alike = rows.were_plain(asked, FIELDS)
             return f"longbench-{VERSION if alike else rows.VERSION}-{fingerprint(file)[:12]}"
         return f"longbench-{rows.VERSION}-{self.hub}@{self._commit()}"
 
