@@ -218,7 +218,7 @@ def test_a_quantised_checkpoint_that_cannot_be_loaded_is_one_line(
     if torch.cuda.is_available():
         pytest.skip("on a GPU it may well be")
     folder = tiny_model(tmp_path / "m", quantization_config=config)
-    with pytest.raises(UserError, match="^model=m: "):
+    with pytest.raises(UserError, match=r"^model=m: "):
         load(model_config(folder))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ class ModelFiles:
     """`folder` holds configuration and tokenizer, if they are local.
 
     `gguf`: the file that is the model. `adapter`: the folder of a peft adapter, whose base the rest
-    describes. `hub` is the id of a model whose files the hub's cache holds, or will.
+    describes. `hub` is the id of a model whose files the hub's cache holds, or will, at `revision`.
     """
 
     folder: Path
     gguf: Path | None = None
     adapter: Path | None = None
     hub: str | None = None
+    revision: str | None = None
 
     @property
     def tokenizer(self) -> Path:
@@ -62,11 +63,12 @@ def files_of(model: ModelConfig) -> ModelFiles:
             return _local_folder(model, path)
     except OSError as error:
         raise UserError(f"model.path={path}: cannot be read ({error.strerror})") from None
-    return ModelFiles(_hub_dir(model.path, model.revision, model.name), hub=model.path)
+    folder = _hub_dir(model.path, model.revision, model.name)
+    return ModelFiles(folder, hub=model.path, revision=model.revision)
 
 
 def _one_file(model: ModelConfig, path: Path) -> ModelFiles:
-    if gguf_file.is_gguf(path):
+    if gguf_file.is_gguf(path) and path.suffix == ".gguf":
         return ModelFiles(path.parent, gguf=path)
     refuse_pointer(path)
     raise UserError(f"model.path={path}: is a file; give a model's folder, or a .gguf file")
@@ -103,15 +105,15 @@ def _local_folder(model: ModelConfig, path: Path) -> ModelFiles:
 
 def _adapter(model: ModelConfig, path: Path) -> ModelFiles:
     """An adapter and its base, which its configuration names by path or hub id."""
-    named = read_json(path / ADAPTER).get("base_model_name_or_path")
+    adapter = read_json(path / ADAPTER)
+    named, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
     where = f"base_model_name_or_path in {path / ADAPTER}"
     if not named or not isinstance(named, str):
         raise UserError(f"model={model.name}: is an adapter that names no base; set {where}")
     beside = path / named
     base = str(beside if not Path(named).expanduser().exists() and beside.is_dir() else named)
     try:
-        # a revision of model.path is the adapter's, which is a folder here
-        files = files_of(ModelConfig(name=f"{model.name}'s base", path=base))
+        files = files_of(ModelConfig(name=f"{model.name}'s base", path=base, revision=revision))
     except UserError as error:
         raise UserError(
             f"{error} (model={model.name} is an adapter of it; or set {where})"
@@ -119,7 +121,7 @@ def _adapter(model: ModelConfig, path: Path) -> ModelFiles:
     if files.adapter is not None or files.gguf is not None:
         kind = "another adapter" if files.adapter else "a GGUF file"
         raise UserError(f"model={model.name}: is an adapter of {kind} ({named}); merge that first")
-    return ModelFiles(files.folder, adapter=path, hub=files.hub)
+    return replace(files, adapter=path)
 
 
 @cache
