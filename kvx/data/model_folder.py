@@ -60,6 +60,7 @@ def files_of(model: ModelConfig) -> ModelFiles:
         if path.is_file():
             return _one_file(model, path)
         if path.is_dir():
+            os.listdir(path)  # raises here, and not in what comes later
             return _local_folder(model, path)
     except OSError as error:
         raise UserError(f"model.path={path}: cannot be read ({error.strerror})") from None
