@@ -16,6 +16,7 @@ from kvx.data.manifest import manifest_key
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.openai.body import BodyBuilder
+from kvx.engines.openai.engine import _warn_of_the_day
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.run.bundle import plan
@@ -266,6 +267,22 @@ def test_a_server_is_sent_the_manifests_day(
     point = planned(folder, "engine=openai", "engine.base_url=http://127.0.0.1:1/v1")
     prompts = BodyBuilder(point.config, "2026-03-01").prompts
     assert prompts.texts(example("c"))[0].startswith("01 Mar 2026 ")
+
+
+def test_a_server_that_renders_chats_itself_has_a_day_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = ("engine=openai", "engine.base_url=http://127.0.0.1:1/v1")
+    for name, template, api, warned in (
+        ("a", DATED_CHAT, "chat", True),
+        ("b", DATED_CHAT, "completions", False),
+        ("c", PLAIN_CHAT, "chat", False),
+    ):
+        caplog.clear()
+        folder = tiny_model(tmp_path / name, template)
+        _warn_of_the_day([planned(folder, *server, f"engine.api={api}")])
+        assert ("writes the day into prompts" in caplog.text) is warned
 
 
 def test_a_live_server_takes_the_real_day_unless_told(

@@ -218,7 +218,7 @@ def test_a_quantised_checkpoint_that_cannot_be_loaded_is_one_line(
     if torch.cuda.is_available():
         pytest.skip("on a GPU it may well be")
     folder = tiny_model(tmp_path / "m", quantization_config=config)
-    with pytest.raises(UserError, match="^model=m: "):
+    with pytest.raises(UserError, match=r"^model=m: "):
         load(model_config(folder))
 
 
@@ -276,6 +276,14 @@ def test_a_tokenizer_that_is_none_is_one_line(
     with pytest.raises(UserError, match=said) as caught:
         load_tokenizer(model_config(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_another_model_is_one_line(kvx: Kvx, tmp_path: Path) -> None:
+    """On a GPU a token beyond the embedding ends the process."""
+    folder = tiny_model(tmp_path / "m", vocab_size=40)
+    outcome = kvx("prepare", "model=hf", f"model.path={folder}", "dataset.source.n_examples=20")
+    assert outcome.code == 2
+    assert "its tokens are not all among the 40 of model=" in outcome.err
 
 
 def test_a_path_that_holds_no_model_says_what_to_give(tmp_path: Path) -> None:

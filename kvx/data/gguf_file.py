@@ -45,6 +45,11 @@ def _metadata(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
                 key = _string(file)
                 (kind,) = _unpack(file, "<I")
                 found[key] = _value(file, kind)
+            if int(found.get("split.count") or 1) > 1:
+                raise UserError(
+                    f"{path}: is one of {found['split.count']} parts; join them first "
+                    "(llama-gguf-split --merge)"
+                )
             _check_tensors(file, n_tensors, int(found.get("general.alignment") or 32), size)
         except (struct.error, EOFError, KeyError, UnicodeDecodeError, MemoryError):
             raise UserError(f"{path}: is cut off or damaged; fetch it again") from None

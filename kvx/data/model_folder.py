@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class ModelFiles:
     """`folder` holds configuration and tokenizer, if they are local.
 
     `gguf`: the file that is the model. `adapter`: the folder of a peft adapter, whose `base` the
-    rest describes. `hub` is the id of a model whose files the hub's cache holds, or will.
+    rest describes. `hub` is the id of a model whose files the hub's cache holds, or will, at
+    `revision`.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class ModelFiles:
     adapter: Path | None = None
     hub: str | None = None
     base: ModelConfig | None = None
+    revision: str | None = None
 
     @property
     def tokenizer(self) -> Path:
@@ -60,14 +62,16 @@ def files_of(model: ModelConfig) -> ModelFiles:
         if path.is_file():
             return _one_file(model, path)
         if path.is_dir():
+            os.listdir(path)  # raises here, and not in what comes later
             return _local_folder(model, path)
     except OSError as error:
         raise UserError(f"model.path={path}: cannot be read ({error.strerror})") from None
-    return ModelFiles(_hub_dir(model.path, model.revision, model.name), hub=model.path)
+    folder = _hub_dir(model.path, model.revision, model.name)
+    return ModelFiles(folder, hub=model.path, revision=model.revision)
 
 
 def _one_file(model: ModelConfig, path: Path) -> ModelFiles:
-    if gguf_file.is_gguf(path):
+    if gguf_file.is_gguf(path) and path.suffix == ".gguf":
         return ModelFiles(path.parent, gguf=path)
     refuse_pointer(path)
     raise UserError(f"model.path={path}: is a file; give a model's folder, or a .gguf file")
@@ -125,7 +129,7 @@ def _adapter(model: ModelConfig, path: Path) -> ModelFiles:
     if files.adapter is not None or files.gguf is not None:
         kind = "another adapter" if files.adapter else "a GGUF file"
         raise UserError(f"model={model.name}: is an adapter of {kind} ({named}); merge that first")
-    return ModelFiles(files.folder, adapter=path, hub=files.hub, base=base)
+    return replace(files, adapter=path, base=base)
 
 
 @cache

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvx.config import BinningConfig, BinStrategy, Config, Overflow
+from kvx.config import BinningConfig, BinStrategy, Config, OpenAIConfig, Overflow
 from kvx.data import manifest as manifests
 from kvx.data.binning import bin_edges, bin_of, choose
 from kvx.data.chat import today
 from kvx.data.example import Example
 from kvx.data.examples import load_examples
 from kvx.data.manifest import Bin, Entry, Manifest
+from kvx.data.model_folder import files_of
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError, shown
@@ -194,9 +195,16 @@ def _fitting(
 ) -> Iterator[Example]:
     """The examples that fit the model's context, truncated if the configuration says so."""
     limit, usual = max_context_tokens(config.model), config.decoding.max_new_tokens
+    known = _vocabulary(config)
     for example in examples:
         new = usual if example.max_new_tokens is None else example.max_new_tokens
-        excess = builder.parts(example).n_tokens + new - limit
+        parts = builder.parts(example)
+        if known is not None and max(*parts.compressed_ids, *parts.rest_ids, 0, 0) >= known:
+            raise UserError(
+                f"example {example.example_id}: its tokens are not all among the {known} of "
+                f"model={config.model.name}; is the tokenizer in its folder another model's?"
+            )
+        excess = parts.n_tokens + new - limit
         if excess <= 0:
             yield example
             continue
@@ -207,6 +215,17 @@ def _fitting(
                 "truncate_middle or truncate_head, or use shorter contexts"
             )
         yield _truncated(example, excess, config, builder, tokenizer, limit - new)
+
+
+def _vocabulary(config: Config) -> int | None:
+    """How many tokens the model has; None for a server's, or where no file says."""
+    files = files_of(config.model)
+    if isinstance(config.engine, OpenAIConfig) or files.adapter or files.gguf:
+        return None
+    own = files.read_config()
+    text = own.get("text_config")
+    size = {**own, **(text if isinstance(text, dict) else {})}.get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def _truncated(

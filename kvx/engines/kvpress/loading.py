@@ -4,6 +4,7 @@ What transformers only warns of (layers that no file fills, weights that nothing
 a model with a random layer answers too.
 """
 
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ from kvx.errors import UserError
 COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 SHOWN = 3
 
+log = logging.getLogger(__name__)
+
 
 def load_weights(config: ModelConfig, device: torch.device) -> Any:
     """The model on its device or devices, ready to generate. Raises `UserError`."""
@@ -35,6 +38,7 @@ def load_weights(config: ModelConfig, device: torch.device) -> Any:
     check_libraries(files, config.name)
     model = _from_pretrained(config, files, device)
     if files.adapter is not None:
+        log.info("run: merging the adapter in %s into its base", files.adapter)
         model = _merged(model, files.adapter, config.name)
     if config.device_map is None and not _is_quantised(model):
         try:
@@ -62,7 +66,7 @@ def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.devic
     source: Any = files.hub or files.folder
     extra: dict[str, Any] = {}
     if files.hub is not None:
-        extra["revision"] = (files.base or config).revision
+        extra["revision"] = files.revision
     if files.gguf is not None:
         extra["gguf_file"] = files.gguf.name
     where = config.device_map
@@ -139,31 +143,36 @@ def _some(names: list[str]) -> str:
 
 def _merged(model: Any, adapter: Path, name: str) -> Any:
     """The model with an adapter merged into its weights: presses read them. Raises `UserError`."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
-    # an adapter that was trained with more tokens brings its own embedding
     try:
-        weights = load_peft_weights(str(adapter), device="cpu")
-        rows = [w.shape[0] for key, w in weights.items() if key.endswith("embed_tokens.weight")]
-        if rows and rows[0] != model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(rows[0], mean_resizing=False)
-        with warnings.catch_warnings(action="ignore"):  # what is missing is said below
-            tuned = PeftModel.from_pretrained(model, str(adapter))
-        taken = set(get_peft_model_state_dict(tuned))
-        if absent := sorted(taken - set(weights)) or sorted(set(weights) - taken):
-            raise UserError(
-                f"model={name}: the adapter does not fit its base "
-                f"({read_json(adapter / ADAPTER).get('base_model_name_or_path')}): {_some(absent)}"
-            )
-        return tuned.merge_and_unload(safe_merge=True)
-    except UserError:
-        raise
+        with warnings.catch_warnings(action="ignore"):  # what is missing is said here
+            tuned, misfits = _tuned(model, adapter)
+            merged = None if misfits else tuned.merge_and_unload(safe_merge=True)
     except Exception as error:  # peft and torch have no one kind of error
         raise UserError(
             f"model={name}: the adapter in {adapter} cannot be merged into its base: "
             f"{loading_reason(error)}"
         ) from error
+    if misfits:
+        base = read_json(adapter / ADAPTER).get("base_model_name_or_path")
+        raise UserError(
+            f"model={name}: the adapter does not fit its base ({base}): {_some(misfits)}"
+        )
+    return merged
+
+
+def _tuned(model: Any, adapter: Path) -> tuple[Any, list[str]]:
+    """Peft's model, and the weights that the adapter lacks or, if none, has too many."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    weights = load_peft_weights(str(adapter), device="cpu")
+    # an adapter that was trained with more tokens brings its own embedding
+    rows = [w.shape[0] for key, w in weights.items() if key.endswith("embed_tokens.weight")]
+    if rows and rows[0] != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows[0], mean_resizing=False)
+    tuned = PeftModel.from_pretrained(model, str(adapter))
+    taken = set(get_peft_model_state_dict(tuned))
+    return tuned, sorted(taken - set(weights)) or sorted(set(weights) - taken)
 
 
 def _is_quantised(model: Any) -> bool:
