@@ -76,6 +76,8 @@ def print_summary(stats: pd.DataFrame) -> None:
                 f"{overall['mean']:.2f} {interval(overall)}",
             )  # fmt: skip
         if frame["n_degenerate"].any():
-            table.caption = f"{DEGENERATE} degenerate: there the press is not what it is meant to be"
+            table.caption = (
+                f"{DEGENERATE} degenerate: there the press is not what it is meant to be"
+            )
             table.caption_justify = "left"
         Console(width=max(Console().width, WIDEST)).print(table)

@@ -10,6 +10,8 @@ from kvx.engines.kvpress.parts import DECODING, MASKING, packs, parts_of
 from kvx.errors import ArgumentError, first_line, shown
 
 INSTEAD = "use an evicting press such as SnapKVPress, KnormPress or ExpectedAttentionPress"
+
+
 @dataclass(frozen=True)
 class ObjectPress:
     """Copies of `press`, with the compression ratio it was given or another budget's.
