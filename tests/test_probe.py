@@ -1,14 +1,19 @@
 """signals=full: the probe and the traces that a run records, against direct computations."""
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from kvx.data.prompt import PromptBuilder
-from kvx.engines.base import Probe, Response
+from kvx.engines.base import PointWork, Probe, Response
+from kvx.engines.kvpress import batch
+from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.engines.kvpress.measure import clear_masks
 from kvx.guard.signals import divergence_nats
 from kvx.store import schemas
 from tests.conftest import Kvx
@@ -19,7 +24,10 @@ SMALL = ("dataset.source.n_examples=20", "dataset.sampling.n_per_bin=1", "datase
 
 def generated(tmp_path: Path, *points: tuple[str, ...]) -> dict[tuple[str, str], Response]:
     """The responses of several points that ran together, by point and example."""
-    works = [make_work(tmp_path, *SMALL, *point) for point in points]
+    return generated_of([make_work(tmp_path, *SMALL, *point) for point in points])
+
+
+def generated_of(works: list[PointWork]) -> dict[tuple[str, str], Response]:
     engine = KVPressEngine(works[0].point.config)
     found = [item for item in engine.generate(works) if isinstance(item, Response)]
     return {(r.request.point.id, r.request.entry.example_id): r for r in found}
@@ -87,6 +95,127 @@ def test_a_probe_needs_no_full_cache_among_the_points(tmp_path: Path) -> None:
         assert found.kl_nats == pytest.approx(expected.kl_nats, rel=1e-2, abs=1e-5)
 
 
+WATCHED = tuple(
+    (f"press={press}", f"budget.ratio={budget}", "signals=full")
+    for press, budget in (("snapkv", 0.5), ("chunkkv", 0.5), ("knorm", 1))
+)  # fmt: skip
+
+
+def assert_seen_alike(found: dict[Any, Response], expected: dict[Any, Response]) -> None:
+    """The same probe, score mass and tokens of every response."""
+    assert found.keys() == expected.keys()
+    for key, response in found.items():
+        other = expected[key]
+        assert response.error_message is None
+        assert response.trace is not None
+        assert other.trace is not None
+        assert response.token_ids == other.token_ids
+        here, there = probe_of(response), probe_of(other)
+        assert here.kl_nats == pytest.approx(there.kl_nats, rel=1e-2, abs=1e-5)
+        assert here.same_top1 == there.same_top1
+        mass, expected_mass = response.trace.score_evicted, other.trace.score_evicted
+        assert (mass is None) == (expected_mass is None)
+        assert mass is None or mass == pytest.approx(expected_mass, rel=1e-4)
+        assert response.trace.logprob == pytest.approx(other.trace.logprob, abs=1e-4)
+        assert response.kv == other.kv
+
+
+def test_a_request_that_is_tried_alone_is_seen_as_in_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = [make_work(tmp_path, *SMALL, *point) for point in WATCHED]
+    together = generated_of(works)
+    assert any(r.trace is not None and r.trace.score_evicted for r in together.values())
+    real, step, failures = batch.prefill, Decoder.step, []
+
+    def prefill(loaded: Any, ids: Any, rows: Any, room: int, alone: bool) -> Any:
+        if len(rows) > 2:
+            failures.append("prefill")
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(loaded, ids, rows, room, alone)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "prefill", prefill)
+        assert_seen_alike(generated_of(works), together)
+
+    def failing(decoder: Decoder) -> Any:
+        if len(decoder.rows) > 1:
+            failures.append("step")
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(decoder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "step", failing)
+        assert_seen_alike(generated_of(works), together)
+    assert {"prefill", "step"} == set(failures)
+
+
+@pytest.mark.parametrize("alone", ["engine.share=false", "decoding.timeout_s=600"])
+def test_requests_that_share_nothing_are_seen_as_in_a_batch(tmp_path: Path, alone: str) -> None:
+    works = [make_work(tmp_path, *SMALL, *point) for point in WATCHED]
+    together = generated_of(works)
+    for work in works:
+        config = work.point.config
+        if alone == "engine.share=false":
+            config.engine.share = False
+        else:  # in place: the points stay the same
+            config.decoding.timeout_s = 600
+    assert_seen_alike(generated_of(works), together)
+
+
+@pytest.mark.parametrize(
+    ("press", "needs"),
+    [
+        ({"_target_": "kvpress.AdaKVPress", "press": {"_target_": "kvpress.KnormPress"}}, "masks"),
+        ({"_target_": "kvpress.KVComposePress"}, "changes_forward"),
+    ],
+)
+def test_presses_that_run_alone_have_a_probe_too(
+    tmp_path: Path, press: dict[str, Any], needs: str
+) -> None:
+    """Against the logits of kvpress's own context and of the full cache."""
+    from kvpress import AdaKVPress, KnormPress, KVComposePress
+    from transformers import DynamicCache
+
+    more = ("signals=full", "budget.ratio=0.1", f"press.needs=[{needs}]", "press.name=mine")
+    work = make_work(tmp_path, *SMALL, "press=knorm", *more)
+    work.point.config.press.method, work.point.config.press.score_uses_budget = press, True
+    engine = KVPressEngine(work.point.config)
+    model = engine.loaded.model
+    builder = PromptBuilder(engine.loaded.tokenizer, work.point.config)
+    found = {r.request.id: r for r in engine.generate([work]) if isinstance(r, Response)}
+    largest = 0.0
+    for request, example in work.requests:
+        parts, logits = builder.parts(example), []
+        n, rest = len(parts.compressed_ids), torch.tensor([parts.rest_ids])
+        theirs = KVComposePress(compression_ratio=0.9) if needs != "masks" else AdaKVPress(
+            KnormPress(0.9)
+        )  # fmt: skip
+        for own in (None, theirs):
+            clear_masks(model)
+            cache = DynamicCache()
+            ids = torch.tensor([parts.compressed_ids])
+            with torch.inference_mode(), own(model) if own else contextlib.nullcontext():
+                model.model(ids, past_key_values=cache)
+            positions = torch.arange(n, n + rest.shape[1])[None]
+            if needs != "masks" and own is not None:  # layers of different length: kvx's own loop
+                expected = [layer.keys.shape[2] for layer in cache.layers]
+                assert found[request.id].kv.entries_physical == sum(expected) / len(expected)
+                logits.append(None)
+                continue
+            with torch.inference_mode():
+                out = model(rest, past_key_values=cache, position_ids=positions)
+            logits.append(out.logits[0, -8:])
+        clear_masks(model)
+        probe = probe_of(found[request.id])
+        assert len(probe.kl_nats) == rest.shape[1]
+        largest = max(largest, *probe.kl_nats)
+        if logits[1] is not None:
+            expected = divergence_nats(*logits)
+            assert probe.kl_nats == pytest.approx(expected.tolist(), rel=1e-2, abs=1e-4)
+    assert largest > 1e-3
+
+
 def test_watching_changes_no_answer(tmp_path: Path) -> None:
     points = [("press=snapkv", f"budget.ratio={b}") for b in ("0.5", "0.2")]
     plain = generated(tmp_path, *points)
@@ -123,5 +252,4 @@ def test_traces_are_stored_whole(kvx: Kvx) -> None:
             for name in ("logprob", "entropy_nats", "top_logprobs", *schemas.SIGNALS):
                 assert len(row[name]) == n, name
             assert row["signals_source"] == "full"
-            # adakv hides entries in a pass of its own, beside which there is no full cache
-            assert (row["probe_kl_nats"] is None) == path.parent.name.startswith("adakv")
+            assert len(row["probe_kl_nats"]) == len(row["probe_same_top1"]) > 0

@@ -243,7 +243,7 @@ class Experiment:
             asked = point.info["budget_kind"], point.info["budget_label"]
             of = point.info["variant_id"], point.info["seed"], self.press_labels[point.id]
             alike[*of, *asked].append(point)
-        found = {}
+        found: dict[str, tuple[str, float]] = {}
         for same in alike.values():
             if others.isdisjoint(p.id for p in same):
                 continue

@@ -35,7 +35,8 @@ class Job:
     """What is to be generated, and how far it is.
 
     `row` is there from the prefill on. `deliver` takes events in the event loop of the server.
-    `promised`: whether the server's certificate covers the request; None if it has none.
+    `promised`: whether the server's certificate covers the request; None if it has none. `note`:
+    why it does not have the server's budget; None if it has.
     """
 
     request: Request
@@ -49,6 +50,7 @@ class Job:
     logprobs: int | None = None
     ignore_stop: bool = False
     promised: bool | None = None
+    note: str | None = None
     row: Row | None = None
     n_before: int = 0  # tokens that it had said when it was begun again
     host_bytes: int = 0  # of its guard's shadow

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvx.config import BudgetKind
+from kvx.engines.base import BudgetProof, kept_as_asked
 from kvx.guard.events import INTERVENTIONS, Guarded, GuardEvent
 from kvx.points import resolved
 from kvx.serve.jobs import Done, Job
@@ -159,9 +160,24 @@ def proof(job: Job, done: Done) -> Json:
         "budget_kind": config.budget.kind.name,
         "method": resolved(config.press.method),
         "kv": dataclasses.asdict(done.kv),
+        **({} if (note := _note(job, done)) is None else {"note": note}),
         **({} if certified is None else {"certified": certified}),
         **({} if done.guard is None else {"guard": guard_report(controller, done.guard)}),
     }
+
+
+def _note(job: Job, done: Done) -> str | None:
+    """Why another number of entries was kept than the server's or the request's budget says."""
+    if job.note is not None:
+        return job.note
+    press, kv = job.request.point.config.press, done.kv
+    proof_of_it = kept_as_asked(press, kv.entries_nominal, kv.entries_effective)
+    if proof_of_it is not BudgetProof.BY_METHOD:
+        return None
+    return (
+        f"press={press.name} was asked to keep {kv.entries_nominal:g} entries and keeps "
+        f"{kv.entries_effective:g} by its method"
+    )
 
 
 def guard_report(controller: str, guard: Guarded) -> Json:

@@ -33,6 +33,11 @@ class Compression(Strict):
             raise ValueError("give budget or budget_tokens, not both")
         return self
 
+    @property
+    def names_a_budget(self) -> bool:
+        """Whether the request itself says how it is to be compressed."""
+        return any(v is not None for v in (self.press, self.budget, self.budget_tokens))
+
 
 class StreamOptions(Strict):
     include_usage: bool = False

@@ -60,12 +60,25 @@ def run_server(
     """
     server = make_server(config, api_key, promise)
     log.info("serve: %s, %s, at %s", config.model.name, point_of(config), base_url(listener))
+    if (shortest := shortest_of(config)) is not None:
+        log.info("serve: %s", shortest)
     with _signals_once():
         server.run(sockets=[listener])
     server.service.loop.join(END_S)
     if server.service.loop.broken:
         raise RunFailedError("the decoding thread ended; see above")
     log.info("serve: stopped")
+
+
+def shortest_of(config: Config) -> str | None:
+    """Which prompts are too short for the server's press; None if none is."""
+    press = config.press
+    if keeps_all(config) or press.min_prompt_tokens == 0:
+        return None
+    return (
+        f"press={press.name} compresses prompts of more than {press.min_prompt_tokens} tokens; "
+        "shorter ones keep their full cache, and the answer says so"
+    )
 
 
 def point_of(config: Config) -> str:

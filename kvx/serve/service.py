@@ -18,6 +18,7 @@ from kvx.data.tokenizer import max_context_tokens
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.guarded import live_policy
+from kvx.engines.kvpress.press_check import check_on_model
 from kvx.errors import UserError
 from kvx.points import Point, Request, is_guarded
 from kvx.serve.controllers import cost_of, with_controller
@@ -31,6 +32,7 @@ from kvx.serve.prompts import PromptSplitter
 from kvx.serve.schema import ChatRequest, CompletionRequest, Generation
 from kvx.serve.transcript import Piece, Restart, Transcript
 from kvx.text import StopStrings, TokenText
+from kvx.validate import full_cache
 
 GREEDY_BELOW = 1e-5  # only the likeliest token survives such a temperature
 RECENT = 32  # answers that say how soon a place in the queue is free
@@ -81,6 +83,7 @@ class Service:
             raise UserError(f"model={config.model.name}: cannot be served: it has {obstacle}")
         self.point = Point(config, _no_manifest(config), Path())
         self.presses = Presses(self.point)
+        check_on_model(self.point, model)
         if is_guarded(config):
             live_policy(config.controller, config.guard)  # reads the hazard model, if there is one
         self.cost, self.cap_bytes = engine.limits()
@@ -170,14 +173,13 @@ class Service:
             top_k=own.top_k if asked.top_k is None else asked.top_k,
         )
         config = replace(self.config, press=press, budget=budget, decoding=decoding)
+        covered = None
+        if self.promise is not None:  # of a prompt that keeps all of it, the length decides
+            covered = self.promise.covers(self.config, asked, config, parts)
+        note = self._too_short(config, asked, n)
+        if note is not None:
+            config = full_cache(config)
         point = with_controller(replace(self.point, config=config), asked.kvx.controller, n)
-        if point.compression_ratio(n) > 0 and n <= press.min_prompt_tokens:
-            raise invalid(
-                f"press={press.name} needs more than {press.min_prompt_tokens} tokens to compress, "
-                f"this prompt has {n}; ask for budget 1.0 or another press",
-                "kvx.press",
-                "prompt_too_short",
-            )
         request = Request(point, Entry("", 0, n, parts.n_tokens, n, "", ""))
         cost = cost_of(self.cost, request, self.loaded.device)
         if cost.total > self.cap_bytes:
@@ -188,9 +190,6 @@ class Service:
                 "max_tokens",
                 "kv_cache_exceeded",
             )
-        covered = None
-        if self.promise is not None:
-            covered = self.promise.covers(self.config, asked, config, parts)
         return Job(
             request,
             parts,
@@ -203,7 +202,27 @@ class Service:
             logprobs=asked.logprobs_asked,
             ignore_stop=asked.ignore_eos,
             promised=covered,
+            note=note,
         )
+
+    def _too_short(self, config: Config, asked: Generation, n_tokens: int) -> str | None:
+        """Why a prompt of `n_tokens` keeps its full cache; None if the press can compress it.
+
+        Raises `ApiError` if the request itself named the press or the budget.
+        """
+        press = config.press
+        ratio = replace(self.point, config=config).compression_ratio(n_tokens)
+        if ratio == 0 or n_tokens > press.min_prompt_tokens:
+            return None
+        reason = (
+            f"press={press.name} needs more than {press.min_prompt_tokens} tokens to compress, "
+            f"this prompt has {n_tokens}"
+        )
+        if asked.kvx.names_a_budget:
+            raise invalid(
+                f"{reason}; ask for budget 1.0 or another press", "kvx.press", "prompt_too_short"
+            )
+        return f"{reason}: it keeps its full cache"
 
     def _parts(self, asked: Generation) -> PromptParts:
         compress_chars = asked.kvx.compress_chars

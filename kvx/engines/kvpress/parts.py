@@ -4,7 +4,6 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import kvpress
@@ -52,20 +51,45 @@ def packs(press: Any) -> bool:
 def press_line(error: BaseException) -> str | None:
     """`file:line` of the press's code that raised; None if no press did.
 
-    Somebody's own code comes before what they call of a library.
+    Somebody's own code comes before what they call of a library, and before a library that calls
+    it wrongly or makes nothing of what it gives.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     at = [i for i, (f, _) in enumerate(frames) if isinstance(f.f_locals.get("self"), BasePress)]
     if not at:
         return None
-    own = [found for found in frames[at[0] :] if not _is_installed(found[0])]
-    frame, line = own[-1] if own else frames[at[-1]]
-    path = Path(frame.f_code.co_filename)
-    here = Path.cwd()
-    shown = path.relative_to(here) if path.is_relative_to(here) else path
-    return f"{shown}:{line}"
+    own = [found for found in frames[at[0] :] if not _is_installed(found[0].f_code.co_filename)]
+    if own:
+        return _shown(own[-1][0].f_code.co_filename, own[-1][1])
+    pressed = frames[at[-1]][0].f_locals["self"]
+    if (defined := own_method(type(pressed))) is not None:
+        return defined
+    return _shown(frames[at[-1]][0].f_code.co_filename, frames[at[-1]][1])
 
 
-def _is_installed(frame: FrameType) -> bool:
-    path = Path(frame.f_code.co_filename)
-    return any(path.is_relative_to(folder) for folder in (*_INSTALLED, _KVX))
+def own_line(error: BaseException) -> str | None:
+    """`file:line` where somebody's own code raised; None if only libraries did."""
+    found = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if Path(frame.f_code.co_filename).is_file() and not _is_installed(frame.f_code.co_filename)
+    ]
+    return _shown(*found[-1]) if found else None
+
+
+def own_method(kind: type) -> str | None:
+    """Where somebody's class defines the method that is called of a press."""
+    for name in ("compress", "score"):
+        code = getattr(vars(kind).get(name), "__code__", None)
+        if code is not None and not _is_installed(code.co_filename):
+            return _shown(code.co_filename, code.co_firstlineno)
+    return None
+
+
+def _is_installed(file: str) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in (*_INSTALLED, _KVX))
+
+
+def _shown(file: str, line: int) -> str:
+    path, here = Path(file), Path.cwd()
+    return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{line}"

@@ -20,7 +20,7 @@ from kvx.engines.kvpress.cache import KV, Bucket
 from kvx.engines.kvpress.lengths import group_by_length
 from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.parts import packs
+from kvx.engines.kvpress.parts import own_method, packs
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.shadow import FULL, RowShadow, Scores
 from kvx.engines.kvpress.streams import RandomStream
@@ -207,11 +207,9 @@ def _compressing(
         try:
             with row.stream.drawing():
                 kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
+            check_kept(press, full, kept)
         except Exception as error:  # this row's answer; the others go on
             row.error = error
-            return stub
-        if kept[0].shape[2] == 0:
-            row.error = ValueError("the press kept no entry at all")
             return stub
         if row.evicted is not None:
             row.evicted.kept(kept[0].shape[2])
@@ -270,6 +268,31 @@ def _rotary_by_device(body: Any) -> dict[torch.device, Any]:
 
     copies = {d: remove_hook_from_module(copy.deepcopy(body.rotary_emb)) for d in devices}
     return {device: rotary.to(device) for device, rotary in copies.items()}
+
+
+def check_kept(press: Any, full: KV, kept: Any) -> None:
+    """Raises `ValueError` for what is no share of a layer's `full` keys and values."""
+    name, where = f"{type(press).__name__}.compress", own_method(type(press))
+    name += "" if where is None else f" ({where})"
+    if not (isinstance(kept, tuple | list) and len(kept) == 2):
+        raise ValueError(f"{name} returned a {type(kept).__name__}, not keys and values")
+    for what, old, new in zip(("keys", "values"), full, kept, strict=True):
+        if not isinstance(new, torch.Tensor):
+            raise ValueError(f"{name} returned {what} that are a {type(new).__name__}")
+        before, after = list(old.shape), list(new.shape)
+        if (
+            new.dtype != old.dtype
+            or len(after) != 4
+            or before[:2] + before[3:] != (after[:2] + after[3:])
+        ):
+            raise ValueError(
+                f"{name} returned {what} {after} of {new.dtype}, of {before} of {old.dtype}; only "
+                "the number of entries, the third of these, may change"
+            )
+    if kept[0].shape[2] != kept[1].shape[2]:
+        raise ValueError(f"{name} kept {kept[0].shape[2]} keys and {kept[1].shape[2]} values")
+    if kept[0].shape[2] == 0:
+        raise ValueError(f"{name} kept no entry at all")
 
 
 def _made(model: Any, row: PromptRow, budget: float | None, scores: "SharedScores") -> Any | None:

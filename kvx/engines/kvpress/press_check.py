@@ -1,6 +1,7 @@
 """Can a point's press do what its configuration asks? Found out before anything runs."""
 
 import importlib.util
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import hydra.utils
@@ -8,7 +9,7 @@ import kvpress
 from kvpress import BasePress, ScorerPress
 
 from kvx.config import PressNeed
-from kvx.engines.kvpress.parts import MASKING, packs, parts_of
+from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
 from kvx.errors import UserError, first_line
 from kvx.points import Point
@@ -18,7 +19,7 @@ from kvx.sources import sources_of
 REFUSED: tuple[tuple[type, str], ...] = (
     (
         kvpress.ComposedPress,
-        "its budget is the product of its presses' own, so none can be set; use one of them alone",
+        "has the product of its presses' budgets, so none can be set; use one of them alone",
     ),
     (
         kvpress.RestoreKVPress,
@@ -73,11 +74,12 @@ def check_method(point: Point) -> None:
     except UserError as error:
         raise UserError(f"press={config.name}: {error}") from None
     except hydra.errors.InstantiationException as error:
-        reason = _why_not_made(error, str(target))
+        reason = _why_not_made(error, config.method)
         raise UserError(f"press={config.name}: {target}: {reason}") from error
     except Exception as error:  # what a setter raises
         raise UserError(
-            f"press={config.name}: {target}: no budget can be set: {first_line(error)}"
+            f"press={config.name}: {target}: no budget can be set: {_told(error)}; use a "
+            "press with a compression_ratio"
         ) from error
     _check_kind(point, press)
     _check_needs(point, press)
@@ -98,17 +100,40 @@ def check_on_model(point: Point, model: Any) -> None:
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         raise UserError(
             f"press={config.name}: {type(press).__name__} cannot be used with {name}: "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{_told(error)}"
         ) from error
 
 
-def _why_not_made(error: hydra.errors.InstantiationException, target: str) -> str:
-    cause = error.__cause__
-    if isinstance(cause, ImportError):
-        package = target.split(".")[0]
+def _why_not_made(error: Exception, method: Mapping[str, Any]) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    targets = [str(method.get("_target_")), *_targets(method)]
+    missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+    if missing and any(target == missing or target.startswith(f"{missing}.") for target in targets):
+        package = missing.split(".")[0]
         known = importlib.util.find_spec(package) is not None
         return "no such class" if known else f"cannot import {package}; set PYTHONPATH"
-    return first_line(cause if cause is not None and str(cause) else error)
+    return _told(cause)
+
+
+def _targets(method: Mapping[str, Any]) -> Iterator[str]:
+    """The classes named in a method, wrapped ones too."""
+    for name, value in method.items():
+        if name == "_target_":
+            yield str(value)
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Mapping):
+                yield from _targets(inner)
+
+
+def _told(error: BaseException) -> str:
+    """What an exception says, and where somebody's own code raised it."""
+    line, said = own_line(error), first_line(error)
+    if line is None:
+        return said
+    kind = type(error).__name__
+    return f"{said if said == kind else f'{kind}: {said}'} ({line})"
 
 
 def _check_kind(point: Point, press: Any) -> None:
@@ -127,7 +152,8 @@ def _check_kind(point: Point, press: Any) -> None:
                 f"press={config.name}: {type(part).__name__} has no way to compress of its own; "
                 "use a class with a score or compress method"
             )
-        if isinstance(part, MASKING) and PressNeed.masks not in config.needs:
+        unstructured = isinstance(part, kvpress.KVComposePress) and not part.structured
+        if (isinstance(part, MASKING) or unstructured) and PressNeed.masks not in config.needs:
             raise UserError(
                 f"press={config.name}: {type(part).__name__} hides entries instead of dropping "
                 "them; declare press.needs=[masks] in its YAML"
