@@ -85,9 +85,9 @@ def load(config: ModelConfig) -> LoadedModel:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         log.info("run: loading model %s on %s", config.name, device)
-        ACTIVITY.say(f"loading model {config.name}")
+        ACTIVITY.say(f"loading the weights of {config.name}")
         _loaded[key] = _load(config, device)
-        ACTIVITY.say(f"model {config.name} is loaded")
+        ACTIVITY.say(f"{config.name} is loaded")
     return _loaded[key]
 
 
