@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from submitit.core.utils import UncompletedJobError
 
 from kvx.cli import compose
 from kvx.config import Config, Measure, package_dir
+from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import PointFailed, PointWork, Response
 from kvx.errors import RunFailedError, Submitted, UserError
 from kvx.points import Point, experiment_dir
@@ -26,7 +28,7 @@ from kvx.run.pools.local import Local, _Worker
 from kvx.run.pools.slurm import Slurm, SlurmWorker, _ending, gpus_of, room
 from kvx.run.progress import Meter
 from kvx.run.units import Outcome, Unit
-from kvx.run.worker import run_unit
+from kvx.run.worker import run_unit, serve
 from kvx.store import journal, locks
 from kvx.store.completion import is_done
 from kvx.store.points import PointStore
@@ -307,6 +309,37 @@ def test_a_rate_counts_what_was_answered_and_failed_points_are_left_alone(
     run_unit(unit, Meter([unit], show=False))
     assert first.id not in Halfway.asked
     assert is_done(second)
+
+
+def test_a_worker_tells_what_it_is_doing_and_then_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ACTIVITY, "EVERY_S", 0.0)
+    asked = configs()
+    (point,) = plan(asked)
+    PointStore(point).recover()
+    names = tuple(e.example_id for e in point.manifest.entries)
+    unit = Unit(tuple(asked), names, "s001of001-0", Measure.quality, len(names))
+    here, there = Pipe()
+    here.send(unit)
+    here.send(None)
+    worker = Thread(target=serve, args=(there,))
+    worker.start()
+    messages = []
+    while not messages or not isinstance(messages[-1], Outcome):
+        messages.append(here.recv())
+    worker.join()
+    assert messages[-1].failed == {}
+    assert messages.count(point.id) == len(names)
+    seen = [m for m in messages if isinstance(m, Seen)]
+    assert any(m.doing.startswith("prefill of ") for m in seen)
+    assert any(m.doing.startswith("decoding ") for m in seen)
+    assert seen[-1].doing == ""
+    assert seen[-1].begun - seen[0].begun in (len(names) - 1, len(names))
+    first = messages.index(point.id)  # before the first request is finished there is much to tell
+    assert sum(isinstance(m, Seen) for m in messages[:first]) > 2
+    assert ACTIVITY.listener is None
+    here.close()
 
 
 @pytest.mark.parametrize(

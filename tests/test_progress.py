@@ -7,12 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from kvx.cli import compose
 from kvx.config import Measure
+from kvx.data.tokenizer import model_hash
 from kvx.engines.activity import ACTIVITY, Activity, Seen
+from kvx.points import experiment_dir
 from kvx.run import progress
+from kvx.run.bundle import plan
 from kvx.run.pace import Load, Pace
 from kvx.run.progress import Meter, waiting
 from kvx.run.units import Unit
+from kvx.status.build import rate_of
+from kvx.store import journal
 from tests.conftest import Kvx
 
 
@@ -179,6 +185,27 @@ def test_time_left_and_rate_are_in_the_line(monkeypatch, caplog):
     assert lines(caplog)[-1] == (
         "run: 24/100 requests, 6.0/min, about 12 min 40 s left, 240 s so far (p)"
     )
+
+
+def test_status_does_not_take_a_long_start_for_the_rate():
+    start = 1_000.0  # 5 min of loading are in its window; 20 requests came in the last 20 s
+    times = [start + 280 + n for n in range(20)]
+    assert rate_of(times, start + 300) == pytest.approx(1.0, rel=0.05)
+    assert rate_of(times[:5], start + 285) is None
+    assert rate_of([], start) is None
+    assert rate_of(times, times[-1] + 600) < 0.05  # nothing has come for long
+
+
+def test_a_rate_forgets_what_a_loaded_machine_took(kvx: Kvx, monkeypatch) -> None:
+    asked = compose("dataset.source.n_examples=20", "dataset.sampling.n_per_bin=1")
+    points = plan([asked])
+    folder = experiment_dir(asked)
+    folder.mkdir(parents=True)
+    journal.record_rate(points, 1000.0, 100, 10_000)
+    for _ in range(5):
+        journal.record_rate(points, 100.0, 100, 10_000)
+    rate = journal.latest_rate(folder.parent, model_hash(asked.model))
+    assert rate.prompt_tokens / rate.seconds == pytest.approx(100.0, rel=0.2)  # not 40
 
 
 def test_what_another_process_does_is_shown_until_it_is_gone(often, caplog):

@@ -35,10 +35,16 @@ def answer(engine: Engine, collector: Collector, work: Sequence[PointWork]) -> N
                 answered.append(item.request.entry.prompt_tokens)
             yield item
 
-    collector.consume(noted(engine.generate(work)))
-    seconds = time.monotonic() - begun
-    points = [item.point for item in work]
-    journal.record_rate(points, seconds, len(answered), sum(answered))
+    def note() -> None:
+        points, seconds = [item.point for item in work], time.monotonic() - begun
+        journal.record_rate(points, seconds, len(answered), sum(answered))
+
+    try:
+        collector.consume(noted(engine.generate(work)))
+    except KeyboardInterrupt:  # what was answered until then tells of the rate too
+        note()
+        raise
+    note()
 
 
 def measure(engine: Engine, collector: Collector, work: Sequence[LatencyWork]) -> None:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -16,12 +16,14 @@ from kvx.config import Config
 from kvx.errors import RunFailedError, UnfinishedError, UserError
 from kvx.points import experiment_dir
 from kvx.run import jobs
+from kvx.run.pace import EARLY_REQUESTS
 from kvx.store import contents, journal, layout, locks
 from kvx.store.contents import UnreadableError
 from kvx.store.layout import LATENCY, REQUESTS
 from kvx.words import duration
 
 WINDOW_S = 300.0  # the rate is that of the last minutes
+UNWRITTEN_S = 60.0  # for so long a request may be finished and in no shard
 ERROR_WIDTH = 90
 
 
@@ -177,12 +179,23 @@ def recent_rate(folder: Path) -> float | None:
                 times += [t for t in column["finished_at"].to_pylist() if t > since]
         except (UnreadableError, FileNotFoundError):
             continue
-    runs = journal.read(folder)["runs"]
+    return rate_of([t.timestamp() for t in times], now.timestamp())
+
+
+def rate_of(times: Sequence[float], now: float) -> float | None:
+    """Requests per second of those finished at `times`; None while they are too few to say.
+
+    From the first of them on: before it a model was loaded and the first prompts were read, which
+    does not come again. What came since the last one may not be written yet.
+    """
     if not times:
         return None
-    begun = max([since, *(datetime.fromisoformat(r["at"]) for r in runs[-1:])])
-    span = (now - min(begun, min(times))).total_seconds()
-    return len(times) / max(span, 1.0)
+    first, last = min(times), max(times)
+    after = sum(t > first for t in times)
+    if after < EARLY_REQUESTS:
+        return None
+    end = last if now - last < UNWRITTEN_S else now
+    return after / max(end - first, 1e-3)
 
 
 def _lines(folder: Path, points: list[PointStatus], every_point: bool) -> list[str]:

@@ -22,6 +22,7 @@ from kvx.store.rows import machine
 
 SWEEP, RATES, LOCK = "sweep.json", "rates.json", ".sweep.lock"
 RATED_REQUESTS = 20  # fewer say little about how fast a run is
+OLD_WEIGHT = 0.5  # of what was known before a run: a rate learns, and forgets a loaded machine
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def record_rate(points: Iterable[Point], seconds: float, requests: int, prompt_t
         known = {(r.model_hash, r.machine, r.node): r for r in _rates(folder)}
         key = (model, here, platform.node())
         if (old := known.get(key)) is not None:
-            seconds, requests = seconds + old.seconds, requests + old.requests
-            prompt_tokens += old.prompt_tokens
+            seconds += OLD_WEIGHT * old.seconds
+            requests += round(OLD_WEIGHT * old.requests)
+            prompt_tokens += round(OLD_WEIGHT * old.prompt_tokens)
         known[key] = Rate(*key, seconds, requests, len(points), prompt_tokens, _now())
         rows = [asdict(rate) for rate in known.values()]
         write_text(folder / RATES, json.dumps(rows, indent=1) + "\n")

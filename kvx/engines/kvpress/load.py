@@ -64,12 +64,14 @@ def gpu_others(device: torch.device) -> int | None:
         return None
     at, known = _asked.get(str(device), (-ASK_AGAIN_S, None))
     if time.monotonic() - at >= ASK_AGAIN_S:
-        known = _ask(torch.cuda.get_device_properties(device).uuid)
+        known = _ask(getattr(torch.cuda.get_device_properties(device), "uuid", None))
         _asked[str(device)] = (time.monotonic(), known)
     return known
 
 
 def _ask(uuid: object) -> int | None:
+    if uuid is None:  # torch before 2.6
+        return None
     command = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader",
                "--id", f"GPU-{uuid}"]  # fmt: skip
     try:

@@ -133,7 +133,7 @@ def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
             torch.cuda.empty_cache()
         tokenizer = load_tokenizer(config)  # what is wrong with it comes before minutes of loading
         log.info("run: loading model %s on %s", config.name, _where(config, device))
-        ACTIVITY.say(f"loading model {config.name}")
+        ACTIVITY.say(f"loading the weights of {config.name}")
         model = load_weights(config, device)
         if model_hash(config) != content:
             raise UserError(
@@ -143,7 +143,7 @@ def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
         _loaded[key] = LoadedModel(
             model, tokenizer, devices_of(model)[0], _stop_ids(model, tokenizer), devices_of(model)
         )
-        ACTIVITY.say(f"model {config.name} is loaded")
+        ACTIVITY.say(f"{config.name} is loaded")
     return _loaded[key]
 
 
