@@ -144,8 +144,10 @@ def test_answers_of_several_versions_are_told(kvx: Kvx) -> None:
     assert resumed["transformers"] != "4.99.0"
 
 
-WRONG = ("a/b", "../../x", "..", ".", ".hidden", "a\\b", "tab\tbed", "new\nline", " a",
-         "x" * (MOST_BYTES + 1), "a.", "a|b", "nul\x00", "zero\u200bwidth", "lone\ud800")  # fmt: skip
+WRONG = (
+    "a/b", "../../x", "..", ".", ".hidden", "a\\b", "tab\tbed", "new\nline", " a", "a.", "a|b",
+    "x" * (MOST_BYTES + 1), "nul\x00", "zero\u200bwidth", "lone\ud800",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
