@@ -123,7 +123,7 @@ def source_of(target: str) -> str | None:
         return f"kvx {__version__}"
     if top in sys.stdlib_module_names:
         return f"python {sys.version_info.major}.{sys.version_info.minor}"
-    if top in LIBRARIES:
+    if top in LIBRARIES and not _is_checkout(top):
         return _version(top)
     if top == MAIN and getattr(sys.modules[MAIN], "__file__", None) is None:
         return _typed(target.removeprefix(f"{MAIN}."))
@@ -133,11 +133,13 @@ def source_of(target: str) -> str | None:
     first = _module_of(target)
     if first is None:
         return None
-    if not _is_users(top) and (version := _version(top)) is not None:
+    if not _is_users(top) and top not in LIBRARIES and (version := _version(top)) is not None:
         return version
     modules = _closure([first], top)
     _refresh(modules)
     source = sha256_text(digest([[m.name, m.sha256] for m in modules], 64))
+    if top in LIBRARIES:
+        source = f"{_version(top) or top} edited {source[:16]}"
     _known[target] = Known(source, modules, tuple(map(_signature, modules)))
     return source
 
@@ -340,6 +342,13 @@ def _is_installed(place: str) -> bool:
     if {"site-packages", "dist-packages"} & {*path.parts, *resolved.parts}:
         return True
     return any(path.is_relative_to(f) or resolved.is_relative_to(f) for f in _standard_folders())
+
+
+@lru_cache(maxsize=8)
+def _is_checkout(top: str) -> bool:
+    """Whether a library lies where somebody may edit it, so that its version says too little."""
+    spec = _find(top, None)
+    return spec is not None and spec.origin is not None and not _is_installed(spec.origin)
 
 
 @lru_cache(maxsize=1)

@@ -60,9 +60,12 @@ def test_an_edited_press_makes_new_points_that_are_another_curve(
     edited = kvx("run", *SMALL, *MINE[:-1], "budget=0.2")
     (first,) = (i for i in points() if i.startswith("mine-0.3-"))
     line = f"run: the code of my_identity_press.MyPress changed since {first} was run: new points"
-    assert edited.code == 0 and edited.err.count(line) == 1
+    assert edited.code == 0
+    assert edited.err.count(line) == 1
     again = kvx("run", *SMALL, *MINE)
-    assert again.code == 0 and "nothing to do" not in again.err and line not in again.err
+    assert again.code == 0
+    assert "nothing to do" not in again.err
+    assert line not in again.err
     assert "nothing to do" in kvx("run", *SMALL, *MINE).err
     mine = {i: p for i, p in points().items() if i.startswith("mine-0.3-")}
     assert len({p["sources"]["my_identity_press.MyPress"] for p in mine.values()}) == len(mine) == 2
@@ -91,7 +94,8 @@ def test_an_edited_data_source_makes_a_new_manifest_and_new_points(
     for note in ("one", "two"):
         module.write_text(SOURCE.format(note=note))
         ran.append(kvx("run", *own))
-    assert [r.code for r in ran] == [0, 0] and len(points()) == 2
+    assert [r.code for r in ran] == [0, 0]
+    assert len(points()) == 2
     assert "the code of my_identity_source.MySource changed since" in ran[1].err
     assert "nothing to do" in kvx("run", *own).err
 
@@ -109,7 +113,8 @@ def test_a_retrained_model_in_the_same_folder_is_another_model(kvx: Kvx, tmp_pat
     noisy = {k: v + 3 * v.std() * torch.randn_like(v) for k, v in weights.items()}
     save_file(noisy, folder / "model.safetensors", metadata={"format": "pt"})
     retrained = kvx("run", *own)
-    assert retrained.code == 0 and len(points()) == 2
+    assert retrained.code == 0
+    assert len(points()) == 2
     assert "the files of model=tiny_recall changed since" in retrained.err
     texts = [
         pd.read_parquet(f"outputs/runs/default/points/{i}/requests.parquet")["token_ids"].map(list)
@@ -139,8 +144,10 @@ def test_answers_of_several_versions_are_told(kvx: Kvx) -> None:
     assert resumed["transformers"] != "4.99.0"
 
 
-WRONG = ("a/b", "../../x", "..", ".", ".hidden", "a\\b", "tab\tbed", "new\nline", "x" * (MOST_BYTES + 1),
-         " a", "a.", "a|b", "nul\x00", "zero\u200bwidth", "lone\ud800")  # fmt: skip
+WRONG = (
+    "a/b", "../../x", "..", ".", ".hidden", "a\\b", "tab\tbed", "new\nline", " a", "a.", "a|b",
+    "x" * (MOST_BYTES + 1), "nul\x00", "zero\u200bwidth", "lone\ud800",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -149,7 +156,7 @@ def test_a_name_that_is_a_path_is_refused(name: str) -> None:
     from kvx.folder_names import check_name
 
     with pytest.raises(
-        UserError, match="^press.name=.*: becomes the name of a folder, but "
+        UserError, match=r"^press\.name=.*: becomes the name of a folder, but "
     ) as told:
         check_name("press.name", name)
     assert "\n" not in str(told.value)
@@ -160,8 +167,10 @@ def test_a_name_that_is_a_path_is_refused(name: str) -> None:
 )
 def test_every_name_of_a_folder_has_the_rule(kvx: Kvx, tmp_path: Path, field: str) -> None:
     refused = kvx("run", *SMALL, f"{field}=../../x")
-    assert refused.code == 2 and f"{field}=../../x: becomes the name of a folder" in refused.err
-    assert refused.err.count("\n") == 1 and not list(tmp_path.rglob("outputs"))
+    assert refused.code == 2
+    assert f"{field}=../../x: becomes the name of a folder" in refused.err
+    assert refused.err.count("\n") == 1
+    assert not list(tmp_path.rglob("outputs"))
 
 
 @pytest.mark.parametrize("name", ["gsm8k_few-shot", "Ünïcode", "a b", "v1.2+x", "x" * MOST_BYTES])

@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from kvx import remembered
@@ -247,3 +248,55 @@ def test_a_file_that_changes_while_it_is_read_is_no_model(
     monkeypatch.setattr(remembered, "sha256_file", growing)
     with pytest.raises(UserError, match="changes while it is read; wait until it is written"):
         remembered.sha256(path)
+
+
+def altered_hazard_model(folder: Path) -> None:
+    """Another threshold in the card, in a file of the same length."""
+    path = folder / hazard_files.CARD
+    card = json.loads(path.read_text())
+    card["thresholds"]["balanced"]["hazard"] = 0.123
+    path.write_text(json.dumps(card))
+
+
+def test_an_engine_keeps_its_hazard_model_and_the_next_one_reads_anew(tmp_path: Path) -> None:
+    from kvx.engines.kvpress.guarded import hazard_model, renew_hazard_models
+
+    for name in (hazard_files.MODEL, hazard_files.CARD):
+        shutil.copy(hazard_files.DEFAULT / name, tmp_path)
+    before = hazard_model(str(tmp_path))
+    altered_hazard_model(tmp_path)
+    assert hazard_model(str(tmp_path)) is before
+    renew_hazard_models()
+    assert hazard_model(str(tmp_path)).threshold("balanced") == 0.123
+    same = hazard_model(str(tmp_path))
+    renew_hazard_models()
+    assert hazard_model(str(tmp_path)) is same
+
+
+def test_a_model_that_is_compared_with_is_known_by_its_files(tmp_path: Path) -> None:
+    from kvx.analyze.frames import Experiment
+    from kvx.train.build import inputs_hash
+    from kvx.train_config import TrainConfig
+
+    for name in (hazard_files.MODEL, hazard_files.CARD):
+        shutil.copy(hazard_files.DEFAULT / name, tmp_path)
+    none = pd.DataFrame()
+    experiment = Experiment(tmp_path, [], {}, none, none, none, none, none, none)
+    before = inputs_hash(experiment, TrainConfig(compare=str(tmp_path)))
+    assert inputs_hash(experiment, TrainConfig(compare=str(tmp_path))) == before
+    altered_hazard_model(tmp_path)
+    assert inputs_hash(experiment, TrainConfig(compare=str(tmp_path))) != before
+
+
+def test_an_engine_loads_the_files_that_its_run_began_with(tiny: Path) -> None:
+    from kvx.engines.kvpress.model import load
+
+    model = ModelConfig("m", str(tiny), device="cpu")
+    before = model_hash(model)
+    (tiny / "generation_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^model=m: its files changed since this run began"):
+        load(model, before)
+    one = load(model)
+    assert load(model, model_hash(model)) is one
+    (tiny / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert load(model).stop_ids == {5}

@@ -80,7 +80,8 @@ def test_all_that_a_users_class_imports_of_the_users_counts(home: Home) -> None:
     for file in files:
         file.write_text(file.read_text() + "\n# edited\n")
         seen.append(source_of("my_pkg.press.Press"))
-    assert None not in seen and len(set(seen)) == len(files) + 1
+    assert None not in seen
+    assert len(set(seen)) == len(files) + 1
     (home.path / "my_other.py").write_text("x = 1")
     assert source_of("my_pkg.press.Press") == seen[-1]
     assert not {n for n in sys.modules if n.startswith("my_")}
@@ -91,12 +92,14 @@ def test_a_class_that_a_package_passes_on_is_found(home: Home) -> None:
     file = home.write("my_api/impl.py", "class Press: pass\n")
     before = source_of("my_api.Press")
     file.write_text("class Press: x = 1\n")
-    assert before is not None and source_of("my_api.Press") != before
+    assert before is not None
+    assert source_of("my_api.Press") != before
 
 
 def test_wrappers_and_what_they_wrap_are_named() -> None:
     node = {"_target_": "a.W", "press": {"_target_": "b.P"}, "more": [{"_target_": "c.Q"}],
-            "cls": {"_target_": "hydra.utils.get_class", "path": "d.R"}, "path": "no.thing"}  # fmt: skip
+            "cls": {"_target_": "hydra.utils.get_class", "path": "d.R"},
+            "path": "no.thing"}  # fmt: skip
     assert sorted(targets(node)) == ["a.W", "b.P", "c.Q", "d.R"]
 
 
@@ -110,14 +113,16 @@ def test_code_in_an_archive_and_compiled_code_count(home: Home) -> None:
         sys.path_importer_cache.pop(str(archive), None)
         hashes.append(source_of("my_zipped.Press"))
         sys.path.remove(str(archive))
-    assert None not in hashes and len(set(hashes)) == 2
+    assert None not in hashes
+    assert len(set(hashes)) == 2
     import importlib.machinery
 
     name = f"my_built{importlib.machinery.EXTENSION_SUFFIXES[0]}"
     for content in (b"one", b"two"):
         (home.path / name).write_bytes(content)
         hashes.append(source_of("my_built.Press"))
-    assert None not in hashes and len(set(hashes)) == 4
+    assert None not in hashes
+    assert len(set(hashes)) == 4
 
 
 def test_an_editable_install_is_the_users_code(
@@ -143,9 +148,9 @@ def test_an_editable_install_is_the_users_code(
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
     before = source_of("my_edited.Press")
     place.write_text("x = 2\n")
-    assert (
-        before is not None and sources.is_users(before) and source_of("my_edited.Press") != before
-    )
+    assert before is not None
+    assert sources.is_users(before)
+    assert source_of("my_edited.Press") != before
 
 
 def test_an_installed_package_of_the_users_is_known_by_what_was_installed(
@@ -183,7 +188,8 @@ def test_what_this_process_imported_is_imported_again_when_it_changed(home: Home
         assert importlib.import_module("my_press").Press.value == value
     assert len(set(seen)) == 3
     same = sys.modules["my_press"]
-    assert source_of("my_press.Press") == seen[-1] and sys.modules["my_press"] is same
+    assert source_of("my_press.Press") == seen[-1]
+    assert sys.modules["my_press"] is same
 
 
 def test_a_class_typed_into_a_notebook_is_known_by_what_it_does(
@@ -206,7 +212,8 @@ def test_a_class_typed_into_a_notebook_is_known_by_what_it_does(
             def score(self): return helper(1) + my_module.used()
         """
     before = typed(plain)
-    assert before is not None and sources.is_users(before)
+    assert before is not None
+    assert sources.is_users(before)
     assert typed("# another cell\n\n" + textwrap.dedent(plain)) == before
     assert typed(plain + "    unrelated = 1\n") != before  # a field of the class
     assert typed(textwrap.dedent(plain) + "unrelated = 1\n") == before
@@ -235,3 +242,18 @@ def test_a_point_of_an_older_kvx_is_known_by_its_versions() -> None:
 
 def test_a_press_that_is_none_has_no_source() -> None:
     assert sources_of(None) == {}
+
+
+def test_an_edited_checkout_of_a_library_is_known_by_more_than_its_version(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LIBRARIES", ("my_library",))
+    sources._is_checkout.cache_clear()
+    file = home.write("my_library/__init__.py", "x = 1\n")
+    before = source_of("my_library.Press")
+    file.write_text("x = 2\n")
+    assert before is not None
+    assert not sources.is_users(before)
+    assert source_of("my_library.Press") != before
+    sources._is_checkout.cache_clear()
+    sources._version.cache_clear()

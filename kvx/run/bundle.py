@@ -16,7 +16,6 @@ from kvx.hashing import digest
 from kvx.live_rules import live
 from kvx.points import SHARED, Point, budget_label, experiment_dir, resolved
 from kvx.prepare.build import ensure_manifest
-from kvx.run import changed
 from kvx.run.jobs import refuse_if_submitted
 from kvx.run.pools import Pool
 from kvx.run.units import Outcome, make_units, todo_of
@@ -95,6 +94,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
             len(points), requests, where,
         )  # fmt: skip
         return points
+    from kvx.run import changed
     from kvx.run.progress import waiting
     from kvx.store import journal  # Arrow takes longer than finding nothing to do
     from kvx.store.points import PointStore

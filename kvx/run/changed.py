@@ -10,6 +10,7 @@ from kvx import provenance
 from kvx.data.tokenizer import model_hash
 from kvx.hashing import digest
 from kvx.points import Point, experiment_dir, guard_identity, is_guarded, resolved
+from kvx.sources import is_users
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,9 @@ def _differences(point: Point, old: Json) -> Lines:
     for target, source in point.sources.items():
         if before is not None and before.get(target, source) != source:
             yield ("code", target), f"the code of {target} {since}: {new}"
+        elif before is None and is_users(source):
+            line = f"{old['id']} was run by an older kvx, which did not note the code of {target}"
+            yield ("code", target), f"{line}: {new}"
     if old.get("model_hash") != model_hash(point.config.model):
         line = f"the files of model={model} {since}: {new}"
         if before is None:

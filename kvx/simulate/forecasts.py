@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kvx.analyze.frames import Experiment
 from kvx.controller_config import OperatingPoint as Point
 from kvx.errors import UserError
-from kvx.guard import features
+from kvx.guard import features, model_files
 from kvx.guard.controller import Thresholds
 from kvx.guard.hazard import CARD, DEFAULT, HazardModel
 from kvx.store.catalog import read_frame
@@ -49,7 +49,7 @@ def identity(folder: Path) -> str | None:
     """Which forecasts `folder` gets, cheaply."""
     if trained(folder):
         return read_inputs(folder / FOLDER / PREDICTIONS)
-    return str(HazardModel.load(DEFAULT).card["model_sha256"])
+    return model_files.identity(DEFAULT)
 
 
 def trained(folder: Path) -> bool:

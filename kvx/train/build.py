@@ -14,7 +14,7 @@ from kvx import provenance
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.config import Config
 from kvx.errors import UserError
-from kvx.guard import features
+from kvx.guard import features, model_files
 from kvx.guard.hazard import CARD, MODEL, HazardModel
 from kvx.guard.labels import Role
 from kvx.hashing import digest, package_digest
@@ -142,12 +142,14 @@ def _compared(data: Data, train: TrainConfig) -> tuple[str, HazardModel] | None:
     if train.compare is None:
         return None
     names = analyses.own_names(data, train)
-    return train.compare, HazardModel.load(Path(train.compare), names)
+    return train.compare, HazardModel.load(model_files.folder_of(train.compare), names)
 
 
 def inputs_hash(experiment: Experiment, train: TrainConfig) -> str:
     """Identity of everything the model and its figures are made from."""
     settings = {k: v for k, v in dataclasses.asdict(train).items() if k != "threads"}
+    if train.compare is not None:  # by what is there, not by where
+        settings["compare"] = model_files.identity(model_files.folder_of(train.compare))
     points = {p.id: data_hash(p) for p in experiment.points}
     return digest([package_digest(), settings, points], 16)
 
