@@ -63,7 +63,10 @@ def manifest_tables(
             {k: v for k, v in manifest.items() if k not in ("bins", "entries", "sampling")}
         )
         bins += [{"manifest_key": key, **b} for b in manifest["bins"]]
-        entries += [{"manifest_key": key, **e} for e in manifest["entries"]]
+        # a manifest leaves out that nothing was cut
+        entries += [
+            {"manifest_key": key, "context_tokens_cut": 0, **entry} for entry in manifest["entries"]
+        ]
     return {
         "datasets": pd.DataFrame(datasets), "examples": examples, "bins": pd.DataFrame(bins),
         "manifest_entries": pd.DataFrame(entries),
