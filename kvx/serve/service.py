@@ -195,7 +195,11 @@ class Service:
             request,
             parts,
             secrets.randbits(63) if asked.seed is None else asked.seed,
-            Transcript(TokenText(self.loaded.tokenizer), StopStrings(asked.stops or own.until), point.guarded),
+            Transcript(
+                TokenText(self.loaded.tokenizer),
+                StopStrings(asked.stops or own.until),
+                point.guarded,
+            ),
             ticket.deliver,
             cost.total,
             cost.prompt,
