@@ -13,6 +13,8 @@ def plainly(reason: str) -> str:
         return "must be true or false"
     if re.search(r"field '.*' is not Optional", reason):
         return "must have a value"
+    if "is not a ListConfig, list or tuple" in reason:
+        return "must be a list, such as [a,b]"
     return reason
 
 

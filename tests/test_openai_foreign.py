@@ -192,6 +192,23 @@ def test_odd_usage_costs_the_count_and_not_the_answer(usage: Any) -> None:
     assert reply.output_tokens in (None, 3)
 
 
+def test_a_stream_may_end_with_usage_and_no_choices() -> None:
+    for last in ({"usage": {"completion_tokens": 3.0}}, {"choices": None, "usage": {}}):
+        parser = Parser(Api.completions)
+        parser.feed({"choices": [None, {"text": "Paris", "finish_reason": "stop"}]}, 0.1)
+        parser.feed(last, 0.2)
+        reply = parser.finish(0.3, streamed=True)
+        assert (reply.text, reply.output_tokens) in (("Paris", 3), ("Paris", None))
+
+
+def test_log_probs_of_the_answer_alone_are_no_trace_of_all_tokens() -> None:
+    scored = {"content": [{"token": "P", "logprob": -0.1, "top_logprobs": [{"logprob": -0.1}]}]}
+    answer = {"delta": {"content": "P"}, "logprobs": scored, "finish_reason": "stop"}
+    thought = {"delta": {"reasoning": "so"}}
+    assert parsed(answer, api=Api.chat, completion_tokens=2).trace is not None
+    assert parsed(thought, answer, api=Api.chat, completion_tokens=9).trace is None
+
+
 @pytest.mark.parametrize(
     "content",
     [

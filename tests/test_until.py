@@ -148,6 +148,8 @@ def test_the_datasets_stop_strings_are_taken_over_and_typed_as_in_yaml() -> None
     assert compose("dataset=gsm8k_fewshot").decoding.until == ["\nQuestion:"]
     assert compose("dataset=gsm8k_fewshot", "decoding.until=[]").decoding.until == []
     assert compose(r'decoding.until=["\n\nQ:",b]').decoding.until == ["\n\nQ:", "b"]
+    with pytest.raises(UserError, match=r"decoding.until=abc: must be a list, such as \[a,b\]"):
+        compose("decoding.until=abc")
     for field in ("decoding", "dataset", "score"):
         with pytest.raises(UserError, match="until: holds an empty text"):
             compose(f"{field}.until=['']")

@@ -130,6 +130,8 @@ def used(usage: dict[str, Any]) -> tuple[int | None, int | None]:
 
 
 def _count(value: Any) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MOST_TOKENS:
         return None
     return value

@@ -96,11 +96,13 @@ class Parser:
                 self._restart(said["restart"])
             else:
                 self.accounting = accounting(said)
+        if part.get("choices") is None and isinstance(usage, dict):
+            return  # some servers end a stream so
         choices = part["choices"]
         if not isinstance(choices, list):
             raise TypeError("choices is no list")
         for choice in choices:
-            if choice.get("index") in (None, 0, "0"):  # there is only one
+            if choice is not None and choice.get("index") in (None, 0, "0"):  # there is only one
                 self._choice(choice, at_s)
 
     def _choice(self, choice: dict[str, Any], at_s: float) -> None:
@@ -154,15 +156,20 @@ class Parser:
             tokens,
             Timing(ttft_s, latency_s, None, None, tpot_s),
             tuple(token.text for token in self.scored),
-            self._trace(streamed),
+            self._trace(streamed, tokens if thought else None),
             self.accounting,
             thought or None,
             reasoning_tokens,
             said.cut,
         )
 
-    def _trace(self, streamed: bool) -> Trace | None:
-        """None unless every token has its log-prob and the likeliest ones beside it."""
+    def _trace(self, streamed: bool, n_tokens: int | None) -> Trace | None:
+        """None unless every token has its log-prob and the likeliest ones beside it.
+
+        Beside reasoning, some servers score the answer's tokens only: not all of `n_tokens`.
+        """
+        if n_tokens is not None and len(self.scored) + 1 < n_tokens:  # the stop token may lack
+            return None
         logprob = [token.logprob for token in self.scored]
         top = [list(token.top) for token in self.scored]
         if not top or not all(top) or not all(map(math.isfinite, logprob)):
