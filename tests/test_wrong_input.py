@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kvx.errors import RunFailedError
 from tests.conftest import Kvx
 
 GOOD = {"context": "a cup of tea", "question": "what", "answers": ["tea"]}
@@ -87,6 +88,40 @@ def test_a_press_that_cannot_run_is_refused_before_any_request(
     assert outcome.code == 2
     assert says in outcome.err.splitlines()[-1]
     assert not Path("outputs/runs").exists()
+
+
+BROKEN = """
+from dataclasses import dataclass
+from kvpress import ScorerPress
+
+@dataclass
+class Raises(ScorerPress):
+    def score(self, *arguments, **named):
+        raise RuntimeError("a mistake of mine")
+"""
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_where_a_users_press_raised_is_shown_on_request(
+    kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    module = tmp_path / f"my_press_{full}.py"
+    module.write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    few = ("dataset.source.n_examples=5", "dataset.binning.n_bins=1", "run.progress=false")
+    arguments = ("press=knorm", "budget=0.5", f"press.method._target_={module.stem}.Raises", *few)
+    if not full:
+        outcome = kvx("run", *arguments)
+        assert "Traceback" not in outcome.err
+        assert "RuntimeError: a mistake of mine" in outcome.err.splitlines()[-1]
+        return
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(RunFailedError):
+        kvx("run", *arguments)
+    shown = capfd.readouterr().err
+    assert f'{module}", line 8, in score' in shown
+    assert shown.count("RuntimeError: a mistake of mine\n") == 1  # of five requests
 
 
 @pytest.mark.parametrize(
