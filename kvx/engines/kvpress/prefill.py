@@ -24,7 +24,6 @@ from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.shadow import FULL, RowShadow, Scores
 from kvx.engines.kvpress.streams import RandomStream
 
-
 _ABSENT = object()
 
 
