@@ -64,7 +64,7 @@ def test_a_condition_is_an_expression_of_the_prompt_and_the_arguments(
     ],
 )
 def test_a_condition_that_cannot_be_told_is_refused(condition: str, said: str) -> None:
-    with pytest.raises(ValueError, match="^[^\n]*$") as refused:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
         conditions.holds(condition, NAMES)
     assert said in str(refused.value)
 

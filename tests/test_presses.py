@@ -44,7 +44,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "SnapKVPress": {"window_size": 16}, "PyramidKVPress": {"window_size": 16},
 }  # fmt: skip
 NEEDS = {
-    **dict.fromkeys(("AdaKVPress", "CriticalAdaKVPress", "KVzipPress"), [PressNeed.masks]),
+    **{name: [PressNeed.masks] for name in ("AdaKVPress", "CriticalAdaKVPress", "KVzipPress")},
     "ObservedAttentionPress": [PressNeed.attention_weights],
     "KVComposePress": [PressNeed.changes_forward],
 }
@@ -203,8 +203,9 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=328, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2, use_sliding_window=False,
-        eos_token_id=2, bos_token_id=1, pad_token_id=0, tie_word_embeddings=False,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2,
+        use_sliding_window=False, eos_token_id=2, bos_token_id=1, pad_token_id=0,
+        tie_word_embeddings=False,
     )  # fmt: skip
     assert not hasattr(config, "head_dim")
     folder = tmp_path_factory.mktemp("qwen2")

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kvx.engines.kvpress.batch import bytes_host, prove_budget
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.forward import extend, question
 from kvx.engines.kvpress.guarded import live_policy, shadow_of, source_of
 from kvx.engines.kvpress.model import LoadedModel, resolve_attention
+from kvx.engines.kvpress.outcomes import bytes_host, prove_budget
 from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
 from kvx.engines.kvpress.probe import mean_share, probes

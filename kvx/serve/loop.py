@@ -16,12 +16,12 @@ import torch
 
 from kvx.config import Config
 from kvx.engines.base import KVUse
-from kvx.engines.kvpress.batch import BudgetContradictedError, kv_at_end
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.guarded import LiveGuard
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit
+from kvx.engines.kvpress.outcomes import BudgetContradictedError, kv_at_end
 from kvx.engines.kvpress.rows import Row, StepObserver
 from kvx.points import is_guarded
 from kvx.serve.admission import PressFailedError, admitted, first_line

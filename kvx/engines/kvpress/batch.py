@@ -13,15 +13,7 @@ from kvx.config import Config, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.engines.activity import ACTIVITY
-from kvx.engines.base import (
-    BudgetProof,
-    KVUse,
-    PointFailed,
-    PointWork,
-    Response,
-    kept_as_asked,
-    seed_of,
-)
+from kvx.engines.base import PointFailed, PointWork, Response, seed_of
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.forward import question
@@ -30,7 +22,13 @@ from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.masked import decode_masked, prefill_masked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit, TraceObserver
-from kvx.engines.kvpress.parts import press_line
+from kvx.engines.kvpress.outcomes import (
+    BudgetContradictedError,
+    bytes_host,
+    failure,
+    kv_at_end,
+    prove_budget,
+)
 from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
 from kvx.engines.kvpress.probe import mean_share, probes, reference_of
@@ -38,18 +36,13 @@ from kvx.engines.kvpress.rows import Origin, Prefill, Row, StepObserver, drop, w
 from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks
 from kvx.engines.kvpress.shadow import PromptShadow, RowShadow
 from kvx.engines.kvpress.streams import RandomStream
-from kvx.errors import show_traceback
-from kvx.failures import FailureType, classify_error
+from kvx.failures import FailureType
 from kvx.guard.traces import PROBE_TOKENS
 from kvx.points import Point, Request
 from kvx.reasoning import count_tokens, split
 from kvx.text import StopWatch
 
 log = logging.getLogger(__name__)
-
-
-class BudgetContradictedError(Exception):
-    """The cache does not hold what the budget asked for."""
 
 
 class Batch:
@@ -413,47 +406,3 @@ class Batch:
             trace=None if self.traces is None else self.traces.trace(row),
             guard=None if row.guard is None else row.guard.result(bytes_host(row)),
         )
-
-
-def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int) -> KVUse:
-    """What a finished row's cache took at its peak: its highest budget, and what was appended."""
-    per_entry = kv.bytes_physical / kv.entries_physical
-    peak = kv.bytes_physical + (row.position + row.packed - compressed_tokens) * per_entry
-    if row.guard is not None:
-        rest = len(row.origin.rest_ids) if row.origin is not None else 0
-        for budget, tokens in row.guard.longest.items():
-            prompt = max(kv.bytes_physical, budget * kv.bytes_full)
-            peak = max(peak, prompt + (rest + tokens) * per_entry)
-    return replace(kv, bytes_peak=round(peak))
-
-
-def bytes_host(row: Row) -> int:
-    """What a row's shadow takes beside the device."""
-    return row.origin.source.bytes if row.origin is not None and row.origin.source else 0
-
-
-def prove_budget(point: Point, kv: KVUse) -> BudgetProof:
-    """A budget is proved, not labelled: how it is.
-
-    Raises `BudgetContradictedError` if the cache holds something else than was asked.
-    """
-    press, kept = point.config.press, kv.entries_effective
-    found = kept_as_asked(press, kv.entries_nominal, kept)
-    if found is None:
-        raise BudgetContradictedError(
-            f"press={press.name} was asked to keep {kv.entries_nominal:g} KV entries per head and "
-            f"kept {kept:g}; the budget is not what its label says. If the method counts otherwise "
-            "(whole chunks), set press.keeps=by_method: its points are then told by what they kept"
-        )
-    return found
-
-
-def failure(request: Request, error: Exception) -> Response:
-    """The typed failure of a request that raised."""
-    show_traceback(error, request.point)
-    reason = str(error).splitlines()[0] if str(error) else ""
-    message = f"{type(error).__name__}: {reason}"
-    kind = classify_error(message)
-    if (line := press_line(error)) is not None:
-        message = f"{message.rstrip(': ')} (press={request.point.config.press.name}, {line})"
-    return Response(request, None, error_type=kind.value, error_message=message)
