@@ -161,11 +161,12 @@ def told_head_size(model: Any) -> Iterator[None]:
     CriticalKV reads it there. Qwen2, among others, has it on its attention modules only.
     """
     config = model.config.get_text_config()
-    if getattr(config, "head_dim", None) is not None:
+    width, heads = (getattr(config, n, None) for n in ("hidden_size", "num_attention_heads"))
+    if getattr(config, "head_dim", None) is not None or not (width and heads):
         yield
         return
     before = vars(config).get("head_dim", _ABSENT)
-    config.head_dim = config.hidden_size // config.num_attention_heads
+    config.head_dim = width // heads
     try:
         yield
     finally:
