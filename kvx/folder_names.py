@@ -15,7 +15,7 @@ def check_name(field: str, name: str, most_bytes: int = MOST_BYTES) -> None:
     if (wrong := _wrong(name, most_bytes)) is not None:
         said = name if name.isprintable() and len(name) < 60 else shown(name)
         raise UserError(
-            f"{field}={said}: becomes the name of a folder, but {wrong}; use letters, "
+            f"{field}={said}: is part of a folder's name, but {wrong}; use letters, "
             "digits and _ - . + for example"
         )
 

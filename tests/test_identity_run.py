@@ -156,7 +156,7 @@ def test_a_name_that_is_a_path_is_refused(name: str) -> None:
     from kvx.folder_names import check_name
 
     with pytest.raises(
-        UserError, match=r"^press\.name=.*: becomes the name of a folder, but "
+        UserError, match=r"^press\.name=.*: is part of a folder's name, but "
     ) as told:
         check_name("press.name", name)
     assert "\n" not in str(told.value)
@@ -168,7 +168,7 @@ def test_a_name_that_is_a_path_is_refused(name: str) -> None:
 def test_every_name_of_a_folder_has_the_rule(kvx: Kvx, tmp_path: Path, field: str) -> None:
     refused = kvx("run", *SMALL, f"{field}=../../x")
     assert refused.code == 2
-    assert f"{field}=../../x: becomes the name of a folder" in refused.err
+    assert f"{field}=../../x: is part of a folder's name" in refused.err
     assert refused.err.count("\n") == 1
     assert not list(tmp_path.rglob("outputs"))
 
