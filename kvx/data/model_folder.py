@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -67,7 +68,9 @@ def files_of(model: ModelConfig) -> ModelFiles:
     except OSError as error:
         raise UserError(f"model.path={path}: cannot be read ({error.strerror})") from None
     folder = _hub_dir(model.path, model.revision, model.name)
-    return ModelFiles(folder, hub=model.path, revision=model.revision)
+    # the commit that is known now: a branch may move before the weights are loaded
+    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else model.revision
+    return ModelFiles(folder, hub=model.path, revision=commit)
 
 
 def _one_file(model: ModelConfig, path: Path) -> ModelFiles:
