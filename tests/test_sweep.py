@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, open_dict
 
 from kvx.composer import Composer
-from kvx.config import Config, conf_dir
+from kvx.config import Config, conf_dir, shared_store
 from kvx.messages import explain
 from kvx.sweep import compose_sweep, typed
 from tests.conftest import Kvx
@@ -121,7 +121,7 @@ class Counting(Composer):
 
 @pytest.fixture
 def in_hydra(odd_conf: Path) -> Iterator[None]:
-    with initialize_config_dir(str(odd_conf), version_base="1.3"):
+    with shared_store(), initialize_config_dir(str(odd_conf), version_base="1.3"):
         yield
     hydras.cache_clear()
 
