@@ -157,7 +157,8 @@ def test_ctrl_c_keeps_what_has_arrived(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=HANGS_S)
         assert process.returncode == 130, err
-        assert 24 <= len(request_rows(tmp_path / "outputs/runs/e")) <= 30
+        # one may be in hand between the engine and the file
+        assert 29 <= len(request_rows(tmp_path / "outputs/runs/e")) <= 30
 
 
 def test_accounting_proves_a_budget(kvx: Kvx) -> None:

@@ -1,9 +1,10 @@
 """From the engine's stream of results to shards on disk, point by point."""
 
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,8 @@ class Collector:
     Where hundreds of points run together, a point's share of the seconds is a row or two: then they
     are written as often as a small part of the run's time allows.
 
-    `failed` holds the points that could not be completed, and why.
+    `failed` holds the points that could not be completed, and why; `answered` the prompt tokens of
+    every request that got an answer.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Collector:
     ) -> None:
         self.stores, self.meter = stores, meter
         self.failed: dict[Path, str] = {}
+        self.answered: list[int] = []
         self._left: Counter[Path] = Counter()
         everything: list[PointWork | LatencyWork] = [*work, *latency]
         for item in everything:
@@ -51,21 +54,34 @@ class Collector:
 
     def consume(self, items: Iterable[Response | Measurement | PointFailed]) -> None:
         """Take all the engine yields; what has arrived is written even if that is cut short."""
+        iterator = iter(items)
         try:
-            for item in items:
-                if isinstance(item, PointFailed):
-                    self._fail(item)
-                else:
-                    self._take(item)
+            for item in iterator:
+                self._put(item)
+        except KeyboardInterrupt as interrupt:
+            if isinstance(iterator, Generator):  # answers of a server wait while others are written
+                with contextlib.suppress(KeyboardInterrupt, StopIteration):
+                    self._put(iterator.throw(interrupt))
+                    for item in iterator:
+                        self._put(item)
+            raise
         finally:
             for folder in self._left:
                 self._flush(folder)
+
+    def _put(self, item: Response | Measurement | PointFailed) -> None:
+        if isinstance(item, PointFailed):
+            self._fail(item)
+        else:
+            self._take(item)
 
     def _take(self, item: Response | Measurement) -> None:
         point, now = item.request.point, datetime.now(UTC)
         folder = point.dir
         if isinstance(item, Response):
             self._responses[folder].append((item, now))
+            if item.error_message is None:
+                self.answered.append(item.request.entry.prompt_tokens)
         else:
             self._measured[folder].append((item, now))
         self._left[folder] -= 1

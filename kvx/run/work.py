@@ -12,7 +12,6 @@ from kvx.engines.base import (
     Measurement,
     PointFailed,
     PointWork,
-    Response,
 )
 from kvx.points import Point, Request
 from kvx.run.collect import Collector
@@ -27,24 +26,15 @@ def answer(engine: Engine, collector: Collector, work: Sequence[PointWork]) -> N
     """Let the engine answer, and note how fast that went for `kvx.plan`."""
     work = [item for item in work if item.requests]
     begun = time.monotonic()
-    answered: list[int] = []  # prompt tokens: points that fail leave requests without an answer
-
-    def noted(items: Iterable[Response | PointFailed]) -> Iterator[Response | PointFailed]:
-        for item in items:
-            if isinstance(item, Response) and item.error_message is None:
-                answered.append(item.request.entry.prompt_tokens)
-            yield item
-
-    def note() -> None:
-        points, seconds = [item.point for item in work], time.monotonic() - begun
-        journal.record_rate(points, seconds, len(answered), sum(answered))
-
     try:
-        collector.consume(noted(engine.generate(work)))
-    except KeyboardInterrupt:  # what was answered until then tells of the rate too
-        note()
-        raise
-    note()
+        collector.consume(engine.generate(work))
+    finally:  # if it is cut short, what was answered until then tells of the rate too
+        points, seconds, answered = (
+            [w.point for w in work],
+            time.monotonic() - begun,
+            collector.answered,
+        )
+        journal.record_rate(points, seconds, len(answered), sum(answered))
 
 
 def measure(engine: Engine, collector: Collector, work: Sequence[LatencyWork]) -> None:

@@ -24,7 +24,8 @@ class _End:
 def iterate(work: Callable[[Callable[[T], None]], Awaitable[None]]) -> Iterator[T]:
     """What `work` hands to its argument, as it comes; raises what `work` raises.
 
-    Closing the iterator (or an exception in its consumer) cancels `work` and waits for it.
+    Closing the iterator cancels `work` and waits for it. So does an interruption, here or thrown
+    in; what has arrived by then still comes before it is raised.
     """
     items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
@@ -50,16 +51,27 @@ def iterate(work: Callable[[Callable[[T], None]], Awaitable[None]]) -> Iterator[
     thread = threading.Thread(target=run, name="kvx-openai", daemon=True)
     thread.start()
     item: T | _End | None = None
+
+    def stop() -> None:
+        loop, task = begun.result()
+        with contextlib.suppress(RuntimeError):  # it ended by itself just now
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+
     try:
         while not isinstance(item := items.get(), _End):
             yield item
         if item.error is not None:
             raise item.error
+    except KeyboardInterrupt:
+        stop()
+        while not isinstance(item, _End):
+            if not isinstance(item := items.get(), _End):
+                yield item
+        raise
     finally:
         if not isinstance(item, _End):
-            loop, task = begun.result()
-            with contextlib.suppress(RuntimeError):  # it ended by itself just now
-                loop.call_soon_threadsafe(task.cancel)
+            stop()
         thread.join()
 
 
