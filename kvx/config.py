@@ -195,7 +195,7 @@ class BinningConfig:
 @dataclass
 class SamplingConfig:
     strategy: SampleStrategy = SampleStrategy.uniform
-    n_per_bin: int = within(10, at_least=1)
+    n_per_bin: int = within(10, at_least=0, words="at least 1")  # 0: beside pinned ids
     focus_bins: list[int] = within([], at_least=0)
     focus_n_per_bin: int = within(0, at_least=0)
     pinned_ids: list[str] = field(default_factory=list)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Kvx
 
+from kvx.cli import compose
 from kvx.data.sources.gsm8k import Gsm8kSource
 from kvx.data.sources.instructions import InstructionsSource
 from kvx.data.sources.local import LocalSource
@@ -172,7 +173,7 @@ def test_a_source_that_cannot_read_says_so(
     [
         (["dataset.sampling.n_per_bin=0"], "dataset.sampling.n_per_bin=0: must be at least 1"),
         (["dataset.sampling.n_per_bin=-3"], "dataset.sampling.n_per_bin=-3: must be at least 1"),
-        (["dataset.sampling.focus_n_per_bin=-1"], "focus_n_per_bin=-1: must be at least 0"),
+        (["dataset.sampling.focus_n_per_bin=-1"], "focus_n_per_bin=-1: must be 0 or more"),
         (["dataset.sampling.strategy=focus_transition"], "focus_n_per_bin=0: must be at least 1"),
         (["dataset.sampling.strategy=focus_transition", "dataset.sampling.focus_n_per_bin=3",
           "dataset.sampling.focus_bins=[5]"], "focus_bins=[5]: name bins between 0 and 4"),
@@ -182,7 +183,7 @@ def test_a_source_that_cannot_read_says_so(
         (["dataset.binning.n_bins=0"], "dataset.binning.n_bins=0: must be at least 1"),
         (["dataset.binning.n_bins=-1"], "dataset.binning.n_bins=-1: must be at least 1"),
         (["dataset.binning.strategy=edges"], "dataset.binning.edges=[]: give at least two"),
-        (["dataset.binning.strategy=edges", "dataset.binning.edges=[-5,10]"], "edges=[-5, 10]"),
+        (["dataset.binning.strategy=edges", "dataset.binning.edges=[-5,10]"], "edges=-5: must be 0 or more"),
         (["dataset.binning.strategy=edges", "dataset.binning.edges=[9,9]"], "edges=[9, 9]"),
         (["dataset.source.n_examples=0"], "dataset.source.n_examples=0: must be a whole number"),
         (["dataset.source.n_examples=abc"], "dataset.source.n_examples='abc': must be a whole"),
@@ -197,6 +198,13 @@ def test_selections_that_cannot_be(arguments: list[str], said: str, kvx: Kvx) ->
     assert outcome.code == 2, outcome.err
     assert said in outcome.err
     assert len(outcome.err.splitlines()) == 1
+
+
+def test_pinned_ids_need_no_number_per_bin() -> None:
+    compose(
+        "dataset.sampling.strategy=pinned", "dataset.sampling.pinned_ids=[recall-00000]",
+        "dataset.sampling.n_per_bin=0",
+    )  # fmt: skip
 
 
 def test_sources_check_their_own_numbers() -> None:

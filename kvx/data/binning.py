@@ -10,18 +10,19 @@ from kvx.errors import UserError
 
 
 def check(binning: BinningConfig, sampling: SamplingConfig) -> None:
-    """Raises `UserError` naming the field, for what no data could be selected with."""
+    """Raises `UserError` naming the field, for what no data could be selected with.
+
+    Ranges that hold whatever the strategies are stand beside the fields (`kvx.limits`).
+    """
     fixed = binning.strategy is BinStrategy.edges
     if fixed:
         _edges(binning)
-    elif binning.n_bins < 1:
-        raise UserError(f"dataset.binning.n_bins={binning.n_bins}: must be at least 1")
     focus = sampling.strategy is SampleStrategy.focus_transition
     pinned = sampling.strategy is SampleStrategy.pinned
-    for name, least in (("n_per_bin", 0 if pinned else 1), ("focus_n_per_bin", int(focus))):
-        if getattr(sampling, name) < least:
+    for name, is_used in (("n_per_bin", not pinned), ("focus_n_per_bin", focus)):
+        if is_used and getattr(sampling, name) < 1:
             raise UserError(
-                f"dataset.sampling.{name}={getattr(sampling, name)}: must be at least {least}"
+                f"dataset.sampling.{name}={getattr(sampling, name)}: must be at least 1"
             )
     if focus:
         _focus(sampling, len(binning.edges or []) - 1 if fixed else binning.n_bins)
