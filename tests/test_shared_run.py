@@ -23,6 +23,7 @@ from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.lengths import group_by_length, padded
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.memory import free_bytes
+from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.prefill import remember_average_rope
 from kvx.engines.kvpress.rows import StepObserver
 from kvx.engines.kvpress.schedule import RowCost, chunks
@@ -97,6 +98,17 @@ def test_one_prefill_serves_all_points_of_an_example(tmp_path: Path) -> None:
     prompts = [request.entry.compressed_tokens for request, _ in work[0].requests]
     assert len(answers) == 4 * 9
     assert sorted(n for n in lengths if n in prompts) == sorted(prompts)
+
+
+def test_one_look_at_the_vocabulary_gives_all_points_their_first_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing follows what is compressed: hundreds of rows would each cost a product."""
+    work = points(tmp_path, ["none", "snapkv", "knorm"], "prompt.query_aware=true", n=2)
+    asked, logits = [], LoadedModel.logits
+    monkeypatch.setattr(LoadedModel, "logits", lambda self, h: asked.append(h) or logits(self, h))
+    assert len(tokens(work)) == 2 * 5
+    assert len(asked) == 2
 
 
 @dataclass

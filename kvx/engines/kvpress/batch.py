@@ -303,7 +303,8 @@ class Batch:
             keep = PROBE_TOKENS if probing else 1
             logits = question(self.loaded, [bucket for bucket, _ in buckets], rows, rest, keep)
         else:
-            last = {id(h): self.loaded.logits(h)[None] for h in hidden}  # mostly one for all
+            different = {id(h): h for h in hidden}  # mostly one for all
+            last = {key: self.loaded.logits(h)[None] for key, h in different.items()}
             of = {id(row): last[id(h)] for row, h in zip(running, hidden, strict=True)}
             logits = torch.stack([of[id(row)] for row in rows])
         full = None if reference is None else running[reference]
