@@ -223,11 +223,25 @@ def test_a_run_of_a_gguf_file(kvx: Kvx, folder: Path) -> None:
     assert outcome.code == 0, outcome.err
 
 
+def overwrite(path: Path, at: int, with_bytes: bytes) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + with_bytes + whole[at + len(with_bytes) :])
+
+
+def type_of_output(path: Path) -> int:
+    """Where the head of the file tells the type of `output.weight`, a matrix."""
+    name = b"output.weight"
+    return path.read_bytes().index(name) + len(name) + 4 + 2 * 8
+
+
 def test_a_gguf_file_that_cannot_be_used_is_one_line(folder: Path) -> None:
     path = folder / "a.gguf"
     for make, said in (
         (lambda: cut(path, path.stat().st_size - 1000), "is cut off or damaged"),
         (lambda: cut(path, 500), "is cut off or damaged"),
+        # the first key has 2**64 - 1 bytes; a tensor has a type that there is not
+        (lambda: overwrite(path, 24, b"\xff" * 8), "is cut off or damaged"),
+        (lambda: overwrite(path, type_of_output(path), b"\xe7\x03\0\0"), "is cut off or damaged"),
         (lambda: path.write_text(POINTER), "is a git-lfs pointer"),
         (lambda: path.write_bytes(b"no such thing"), "is no GGUF file|is a file; give"),
         (lambda: gguf_model(path, "zork"), "architecture zork is not supported"),

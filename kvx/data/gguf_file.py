@@ -51,7 +51,7 @@ def _metadata(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
                     "(llama-gguf-split --merge)"
                 )
             _check_tensors(file, n_tensors, int(found.get("general.alignment") or 32), size)
-        except (struct.error, EOFError, KeyError, UnicodeDecodeError, MemoryError):
+        except (struct.error, EOFError, KeyError, ValueError, OverflowError, MemoryError, OSError):
             raise UserError(f"{path}: is cut off or damaged; fetch it again") from None
     return found
 
