@@ -11,7 +11,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from kvx.errors import UserError
+from kvx.errors import UserError, first_line
 
 Messages = Sequence[Mapping[str, Any]]
 CLOCK = "strftime_now"  # transformers' global of every template
@@ -88,7 +88,7 @@ class ChatTemplate:
                 if mark in text:
                     return form
         if said is not None:
-            raise self._error(f"refuses a user message ({reason_of(said)})")
+            raise self._error(f"refuses a user message ({first_line(said)})")
         raise self._error("leaves out what a user message says")
 
     def render(
@@ -127,7 +127,7 @@ class ChatTemplate:
         except UserError:
             raise
         except Exception as error:
-            raise self._error(f"refuses a user message ({reason_of(error)})") from None
+            raise self._error(f"refuses a user message ({first_line(error)})") from None
         before, _, after = text.partition(mark)
         if (found := text.count(mark)) > 1:
             raise self._error("repeats what a user message says")
@@ -141,12 +141,6 @@ class ChatTemplate:
 
 def _parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of what a template said, else the kind of its error."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _mark(content: str) -> str:

@@ -41,7 +41,7 @@ class Example:
         for answer in self.answers:
             self._check("answers", answer)
         limit = self.max_new_tokens
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
+        if limit is not None and (type(limit) is not int or limit < 1):
             raise self._wrong("max_new_tokens", limit, "a whole number of at least 1")
 
     def _check(self, name: str, value: object) -> None:

@@ -19,7 +19,7 @@ from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource
 from kvx.data.files import fingerprint, read_text
 from kvx.data.tokenizer import chat_is_dated, max_context_tokens, tokenizer_hash
-from kvx.errors import UserError
+from kvx.errors import UserError, first_line
 from kvx.guard import model_files
 from kvx.hashing import digest, sha256_text
 
@@ -108,7 +108,7 @@ def make_source(dataset: DatasetConfig) -> DatasetSource:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        raise UserError(f"dataset.source: {cause or str(error).splitlines()[0]}") from error
+        raise UserError(f"dataset.source: {first_line(cause or error)}") from error
     if not all(callable(getattr(source, name, None)) for name in ("revision", "examples")):
         raise UserError(
             f"dataset.source: {type(source).__name__} has no revision() and examples(); set "

@@ -18,15 +18,6 @@ from kvx.errors import UserError
 from kvx.hashing import digest
 
 
-def model_dir(model: ModelConfig) -> Path:
-    """Local directory holding at least the model's tokenizer and configuration files.
-
-    A hub id is resolved through the hub's own cache (no weights are fetched). Raises `UserError`
-    if the model is neither a directory nor reachable.
-    """
-    return files_of(model).folder
-
-
 def tokenizer_hash(model: ModelConfig) -> str:
     """Identity of the files that decide how text becomes tokens, as they are now.
 

@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any
 
 from kvx.config import Config
-from kvx.data.chat import ChatTemplate, Form, reason_of, today
+from kvx.data.chat import ChatTemplate, Form, today
 from kvx.data.prompt import PromptParts
-from kvx.errors import UserError
+from kvx.errors import UserError, first_line
 from kvx.serve.errors import invalid
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class PromptSplitter:
             return self.template.render(messages, self.form, now)
         except Exception as error:  # templates refuse in many ways: roles, order, types
             raise invalid(
-                f"the model's chat template refuses these messages: {reason_of(error)}", "messages"
+                f"the model's chat template refuses these messages: {first_line(error)}", "messages"
             ) from None
 
     def _end_of_last(self, messages: Messages, text: str, now: datetime | None) -> int | None:

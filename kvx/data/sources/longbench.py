@@ -13,7 +13,7 @@ from typing import Any
 from kvx.data import rows
 from kvx.data.example import Example
 from kvx.data.files import existing, existing_file, fingerprint, read_jsonl
-from kvx.errors import UserError
+from kvx.errors import UserError, first_line
 
 VERSION = "1"
 HUB = "Xnhyacinth/LongBench"
@@ -89,8 +89,7 @@ class LongBenchSource:
                 self.hub, self.task, split="test", revision=self._commit()
             )
         except (OSError, ValueError, RuntimeError) as error:
-            first = str(error).splitlines()[0]
             raise UserError(
-                f"dataset.source.hub={self.hub}: could not load ({first}); without a hub, set "
-                "dataset.source.path to a directory of LongBench's jsonl files"
+                f"dataset.source.hub={self.hub}: could not load ({first_line(error)}); without "
+                "a hub, set dataset.source.path to a directory of LongBench's jsonl files"
             ) from None

@@ -14,7 +14,7 @@ from kvx.config import Config, ModelConfig, PressNeed
 from kvx.data.tokenizer import load_tokenizer, model_hash
 from kvx.engines.activity import ACTIVITY
 from kvx.engines.kvpress.loading import devices_of, load_weights
-from kvx.errors import UserError
+from kvx.errors import UserError, first_line
 from kvx.guard.signals import thinking_tokens
 from kvx.reasoning import SPECIAL_TAGS
 
@@ -85,8 +85,9 @@ class LoadedModel:
             try:
                 self.model.set_attn_implementation(implementation)
             except (ValueError, ImportError) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"model.attn_implementation={implementation}: {reason}") from None
+                raise UserError(
+                    f"model.attn_implementation={implementation}: {first_line(error)}"
+                ) from None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -95,9 +96,8 @@ def resolve_device(name: str) -> torch.device:
             device = torch.device(name)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"model.device={name}: {reason}; use auto, cpu, cuda, cuda:N or mps"
+                f"model.device={name}: {first_line(error)}; use auto, cpu, cuda, cuda:N or mps"
             ) from None
         return device
     if torch.cuda.is_available():

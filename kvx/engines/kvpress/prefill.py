@@ -388,7 +388,12 @@ def remember_average_rope(press: Any) -> None:
 
 
 def kv_use(row: PromptRow, n_tokens: int) -> KVUse:
-    """What compression left of `n_tokens` prompt tokens; nothing is hidden from attention."""
+    """What compression left of `n_tokens` prompt tokens; nothing is hidden from attention.
+
+    Raises `ValueError` if that is nothing.
+    """
+    if not all(row.entries):
+        raise ValueError("the press kept no entry at all")
     kept = sum(row.entries) / len(row.entries)
     per_entry = row.bytes / kept
     return KVUse(
