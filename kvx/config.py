@@ -1,8 +1,8 @@
 """Structured configuration: the schema of `conf/` and of the command line.
 
 Every field given in either is checked against it. Fields marked `neutral()` cannot change a point's
-results and are left out of its id (see `kvx.points`). This module imports no torch, so that
-`--help` and `--cfg job` stay fast.
+results and are left out of its id (`kvx.field_kinds`, `kvx.points`). This module imports no torch,
+so that `--help` and `--cfg job` stay fast.
 """
 
 import contextlib
@@ -19,38 +19,15 @@ from omegaconf import MISSING, OmegaConf
 
 from kvx.certify_config import CertifyConfig
 from kvx.controller_config import ControllerConfig, GuardConfig, SimulateConfig
+from kvx.engine_config import EngineConfig, OpenAIConfig
+from kvx.field_kinds import ADDED, NEUTRAL, RECORDED, added, neutral
 from kvx.limits import within
 from kvx.serve_config import ServeConfig
 from kvx.train_config import TrainConfig, VerifyConfig
 
-NEUTRAL = {"neutral": True}
-RECORDED = "recorded"
-# the metadata of a field of which only something derived can change results
-IDENTITY = "identity"
-
-# the metadata of a field that came later: at its default it changes no id
-ADDED = "added"
-
 # environment variables: how many workers share this machine's memory, and their GPU's
 SHARING = "KVX_WORKERS_HERE"
 SHARING_GPU = "KVX_WORKERS_ON_GPU"
-
-
-def neutral(default: Any) -> Any:
-    """A field that cannot change results: paths, logging, shard sizes."""
-    return field(default=default, metadata=NEUTRAL)
-
-
-def recorded(default: Any) -> Any:
-    """A neutral field that may still tip a near tie in the numbers: kept with every response."""
-    return field(default=default, metadata={**NEUTRAL, RECORDED: True})
-
-
-def added(default: Any) -> Any:
-    """A field that shapes answers and came later: ids of points that leave it out stay valid."""
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: default.copy(), metadata={ADDED: True})
-    return field(default=default, metadata={ADDED: True})
 
 
 class BudgetKind(Enum):
@@ -256,75 +233,6 @@ class DecodingConfig:
     timeout_s: float | None = within(None, above=0)
     # stop strings; the text ends before the first of them
     until: list[str] = added([])
-
-
-@dataclass
-class EngineConfig:
-    """What decides how fast answers come and how much memory that takes.
-
-    Which rows are decoded together changes how sums are rounded: a near tie can tip.
-    """
-
-    name: str = MISSING
-    _target_: str = MISSING
-    # one prefill for all points of an example, and all of them decoded together
-    share: bool = recorded(True)
-    # rows decoded together; the points of one example always are, if their caches fit
-    max_rows: int = within(recorded(256), at_least=1)
-    # KV caches held at once; null: a share of the memory that is free at the start
-    max_cache_gib: float | None = within(recorded(None), above=0)
-
-
-class Api(Enum):
-    """Which endpoint of an OpenAI-compatible server is asked."""
-
-    completions = "completions"  # the rendered prompt, as engine=kvpress sees it
-    chat = "chat"  # one user message; the server's own template
-
-
-@dataclass
-class RateLimitConfig:
-    """Upper limits per minute, of this process: requests, and prompt plus new tokens."""
-
-    max_rpm: int | None = within(None, at_least=1)
-    max_tpm: int | None = within(None, at_least=1)
-
-
-@dataclass
-class ServerTimeoutsConfig:
-    """Seconds until an attempt is given up; `decoding.timeout_s` replaces `total_s`."""
-
-    connect_s: float = within(10.0, above=0)
-    first_token_s: float = within(300.0, above=0)
-    between_tokens_s: float = within(60.0, above=0)
-    total_s: float = within(900.0, above=0)
-
-
-@dataclass
-class OpenAIConfig(EngineConfig):
-    """A server with OpenAI's API. Where it is and how fast it is asked is not part of a result.
-
-    `endpoints` maps budgets to URLs; of it, only whether it is used identifies a point.
-    `extra_body` is kept as typed: its `${press}` and `${budget}` are filled in for each request.
-    Both are untyped, because a typed mapping takes no new keys from the command line.
-    """
-
-    api: Api = Api.completions
-    model: str | None = None
-    extra_body: Any = None
-    # fields of a request that this server does not take
-    omit: list[str] = field(default_factory=list)
-    top_logprobs: int = within(20, at_least=0, at_most=20)
-    endpoints: Any = field(default=None, metadata={IDENTITY: bool})
-    base_url: str | None = neutral(None)
-    stream: bool = neutral(True)
-    concurrency: int | str = within(neutral("auto"), at_least=1, words="auto, or at least 1")
-    max_concurrency: int = within(neutral(64), at_least=1)
-    max_retries: int = within(neutral(5), at_least=0)
-    max_retry_after_s: float = within(neutral(120.0), at_least=0)
-    probe: bool = neutral(True)
-    rate_limit: RateLimitConfig = field(default_factory=RateLimitConfig, metadata=NEUTRAL)
-    timeouts: ServerTimeoutsConfig = field(default_factory=ServerTimeoutsConfig, metadata=NEUTRAL)
 
 
 @dataclass

@@ -42,22 +42,22 @@ class ControllerConfig:
     name: str = MISSING
     kind: ControllerKind = ControllerKind.none
     operating_point: OperatingPoint | None = None
-    tau_high: float | None = None
-    tau_low: float | None = None
+    tau_high: float | None = within(None, at_least=0, at_most=1)
+    tau_low: float | None = within(None, at_least=0, at_most=1)
     # consecutive tokens at or above tau_high until SAFE
-    k: int = 1
+    k: int = within(1, at_least=1)
     # consecutive tokens below tau_low until NORMAL
-    j: int = 8
+    j: int = within(8, at_least=1)
     # tokens that SAFE lasts at least
-    cooldown: int = 32
+    cooldown: int = within(32, at_least=0)
     # the budget of a sequence in SAFE (never less than its own); live, the full cache if it derails
     # there too
-    safe_budget: float = 1.0
+    safe_budget: float = within(1.0, above=0, at_most=1)
     # whether tokens are taken back at all; if not, an alarm only relaxes
     rollback: bool = True
     # tokens dropped and decoded again when SAFE is entered; of a loop, that many before its onset,
     # of a forecast or a rule, that many before the tokens at the end that stood together before
-    rollback_tokens: int = 32
+    rollback_tokens: int = within(32, at_least=0)
     # a detected loop is an alarm at once, whatever the hazard
     on_loop: bool = False
     # divergence of full and compressed cache at the first token, from which SAFE starts there;
@@ -67,13 +67,13 @@ class ControllerConfig:
     # null: operating_point
     gate_point: OperatingPoint | None = None
     # rule_based: the last 20 tokens stood together this often before
-    repetition_count: int | None = None
+    repetition_count: int | None = within(None, at_least=1)
     # rule_based: the sum of entropies above the reference (CUSUM) that is an alarm
     entropy_cusum_nats: float | None = within(None, above=0)
     entropy_reference_nats: float = within(3.0, at_least=0)
     # random: probability of an alarm per token; null: kvx.simulate takes that of another controller
-    rate: float | None = None
-    seed: int = 0
+    rate: float | None = within(None, at_least=0, at_most=1)
+    seed: int = within(0, at_least=0)
 
 
 class Shadow(Enum):
@@ -104,7 +104,9 @@ class GuardConfig:
     ladder: list[float] = field(default_factory=lambda: [0.25, 0.5])
     # of one sequence, the gate's raises together being one; after as many nothing more is taken
     # back or given
-    max_interventions: int = 4
+    max_interventions: int = within(
+        4, at_least=1, words="at least 1; controller=none leaves sequences alone"
+    )
     # what loops with the full cache too, where nothing more can be done, is compressed again: the
     # loop is the model's own
     let_go: bool = True

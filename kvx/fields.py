@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from kvx.config import Config, EngineConfig, OpenAIConfig
+from kvx.config import Config
+from kvx.engine_config import EngineConfig, OpenAIConfig
 from kvx.errors import UserError
 
 Field = dataclasses.Field[Any]

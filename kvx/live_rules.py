@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kvx import limits
 from kvx.config import BudgetKind, Config, PressNeed
 from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig
 from kvx.errors import UserError
@@ -27,11 +28,7 @@ def check_guard(guard: GuardConfig) -> None:
             f"guard.ladder={_listed(steps)}: must be ascending budgets between 0 and 1; "
             "1.0 always comes last"
         )
-    if guard.max_interventions < 1:
-        raise UserError(
-            f"guard.max_interventions={guard.max_interventions}: must be at least 1; "
-            "controller=none leaves sequences alone"
-        )
+    limits.check(guard, "guard.")
 
 
 def _listed(values: Sequence[float]) -> str:

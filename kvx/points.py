@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kvx import conditions, sources
-from kvx.config import (
-    ADDED,
-    IDENTITY,
-    RECORDED,
-    BudgetConfig,
-    BudgetKind,
-    Config,
-    DecodingConfig,
-    Measure,
-)
+from kvx.config import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
 from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
+from kvx.field_kinds import ADDED, IDENTITY, RECORDED
 from kvx.guard import model_files
 from kvx.hashing import digest
 from kvx.words import exact

@@ -22,7 +22,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from kvx.composer import Composer, Parts, set_value
-from kvx.config import Config, OpenAIConfig
+from kvx.config import Config
+from kvx.engine_config import OpenAIConfig
 from kvx.errors import UserError
 from kvx.escapes import as_meant
 from kvx.fields import refuse_unknown

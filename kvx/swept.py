@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from kvx.config import NEUTRAL, BudgetKind, Config
+from kvx.config import BudgetKind, Config
 from kvx.controller_config import ControllerKind, Shadow
 from kvx.errors import UserError
+from kvx.field_kinds import NEUTRAL
 from kvx.fields import fields_of
 from kvx.points import resolved
 from kvx.words import exact

@@ -5,16 +5,9 @@ from dataclasses import replace
 from datetime import date
 
 from kvx import conditions, limits
-from kvx.config import (
-    BudgetConfig,
-    BudgetKind,
-    Config,
-    ModelConfig,
-    OpenAIConfig,
-    PressNeed,
-    TemplateConfig,
-)
+from kvx.config import BudgetConfig, BudgetKind, Config, ModelConfig, PressNeed, TemplateConfig
 from kvx.data import binning
+from kvx.engine_config import OpenAIConfig
 from kvx.errors import UserError
 from kvx.folder_names import check_names
 from kvx.guard import controller

@@ -11,7 +11,8 @@ import openai
 import pytest
 
 from kvx.cli import compose, run_stage
-from kvx.config import Api, BudgetConfig, BudgetKind, package_dir
+from kvx.config import BudgetConfig, BudgetKind, package_dir
+from kvx.engine_config import Api
 from kvx.engines.openai.reply import Parser
 from kvx.hashing import digest
 from kvx.run.main import run

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kvx.cli import compose
-from kvx.config import Config, OpenAIConfig
+from kvx.config import Config
+from kvx.engine_config import OpenAIConfig
 from kvx.errors import UserError
 from kvx.validate import check
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from kvx import environment
 from kvx.cli import compose
-from kvx.config import Api, Config, OpenAIConfig, RateLimitConfig
+from kvx.config import Config
+from kvx.engine_config import Api, OpenAIConfig, RateLimitConfig
 from kvx.engines.base import BudgetProof, KVUse
 from kvx.engines.openai import pace, proof
 from kvx.engines.openai.body import BodyBuilder, endpoints

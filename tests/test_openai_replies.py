@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kvx.cli import compose
-from kvx.config import Api
+from kvx.engine_config import Api
 from kvx.engines.base import Response
 from kvx.engines.openai.events import Events
 from kvx.engines.openai.fault import Fault, line

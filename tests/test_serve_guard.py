@@ -16,7 +16,8 @@ import torch
 from conftest import Kvx, request_rows
 
 from kvx.cli import compose, run_stage
-from kvx.config import Api, PressNeed
+from kvx.config import PressNeed
+from kvx.engine_config import Api
 from kvx.engines.kvpress import decode
 from kvx.engines.kvpress.guarded import LiveGuard
 from kvx.engines.openai.reply import Parser

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvx.config import Api
 from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig
+from kvx.engine_config import Api
 from kvx.engines.kvpress import decode
 from kvx.engines.openai.reply import Parser
 from kvx.guard.controller import policy

@@ -88,12 +88,6 @@ def certify_experiment(config: Config) -> list[Path]:
 
 def check_settings(settings: CertifyConfig) -> None:
     """Raises `UserError` naming the field for settings that cannot be right."""
-    for name in ("alpha", "delta"):
-        if not 0 < getattr(settings, name) < 1:
-            raise UserError(
-                f"certify.{name}={getattr(settings, name):g}: must be between 0 and 1, for example "
-                "0.05"
-            )
     if settings.metric is not None:
         check_name("certify.metric", settings.metric)
     if settings.metric is not None and settings.loss is not Loss.score:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from kvx import limits
 from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint
 from kvx.errors import UserError
 
@@ -102,27 +103,8 @@ def needs_hazard(config: ControllerConfig) -> bool:
 
 def check(config: ControllerConfig) -> None:
     """Raises `UserError` naming the field for a controller that cannot be right."""
-    c, unit = config, "between 0 and 1"
-    limits = {
-        "tau_high": (c.tau_high is None or 0 <= c.tau_high <= 1, unit),
-        "tau_low": (c.tau_low is None or 0 <= c.tau_low <= 1, unit),
-        "k": (c.k >= 1, "at least 1"),
-        "j": (c.j >= 1, "at least 1"),
-        "cooldown": (c.cooldown >= 0, "0 or more tokens"),
-        "safe_budget": (0 < c.safe_budget <= 1, "above 0 and at most 1"),
-        "rollback_tokens": (c.rollback_tokens >= 0, "0 or more"),
-        "prefill_gate_nats": (c.prefill_gate_nats is None or c.prefill_gate_nats >= 0, "0 or more"),
-        "repetition_count": (c.repetition_count is None or c.repetition_count >= 1, "at least 1"),
-        "entropy_cusum_nats": (
-            c.entropy_cusum_nats is None or c.entropy_cusum_nats > 0, "above 0",
-        ),
-        "entropy_reference_nats": (c.entropy_reference_nats >= 0, "0 or more"),
-        "rate": (c.rate is None or 0 <= c.rate <= 1, unit),
-        "seed": (c.seed >= 0, "0 or more"),
-    }  # fmt: skip
-    for name, (good, wanted) in limits.items():
-        if not good:
-            raise UserError(f"controller.{name}={getattr(c, name)}: must be {wanted}")
+    limits.check(config, "controller.")
+    c = config
     if c.tau_low is not None and c.tau_high is not None and c.tau_low > c.tau_high:
         raise UserError(
             f"controller.tau_low={c.tau_low:g}: must be at most tau_high={c.tau_high:g}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvx.config import BinningConfig, BinStrategy, Config, OpenAIConfig, Overflow
+from kvx.config import BinningConfig, BinStrategy, Config, Overflow
 from kvx.data import manifest as manifests
 from kvx.data.binning import bin_edges, bin_of, choose
 from kvx.data.chat import today
@@ -17,6 +17,7 @@ from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.model_folder import files_of
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
+from kvx.engine_config import OpenAIConfig
 from kvx.errors import UserError, shown
 from kvx.guard import model_files
 from kvx.hashing import digest, sha256_file

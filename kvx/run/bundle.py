@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from kvx.config import Config, Measure, OpenAIConfig
+from kvx.config import Config, Measure
 from kvx.data.manifest import Manifest
 from kvx.data.model_checks import check_files
 from kvx.data.model_folder import files_of
+from kvx.engine_config import OpenAIConfig
 from kvx.errors import RunFailedError, UserError
 from kvx.guard.caveats import GuardedPoint, caveats
 from kvx.guard.controller import needs_hazard

@@ -24,21 +24,6 @@ def api_key_of(serve: ServeConfig) -> str | None:
     return key
 
 
-def check_limits(serve: ServeConfig) -> None:
-    """Raises `UserError` naming the field."""
-    limits = {
-        "port": (0 <= serve.port < 2**16, "between 0 and 65535"),
-        "queue": (serve.queue >= 1, "at least 1"),
-        "max_rows": (serve.max_rows >= 1, "at least 1"),
-        "max_context": (serve.max_context is None or serve.max_context >= 2, "at least 2, or null"),
-        "max_request_bytes": (serve.max_request_bytes >= 1024, "at least 1024"),
-        "drain_s": (0 <= serve.drain_s <= 3600, "between 0 and 3600"),
-    }
-    for name, (good, wanted) in limits.items():
-        if not good:
-            raise UserError(f"serve.{name}={getattr(serve, name)}: must be {wanted}")
-
-
 @contextlib.contextmanager
 def listening(serve: ServeConfig) -> Iterator[socket.socket]:
     """The listening socket; who connects waits until the server accepts.

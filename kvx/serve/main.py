@@ -4,7 +4,7 @@ from kvx.cli import stage
 from kvx.config import BudgetKind, Config
 from kvx.errors import UserError
 from kvx.live_rules import check_served
-from kvx.serve.address import api_key_of, check_limits, listening
+from kvx.serve.address import api_key_of, listening
 
 ENGINE = "kvx.engines.kvpress.engine.KVPressEngine"
 
@@ -22,7 +22,6 @@ def serve(points: list[Config]) -> None:
 
         config, promise = with_certified_budget(config)
     check_served(config)
-    check_limits(config.serve)
     key = api_key_of(config.serve)
     with listening(config.serve) as listener:
         from kvx.serve.server import run_server

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx import provenance
+from kvx import limits, provenance
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.config import Config
 from kvx.errors import UserError
@@ -80,20 +80,12 @@ def check(train: TrainConfig) -> None:
         for name in names:
             if name not in features.SETS:
                 raise UserError(f"train.{field}={name}: no such feature set; choose from {known}")
-    for name, value, least in (
-        ("horizon", min([train.horizon, *train.horizons]), 1), ("folds", train.folds, 2),
-        ("max_tokens", train.max_tokens, 1000), ("rounds", train.rounds, 1),
-        ("n_boot", train.n_boot, 100),
-    ):  # fmt: skip
-        if value < least:
-            raise UserError(f"train.{name}={value}: must be at least {least}")
-    if len(train.shares) != 3 or min(train.shares) <= 0 or abs(sum(train.shares) - 1) > 1e-6:
+    limits.check(train, "train.")
+    if len(train.shares) != 3 or abs(sum(train.shares) - 1) > 1e-6:
         raise UserError(
             f"train.shares={train.shares}: give three shares above 0 that add up to 1 (train, "
             "validation, threshold)"
         )
-    if not 0 < train.confidence < 1:
-        raise UserError(f"train.confidence={train.confidence}: must be between 0 and 1")
 
 
 def check_data(folder: Path, data: Data, train: TrainConfig) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 from kvx import environment, placeholders, reasoning
 from kvx.budgets import TOKENS
-from kvx.config import Api, BudgetKind, Config, Signals
+from kvx.config import BudgetKind, Config, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
+from kvx.engine_config import Api
 from kvx.engines.base import seed_of
 from kvx.engines.openai.client import KVX, settings
 from kvx.errors import UserError

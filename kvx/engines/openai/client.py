@@ -11,7 +11,8 @@ import openai
 from openai import AsyncOpenAI, AsyncStream, Timeout
 
 from kvx import environment
-from kvx.config import Api, Config, OpenAIConfig
+from kvx.config import Config
+from kvx.engine_config import Api, OpenAIConfig
 from kvx.engines.openai import fault as faults
 from kvx.engines.openai import fields
 from kvx.engines.openai.events import Events

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from kvx import placeholders
-from kvx.config import Api, Config, PressConfig
+from kvx.config import Config, PressConfig
 from kvx.data.example import Example
+from kvx.engine_config import Api
 from kvx.engines.base import (
     BudgetProof,
     LatencyWork,

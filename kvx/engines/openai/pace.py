@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from aiolimiter import AsyncLimiter
 
-from kvx.config import RateLimitConfig
+from kvx.engine_config import RateLimitConfig
 from kvx.engines.openai.fields import AUTO
 
 START = 4

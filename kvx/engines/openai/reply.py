@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import entr
 
 from kvx.answer import answer_of
-from kvx.config import Api
+from kvx.engine_config import Api
 from kvx.engines.base import KVUse, Timing, Trace
 from kvx.engines.openai import content
 from kvx.engines.openai.content import ScoredToken, scored_tokens, used

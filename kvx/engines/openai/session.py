@@ -10,8 +10,9 @@ from typing import Any
 
 import tenacity
 
-from kvx.config import Api, Config
+from kvx.config import Config
 from kvx.data.example import Example
+from kvx.engine_config import Api
 from kvx.engines.openai.body import BodyBuilder, route
 from kvx.engines.openai.client import PATHS, Client, settings
 from kvx.engines.openai.fault import Fault
