@@ -43,7 +43,7 @@ def _refuse_list(argument: str) -> None:
 def refuse_sweeps(name: str, argv: list[str]) -> None:
     """Raises `UserError` for a sweep all of whose values but one would be dropped silently."""
     for argument in argv:
-        override = parse(argument)
+        override = parse(readable(argument))
         if override is None or not override.is_sweep_override() or not several(override):
             continue
         key = override.key_or_group

@@ -21,8 +21,8 @@ from kvx.words import exact
 # neutral by name, but what they lead to is not: other weights, another folder of results; a point
 # that is asked for both measures gets both
 DISTINCT = ("model.path", "paths.output", "measure")
-# these shape how answers are scored, and `kvx.score` reads one value of them
-SCORING = ("metrics", "answer_format", "max_new_tokens")
+# these shape how answers are scored; what `decoding` takes over of them is told apart there
+SCORING = ("metrics", "answer_format", "max_new_tokens", "until")
 
 
 def why_dropped(key: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvx.arguments import understood
+from kvx.arguments import refuse_sweeps, understood
 from kvx.cli import compose, describe
 from kvx.config import BudgetConfig, BudgetKind
 from kvx.engines.openai.body import endpoints
@@ -110,6 +110,7 @@ def test_an_experiment_sweeps_budgets_as_the_command_line_does(
         (["dataset.metrics=[exact_match],[qa_f1]"], "dataset.metrics tells no points apart"),
         (["press=snapkv", "budget=0.5", "controller=none,balanced", "guard.stream=hold,restart"],
          "guard.stream=hold,restart: several values"),
+        (["dataset.until=[a],[b]", "decoding.until=[c]"], "dataset.until tells no points apart"),
         (["press=snapkv", "budget=0.5", "guard.ladder=[0.25],[0.5]"], "guard.ladder tells no"),
         (["press=none", "budget=1.0,0.5"], "press=none: keeps the full cache"),
         (["budget.tokens=256,512"], "budget.tokens=256: is read with budget=tokens only"),
@@ -168,6 +169,13 @@ def test_paths_mean_what_was_typed(typed: str, meant: object) -> None:
         if isinstance(meant, list)
         else value == meant
     )
+
+
+def test_a_sweep_over_such_paths_is_a_sweep() -> None:
+    with pytest.raises(UserError, match="several values; a server takes one"):
+        refuse_sweeps("serve", ["model.path=/x/epoch=3,/x/epoch=4"])
+    with pytest.raises(UserError, match=r"paths\.cache tells no points apart"):
+        refuse_sweeps("run", ["paths.cache=/x/a=1,/x/a=2"])
 
 
 def test_a_path_with_an_equals_sign_reaches_the_configuration(tmp_path: Path) -> None:

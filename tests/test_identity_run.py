@@ -84,6 +84,20 @@ def test_an_edited_press_makes_new_points_that_are_another_curve(
     assert all(c.press.startswith("mine(code=") for c in curves)
 
 
+def test_another_version_of_kvx_makes_no_points_new(kvx: Kvx) -> None:
+    few = ("dataset.source.n_examples=20", "dataset.sampling.n_per_bin=1", "press=knorm")
+    assert kvx("run", *few, "budget=0.5").code == 0
+    (path,) = Path("outputs/runs/default/points").glob("*/point.json")
+    info = json.loads(path.read_text())
+    info["sources"] = {name: "kvx 0.0.1" if name.startswith("kvx.") else source
+                       for name, source in info["sources"].items()}  # fmt: skip
+    path.write_text(json.dumps(info))
+    another = kvx("run", *few, "budget=0.4")
+    assert another.code == 0
+    assert "changed since" not in another.err
+    assert "nothing to do" in kvx("run", *few, "budget=0.5").err
+
+
 def test_an_edited_data_source_makes_a_new_manifest_and_new_points(
     kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

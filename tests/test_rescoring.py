@@ -66,7 +66,7 @@ def test_what_an_older_kvx_did_not_record_is_what_its_dataset_says() -> None:
 
 
 def test_an_unknown_format_to_score_by_is_refused() -> None:
-    with pytest.raises(UserError, match=r"score\.answer_format=prose: unknown format"):
+    with pytest.raises(UserError, match=r"score\.answer_format=prose: unknown .*or any for any"):
         compose("score.answer_format=prose")
 
 

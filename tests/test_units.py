@@ -1,5 +1,6 @@
 """Units of work: every missing request in exactly one slice, slices of like cost."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_a_slice_has_all_points_of_one_model_and_latencies_come_last(points: lis
     assert all(len(u.configs) == 2 for u in units)
     assert sorted(e for u in units[:3] for e in u.example_ids) == sorted(ids)
     assert sum(u.n_requests for u in units[:3]) == 2 * len(ids)
+
+
+def test_a_row_with_a_limit_of_its_own_counts_with_it(points: list[Point]) -> None:
+    first, *others = points[0].manifest.entries
+    own = (replace(first, max_new_tokens=500), *others)
+    point = replace(points[0], manifest=replace(points[0].manifest, entries=own))
+    usual = point.config.decoding.max_new_tokens
+    (unit,) = make_units([Todo(point, frozenset(e.example_id for e in own))], 1)
+    assert unit.output_tokens == 500 + len(others) * usual
 
 
 def test_only_what_is_missing_is_cut(points: list[Point]) -> None:

@@ -18,9 +18,10 @@ ONLY_REASONING = "only reasoning"
 def check_format(answer_format: str | None, field: str = "dataset.answer_format") -> None:
     """Raises `UserError` for a format that is not in `ANSWER_FORMATS`; None stands for any text."""
     if answer_format is not None and answer_format not in ANSWER_FORMATS:
+        any_text = ANY if field == "score.answer_format" else "null"
         raise UserError(
             f"{field}={answer_format}: unknown format; choose from "
-            f"{', '.join(ANSWER_FORMATS)}, or null for any text"
+            f"{', '.join(ANSWER_FORMATS)}, or {any_text} for any text"
         )
 
 
