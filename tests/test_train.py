@@ -331,7 +331,7 @@ def test_the_tables_name_every_analysis(evaluated):
         ({"folds": 1}, "train.folds=1"),
         ({"shares": [0.5, 0.5]}, "train.shares"),
         ({"shares": [1.0, 0.0, 0.0]}, "train.shares"),
-        ({"horizons": [0]}, "train.horizon=0"),
+        ({"horizons": [0]}, "train.horizons=0"),
         ({"confidence": 95.0}, "train.confidence"),
     ],
 )

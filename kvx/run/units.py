@@ -125,7 +125,7 @@ def _answers(group: Sequence[Todo], slices: int, run: str) -> list[Unit]:
     wanted = frozenset[str]().union(*(item.example_ids for item in group))
     entries = [e for e in group[0].point.manifest.entries if e.example_id in wanted]
     tokens = {e.example_id: e.prompt_tokens for e in entries}
-    limits = {e.example_id: e.max_new_tokens for e in entries}
+    limits = {e.example_id: e.max_new_tokens for e in entries if e.max_new_tokens is not None}
     parts = balanced(list(tokens.items()), slices)
     units = []
     for number, part in enumerate(parts, start=1):
@@ -138,7 +138,7 @@ def _answers(group: Sequence[Todo], slices: int, run: str) -> list[Unit]:
                 n_requests=sum(map(len, asked)),
                 prompt_tokens=sum(tokens[example] for ids in asked for example in ids),
                 output_tokens=sum(
-                    item.point.config.decoding.max_new_tokens if limits[i] is None else limits[i]
+                    limits.get(i, item.point.config.decoding.max_new_tokens)
                     for ids, item in zip(asked, items, strict=True)
                     for i in ids
                 ),
