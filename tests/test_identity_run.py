@@ -98,6 +98,19 @@ def test_another_version_of_kvx_makes_no_points_new(kvx: Kvx) -> None:
     assert "nothing to do" in kvx("run", *few, "budget=0.5").err
 
 
+def test_other_prompts_for_the_same_command_are_told(kvx: Kvx) -> None:
+    """As of an older kvx that rendered them otherwise."""
+    few = ("dataset.source.n_examples=20", "dataset.sampling.n_per_bin=1", "press=knorm")
+    assert kvx("run", *few, "budget=0.5").code == 0
+    (path,) = Path("outputs/runs/default/points").glob("*/point.json")
+    info = json.loads(path.read_text())
+    info["manifest"]["key"] = "0" * 8
+    path.write_text(json.dumps(info))
+    said = kvx("run", *few, "budget=0.4").err
+    line = f"the prompts or the choice of examples of recall__kv changed since {info['id']} was run"
+    assert line in said
+
+
 def test_an_edited_data_source_makes_a_new_manifest_and_new_points(
     kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +124,7 @@ def test_an_edited_data_source_makes_a_new_manifest_and_new_points(
     assert [r.code for r in ran] == [0, 0]
     assert len(points()) == 2
     assert "the code of my_identity_source.MySource changed since" in ran[1].err
+    assert ran[1].err.count("new points are made") == 1
     assert "nothing to do" in kvx("run", *own).err
 
 

@@ -59,14 +59,8 @@ def _asked(config: Json) -> str:
 def _differences(point: Point, old: Json) -> Lines:
     new, since = "new points are made", f"changed since {old['id']} was run"
     before, model = old.get("sources"), point.config.model.name
-    for target, source in point.sources.items():
-        if target.startswith("kvx."):  # another version of kvx makes no points new
-            continue
-        if before is not None and before.get(target, source) != source:
-            yield ("code", target), f"the code of {target} {since}: {new}"
-        elif before is None and is_users(source):
-            line = f"{old['id']} was run by an older kvx, which did not note the code of {target}"
-            yield ("code", target), f"{line}: {new}"
+    code = dict(_code(point, old, since, new))
+    yield from code.items()
     if old.get("model_hash") != model_hash(point.config.model):
         line = f"the files of model={model} {since}: {new}"
         if before is None:
@@ -77,9 +71,24 @@ def _differences(point: Point, old: Json) -> Lines:
         yield ("model", model), line
     elif old["manifest"].get("source_revision") != point.manifest.source_revision:
         yield ("data",), f"the data of {point.manifest.dataset_id} {since}: {new}"
+    elif not code and old["manifest"].get("key") != point.manifest.key:
+        data = point.manifest.dataset_id
+        yield ("prompts",), f"the prompts or the choice of examples of {data} {since}: {new}"
     if is_guarded(point.config) and old.get("guard") != guard_identity(point.config):
         name = point.config.controller.name
         yield ("guard", name), f"the hazard model of controller={name} {since}: {new}"
+
+
+def _code(point: Point, old: Json, since: str, new: str) -> Lines:
+    before = old.get("sources")
+    for target, source in point.sources.items():
+        if target.startswith("kvx."):  # another version of kvx makes no points new
+            continue
+        if before is not None and before.get(target, source) != source:
+            yield ("code", target), f"the code of {target} {since}: {new}"
+        elif before is None and is_users(source):
+            line = f"{old['id']} was run by an older kvx, which did not note the code of {target}"
+            yield ("code", target), f"{line}: {new}"
 
 
 def _versions(points: Sequence[Point], infos: Mapping[str, Json]) -> Lines:
