@@ -84,6 +84,7 @@ def test_a_thousand_requests_with_faults_end_answered_or_typed(
             "dataset.source.min_words=200", "dataset.source.max_words=250", "press=snapkv",
             "engine.max_retries=2", "engine.timeouts.first_token_s=2", "engine.probe=false",
             "engine.timeouts.between_tokens_s=2",
+            "engine.concurrency=8",  # auto waits out the slow faults one after the other
         )  # fmt: skip
         outcome = kvx("run", *arguments, "-m", "budget=1.0,0.5")
         assert outcome.code == 0, outcome.err
