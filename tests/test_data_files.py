@@ -79,6 +79,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "strings.json": ('["a", "b"]', "row 1: expected a JSON object, got str"),
     "broken.jsonl": (LINES + "\n{broken\n", "broken.jsonl:4: not valid JSON"),
     "broken.json": ("[{]", "not valid JSON"),
+    "comma.json": ('[\n{"a": 1},\n]', "comma.json: not valid JSON ("),
     "columns.json": (
         json.dumps({"context": {"0": "c"}, "question": {"0": "q"}}), "orient='records'"
     ),
