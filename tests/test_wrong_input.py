@@ -193,7 +193,7 @@ def test_an_output_directory_that_cannot_be_written(kvx: Kvx, tmp_path: Path) ->
 @pytest.mark.parametrize("field", ["output", "multirun"])
 def test_a_folder_that_the_system_will_not_make(kvx: Kvx, field: str) -> None:
     """Where homes are mounted on demand, mkdir says ENOENT; so does /proc."""
-    outcome = kvx("run", "-m", "budget=1.0,0.5", f"paths.{field}=/proc/nobody/kvx")
+    outcome = kvx("run", "-m", "press=knorm", "budget=1.0,0.5", f"paths.{field}=/proc/nobody/kvx")
     assert outcome.code == 2
     assert "cannot make /proc/nobody: " in outcome.err.splitlines()[-1]
     assert "Traceback" not in outcome.err

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvpress import BasePress
 
-from kvx.engines.kvpress.parts import DECODING, MASKING, packs, parts_of
+from kvx.engines.kvpress.parts import DECODING, MASKING, parts_of
 from kvx.errors import ArgumentError, first_line, shown
 
 INSTEAD = "use an evicting press such as SnapKVPress, KnormPress or ExpectedAttentionPress"
@@ -53,11 +53,6 @@ def object_press(press: Any) -> ObjectPress:
     for part in parts_of(press):
         _check_kind(part)
     name = type(press).__name__
-    if packs(press):
-        raise ArgumentError(
-            f"press={name}: moves what it keeps to other positions, so the rest cannot come back "
-            f"to its own; {INSTEAD}"
-        )
     try:
         ratio = float(press.compression_ratio)
     except (AssertionError, AttributeError, TypeError, ValueError):
