@@ -194,7 +194,7 @@ def test_the_example_in_a_rule_keeps_it(tmp_path: Path) -> None:
         ({"kinds": {"json": 0}}, "dataset.source.kinds: shares must be 0 or more"),
         ({"placements": ["under"]}, "dataset.source.placements: under; choose from before"),
         ({"texts": []}, "dataset.source.texts: empty; choose from speeches, stories"),
-        ({"min_words": 500}, "dataset.source.min_words=500: must be at least 1 and at most"),
+        ({"min_words": 500}, "dataset.source.min_words=500: must be at most max_words=180"),
         ({"max_words": 100_000}, "dataset.source.max_words=100000: no text in"),
     ],
 )
