@@ -334,7 +334,7 @@ def test_what_identifies_a_point_is_not_where_its_server_is(kvx: Kvx) -> None:
         ("engine.rate_limit.max_tpm=10", "one request needs up to"),
         ("engine.endpoints={a: http://x}", "'a' is no budget"),
         ("engine.extra_body=5", "engine.extra_body=5: must be a mapping"),
-        ("engine.top_logprobs=50", "must be 0 to 20"),
+        ("engine.top_logprobs=50", "must be between 0 and 20"),
     ],
 )
 def test_a_wrong_request_ends_in_one_line(kvx: Kvx, override: str, words: str) -> None:
