@@ -32,9 +32,14 @@ def refresh(modules: Sequence[tuple[str, str, str]]) -> None:
         _seen[name] = sha256
     if old:
         log.info("%s changed since this process imported it: imported again", ", ".join(old))
-        for name, _, _ in modules:
-            if name != "__main__":
-                sys.modules.pop(name, None)
+        forget([name for name, _, _ in modules])
+
+
+def forget(modules: Sequence[str]) -> None:
+    """See to it that whoever needs these modules next imports them anew."""
+    for name in modules:
+        if name != "__main__":
+            sys.modules.pop(name, None)
 
 
 def _is_old(name: str, file: str, sha256: str) -> bool:

@@ -1,6 +1,7 @@
 """A point of a sweep and its content-addressed identity."""
 
 import dataclasses
+import json
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,8 @@ from kvx.words import exact
 
 # what tells the points of a variant apart, and where they lie
 OWN = ("experiment_name", "press", "budget", "controller", "guard", "seed")
+# kvpress's press that moves what it keeps to the first positions
+PACKING = "KeyRerotationPress"
 SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name not in OWN)
 
 
@@ -166,6 +169,8 @@ class Point:
             name += f"-{c.controller.name}"
         if code := sources.identity_of(self.press_sources):
             own.append({"sources": code})
+        if PACKING in json.dumps(resolved(c.press.method or {})):
+            own.append("decoded behind packed keys")  # once it was decoded at the prompt's length
         return f"{name}-{digest(own)}"
 
     @cached_property

@@ -21,7 +21,7 @@ from typing import Any
 
 from kvx import __version__, remembered
 from kvx.hashing import digest, sha256_text
-from kvx.live_source import digest_of_main, refresh
+from kvx.live_source import digest_of_main, forget, refresh
 
 MAIN = "__main__"
 # what else a configuration may name where Hydra wants a `_target_`: the class is in `path`
@@ -130,6 +130,8 @@ def source_of(target: str) -> str | None:
     if (known := _known.get(target)) is not None and known.is_current():
         _refresh(known.modules)
         return known.source
+    if known is not None and any(_real_file(m.file).is_dir() for m in known.modules):
+        forget([m.name for m in known.modules])  # a file is gone: importing fails, as anew
     first = _module_of(target)
     if first is None:
         return None
@@ -235,7 +237,10 @@ def _read(name: str) -> Module | None:
     if Path(spec.origin).is_file():
         return _parsed(name, spec.origin, remembered.sha256(Path(spec.origin)), package)
     get_source = getattr(spec.loader, "get_source", None)  # in a zip, say
-    text = get_source(name) if get_source is not None else None
+    try:
+        text = get_source(name) if get_source is not None else None
+    except (ImportError, OSError):  # its file is gone, and only this process knows it
+        return None
     if text is None:
         return None
     return Module(name, spec.origin, sha256_text(text), _imports(text, name, package))

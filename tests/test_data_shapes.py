@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -57,6 +58,15 @@ ANSWERS = {
         "{'text': array(['Paris', 'in Paris'], dtype=object), 'answer_start': array([1, 2])}",
         ("Paris", "in Paris"),
     ),
+    "numpy scalars in text": ("[np.int64(42), np.float64(0.5)]", ("42", "0.5")),
+    "numpy strings in text": ("[np.str_('Paris')]", ("Paris",)),
+    "decimals in text": ("[Decimal('1.50')]", ("1.50",)),
+    "negative numbers as numpy prints them": ("[-1 -2]", ("-1", "-2")),
+    "a tuple in text": ("('Paris', 'France')", ("Paris", "France")),
+    "a set in text": ("{'Paris', 'France'}", ("France", "Paris")),
+    "a place": ("(1, 2)", ("(1, 2)",)),
+    "a set of numbers": ("{1, 2}", ("{1, 2}",)),
+    "a difference": ("[1 - 2]", ("[1 - 2]",)),
     "string": ("Paris", ("Paris",)),
     "a text in brackets": ("[citation needed]", ("[citation needed]",)),
     "a JSON object that is the answer": ('{"a": 1}', ('{"a": 1}',)),
@@ -184,6 +194,45 @@ def test_other_contexts_that_only_look_like_lists_stay_text(file: Path) -> None:
     for context in ('{"key": "value", "title": "t"}', "[1] A first note.", "[[unclosed"):
         assert read(file, row(context=context))[0].context == context
     assert read(file, row(context=["one", "two"]))[0].context == "one\n\ntwo"
+
+
+CELLS = {
+    "titled, as datasets writes csv": (
+        "{'title': array(['Title A', 'Title B'], dtype=object), 'sentences': array([array("
+        "['s one.', ' s two.'], dtype=object),\n       array(['s three.'], dtype=object)], "
+        "dtype=object)}",
+        JOINED,
+    ),
+    "passages": ("[{'title': 'A', 'text': 'b'}, {'text': 'c'}]",
+                 "Document (Title: A): b\n\nDocument: c"),
+    "paragraphs": ("['one', 'two']", "one\n\ntwo"),
+    "numpy's paragraphs": ("['one' 'two']", "one\n\ntwo"),
+    "numbers": ("[1, 2]", "[1, 2]"),
+    "JSON of somebody's": ('[{"a": 1}]', '[{"a": 1}]'),
+    "a note": ("[1] A first note.", "[1] A first note."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_contexts_in_csv_are_what_pandas_wrote(name: str, tmp_path: Path) -> None:
+    cell, meant = CELLS[name]
+    path = tmp_path / "d.csv"
+    pd.DataFrame([row(context=cell, answers="x")]).to_csv(path, index=False)
+    (found,) = LocalSource(str(path)).examples()
+    assert found.context == meant
+    alike = "local-2-" not in LocalSource(str(path)).revision()
+    assert alike == (meant == cell)
+
+
+def test_numpy_s_print_is_no_context(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    pd.DataFrame([row(context="{'parts': array(['a'], dtype=object)}", answers="x")]).to_csv(path)
+    with pytest.raises(UserError, match="row 1: 'context': numpy's print of arrays"):
+        list(LocalSource(str(path)).examples())
+
+
+def test_a_context_in_jsonl_that_is_a_python_list_stays_text(file: Path) -> None:
+    assert read(file, row(context="['one', 'two']"))[0].context == "['one', 'two']"
 
 
 def test_squad_files(file: Path) -> None:

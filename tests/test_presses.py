@@ -17,7 +17,8 @@ from kvx.engines.base import BudgetProof, PointFailed, PointWork, Response
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.press_check import check_on_model
 from kvx.errors import UserError
-from kvx.points import Request
+from kvx.hashing import digest
+from kvx.points import Request, controller_identity, resolved
 from tests.conftest import Kvx
 from tests.test_engine import answers, recall
 
@@ -186,6 +187,18 @@ def test_packed_keys_are_decoded_where_kvpress_does(
         assert response.text == theirs
         compared += 1
     assert compared >= 4
+
+
+def test_points_that_were_decoded_elsewhere_are_others(two: PointWork) -> None:
+    """Their answers differ from an older kvx's, so they must not be taken for done."""
+    for name, stays in (("KnormPress", True), ("KeyRerotationPress", False)):
+        point = with_press(two, name).point
+        budget, seed = {"ratio": point.config.budget.ratio}, point.config.seed
+        before = [
+            point.variant_id, resolved(point.config.press), budget,
+            controller_identity(point.config), seed,
+        ]  # fmt: skip
+        assert point.id.endswith(digest(before)) is stays
 
 
 def test_a_guard_does_not_take_a_press_that_packs_keys(two: PointWork) -> None:

@@ -251,9 +251,9 @@ def test_a_seed_gives_the_same_answer_in_company(server: Running) -> None:
     bodies = [body(seed) for seed in seeds] + company + [body(1, temperature=0)]
     together = asyncio.run(asked_together(server.url, bodies))
     assert [a.choices[0].text for a in together[:4]] == [alone[seed] for seed in seeds]
-    unseeded = [body(0) | {"seed": None} for _ in range(8)]  # some fall into the same loop
+    unseeded = [body(0) | {"seed": None} for _ in range(8)]
     texts = {a.choices[0].text for a in asyncio.run(asked_together(server.url, unseeded))}
-    assert len(texts) >= 3
+    assert len(texts) > 4  # two may agree by chance
 
 
 def test_all_presses_budgets_and_lengths_together_answer_as_alone(server: Running) -> None:

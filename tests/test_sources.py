@@ -192,6 +192,19 @@ def test_what_this_process_imported_is_imported_again_when_it_changed(home: Home
     assert sys.modules["my_press"] is same
 
 
+def test_a_module_that_is_deleted_is_not_what_this_process_remembers(home: Home) -> None:
+    import importlib
+
+    helper = home.write("my_gone/helper.py", "VALUE = 1\n")
+    home.write("my_user.py", "from my_gone.helper import VALUE\nclass Press: value = VALUE\n")
+    before = source_of("my_user.Press")
+    assert importlib.import_module("my_user").Press.value == 1
+    helper.unlink()
+    assert source_of("my_user.Press") not in (before, None)
+    with pytest.raises(ModuleNotFoundError, match=r"my_gone\.helper"):
+        importlib.import_module("my_user")
+
+
 def test_a_class_typed_into_a_notebook_is_known_by_what_it_does(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,11 @@ def read_rows(path: Path) -> Iterator[Row]:
     yield from itertools.chain([first], rows)
 
 
+def holds_only_text(path: Path) -> bool:
+    """Whether every cell of such a file is text, a list too."""
+    return _suffix(path) in (".csv", ".tsv")
+
+
 def columns_of(row: Row) -> str:
     """The names of a row's columns, for an error: a few of them, each cut where it gets long."""
     names = [" ".join(str(name).split()) for name in row]
@@ -139,7 +144,10 @@ def _read_json(path: Path) -> Iterator[Row]:
     with _open(path) as file:
         try:
             document = json.load(file)
-        except ValueError:
+        except json.JSONDecodeError as error:
+            if row is None and first.lstrip().startswith("["):
+                where = f"line {error.lineno}, column {error.colno}"
+                raise UserError(f"{path}: not valid JSON ({error.msg}: {where})") from None
             document = None
     if document is None:
         yield from _json_lines(path)  # says which line is wrong

@@ -160,24 +160,38 @@ def split_question(prompt: str) -> tuple[str, str]:
     return prompt, ""
 
 
-def context_of(value: Any, at: str) -> str:
+def context_of(value: Any, at: str, cells: bool = False) -> str:
     """A context as text. Passages are joined by a rule:
 
     HotpotQA's titled sentences as LongBench writes them (`Passage 1:`, title, text), HELMET's
-    passages as HELMET does (`Document (Title: ..): ..`), plain paragraphs by a blank line. Raises
-    `UserError` for anything else.
+    passages as HELMET does (`Document (Title: ..): ..`), plain paragraphs by a blank line. Where
+    the file holds nothing but text (`cells`, a csv), so are those that a cell writes as Python
+    does. Raises `UserError` for anything else.
     """
-    if isinstance(value, str) and value[:2] in ("[[", "[(", "[{", "{'"):
-        titled = literal(value) if _may_be_titled(value) else None  # a cell of a csv file
-        value = value if titled is None or not (joined := _titled(titled)) else titled
-        if isinstance(value, str):
-            return text(value, at)
-        return text(joined, at)
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        return text(_joined_cell(value, at, cells) or value, at)
     if isinstance(value, list | tuple | dict):
         joined = _titled(value) or _documents(value, at) or _paragraphs(value)
         if joined is not None:
             return text(joined, at)
     return text(value, at)
+
+
+def _joined_cell(cell: str, at: str, cells: bool) -> str | None:
+    """The passages that a text writes in JSON or Python; None if it is a text for itself."""
+    may_be_titled = cell[:2] in ("[[", "[(", "[{", "{'") and _may_be_titled(cell)
+    found = literal(cell) if cells or may_be_titled else None
+    if isinstance(found, list | dict) and found and (joined := _titled(found)):
+        return joined
+    if not cells:
+        return None
+    if isinstance(found, list) and all(isinstance(v, dict) and _body(v) for v in found):
+        return _documents(found, at)
+    if isinstance(found, list) and (joined := _paragraphs(found)):
+        return joined
+    if "array([" in cell:  # numpy wrote this, and nobody meant it for a model
+        raise UserError(f"{at}: numpy's print of arrays where text is needed; write it as text")
+    return None
 
 
 def _may_be_titled(cell: str) -> bool:
@@ -212,7 +226,7 @@ def _documents(value: Any, at: str) -> str | None:
     for number, passage in enumerate(value, 1):
         if not isinstance(passage, dict):
             return None
-        body = next((passage[k] for k in ("text", "paragraph_text") if k in passage), None)
+        body = _body(passage)
         if body is None:
             raise UserError(
                 f"{at}: passage {number} has no text, only {columns_of(passage) or 'nothing'}"
@@ -221,6 +235,10 @@ def _documents(value: Any, at: str) -> str | None:
         head = "Document" if title is None else f"Document (Title: {text(title, at)})"
         found.append(f"{head}: {text(body, at)}")
     return "\n\n".join(found)
+
+
+def _body(passage: Row) -> Any:
+    return next((passage[k] for k in ("text", "paragraph_text") if k in passage), None)
 
 
 def _paragraphs(value: Any) -> str | None:

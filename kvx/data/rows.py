@@ -24,7 +24,7 @@ class Reading:
     """How rows are read: their layout (or `auto`), and columns by role where they differ.
 
     A role whose column is None is not read. `prefix` begins every id; a row without one is called
-    `row_id`, counted from `from_row`.
+    `row_id`, counted from `from_row`. `cells`: the file holds nothing but text (csv).
     """
 
     layout: str = AUTO
@@ -32,6 +32,7 @@ class Reading:
     prefix: str = ""
     row_id: str = "row-{:05d}"
     from_row: int = 1
+    cells: bool = False
 
 
 def check_layout(name: str) -> None:
@@ -112,7 +113,7 @@ def _example(row: Row, layout: Layout, at: str, reading: Reading, index: int) ->
         empty = values.missing(value) or (isinstance(value, str) and not value.strip())
         if empty and needed:
             raise UserError(f"{at}: empty {name[role]!r}; every example needs a {role}")
-    context = context_of(cell("context"), place("context"))
+    context = context_of(cell("context"), place("context"), reading.cells)
     question = (
         "" if values.missing(cell("question")) else values.text(cell("question"), place("question"))
     )
@@ -152,23 +153,28 @@ def _limit(value: Any, at: str) -> int | None:
     return int(number)
 
 
-def were_plain(rows: Iterable[Row], fields: Mapping[str, str | None]) -> bool:
+def were_plain(rows: Iterable[Row], fields: Mapping[str, str | None], cells: bool = False) -> bool:
     """Whether version 1 read these rows, with the same meaning: strings, numbers, flat lists.
 
     It took other types for their Python text, zero for missing, and knew no columns but five.
     """
     name = {role: fields.get(role, role) for role in ROLES}
-    return all(_was_plain({r: row.get(c) for r, c in name.items() if c}, row, name) for row in rows)
+    return all(
+        _was_plain({r: row.get(c) for r, c in name.items() if c}, row, name, cells) for row in rows
+    )
 
 
-def _was_plain(cells: dict[str, Any], row: Row, name: Mapping[str, str | None]) -> bool:
+def _was_plain(
+    cells: dict[str, Any], row: Row, name: Mapping[str, str | None], only_text: bool
+) -> bool:
     if any(name[role] not in row for role in NEEDED):
         return False
     if not all(values.missing(cells.get(r)) for r in ("answer_prefix", "max_new_tokens")):
         return False
     if not all(isinstance(cells[r], str) for r in ("context", "question")):
         return False
-    if cells["context"][:1] in ("[", "{") and cells["context"] != context_of(cells["context"], ""):
+    context = cells["context"]
+    if context[:1] in ("[", "{") and context != context_of(context, "", only_text):
         return False
     labels = (cells.get(role) for role in ("id", "cluster"))
     if not all(v is None or isinstance(v, str) or (type(v) is int and v) for v in labels):

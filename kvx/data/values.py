@@ -17,6 +17,11 @@ from typing import Any
 
 from kvx.errors import UserError, shown
 
+_NO_CONTENT = (token.NEWLINE, tokenize.NL, token.ENDMARKER)
+_WRAPPERS = ("array", "Decimal")  # beside what is numpy's own, such as np.int64
+_NAMES = {"None": "None", "True": "True", "False": "False", "nan": "None"}
+_NAMES |= {"True_": "True", "False_": "False"}  # as numpy prints them
+
 
 def text(value: Any, at: str) -> str:
     """A string or number as text. Raises `UserError` for any other type and for broken strings."""
@@ -80,11 +85,17 @@ def is_unanswerable(value: Any) -> bool:
 
 
 def listed(cell: str) -> Any:
-    """The list, or object with `text`, that `cell` writes in JSON or Python; else `cell` itself."""
+    """The list, or object with `text`, that `cell` writes in JSON or Python; else `cell` itself.
+
+    Of tuples and sets only those of strings: (1, 2) is a place, {1, 2} an answer.
+    """
     start = cell.lstrip()[:1]
-    if start not in ("[", "{"):
+    if start not in ("[", "{", "("):
         return cell
     found = literal(cell)
+    if isinstance(found, tuple | set):
+        of_texts = found and all(isinstance(v, str) for v in found)
+        return (sorted(found) if isinstance(found, set) else list(found)) if of_texts else cell
     if isinstance(found, list) and start == "[":
         return found
     return found if isinstance(found, dict) and "text" in found else cell
@@ -103,31 +114,51 @@ def literal(cell: str) -> Any:
 
 
 def _with_commas(cell: str) -> str:
-    """`cell` as a Python literal: numpy prints arrays without commas, `array([..], dtype=object)`.
+    """`cell` as a Python literal, which Python's and numpy's prints are not always.
 
-    Python would join the strings of `['a' 'b']`. Raises `ValueError` for other names.
+    numpy prints arrays without commas, and Python would join the strings of `['a' 'b']`;
+    `array([..], dtype=object)`, `np.str_('a')` and `Decimal('1')` stand for what is in them.
+    Raises `ValueError` for other names.
     """
     parts: list[str] = []
-    tokens = iter(tokenize.generate_tokens(io.StringIO(cell.strip()).readline))
+    tokens = list(tokenize.generate_tokens(io.StringIO(cell.strip()).readline))
+    tokens = [t for t in tokens if t.type not in _NO_CONTENT]
     literals = (token.STRING, token.NUMBER)
+    wraps: list[bool] = []  # of each open parenthesis: does it only wrap a value?
     before: tokenize.TokenInfo | None = None
-    for item in tokens:
-        if item.type in (token.NEWLINE, tokenize.NL, token.ENDMARKER):
+    at = 0
+    while at < len(tokens):
+        item, at = tokens[at], at + 1
+        following = tokens[at] if at < len(tokens) else item
+        name = item.string if item.type == token.NAME else None
+        if name in ("np", "numpy") and following.string == ".":
+            at += 1
             continue
-        if item.type == token.NAME and item.string == "dtype":
-            next(tokens), next(tokens)  # `=object`
+        if name == "dtype":
+            at += 2  # `=object`
+            if parts and parts[-1] == ",":
+                parts.pop()
             continue
-        if item.type == token.NAME and item.string == "array":
-            continue
-        if item.type == token.NAME and item.string not in ("None", "True", "False", "nan"):
-            raise ValueError(item.string)
+        if name is not None and following.string == "(":
+            if name not in _WRAPPERS and not (at > 1 and tokens[at - 2].string == "."):
+                raise ValueError(name)
+            wraps.append(True)
+            item, at = following, at + 1
+        elif name is not None and name not in _NAMES:
+            raise ValueError(name)
+        elif item.string == "(":
+            wraps.append(False)
         is_value = item.type in (*literals, token.NAME)
+        is_negative = item.string == "-" and item.end == following.start
         if before is not None and (
-            (is_value and before.type in (*literals, token.NAME))
+            ((is_value or is_negative) and before.type in (*literals, token.NAME))
             or (item.string in "[(" and before.string in "])")
         ):
             parts.append(",")
-        parts.append("None" if item.string == "nan" else item.string)
+        if not (item.string in ("(", ")") and wraps and wraps[-1]):
+            parts.append(_NAMES.get(item.string, item.string))
+        if item.string == ")" and wraps:
+            wraps.pop()
         before = item
     return " ".join(parts)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvx.data import rows
 from kvx.data.example import Example
-from kvx.data.files import existing_file, fingerprint, read_rows
+from kvx.data.files import existing_file, fingerprint, holds_only_text, read_rows
 from kvx.data.layouts import AUTO
 
 HINT = "set dataset.source.path to your data file"
@@ -53,7 +53,7 @@ class LocalSource:
 
     def examples(self) -> Iterator[Example]:
         path = existing_file(self.path, HINT)
-        reading = rows.Reading(self.layout, self.fields)
+        reading = rows.Reading(self.layout, self.fields, cells=holds_only_text(path))
         return rows.examples(read_rows(path), str(path), reading)
 
 
@@ -62,4 +62,6 @@ def _reads_as_before(
     path: Path, size: int, mtime_ns: int, layout: str, fields: tuple[tuple[str, str | None], ...]
 ) -> bool:
     """Whether the first version of this reader read the file as this one does: ids stay valid."""
-    return layout == "auto" and rows.were_plain(read_rows(path), dict(fields))
+    return layout == "auto" and rows.were_plain(
+        read_rows(path), dict(fields), holds_only_text(path)
+    )

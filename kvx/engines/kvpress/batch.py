@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from kvx.answer import answer_of
 from kvx.config import Config, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
@@ -21,13 +20,12 @@ from kvx.engines.kvpress.guarded import LiveGuard, guard_of, shadow_of, source_o
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.masked import decode_masked, prefill_masked
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit, TraceObserver
+from kvx.engines.kvpress.observers import StepSignals, TimeLimit, TraceObserver
 from kvx.engines.kvpress.outcomes import (
     BudgetContradictedError,
-    bytes_host,
     failure,
-    kv_at_end,
     prove_budget,
+    response_of,
 )
 from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
@@ -36,10 +34,8 @@ from kvx.engines.kvpress.rows import Origin, Prefill, Row, StepObserver, drop, w
 from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks
 from kvx.engines.kvpress.shadow import PromptShadow, RowShadow
 from kvx.engines.kvpress.streams import RandomStream
-from kvx.failures import FailureType
 from kvx.guard.traces import PROBE_TOKENS
 from kvx.points import Point, Request
-from kvx.reasoning import count_tokens, split
 from kvx.text import StopWatch
 
 log = logging.getLogger(__name__)
@@ -385,25 +381,5 @@ class Batch:
         return [r for r in responses if r.request.point.dir not in self.failed]
 
     def _response(self, row: Row) -> Response:
-        assert row.kv is not None
-        timed_out = row.finish_reason == TIMEOUT
-        limit_s = self.config.decoding.timeout_s
-        text = self.loaded.text(row.tokens)
-        # the watch may see a stop string late: what is shown is cut where it begins
-        said = answer_of(text, row.finish_reason, self.config.decoding.until, strip_reasoning=False)
-        thought = split(said.text, row.opens_reasoning).reasoning
-        return Response(
-            row.request,
-            text=said.text,
-            token_ids=row.tokens,
-            finish_reason=None if timed_out else said.finish_reason,
-            reasoning_tokens=count_tokens(self.loaded.tokenizer.encode, thought),
-            opens_reasoning=row.opens_reasoning,
-            error_type=FailureType.TIMEOUT.value if timed_out else None,
-            error_message=f"stopped after {limit_s:g} s" if timed_out else None,
-            kv=kv_at_end(row.kv, row, row.request.entry.compressed_tokens),
-            budget_verified=True,
-            budget_proof=prove_budget(row.request.point, row.kv),
-            trace=None if self.traces is None else self.traces.trace(row),
-            guard=None if row.guard is None else row.guard.result(bytes_host(row)),
-        )
+        trace = None if self.traces is None else self.traces.trace(row)
+        return response_of(row, self.loaded, self.config.decoding, trace)

@@ -1,13 +1,18 @@
-"""What became of a request: the proof of its budget, its cache at the end, its failure."""
+"""What became of a request: its response, the proof of its budget, its cache at the end."""
 
 from dataclasses import replace
 
-from kvx.engines.base import BudgetProof, KVUse, Response, kept_as_asked
+from kvx.answer import answer_of
+from kvx.config import DecodingConfig
+from kvx.engines.base import BudgetProof, KVUse, Response, Trace, kept_as_asked
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.observers import TIMEOUT
 from kvx.engines.kvpress.parts import press_line
 from kvx.engines.kvpress.rows import Row
 from kvx.errors import show_traceback
-from kvx.failures import classify_error
+from kvx.failures import FailureType, classify_error
 from kvx.points import Point, Request
+from kvx.reasoning import count_tokens, split
 
 
 class BudgetContradictedError(Exception):
@@ -45,6 +50,33 @@ def prove_budget(point: Point, kv: KVUse) -> BudgetProof:
             "(whole chunks), set press.keeps=by_method: its points are then told by what they kept"
         )
     return found
+
+
+def response_of(
+    row: Row, loaded: LoadedModel, decoding: DecodingConfig, trace: Trace | None
+) -> Response:
+    """The response of a finished row, whose text ends before the first stop string."""
+    assert row.kv is not None
+    timed_out = row.finish_reason == TIMEOUT
+    text = loaded.text(row.tokens)
+    # the watch may see a stop string late: what is shown is cut where it begins
+    said = answer_of(text, row.finish_reason, decoding.until, strip_reasoning=False)
+    thought = split(said.text, row.opens_reasoning).reasoning
+    return Response(
+        row.request,
+        text=said.text,
+        token_ids=row.tokens,
+        finish_reason=None if timed_out else said.finish_reason,
+        reasoning_tokens=count_tokens(loaded.tokenizer.encode, thought),
+        opens_reasoning=row.opens_reasoning,
+        error_type=FailureType.TIMEOUT.value if timed_out else None,
+        error_message=f"stopped after {decoding.timeout_s:g} s" if timed_out else None,
+        kv=kv_at_end(row.kv, row, row.request.entry.compressed_tokens),
+        budget_verified=True,
+        budget_proof=prove_budget(row.request.point, row.kv),
+        trace=trace,
+        guard=None if row.guard is None else row.guard.result(bytes_host(row)),
+    )
 
 
 def failure(request: Request, error: Exception) -> Response:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from kvpress import ExpectedAttentionPress
 from transformers import DynamicCache
 
 from kvx.engines.base import KVUse
@@ -23,6 +22,7 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.parts import own_method, packs
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.shadow import FULL, RowShadow, Scores
+from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
 from kvx.engines.kvpress.streams import RandomStream
 
 _ABSENT = object()
@@ -296,7 +296,7 @@ def check_kept(press: Any, full: KV, kept: Any) -> None:
         raise ValueError(f"{name} kept no entry at all")
 
 
-def _made(model: Any, row: PromptRow, budget: float | None, scores: "SharedScores") -> Any | None:
+def _made(model: Any, row: PromptRow, budget: float | None, scores: SharedScores) -> Any | None:
     """A press for `row`, of its own or another `budget`, ready for this model."""
     if row.press is None:
         return None
@@ -313,7 +313,7 @@ def _made(model: Any, row: PromptRow, budget: float | None, scores: "SharedScore
 class _OtherBudgets:
     """What a row's press keeps at each budget of its shadow, found on the way."""
 
-    def __init__(self, model: Any, row: PromptRow, press: Any, scores: "SharedScores") -> None:
+    def __init__(self, model: Any, row: PromptRow, press: Any, scores: SharedScores) -> None:
         self._row = row
         self._own = Scores(press)
         self._others: list[tuple[float, Any, Scores]] = []
@@ -336,55 +336,6 @@ class _OtherBudgets:
             with stream.drawing():
                 more = press.compress(module, hidden, *full, weights, kwargs)
             shadow.store(budget, at, full, more, scores.take())
-
-
-class SharedScores:
-    """Remembers a layer's scores for presses that differ in their budget only."""
-
-    def __init__(self) -> None:
-        self._scores: dict[str, torch.Tensor] = {}
-
-    def share(self, press: Any, key: str) -> None:
-        """Let `press` ask here first; presses of the same `key` score alike."""
-        score = press.score
-
-        def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
-            if key not in self._scores:
-                self._scores[key] = score(*args, **kwargs)
-            return self._scores[key]
-
-        press.score = remembered
-
-    def forget(self) -> None:
-        """The next layer begins."""
-        self._scores.clear()
-
-
-def remember_average_rope(press: Any) -> None:
-    """Let ExpectedAttention average its rotary matrices once per prompt instead of in every layer.
-
-    They depend on the prompt's length and the rotary embedding only. The press's own function
-    tells the matrix, so the results are the same bit by bit.
-    """
-    if not isinstance(press, ExpectedAttentionPress):
-        return
-    average = press.apply_avg_rope
-    matrices: dict[tuple[int, int, torch.device], torch.Tensor] = {}
-
-    def remembered(
-        module: Any, mu: torch.Tensor, cov: torch.Tensor | None, q_len: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key = (q_len, id(module.rotary_emb), mu.device)
-        if key not in matrices:
-            identity = torch.eye(module.head_dim, device=mu.device, dtype=mu.dtype)
-            matrices[key] = average(module, identity, None, q_len)[0].T.contiguous()
-        rope = matrices[key]
-        mu = torch.matmul(mu, rope.T)
-        if cov is not None:
-            cov = torch.matmul(rope, torch.matmul(cov, rope.T))
-        return mu, cov
-
-    press.apply_avg_rope = remembered
 
 
 def kv_use(row: PromptRow, n_tokens: int) -> KVUse:
