@@ -165,9 +165,14 @@ def test_tokens_that_end_no_stop_string_are_passed_over_and_nothing_is_seen_late
 def test_a_watch_reads_a_token_once() -> None:
     """Decoding a window for each token of each row took longer than the step itself."""
     tokenizer, stops = TOKENIZERS["byte_level"](), ["\nQ"]
-    tokens, read = StopTokens(tokenizer, stops), []
-    decode = tokenizer.decode
-    tokenizer.decode = lambda ids, **more: read.append(ids) or decode(ids, **more)
+    tokens, decode = StopTokens(tokenizer, stops), tokenizer.decode
+    read: list[Any] = []
+
+    def reading(ids: Any, **more: Any) -> Any:
+        read.append(ids)
+        return decode(ids, **more)
+
+    tokenizer.decode = reading
     for _ in range(3):
         watch = StopWatch(tokenizer, stops, tokens)
         for token in b"abc" * 100:
