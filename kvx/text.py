@@ -22,11 +22,11 @@ class TokenText:
         self._ids: list[int] = []
         self._start = 0  # of the window
         self._given = 0  # characters of the window's text
-        self._cleaned = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+        self._cleaned = _cleans_up(tokenizer)
 
-    def push(self, token: int) -> str:
-        """What becomes certain with `token`; may be empty."""
-        self._ids.append(token)
+    def push(self, *tokens: int) -> str:
+        """What becomes certain with `tokens`; may be empty."""
+        self._ids += tokens
         window = self._decode(self._start)
         certain = window.rstrip(INCOMPLETE)
         if self._cleaned:
@@ -117,16 +117,44 @@ class StopStrings:
         return held
 
 
+class StopTokens:
+    """Tells tokens that may complete one of `stops`, so that others need not be decoded.
+
+    Such a token's own text holds the last character of a stop string, or a part of a character.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        last = {stop[-1] for stop in stops if stop}
+        # a token's own text may lack its leading space; clean-up shows characters late
+        self._all = not last.isdisjoint({" ", INCOMPLETE}) or _cleans_up(tokenizer)
+        self._last = last | {INCOMPLETE}
+        self._known: dict[int, bool] = {}
+
+    def may_end(self, token: int) -> bool:
+        if self._all:
+            return True
+        if token not in self._known:
+            text = str(self._tokenizer.decode([token], skip_special_tokens=True))
+            self._known[token] = not self._last.isdisjoint(text)
+        return self._known[token]
+
+
 class StopWatch:
     """Sees stop strings in a growing token sequence, which may be taken back and go on.
 
     `found` is whether the text of the tokens so far holds one. Its end may be seen some tokens
     late, where the tokenizer's clean-up holds characters back: whoever shows the text cuts it.
+    Watches of the same `stops` share what is known of tokens.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Any, stops: Sequence[str], tokens: StopTokens | None = None
+    ) -> None:
         self._text, self._stops = TokenText(tokenizer), StopStrings(stops)
-        self._marks = [self._mark()]
+        self._tokens = tokens or StopTokens(tokenizer, stops)
+        self._ids: list[int] = []
+        self._marks = [self._mark()]  # wherever text was made of the tokens
 
     @property
     def found(self) -> bool:
@@ -134,20 +162,24 @@ class StopWatch:
 
     def push(self, token: int) -> bool:
         """Whether a stop string is complete with `token`."""
-        self._stops.push(self._text.push(token))
-        self._marks.append(self._mark())
+        self._ids.append(token)
+        if not self.found and self._tokens.may_end(token):
+            self._stops.push(self._text.push(*self._ids[self._text.n_tokens :]))
+            self._marks.append(self._mark())
         return self.found
 
     def rewind(self, n_tokens: int) -> None:
         """Only the first `n_tokens` are left."""
-        if n_tokens + 1 >= len(self._marks):
+        del self._ids[n_tokens:]
+        if n_tokens >= self._text.n_tokens:
             return
-        del self._marks[n_tokens + 1 :]
+        while self._marks[-1][0][0] > n_tokens:
+            self._marks.pop()
         text, stops = self._marks[-1]
         self._text.rewind(text)
         self._stops.rewind(stops)
 
-    def _mark(self) -> tuple[Any, Any]:
+    def _mark(self) -> tuple[tuple[int, int, int], tuple[bool, str]]:
         return self._text.mark(), self._stops.mark()
 
 
@@ -157,3 +189,7 @@ def _overlap(text: str, stop: str) -> int:
         if text.endswith(stop[:n]):
             return n
     return 0
+
+
+def _cleans_up(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))

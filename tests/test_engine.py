@@ -19,7 +19,7 @@ from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.forward import forward
-from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, prefill
+from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress
 from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver, Stop
 from kvx.engines.kvpress.streams import RandomStream
@@ -215,6 +215,12 @@ def test_a_request_that_raises_is_a_typed_failure_and_touches_no_other(tmp_path:
         else:
             assert moody.text == usual.text
     assert 0 < failed < len(work.requests)
+
+
+def test_a_press_of_its_own_pass_that_keeps_nothing_is_told() -> None:
+    row = PromptRow(None, 5, RandomStream(0, torch.device("cpu")), entries=[0, 0])
+    with pytest.raises(ValueError, match="the press kept no entry at all"):
+        kv_use(row, 10)
 
 
 def test_query_aware_compression_sees_the_question(tmp_path: Path) -> None:

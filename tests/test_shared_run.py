@@ -105,8 +105,14 @@ def test_one_look_at_the_vocabulary_gives_all_points_their_first_logits(
 ) -> None:
     """Where nothing follows what is compressed: hundreds of rows would each cost a product."""
     work = points(tmp_path, ["none", "snapkv", "knorm"], "prompt.query_aware=true", n=2)
-    asked, logits = [], LoadedModel.logits
-    monkeypatch.setattr(LoadedModel, "logits", lambda self, h: asked.append(h) or logits(self, h))
+    logits = LoadedModel.logits
+    asked: list[torch.Tensor] = []
+
+    def asking(self: LoadedModel, hidden: torch.Tensor) -> torch.Tensor:
+        asked.append(hidden)
+        return logits(self, hidden)
+
+    monkeypatch.setattr(LoadedModel, "logits", asking)
     assert len(tokens(work)) == 2 * 5
     assert len(asked) == 2
 

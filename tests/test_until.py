@@ -1,5 +1,6 @@
 """Stop strings: wherever a row is decoded, its text ends before the first of them."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kvx.errors import UserError
 from kvx.guard.live import Change
 from kvx.points import resolved
 from kvx.store.shards import write_table
-from kvx.text import StopWatch, first_stop
+from kvx.text import StopTokens, StopWatch, first_stop
 from tests.test_engine import answers, make_work
 from tests.test_guard_live import KNORM, SMALL, STEERED, generate
 from tests.test_serve_text import TOKENIZERS
@@ -133,6 +134,50 @@ def test_a_watch_that_was_rewound_sees_what_a_new_one_sees(
     for token in ids[1:]:
         assert watch.push(token) == new.push(token)
     assert watch.found
+
+
+@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+def test_tokens_that_end_no_stop_string_are_passed_over_and_nothing_is_seen_later(
+    kind: str,
+) -> None:
+    tokenizer, draw = TOKENIZERS[kind](), random.Random(7)
+    for _ in range(40):
+        ids = [draw.randrange(len(tokenizer)) for _ in range(90)]
+        if kind.startswith("byte"):
+            ids = list("".join(draw.choices("ab é\n漢.", k=60)).encode())
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        begin = draw.randrange(max(1, len(text)))
+        stops = [text[begin : begin + draw.randrange(1, 6)] or "x", "no such"]
+        every = StopTokens(tokenizer, stops)
+        every.may_end = lambda token: True  # type: ignore[method-assign]
+        lazy, eager = StopWatch(tokenizer, stops), StopWatch(tokenizer, stops, every)
+        for at, token in enumerate(ids):
+            assert lazy.push(token) == eager.push(token), (stops, at, ids)
+            if at % 20 == 19:
+                back = draw.randrange(at)
+                lazy.rewind(back)
+                eager.rewind(back)
+                assert lazy.found == eager.found
+                for again in ids[back : at + 1]:
+                    assert lazy.push(again) == eager.push(again)
+
+
+def test_a_watch_reads_a_token_once() -> None:
+    """Decoding a window for each token of each row took longer than the step itself."""
+    tokenizer, stops = TOKENIZERS["byte_level"](), ["\nQ"]
+    tokens, decode = StopTokens(tokenizer, stops), tokenizer.decode
+    read: list[Any] = []
+
+    def reading(ids: Any, **more: Any) -> Any:
+        read.append(ids)
+        return decode(ids, **more)
+
+    tokenizer.decode = reading
+    for _ in range(3):
+        watch = StopWatch(tokenizer, stops, tokens)
+        for token in b"abc" * 100:
+            assert not watch.push(token)
+    assert len(read) == 3
 
 
 def test_no_stop_string_changes_no_id(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from kvx.engines.kvpress.shadow import PromptShadow, RowShadow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.guard.traces import PROBE_TOKENS
 from kvx.points import Point, Request
-from kvx.text import StopWatch
+from kvx.text import StopTokens, StopWatch
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class Batch:
         timed = config.decoding.timeout_s is not None
         self.share = config.engine.share and not self.in_transformers and not timed
         self.failed: set[Path] = set()
+        self._stop_tokens = StopTokens(loaded.tokenizer, config.decoding.until)
         self._parts: tuple[Example, PromptParts] | None = None
         self._examples: dict[str, Example] = {}  # of the running rows, by request
 
@@ -367,7 +368,7 @@ class Batch:
 
     def _watch(self) -> StopWatch | None:
         until = self.config.decoding.until
-        return StopWatch(self.loaded.tokenizer, until) if until else None
+        return StopWatch(self.loaded.tokenizer, until, self._stop_tokens) if until else None
 
     def _fail(self, point: Point, message: str) -> PointFailed:
         self.failed.add(point.dir)

@@ -343,7 +343,7 @@ def kv_use(row: PromptRow, n_tokens: int) -> KVUse:
 
     Raises `ValueError` if that is nothing.
     """
-    if not all(row.entries):
+    if not any(row.entries):
         raise ValueError("the press kept no entry at all")
     kept = sum(row.entries) / len(row.entries)
     per_entry = row.bytes / kept
