@@ -22,6 +22,9 @@ from kvx.data.sources.narrativeqa import NarrativeQASource
 from kvx.data.values import literal
 from kvx.errors import UserError
 from kvx.hashing import sha256_file
+from kvx.store import layout
+from kvx.store.catalog import read_frame
+from kvx.store.traces import read_traces
 
 TEXT = "away from the quick fox "
 
@@ -459,6 +462,50 @@ def test_sources_that_are_none(kvx: Kvx) -> None:
         assert said in outcome.err
 
 
+OWN_SOURCE = """
+{top}
+class Source:
+    def __init__(self, **fields): pass
+    def revision(self): return "one"
+    def examples(self):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("top", "body", "said"),
+    [
+        ("", "yield {}['name']", "my_raising.Source raised KeyError: 'name' (my_raising.py:7)"),
+        ("import my_nowhere", "pass", "dataset.source: No module named 'my_nowhere'\n"),
+    ],
+)
+def test_a_source_of_the_users_that_raises_is_one_line(
+    top: str, body: str, said: str, kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_raising.py").write_text(OWN_SOURCE.format(top=top, body=body))
+    outcome = kvx("prepare", "dataset=recall", "dataset.source._target_=my_raising.Source")
+    assert outcome.code == 2, outcome.err
+    assert said in outcome.err
+    assert "Traceback" not in outcome.err
+
+
 @pytest.mark.parametrize("typed", ["5", "5.0", 5, 5.0])
 def test_a_row_s_limit_as_pandas_writes_it(typed: Any, file: Path) -> None:
     assert read(file, row(max_new_tokens=typed))[0].max_new_tokens == 5
+
+
+@pytest.mark.parametrize("read", ["frame", "traces"])
+def test_results_that_may_not_be_read_are_not_said_to_be_damaged(
+    read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:  # as for another user: a test may be root
+        raise PermissionError(13, "Failed to open local file")
+
+    for name in ("ParquetFile", "read_table"):
+        monkeypatch.setattr(pq, name, refuse)
+    path = layout.merged(tmp_path, layout.TRACES)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be read \(permission denied\)$"):
+        read_frame([path]) if read == "frame" else read_traces(tmp_path, ["a"])

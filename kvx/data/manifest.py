@@ -7,6 +7,8 @@ tokenizer or sampling therefore never overwrites a manifest that points already 
 
 import dataclasses
 import json
+import traceback
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,7 @@ import hydra.utils
 
 from kvx import sources
 from kvx.config import Config, DatasetConfig
-from kvx.data.example import DatasetSource
+from kvx.data.example import DatasetSource, Example
 from kvx.data.files import fingerprint, read_text
 from kvx.data.tokenizer import chat_is_dated, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError, first_line
@@ -108,13 +110,38 @@ def make_source(dataset: DatasetConfig) -> DatasetSource:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        raise UserError(f"dataset.source: {first_line(cause or error)}") from error
+        raise UserError(f"dataset.source: {_innermost(error)}") from error
     if not all(callable(getattr(source, name, None)) for name in ("revision", "examples")):
         raise UserError(
             f"dataset.source: {type(source).__name__} has no revision() and examples(); set "
             "dataset.source._target_ to a class that has both"
         )
     return source
+
+
+def _innermost(error: BaseException) -> str:
+    """What the first of a chain of errors said, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def examples_of(source: DatasetSource) -> Iterator[Example]:
+    """The examples of `source`. Raises `UserError` for what a class of the user's raises."""
+    kind = type(source)
+    try:
+        yield from source.examples()
+    except UserError:
+        raise
+    except Exception as error:
+        if kind.__module__.partition(".")[0] == "kvx":
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"dataset.source: {kind.__module__}.{kind.__qualname__} raised {said} "
+            f"({Path(last.filename).name}:{last.lineno})"
+        ) from error
 
 
 def manifest_key(config: Config, revision: str) -> str:

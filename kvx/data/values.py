@@ -121,8 +121,8 @@ def _with_commas(cell: str) -> str:
     Raises `ValueError` for other names.
     """
     parts: list[str] = []
-    tokens = list(tokenize.generate_tokens(io.StringIO(cell.strip()).readline))
-    tokens = [t for t in tokens if t.type not in _NO_CONTENT]
+    read = tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
+    tokens = [t for t in read if t.type not in _NO_CONTENT]
     literals = (token.STRING, token.NUMBER)
     wraps: list[bool] = []  # of each open parenthesis: does it only wrap a value?
     before: tokenize.TokenInfo | None = None

@@ -49,7 +49,7 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     from kvx.store.shards import write_table
 
     log.debug("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
-    built, chosen = build(config, source.examples(), key, revision)
+    built, chosen = build(config, manifests.examples_of(source), key, revision)
     has_settings = any(
         e.answer_prefix is not None or e.max_new_tokens or e.formatted for e in chosen
     )

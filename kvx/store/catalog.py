@@ -69,6 +69,8 @@ def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
         try:
             with pq.ParquetFile(path) as file:
                 tables.append(file.read())
+        except PermissionError:
+            raise UserError(f"{path}: cannot be read (permission denied)") from None
         except (pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(

@@ -37,6 +37,8 @@ def read_traces(folder: Path, request_ids: Sequence[str]) -> pa.Table:
         return pa.table({"request_id": pa.array(request_ids, pa.string())})
     try:
         table = pq.read_table(path, partitioning=None)
+    except PermissionError:
+        raise UserError(f"{path}: cannot be read (permission denied)") from None
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
