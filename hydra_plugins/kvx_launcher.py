@@ -87,7 +87,7 @@ class KvxLauncher(Launcher):
         from kvx.fields import refuse_unknown
         from kvx.sweep import compose_sweep
 
-        refuse_unknown(self.config.hydra.launcher, "hydra.launcher")
+        refuse_unknown(self.config.hydra, "hydra")
         bundle: Any = getattr(self.task_function, "bundle", None)
         if bundle is None:
             raise TypeError("kvx's launchers run kvx's own stages only; use hydra/launcher=basic")

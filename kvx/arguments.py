@@ -1,5 +1,7 @@
 """What kvx makes of a command line before Hydra reads it."""
 
+from hydra.core.override_parser.types import ChoiceSweep
+
 from kvx.budgets import with_budgets
 from kvx.errors import UserError
 from kvx.overrides import parse, readable, several
@@ -21,23 +23,41 @@ def understood(argv: list[str]) -> list[str]:
     """
     rewritten = with_budgets([readable(a) for a in argv])
     for argument in rewritten:
-        _refuse_list(argument)
+        _refuse_unnamed(argument)
     multirun = [a for a in rewritten if a in MULTIRUN]
-    return multirun + [a for a in rewritten if a not in MULTIRUN]
+    return _options_last(multirun + [a for a in rewritten if a not in MULTIRUN])
 
 
-def _refuse_list(argument: str) -> None:
-    """Raises `UserError` for `press=[knorm,snapkv]`, of which Hydra would take the last option."""
+def _options_last(argv: list[str]) -> list[str]:
+    """Overrides together: argparse refuses those behind `--cfg job` if others stand before it."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        is_value = before in ("--config-dir", "-cd", "--config-path", "-cp")
+        is_override = "=" in argument and not argument.startswith("-") and not is_value
+        (overrides if is_override else options).append(argument)
+    return [*overrides, *options] if overrides else options
+
+
+def _refuse_unnamed(argument: str) -> None:
+    """Raises `UserError` for `press=[knorm,snapkv]`, of which Hydra would take the last option.
+
+    So it does inside a sweep, and it takes no number for a name.
+    """
     override = parse(argument)
     if override is None or override.key_or_group.lstrip("/") not in GROUPS:
         return
     value = override.value()
-    if isinstance(value, list):
-        listed = ",".join(map(str, value))
+    options = value.list if isinstance(value, ChoiceSweep) else [value]
+    if any(isinstance(option, list) for option in options):
+        flat = [o for option in options for o in (option if isinstance(option, list) else [option])]
+        listed = ",".join(map(str, flat))
         raise UserError(
             f"{argument}: a list is no {override.key_or_group}; to sweep, type "
             f"-m {override.key_or_group}={listed}"
         )
+    if any(isinstance(option, int | float) for option in options):
+        raise UserError(f"{argument}: options have names; --help lists those of each group")
 
 
 def refuse_sweeps(name: str, argv: list[str]) -> None:

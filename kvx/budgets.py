@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.types import Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from kvx.errors import UserError
@@ -12,15 +12,17 @@ from kvx.words import exact
 
 OPTIONS = ("ratio", "tokens", "certified")
 TOKENS = re.compile(r"(\d+)t")  # as reports write a number of tokens: 256t
+_BUDGET = re.compile(r"\+{0,2}budget=")
 RANGE_DIGITS = 12  # Hydra adds a range's step again and again: 0.6 comes out as 0.6000000000000001
 
 
 def with_budgets(argv: list[str]) -> list[str]:
     """Rewrite `budget=0.5,0.2` to `budget.ratio=0.5,0.2`, and `budget=256t` to a token budget."""
-    return [b for a in argv for b in (_rewritten(a) if a.startswith("budget=") else [a])]
+    return [b for a in argv for b in (_rewritten(a) if _BUDGET.match(a) else [a])]
 
 
 def _rewritten(argument: str) -> list[str]:
+    argument = argument.lstrip("+")  # there is a budget already: nothing to add
     override = parse(argument)
     if override is None:
         raise UserError(f"{argument}: cannot be read; write e.g. budget=1.0,0.5,0.2")
@@ -46,8 +48,12 @@ _NAMES = {"fractions": "numbers", "tokens": "token counts", "options": "option n
 
 
 def _values(argument: str, override: Override) -> list[Any]:
+    value = override.value()
+    if isinstance(value, list):
+        listed = ",".join(map(str, value))
+        raise UserError(f"{argument}: a list is no budget; to sweep, type -m budget={listed}")
     if not override.is_sweep_override():
-        return [override.value()]
+        return [value]
     try:
         values = list(override.sweep_iterator(transformer=lambda value: value))
     except (HydraException, AssertionError):  # interval(…), a range that never ends
@@ -62,6 +68,8 @@ def _values(argument: str, override: Override) -> list[Any]:
 
 
 def _kind(argument: str, value: Any) -> tuple[str, Any]:
+    if isinstance(value, QuotedString):
+        value = value.text
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "fractions", value
     if (tokens := TOKENS.fullmatch(str(value))) is not None:

@@ -31,7 +31,7 @@ from kvx.arguments import (
 )
 from kvx.config import Config, conf_dir, register, shared_store
 from kvx.errors import RunFailedError, Submitted, UserError
-from kvx.messages import explain, of_reading
+from kvx.messages import explain, of_reading, of_yaml
 from kvx.overrides import parse
 
 Stage = Callable[..., None]  # of a list of configurations; `pool=` too if it can use workers
@@ -156,7 +156,7 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
                 _refuse_workers()
             if points:
                 _refuse_unswept(argv)
-            refuse_unknown(HydraConfig.get().launcher, "hydra.launcher")
+            refuse_unknown(HydraConfig.get(), "hydra")
             return [typed(cfg)]
 
         attempt(alone, None)
@@ -229,6 +229,13 @@ def describe(error: BaseException) -> tuple[int | None, str]:
             return error.exit_code, str(error)
         case CompactHydraException() | OmegaConfBaseException() | HydraException():
             return 2, explain(error)
+        case Exception() if (line := of_yaml(error)) is not None:
+            return 2, line
+        case ValueError() if traceback.extract_tb(error.__traceback__)[-1].name == "update":
+            place = str(error).rpartition(": ")[2]
+            return 2, f"{place}: no place of a list; give the whole list, as in decoding.until=[a]"
+        case ValueError() if "Config group override" in str(error):
+            return 2, "the command line names an option by a number or nothing; see --help"
         case ValueError() if "--multirun, --cfg" in str(error):
             return 2, (
                 "--cfg and --info show one point; leave out -m (hydra.mode=RUN for an experiment "

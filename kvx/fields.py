@@ -43,7 +43,8 @@ def no_such_field(key: str, known: Collection[str] | None = None) -> str:
         return f"no such field; did you mean {near}?"
     if known and section:
         return f"no such field; {section} has {', '.join(known)}"
-    return "no such field; see `--cfg job` for the fields there are"
+    cfg = "hydra" if section.partition(".")[0] == "hydra" else "job"
+    return f"no such field; see `--cfg {cfg}` for the fields there are"
 
 
 def nearest(key: str, known: Collection[str]) -> str | None:
@@ -52,7 +53,10 @@ def nearest(key: str, known: Collection[str]) -> str | None:
     everything = list(paths())
     same = [path for path in everything if path.rpartition(".")[2] == name]
     beside = [f"{section}.{f}" if section else f for f in known]
-    if found := difflib.get_close_matches(key, same, n=1, cutoff=0.0):
+    if section.partition(".")[0] == "hydra":
+        everything, same = [], []
+    near = difflib.get_close_matches(name, [b.rpartition(".")[2] for b in beside], cutoff=0.9)
+    if not near and (found := difflib.get_close_matches(key, same, n=1, cutoff=0.0)):
         return found[0]
     for choices, cutoff in ((beside, CUTOFF), (everything, 0.8)):
         names = {path.rpartition(".")[2]: path for path in reversed(choices)}
@@ -108,7 +112,7 @@ def _unknown(node: Any, path: str) -> Iterator[tuple[str, str, list[str]]]:
         else None
     )
     for key in node:
-        if known is not None and key not in known:
+        if known is not None and key not in known and (path, key) != ("hydra", "env"):  # a group
             yield path, str(key), known
         else:
             yield from _unknown(node._get_node(key), f"{path}.{key!s}" if path else str(key))

@@ -28,6 +28,9 @@ def explain(error: BaseException) -> str:
         key = None if "." in found[1] else re.search(r"full_key: (\S+)", text)
         return f"{key[1] if key else found[1]}: needs a value"
     full_key = re.search(r"full_key: (\S+)", text)
+    if full_key and (unexpected := re.search(r"unexpected keyword argument '(\w+)'", text)):
+        named = f"{full_key[1]}.{unexpected[1]}"
+        return f"{named}: {no_such_field(named)}"
     inside = re.search(r"In '([^']+)': \w+ raised while composing config:\n(.+)", text)
     if full_key and _UNKNOWN_KEY.search(text):
         place = f" (in {inside[1]}.yaml)" if inside else ""
@@ -62,6 +65,14 @@ def _of_an_override(text: str, cause: str) -> str | None:
             return f"{found[1]}: holds fields of its own; set one of them, e.g. {first}=…"
         return f"{found[1]}: {no_such_field(found[1])}"
     return None
+
+
+def of_yaml(error: Exception) -> str | None:
+    """One line for a file that is no YAML; None for any other error."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return None
+    return f"{mark.name}, line {mark.line + 1}: no YAML ({getattr(error, 'problem', None)})"
 
 
 def of_reading(error: OSError) -> bool:

@@ -30,7 +30,11 @@ def readable(argument: str) -> str:
     text that looks like a number it keeps the number (`experiment_name=007`, a git revision of
     digits). Commas separate the values of a sweep in these, as in all others.
     """
-    found = None if argument.startswith(("-", "budget=")) else _ASSIGNMENT.fullmatch(argument)
+    found = (
+        None
+        if argument.startswith(("-", "budget=", "+budget=", "++budget="))
+        else _ASSIGNMENT.fullmatch(argument)
+    )
     if found is None:
         return argument
     key, text = found.groups()

@@ -49,6 +49,7 @@ def undistinguished(key: str) -> bool:
 def refuse_dropped(configs: Sequence[Config]) -> None:
     """Raises `UserError` where a sweep holds two values of a field for one and the same point."""
     _refuse_unused_budgets(configs)
+    _refuse_unread_of_guard(configs)
     varied = [
         f.name
         for f in dataclasses.fields(Config)
@@ -84,6 +85,20 @@ def _refuse_unused_budgets(configs: Sequence[Config]) -> None:
             f"budget.ratio={exact(ratios[-1])}: is not read with budget=tokens; add budget=ratio, "
             "or leave it out"
         )
+
+
+def _refuse_unread_of_guard(configs: Sequence[Config]) -> None:
+    """Raises `UserError` for values of `guard` that none of a sweep's controllers reads."""
+    kinds = {c.controller.kind for c in configs} - {ControllerKind.none}
+    reads = {
+        "model": ControllerKind.hazard in kinds,
+        "let_go": bool(kinds - {ControllerKind.always_safe}),
+    }
+    for name, read in reads.items():
+        values = list(dict.fromkeys(getattr(c.guard, name) for c in configs))
+        if kinds and not read and len(values) > 1:
+            listed = ",".join(map(_told, values))
+            raise UserError(f"guard.{name}={listed}: {why_dropped(f'guard.{name}')}")
 
 
 class _Parts:

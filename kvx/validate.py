@@ -99,7 +99,7 @@ def _check_scoring(config: Config) -> None:
     if not config.dataset.metrics:
         raise UserError("dataset.metrics: name at least one metric")
     resolve(config.dataset.metrics)
-    resolve(config.score.metrics or [])
+    resolve(config.score.metrics or [], "score.metrics")
     check_format(config.dataset.answer_format)
     if config.score.answer_format != ANY:
         check_format(config.score.answer_format, "score.answer_format")

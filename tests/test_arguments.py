@@ -33,6 +33,10 @@ from tests.conftest import Kvx
         ("decoding.temprature=0.7", "did you mean decoding.temperature?"),
         ("++dataset.sampling.n_per_bins=3", "did you mean dataset.sampling.n_per_bin?"),
         ("press=[knorm,snapkv]", "to sweep, type -m press=knorm,snapkv"),
+        ("press=snapkv,[knorm,tova]", "to sweep, type -m press=snapkv,knorm,tova"),
+        ("budget=[0.5,0.2]", "a list is no budget; to sweep, type -m budget=0.5,0.2"),
+        ("+press=3", "+press=3: options have names"),
+        ("++score.metric=[qa_f1]", "score.metric: no such field; did you mean score.metrics?"),
     ],
 )
 def test_a_key_that_no_field_takes_is_refused(typed: str, says: str) -> None:
@@ -40,6 +44,19 @@ def test_a_key_that_no_field_takes_is_refused(typed: str, says: str) -> None:
         compose(typed)
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_an_added_budget_is_the_budget_and_quotes_are_not_shown() -> None:
+    for typed in ("+budget=0.5", "++budget=0.5"):
+        assert compose("press=knorm", typed).budget.ratio == 0.5
+    with pytest.raises(UserError, match=r": '0\.5' is no budget"):
+        understood(['budget="0.5","0.2"'])
+
+
+def test_overrides_may_stand_behind_an_option(kvx: Kvx, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = kvx("run", "experiment=demo", "--cfg", "job", "seed=7", "--package", "seed")
+    assert outcome.code == 0, outcome.err
+    assert understood(["--config-dir", "a=b", "seed=7", "-m"])[1:] == ["-m", "--config-dir", "a=b"]
 
 
 def test_free_form_nodes_take_any_key() -> None:
@@ -71,6 +88,10 @@ SWEPT = "# @package _global_\nexperiment_name: mine\nhydra: {%ssweeper: {params:
          "budgt: no such field; did you mean budget?"),
         ("press/mine.yaml", "name: mine\ntolerance_token: 3\n", ["press=mine"],
          "press.tolerance_token: no such field; did you mean press.tolerance_tokens?"),
+        ("press/mine.yaml", "name: mine\nmethod: {}\n bad: 3\n", ["press=mine"],
+         "mine.yaml, line 3: no YAML ("),
+        ("experiment/mine.yaml", "# @package _global_\nhydra: {sweep: {press: knorm}}\n",
+         ["experiment=mine"], "hydra.sweep.press: no such field; see `--cfg hydra`"),
         ("experiment/mine.yaml", SWEPT % ("", "press: 'snapkv,knorm'"), ["experiment=mine"],
          "press=snapkv,knorm: the experiment sweeps it; add -m"),
         ("experiment/mine.yaml", SWEPT % ("mode: MULTIRUN, ", "run.shard_s: '1,2'"),
@@ -111,12 +132,20 @@ def test_an_experiment_sweeps_budgets_as_the_command_line_does(
         (["press=snapkv", "budget=0.5", "controller=none,balanced", "guard.stream=hold,restart"],
          "guard.stream=hold,restart: several values"),
         (["dataset.until=[a],[b]", "decoding.until=[c]"], "dataset.until tells no points apart"),
+        (["press=snapkv", "budget=0.5", "controller=none,gate", "guard.model=a,b"],
+         "guard.model=a,b: several values"),
+        (["press=snapkv", "budget=0.5", "controller=always_safe", "guard.let_go=true,false"],
+         "guard.let_go=true,false: several values"),
         (["press=snapkv", "budget=0.5", "guard.ladder=[0.25],[0.5]"], "guard.ladder tells no"),
         (["press=none", "budget=1.0,0.5"], "press=none: keeps the full cache"),
         (["budget.tokens=256,512"], "budget.tokens=256: is read with budget=tokens only"),
         (["press=snapkv,knorm", "--cfg", "job"], "leave out -m"),
         (["hydra/launcher=kvx_local", "+hydra.launcher.workrs=2", "seed=0,1"],
          "hydra.launcher.workrs: no such field; did you mean hydra.launcher.workers?"),
+        (["dataset.until.x=a", "seed=0,1"], "'x': no place of a list; give the whole list"),
+        (["score.metrics=[nope]", "seed=0,1"], "score.metrics: unknown metric 'nope'"),
+        (["++hydra.joob.name=x", "seed=0,1"], "hydra.joob: no such field; did you mean hydra.job?"),
+        (["++hydra.sweeper.parms.press=knorm", "seed=0,1"], "hydra.sweeper.parms: no such field"),
     ],
 )  # fmt: skip
 def test_a_sweep_that_would_drop_values_is_refused(

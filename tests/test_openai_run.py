@@ -360,6 +360,8 @@ def test_an_address_without_its_end_is_pointed_out(kvx: Kvx) -> None:
     with serving(FaultServer()) as server:
         where = f"engine.base_url={server.url.removesuffix('/v1')}"
         outcome = kvx("run", *small(server), where)
+        whole = kvx("run", *small(server), f"engine.base_url={server.url}/completions")
+    assert whole.err.rstrip().endswith(f"end in /v1: {server.url}"), whole.err
     assert outcome.code == 2
     assert "has neither /completions nor /chat/completions (HTTP 404)" in outcome.err
     assert f"most servers' addresses end in /v1: {server.url}" in outcome.err

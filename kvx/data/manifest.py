@@ -21,7 +21,7 @@ from kvx.config import Config, DatasetConfig
 from kvx.data.example import DatasetSource, Example
 from kvx.data.files import fingerprint, read_text
 from kvx.data.tokenizer import chat_is_dated, max_context_tokens, tokenizer_hash
-from kvx.errors import UserError, first_line
+from kvx.errors import UserError
 from kvx.guard import model_files
 from kvx.hashing import digest, sha256_text
 

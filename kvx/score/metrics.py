@@ -107,13 +107,14 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def resolve(names: Sequence[str]) -> dict[str, Metric]:
-    """The metrics by name, in the order asked. Raises `UserError` for a name there is none of."""
+def resolve(names: Sequence[str], field: str = "dataset.metrics") -> dict[str, Metric]:
+    """The metrics by name, in the order asked.
+
+    Raises `UserError`, which names the configuration's `field`, for a name there is none of.
+    """
     for name in names:
         if name not in METRICS:
-            raise UserError(
-                f"dataset.metrics: unknown metric {name!r}; choose from {', '.join(METRICS)}"
-            )
+            raise UserError(f"{field}: unknown metric {name!r}; choose from {', '.join(METRICS)}")
     return {name: METRICS[name] for name in names}
 
 

@@ -159,7 +159,11 @@ class Session:
                 raise UserError(
                     f"engine.api={api.name}: {url} has no {PATHS[api]}; set engine.api={other.name}"
                 )
-            end = "" if url.endswith("/v1") else f"; most servers' addresses end in /v1: {url}/v1"
+            whole = (
+                url.rstrip("/").removesuffix(PATHS[Api.chat]).removesuffix(PATHS[Api.completions])
+            )
+            whole = whole if whole.endswith("/v1") else f"{whole}/v1"
+            end = "" if url == whole else f"; most servers' addresses end in /v1: {whole}"
             raise UserError(f"{url}: has neither {PATHS[api]} nor {PATHS[other]} (HTTP 404){end}")
 
     def _is_worth_retrying(self, error: BaseException) -> bool:
