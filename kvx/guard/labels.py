@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from kvx.guard.detectors import INSTANT
 from kvx.guard.traces import positions
 
-HORIZONS = (16, 32, 64, 128)
-
 
 class Role(IntEnum):
     """What a trace is to training and metrics."""

@@ -11,6 +11,7 @@ from kvx.report.words import token_range
 from kvx.stats.repeats import unsteady
 
 CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps answers from ending
+SHOWN = 3  # points named where many have the same fault
 SMALL_BIN = 20
 REASONS = 2  # why a point is degenerate: the most frequent ones
 _KEEPS = re.compile(r"keeps [\d.]+ entries")
@@ -152,8 +153,9 @@ def _unsteady(overall: pd.DataFrame) -> Iterator[str]:
         if reasons:
             found[row["point_id"]] = ", ".join(reasons)
     if found:
-        points = "; ".join(f"{point} ({why})" for point, why in found.items())
+        points = "; ".join(f"{point} ({why})" for point, why in list(found.items())[:SHOWN])
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         yield (
-            f"**Latencies on a loaded machine.** {points}. Points of a run take turns, which slows "
-            "all alike, but smaller differences say nothing: measure again on a quiet machine."
+            f"**Latencies on a loaded machine.** {points}{more}. Points of a run take turns, which "
+            "slows all alike, but smaller differences say nothing: measure on a quiet machine."
         )

@@ -43,10 +43,6 @@ class PointRecord:
         """Whether a controller steered it."""
         return self.info.get("guard") is not None
 
-    @property
-    def has_latency(self) -> bool:
-        return self.done.holds(LATENCY)
-
     def content_sha256(self, *kinds: str) -> str:
         """Identity of what the point measured; of `kinds` of it alone if any are given."""
         names = [f"{kind}.parquet" for kind in kinds or KINDS]

@@ -15,8 +15,6 @@ from kvx.errors import UserError
 from kvx.guard.traces import PROBE_TOKENS, TOKEN_SIGNALS, TOP, Traces, starts_of
 from kvx.store import layout
 
-_ALWAYS = ("logprob", "entropy_nats")
-
 
 class Holds(StrEnum):
     """What a trace has to learn from."""
