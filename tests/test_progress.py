@@ -6,11 +6,14 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from kvx.cli import compose
 from kvx.config import Measure
 from kvx.data.tokenizer import model_hash
 from kvx.engines.activity import ACTIVITY, Activity, Seen
+from kvx.engines.kvpress.model import load
+from kvx.engines.kvpress.telling import told
 from kvx.points import experiment_dir
 from kvx.run import progress
 from kvx.run.bundle import plan
@@ -232,6 +235,19 @@ def test_a_listener_hears_of_what_begins_at_once_and_of_steps_now_and_then():
     activity.say("")
     assert heard[-1].output_tokens == 4000
     assert heard[-1].decode_s > 0
+
+
+def test_a_batch_that_was_left_unfinished_makes_nothing_count_twice() -> None:
+    model = load(compose("model=tiny_recall").model).model
+    before = ACTIVITY.seen.passed_tokens
+    left = told(model)
+    left.__enter__()
+    with told(model):
+        model(input_ids=torch.ones((1, 40), dtype=torch.long))
+    assert ACTIVITY.seen.passed_tokens - before == 40
+    left.__exit__(None, None, None)
+    model(input_ids=torch.ones((1, 40), dtype=torch.long))
+    assert ACTIVITY.seen.passed_tokens - before == 40
 
 
 def test_the_engine_tells_of_prompts_and_steps_as_they_are(kvx: Kvx) -> None:

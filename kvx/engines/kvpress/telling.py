@@ -3,30 +3,44 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from kvx.engines.activity import ACTIVITY
+
+# models whose layers tell, by how many that was asked for, and the hooks
+_told: WeakKeyDictionary[Any, tuple[int, list[Any]]] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def told(model: Any) -> Iterator[None]:
     """The model's decoder layers tell `ACTIVITY` what passes through them.
 
-    Not for measuring: a call per layer and step takes microseconds.
+    Not for measuring: a call per layer and step takes microseconds. Entered again while it is open
+    (by a batch that somebody left unfinished), it counts nothing twice.
     """
-    body = getattr(model, "model", model)
-    body = getattr(body, "language_model", body)
-    layers = list(getattr(body, "layers", ()))
-    handles = [
-        layer.register_forward_pre_hook(_hook(index, len(layers)), with_kwargs=True)
-        for index, layer in enumerate(layers, start=1)
-    ]
+    users, handles = _told.get(model, (0, []))
+    _told[model] = (users + 1, handles or _hooked(model))
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        users, handles = _told.pop(model)
+        if users > 1:
+            _told[model] = (users - 1, handles)
+        else:
+            for handle in handles:
+                handle.remove()
+
+
+def _hooked(model: Any) -> list[Any]:
+    body = getattr(model, "model", model)
+    body = getattr(body, "language_model", body)
+    layers = list(getattr(body, "layers", ()))
+    return [
+        layer.register_forward_pre_hook(_hook(index, len(layers)), with_kwargs=True)
+        for index, layer in enumerate(layers, start=1)
+    ]
 
 
 def _hook(index: int, n_layers: int) -> Callable[[Any, Any, dict[str, Any]], None]:
