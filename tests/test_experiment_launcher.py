@@ -56,7 +56,7 @@ def test_the_command_line_has_the_last_word(kvx: Kvx, conf: str) -> None:
         ),
         (
             ["experiment=workers", "hydra/launcher=kvx"],
-            "hydra.launcher.workers: Key 'workers' not in 'KvxLauncherConf' (in experiment/",
+            "hydra.launcher.workers: no such field; see `--cfg hydra` for the fields there are",
         ),
     ],
 )

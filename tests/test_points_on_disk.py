@@ -11,7 +11,6 @@ import pytest
 
 from kvx.cli import compose
 from kvx.config import Config
-from kvx.data.examples import load_examples
 from kvx.engines.base import Response
 from kvx.points import Point, Request, made_with
 from kvx.store.points import PointStore
@@ -120,7 +119,6 @@ def test_runs_without_the_data_beside_them(kvx: Kvx) -> None:
     write_experiment(lambda number, budget: ("Nora met Ivo", [1, 2, 3, 0], "stop"))
     examples = next(Path("outputs/data/processed").rglob("examples.parquet"))
     aside = examples.rename(examples.with_suffix(".aside"))
-    load_examples.cache_clear()  # another test had the same ones
     for stage in ("score", "analyze"):
         outcome = kvx(stage)
         assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err

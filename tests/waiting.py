@@ -44,8 +44,15 @@ class Gate:
 
     def allow(self, calls: int) -> None:
         """So many in all, those that have been included."""
+        self._say(str(calls))
+
+    def allow_each(self, calls: int) -> None:
+        """So many in each process: of several, none runs ahead of the others."""
+        self._say(f"each {calls}")
+
+    def _say(self, allowed: str) -> None:
         new = self._folder / "gate.new"
-        new.write_text(str(calls))
+        new.write_text(allowed)
         new.replace(self._allowed)
 
     def until(

@@ -4,8 +4,6 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from kvx.data.example import Example
 from kvx.data.files import unreadable
 from kvx.errors import UserError
@@ -20,6 +18,8 @@ def load_examples(folder: Path) -> dict[str, Example]:
 
 @lru_cache(maxsize=16)
 def _load(path: Path, content: str) -> dict[str, Example]:
+    import pyarrow.parquet as pq  # importing it costs more than finding nothing to do
+
     try:
         rows = pq.read_table(path, partitioning=None).to_pylist()
     except (OSError, ValueError) as error:
