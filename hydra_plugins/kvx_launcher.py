@@ -1,8 +1,9 @@
 """Hydra launchers that hand all points of a sweep to the stage as one bundle, and say who works.
 
 Hydra's own launcher calls the stage once per point, which would load the model for each of them.
-Stages started through `kvx.cli` carry a `bundle` function that takes them all, with a pool of
-workers: this process (`kvx`), processes of this machine (`kvx_local`) or SLURM jobs (`kvx_slurm`).
+Stages started through `kvx.cli.command` carry a `bundle` function that takes them all, with a pool
+of workers: this process (`kvx`), processes of this machine (`kvx_local`) or SLURM jobs
+(`kvx_slurm`).
 """
 
 from collections.abc import Sequence
@@ -84,8 +85,8 @@ class KvxLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Compose every point, then run them all at once."""
-        from kvx.fields import refuse_unknown
-        from kvx.sweep import compose_sweep
+        from kvx.config.field_names import refuse_unknown
+        from kvx.config.sweep import compose_sweep
 
         refuse_unknown(self.config.hydra, "hydra")
         bundle: Any = getattr(self.task_function, "bundle", None)
@@ -105,7 +106,7 @@ class KvxLauncher(Launcher):
         ]
 
     def composer(self) -> Any:
-        from kvx.composer import Composer
+        from kvx.config.composer import Composer
 
         hydra = self.config.hydra
         loader = self.hydra_context.config_loader

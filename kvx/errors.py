@@ -1,4 +1,4 @@
-"""How a command can end early. `kvx.cli` turns each into one line and an exit code."""
+"""How a command can end early. `kvx.cli.command` turns each into one line and an exit code."""
 
 import os
 import sys

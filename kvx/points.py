@@ -4,67 +4,25 @@ import dataclasses
 import json
 from collections import Counter
 from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kvx import conditions, sources
-from kvx.config import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
-from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config import conditions
+from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config.identity import is_guarded, resolved
+from kvx.config.numbers import exact
+from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
-from kvx.field_kinds import ADDED, IDENTITY, RECORDED
-from kvx.guard import model_files
-from kvx.hashing import digest
-from kvx.words import exact
+from kvx.identity import hazard_files, user_code
+from kvx.identity.hashing import digest
 
 # what tells the points of a variant apart, and where they lie
 OWN = ("experiment_name", "press", "budget", "controller", "guard", "seed")
 # kvpress's press that moves what it keeps to the first positions
 PACKING = "KeyRerotationPress"
 SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name not in OWN)
-
-
-def resolved(value: Any) -> Any:
-    """A configuration as plain data, without the fields that cannot change results."""
-    if dataclasses.is_dataclass(value):
-        return {
-            f.name: resolved(f.metadata.get(IDENTITY, _itself)(getattr(value, f.name)))
-            for f in dataclasses.fields(value)
-            if not f.metadata.get("neutral") and not _unused(f, getattr(value, f.name))
-        }
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {k: resolved(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [resolved(v) for v in value]
-    return value
-
-
-def _unused(field: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether a field that came later is at its default, as all points were before it."""
-    if not field.metadata.get(ADDED):
-        return False
-    made = field.default_factory
-    return bool(value == (field.default if made is dataclasses.MISSING else made()))
-
-
-def made_with(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The fields of a configuration that name no point but may tip a near tie, by dotted name."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(value):
-        inner, name = getattr(value, field.name), f"{prefix}{field.name}"
-        if field.metadata.get(RECORDED) and not _unused(field, inner):
-            found[name] = inner
-        elif dataclasses.is_dataclass(inner):
-            found |= made_with(inner, f"{name}.")
-    return found
-
-
-def _itself(value: Any) -> Any:
-    return value
 
 
 def controller_identity(config: Config) -> dict[str, Any]:
@@ -101,7 +59,7 @@ def guard_identity(config: Config) -> dict[str, Any]:
     if config.guard.shadow is Shadow.none:
         found["shadow"] = Shadow.none.name
     if config.controller.kind is ControllerKind.hazard:
-        found["model"] = model_files.identity(model_files.folder_of(config.guard.model))
+        found["model"] = hazard_files.identity(hazard_files.folder_of(config.guard.model))
     return found
 
 
@@ -117,11 +75,6 @@ def told_guard(identity: dict[str, Any]) -> dict[str, Any]:
     default = resolved(GuardConfig())
     known = unsaid_guard() | identity
     return {name: value for name, value in known.items() if value != default.get(name)}
-
-
-def is_guarded(config: Config) -> bool:
-    """Whether a controller steers the point's sequences."""
-    return config.controller.kind is not ControllerKind.none
 
 
 def budget_label(budget: BudgetConfig) -> str:
@@ -150,7 +103,7 @@ class Point:
         fields["dataset"] = self.manifest.identity
         del fields["model"]["name"]
         fields["model"]["hash"] = model_hash(self.config.model)
-        if code := sources.identity_of(sources.sources_of(fields["engine"])):
+        if code := user_code.identity_of(user_code.sources_of(fields["engine"])):
             fields["sources"] = code
         return digest(fields)
 
@@ -167,7 +120,7 @@ class Point:
         if is_guarded(c):
             own.append(guard_identity(c))
             name += f"-{c.controller.name}"
-        if code := sources.identity_of(self.press_sources):
+        if code := user_code.identity_of(self.press_sources):
             own.append({"sources": code})
         if PACKING in json.dumps(resolved(c.press.method or {})):
             own.append("decoded behind packed keys")  # once it was decoded at the prompt's length
@@ -176,13 +129,13 @@ class Point:
     @cached_property
     def press_sources(self) -> dict[str, str]:
         """What stands for the code of the press, and of what it wraps, when this was planned."""
-        return sources.sources_of(self.config.press.method)
+        return user_code.sources_of(self.config.press.method)
 
     @cached_property
     def sources(self) -> dict[str, str]:
         """What stands for the code of each class that the configuration names."""
         c = self.config
-        others = sources.sources_of([c.dataset.source, resolved(c.engine)])
+        others = user_code.sources_of([c.dataset.source, resolved(c.engine)])
         return self.press_sources | others
 
     def beside(self, config: Config) -> "Point":

@@ -18,15 +18,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kvx.cli import run_stage
-from kvx.config import Config
-from kvx.data.examples import load_examples
+from kvx.cli.command import run_stage
+from kvx.config.schema import Config
+from kvx.data.frozen_examples import load_examples
 from kvx.data.sources.recall import RecallSource
 from kvx.engines.base import KVUse, Measurement, Response, Timing, Trace
 from kvx.points import Point, Request
 from kvx.run.bundle import plan
 from kvx.store import journal, locks
-from kvx.store.points import PointStore
+from kvx.store.point_dir import PointStore
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 KV_BYTES = 2048  # per token, of the embedded model

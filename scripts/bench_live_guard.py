@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from kvx.cli import compose
-from kvx.data.examples import load_examples
+from kvx.cli.command import compose
+from kvx.data.frozen_examples import load_examples
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress import batch
 from kvx.engines.kvpress.engine import KVPressEngine

@@ -24,7 +24,7 @@ from typing import Any
 from aiohttp import web
 from openai import DefaultAsyncHttpxClient
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.engines.base import PointWork, Response
 from kvx.engines.openai.body import BodyBuilder
 from kvx.engines.openai.engine import OpenAIEngine

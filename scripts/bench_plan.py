@@ -17,7 +17,7 @@ PLANNED = ("-m", f"press={PRESSES}", "press.tolerance_tokens=1,2", BUDGETS, "see
 FINISHED = ("-m", "press=knorm,keydiff,tova,random,streaming", BUDGETS, "seed=1,2,3,4,5")
 PLAN = """
 import sys, time
-from kvx.cli import run_stage
+from kvx.cli.command import run_stage
 def plan(points):
     from kvx.run.bundle import plan
     found = [p.id for p in plan(points)]

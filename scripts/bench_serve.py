@@ -26,8 +26,8 @@ import httpx
 import torch
 from soak_serve import server
 
-from kvx.cli import compose
-from kvx.data.examples import load_examples
+from kvx.cli.command import compose
+from kvx.data.frozen_examples import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.batch import Batch

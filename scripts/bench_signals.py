@@ -19,9 +19,9 @@ from collections.abc import Sequence
 
 import torch
 
-from kvx.cli import compose
-from kvx.config import Config, Signals
-from kvx.data.examples import load_examples
+from kvx.cli.command import compose
+from kvx.config.schema import Config, Signals
+from kvx.data.frozen_examples import load_examples
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.engine import KVPressEngine

@@ -28,9 +28,9 @@ import torch
 from kvpress import KVPressTextGenerationPipeline
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvx.cli import compose
-from kvx.config import Config
-from kvx.data.examples import load_examples
+from kvx.cli.command import compose
+from kvx.config.schema import Config
+from kvx.data.frozen_examples import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.base import PointWork, Response

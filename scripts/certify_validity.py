@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from kvx.analyze.frames import load_experiment
 from kvx.certify.losses import LossReader
 from kvx.certify.series import all_series
-from kvx.certify_config import CertifyConfig, Loss
+from kvx.config.certify import CertifyConfig, Loss
 from kvx.errors import UserError
 from kvx.report.tables import markdown
 from kvx.stats.certify import PValue, binomial_p, hoeffding_bentkus_p

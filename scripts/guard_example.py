@@ -15,7 +15,7 @@ import torch
 from hydra.utils import instantiate
 from kvpress import KnormPress
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.engines.kvpress.model import load
 from kvx.guard import guarded
 from kvx.guard.events import GuardEvent

@@ -20,14 +20,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from kvx.analyze import tradeoff
-from kvx.analyze.controllers import FULL, LARGER, SAME, STATIC, pooled
+from kvx.analyze.controller_stats import FULL, LARGER, SAME, STATIC, pooled
 from kvx.analyze.frames import load_experiment
-from kvx.analyze.guard import beside
+from kvx.analyze.guard_stats import beside
 from kvx.guard.events import INTERVENTIONS
-from kvx.guard.live_stats import ANY
-from kvx.guard.ranking import Estimate, Resampler
-from kvx.report.controllers import prevented_table, price_table, versus_table
-from kvx.report.guard import NO_KIND, with_interval
+from kvx.learning.live_stats import ANY
+from kvx.learning.ranking import Estimate, Resampler
+from kvx.report.controller_tables import prevented_table, price_table, versus_table
+from kvx.report.guard_section import NO_KIND, with_interval
 from kvx.report.tables import markdown
 
 EXPERIMENT, GUARD, REACTIVE = "guard_live", "balanced", "reactive"

@@ -16,8 +16,8 @@ from hypothesis import settings
 from kvx.all.main import all_stages
 from kvx.analyze.main import analyze
 from kvx.certify.main import certify
-from kvx.cli import run_stage
-from kvx.config import cache_dir
+from kvx.cli.command import run_stage
+from kvx.config.folders import cache_dir
 from kvx.plan.main import plan
 from kvx.prepare.main import prepare
 from kvx.report.main import report

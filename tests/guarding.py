@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from kvx.config import package_dir
-from kvx.controller_config import ControllerConfig, ControllerKind
+from kvx.config.controller import ControllerConfig, ControllerKind
+from kvx.config.folders import package_dir
 from kvx.guard.events import GuardEvent
 
 NEW = 24

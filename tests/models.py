@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvx.cli import compose
-from kvx.config import ModelConfig, package_dir
+from kvx.cli.command import compose
+from kvx.config.folders import package_dir
+from kvx.config.schema import ModelConfig
 
 TINY = package_dir() / "assets" / "tiny_recall"
 WEIGHTS = "model.safetensors"

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from openai import AsyncOpenAI, OpenAI
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.serve.certified import with_certified_budget
 from kvx.serve.server import make_server
 from kvx.serve.service import Service

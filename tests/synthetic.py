@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.guard.labels import targets
-from kvx.guard.traces import PROBE_TOKENS, TOKEN_SIGNALS, TOP, Traces, starts_of
+from kvx.guard.trace_arrays import PROBE_TOKENS, TOKEN_SIGNALS, TOP, Traces, starts_of
+from kvx.learning.labels import targets
 from kvx.train.data import REPEATED, Data
 
 PRESSES = ("none", "snapkv", "knorm")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kvx.arguments import refuse_sweeps, understood
-from kvx.cli import compose, describe
-from kvx.config import BudgetConfig, BudgetKind
+from kvx.cli.arguments import refuse_sweeps, understood
+from kvx.cli.command import compose, describe
+from kvx.config.overrides import parse, readable
+from kvx.config.schema import BudgetConfig, BudgetKind
 from kvx.engines.openai.body import endpoints
 from kvx.errors import UserError
-from kvx.overrides import parse, readable
 from kvx.points import budget_label
 from tests.conftest import Kvx
 
@@ -293,7 +293,7 @@ def test_a_file_that_cannot_be_read_is_told_so(tmp_path: Path) -> None:
     data.chmod(0)
     code = (
         "import os; os.setuid(65534)\n"
-        "from kvx.cli import describe\n"
+        "from kvx.cli.command import describe\n"
         f"try: open({str(data)!r}).read()\n"
         "except OSError as error: print(describe(error)[1])\n"
     )

@@ -16,9 +16,9 @@ import pytest
 
 from kvx.assets.fetch import ASSETS, MARKER, Asset, Wheel, fetch, is_present, sha256_dir
 from kvx.assets.main import run
-from kvx.config import cache_dir
+from kvx.config.folders import cache_dir
 from kvx.errors import RunFailedError
-from kvx.hashing import digest, sha256_file
+from kvx.identity.hashing import digest, sha256_file
 
 POEMS = {"a.txt": b"a rose\n", "b.txt": b"is a rose\n"}
 TABLE = gzip.compress(b"{}\n", mtime=0)

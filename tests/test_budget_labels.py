@@ -9,7 +9,7 @@ import pytest
 
 from kvx.analyze.frames import keeps_another_number
 from kvx.engines.base import BudgetProof
-from kvx.report import proof
+from kvx.report import proof_section
 from tests.conftest import Kvx
 
 ARGUMENTS = (
@@ -71,8 +71,8 @@ def test_rows_of_earlier_versions_are_known_by_their_entries() -> None:
         "kv_entries_effective": [60.0, 50.0, 49.5, np.nan],
     })  # fmt: skip
     assert keeps_another_number(rows).tolist() == [True, False, False, False]
-    found = proof.proofs(rows)
+    found = proof_section.proofs(rows)
     assert found["a"] == [BudgetProof.BY_METHOD, BudgetProof.MEASURED]
-    assert proof.short(found["a"]) == "keeps by its method"
-    assert proof.short(found["b"]) == "in the cache"
-    assert any("By their method** a keep" in line for line in proof.sentences(found))
+    assert proof_section.short(found["a"]) == "keeps by its method"
+    assert proof_section.short(found["b"]) == "in the cache"
+    assert any("By their method** a keep" in line for line in proof_section.sentences(found))

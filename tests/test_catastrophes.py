@@ -14,18 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image
 
-from kvx.cli import run_stage
-from kvx.config import Config
+from kvx.cli.command import run_stage
+from kvx.config.identity import is_guarded
+from kvx.config.schema import Config
 from kvx.engines.base import KVUse, Response
-from kvx.guard.catastrophes import KINDS, inspect, pair
 from kvx.guard.events import Guarded
-from kvx.guard.instructions import Instruction
-from kvx.points import Request, is_guarded
+from kvx.points import Request
 from kvx.run.bundle import plan
+from kvx.scoring.catastrophes import KINDS, inspect, pair
+from kvx.scoring.instructions import Instruction
 from kvx.stats.intervals import clopper_pearson
 from kvx.stats.paired import newcombe_interval
 from kvx.store import journal, locks, schemas
-from kvx.store.points import PointStore
+from kvx.store.point_dir import PointStore
 from tests.conftest import Kvx
 
 GOOD, LOOP = "Nora met Ivo in 1790", "no no"

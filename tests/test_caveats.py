@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from kvx.guard import model_files
-from kvx.guard.caveats import GuardedPoint, caveats
-from kvx.guard.model_files import prompt_hash
+from kvx.identity import hazard_files
+from kvx.identity.hazard_files import prompt_hash
+from kvx.learning.caveats import GuardedPoint, caveats
 from tests.conftest import Kvx
 
 
 @pytest.fixture
 def hazard_model(tmp_path: Path) -> str:
     """The packaged model, as if it had been made from two other prompts."""
-    for name in (model_files.MODEL, model_files.CARD):
-        (tmp_path / name).write_bytes((model_files.DEFAULT / name).read_bytes())
-    card = json.loads((tmp_path / model_files.CARD).read_text())
+    for name in (hazard_files.MODEL, hazard_files.CARD):
+        (tmp_path / name).write_bytes((hazard_files.DEFAULT / name).read_bytes())
+    card = json.loads((tmp_path / hazard_files.CARD).read_text())
     card["data"]["prompts"] = [prompt_hash("a"), prompt_hash("b")]
-    (tmp_path / model_files.CARD).write_text(json.dumps(card))
+    (tmp_path / hazard_files.CARD).write_text(json.dumps(card))
     return str(tmp_path)
 
 

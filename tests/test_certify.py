@@ -15,8 +15,8 @@ from kvx.analyze.frames import load_experiment
 from kvx.certify.certificate import Verdict, read
 from kvx.certify.losses import LossReader
 from kvx.certify.series import all_series, chosen
-from kvx.certify_config import CertifyConfig, Loss
-from kvx.cli import run_stage
+from kvx.cli.command import run_stage
+from kvx.config.certify import CertifyConfig, Loss
 from kvx.run.main import run
 from kvx.score.main import score
 from kvx.stats.certify import binomial_p

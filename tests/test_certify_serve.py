@@ -10,11 +10,12 @@ from typing import Any
 import openai
 import pytest
 
-from kvx.cli import compose, run_stage
-from kvx.config import BudgetConfig, BudgetKind, package_dir
-from kvx.engine_config import Api
+from kvx.cli.command import compose, run_stage
+from kvx.config.engine import Api
+from kvx.config.folders import package_dir
+from kvx.config.schema import BudgetConfig, BudgetKind
 from kvx.engines.openai.reply import Parser
-from kvx.hashing import digest
+from kvx.identity.hashing import digest
 from kvx.run.main import run
 from kvx.score.main import score
 from kvx.serve.certified import with_certified_budget

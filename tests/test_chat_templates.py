@@ -9,8 +9,8 @@ import pytest
 import transformers.utils.chat_template_utils as in_transformers
 
 import kvx.data.chat as chat
-from kvx.cli import compose
-from kvx.config import Config
+from kvx.cli.command import compose
+from kvx.config.schema import Config
 from kvx.data.example import Example
 from kvx.data.manifest import manifest_key
 from kvx.data.prompt import PromptBuilder

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from kvpress import LagKVPress, PyramidKVPress, StreamingLLMPress
 from kvpress.utils import compute_n_kept
 
-from kvx import conditions
-from kvx.cli import compose
-from kvx.config import BudgetConfig, BudgetKind, Config, Degenerate
+from kvx.cli.checks import check
+from kvx.cli.command import compose
+from kvx.config import conditions
+from kvx.config.identity import resolved
+from kvx.config.schema import BudgetConfig, BudgetKind, Config, Degenerate
 from kvx.data.manifest import Manifest
 from kvx.errors import UserError
-from kvx.points import Point, resolved
-from kvx.validate import check
+from kvx.points import Point
 
 PYRAMIDKV, LAGKV = compose("press=pyramidkv"), compose("press=lagkv")
 NAMES = {"prompt_tokens": 200, "asked": 50.5, "kept": 50, "window": 64, "press.window": 8}

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.arguments import after_options, drop_sweeps, understood
-from kvx.cli import compose
-from kvx.config import conf_dir
+from kvx.cli.arguments import after_options, drop_sweeps, understood
+from kvx.cli.command import compose
+from kvx.config.folders import conf_dir
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.prepare.build import ensure_manifest
@@ -124,7 +124,7 @@ def test_every_shipped_experiment_composes(experiment: str) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_looking_at_the_configuration_does_not_import_torch(arguments: list[str]) -> None:
     code = (
-        "import sys; from kvx.run.main import run; from kvx.cli import run_stage\n"
+        "import sys; from kvx.run.main import run; from kvx.cli.command import run_stage\n"
         f"try: run_stage('run', run, {arguments!r})\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"

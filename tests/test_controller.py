@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.cli import compose
-from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint
+from kvx.cli.command import compose
+from kvx.config.controller import ControllerConfig, ControllerKind, OperatingPoint
 from kvx.errors import UserError
 from kvx.guard.controller import (
     Controller,
@@ -22,11 +22,11 @@ from kvx.guard.controller import (
     check,
     policy,
 )
-from kvx.guard.detectors import find_loop
 from kvx.guard.hazard import DEFAULT, HazardModel
-from kvx.guard.loops import LoopDetector, first_report, repeated_tail, repeated_tails
-from kvx.guard.repetition import Repetition
+from kvx.guard.loop_follower import LoopDetector, first_report, repeated_tail, repeated_tails
 from kvx.points import controller_identity
+from kvx.scoring.loops import find_loop
+from kvx.scoring.repetition import Repetition
 
 HAZARDS = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=120)
 PARAMETERS = st.fixed_dictionaries(

@@ -8,8 +8,8 @@ import pytest
 from matplotlib import image
 
 from kvx.analyze import plots, tradeoff
-from kvx.analyze.controllers import FULL, LARGER, STATIC
-from kvx.report.controllers import prevented_table, price_table, versus_table
+from kvx.analyze.controller_stats import FULL, LARGER, STATIC
+from kvx.report.controller_tables import prevented_table, price_table, versus_table
 from kvx.store import schemas
 from tests.conftest import Kvx
 from tests.test_catastrophes import FOLDER, write_experiment

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.config import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
+from kvx.config.schema import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
 from kvx.data.binning import bin_edges, bin_of, choose
 from kvx.data.sources.gsm8k import Gsm8kSource
 from kvx.data.sources.local import LocalSource
@@ -189,7 +189,7 @@ def test_a_manifest_is_made_once_and_refused_when_changed(kvx: Kvx) -> None:
 
 
 def test_a_manifest_of_another_tokenizer_is_refused(kvx: Kvx) -> None:
-    from kvx.hashing import sha256_text
+    from kvx.identity.hashing import sha256_text
 
     assert kvx("prepare").code == 0
     (manifest,) = PROCESSED.glob("*/manifest.json")
@@ -247,7 +247,8 @@ def test_questions_on_one_context_form_a_cluster(tmp_path: Path) -> None:
 def test_a_model_is_known_by_its_weights_not_by_its_name_or_path(tmp_path: Path) -> None:
     import shutil
 
-    from kvx.config import ModelConfig, package_dir
+    from kvx.config.folders import package_dir
+    from kvx.config.schema import ModelConfig
     from kvx.data.tokenizer import model_hash
 
     source = package_dir() / "assets" / "tiny_recall"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Kvx
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.data.sources.gsm8k import Gsm8kSource
 from kvx.data.sources.instructions import InstructionsSource
 from kvx.data.sources.local import LocalSource

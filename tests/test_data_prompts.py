@@ -10,14 +10,14 @@ import pytest
 from conftest import Kvx, request_rows
 from fault_server import KEY, FaultServer, serving
 
-from kvx.analyze import tables
-from kvx.cli import compose
+from kvx.analyze import bin_stats
+from kvx.cli.command import compose
+from kvx.config.escapes import unescaped
 from kvx.data import manifest as manifests
-from kvx.data.examples import load_examples
+from kvx.data.frozen_examples import load_examples
 from kvx.data.manifest import Entry
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
-from kvx.escapes import unescaped
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 from kvx.store import schemas
@@ -166,9 +166,9 @@ def test_contexts_that_were_cut_are_told_everywhere(kvx: Kvx, tmp_path: Path) ->
 
 def test_runs_from_before_do_not_say_that_nothing_was_cut() -> None:
     nothing = {"context_tokens_cut": pd.Series([float("nan")] * 2).to_numpy()}
-    assert tables.cut_columns(nothing)["n_contexts_cut"] is None
+    assert bin_stats.cut_columns(nothing)["n_contexts_cut"] is None
     some = {"context_tokens_cut": pd.Series([0.0, 40.0, 60.0]).to_numpy()}
-    assert tables.cut_columns(some) == {"n_contexts_cut": 2, "context_tokens_cut_mean": 50.0}
+    assert bin_stats.cut_columns(some) == {"n_contexts_cut": 2, "context_tokens_cut_mean": 50.0}
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -21,7 +21,7 @@ from kvx.data.sources.longbench import LongBenchSource
 from kvx.data.sources.narrativeqa import NarrativeQASource
 from kvx.data.values import literal
 from kvx.errors import UserError
-from kvx.hashing import sha256_file
+from kvx.identity.hashing import sha256_file
 from kvx.store import layout
 from kvx.store.catalog import read_frame
 from kvx.store.traces import read_traces
@@ -453,7 +453,10 @@ class Strange:
 def test_sources_that_are_none(kvx: Kvx) -> None:
     for target, said in (
         ("tests.test_data_shapes.Strange", "dataset.source: yields dict, not kvx.data.example"),
-        ("kvx.config.BudgetConfig", "dataset.source: BudgetConfig has no revision() and examples"),
+        (
+            "kvx.config.schema.BudgetConfig",
+            "dataset.source: BudgetConfig has no revision() and examples",
+        ),
     ):
         outcome = kvx("prepare", "dataset=recall", f"dataset.source._target_={target}",
                       *(f"~dataset.source.{name}" for name in ("n_examples", "min_words", "seed",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kvx.guard.detectors import (
+from kvx.scoring.loops import (
     MIN_REPEATED,
     PERIOD_RULE,
     TIMES,
@@ -15,7 +15,7 @@ from kvx.guard.detectors import (
     period_loop,
     window_loop,
 )
-from kvx.guard.repetition import WINDOW
+from kvx.scoring.repetition import WINDOW
 
 tokens = st.lists(st.integers(0, 3), max_size=90)
 body = st.lists(st.integers(0, 200), min_size=1, max_size=30, unique=True)

@@ -10,9 +10,9 @@ import torch
 from kvpress import KnormPress, ScorerPress, SnapKVPress, StreamingLLMPress
 from kvpress.pipeline import KVPressTextGenerationPipeline
 
-from kvx.cli import compose
-from kvx.config import Config
-from kvx.data.examples import load_examples
+from kvx.cli.command import compose
+from kvx.config.schema import Config
+from kvx.data.frozen_examples import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response, seed_of
 from kvx.engines.kvpress.cache import Bucket

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvx.guard.baselines import entropy_cusum, repeated_ngrams
-from kvx.guard.evaluation import (
+from kvx.learning.baselines import entropy_cusum, repeated_ngrams
+from kvx.learning.evaluation import (
     Scored,
     alarm_metrics,
     all_metrics,
@@ -17,8 +17,8 @@ from kvx.guard.evaluation import (
     first_alarm,
     trace_metrics,
 )
-from kvx.guard.labels import Role, targets
-from kvx.guard.ranking import Resampler, auroc, average_precision, calibration_error
+from kvx.learning.labels import Role, targets
+from kvx.learning.ranking import Resampler, auroc, average_precision, calibration_error
 
 NAN = float("nan")
 ranking = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=40)
@@ -92,7 +92,7 @@ def test_many_rows_are_put_into_classes_without_moving_the_interval():
     found = by.ranked(score, label, clusters)
     exact = [auroc(np.repeat(score, w), np.repeat(label, w))
              for w in by.weights.astype(int)[:, clusters][:20]]  # fmt: skip
-    from kvx.guard.ranking import _auroc
+    from kvx.learning.ranking import _auroc
 
     assert _auroc(*found._drawn)[:20] == pytest.approx(exact, abs=2e-4)
 

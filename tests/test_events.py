@@ -19,8 +19,8 @@ from kvx.store import contents, merge, schemas
 from kvx.store.catalog import PointRecord, events_of, requests_of
 from kvx.store.completion import is_done
 from kvx.store.layout import EVENTS, read_done
-from kvx.store.points import PointStore
-from kvx.store.rows import event_rows, request_row
+from kvx.store.point_dir import PointStore
+from kvx.store.records import event_rows, request_row
 from tests.test_store import AT, Killed, answer, killed_at, make_point, parquet, rows, write_answers
 
 MERGED = {"requests.parquet", "traces.parquet", "events.parquet"}

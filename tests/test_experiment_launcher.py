@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvx.config import package_dir
+from kvx.config.folders import package_dir
 from tests.conftest import Kvx
 
 TINY = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=1")

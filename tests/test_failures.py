@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.errors import UserError
-from kvx.failures import CONTEXT_LENGTH_WORDS, FailureType, classify_error
-from kvx.score.failures import ANSWER_FORMATS, classify_response
+from kvx.scoring.failure_rules import ANSWER_FORMATS, classify_response
+from kvx.scoring.failures import CONTEXT_LENGTH_WORDS, FailureType, classify_error
 
 RATE_LIMITED = FailureType.RATE_LIMITED
 CONTEXT = FailureType.CONTEXT_LENGTH_EXCEEDED

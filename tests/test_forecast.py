@@ -10,7 +10,7 @@ from synthetic import random_traces
 from kvx.guard.features import build, names_of
 from kvx.guard.forecast import Forecaster
 from kvx.guard.hazard import DEFAULT, Examples, FitSettings, HazardModel, fit
-from kvx.guard.traces import Traces
+from kvx.guard.trace_arrays import Traces
 
 
 def known(traces: Traces, row: int) -> dict[str, Any]:

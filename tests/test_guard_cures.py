@@ -5,11 +5,11 @@ import torch
 from kvpress import KnormPress
 from transformers import AutoModelForCausalLM
 
-from kvx.config import package_dir
+from kvx.config.folders import package_dir
 from kvx.guard import guarded
-from kvx.guard.detectors import find_loop
 from kvx.guard.events import Guarded
-from kvx.guard.loops import first_report
+from kvx.guard.loop_follower import first_report
+from kvx.scoring.loops import find_loop
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kvx.guard.events import Guarded
-from kvx.guard.live_stats import KINDS, Figure, Pairs, Use, cost_figures, effect_figures, excess
-from kvx.guard.ranking import Resampler
+from kvx.learning.live_stats import KINDS, Figure, Pairs, Use, cost_figures, effect_figures, excess
+from kvx.learning.ranking import Resampler
 from kvx.stats.intervals import clopper_pearson
 from kvx.stats.paired import newcombe_interval
 from kvx.store import schemas

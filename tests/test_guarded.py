@@ -15,8 +15,8 @@ from transformers import (
     GenerationConfig,
 )
 
-from kvx.config import package_dir
-from kvx.controller_config import ControllerConfig, ControllerKind
+from kvx.config.controller import ControllerConfig, ControllerKind
+from kvx.config.folders import package_dir
 from kvx.guard import guarded
 from tests.guarding import NEW, PAD, a_prompt, done, gate, options, tiny_model
 

@@ -19,9 +19,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from kvx.cli import compose
-from kvx.config import conf_dir
-from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint, Shadow
+from kvx.cli.command import compose
+from kvx.config.controller import ControllerConfig, ControllerKind, OperatingPoint, Shadow
+from kvx.config.folders import conf_dir
 from kvx.errors import ArgumentError
 from kvx.guard import guarded
 from tests.guarding import a_prompt, done, gate, options, tiny_model

@@ -9,8 +9,8 @@ import pytest
 
 from kvx.analyze.frames import load_experiment
 from kvx.certify.series import all_series
-from kvx.config import package_dir
-from kvx.folder_names import MOST_BYTES
+from kvx.config.folder_names import MOST_BYTES
+from kvx.config.folders import package_dir
 from tests.conftest import Kvx
 
 SMALL = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=2")
@@ -180,8 +180,8 @@ WRONG = (
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_name_that_is_a_path_is_refused(name: str) -> None:
+    from kvx.config.folder_names import check_name
     from kvx.errors import UserError
-    from kvx.folder_names import check_name
 
     with pytest.raises(
         UserError, match=r"^press\.name=.*: is part of a folder's name, but "
@@ -203,7 +203,7 @@ def test_every_name_of_a_folder_has_the_rule(kvx: Kvx, tmp_path: Path, field: st
 
 @pytest.mark.parametrize("name", ["gsm8k_few-shot", "Ünïcode", "a b", "v1.2+x", "x" * MOST_BYTES])
 def test_ordinary_names_stay(name: str) -> None:
-    from kvx.folder_names import check_name
+    from kvx.config.folder_names import check_name
 
     check_name("press.name", name)
 

@@ -13,9 +13,9 @@ from kvx.data.files import read_jsonl
 from kvx.data.sources.instructions import KINDS, InstructionsSource
 from kvx.data.texts import story_name
 from kvx.errors import UserError
-from kvx.guard.instructions import CHECKS, Instruction, kept_at_the_end, parse
-from kvx.guard.names import names_and_numbers, question_recall
-from kvx.score.metrics import instruction_kept
+from kvx.scoring.instructions import CHECKS, Instruction, kept_at_the_end, parse
+from kvx.scoring.metrics import instruction_kept
+from kvx.scoring.names import names_and_numbers, question_recall
 from tests.conftest import Kvx
 
 # kind, value, texts that keep it, texts that break it

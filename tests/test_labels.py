@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.guard.labels import Role, before_onset, targets, token_labels, usable_tokens
+from kvx.learning.labels import Role, before_onset, targets, token_labels, usable_tokens
 
 NAN = float("nan")
 

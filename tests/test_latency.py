@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvx.engines.base import LatencyWork, interleaved
-from kvx.engines.kvpress.load import OthersLoad
+from kvx.engines.kvpress.machine_load import OthersLoad
 from kvx.stats.repeats import others_share, spread, unsteady
 from kvx.store import contents, layout
 from tests.conftest import Kvx

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from kvx.cli import compose
-from kvx.config import Config
-from kvx.engine_config import OpenAIConfig
+from kvx.cli.checks import check
+from kvx.cli.command import compose
+from kvx.config.engine import OpenAIConfig
+from kvx.config.schema import Config
 from kvx.errors import UserError
-from kvx.validate import check
 
 # hashed together with a name: any whole number is a seed
 ANY = ("seed", "dataset.sampling.seed")

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvx.cli import compose, run_stage
-from kvx.config import Config
-from kvx.controller_config import GuardConfig, Shadow, StreamPolicy
+from kvx.cli.command import compose, run_stage
+from kvx.config.controller import GuardConfig, Shadow, StreamPolicy
+from kvx.config.schema import Config
 from kvx.errors import UserError
-from kvx.guard.model_files import CARD, DEFAULT, MODEL
-from kvx.live_rules import check_guard
+from kvx.guard.live_checks import check_guard
+from kvx.identity.hazard_files import CARD, DEFAULT, MODEL
 from kvx.points import Point, guard_identity
 from kvx.run.bundle import plan
 from tests.conftest import Kvx

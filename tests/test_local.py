@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kvx.config import package_dir
+from kvx.config.folders import package_dir
 from tests.conftest import Kvx, finish, kvx_process, request_rows
 from tests.waiting import Gate, wait_until
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from kvx.config import SHARING, SHARING_GPU
+from kvx.config.schema import SHARING, SHARING_GPU
 from kvx.engines.kvpress.memory import (
     cgroup_free,
     free_bytes,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.errors import UserError
-from kvx.score.metrics import (
+from kvx.scoring.metrics import (
     METRICS,
     Score,
     exact_match,

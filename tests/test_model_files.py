@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.data.model_checks import check_files, check_libraries
 from kvx.data.model_folder import files_of
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens

@@ -11,12 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kvx import remembered
-from kvx.config import ModelConfig, package_dir
-from kvx.data.examples import load_examples
+from kvx.config.folders import package_dir
+from kvx.config.schema import ModelConfig
+from kvx.data.frozen_examples import load_examples
 from kvx.data.tokenizer import load_tokenizer, model_files, model_hash, tokenizer_hash
 from kvx.errors import UserError
-from kvx.guard import model_files as hazard_files
+from kvx.identity import file_hashes
+from kvx.identity import hazard_files as hazard_files
 
 TINY = package_dir() / "assets" / "tiny_recall"
 
@@ -30,10 +31,10 @@ def tiny(tmp_path: Path) -> Path:
 def remembering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, where every file counts as settled and large."""
     monkeypatch.setenv("KVX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remembered, "_known", {})
-    monkeypatch.setattr(remembered, "TICK_NS", 0)
-    monkeypatch.setattr(remembered, "LARGE_BYTES", 0)
-    return tmp_path / "cache" / remembered.FOLDER
+    monkeypatch.setattr(file_hashes, "_known", {})
+    monkeypatch.setattr(file_hashes, "TICK_NS", 0)
+    monkeypatch.setattr(file_hashes, "LARGE_BYTES", 0)
+    return tmp_path / "cache" / file_hashes.FOLDER
 
 
 def known(path: Path, name: str = "m") -> str:
@@ -194,21 +195,21 @@ def test_a_hazard_model_is_known_as_it_is_now(tmp_path: Path) -> None:
 def test_a_hash_is_remembered_and_a_second_process_need_not_read(
     tiny: Path, remembering: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = remembered.sha256(tiny / "model.safetensors")
-    monkeypatch.setattr(remembered, "_known", {})  # what another process begins with
-    monkeypatch.setattr(remembered, "sha256_file", lambda path: pytest.fail(f"read {path}"))
-    assert remembered.sha256(tiny / "model.safetensors") == first
+    first = file_hashes.sha256(tiny / "model.safetensors")
+    monkeypatch.setattr(file_hashes, "_known", {})  # what another process begins with
+    monkeypatch.setattr(file_hashes, "sha256_file", lambda path: pytest.fail(f"read {path}"))
+    assert file_hashes.sha256(tiny / "model.safetensors") == first
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1, 2, 3]", "null", "flip"])
 def test_a_damaged_memory_is_read_past(
     tiny: Path, remembering: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    first = remembered.sha256(tiny / "config.json")
+    first = file_hashes.sha256(tiny / "config.json")
     (entry,) = remembering.iterdir()
     entry.write_text(entry.read_text().replace(first, "0" * 64) if damage == "flip" else damage)
-    monkeypatch.setattr(remembered, "_known", {})
-    assert remembered.sha256(tiny / "config.json") == first
+    monkeypatch.setattr(file_hashes, "_known", {})
+    assert file_hashes.sha256(tiny / "config.json") == first
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(
@@ -216,7 +217,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
 ) -> None:
     remembering.parent.mkdir(exist_ok=True)
     remembering.write_text("a file where a folder should be")
-    assert len(remembered.sha256(tiny / "config.json")) == 64
+    assert len(file_hashes.sha256(tiny / "config.json")) == 64
 
 
 def test_many_writers_leave_one_whole_entry(tiny: Path, remembering: Path) -> None:
@@ -245,9 +246,9 @@ def test_a_file_that_changes_while_it_is_read_is_no_model(
             handle.write(" ")
         return "0" * 64
 
-    monkeypatch.setattr(remembered, "sha256_file", growing)
+    monkeypatch.setattr(file_hashes, "sha256_file", growing)
     with pytest.raises(UserError, match="changes while it is read; wait until it is written"):
-        remembered.sha256(path)
+        file_hashes.sha256(path)
 
 
 def altered_hazard_model(folder: Path) -> None:
@@ -275,8 +276,8 @@ def test_an_engine_keeps_its_hazard_model_and_the_next_one_reads_anew(tmp_path: 
 
 def test_a_model_that_is_compared_with_is_known_by_its_files(tmp_path: Path) -> None:
     from kvx.analyze.frames import Experiment
+    from kvx.config.train import TrainConfig
     from kvx.train.build import inputs_hash
-    from kvx.train_config import TrainConfig
 
     for name in (hazard_files.MODEL, hazard_files.CARD):
         shutil.copy(hazard_files.DEFAULT / name, tmp_path)

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from fault_server import KEY, OK, FaultServer, answer_to, prompt_of, serving
 
-from kvx.cli import compose
-from kvx.config import Config
+from kvx.cli.command import compose
+from kvx.config.schema import Config
 from kvx.engines.base import PointWork, Response
 from kvx.engines.openai import session
 from kvx.engines.openai.client import HIDDEN
 from kvx.engines.openai.engine import OpenAIEngine
 from kvx.engines.openai.fault import LONGEST_MESSAGE, retry_after_s
-from kvx.failures import FailureType
 from kvx.run.bundle import plan
 from kvx.run.work import answers_work
-from kvx.score.failures import classify_response
+from kvx.scoring.failure_rules import classify_response
+from kvx.scoring.failures import FailureType
 from kvx.store.layout import Present
 
 RETRIES = 2

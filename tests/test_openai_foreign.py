@@ -12,7 +12,7 @@ from aiohttp import web
 from conftest import Kvx, Outcome, request_rows
 from fault_server import KEY, FaultServer, serving
 
-from kvx.engine_config import Api
+from kvx.config.engine import Api
 from kvx.engines.openai.fault import Fault
 from kvx.engines.openai.finish import SAID, meaning
 from kvx.engines.openai.reply import Parser, Reply

@@ -14,24 +14,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvx import environment
-from kvx.cli import compose
-from kvx.config import Config
-from kvx.engine_config import Api, OpenAIConfig, RateLimitConfig
+from kvx.cli.command import compose
+from kvx.config import environment
+from kvx.config.engine import Api, OpenAIConfig, RateLimitConfig
+from kvx.config.placeholders import fill, names
+from kvx.config.schema import Config
+from kvx.config.sweep import references
 from kvx.engines.base import BudgetProof, KVUse
-from kvx.engines.openai import pace, proof
+from kvx.engines.openai import proof, rate_limits
 from kvx.engines.openai.body import BodyBuilder, endpoints
+from kvx.engines.openai.checks import check_key
 from kvx.engines.openai.fault import Fault
-from kvx.engines.openai.fields import check_key
-from kvx.engines.openai.pace import Pace, Rate
+from kvx.engines.openai.rate_limits import Pace, Rate
 from kvx.engines.openai.reply import Accounting, Parser, Reply, accounting, entropy_nats
 from kvx.errors import UserError
-from kvx.placeholders import fill, names
 from kvx.points import Point, Request
 from kvx.run.bundle import plan
 from kvx.run.work import answers_work
 from kvx.store.layout import Present
-from kvx.sweep import references
 
 URL = "engine.base_url=http://127.0.0.1:1/v1"
 
@@ -355,14 +355,14 @@ def test_tokens_per_minute_are_kept() -> None:
 
 
 def test_no_minute_holds_two_requests_that_are_too_much_together(monkeypatch: Any) -> None:
-    monkeypatch.setattr(pace, "MINUTE_S", 0.3)
+    monkeypatch.setattr(rate_limits, "MINUTE_S", 0.3)
     stamps: list[float] = []  # as the limiter sees the time
 
     def clock() -> float:
         stamps.append(time.monotonic())
         return stamps[-1]
 
-    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=clock))
 
     async def run() -> list[tuple[float, int]]:
         rate = Rate(RateLimitConfig(max_tpm=1000), largest_tokens=700)

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kvx.cli import compose
-from kvx.engine_config import Api
+from kvx.cli.command import compose
+from kvx.config.engine import Api
 from kvx.engines.base import Response
-from kvx.engines.openai.events import Events
 from kvx.engines.openai.fault import Fault, line
 from kvx.engines.openai.reply import Parser, Reply
+from kvx.engines.openai.sse import Events
 from kvx.points import Request
 from kvx.run.bundle import plan
 from kvx.store import schemas
-from kvx.store.rows import request_row, trace_row
+from kvx.store.records import request_row, trace_row
 
 NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.just(10**400)
 TEXTS = st.text(st.characters(codec=None), max_size=4) | st.sampled_from(["\ud83d", "\ude00", ""])

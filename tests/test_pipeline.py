@@ -14,7 +14,7 @@ import pytest
 from matplotlib import image
 
 from kvx.all.main import all_stages
-from kvx.cli import run_stage
+from kvx.cli.command import run_stage
 from kvx.stats.bootstrap import bootstrap_mean
 from kvx.store import schemas
 from tests.conftest import Kvx

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kvx.config import ModelConfig
+from kvx.config.numbers import duration
+from kvx.config.schema import ModelConfig
 from kvx.plan.cost import kv_bytes_per_token
 from kvx.store import locks
-from kvx.words import duration
 from tests.conftest import Kvx, finish, kvx_process
 from tests.waiting import HANGS_S
 
@@ -21,7 +21,7 @@ SWEEP = ("-m", "press=snapkv,streaming", "budget=1.0,0.5", *SMALL)
 
 def said(kvx: Kvx, capfd: pytest.CaptureFixture[str], stage: str, *arguments: str) -> str:
     """What a stage prints on standard output."""
-    from kvx.cli import run_stage
+    from kvx.cli.command import run_stage
     from tests.conftest import STAGES
 
     capfd.readouterr()
@@ -67,7 +67,7 @@ def test_a_plan_of_a_thousand_points_needs_no_torch(kvx: Kvx, tmp_path: Path) ->
     code = (
         "import sys\n"
         "from dataclasses import replace\n"
-        "from kvx.cli import compose\n"
+        "from kvx.cli.command import compose\n"
         "from kvx.plan.build import print_plan\n"
         f"config = compose(*{SMALL!r}, 'press=knorm', 'budget=0.5')\n"
         "import time; start = time.process_time()\n"

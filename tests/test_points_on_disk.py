@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kvx.cli import compose
-from kvx.config import Config
+from kvx.cli.command import compose
+from kvx.config.identity import made_with
+from kvx.config.schema import Config
 from kvx.engines.base import Response
-from kvx.points import Point, Request, made_with
-from kvx.store.points import PointStore
-from kvx.store.rows import request_row
+from kvx.points import Point, Request
+from kvx.store.point_dir import PointStore
+from kvx.store.records import request_row
 from tests.conftest import Kvx
 from tests.test_catastrophes import write_experiment
 from tests.test_store import AT, SMALL, make_point, rows, write_answers
@@ -97,7 +98,7 @@ def test_five_hundred_finished_points_are_recognised_fast_and_without_torch(
     code = (
         "import sys, time\n"
         "from dataclasses import replace\n"
-        "from kvx.cli import compose\n"
+        "from kvx.cli.command import compose\n"
         "from kvx.run.bundle import plan\n"
         "from kvx.store.completion import is_done\n"
         f"config = compose(*{SMALL!r}, 'budget=0.5')\n"

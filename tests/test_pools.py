@@ -15,23 +15,24 @@ from typing import Any
 import pytest
 from submitit.core.utils import UncompletedJobError
 
-from kvx.cli import compose
-from kvx.config import Config, Measure, package_dir
+from kvx.cli.command import compose
+from kvx.config.folders import package_dir
+from kvx.config.schema import Config, Measure
 from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import PointFailed, PointWork, Response
 from kvx.errors import RunFailedError, Submitted, UserError
 from kvx.points import Point, experiment_dir
-from kvx.run import jobs
+from kvx.run import slurm_jobs
 from kvx.run.bundle import plan, run_points
-from kvx.run.jobs import Submission
 from kvx.run.pools.local import Local, _Worker
 from kvx.run.pools.slurm import Slurm, SlurmWorker, _ending, gpus_of, room
 from kvx.run.progress import Meter
+from kvx.run.slurm_jobs import Submission
 from kvx.run.units import Outcome, Unit
 from kvx.run.worker import run_unit, serve
 from kvx.store import journal, locks
 from kvx.store.completion import is_done
-from kvx.store.points import PointStore
+from kvx.store.point_dir import PointStore
 
 SMALL = ("press=knorm", "budget=0.5", "dataset.source.n_examples=40",
          "dataset.sampling.n_per_bin=2", "latency.n_per_bin=1", "latency.repeats=2")  # fmt: skip
@@ -76,10 +77,10 @@ def test_who_submits_while_another_is_about_to_claim_is_seen(
     def another_was_quicker(folders: Sequence[Path]) -> locks.Claim:
         folder = experiment_dir(asked[0])
         folder.mkdir(parents=True)
-        jobs.remember(folder, submission("12", points))
+        slurm_jobs.remember(folder, submission("12", points))
         return claim(folders)
 
-    monkeypatch.setattr(jobs, "active_jobs", lambda ids: {f"{i}_0": "PENDING" for i in ids})
+    monkeypatch.setattr(slurm_jobs, "active_jobs", lambda ids: {f"{i}_0": "PENDING" for i in ids})
     monkeypatch.setattr(locks, "claim", another_was_quicker)
     with pytest.raises(UserError, match="SLURM job 12 still wait"):
         run_points(asked, pool)
@@ -90,12 +91,12 @@ def test_jobs_that_slurm_is_silent_about_are_not_doubled(monkeypatch: pytest.Mon
     points = plan(configs())
     folder = experiment_dir(points[0].config)
     folder.mkdir(parents=True)
-    monkeypatch.setattr(jobs, "active_jobs", lambda ids: {} if not list(ids) else None)
-    jobs.refuse_if_submitted(points)
-    jobs.remember(folder, submission("12", points))
+    monkeypatch.setattr(slurm_jobs, "active_jobs", lambda ids: {} if not list(ids) else None)
+    slurm_jobs.refuse_if_submitted(points)
+    slurm_jobs.remember(folder, submission("12", points))
     with pytest.raises(UserError, match=r"whether SLURM jobs 12 still work.*delete .*jobs\.json"):
-        jobs.refuse_if_submitted(points)
-    jobs.refuse_if_submitted(plan(configs("seed=5")))
+        slurm_jobs.refuse_if_submitted(points)
+    slurm_jobs.refuse_if_submitted(plan(configs("seed=5")))
 
 
 def test_submissions_noted_at_once_are_all_kept(
@@ -105,10 +106,10 @@ def test_submissions_noted_at_once_are_all_kept(
         time.sleep(0.05)
         return {f"{i}_0": "RUNNING" for i in ids}
 
-    monkeypatch.setattr(jobs, "active_jobs", slow)
+    monkeypatch.setattr(slurm_jobs, "active_jobs", slow)
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda n: jobs.remember(tmp_path, submission(str(n), [])), range(4)))
-    assert sorted(s.job_ids[0] for s in jobs.read(tmp_path)) == ["0", "1", "2", "3"]
+        list(threads.map(lambda n: slurm_jobs.remember(tmp_path, submission(str(n), [])), range(4)))
+    assert sorted(s.job_ids[0] for s in slurm_jobs.read(tmp_path)) == ["0", "1", "2", "3"]
 
 
 def test_shards_of_two_runs_have_unlike_names() -> None:
@@ -147,7 +148,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch, measure: str, **settings: Any) ->
     monkeypatch.setattr("submitit.AutoExecutor", Executor)
     monkeypatch.setattr("kvx.run.pools.slurm.max_array_size", lambda: 100)
     monkeypatch.setattr(Slurm, "check", lambda *_: None)
-    monkeypatch.setattr(jobs, "active_jobs", lambda ids: {})
+    monkeypatch.setattr(slurm_jobs, "active_jobs", lambda ids: {})
     pool = Slurm(slices=2, wait=False, **(SETTINGS | settings))
     with pytest.raises(Submitted):
         run_points(configs(f"measure={measure}"), pool)
@@ -371,7 +372,7 @@ def test_a_job_that_would_stop_before_it_works_is_refused() -> None:
 
 def test_the_queue_in_words() -> None:
     states = {"7_0": "PENDING (Resources)", "7_1": "RUNNING", "7_2": "RUNNING"}
-    assert jobs.in_words(states) == ["2 running", "1 pending (Resources)"]
+    assert slurm_jobs.in_words(states) == ["2 running", "1 pending (Resources)"]
 
 
 def test_a_lost_job_is_named_by_a_slice_it_did_not_finish(tmp_path: Path) -> None:

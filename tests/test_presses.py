@@ -11,14 +11,15 @@ from kvpress import CriticalKVPress, KeyRerotationPress, KnormPress, SnapKVPress
 from kvpress.pipeline import KVPressTextGenerationPipeline
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from kvx.cli import compose
-from kvx.config import BudgetConfig, BudgetKind, Keeps, PressConfig, PressNeed
+from kvx.cli.command import compose
+from kvx.config.identity import resolved
+from kvx.config.schema import BudgetConfig, BudgetKind, Keeps, PressConfig, PressNeed
 from kvx.engines.base import BudgetProof, PointFailed, PointWork, Response
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.press_check import check_on_model
 from kvx.errors import UserError
-from kvx.hashing import digest
-from kvx.points import Request, controller_identity, resolved
+from kvx.identity.hashing import digest
+from kvx.points import Request, controller_identity
 from tests.conftest import Kvx
 from tests.test_engine import answers, recall
 

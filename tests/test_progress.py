@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kvx.cli import compose
-from kvx.config import Measure
+from kvx.cli.command import compose
+from kvx.config.schema import Measure
 from kvx.data.tokenizer import model_hash
 from kvx.engines.activity import ACTIVITY, Activity, Seen
 from kvx.engines.kvpress.model import load
@@ -17,8 +17,8 @@ from kvx.engines.kvpress.telling import told
 from kvx.points import experiment_dir
 from kvx.run import progress
 from kvx.run.bundle import plan
-from kvx.run.pace import Load, Pace
 from kvx.run.progress import Meter, waiting
+from kvx.run.time_left import Load, Pace
 from kvx.run.units import Unit
 from kvx.status.build import rate_of
 from kvx.store import journal

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.answer import answer_of
-from kvx.reasoning import Split, opens, split
+from kvx.text.answer import answer_of
+from kvx.text.reasoning import Split, opens, split
 
 THOUGHT = "They ask for the capital."
 

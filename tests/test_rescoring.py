@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import Kvx
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.errors import UserError
-from kvx.reasoning import split
 from kvx.score.settings import judging_of
+from kvx.text.reasoning import split
 
 RUN = ("dataset.source.n_examples=20", "dataset.sampling.n_per_bin=2", "dataset.binning.n_bins=1")
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from kvpress import KnormPress
 
-from kvx.config import package_dir
+from kvx.config.folders import package_dir
 from tests.conftest import Kvx, finish, kvx_process, request_rows
 from tests.waiting import HANGS_S, Gate, wait_until
 
@@ -53,7 +53,7 @@ def test_the_readme_sweep_makes_six_points_and_then_has_nothing_to_do(kvx: Kvx) 
 def test_a_finished_sweep_is_recognised_without_torch(kvx: Kvx, tmp_path: Path) -> None:
     assert kvx("run", *SMALL).code == 0
     code = (
-        "import sys; from kvx.run.main import run; from kvx.cli import run_stage\n"
+        "import sys; from kvx.run.main import run; from kvx.cli.command import run_stage\n"
         f"assert run_stage('run', run, {list(SMALL)!r}) == 0\n"
         "assert 'torch' not in sys.modules"
     )
@@ -172,7 +172,7 @@ def test_a_shard_changed_after_the_end_is_redone_though_it_can_be_read(kvx: Kvx)
 def test_an_interrupt_after_a_shard_is_in_place_doubles_no_row(
     kvx: Kvx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import kvx.store.files as files_module
+    import kvx.store.atomic as files_module
 
     real, calls = files_module._fsync_dir, 0
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from kvx.cli import compose
-from kvx.config import BudgetKind
+from kvx.cli.command import compose
+from kvx.config.schema import BudgetKind
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.base import PointWork, Response, seed_of

@@ -14,7 +14,7 @@ import torch
 
 from kvx.engines.kvpress import decode
 from kvx.serve.loop import Speaker
-from kvx.text import TokenText
+from kvx.text.incremental import TokenText
 from tests.serving import Running, error_of, post, serving
 from tests.test_serve import GREEDY, WORDS, asked_together
 from tests.waiting import HANGS_S, wait_until

@@ -15,15 +15,15 @@ import pytest
 import torch
 from conftest import Kvx, request_rows
 
-from kvx.cli import compose, run_stage
-from kvx.config import PressNeed
-from kvx.engine_config import Api
+from kvx.cli.command import compose, run_stage
+from kvx.config.engine import Api
+from kvx.config.schema import PressNeed
 from kvx.engines.kvpress import decode
 from kvx.engines.kvpress.guarded import LiveGuard
 from kvx.engines.openai.reply import Parser
 from kvx.points import Point
-from kvx.serve.controllers import with_controller
-from kvx.serve.errors import ApiError
+from kvx.serve.api_errors import ApiError
+from kvx.serve.guarding import with_controller
 from kvx.serve.main import serve
 from kvx.serve.service import _no_manifest
 from tests.serving import Running, error_of, post, serving

@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig
-from kvx.engine_config import Api
+from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig
+from kvx.config.engine import Api
 from kvx.engines.kvpress import decode
 from kvx.engines.openai.reply import Parser
 from kvx.guard.controller import policy
-from kvx.guard.detectors import REPORT_TOKENS
 from kvx.guard.live import SequenceGuard, reach
+from kvx.scoring.loops import REPORT_TOKENS
 from kvx.serve.transcript import Piece, Restart, Transcript
-from kvx.text import StopStrings, TokenText
+from kvx.text.incremental import StopStrings, TokenText
 from tests.serving import Running, serving
 from tests.test_serve import GREEDY, WORDS
 from tests.test_serve_guard import (

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.serve.server import shortest_of
 from tests.serving import Running, error_of, post, serving
 

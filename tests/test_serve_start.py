@@ -10,7 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.serve.server import point_of
 from tests.serving import error_of, serving
 from tests.test_serve import GREEDY, WORDS

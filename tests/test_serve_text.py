@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.data.tokenizer import load_tokenizer
 from kvx.serve.tokens import token_bytes
-from kvx.text import CLEAN_UP_REACH, WINDOW, StopStrings, TokenText
+from kvx.text.incremental import CLEAN_UP_REACH, WINDOW, StopStrings, TokenText
 
 
 def byte_level() -> Any:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from kvpress import ExpectedAttentionPress, KnormPress
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvx.cli import compose
-from kvx.config import SHARING, conf_dir
+from kvx.cli.command import compose
+from kvx.config.folders import conf_dir
+from kvx.config.schema import SHARING
 from kvx.engines.base import PointWork, Response
 from kvx.engines.kvpress import batch, schedule
 from kvx.engines.kvpress.batch import Batch

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from kvx.guard.repetition import MIN_PERIODIC, WINDOW, Repetition
 from kvx.guard.signals import TOP, divergence_nats, thinking_tokens, token_signals
+from kvx.scoring.repetition import MIN_PERIODIC, WINDOW, Repetition
 
 
 def slow(logits: np.ndarray, token: int) -> dict[str, float]:

@@ -11,19 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvx.analyze.frames import load_experiment
-from kvx.cli import compose, run_stage
-from kvx.controller_config import OperatingPoint
+from kvx.cli.command import compose, run_stage
+from kvx.config.controller import OperatingPoint
+from kvx.config.train import Labels
 from kvx.guard import features
-from kvx.guard.detectors import find_loop
 from kvx.guard.hazard import CARD, DEFAULT, HazardModel
 from kvx.run.bundle import plan
 from kvx.run.main import run
 from kvx.score.main import score
+from kvx.scoring.loops import find_loop
 from kvx.simulate import forecasts
-from kvx.simulate.load import loop_onsets
+from kvx.simulate.recorded import loop_onsets
 from kvx.train.data import load, prompt_ids
 from kvx.train.main import train
-from kvx.train_config import Labels
 from kvx.verify import checks
 from tests.conftest import Kvx
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.controller_config import ControllerConfig, ControllerKind
-from kvx.guard import simulation
+from kvx.config.controller import ControllerConfig, ControllerKind
 from kvx.guard.controller import Mode, Policy, policy
-from kvx.guard.simulation import (
+from kvx.learning import simulation
+from kvx.learning.simulation import (
     Outcome,
     Trace,
     matching_rate,

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kvx.config import package_dir
-from kvx.run import jobs
+from kvx.config.folders import package_dir
+from kvx.run import slurm_jobs
 from tests.conftest import Kvx, finish, kvx_process, request_rows
 from tests.waiting import HANGS_S, Gate, wait_until
 
@@ -81,7 +81,7 @@ def wrote(writer: str) -> bool:
 
 
 def array_id() -> str:
-    return jobs.read(RUNS)[-1].job_ids[0]
+    return slurm_jobs.read(RUNS)[-1].job_ids[0]
 
 
 def logs() -> str:
@@ -108,7 +108,7 @@ def pids_of(job: str) -> list[int]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The rows of the slow sweep, made by one process that nobody bothers."""
-    from kvx.cli import run_stage
+    from kvx.cli.command import run_stage
     from kvx.run.main import run
 
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -195,7 +195,7 @@ def test_an_interrupted_parent_leaves_its_jobs_and_nobody_doubles_their_work(
     kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame, gate: Gate
 ) -> None:
     process = kvx_process(tmp_path, "run", *SLOW, *SLURM)
-    wait_until(lambda: jobs.read(RUNS) and queue(), "jobs are submitted")
+    wait_until(lambda: slurm_jobs.read(RUNS) and queue(), "jobs are submitted")
     job = array_id()
     while_it_waits = kvx("run", *SLOW, *SLURM)
     assert while_it_waits.code == 2

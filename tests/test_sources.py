@@ -8,8 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from kvx import __version__, live_source, sources
-from kvx.sources import identity_of, press_code, source_of, sources_of, targets
+from kvx import __version__
+from kvx.identity import reload, user_code
+from kvx.identity.user_code import identity_of, press_code, source_of, sources_of, targets
 
 
 class Home:
@@ -28,7 +29,7 @@ class Home:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(live_source, "_seen", {})
+    monkeypatch.setattr(reload, "_seen", {})
     for name in [n for n in sys.modules if n.startswith("my_")]:
         monkeypatch.delitem(sys.modules, name)
     return Home(tmp_path)
@@ -149,7 +150,7 @@ def test_an_editable_install_is_the_users_code(
     before = source_of("my_edited.Press")
     place.write_text("x = 2\n")
     assert before is not None
-    assert sources.is_users(before)
+    assert user_code.is_users(before)
     assert source_of("my_edited.Press") != before
 
 
@@ -167,11 +168,11 @@ def test_an_installed_package_of_the_users_is_known_by_what_was_installed(
     found = []
     for sha in ("one", "two"):
         (info / "RECORD").write_text(f"my_dist/__init__.py,sha256={sha},6\n")
-        sources._version.cache_clear()
+        user_code._version.cache_clear()
         found.append(source_of("my_dist.Press"))
     assert all(one is not None and one.startswith("my-dist 1.0 ") for one in found)
     assert len(set(found)) == 2
-    sources._version.cache_clear()
+    user_code._version.cache_clear()
 
 
 def test_what_this_process_imported_is_imported_again_when_it_changed(home: Home) -> None:
@@ -226,7 +227,7 @@ def test_a_class_typed_into_a_notebook_is_known_by_what_it_does(
         """
     before = typed(plain)
     assert before is not None
-    assert sources.is_users(before)
+    assert user_code.is_users(before)
     assert typed("# another cell\n\n" + textwrap.dedent(plain)) == before
     assert typed(plain + "    unrelated = 1\n") != before  # a field of the class
     assert typed(textwrap.dedent(plain) + "unrelated = 1\n") == before
@@ -248,7 +249,7 @@ def test_a_point_of_an_older_kvx_is_known_by_its_versions() -> None:
         } | more
 
     assert press_code(info("kvpress.SnapKVPress")) == {}
-    assert press_code(info("my.Press")) == {"my.Press": sources.NOT_NOTED}
+    assert press_code(info("my.Press")) == {"my.Press": user_code.NOT_NOTED}
     noted = {"kvpress.KnormPress": "kvpress 0.5.6"}
     assert press_code(info("kvpress.KnormPress", sources=noted)) == noted
 
@@ -260,13 +261,13 @@ def test_a_press_that_is_none_has_no_source() -> None:
 def test_an_edited_checkout_of_a_library_is_known_by_more_than_its_version(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LIBRARIES", ("my_library",))
-    sources._is_checkout.cache_clear()
+    monkeypatch.setattr(user_code, "LIBRARIES", ("my_library",))
+    user_code._is_checkout.cache_clear()
     file = home.write("my_library/__init__.py", "x = 1\n")
     before = source_of("my_library.Press")
     file.write_text("x = 2\n")
     assert before is not None
-    assert not sources.is_users(before)
+    assert not user_code.is_users(before)
     assert source_of("my_library.Press") != before
-    sources._is_checkout.cache_clear()
-    sources._version.cache_clear()
+    user_code._is_checkout.cache_clear()
+    user_code._version.cache_clear()

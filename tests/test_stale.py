@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kvx.cli import compose
-from kvx.config import package_dir
+from kvx.cli.command import compose
+from kvx.config.folders import package_dir
 from kvx.errors import UserError
-from kvx.hashing import digest_of_tree, package_digest
+from kvx.identity.hashing import digest_of_tree, package_digest
 from kvx.serve.certified import with_certified_budget
 from tests.conftest import Kvx
 
@@ -23,7 +23,7 @@ LOOSE = "certify.alpha=0.6"
 AGAIN = """
 import sys
 from kvx.certify.main import certify
-from kvx.cli import run_stage
+from kvx.cli.command import run_stage
 from kvx.score.main import score
 for stage, function, *more in [("certify", certify, LOOSE), ("score", score),
                                ("certify", certify, LOOSE), ("certify", certify, LOOSE)]:

@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from kvx.guard import ranking
-from kvx.guard.live_stats import KINDS, Pairs, Use, cost_figures, effect_figures
-from kvx.guard.ranking import Resampler
+from kvx.learning import ranking
+from kvx.learning.live_stats import KINDS, Pairs, Use, cost_figures, effect_figures
+from kvx.learning.ranking import Resampler
 from kvx.stats import bootstrap
 from kvx.stats.bootstrap import ClusterBootstrap, bootstrap_means
 

@@ -14,14 +14,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.engines.base import Measurement, Response, Timing, Trace
 from kvx.errors import UserError
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 from kvx.store import contents, layout, locks
 from kvx.store.completion import is_done
-from kvx.store.points import PointStore
+from kvx.store.point_dir import PointStore
 from tests.waiting import HANGS_S
 
 SMALL = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4", "press=knorm")

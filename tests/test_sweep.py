@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, open_dict
 
-from kvx.composer import Composer
-from kvx.config import Config, conf_dir, shared_store
-from kvx.messages import explain
-from kvx.sweep import compose_sweep, typed
+from kvx.config.composer import Composer
+from kvx.config.folders import conf_dir
+from kvx.config.messages import explain
+from kvx.config.schema import Config, shared_store
+from kvx.config.sweep import compose_sweep, typed
 from tests.conftest import Kvx
 from tests.waiting import HANGS_S
 
@@ -194,7 +195,7 @@ def test_what_is_wrong_with_one_point_of_a_sweep_is_said_in_one_line(
 
 def test_a_sweep_is_planned_without_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from kvx.run.main import run; from kvx.cli import run_stage\n"
+        "import sys; from kvx.run.main import run; from kvx.cli.command import run_stage\n"
         "arguments = ['-m', 'press=snapkv,knorm', 'budget=range(0.1,1.0,0.1)', 'seed=1,2,3']\n"
         "seen = []\n"
         "assert run_stage('run', lambda points: seen.extend(points), arguments) == 0\n"

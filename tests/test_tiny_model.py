@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from kvx.config import package_dir
+from kvx.config.folders import package_dir
 from tests.conftest import Kvx
 
 MODEL = package_dir() / "assets" / "tiny_recall"

@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import DELAY, drifting_data
 
+from kvx.config.train import LeaveOut, Target, TrainConfig
 from kvx.errors import UserError
 from kvx.guard import features
 from kvx.guard.hazard import HazardModel
-from kvx.guard.labels import Role
-from kvx.guard.splits import PARTS, folds, parts
-from kvx.guard.traces import positions
-from kvx.train import analyses, detection, tables
+from kvx.guard.trace_arrays import positions
+from kvx.learning.labels import Role
+from kvx.learning.splits import PARTS, folds, parts
+from kvx.train import analyses, detection, page
 from kvx.train.build import check, check_data, predictions
 from kvx.train.crossfit import Table, crossfit, fit_parts, inner_parts, outer_folds
 from kvx.train.data import prompt_ids
-from kvx.train.gate import caused, crossfit_gates, gates, probe_nats
 from kvx.train.judge import Results
-from kvx.train_config import LeaveOut, Target, TrainConfig
+from kvx.train.prefill_gate import caused, crossfit_gates, gates, probe_nats
 
 QUICK = {"rounds": 30, "patience": 10, "n_boot": 200, "threads": 1}
 prompts = st.dictionaries(st.text(max_size=5), st.sampled_from("abc"), min_size=10, max_size=60)
@@ -313,7 +313,7 @@ def test_the_tables_name_every_analysis(evaluated):
                  "n_negative": 1, "n_left_out": 1, "models": ["m"], "datasets": ["d"],
                  "presses": ["p"]},
     }  # fmt: skip
-    text = tables.document("x", card, results)
+    text = page.document("x", card, results)
     for title in ("Feature sets", "no training", "Leave one press out", "by dataset", "Not done",
                   "Alarms", "by position", "first tokens", "Before the loop can be detected",
                   "saw nothing of the press", "gate before the first token"):  # fmt: skip

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Kvx
 
-from kvx.cli import compose
+from kvx.cli.command import compose
+from kvx.config.identity import resolved
 from kvx.engines.base import LatencyWork, Measurement, Response
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.errors import UserError
 from kvx.guard.live import Change
-from kvx.points import resolved
 from kvx.store.shards import write_table
-from kvx.text import StopTokens, StopWatch, first_stop
+from kvx.text.incremental import StopTokens, StopWatch, first_stop
 from tests.test_engine import answers, make_work
 from tests.test_guard_live import KNORM, SMALL, STEERED, generate
 from tests.test_serve_text import TOKENIZERS

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import drifting_data
 
-from kvx.cli import compose
+from kvx.cli.command import compose
 from kvx.verify import checks
 from kvx.verify.checks import Verdict
 
@@ -27,7 +27,7 @@ def point(kvx, tmp_path):
 
 def verdicts(kvx, capfd, *arguments):
     """Exit code, and the verdict of every check."""
-    from kvx.cli import run_stage
+    from kvx.cli.command import run_stage
     from kvx.verify.main import verify
 
     capfd.readouterr()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvx.config import package_dir
+from kvx.config.folders import package_dir
 from tests.waiting import HANGS_S
 
 

@@ -9,12 +9,12 @@ from rich.table import Table
 
 from kvx.analyze.build import analyze_experiment
 from kvx.analyze.columns import ALL_BINS
-from kvx.config import Config, Measure
+from kvx.config.schema import Config, Measure
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
 from kvx.report.build import report_experiment
 from kvx.report.tables import mark, ordered
-from kvx.report.words import DEGENERATE, interval, series_name
+from kvx.report.wording import DEGENERATE, interval, series_name
 from kvx.run.bundle import run_points
 from kvx.run.pools import Pool
 from kvx.score.build import score_experiment

@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from kvx.analyze import plots, tables, tradeoff
-from kvx.analyze.catastrophes import catastrophe_stats
-from kvx.analyze.controllers import controller_stats
+from kvx.analyze import bin_stats, plots, tradeoff
+from kvx.analyze.catastrophe_stats import catastrophe_stats
+from kvx.analyze.controller_stats import controller_stats
 from kvx.analyze.frames import Experiment, load_experiment
-from kvx.analyze.guard import guard_stats
+from kvx.analyze.guard_stats import guard_stats
 from kvx.analyze.transitions import transitions
-from kvx.config import AnalyzeConfig, Config
-from kvx.data.examples import examples_file
-from kvx.hashing import digest, package_digest
+from kvx.config.schema import AnalyzeConfig, Config
+from kvx.data.frozen_examples import examples_file
+from kvx.identity.hashing import digest, package_digest
 from kvx.points import experiment_dir
 from kvx.store import schemas, sqlite
 from kvx.store.catalog import finished_points, unfinished_points
@@ -58,10 +58,10 @@ def analyze_experiment(config: Config) -> None:
         log.info("analyze: nothing to do → %s", folder)
         return
     experiment = load_experiment(folder, Path(config.paths.output))
-    stats = tables.bin_stats(experiment, config.analyze)
+    stats = bin_stats.bin_stats(experiment, config.analyze)
     rows = {
         "bin_stats": stats,
-        "comparisons": tables.comparisons(experiment, config.analyze),
+        "comparisons": bin_stats.comparisons(experiment, config.analyze),
         "transitions": transitions(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
         "guard_stats": guard_stats(experiment, config.analyze),

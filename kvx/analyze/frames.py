@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from kvx.analyze.columns import ByPoint, Columns, take
 from kvx.engines.base import ROUNDING
 from kvx.errors import UserError
+from kvx.identity.user_code import press_parameters
 from kvx.points import OWN, told_guard
-from kvx.sources import press_parameters
 from kvx.store.catalog import (
     PointRecord,
     events_of,

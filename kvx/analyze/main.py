@@ -1,7 +1,7 @@
 """python -m kvx.analyze: bin statistics, paired comparisons, transitions, plots, SQLite."""
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 
 def analyze(points: list[Config]) -> None:

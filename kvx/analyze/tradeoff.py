@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from kvx.analyze.plots import COLOURS, MARKERS, STYLE, new_figure, save
-from kvx.guard.live_stats import ANY
+from kvx.learning.live_stats import ANY
 
 NAME = "controllers.png"
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment, paired_table
-from kvx.analyze.tables import Row, null
-from kvx.config import AnalyzeConfig
+from kvx.config.schema import AnalyzeConfig
 from kvx.stats.paired import mcnemar_exact
 from kvx.stats.transition import find_transition, instability_zone, mean_of_bin_means
 from kvx.store.catalog import PointRecord

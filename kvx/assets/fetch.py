@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from kvx.errors import RunFailedError
-from kvx.hashing import digest, sha256_file
+from kvx.identity.hashing import digest, sha256_file
 
 MARKER = "kvx_asset.json"
 State = Literal["present", "fetched"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kvx.assets.fetch import ASSETS, Asset, fetch, is_present, size_bytes
-from kvx.config import cache_dir
+from kvx.config.folders import cache_dir
 from kvx.errors import RunFailedError, UserError
 
 

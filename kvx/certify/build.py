@@ -24,18 +24,18 @@ from kvx.certify.certificate import (
 )
 from kvx.certify.losses import LossReader, PointLosses
 from kvx.certify.series import Series, all_series, chosen, steering_of
-from kvx.certify_config import CertifyConfig, Loss
-from kvx.config import Config
+from kvx.config.certify import CertifyConfig, Loss
+from kvx.config.folder_names import check_name
+from kvx.config.numbers import plural
+from kvx.config.schema import Config
 from kvx.errors import UserError
-from kvx.folder_names import check_name
-from kvx.hashing import digest, package_digest
+from kvx.identity.hashing import digest, package_digest
+from kvx.identity.user_code import press_code
 from kvx.points import experiment_dir
-from kvx.sources import press_code
 from kvx.stats.certify import PValue, fixed_sequence, prompts_needed
+from kvx.store.atomic import write_text
 from kvx.store.catalog import PointRecord, finished_points
-from kvx.store.files import write_text
 from kvx.store.shards import read_inputs
-from kvx.words import plural
 
 log = logging.getLogger(__name__)
 FOLDER = "certificates"

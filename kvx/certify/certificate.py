@@ -10,7 +10,7 @@ from typing import Any
 
 from kvx.analyze.columns import ALL_BINS
 from kvx.errors import UserError
-from kvx.hashing import digest
+from kvx.identity.hashing import digest
 
 FORMAT = 3
 
@@ -70,7 +70,7 @@ class Certificate:
 
     `press` and `controller` hold what must be the same where it is used, `model` too. `setup` says
     under which conditions the answers came about. `delta_per_group` is delta shared among bins.
-    `code` is the digest of the kvx that made it (`kvx.hashing.package_digest`).
+    `code` is the digest of the kvx that made it (`kvx.identity.hashing.package_digest`).
     """
 
     experiment: str

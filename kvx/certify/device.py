@@ -6,8 +6,8 @@ import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment
-from kvx.analyze.guard import numbers, responses, use
-from kvx.guard.live_stats import device_budget
+from kvx.analyze.guard_stats import numbers, responses, use
+from kvx.learning.live_stats import device_budget
 from kvx.store.catalog import PointRecord
 
 

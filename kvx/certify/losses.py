@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.analyze.catastrophes import judged
+from kvx.analyze.catastrophe_stats import judged
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment
 from kvx.certify.device import DeviceBudgets
-from kvx.certify_config import CertifyConfig, Loss
-from kvx.data.examples import load_examples
+from kvx.config.certify import CertifyConfig, Loss
+from kvx.data.frozen_examples import load_examples
 from kvx.errors import UserError
 from kvx.stats.certify import PValue, binomial_p, cluster_means, hoeffding_bentkus_p
 from kvx.store.catalog import PointRecord

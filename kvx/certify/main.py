@@ -1,7 +1,7 @@
 """python -m kvx.certify: the smallest budget of which it is certain enough that it loses little."""
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 
 def certify(points: list[Config]) -> None:

@@ -1,10 +1,10 @@
 """A certificate in words."""
 
 from kvx.certify.certificate import Certificate, DeviceUse, Group, Tested, Verdict, whole
-from kvx.certify_config import Loss
+from kvx.config.certify import Loss
+from kvx.config.numbers import plural
 from kvx.report.tables import markdown, number
-from kvx.report.words import percent
-from kvx.words import plural
+from kvx.report.wording import percent
 
 PAGE = """# {title}: {press}{controller} on {dataset}
 

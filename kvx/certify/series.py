@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvx.analyze.frames import differences
-from kvx.certify_config import CertifyConfig
-from kvx.controller_config import ControllerConfig, ControllerKind
+from kvx.config.certify import CertifyConfig
+from kvx.config.controller import ControllerConfig, ControllerKind
+from kvx.config.identity import resolved
 from kvx.errors import UserError
-from kvx.hashing import digest
-from kvx.points import resolved
-from kvx.sources import press_code, press_parameters
+from kvx.identity.hashing import digest
+from kvx.identity.user_code import press_code, press_parameters
 from kvx.store.catalog import PointRecord
 
 

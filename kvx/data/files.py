@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kvx.errors import UserError
-from kvx.hashing import sha256_file
+from kvx.identity.hashing import sha256_file
 
 Row = dict[str, Any]
 

@@ -16,14 +16,13 @@ from typing import Any
 
 import hydra.utils
 
-from kvx import sources
-from kvx.config import Config, DatasetConfig
+from kvx.config.schema import Config, DatasetConfig
 from kvx.data.example import DatasetSource, Example
 from kvx.data.files import fingerprint, read_text
 from kvx.data.tokenizer import chat_is_dated, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
-from kvx.guard import model_files
-from kvx.hashing import digest, sha256_text
+from kvx.identity import hazard_files, user_code
+from kvx.identity.hashing import digest, sha256_text
 
 FORMAT_VERSION = 1
 _OTHER = object()
@@ -103,7 +102,7 @@ def dataset_id(dataset: DatasetConfig) -> str:
 
 def make_source(dataset: DatasetConfig) -> DatasetSource:
     """The dataset's source object. Raises `UserError` for a wrong field or implementation."""
-    sources.sources_of(dataset.source)  # what changed since it was imported is imported again
+    user_code.sources_of(dataset.source)  # what changed since it was imported is imported again
     try:
         source: DatasetSource = hydra.utils.instantiate(dataset.source, _convert_="all")
     except hydra.errors.InstantiationException as error:
@@ -149,7 +148,7 @@ def manifest_key(config: Config, revision: str) -> str:
     d = config.dataset
     # the day itself is not in it: tomorrow the same command line finds the same manifest
     dated = {"date": config.prompt.date or "when made"} if chat_is_dated(config.model) else {}
-    code = sources.identity_of(sources.sources_of(d.source))
+    code = user_code.identity_of(user_code.sources_of(d.source))
     return digest(
         {
             **({"code": code} if code else {}),
@@ -185,7 +184,7 @@ def _sampling(dataset: DatasetConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(dataset.sampling)
     unseen_by = fields.pop("unseen_by")
     if unseen_by is not None:
-        fields["unseen_by"] = sorted(model_files.prompts_of(unseen_by))
+        fields["unseen_by"] = sorted(hazard_files.prompts_of(unseen_by))
     return fields
 
 

@@ -14,9 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kvx import remembered
 from kvx.errors import UserError
-from kvx.hashing import digest
+from kvx.identity import file_hashes
+from kvx.identity.hashing import digest
 
 # what decides how text becomes tokens, and how long a prompt may be
 TOKENIZER_FILES = (
@@ -131,7 +131,7 @@ def tokenizer_parts(here: Path) -> dict[str, Any]:
 
 def _sha256_of(chosen: Callable[[Path], list[Path]], here: Path, what: str) -> dict[Path, str]:
     try:
-        return remembered.sha256_of(chosen(here), what)
+        return file_hashes.sha256_of(chosen(here), what)
     except OSError as error:
         raise UserError(f"{here}: cannot be read ({error.strerror})") from None
 

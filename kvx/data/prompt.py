@@ -8,11 +8,11 @@ the template's closing text and the answer prefix follow.
 from dataclasses import dataclass
 from typing import Any
 
-from kvx import reasoning
-from kvx.config import Config
+from kvx.config.schema import Config
 from kvx.data.chat import ChatTemplate
 from kvx.data.example import Example
-from kvx.hashing import digest
+from kvx.identity.hashing import digest
+from kvx.text import reasoning
 
 
 @dataclass(frozen=True)

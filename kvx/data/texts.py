@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kvx.data.files import existing, existing_file
 from kvx.errors import UserError
-from kvx.hashing import sha256_text
+from kvx.identity.hashing import sha256_text
 
 HINT = "run `make assets` (or kvx-assets), or set dataset.source.{}"
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kvx.config import ModelConfig
+from kvx.config.schema import ModelConfig
 from kvx.data import model_identity
 from kvx.data.chat import is_dated
 from kvx.data.model_folder import (
@@ -15,7 +15,7 @@ from kvx.data.model_folder import (
     read_text,
 )
 from kvx.errors import UserError
-from kvx.hashing import digest
+from kvx.identity.hashing import digest
 
 
 def tokenizer_hash(model: ModelConfig) -> str:

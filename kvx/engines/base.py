@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from kvx.config import Config, Keeps, PressConfig
+from kvx.config.schema import Config, Keeps, PressConfig
 from kvx.data.example import Example
 from kvx.guard.events import Guarded
-from kvx.hashing import digest
+from kvx.identity.hashing import digest
 from kvx.points import Point, Request
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx.guard.traces import PROBE_TOKENS, TOP, Signals
+from kvx.guard.trace_arrays import PROBE_TOKENS, TOP, Signals
 
 Floats = NDArray[np.float32]
 SCALE = 2.0**16  # steps per unit in windows: 64 squares of values up to 256 fit 64 bits

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from kvx import limits
-from kvx.controller_config import ControllerConfig, ControllerKind, OperatingPoint
+from kvx.config import ranges
+from kvx.config.controller import ControllerConfig, ControllerKind, OperatingPoint
 from kvx.errors import UserError
 
 PREFILL = -1  # the token index of what is seen before the first token
@@ -33,9 +33,9 @@ class Observation(NamedTuple):
 
     `hazard` is the probability that a catastrophe starts within the horizon, nan where there is no
     forecast. `loop_onset` is the token at which a loop began, None unless the sequence is in one
-    now. `repetition_count` as in `kvx.guard.repetition`. `probe_nats` matters at -1 only.
-    `repeated` is `kvx.guard.loops.repeated_tail`, or what gives it: it takes time, and matters only
-    where the hazard or a rule alarms.
+    now. `repetition_count` as in `kvx.scoring.repetition`. `probe_nats` matters at -1 only.
+    `repeated` is `kvx.guard.loop_follower.repeated_tail`, or what gives it: it takes time, and
+    matters only where the hazard or a rule alarms.
     """
 
     token: int
@@ -103,7 +103,7 @@ def needs_hazard(config: ControllerConfig) -> bool:
 
 def check(config: ControllerConfig) -> None:
     """Raises `UserError` naming the field for a controller that cannot be right."""
-    limits.check(config, "controller.")
+    ranges.check(config, "controller.")
     c = config
     if c.tau_low is not None and c.tau_high is not None and c.tau_low > c.tau_high:
         raise UserError(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kvx.guard import blocks
 from kvx.guard.blocks import Block, Floats
-from kvx.guard.traces import Signals, Traces
+from kvx.guard.trace_arrays import Signals, Traces
 
 _TOP = blocks.TopLogprobs.names[:-1]
 _WINDOWED = ("entropy_nats", "logprob", "top1_prob", "entropy_rest_nats", "entropy_change_nats")

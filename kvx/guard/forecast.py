@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kvx.guard.features import FeatureState
 from kvx.guard.hazard import Floats, HazardModel
-from kvx.guard.traces import PROBE_TOKENS, Signals
+from kvx.guard.trace_arrays import PROBE_TOKENS, Signals
 
 Known = Mapping[str, Any]  # of one row, by the names of `traces.PREFILL`
 

@@ -12,13 +12,14 @@ import numpy as np
 import xgboost as xgb
 from numpy.typing import ArrayLike, NDArray
 
+from kvx.config.train import TrainConfig
 from kvx.errors import UserError
-from kvx.guard import calibration, model_files
-from kvx.guard.model_files import CARD as CARD
-from kvx.guard.model_files import DEFAULT as DEFAULT
-from kvx.guard.model_files import MODEL as MODEL
+from kvx.guard import calibration
 from kvx.guard.trees import Trees
-from kvx.train_config import TrainConfig
+from kvx.identity import hazard_files
+from kvx.identity.hazard_files import CARD as CARD
+from kvx.identity.hazard_files import DEFAULT as DEFAULT
+from kvx.identity.hazard_files import MODEL as MODEL
 
 FORMAT = 1
 # operating points, and the share of sound generations that may raise an alarm
@@ -104,7 +105,7 @@ class HazardModel:
         belong together, or were made for other than the asked `features`.
         """
         folder = Path(folder)
-        raw, text = model_files.read(folder)
+        raw, text = hazard_files.read(folder)
         card = _checked_card(folder / CARD, text)
         if hashlib.sha256(raw).hexdigest() != card["model_sha256"]:
             raise UserError(

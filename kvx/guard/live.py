@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvx.controller_config import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
-from kvx.guard.detectors import REPORT_TOKENS
 from kvx.guard.events import Guarded, GuardEvent
-from kvx.guard.loops import LoopDetector, repeated_tail
+from kvx.guard.loop_follower import LoopDetector, repeated_tail
+from kvx.scoring.loops import REPORT_TOKENS
 
 FULL, ALWAYS, LET_GO = 1.0, "always_safe", "let_go"
 ROUNDING = 1e-9  # of budgets

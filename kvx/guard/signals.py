@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kvx.guard.traces import TOP
+from kvx.guard.trace_arrays import TOP
 
 CACHED = 2**19  # logits that a CPU works on at once, so that they stay in its cache
 LOWEST = -200.0  # nats below the likeliest token; logits further down count as this

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
-from kvx.config import Config, Measure, PlanFormat
+from kvx.config.numbers import byte_count, duration, plural
+from kvx.config.schema import Config, Measure, PlanFormat
 from kvx.data.tokenizer import model_hash
 from kvx.plan.cost import calibrate, kv_bytes_per_token, largest_prompts, runs_dir
 from kvx.points import Point, budget_label, experiment_dir
@@ -16,7 +17,6 @@ from kvx.run.pools import Pool
 from kvx.run.units import Todo, by_engine, make_units, todo_of
 from kvx.store.completion import is_done
 from kvx.store.journal import latest_rate
-from kvx.words import byte_count, duration, plural
 
 WIDTH = 100
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import hydra.utils
 
-from kvx.config import ModelConfig
+from kvx.config.schema import ModelConfig
 from kvx.data.manifest import Manifest
 from kvx.data.model_folder import files_of
 from kvx.engines.base import Engine, LatencyWork, PointFailed
@@ -49,7 +49,7 @@ def calibrate(points: Sequence[Point]) -> float:
 
     Loads the model. Raises `RunFailedError` if the request fails.
     """
-    from kvx.data.examples import load_examples  # Arrow takes longer than most plans
+    from kvx.data.frozen_examples import load_examples  # Arrow takes longer than most plans
 
     point = points[0]
     engine: Engine = hydra.utils.get_class(point.config.engine._target_)(point.config)

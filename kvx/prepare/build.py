@@ -7,22 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvx.config import BinningConfig, BinStrategy, Config, Overflow
+from kvx.config.engine import OpenAIConfig
+from kvx.config.schema import BinningConfig, BinStrategy, Config, Overflow
 from kvx.data import manifest as manifests
 from kvx.data.binning import bin_edges, bin_of, choose
 from kvx.data.chat import today
 from kvx.data.example import Example
-from kvx.data.examples import load_examples
+from kvx.data.frozen_examples import load_examples
 from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.model_folder import files_of
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
-from kvx.engine_config import OpenAIConfig
 from kvx.errors import UserError, shown
-from kvx.guard import model_files
-from kvx.hashing import digest, sha256_file
-from kvx.score.metrics import find_number
-from kvx.store.files import write_text
+from kvx.identity import hazard_files
+from kvx.identity.hashing import digest, sha256_file
+from kvx.scoring.metrics import find_number
+from kvx.store.atomic import write_text
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +176,9 @@ def _unseen(
     """Without the examples on texts that a hazard model was made with, if one is named."""
     if (model := config.dataset.sampling.unseen_by) is None:
         return ids_by_bin
-    seen = model_files.prompts_of(model)
+    seen = hazard_files.prompts_of(model)
     return [
-        [i for i in ids if model_files.prompt_hash(examples[i].cluster) not in seen]
+        [i for i in ids if hazard_files.prompt_hash(examples[i].cluster) not in seen]
         for ids in ids_by_bin
     ]
 

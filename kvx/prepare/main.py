@@ -1,7 +1,7 @@
 """python -m kvx.prepare: freeze the binned selection of examples (the manifest)."""
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 
 def prepare(points: list[Config]) -> None:

@@ -13,18 +13,19 @@ import pyarrow.parquet as pq
 from kvx.analyze import plots, tradeoff
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
-from kvx.config import AnalyzeConfig, Config
-from kvx.controller_config import ControllerKind
+from kvx.config.controller import ControllerKind
+from kvx.config.schema import AnalyzeConfig, Config
 from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
-from kvx.guard.caveats import GuardedPoint, caveats
-from kvx.hashing import digest, package_digest
+from kvx.identity.hashing import digest, package_digest
+from kvx.learning.caveats import GuardedPoint, caveats
 from kvx.points import experiment_dir, told_guard
-from kvx.report import catastrophes, controllers, guard, proof, tables
+from kvx.report import catastrophe_section, controller_tables, guard_section, proof_section, tables
 from kvx.report.findings import findings
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
-from kvx.report.words import percent, token_range
+from kvx.report.wording import percent, token_range
+from kvx.store.atomic import write_text
 from kvx.store.catalog import (
     PointRecord,
     finished_points,
@@ -33,7 +34,6 @@ from kvx.store.catalog import (
     requests_of,
     unfinished_points,
 )
-from kvx.store.files import write_text
 from kvx.store.shards import read_inputs
 
 log = logging.getLogger(__name__)
@@ -90,8 +90,8 @@ def _context(
     seen = read_frame([p.dir / "catastrophes.parquet" for p in points])
     alone = latency_of(points)
     requests = requests_of(points)
-    found = proof.proofs(requests)
-    left_out, used = unfinished_points(folder), guard.device_budgets(guard_stats)
+    found = proof_section.proofs(requests)
+    left_out, used = unfinished_points(folder), guard_section.device_budgets(guard_stats)
     return {
         "name": folder.name, "n_points": len(points), "n_requests": overall["n_requests"].sum(),
         "n_responses": overall["n_responses"].sum(),
@@ -99,7 +99,7 @@ def _context(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
             config.analyze, found,
         ),
-        "proof": proof.sentences(found),
+        "proof": proof_section.sentences(found),
         "controllers": _controllers(controller_stats),
         "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
         "warnings": [
@@ -130,8 +130,8 @@ def _controllers(stats: pd.DataFrame) -> dict[str, str]:
     if stats.empty:
         return {}
     return {
-        "prevented": controllers.prevented_table(stats),
-        "price": controllers.price_table(stats),
+        "prevented": controller_tables.prevented_table(stats),
+        "price": controller_tables.price_table(stats),
         "plot": tradeoff.NAME if len(tradeoff.shown(stats)) else "",
     }
 
@@ -170,21 +170,21 @@ def _variants(
                 "methods": _methods(frame, config), "paired_methods": _methods(compared, config),
                 "degenerate": bool(overall["n_degenerate"].any()),
                 "budget_table": tables.budget_table(
-                    overall, found, guard.device_budgets(guarded)
+                    overall, found, guard_section.device_budgets(guarded)
                 ),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
                 "failure_table": tables.failure_table(overall, compared, failures),
-                "catastrophe_table": catastrophes.catastrophe_table(derailed),
-                "catastrophe_notes": catastrophes.notes(
+                "catastrophe_table": catastrophe_section.catastrophe_table(derailed),
+                "catastrophe_notes": catastrophe_section.notes(
                     derailed, seen[seen["point_id"].isin(overall["point_id"])]
                 ),
                 "catastrophe_plot": bool(derailed["excess"].notna().any()),
                 "plots_leave_out": len(plots.plain(overall)) < len(overall),
-                "guarded": bool(len(guarded)), "guard_notes": guard.notes(guarded),
-                "guard_prevented_table": guard.prevented_table(guarded),
-                "guard_effect_table": guard.effect_table(guarded),
-                "guard_cost_table": guard.cost_table(guarded),
+                "guarded": bool(len(guarded)), "guard_notes": guard_section.notes(guarded),
+                "guard_prevented_table": guard_section.prevented_table(guarded),
+                "guard_effect_table": guard_section.effect_table(guarded),
+                "guard_cost_table": guard_section.cost_table(guarded),
                 "cost_table": tables.cost_table(overall),
                 "plots": f"plots/{variant}" if several else "plots",
                 "latency_how": _how_measured(alone[alone["point_id"].isin(overall["point_id"])]),

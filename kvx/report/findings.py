@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
-from kvx.config import AnalyzeConfig
+from kvx.config.schema import AnalyzeConfig
 from kvx.report.verdicts import Verdict, in_words, verdict
-from kvx.report.words import DEGENERATE, full_name, interval, token_range
+from kvx.report.wording import DEGENERATE, full_name, interval, token_range
 from kvx.stats.paired import least_pairs
 
 KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]

@@ -1,7 +1,7 @@
 """python -m kvx.report: write report.md from the analysed tables."""
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 
 def report(points: list[Config]) -> None:

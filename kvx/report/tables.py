@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
+from kvx.config.numbers import byte_count
 from kvx.engines.base import BudgetProof
-from kvx.report import proof
-from kvx.report.words import DEGENERATE, interval, series_name, token_range
-from kvx.words import byte_count
+from kvx.report import proof_section
+from kvx.report.wording import DEGENERATE, interval, series_name, token_range
 
 Cells = Sequence[Any]
 ORDER = ["press", "controller", "seed", "budget"]
@@ -72,9 +72,9 @@ def budget_table(
         point = row["point_id"]
         controlled = (number(used.get(point), "{:.3f}"),) if used else ()
         return (
-            number(row["budget_measured"], "{:.3f}"), *controlled, proof.short(found[point]),
-            byte_count(row["kv_bytes_mean"]), byte_count(row["kv_bytes_full_mean"]),
-            row["n_degenerate"],
+            number(row["budget_measured"], "{:.3f}"), *controlled,
+            proof_section.short(found[point]), byte_count(row["kv_bytes_mean"]),
+            byte_count(row["kv_bytes_full_mean"]), row["n_degenerate"],
         )  # fmt: skip
 
     raised = ["with its controller"] if used else []

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from kvx.config.numbers import plural
 from kvx.stats.paired import least_pairs
-from kvx.words import plural
 
 
 class Verdict(Enum):

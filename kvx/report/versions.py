@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from kvx.provenance import OF_TOKENS
+from kvx.identity.provenance import OF_TOKENS
 from kvx.store.catalog import PointRecord
 
 

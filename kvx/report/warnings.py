@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
-from kvx.config import AnalyzeConfig
-from kvx.report.words import token_range
+from kvx.config.schema import AnalyzeConfig
+from kvx.report.wording import token_range
 from kvx.stats.repeats import unsteady
 
 CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps answers from ending

@@ -5,24 +5,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from kvx.config import Config, Measure
+from kvx.cli.checks import refuse_certificate
+from kvx.config.engine import OpenAIConfig
+from kvx.config.identity import resolved
+from kvx.config.schema import Config, Measure
 from kvx.data.manifest import Manifest
 from kvx.data.model_checks import check_files
 from kvx.data.model_folder import files_of
-from kvx.engine_config import OpenAIConfig
 from kvx.errors import RunFailedError, UserError
-from kvx.guard.caveats import GuardedPoint, caveats
 from kvx.guard.controller import needs_hazard
-from kvx.hashing import digest
-from kvx.live_rules import live
-from kvx.points import SHARED, Point, budget_label, experiment_dir, resolved
+from kvx.guard.live_checks import live
+from kvx.identity.hashing import digest
+from kvx.learning.caveats import GuardedPoint, caveats
+from kvx.points import SHARED, Point, budget_label, experiment_dir
 from kvx.prepare.build import ensure_manifest
-from kvx.run.jobs import refuse_if_submitted
 from kvx.run.pools import Pool
+from kvx.run.slurm_jobs import refuse_if_submitted
 from kvx.run.units import Outcome, make_units, todo_of
 from kvx.store import layout, locks
 from kvx.store.completion import is_complete, is_done
-from kvx.validate import refuse_certificate
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     from kvx.run import changed
     from kvx.run.progress import waiting
     from kvx.store import journal  # Arrow takes longer than finding nothing to do
-    from kvx.store.points import PointStore
+    from kvx.store.point_dir import PointStore
 
     refuse_if_submitted(missing)
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
@@ -144,7 +145,7 @@ def _forecasting(points: Sequence[Point]) -> Iterator[GuardedPoint]:
 
 def _judge(points: Sequence[Point], missing: Sequence[Point], outcomes: Sequence[Outcome]) -> None:
     """Decide from what is on disk what is complete; raises if not everything is."""
-    from kvx.store.points import PointStore
+    from kvx.store.point_dir import PointStore
 
     refused = [outcome.refused for outcome in outcomes if outcome.refused]
     failed, incomplete = {}, []

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvx import provenance
+from kvx.config.identity import is_guarded, resolved
 from kvx.data.tokenizer import model_hash
-from kvx.hashing import digest
-from kvx.points import Point, experiment_dir, guard_identity, is_guarded, resolved
-from kvx.sources import is_users
+from kvx.identity import provenance
+from kvx.identity.hashing import digest
+from kvx.identity.user_code import is_users
+from kvx.points import Point, experiment_dir, guard_identity
 
 log = logging.getLogger(__name__)
 

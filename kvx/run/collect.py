@@ -11,7 +11,7 @@ from pathlib import Path
 from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
 from kvx.points import Point
 from kvx.run.progress import Advances
-from kvx.store.points import PointStore
+from kvx.store.point_dir import PointStore
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 if TYPE_CHECKING:
     from kvx.run.pools import Pool

@@ -18,9 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from kvx.config import Measure
+from kvx.config.schema import Measure
 from kvx.engines.activity import ACTIVITY, Seen
-from kvx.run.pace import NOTHING, Pace
+from kvx.run.time_left import NOTHING, Pace
 from kvx.run.units import Unit
 
 log = logging.getLogger(__name__)

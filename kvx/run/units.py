@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvx.config import Config, Measure
-from kvx.hashing import digest
-from kvx.points import Point, request_id, resolved
-from kvx.run.pace import Load
+from kvx.config.identity import resolved
+from kvx.config.schema import Config, Measure
+from kvx.identity.hashing import digest
+from kvx.points import Point, request_id
+from kvx.run.time_left import Load
 from kvx.store.layout import Present
 
 

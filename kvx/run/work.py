@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from kvx.data.examples import load_examples
+from kvx.data.frozen_examples import load_examples
 from kvx.engines.base import (
     Engine,
     LatencyWork,

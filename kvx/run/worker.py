@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 import hydra.utils
 
-from kvx.config import Config, Measure
+from kvx.config.schema import Config, Measure
 from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import Engine, PointWork
 from kvx.errors import UserError
@@ -25,7 +25,7 @@ from kvx.run.progress import Advances
 from kvx.run.units import Outcome, Unit
 from kvx.run.work import answer, answers_work, latency_work, measure
 from kvx.store import layout
-from kvx.store.points import PointStore
+from kvx.store.point_dir import PointStore
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def _has_failed(point: Point) -> bool:
 
 def attempt(unit: Unit, meter: Advances) -> Outcome:
     """`run_unit` where nobody is there to catch its errors: an outcome that says what happened."""
-    from kvx.cli import describe
+    from kvx.cli.command import describe
 
     try:
         return run_unit(unit, meter, check=True)

@@ -11,21 +11,21 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.answer import Answer, answer_of
-from kvx.config import Config, Reasoning
+from kvx.config.schema import Config, Reasoning
 from kvx.data.example import Example
-from kvx.data.examples import load_examples
-from kvx.guard.catastrophes import inspect
-from kvx.hashing import digest, package_digest
+from kvx.data.frozen_examples import load_examples
+from kvx.identity.hashing import digest, package_digest
 from kvx.points import experiment_dir
-from kvx.reasoning import split
-from kvx.score.failures import ONLY_REASONING, classify_response
-from kvx.score.metrics import resolve
 from kvx.score.settings import Judging, judging_of, tell_of_others
+from kvx.scoring.catastrophes import inspect
+from kvx.scoring.failure_rules import ONLY_REASONING, classify_response
+from kvx.scoring.metrics import resolve
 from kvx.store import schemas
 from kvx.store.catalog import PointRecord, finished_points, requests_of
 from kvx.store.layout import REQUESTS
 from kvx.store.shards import read_inputs, write_table
+from kvx.text.answer import Answer, answer_of
+from kvx.text.reasoning import split
 
 log = logging.getLogger(__name__)
 

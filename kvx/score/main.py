@@ -1,7 +1,7 @@
 """python -m kvx.score: score the answers of an experiment and name its failures."""
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 
 def score(points: list[Config]) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kvx.config import Config, Reasoning, conf_dir
+from kvx.config.folders import conf_dir
+from kvx.config.schema import Config, Reasoning
 from kvx.data.manifest import dataset_id
-from kvx.score.failures import ANY
+from kvx.scoring.failure_rules import ANY
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import os
 import socket
 from collections.abc import Iterator
 
+from kvx.config.serve import ServeConfig
 from kvx.errors import UserError
-from kvx.serve_config import ServeConfig
 
 BACKLOG = 2048
 

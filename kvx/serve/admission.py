@@ -9,16 +9,16 @@ from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.forward import extend, question
 from kvx.engines.kvpress.guarded import live_policy, shadow_of, source_of
 from kvx.engines.kvpress.model import LoadedModel, resolve_attention
-from kvx.engines.kvpress.outcomes import bytes_host, prove_budget
 from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
 from kvx.engines.kvpress.probe import mean_share, probes
+from kvx.engines.kvpress.proof import bytes_host, prove_budget
 from kvx.engines.kvpress.rows import Origin, Prefill, Row, without
 from kvx.engines.kvpress.schedule import question_tokens
 from kvx.engines.kvpress.shadow import PromptShadow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.guard.live import SequenceGuard
-from kvx.guard.traces import PROBE_TOKENS
+from kvx.guard.trace_arrays import PROBE_TOKENS
 from kvx.points import Point
 from kvx.serve.jobs import Job
 

@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from kvx.serve.errors import ApiError
-from kvx.serve.gate import Gate
+from kvx.serve.api_errors import ApiError
 from kvx.serve.jobs import Done
+from kvx.serve.middleware import Gate
 from kvx.serve.replies import ChatReply, CompletionReply, Reply
-from kvx.serve.schema import ChatRequest, CompletionRequest, Compression, Generation
+from kvx.serve.requests import ChatRequest, CompletionRequest, Compression, Generation
 from kvx.serve.service import Service, Ticket
 from kvx.serve.transcript import Piece, Restart
 

@@ -10,14 +10,15 @@ from kvx import __version__
 from kvx.certify.certificate import Certificate, Tested, read
 from kvx.certify.page import conditions, summary
 from kvx.certify.series import controller_of
-from kvx.config import BudgetConfig, BudgetKind, Config
-from kvx.controller_config import ControllerConfig
+from kvx.config.controller import ControllerConfig
+from kvx.config.identity import resolved
+from kvx.config.schema import BudgetConfig, BudgetKind, Config
 from kvx.data.tokenizer import model_hash
 from kvx.errors import UserError
-from kvx.hashing import package_digest
-from kvx.points import budget_label, guard_identity, resolved, unsaid_guard
+from kvx.identity.hashing import package_digest
+from kvx.identity.user_code import identity_of, sources_of, told
+from kvx.points import budget_label, guard_identity, unsaid_guard
 from kvx.serve.promise import Promise
-from kvx.sources import identity_of, sources_of, told
 
 log = logging.getLogger(__name__)
 

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kvx.controller_config import StreamPolicy
+from kvx.config.controller import StreamPolicy
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.rows import Row
 from kvx.guard.events import Guarded
 from kvx.points import Request
-from kvx.serve.errors import ApiError
+from kvx.serve.api_errors import ApiError
 from kvx.serve.transcript import Piece, Restart, Transcript
 
 

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 
 import torch
 
-from kvx.config import Config
+from kvx.config.identity import is_guarded
+from kvx.config.schema import Config
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.guarded import LiveGuard
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit
-from kvx.engines.kvpress.outcomes import BudgetContradictedError, kv_at_end
+from kvx.engines.kvpress.proof import BudgetContradictedError, kv_at_end
 from kvx.engines.kvpress.rows import Row, StepObserver
-from kvx.points import is_guarded
 from kvx.serve.admission import PressFailedError, admitted, first_line
-from kvx.serve.errors import ApiError, shutting_down
+from kvx.serve.api_errors import ApiError, shutting_down
 from kvx.serve.jobs import Done, Event, Job
-from kvx.serve.metrics import Metrics
+from kvx.serve.prometheus import Metrics
 from kvx.serve.speaker import FAILED, GuardMetrics, Speaker
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,9 @@
 """python -m kvx.serve: an OpenAI-compatible server whose KV budgets are real."""
 
-from kvx.cli import stage
-from kvx.config import BudgetKind, Config
+from kvx.cli.command import stage
+from kvx.config.schema import BudgetKind, Config
 from kvx.errors import UserError
-from kvx.live_rules import check_served
+from kvx.guard.live_checks import check_served
 from kvx.serve.address import api_key_of, listening
 
 ENGINE = "kvx.engines.kvpress.engine.KVPressEngine"

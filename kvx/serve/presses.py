@@ -6,14 +6,15 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from kvx.cli import compose
-from kvx.config import BudgetConfig, BudgetKind, PressConfig, PressNeed, conf_dir
+from kvx.cli.checks import check
+from kvx.cli.command import compose
+from kvx.config.folders import conf_dir
+from kvx.config.schema import BudgetConfig, BudgetKind, PressConfig, PressNeed
 from kvx.engines.kvpress.press_check import check_method
 from kvx.errors import UserError
 from kvx.points import Point
-from kvx.serve.errors import invalid
-from kvx.serve.schema import Compression
-from kvx.validate import check
+from kvx.serve.api_errors import invalid
+from kvx.serve.requests import Compression
 
 
 class Presses:

@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvx.certify.certificate import Certificate
-from kvx.config import Config, DecodingConfig
-from kvx.controller_config import StreamPolicy
+from kvx.config.controller import StreamPolicy
+from kvx.config.identity import is_guarded
+from kvx.config.schema import Config, DecodingConfig
 from kvx.data.prompt import PromptParts
 from kvx.guard.live import reach
-from kvx.points import is_guarded
-from kvx.serve.schema import Generation
+from kvx.serve.requests import Generation
 
 Json = dict[str, Any]
 

@@ -11,11 +11,11 @@ import threading
 from datetime import datetime
 from typing import Any
 
-from kvx.config import Config
+from kvx.config.schema import Config
 from kvx.data.chat import ChatTemplate, Form, today
 from kvx.data.prompt import PromptParts
 from kvx.errors import UserError, first_line
-from kvx.serve.errors import invalid
+from kvx.serve.api_errors import invalid
 
 log = logging.getLogger(__name__)
 

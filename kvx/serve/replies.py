@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from kvx.config import BudgetKind
+from kvx.config.identity import resolved
+from kvx.config.schema import BudgetKind
 from kvx.engines.base import BudgetProof, kept_as_asked
 from kvx.guard.events import INTERVENTIONS, Guarded, GuardEvent
-from kvx.points import resolved
 from kvx.serve.jobs import Done, Job
 from kvx.serve.service import Ticket
 from kvx.serve.tokens import chat_logprobs, completion_logprobs, token_text

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from kvx.config import Config
+from kvx.config.identity import is_guarded
+from kvx.config.schema import Config
 from kvx.errors import RunFailedError
-from kvx.live_rules import keeps_all
-from kvx.points import budget_label, is_guarded
+from kvx.guard.live_checks import keeps_all
+from kvx.points import budget_label
 from kvx.serve.address import base_url
 from kvx.serve.app import create_app
 from kvx.serve.promise import Promise

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kvx.config import Config
+from kvx.cli.checks import full_cache
+from kvx.config.identity import is_guarded
+from kvx.config.schema import Config
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.prompt import PromptParts
 from kvx.data.tokenizer import max_context_tokens
@@ -20,19 +22,18 @@ from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.guarded import live_policy
 from kvx.engines.kvpress.press_check import check_on_model
 from kvx.errors import UserError
-from kvx.points import Point, Request, is_guarded
-from kvx.serve.controllers import cost_of, with_controller
-from kvx.serve.errors import ApiError, invalid
+from kvx.points import Point, Request
+from kvx.serve.api_errors import ApiError, invalid
+from kvx.serve.guarding import cost_of, with_controller
 from kvx.serve.jobs import Done, Event, Job
 from kvx.serve.loop import DecodeLoop
-from kvx.serve.metrics import Metrics
 from kvx.serve.presses import Presses
+from kvx.serve.prometheus import Metrics
 from kvx.serve.promise import Promise
 from kvx.serve.prompts import PromptSplitter
-from kvx.serve.schema import ChatRequest, CompletionRequest, Generation
+from kvx.serve.requests import ChatRequest, CompletionRequest, Generation
 from kvx.serve.transcript import Piece, Restart, Transcript
-from kvx.text import StopStrings, TokenText
-from kvx.validate import full_cache
+from kvx.text.incremental import StopStrings, TokenText
 
 GREEDY_BELOW = 1e-5  # only the likeliest token survives such a temperature
 RECENT = 32  # answers that say how soon a place in the queue is free

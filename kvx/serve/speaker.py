@@ -7,7 +7,7 @@ import torch
 
 from kvx.engines.kvpress.rows import Action, Row, StepObserver, Stop
 from kvx.serve.jobs import Job
-from kvx.serve.metrics import Metrics
+from kvx.serve.prometheus import Metrics
 from kvx.serve.transcript import Piece, Restart, ScoredToken, TokenLogprob
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kvx.text import StopStrings, TokenText
+from kvx.text.incremental import StopStrings, TokenText
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.config import Config
-from kvx.controller_config import ControllerConfig, SimulateConfig
+from kvx.config.controller import ControllerConfig, SimulateConfig
+from kvx.config.identity import resolved
+from kvx.config.schema import Config
 from kvx.errors import UserError
 from kvx.guard.controller import needs_hazard
-from kvx.guard.simulation import (
-    Replayed,
-    matching_rate,
-    pareto_front,
-    replay_all,
-    summarise,
-)
-from kvx.hashing import digest, package_digest
-from kvx.points import experiment_dir, resolved
-from kvx.simulate import page, plots
-from kvx.simulate.controllers import Entry, Policies, chosen, entries, sweeps
-from kvx.simulate.load import Recorded, inputs_of, load
-from kvx.simulate.rows import ALL, CONTROLLER, SWEEP, counts, summary_columns
+from kvx.identity.hashing import digest, package_digest
+from kvx.learning.simulation import Replayed, matching_rate, pareto_front, replay_all, summarise
+from kvx.points import experiment_dir
+from kvx.simulate import page, pareto_plot
+from kvx.simulate.families import Entry, Policies, chosen, entries, sweeps
+from kvx.simulate.recorded import Recorded, inputs_of, load
+from kvx.simulate.summary_rows import ALL, CONTROLLER, SWEEP, counts, summary_columns
 from kvx.store import schemas
-from kvx.store.files import write_text
+from kvx.store.atomic import write_text
 from kvx.store.shards import read_inputs, write_table
 from kvx.train.build import FOLDER
 
@@ -66,7 +61,7 @@ def simulate_experiment(config: Config) -> Path:
     frame = pd.DataFrame(rows, columns=schemas.SIMULATION.names).astype(
         dict.fromkeys(figures, float)
     )
-    plots.pareto(frame[frame["group"] == ALL], plot)
+    pareto_plot.pareto(frame[frame["group"] == ALL], plot)
     write_text(text, page.write(frame, paired, recorded, controllers, config))
     write_table(table, rows, schemas.SIMULATION, inputs)
     log.info("simulate: %d traces, %d controllers → %s", len(recorded.traces),

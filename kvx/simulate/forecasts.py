@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvx.analyze.frames import Experiment
-from kvx.controller_config import OperatingPoint as Point
+from kvx.config.controller import OperatingPoint as Point
+from kvx.config.train import Target
 from kvx.errors import UserError
-from kvx.guard import features, model_files
+from kvx.guard import features
 from kvx.guard.controller import Thresholds
 from kvx.guard.hazard import CARD, DEFAULT, HazardModel
+from kvx.identity import hazard_files
 from kvx.store.catalog import read_frame
 from kvx.store.shards import read_inputs
 from kvx.train.build import FOLDER, PREDICTIONS, data_hash
 from kvx.train.data import Data, prompt_ids
-from kvx.train_config import Target
 
 OTHERWISE = (
     "run kvx.train with the same arguments, or simulate controllers without a model: "
@@ -49,7 +50,7 @@ def identity(folder: Path) -> str | None:
     """Which forecasts `folder` gets, cheaply."""
     if trained(folder):
         return read_inputs(folder / FOLDER / PREDICTIONS)
-    return model_files.identity(DEFAULT)
+    return hazard_files.identity(DEFAULT)
 
 
 def trained(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """python -m kvx.simulate: what controllers would have done to an experiment's traces, at best."""
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 
 def simulate(points: list[Config]) -> None:

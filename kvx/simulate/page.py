@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from kvx.config import Config
-from kvx.controller_config import ControllerConfig, ControllerKind, SimulateConfig
+from kvx.config.controller import ControllerConfig, ControllerKind, SimulateConfig
+from kvx.config.numbers import plural
+from kvx.config.schema import Config
 from kvx.report.tables import markdown, number
-from kvx.report.words import percent
-from kvx.simulate.load import Recorded
-from kvx.simulate.rows import ALL, CONTROLLER, SWEEP
+from kvx.report.wording import percent
+from kvx.simulate.recorded import Recorded
+from kvx.simulate.summary_rows import ALL, CONTROLLER, SWEEP
 from kvx.stats.paired import paired_differences
-from kvx.words import plural
 
 PAGE = """# Controllers replayed over `{name}`
 

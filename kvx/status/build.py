@@ -12,15 +12,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from kvx.config import Config
+from kvx.config.numbers import duration
+from kvx.config.schema import Config
 from kvx.errors import RunFailedError, UnfinishedError, UserError
 from kvx.points import experiment_dir
-from kvx.run import jobs
-from kvx.run.pace import EARLY_REQUESTS
+from kvx.run import slurm_jobs
+from kvx.run.time_left import EARLY_REQUESTS
 from kvx.store import contents, journal, layout, locks
 from kvx.store.contents import UnreadableError
 from kvx.store.layout import LATENCY, REQUESTS
-from kvx.words import duration
 
 WINDOW_S = 300.0  # the rate is that of the last minutes
 UNWRITTEN_S = 60.0  # for so long a request may be finished and in no shard
@@ -57,7 +57,7 @@ def print_status(config: Config) -> None:
     `RunFailedError` if nothing is, but points failed.
     """
     folder = experiment_dir(config)
-    submitted = jobs.active_submissions(folder)
+    submitted = slurm_jobs.active_submissions(folder)
     points = read_status(folder, {i for entry, _ in submitted for i in entry.point_ids})
     if not points:
         raise UserError(f"{folder}: nothing was begun; start with kvx.run and the same arguments")
@@ -65,7 +65,7 @@ def print_status(config: Config) -> None:
     open_points = len(points) - states[State.done] - states[State.failed]
     lines = _lines(folder, points, config.status.points)
     for entry, queue in submitted if open_points else []:
-        said = ", ".join(jobs.in_words(queue))
+        said = ", ".join(slurm_jobs.in_words(queue))
         logs = entry.logs.removeprefix(f"{Path.cwd()}/")
         lines += ["", f"SLURM job {', '.join(entry.job_ids)}: {said}; logs: {logs}/*_log.err"]
     print("\n".join(lines), flush=True)

@@ -4,8 +4,8 @@ Exit 0: everything that was asked for is there. 3: something is left to do. 1: n
 some points failed.
 """
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 
 def status(points: list[Config]) -> None:

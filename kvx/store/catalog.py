@@ -11,12 +11,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kvx.config.folder_names import is_name
+from kvx.config.numbers import exact
 from kvx.errors import UserError
-from kvx.folder_names import is_name
-from kvx.hashing import digest
+from kvx.identity.hashing import digest
 from kvx.store import layout, schemas
 from kvx.store.layout import EVENTS, KINDS, LATENCY, REQUESTS, Done
-from kvx.words import exact
 
 log = logging.getLogger(__name__)
 LATENCY_ONLY = "it has no answers, only latencies"

@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kvx.config.folder_names import is_name
 from kvx.data.tokenizer import model_hash
-from kvx.folder_names import is_name
+from kvx.identity.provenance import command_line
 from kvx.points import Point, budget_label, experiment_dir
-from kvx.provenance import command_line
-from kvx.store.files import write_text
+from kvx.store.atomic import write_text
 from kvx.store.locks import alone
-from kvx.store.rows import machine
+from kvx.store.records import machine
 
 SWEEP, RATES, LOCK = "sweep.json", "rates.json", ".sweep.lock"
 RATED_REQUESTS = 20  # fewer say little about how fast a run is

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kvx.hashing import sha256_file
-from kvx.store.files import write_text
+from kvx.identity.hashing import sha256_file
+from kvx.store.atomic import write_text
 
 REQUESTS, TRACES, EVENTS, LATENCY = "requests", "traces", "events", "latency"
 # written together with requests, and worth nothing without them

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvx.hashing import package_digest
-from kvx.store.files import write_bytes
+from kvx.identity.hashing import package_digest
+from kvx.store.atomic import write_bytes
 
 INPUTS_KEY, CODE_KEY = b"kvx.inputs", b"kvx.code"
 

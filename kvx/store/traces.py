@@ -1,4 +1,4 @@
-"""Traces on disk as arrays end to end (`kvx.guard.traces`)."""
+"""Traces on disk as arrays end to end (`kvx.guard.trace_arrays`)."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kvx.errors import UserError
-from kvx.guard.traces import PROBE_TOKENS, TOKEN_SIGNALS, TOP, Traces, starts_of
+from kvx.guard.trace_arrays import PROBE_TOKENS, TOKEN_SIGNALS, TOP, Traces, starts_of
 from kvx.store import layout
 
 

@@ -8,21 +8,21 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kvx.config.train import LeaveOut, Target, TrainConfig
 from kvx.errors import UserError
-from kvx.guard.evaluation import group_auroc, token_metrics, trace_metrics
 from kvx.guard.features import SETS, names_of
 from kvx.guard.hazard import OPERATING_POINTS, HazardModel
-from kvx.guard.labels import Role, token_labels
-from kvx.guard.ranking import Resampler
-from kvx.guard.traces import NO_PRESS, positions
+from kvx.guard.trace_arrays import NO_PRESS, positions
+from kvx.learning.evaluation import group_auroc, token_metrics, trace_metrics
+from kvx.learning.labels import Role, token_labels
+from kvx.learning.ranking import Resampler
 from kvx.train.crossfit import CrossFit, Table, crossfit
 from kvx.train.data import Data, prompt_ids
 from kvx.train.detection import before_detection, until_detection, without
 from kvx.train.early import early_metrics
-from kvx.train.gate import GATE, gate_metrics, has_probe
 from kvx.train.judge import Judge, Results
+from kvx.train.prefill_gate import GATE, gate_metrics, has_probe
 from kvx.train.reference import untrained
-from kvx.train_config import LeaveOut, Target, TrainConfig
 
 log = logging.getLogger(__name__)
 HEADLINE = "headline"

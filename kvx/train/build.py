@@ -10,26 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx import limits, provenance
 from kvx.analyze.frames import Experiment, load_experiment
-from kvx.config import Config
+from kvx.config import ranges
+from kvx.config.schema import Config
+from kvx.config.train import Target, TrainConfig
 from kvx.errors import UserError
-from kvx.guard import features, model_files
+from kvx.guard import features
 from kvx.guard.hazard import CARD, MODEL, HazardModel
-from kvx.guard.labels import Role
-from kvx.hashing import digest, package_digest
+from kvx.identity import hazard_files, provenance
+from kvx.identity.hashing import digest, package_digest
+from kvx.learning.labels import Role
 from kvx.points import experiment_dir
 from kvx.store import schemas
+from kvx.store.atomic import write_bytes, write_text
 from kvx.store.catalog import PointRecord
-from kvx.store.files import write_bytes, write_text
 from kvx.store.layout import REQUESTS, TRACES
 from kvx.store.shards import read_inputs, write_table
-from kvx.train import analyses, detection, tables
+from kvx.train import analyses, detection, page
 from kvx.train.crossfit import CrossFit, Table, fit_parts, inner_parts, outer_folds
 from kvx.train.data import Data, load, prompt_ids
-from kvx.train.gate import GATE, crossfit_gates, gates
 from kvx.train.judge import Results
-from kvx.train_config import Target, TrainConfig
+from kvx.train.prefill_gate import GATE, crossfit_gates, gates
 
 log = logging.getLogger(__name__)
 FOLDER = "guard"
@@ -68,9 +69,9 @@ def train_experiment(config: Config) -> None:
         write_bytes(out / name, content)
     rows = predictions(data, cross, crossfit_gates(data, train, fold), fold, part)
     write_table(out / PREDICTIONS, rows, schemas.PREDICTIONS, inputs)
-    write_text(out / "train.md", tables.document(folder.name, model.card, results))
+    write_text(out / "train.md", page.document(folder.name, model.card, results))
     write_table(out / EVALUATION, results.rows, schemas.EVALUATION, inputs)
-    log.info("train: %s → %s", tables.in_short(results), out)
+    log.info("train: %s → %s", page.in_short(results), out)
 
 
 def check(train: TrainConfig) -> None:
@@ -80,7 +81,7 @@ def check(train: TrainConfig) -> None:
         for name in names:
             if name not in features.SETS:
                 raise UserError(f"train.{field}={name}: no such feature set; choose from {known}")
-    limits.check(train, "train.")
+    ranges.check(train, "train.")
     if len(train.shares) != 3 or abs(sum(train.shares) - 1) > 1e-6:
         raise UserError(
             f"train.shares={train.shares}: give three shares above 0 that add up to 1 (train, "
@@ -134,14 +135,14 @@ def _compared(data: Data, train: TrainConfig) -> tuple[str, HazardModel] | None:
     if train.compare is None:
         return None
     names = analyses.own_names(data, train)
-    return train.compare, HazardModel.load(model_files.folder_of(train.compare), names)
+    return train.compare, HazardModel.load(hazard_files.folder_of(train.compare), names)
 
 
 def inputs_hash(experiment: Experiment, train: TrainConfig) -> str:
     """Identity of everything the model and its figures are made from."""
     settings = {k: v for k, v in dataclasses.asdict(train).items() if k != "threads"}
     if train.compare is not None:  # by what is there, not by where
-        settings["compare"] = model_files.identity(model_files.folder_of(train.compare))
+        settings["compare"] = hazard_files.identity(hazard_files.folder_of(train.compare))
     points = {p.id: data_hash(p) for p in experiment.points}
     return digest([package_digest(), settings, points], 16)
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kvx.config.train import ClassWeight, Target, TrainConfig
 from kvx.errors import UserError
 from kvx.guard.blocks import Floats
-from kvx.guard.evaluation import highest
 from kvx.guard.hazard import OPERATING_POINTS, Examples, FitSettings, HazardModel, fit, threshold_at
-from kvx.guard.labels import Role, token_labels, usable_tokens
-from kvx.guard.splits import PARTS, folds, parts
+from kvx.learning.evaluation import highest
+from kvx.learning.labels import Role, token_labels, usable_tokens
+from kvx.learning.splits import PARTS, folds, parts
 from kvx.train.data import Data
-from kvx.train_config import ClassWeight, Target, TrainConfig
 
 Mask = NDArray[np.bool_]
 BALANCE = {ClassWeight.balanced: 1.0, ClassWeight.sqrt: 0.5, ClassWeight.none: 0.0}

@@ -11,16 +11,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvx.analyze.frames import Experiment
+from kvx.config.train import Labels
 from kvx.errors import UserError
-from kvx.guard.baselines import repeated_ngrams
-from kvx.guard.catastrophes import pair
-from kvx.guard.labels import Targets, targets
-from kvx.guard.loops import first_report
-from kvx.guard.model_files import prompt_hash
-from kvx.guard.traces import NO_PRESS, Traces
+from kvx.guard.loop_follower import first_report
+from kvx.guard.trace_arrays import NO_PRESS, Traces
+from kvx.identity.hazard_files import prompt_hash
+from kvx.learning.baselines import repeated_ngrams
+from kvx.learning.labels import Targets, targets
+from kvx.scoring.catastrophes import pair
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, joined, read_traces, to_traces
-from kvx.train_config import Labels
 
 REPEATED = "repeated_ngrams"
 

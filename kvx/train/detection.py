@@ -1,9 +1,9 @@
 """The second view: the tokens before a loop can be detected, not those before it starts.
 
 At its onset nothing has been repeated yet. A guard that rolls back need not be that early, only
-earlier than the loop detector. Here an event is the token with which `kvx.guard.loops` first
-reports the loop: tokens from it on do not count, those up to H before it are positive, and models
-are fitted, calibrated and given thresholds for that. Roles, folds and splits are the headline's.
+earlier than the loop detector. Here an event is the token with which `kvx.guard.loop_follower`
+first reports the loop: tokens from it on do not count, those up to H before it are positive, and
+models are fitted, calibrated and given thresholds for that. Roles, folds and splits are the headline's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvx.guard.evaluation import Metric
+from kvx.config.train import LeaveOut
 from kvx.guard.features import names_of
+from kvx.learning.evaluation import Metric
 from kvx.train.crossfit import CrossFit, crossfit
 from kvx.train.judge import Judge
 from kvx.train.reference import untrained
-from kvx.train_config import LeaveOut
 
 ANALYSIS = "before_detection"
 DELAY = "delay"  # what the delay of the detector is filed under

@@ -5,10 +5,10 @@ import xgboost as xgb
 from numpy.typing import NDArray
 
 from kvx.guard.blocks import PROBE_BACK, Floats
-from kvx.guard.evaluation import Metric, group_auroc
 from kvx.guard.features import LOGIT_ONLY
-from kvx.guard.labels import Role
-from kvx.guard.ranking import Resampler
+from kvx.learning.evaluation import Metric, group_auroc
+from kvx.learning.labels import Role
+from kvx.learning.ranking import Resampler
 from kvx.train.crossfit import Table
 
 FIRST = 8

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx.guard.evaluation import Metric, Scored, all_metrics
-from kvx.guard.labels import Role
-from kvx.guard.ranking import Resampler
+from kvx.config.train import TrainConfig
+from kvx.learning.evaluation import Metric, Scored, all_metrics
+from kvx.learning.labels import Role
+from kvx.learning.ranking import Resampler
 from kvx.train.crossfit import CrossFit, Mask, Table, limits_of
 from kvx.train.data import Data
-from kvx.train_config import TrainConfig
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """python -m kvx.train: the hazard model of an experiment, its card, and how good it is."""
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 
 def train(points: list[Config]) -> None:

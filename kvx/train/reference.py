@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx.guard.baselines import entropy_cusum
-from kvx.guard.labels import Role
+from kvx.learning.baselines import entropy_cusum
+from kvx.learning.labels import Role
 from kvx.train.crossfit import CrossFit, crossfit_fixed
 from kvx.train.data import REPEATED
 from kvx.train.judge import Judge

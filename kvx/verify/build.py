@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from kvx.analyze.frames import load_experiment
-from kvx.config import Config
+from kvx.config.schema import Config
 from kvx.errors import RunFailedError
 from kvx.points import experiment_dir
 from kvx.store.catalog import unfinished_points

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvx.analyze.frames import Experiment
-from kvx.config import Config
-from kvx.guard.detectors import INSTANT
+from kvx.config.schema import Config
+from kvx.scoring.loops import INSTANT
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, read_traces
 from kvx.train import crossfit

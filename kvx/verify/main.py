@@ -1,7 +1,7 @@
 """python -m kvx.verify: is this experiment fit to learn from?"""
 
-from kvx.cli import stage
-from kvx.config import Config
+from kvx.cli.command import stage
+from kvx.config.schema import Config
 
 
 def verify(points: list[Config]) -> None:

@@ -20,8 +20,8 @@ from kvx.data.ranges import check_least, check_range
 from kvx.data.texts import excerpt, speech_files, stories_file, story_name
 from kvx.data.values import text
 from kvx.errors import UserError
-from kvx.guard.instructions import Instruction
-from kvx.hashing import digest
+from kvx.identity.hashing import digest
+from kvx.scoring.instructions import Instruction
 
 VERSION = "2"
 PLACEMENTS = ("before", "inside", "after")

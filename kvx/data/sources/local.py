@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvx.data import rows
+from kvx.data import row_examples
 from kvx.data.example import Example
 from kvx.data.files import existing_file, fingerprint, holds_only_text, read_rows
 from kvx.data.layouts import AUTO
@@ -30,8 +30,8 @@ class LocalSource:
     layout: str = AUTO
 
     def __post_init__(self) -> None:
-        rows.check_fields(self.fields)
-        rows.check_layout(self.layout)
+        row_examples.check_fields(self.fields)
+        row_examples.check_layout(self.layout)
 
     @staticmethod
     def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
@@ -49,12 +49,12 @@ class LocalSource:
         state = path.stat()
         read = (self.layout, tuple(sorted(self.fields.items())))
         alike = _reads_as_before(path.resolve(), state.st_size, state.st_mtime_ns, *read)
-        return f"local-{digest}" if alike else f"local-{rows.VERSION}-{digest}"
+        return f"local-{digest}" if alike else f"local-{row_examples.VERSION}-{digest}"
 
     def examples(self) -> Iterator[Example]:
         path = existing_file(self.path, HINT)
-        reading = rows.Reading(self.layout, self.fields, cells=holds_only_text(path))
-        return rows.examples(read_rows(path), str(path), reading)
+        reading = row_examples.Reading(self.layout, self.fields, cells=holds_only_text(path))
+        return row_examples.examples(read_rows(path), str(path), reading)
 
 
 @cache
@@ -62,6 +62,6 @@ def _reads_as_before(
     path: Path, size: int, mtime_ns: int, layout: str, fields: tuple[tuple[str, str | None], ...]
 ) -> bool:
     """Whether the first version of this reader read the file as this one does: ids stay valid."""
-    return layout == "auto" and rows.were_plain(
+    return layout == "auto" and row_examples.were_plain(
         read_rows(path), dict(fields), holds_only_text(path)
     )

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from kvx.data import rows
+from kvx.data import row_examples
 from kvx.data.example import Example
 from kvx.data.files import existing, existing_file, fingerprint, read_jsonl
 from kvx.errors import UserError, first_line
@@ -54,9 +54,11 @@ class LongBenchSource:
         if self.path:
             file = self._file()
             asked = ({"input": row.get("question"), **row} for row in read_jsonl(file))
-            alike = rows.were_plain(asked, FIELDS)
-            return f"longbench-{VERSION if alike else rows.VERSION}-{fingerprint(file)[:12]}"
-        return f"longbench-{rows.VERSION}-{self.hub}@{self._commit()}"
+            alike = row_examples.were_plain(asked, FIELDS)
+            return (
+                f"longbench-{VERSION if alike else row_examples.VERSION}-{fingerprint(file)[:12]}"
+            )
+        return f"longbench-{row_examples.VERSION}-{self.hub}@{self._commit()}"
 
     def examples(self) -> Iterator[Example]:
         found = iter(self._rows())
@@ -66,8 +68,8 @@ class LongBenchSource:
         kvpress = "input" not in first and {"question", "answer_prefix"} <= set(first)
         layout = "kvpress" if kvpress else "longbench"
         fields = {} if self.row_limits else {"max_new_tokens": None}
-        reading = rows.Reading(layout, fields, f"{self.task}-", "{:05d}", from_row=0)
-        return rows.examples(chain([first], found), f"LongBench {self.task}", reading)
+        reading = row_examples.Reading(layout, fields, f"{self.task}-", "{:05d}", from_row=0)
+        return row_examples.examples(chain([first], found), f"LongBench {self.task}", reading)
 
     def _commit(self) -> str:
         """Raises `UserError` for what could name other data tomorrow."""

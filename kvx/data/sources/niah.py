@@ -17,7 +17,7 @@ from kvx.data.files import fingerprint, read_text
 from kvx.data.ranges import check_least, check_range
 from kvx.data.texts import excerpt, speech_files
 from kvx.errors import UserError
-from kvx.hashing import digest
+from kvx.identity.hashing import digest
 
 VERSION = "1"
 NEEDLE = "One of the special magic numbers for {key} is: {value}."

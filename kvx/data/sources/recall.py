@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvx.config import package_dir
+from kvx.config.folders import package_dir
 from kvx.data.example import Example
 from kvx.data.ranges import check_least, check_range
 from kvx.errors import UserError
-from kvx.hashing import sha256_file
+from kvx.identity.hashing import sha256_file
 
 VERSION = "1"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kvx.config import Config, PressNeed, Signals
+from kvx.config.schema import Config, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.engines.activity import ACTIVITY
@@ -21,22 +21,17 @@ from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.masked import decode_masked, prefill_masked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals, TimeLimit, TraceObserver
-from kvx.engines.kvpress.outcomes import (
-    BudgetContradictedError,
-    failure,
-    prove_budget,
-    response_of,
-)
 from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
 from kvx.engines.kvpress.probe import mean_share, probes, reference_of
+from kvx.engines.kvpress.proof import BudgetContradictedError, failure, prove_budget, response_of
 from kvx.engines.kvpress.rows import Origin, Prefill, Row, StepObserver, drop, without
 from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks
 from kvx.engines.kvpress.shadow import PromptShadow, RowShadow
 from kvx.engines.kvpress.streams import RandomStream
-from kvx.guard.traces import PROBE_TOKENS
+from kvx.guard.trace_arrays import PROBE_TOKENS
 from kvx.points import Point, Request
-from kvx.text import StopTokens, StopWatch
+from kvx.text.incremental import StopTokens, StopWatch
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from kvx.config import DecodingConfig
+from kvx.config.schema import DecodingConfig
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.forward import forward
 from kvx.engines.kvpress.model import LoadedModel

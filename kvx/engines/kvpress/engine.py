@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from kvx.config import Config
+from kvx.config.schema import Config
 from kvx.data.tokenizer import model_hash
 from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
 from kvx.engines.kvpress import latency

@@ -10,7 +10,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from kvx.config import DecodingConfig
+from kvx.config.schema import DecodingConfig
 from kvx.errors import ArgumentError, shown
 from kvx.guard.events import Guarded
 

@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvx.controller_config import (
-    ControllerConfig,
-    ControllerKind,
-    GuardConfig,
-    Shadow,
-)
+from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
 from kvx.engines.kvpress.forward import extend
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
@@ -21,15 +16,15 @@ from kvx.engines.kvpress.prefill import PromptRow
 from kvx.engines.kvpress.recompute import Recompute
 from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, Source, StepObserver
 from kvx.engines.kvpress.shadow import FULL, PromptShadow, RowShadow, row_shadow
-from kvx.guard import model_files
 from kvx.guard.controller import Policy, Thresholds, needs_hazard, policy
 from kvx.guard.forecast import Forecaster
 from kvx.guard.hazard import HazardModel
 from kvx.guard.live import Change, SequenceGuard
-from kvx.guard.repetition import Repetition
 from kvx.guard.signals import divergence_nats
-from kvx.guard.traces import NO_PRESS
+from kvx.guard.trace_arrays import NO_PRESS
+from kvx.identity import hazard_files
 from kvx.points import Request
+from kvx.scoring.repetition import Repetition
 
 COUNTED = ("repetition_count", "period")  # features that the tail of a sequence gives
 
@@ -40,9 +35,9 @@ _hazard_models: dict[Path, tuple[str, HazardModel]] = {}
 
 def hazard_model(folder: str | None) -> HazardModel:
     """The model of a folder, or the packaged one. Raises `UserError` as `HazardModel.load` does."""
-    found = model_files.folder_of(folder)
+    found = hazard_files.folder_of(folder)
     if found not in _hazard_models:
-        content = model_files.identity(found)
+        content = hazard_files.identity(found)
         _hazard_models[found] = content, HazardModel.load(found)
     return _hazard_models[found][1]
 
@@ -50,7 +45,7 @@ def hazard_model(folder: str | None) -> HazardModel:
 def renew_hazard_models() -> None:
     """Forget models whose files have changed; for who begins anew."""
     for folder, (content, _) in list(_hazard_models.items()):
-        if not model_files.is_still(folder, content):
+        if not hazard_files.is_still(folder, content):
             del _hazard_models[folder]
 
 

@@ -18,7 +18,7 @@ from kvx.engines.base import (
     interleaved,
 )
 from kvx.engines.kvpress.batch import Batch
-from kvx.engines.kvpress.load import OthersLoad, gpu_others
+from kvx.engines.kvpress.machine_load import OthersLoad, gpu_others
 from kvx.engines.kvpress.measure import PeakMemory, synchronize
 from kvx.engines.kvpress.model import LoadedModel, resolve_attention
 from kvx.engines.kvpress.rows import Action, StepObserver

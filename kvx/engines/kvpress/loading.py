@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kvx.config import ModelConfig
+from kvx.config.schema import ModelConfig
 from kvx.data.model_checks import check_files, check_libraries
 from kvx.data.model_folder import (
     ModelFiles,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from kvx.config import DecodingConfig
+from kvx.config.schema import DecodingConfig
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.decode import Sampler, take

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from kvx.config import SHARING, SHARING_GPU
+from kvx.config.schema import SHARING, SHARING_GPU
 
 MIB = 2**20
 UNITS = {"": MIB, "K": 2**10, "M": MIB, "G": 2**30, "T": 2**40}  # SLURM's; without one: MiB

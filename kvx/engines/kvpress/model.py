@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from kvx.config import Config, ModelConfig, PressNeed
+from kvx.config.schema import Config, ModelConfig, PressNeed
 from kvx.data.tokenizer import load_tokenizer, model_hash
 from kvx.engines.activity import ACTIVITY
 from kvx.engines.kvpress.loading import devices_of, load_weights
 from kvx.errors import UserError, first_line
 from kvx.guard.signals import thinking_tokens
-from kvx.reasoning import SPECIAL_TAGS
+from kvx.text.reasoning import SPECIAL_TAGS
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import torch
 from kvx.engines.base import Trace
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver, Stop
-from kvx.guard.repetition import Repetition
 from kvx.guard.signals import TokenSignals, token_signals
+from kvx.scoring.repetition import Repetition
 
 TIMEOUT = "timeout"
 

@@ -8,12 +8,12 @@ import hydra.utils
 import kvpress
 from kvpress import BasePress, ScorerPress
 
-from kvx.config import PressNeed
+from kvx.config.schema import PressNeed
 from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
 from kvx.errors import UserError, first_line
+from kvx.identity.user_code import sources_of
 from kvx.points import Point
-from kvx.sources import sources_of
 
 # why presses of kvpress can have no point, by class; the class says the rest
 REFUSED: tuple[tuple[type, str], ...] = (

@@ -7,12 +7,12 @@ from typing import Protocol
 
 import torch
 
-from kvx.config import DecodingConfig
+from kvx.config.schema import DecodingConfig
 from kvx.engines.base import KVUse, Probe
 from kvx.engines.kvpress.cache import Bucket
 from kvx.guard.live import Change, SequenceGuard
 from kvx.points import Request
-from kvx.text import StopWatch
+from kvx.text.incremental import StopWatch
 
 
 class Source(Protocol):

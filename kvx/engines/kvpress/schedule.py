@@ -7,7 +7,7 @@ memory.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvx.config import Keeps, PressNeed
+from kvx.config.schema import Keeps, PressNeed
 from kvx.data.example import Example
 from kvx.engines.kvpress.lengths import padded
 from kvx.errors import UserError

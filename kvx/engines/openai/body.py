@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvx import environment, placeholders, reasoning
-from kvx.budgets import TOKENS
-from kvx.config import BudgetKind, Config, Signals
+from kvx.config import environment, placeholders
+from kvx.config.budgets import TOKENS
+from kvx.config.engine import Api
+from kvx.config.numbers import exact
+from kvx.config.schema import BudgetKind, Config, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
-from kvx.engine_config import Api
 from kvx.engines.base import seed_of
 from kvx.engines.openai.client import KVX, settings
 from kvx.errors import UserError
 from kvx.points import Point, Request, budget_label
-from kvx.words import exact
+from kvx.text import reasoning
 
 MOST_STOPS = 4  # that OpenAI's API takes; answers are cut at all of them here
 

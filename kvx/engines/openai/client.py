@@ -10,15 +10,15 @@ from typing import Any, cast
 import openai
 from openai import AsyncOpenAI, AsyncStream, Timeout
 
-from kvx import environment
-from kvx.config import Config
-from kvx.engine_config import Api, OpenAIConfig
+from kvx.config import environment
+from kvx.config.engine import Api, OpenAIConfig
+from kvx.config.schema import Config
+from kvx.engines.openai import checks
 from kvx.engines.openai import fault as faults
-from kvx.engines.openai import fields
-from kvx.engines.openai.events import Events
 from kvx.engines.openai.fault import Fault
 from kvx.engines.openai.reply import Parser, Reply
-from kvx.failures import FailureType
+from kvx.engines.openai.sse import Events
+from kvx.scoring.failures import FailureType
 
 PATHS = {Api.completions: "/completions", Api.chat: "/chat/completions"}
 KVX = "kvx"  # what a kvx server says it is owned by
@@ -50,7 +50,7 @@ class Client:
         self.url, self.engine = url, settings(config)
         self.limits = self.engine.timeouts
         self._key = environment.read(environment.API_KEY)
-        fields.check_key(self._key, self.engine)
+        checks.check_key(self._key, self.engine)
         self._client = AsyncOpenAI(
             api_key=self._key or NO_KEY, base_url=url, max_retries=0,
             timeout=Timeout(None, connect=self.limits.connect_s),

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from kvx import placeholders
-from kvx.config import Config, PressConfig
+from kvx.config import placeholders
+from kvx.config.engine import Api
+from kvx.config.schema import Config, PressConfig
 from kvx.data.example import Example
-from kvx.engine_config import Api
 from kvx.engines.base import (
     BudgetProof,
     LatencyWork,
@@ -24,7 +24,7 @@ from kvx.engines.base import (
     Response,
     interleaved,
 )
-from kvx.engines.openai import fields, proof
+from kvx.engines.openai import checks, proof
 from kvx.engines.openai.body import budget_of, route
 from kvx.engines.openai.bridge import call, iterate
 from kvx.engines.openai.client import settings
@@ -34,7 +34,7 @@ from kvx.engines.openai.reply import Reply
 from kvx.engines.openai.session import Session, tokens_of, urls_of
 from kvx.errors import UserError
 from kvx.points import Point, Request
-from kvx.reasoning import count_tokens, split
+from kvx.text.reasoning import count_tokens, split
 
 log = logging.getLogger(__name__)
 Answer = Response | PointFailed
@@ -49,7 +49,7 @@ class OpenAIEngine:
     def check(self, points: Sequence[Point]) -> None:
         """Raises `UserError` for what a server cannot be asked for, or if none answers."""
         for url in urls_of(points):
-            fields.check_url(url)
+            checks.check_url(url)
         for point in points:
             engine, config = settings(point.config), point.config
             placeholders.fill(engine.extra_body, config.press.name, budget_of(config))

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 
-from kvx.failures import FailureType, classify_error
+from kvx.scoring.failures import FailureType, classify_error
 
 LONGEST_MESSAGE = 500
 # 409 is a conflict that a later attempt may not meet; 425 asks for one

@@ -5,14 +5,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvx.config import BudgetConfig, PressConfig
+from kvx.config.identity import resolved
+from kvx.config.numbers import exact
+from kvx.config.schema import BudgetConfig, PressConfig
 from kvx.data.example import Example
 from kvx.engines.base import BudgetProof, PointWork, kept_as_asked
 from kvx.engines.openai.body import Route, budget_of, route
 from kvx.engines.openai.fault import line
 from kvx.engines.openai.reply import Accounting, Reply
-from kvx.points import Point, Request, budget_label, resolved
-from kvx.words import exact
+from kvx.points import Point, Request, budget_label
 
 # log-probs of one prompt asked twice differ by less than this on most servers
 NOISE = 1e-3

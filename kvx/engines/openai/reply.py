@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from scipy.special import entr
 
-from kvx.answer import answer_of
-from kvx.engine_config import Api
+from kvx.config.engine import Api
 from kvx.engines.base import KVUse, Timing, Trace
 from kvx.engines.openai import content
 from kvx.engines.openai.content import ScoredToken, scored_tokens, used
 from kvx.engines.openai.fault import Fault, of_object
 from kvx.engines.openai.finish import BROKEN_OFF, CONTENT_FILTER, meaning
+from kvx.text.answer import answer_of
 
 MOST_BYTES = 2**53  # what tables hold
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import tenacity
 
-from kvx.config import Config
+from kvx.config.engine import Api
+from kvx.config.schema import Config
 from kvx.data.example import Example
-from kvx.engine_config import Api
 from kvx.engines.openai.body import BodyBuilder, route
 from kvx.engines.openai.client import PATHS, Client, settings
 from kvx.engines.openai.fault import Fault
-from kvx.engines.openai.pace import Pace, Rate
+from kvx.engines.openai.rate_limits import Pace, Rate
 from kvx.engines.openai.reply import Reply
 from kvx.errors import UserError
 from kvx.points import Point, Request

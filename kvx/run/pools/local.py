@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from kvx.config import SHARING, SHARING_GPU, Measure
+from kvx.config.schema import SHARING, SHARING_GPU, Measure
 from kvx.engines.activity import Seen
-from kvx.engines.openai import fields
+from kvx.engines.openai import checks
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.run.progress import Meter
@@ -68,7 +68,7 @@ class Local:
 
     def check(self, points: Sequence[Point]) -> None:
         """The workers check the rest: this process loads no model."""
-        fields.refuse_workers(points)
+        checks.refuse_workers(points)
         devices = sorted({p.config.model.device for p in points})
         chosen = [d for d in devices if d.startswith("cuda:") and d != "cuda:0"]
         if chosen:

@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvx.config import Measure
-from kvx.engines.openai import fields
+from kvx.config.schema import Measure
+from kvx.engines.openai import checks
 from kvx.errors import Submitted, UserError
 from kvx.points import Point, experiment_dir
-from kvx.run import jobs
+from kvx.run import slurm_jobs
 from kvx.run.progress import Meter
 from kvx.run.units import Outcome, Unit
 
@@ -125,7 +125,7 @@ class Slurm:
 
     def check(self, points: Sequence[Point]) -> None:
         """The workers check the points: a login node loads no model."""
-        fields.refuse_workers(points)
+        checks.refuse_workers(points)
         needed = ("sbatch", "squeue") if self.n_slices else ("sbatch", "squeue", "sinfo")
         if missing := [name for name in needed if shutil.which(name) is None]:
             raise UserError(
@@ -201,8 +201,8 @@ class Slurm:
     def _remember(self, job_ids: list[str]) -> None:
         logs = str(self.folder).replace("%j", "*")
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        for folder, ids in jobs.experiments(self.points).items():
-            jobs.remember(folder, jobs.Submission(job_ids, ids, logs, at))
+        for folder, ids in slurm_jobs.experiments(self.points).items():
+            slurm_jobs.remember(folder, slurm_jobs.Submission(job_ids, ids, logs, at))
 
     def _say_where(self, n: int, where: str) -> None:
         config = self.points[0].config
@@ -228,10 +228,10 @@ def _wait(submitted: Sequence[Any]) -> None:
     while True:
         left = [job for job in submitted if not job.paths.result_pickle.exists()]
         ended = len(submitted) - len(left)
-        active = jobs.active_jobs(job.job_id for job in left) if left else {}
+        active = slurm_jobs.active_jobs(job.job_id for job in left) if left else {}
         listed = active or {}
         queue = {job.job_id: listed[job.job_id] for job in left if job.job_id in listed}
-        says = ", ".join((f"{ended} of {len(submitted)} jobs ended", *jobs.in_words(queue)))
+        says = ", ".join((f"{ended} of {len(submitted)} jobs ended", *slurm_jobs.in_words(queue)))
         waited = time.monotonic() - said_at >= SAY_EVERY_S
         if ended != before or (queue and says != said and waited):
             said, said_at, before = says, time.monotonic(), ended

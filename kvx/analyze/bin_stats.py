@@ -1,0 +1,233 @@
+"""bin_stats and comparisons: rows of plain values from an experiment's frames."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kvx.analyze.columns import ALL_BINS, Columns, by_bin, by_metric, take
+from kvx.analyze.frames import Experiment
+from kvx.config.schema import AnalyzeConfig
+from kvx.scoring.failures import FailureType
+from kvx.stats.bootstrap import Cell, MeanEstimate, bootstrap_means
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, clopper_pearson
+from kvx.stats.paired import (
+    PairedDifference,
+    failure_attribution,
+    newcombe_interval,
+    paired_differences,
+)
+from kvx.stats.repeats import others_share, spread
+
+Row = dict[str, Any]
+BOOTSTRAP, EXACT, NEWCOMBE = "cluster_bootstrap", "clopper_pearson", "newcombe"
+QUANTILES = (50, 95)
+TIMES = ("latency", "ttft", "tpot")
+
+
+def null(value: Any) -> float | None:
+    """nan as a null, which is what Parquet and SQLite understand as "not known"."""
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
+    """One row per point, bin and metric; bin -1 is all bins together."""
+    rows: list[Row] = []
+    cells: list[tuple[Columns, Columns]] = []
+    for point in experiment.points:
+        requests, scores, latency = (
+            dict(by_bin(experiment.of(table, point.id)))
+            for table in ("requests", "judged", "latency")
+        )
+        series, bins = experiment.series_columns(point), experiment.manifest(point)["bins"]
+        for index, asked in requests.items():
+            edges = bins if index == ALL_BINS else [bins[index]]
+            common = {
+                **series, "bin": index, "bin_low_tokens": edges[0]["low_tokens"],
+                "bin_high_tokens": edges[-1]["high_tokens"],
+                **_failure_columns(asked), **_cost_columns(asked), **cut_columns(asked),
+                **_latency_columns(_bin(latency, index)),
+            }  # fmt: skip
+            for metric, primary, cell in by_metric(_bin(scores, index)):
+                rows.append({**common, "metric": metric, "primary": primary})
+                cells.append((cell, asked))
+    estimates = _bootstrap([(cell["score"], cell["cluster"].tolist()) for cell, _ in cells], config)
+    failures = _failure_intervals([asked for _, asked in cells], config)
+    binary = experiment.binary_metrics
+    return [
+        row | failed | _mean_columns(estimate, row["metric"] in binary, config)
+        for row, failed, estimate in zip(rows, failures, estimates, strict=True)
+    ]
+
+
+def _bin(cut: dict[int, Columns], index: int) -> Columns:
+    """The rows of a bin, none if nothing is in it."""
+    return cut[index] if index in cut else take(cut[ALL_BINS], slice(0))
+
+
+def _bootstrap(cells: Sequence[Cell], config: AnalyzeConfig) -> list[MeanEstimate]:
+    return bootstrap_means(cells, config.n_boot, config.confidence, config.seed)
+
+
+def _mean_columns(estimate: MeanEstimate, binary: bool, config: AnalyzeConfig) -> Row:
+    """Mean with its interval: exact for independent binary scores, else the cluster bootstrap's."""
+    interval, method = unless_constant(estimate.interval), BOOTSTRAP
+    if binary and estimate.n == estimate.n_clusters:
+        right = round(estimate.mean * estimate.n) if estimate.n else 0
+        interval, method = clopper_pearson(right, estimate.n, config.confidence), EXACT
+    return {
+        "n": estimate.n, "n_clusters": estimate.n_clusters, "mean": null(estimate.mean),
+        "sd": null(estimate.sd), "ci_low": null(interval.low), "ci_high": null(interval.high),
+        "ci_method": method, "bootstrap_ci_low": null(estimate.interval.low),
+        "bootstrap_ci_high": null(estimate.interval.high),
+    }  # fmt: skip
+
+
+def unless_constant(interval: Interval) -> Interval:
+    """A bootstrap of scores that all agree has no width: it cannot say how sure it is."""
+    return UNKNOWN_INTERVAL if interval.low == interval.high else interval
+
+
+def _failure_columns(asked: Columns) -> Row:
+    n, k = len(asked["failed"]), int(asked["failed"].sum())
+    truncated = int((asked["kind"] == FailureType.TRUNCATED).sum())
+    return {
+        "n_requests": n, "n_responses": int(asked["has_response"].sum()),
+        "n_failures": k, "n_truncated": truncated,
+        "n_degenerate": int(asked["degenerate"].sum()),
+        "budget_verified": bool(asked["budget_verified"].all()),
+        "failure_rate": k / n, "truncated_rate": truncated / n,
+    }  # fmt: skip
+
+
+def _failure_intervals(cells: Sequence[Columns], config: AnalyzeConfig) -> list[Row]:
+    """Exact for independent requests, else a bootstrap over the clusters they form."""
+    rates = [(cell["failed"], cell["cluster"].tolist()) for cell in cells]
+    shared = [cell for cell in rates if len(set(cell[1])) < len(cell[1])]
+    resampled = iter(_bootstrap(shared, config))
+    rows = []
+    for failed, clusters in rates:
+        if len(set(clusters)) < len(clusters):
+            interval = next(resampled).interval
+        else:
+            interval = clopper_pearson(int(failed.sum()), len(failed), config.confidence)
+        rows.append({"failure_ci_low": null(interval.low), "failure_ci_high": null(interval.high)})
+    return rows
+
+
+def _cost_columns(asked: Columns) -> Row:
+    effective, full = asked["kv_bytes_effective"], asked["kv_bytes_full"]
+    return {
+        "output_tokens_mean": _mean(asked["output_tokens"]),
+        "kv_bytes_mean": _mean(asked["kv_bytes_physical"]),
+        "kv_bytes_full_mean": _mean(full),
+        "budget_measured": _mean(effective / full),
+    }
+
+
+def cut_columns(asked: Columns) -> Row:
+    """Contexts that were cut to fit the model; nulls where an older run did not note it."""
+    lost = np.asarray(asked["context_tokens_cut"], float)
+    if np.isnan(lost).all():
+        return {"n_contexts_cut": None, "context_tokens_cut_mean": None}
+    cut = lost[lost > 0]
+    return {"n_contexts_cut": len(cut), "context_tokens_cut_mean": _mean(cut) if len(cut) else None}
+
+
+def _mean(values: NDArray[Any]) -> float | None:
+    """Mean of what was measured; null if nothing was."""
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else None
+
+
+def _latency_columns(alone: Columns) -> Row:
+    """Quantiles and memory of requests that ran alone; null where none did, never estimated."""
+    good = take(alone, pd.isna(alone["error_type"]))
+    n = len(good["error_type"])
+    row: Row = {"n_latency": n, "n_latency_failed": len(alone["error_type"]) - n}
+    times = np.stack([good[f"{name}_s"] for name in TIMES], axis=1).astype(float)
+    for name, quantiles in zip(TIMES, _quantiles(times), strict=True):
+        row |= {f"{name}_p{q}_s": v for q, v in zip(QUANTILES, quantiles, strict=True)}
+    peak = good["peak_memory_bytes"].astype(float)
+    peak = peak[~np.isnan(peak)]
+    seconds, neighbours = good["latency_s"].astype(float), good["gpu_others"].astype(float)
+    known = neighbours[~np.isnan(neighbours)]
+    return row | {
+        "peak_memory_bytes_max": int(peak.max()) if peak.size else None,
+        "latency_spread": null(spread(seconds, good["example_id"].tolist())),
+        "others_cpu_share": null(others_share(good["others_cpu_share"].astype(float), seconds)),
+        "gpu_others_max": int(known.max()) if known.size else None,
+    }
+
+
+def _quantiles(values: NDArray[np.float64]) -> list[list[float | None]]:
+    """The quantiles of what is known of each column; nulls where nothing is."""
+    known = ~np.isnan(values)
+    if values.size and known.all():  # all columns in one call
+        found: list[list[float | None]] = np.percentile(values, QUANTILES, axis=0).T.tolist()
+        return found
+    return [
+        np.percentile(column[good], QUANTILES).tolist() if good.any() else [None] * len(QUANTILES)
+        for column, good in zip(values.T, known.T, strict=True)
+    ]
+
+
+def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
+    """Every point against its full-cache twin, example by example, per bin and over all bins."""
+    rows: list[Row] = []
+    cells: list[Columns] = []
+    for point in experiment.points:
+        twin = experiment.twin(point)
+        if twin is None or twin.id == point.id:
+            continue
+        series = experiment.series_columns(point)
+        pairs = experiment.side_by_side(point.id, twin.id)
+        for metric, primary, group in by_metric(pairs):
+            about = {**series, "twin_point_id": twin.id, "metric": metric, "primary": primary}
+            for index, cell in by_bin(group):
+                rows.append({**about, "bin": index})
+                cells.append(cell)
+    found = paired_differences(
+        [(cell["score"], cell["score_twin"], cell["cluster"].tolist()) for cell in cells],
+        config.n_boot, config.confidence, config.seed,
+    )  # fmt: skip
+    binary = experiment.binary_metrics
+    return [
+        row | _compare(cell, difference, row["metric"] in binary, config)
+        for row, cell, difference in zip(rows, cells, found, strict=True)
+    ]
+
+
+def _compare(pairs: Columns, found: PairedDifference, binary: bool, config: AnalyzeConfig) -> Row:
+    ours, twins, failed = pairs["score"], pairs["score_twin"], pairs["failed"]
+    truncated = pairs["kind"] == FailureType.TRUNCATED
+    exact = binary and found.n_pairs == found.n_clusters
+    interval, method = unless_constant(found.interval), BOOTSTRAP
+    if exact:
+        interval, method = _newcombe(ours, twins, found, config), NEWCOMBE
+    return {
+        "n_pairs": found.n_pairs, "n_clusters": found.n_clusters, "mean": null(found.mean_a),
+        "twin_mean": null(found.mean_b), "difference": null(found.difference),
+        "ci_low": null(interval.low), "ci_high": null(interval.high), "ci_method": method,
+        "bootstrap_ci_low": null(found.interval.low),
+        "bootstrap_ci_high": null(found.interval.high),
+        "n_lost": found.n_lost, "n_won": found.n_won,
+        "mcnemar_p": found.mcnemar_p if exact else None,
+        "n_degenerate": int(pairs["degenerate"].sum()),
+        "failure_rate_difference": float(failed.mean() - pairs["failed_twin"].mean()),
+        "difference_from_failures": null(failure_attribution(ours, twins, failed)),
+        "difference_from_truncated": null(failure_attribution(ours, twins, truncated)),
+        "baseline_floor": bool(found.mean_b < config.baseline_floor),
+    }  # fmt: skip
+
+
+def _newcombe(
+    ours: NDArray[Any], twins: NDArray[Any], found: PairedDifference, config: AnalyzeConfig
+) -> Interval:
+    both = int(((ours == 1) & (twins == 1)).sum())
+    neither = found.n_pairs - both - found.n_lost - found.n_won
+    return newcombe_interval(both, found.n_lost, found.n_won, neither, config.confidence)

@@ -1,0 +1,129 @@
+"""What kvx makes of a command line before Hydra reads it."""
+
+from hydra.core.override_parser.types import ChoiceSweep
+
+from kvx.config.budgets import with_budgets
+from kvx.config.overrides import parse, readable, several
+from kvx.errors import UserError
+
+MULTIRUN = ("-m", "--multirun")
+GROUPS = ("dataset", "engine", "model", "press", "budget", "controller", "experiment")
+WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
+# what an experiment or a server has one of, whatever is swept
+SECTIONS = (
+    "analyze", "certify", "plan", "score", "serve", "simulate", "status", "train", "verify",
+)  # fmt: skip
+
+
+def understood(argv: list[str]) -> list[str]:
+    """Arguments with their values quoted where Hydra's grammar needs it, and budgets as numbers.
+
+    Flags come first in the result: argparse does not take them between overrides. Raises
+    `UserError` for a list where one option of a group is meant.
+    """
+    rewritten = with_budgets([readable(a) for a in argv])
+    for argument in rewritten:
+        _refuse_unnamed(argument)
+    multirun = [a for a in rewritten if a in MULTIRUN]
+    return _options_last(multirun + [a for a in rewritten if a not in MULTIRUN])
+
+
+def _options_last(argv: list[str]) -> list[str]:
+    """Overrides together: argparse refuses those behind `--cfg job` if others stand before it."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        is_value = before in ("--config-dir", "-cd", "--config-path", "-cp")
+        is_override = "=" in argument and not argument.startswith("-") and not is_value
+        (overrides if is_override else options).append(argument)
+    return [*overrides, *options] if overrides else options
+
+
+def _refuse_unnamed(argument: str) -> None:
+    """Raises `UserError` for `press=[knorm,snapkv]`, of which Hydra would take the last option.
+
+    So it does inside a sweep, and it takes no number for a name.
+    """
+    override = parse(argument)
+    if override is None or override.key_or_group.lstrip("/") not in GROUPS:
+        return
+    value = override.value()
+    options = value.list if isinstance(value, ChoiceSweep) else [value]
+    if any(isinstance(option, list) for option in options):
+        flat = [o for option in options for o in (option if isinstance(option, list) else [option])]
+        listed = ",".join(map(str, flat))
+        raise UserError(
+            f"{argument}: a list is no {override.key_or_group}; to sweep, type "
+            f"-m {override.key_or_group}={listed}"
+        )
+    if any(isinstance(option, int | float) for option in options):
+        raise UserError(f"{argument}: options have names; --help lists those of each group")
+
+
+def refuse_sweeps(name: str, argv: list[str]) -> None:
+    """Raises `UserError` for a sweep all of whose values but one would be dropped silently."""
+    for argument in argv:
+        override = parse(readable(argument))
+        if override is None or not override.is_sweep_override() or not several(override):
+            continue
+        key = override.key_or_group
+        section = key.partition(".")[0]
+        if name == "serve" and section in ("press", "budget"):
+            raise UserError(
+                f"{argument}: a server has one {section} of its own; give one value, requests may "
+                "name others"
+            )
+        if name == "serve":
+            raise UserError(f"{argument}: several values; a server takes one")
+        if section in SECTIONS:
+            raise UserError(
+                f"{argument}: several values; {section}.* takes one, with or without -m"
+            )
+        from kvx.config.distinct import (  # and all that makes a point's identity
+            undistinguished,
+            why_dropped,
+        )
+
+        if undistinguished(key):
+            raise UserError(f"{argument}: {why_dropped(key)}")
+
+
+def with_workers(argv: list[str]) -> list[str]:
+    """Add `-m` where a launcher with workers is asked for: Hydra starts it for sweeps only."""
+    asked = any(a in WORKERS for a in argv) and not any(a.startswith("-") for a in argv)
+    return ["-m", *argv] if asked else argv
+
+
+def after_options(argv: list[str]) -> list[str]:
+    """Let a fixed field of a swept group wait for the group's option.
+
+    `press=snapkv,pyramidkv press.method.window_size=32`: Hydra would set the field before there is
+    a press that has it; as a sweep of one value it is set for each point.
+    """
+    overrides = {a: o for a in argv if (o := parse(a)) is not None}
+    swept = {o.key_or_group for o in overrides.values() if o.is_sweep_override()}
+    rewritten = []
+    for argument in argv:
+        override = overrides.get(argument)
+        if override is not None and not override.is_sweep_override() and override.value() != "":
+            group, _, field = override.key_or_group.partition(".")
+            if field and group in swept:
+                key, _, value = argument.partition("=")
+                argument = f"{key}=choice({value})"
+        rewritten.append(argument)
+    return rewritten
+
+
+def drop_sweeps(argv: list[str]) -> list[str]:
+    """The arguments of `run` without its sweep: no `-m`, and the first of several values."""
+    kept = ["hydra.mode=RUN"]
+    for argument in understood([a for a in argv if a not in MULTIRUN]):
+        override = parse(argument)
+        if override is not None and override.is_sweep_override():
+            if override.key_or_group in ("experiment", "experiment_name"):
+                raise UserError(f"{argument}: this stage works on one experiment at a time")
+            argument = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+        kept.append(argument)
+    if any(a.startswith("-") for a in kept):  # --help, --cfg and the like take no mode
+        kept.remove("hydra.mode=RUN")
+    return kept

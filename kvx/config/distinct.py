@@ -1,0 +1,170 @@
+"""Sweeps over fields that do not tell points apart: all values but one would be dropped silently.
+
+`kvx.points` says what a point's id holds; this module says it of a configuration alone, before
+there is a manifest or a model.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+from kvx.config.controller import ControllerKind, Shadow
+from kvx.config.field_kinds import NEUTRAL
+from kvx.config.field_names import fields_of
+from kvx.config.identity import resolved
+from kvx.config.numbers import exact
+from kvx.config.schema import BudgetKind, Config
+from kvx.errors import UserError
+
+# neutral by name, but what they lead to is not: other weights, another folder of results; a point
+# that is asked for both measures gets both
+DISTINCT = ("model.path", "paths.output", "measure")
+# these shape how answers are scored; what `decoding` takes over of them is told apart there
+SCORING = ("metrics", "answer_format", "max_new_tokens", "until")
+
+
+def why_dropped(key: str) -> str:
+    return (
+        f"several values, but {key} tells no points apart, so only one of them would run; give one "
+        "value, or run each under an experiment_name of its own"
+    )
+
+
+def undistinguished(key: str) -> bool:
+    """Whether a field of this dotted name is neutral, whatever the rest of the configuration."""
+    if key in DISTINCT:
+        return False
+    parts = key.split(".")
+    for n in range(len(parts)):
+        field = fields_of(".".join(parts[:n])).get(parts[n])
+        if field is None:
+            return False  # a group's option, or free-form
+        if all(field.metadata.get(name) == value for name, value in NEUTRAL.items()):
+            return True
+    return False
+
+
+def refuse_dropped(configs: Sequence[Config]) -> None:
+    """Raises `UserError` where a sweep holds two values of a field for one and the same point."""
+    _refuse_unused_budgets(configs)
+    _refuse_unread_of_guard(configs)
+    varied = [
+        f.name
+        for f in dataclasses.fields(Config)
+        if len({id(getattr(config, f.name)) for config in configs}) > 1
+    ]
+    guarded = any(c.controller.kind is not ControllerKind.none for c in configs)
+    parts = _Parts(guarded)
+    first: dict[str, Config] = {}
+    for config in configs:
+        known = first.setdefault(repr([parts.distinct(config, n) for n in varied]), config)
+        if known is config:
+            continue
+        for name in varied:
+            if (found := _difference(parts.rest(known, name), parts.rest(config, name))) is None:
+                continue
+            key = ".".join((name, *found[0]))
+            typed = f"{key}={_told(found[1])},{_told(found[2])}"
+            raise UserError(f"{typed}: {why_dropped(key)}")
+
+
+def _refuse_unused_budgets(configs: Sequence[Config]) -> None:
+    """Raises `UserError` for a number of tokens, or a fraction, that no point of a sweep reads."""
+    kinds = {c.budget.kind for c in configs}
+    tokens = sorted({c.budget.tokens for c in configs if c.budget.tokens is not None})
+    ratios = sorted({c.budget.ratio for c in configs} - {1.0})
+    if tokens and kinds == {BudgetKind.ratio}:
+        raise UserError(
+            f"budget.tokens={tokens[0]}: is read with budget=tokens only; add it, or type "
+            f"budget={tokens[0]}t"
+        )
+    if ratios and kinds == {BudgetKind.tokens}:
+        raise UserError(
+            f"budget.ratio={exact(ratios[-1])}: is not read with budget=tokens; add budget=ratio, "
+            "or leave it out"
+        )
+
+
+def _refuse_unread_of_guard(configs: Sequence[Config]) -> None:
+    """Raises `UserError` for values of `guard` that none of a sweep's controllers reads."""
+    kinds = {c.controller.kind for c in configs} - {ControllerKind.none}
+    reads = {
+        "model": ControllerKind.hazard in kinds,
+        "let_go": bool(kinds - {ControllerKind.always_safe}),
+    }
+    for name, read in reads.items():
+        values = list(dict.fromkeys(getattr(c.guard, name) for c in configs))
+        if kinds and not read and len(values) > 1:
+            listed = ",".join(map(_told, values))
+            raise UserError(f"guard.{name}={listed}: {why_dropped(f'guard.{name}')}")
+
+
+class _Parts:
+    """What of a node makes points, and the rest of it; each computed once for shared nodes."""
+
+    def __init__(self, guarded: bool) -> None:
+        self.guarded = guarded  # any point of the sweep
+        self._known: dict[tuple[str, str, int], Any] = {}
+
+    def distinct(self, config: Config, name: str) -> Any:
+        return self._once("distinct", config, name, _distinct)
+
+    def rest(self, config: Config, name: str) -> Any:
+        """What is left; nothing of what the grid of a sweep repeats for points without it."""
+        if name in ("controller", "guard") and self.guarded and not _is_guarded(config):
+            return None
+        return self._once("rest", config, name, _rest)
+
+    def _once(self, kind: str, config: Config, name: str, make: Any) -> Any:
+        node = getattr(config, name)
+        guarded = name in ("controller", "guard") and _is_guarded(config)
+        key = (f"{kind}{guarded}", name, id(node))
+        if key not in self._known:
+            self._known[key] = make(name, node, guarded)
+        return self._known[key]
+
+
+def _is_guarded(config: Config) -> bool:
+    return config.controller.kind is not ControllerKind.none
+
+
+def _distinct(name: str, node: Any, guarded: bool) -> Any:
+    plain = resolved(node)
+    if name == "model":
+        return {**plain, "name": None, "path": node.path}
+    if name == "dataset":
+        return {k: v for k, v in plain.items() if k not in SCORING}
+    if name == "controller" and not guarded:
+        return {"name": plain["name"]}
+    if name == "guard":
+        kept = {**plain, "shadow": node.shadow is Shadow.none}
+        del kept["stream"]
+        return kept if guarded else {}
+    if name == "paths":
+        return node.output
+    return None if _is_neutral(name) else plain
+
+
+def _rest(name: str, node: Any, guarded: bool) -> Any:
+    return None if name == "measure" else node
+
+
+def _told(value: Any) -> str:
+    return value.name if isinstance(value, Enum) else json.dumps(value, default=str).strip('"')
+
+
+def _is_neutral(name: str) -> bool:
+    return bool(Config.__dataclass_fields__[name].metadata.get("neutral"))
+
+
+def _difference(one: Any, other: Any) -> tuple[tuple[str, ...], Any, Any] | None:
+    """The first field in which two nodes of a kind differ: its path and both values."""
+    if dataclasses.is_dataclass(one) and type(one) is type(other):
+        for field in dataclasses.fields(one):
+            found = _difference(getattr(one, field.name), getattr(other, field.name))
+            if found is not None:
+                return (field.name, *found[0]), found[1], found[2]
+        return None
+    return None if one == other or one is None or other is None else ((), one, other)

@@ -1,0 +1,58 @@
+"""The part of a configuration that identifies results: plain data without its neutral fields.
+
+`kvx.points` makes a point's id of it, with the manifest, the model's files and the user's code.
+"""
+
+import dataclasses
+from enum import Enum
+from typing import Any
+
+from kvx.config.controller import ControllerKind
+from kvx.config.field_kinds import ADDED, IDENTITY, RECORDED
+from kvx.config.schema import Config
+
+
+def resolved(value: Any) -> Any:
+    """A configuration as plain data, without the fields that cannot change results."""
+    if dataclasses.is_dataclass(value):
+        return {
+            f.name: resolved(f.metadata.get(IDENTITY, _itself)(getattr(value, f.name)))
+            for f in dataclasses.fields(value)
+            if not f.metadata.get("neutral") and not _unused(f, getattr(value, f.name))
+        }
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {k: resolved(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [resolved(v) for v in value]
+    return value
+
+
+def _unused(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field that came later is at its default, as all points were before it."""
+    if not field.metadata.get(ADDED):
+        return False
+    made = field.default_factory
+    return bool(value == (field.default if made is dataclasses.MISSING else made()))
+
+
+def made_with(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The fields of a configuration that name no point but may tip a near tie, by dotted name."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        inner, name = getattr(value, field.name), f"{prefix}{field.name}"
+        if field.metadata.get(RECORDED) and not _unused(field, inner):
+            found[name] = inner
+        elif dataclasses.is_dataclass(inner):
+            found |= made_with(inner, f"{name}.")
+    return found
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def is_guarded(config: Config) -> bool:
+    """Whether a controller steers the point's sequences."""
+    return config.controller.kind is not ControllerKind.none

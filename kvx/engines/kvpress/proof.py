@@ -1,0 +1,90 @@
+"""What became of a request: its response, the proof of its budget, its cache at the end."""
+
+from dataclasses import replace
+
+from kvx.config.schema import DecodingConfig
+from kvx.engines.base import BudgetProof, KVUse, Response, Trace, kept_as_asked
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.observers import TIMEOUT
+from kvx.engines.kvpress.parts import press_line
+from kvx.engines.kvpress.rows import Row
+from kvx.errors import show_traceback
+from kvx.points import Point, Request
+from kvx.scoring.failures import FailureType, classify_error
+from kvx.text.answer import answer_of
+from kvx.text.reasoning import count_tokens, split
+
+
+class BudgetContradictedError(Exception):
+    """The cache does not hold what the budget asked for."""
+
+
+def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int) -> KVUse:
+    """What a finished row's cache took at its peak: its highest budget, and what was appended."""
+    per_entry = kv.bytes_physical / kv.entries_physical
+    peak = kv.bytes_physical + (row.position + row.packed - compressed_tokens) * per_entry
+    if row.guard is not None:
+        rest = len(row.origin.rest_ids) if row.origin is not None else 0
+        for budget, tokens in row.guard.longest.items():
+            prompt = max(kv.bytes_physical, budget * kv.bytes_full)
+            peak = max(peak, prompt + (rest + tokens) * per_entry)
+    return replace(kv, bytes_peak=round(peak))
+
+
+def bytes_host(row: Row) -> int:
+    """What a row's shadow takes beside the device."""
+    return row.origin.source.bytes if row.origin is not None and row.origin.source else 0
+
+
+def prove_budget(point: Point, kv: KVUse) -> BudgetProof:
+    """A budget is proved, not labelled: how it is.
+
+    Raises `BudgetContradictedError` if the cache holds something else than was asked.
+    """
+    press, kept = point.config.press, kv.entries_effective
+    found = kept_as_asked(press, kv.entries_nominal, kept)
+    if found is None:
+        raise BudgetContradictedError(
+            f"press={press.name} was asked to keep {kv.entries_nominal:g} KV entries per head and "
+            f"kept {kept:g}; the budget is not what its label says. If the method counts otherwise "
+            "(whole chunks), set press.keeps=by_method: its points are then told by what they kept"
+        )
+    return found
+
+
+def response_of(
+    row: Row, loaded: LoadedModel, decoding: DecodingConfig, trace: Trace | None
+) -> Response:
+    """The response of a finished row, whose text ends before the first stop string."""
+    assert row.kv is not None
+    timed_out = row.finish_reason == TIMEOUT
+    text = loaded.text(row.tokens)
+    # the watch may see a stop string late: what is shown is cut where it begins
+    said = answer_of(text, row.finish_reason, decoding.until, strip_reasoning=False)
+    thought = split(said.text, row.opens_reasoning).reasoning
+    return Response(
+        row.request,
+        text=said.text,
+        token_ids=row.tokens,
+        finish_reason=None if timed_out else said.finish_reason,
+        reasoning_tokens=count_tokens(loaded.tokenizer.encode, thought),
+        opens_reasoning=row.opens_reasoning,
+        error_type=FailureType.TIMEOUT.value if timed_out else None,
+        error_message=f"stopped after {decoding.timeout_s:g} s" if timed_out else None,
+        kv=kv_at_end(row.kv, row, row.request.entry.compressed_tokens),
+        budget_verified=True,
+        budget_proof=prove_budget(row.request.point, row.kv),
+        trace=trace,
+        guard=None if row.guard is None else row.guard.result(bytes_host(row)),
+    )
+
+
+def failure(request: Request, error: Exception) -> Response:
+    """The typed failure of a request that raised."""
+    show_traceback(error, request.point)
+    reason = str(error).splitlines()[0] if str(error) else ""
+    message = f"{type(error).__name__}: {reason}"
+    kind = classify_error(message)
+    if (line := press_line(error)) is not None:
+        message = f"{message.rstrip(': ')} (press={request.point.config.press.name}, {line})"
+    return Response(request, None, error_type=kind.value, error_message=message)

@@ -1,0 +1,68 @@
+"""What the schema cannot say about `engine=openai`; needs no server and imports no client."""
+
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from kvx.config.engine import OpenAIConfig
+from kvx.config.schema import Measure
+from kvx.errors import UserError
+from kvx.points import Point
+
+AUTO = "auto"
+SECRET = 8  # characters: shorter keys ("none", "EMPTY") are words
+
+
+def check(engine: OpenAIConfig, measure: Measure) -> None:
+    """Raises `UserError` naming the field for a value that cannot be right."""
+    if isinstance(engine.concurrency, str) and engine.concurrency != AUTO:
+        raise UserError(f"engine.concurrency={engine.concurrency}: must be auto, or at least 1")
+    if engine.extra_body is not None and not isinstance(engine.extra_body, Mapping):
+        raise UserError(
+            f"engine.extra_body={engine.extra_body}: must be a mapping such as "
+            "{keep: ${budget}}"
+        )
+    if measure is not Measure.quality and not engine.stream:
+        raise UserError(f"measure={measure.name}: times to the first token need engine.stream=true")
+
+
+def check_url(url: str) -> None:
+    """Raises `UserError` for what is no address, or holds a password."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{url}: no address of a server; write e.g. http://127.0.0.1:8000/v1")
+    if parts.username is not None or parts.password is not None:
+        raise UserError(
+            f"{parts.hostname}: a name or password in the address would be saved with the results; "
+            "put the key in OPENAI_API_KEY"
+        )
+    if parts.query or parts.fragment:
+        raise UserError(
+            f"{parts.hostname}: nothing can follow the path of the address, and ?… would be saved "
+            "with the results"
+        )
+
+
+def check_key(key: str | None, engine: OpenAIConfig) -> None:
+    """Raises `UserError` for a key that cannot be sent, or one that would be saved."""
+    if key is None:
+        return
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("OPENAI_API_KEY: holds a character that no HTTP header can")
+    if len(key) >= SECRET and key in repr(engine):
+        raise UserError(
+            "the key stands in a field of engine, which is saved with the results; OPENAI_API_KEY "
+            "is sent by itself"
+        )
+
+
+def refuse_workers(points: Sequence[Point]) -> None:
+    """Raises `UserError` where several processes would each keep a limit meant for all of them."""
+    for point in points:
+        engine = point.config.engine
+        if isinstance(engine, OpenAIConfig):
+            limits = engine.rate_limit
+            if limits.max_rpm is not None or limits.max_tpm is not None:
+                raise UserError(
+                    "engine.rate_limit holds for one process, and one is enough to keep a server "
+                    "busy; leave hydra/launcher out"
+                )

@@ -1,0 +1,381 @@
+"""The source of classes that a configuration names: found and hashed without importing them.
+
+Importing a user's module would import torch, and a command that finds nothing to do has no need of
+it. A module is therefore looked up as Python would, and what it imports is read from its text.
+
+A class of the standard library, of kvx or of an installed distribution is known by a version;
+everything else is the user's own code (a module on PYTHONPATH, an editable install, a notebook),
+and known by its text and that of every module of the user that it imports, however indirectly.
+"""
+
+import ast
+import importlib.machinery
+import importlib.metadata
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kvx import __version__
+from kvx.identity import file_hashes
+from kvx.identity.hashing import digest, sha256_text
+from kvx.identity.reload import digest_of_main, forget, refresh
+
+MAIN = "__main__"
+# what else a configuration may name where Hydra wants a `_target_`: the class is in `path`
+GETTERS = ("hydra.utils.get_class", "hydra.utils.get_method", "hydra.utils.get_object")
+# versions that all points were run with before there were versions in an identity
+BEFORE = {"kvpress": "kvpress 0.5.5"}
+NOT_NOTED = "not noted"
+LIBRARIES = ("kvpress", "transformers", "torch")
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of the user's: its file, that file's bytes, and the module names it imports."""
+
+    name: str
+    file: str
+    sha256: str
+    imports: tuple[str, ...]
+
+
+def sources_of(node: Any) -> dict[str, str]:
+    """What stands for the code of every class named in `node`, a part of a configuration.
+
+    `<distribution> <version>` for installed classes, 64 hex digits for the user's own. Classes that
+    do not exist are left out: whoever makes the object says so. A module that changed since this
+    process imported it is forgotten, so that the next import reads it. Raises `UserError` if a file
+    cannot be read.
+    """
+    found = {target: source_of(target) for target in sorted(set(targets(node)))}
+    return {target: source for target, source in found.items() if source is not None}
+
+
+def identity_of(sources: Mapping[str, str]) -> dict[str, str]:
+    """Of `sources`, what tells points apart.
+
+    kvx's own classes have versions of their own, and what all points were run with before is not
+    said: their ids stay what they were.
+    """
+    return {
+        target: source
+        for target, source in sources.items()
+        if (top := target.partition(".")[0]) != "kvx" and source != BEFORE.get(top)
+    }
+
+
+def press_code(info: Mapping[str, Any]) -> dict[str, str]:
+    """`identity_of` the press of a finished point, by its `point.json`.
+
+    An older kvx noted versions there, and nothing of a user's own code.
+    """
+    method = info["config"]["press"]["method"]
+    found = info.get("sources")
+    if found is None:
+        versions = info.get("provenance", {}).get("versions", {})
+        tops = {target: target.partition(".")[0] for target in targets(method)}
+        found = {
+            target: f"{top} {versions[top]}" if top in versions else BEFORE.get(top, NOT_NOTED)
+            for target, top in tops.items()
+        }
+    return identity_of({target: found[target] for target in targets(method) if target in found})
+
+
+def press_parameters(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells presses of one name apart: the parameters, and the code where it counts."""
+    method = dict(info["config"]["press"]["method"] or {})
+    code = press_code(info)
+    return method | ({"code": told(code)} if code else {})
+
+
+def told(code: Mapping[str, str]) -> str:
+    """An identity of code for people: a version, or the first digits of a digest."""
+    return " ".join(dict.fromkeys(s[:8] if is_users(s) else s for s in code.values()))
+
+
+def is_users(source: str) -> bool:
+    """Whether it stands for a user's own code."""
+    return len(source) == 64 and " " not in source
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` in a nested configuration."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if isinstance(target, str):
+            named = node.get("path") if target in GETTERS else target
+            if isinstance(named, str):
+                yield named
+        for inner in node.values():
+            yield from targets(inner)
+    elif isinstance(node, list | tuple):
+        for inner in node:
+            yield from targets(inner)
+
+
+def source_of(target: str) -> str | None:
+    """What stands for the code of `target`; None if there is no such module."""
+    top = target.partition(".")[0]
+    if top == "kvx":
+        return f"kvx {__version__}"
+    if top in sys.stdlib_module_names:
+        return f"python {sys.version_info.major}.{sys.version_info.minor}"
+    if top in LIBRARIES and not _is_checkout(top):
+        return _version(top)
+    if top == MAIN and getattr(sys.modules[MAIN], "__file__", None) is None:
+        return _typed(target.removeprefix(f"{MAIN}."))
+    if (known := _known.get(target)) is not None and known.is_current():
+        _refresh(known.modules)
+        return known.source
+    if known is not None and any(_real_file(m.file).is_dir() for m in known.modules):
+        forget([m.name for m in known.modules])  # a file is gone: importing fails, as anew
+    first = _module_of(target)
+    if first is None:
+        return None
+    if not _is_users(top) and top not in LIBRARIES and (version := _version(top)) is not None:
+        return version
+    modules = _closure([first], top)
+    _refresh(modules)
+    source = sha256_text(digest([[m.name, m.sha256] for m in modules], 64))
+    if top in LIBRARIES:
+        source = f"{_version(top) or top} edited {source[:16]}"
+    _known[target] = Known(source, modules, tuple(map(_signature, modules)))
+    return source
+
+
+def _typed(name: str) -> str | None:
+    """What stands for a class that was typed into a notebook, and what it uses of modules."""
+    typed = digest_of_main(name)
+    if typed is None:
+        return None
+    modules = _closure(typed.modules)
+    _refresh(modules)
+    return sha256_text(digest([typed.sha256, [[m.name, m.sha256] for m in modules]], 64))
+
+
+@dataclass(frozen=True)
+class Known:
+    """A source, and the modules whose files it was read from as they were then."""
+
+    source: str
+    modules: tuple[Module, ...]
+    signatures: tuple[file_hashes.Signature, ...]
+
+    def is_current(self) -> bool:
+        return all(s.is_settled for s in self.signatures) and self.signatures == tuple(
+            map(_signature, self.modules)
+        )
+
+
+_known: dict[str, Known] = {}
+
+
+def _signature(module: Module) -> file_hashes.Signature:
+    return file_hashes.signature(_real_file(module.file))
+
+
+def _real_file(name: str) -> Path:
+    """The file of a module, or the archive that it lies in."""
+    path = Path(name)
+    while not path.exists() and path.parent != path:
+        path = path.parent
+    return path
+
+
+def _refresh(modules: tuple[Module, ...]) -> None:
+    refresh([(module.name, module.file, module.sha256) for module in modules])
+
+
+def _closure(first: Iterable[str], own: str | None = None) -> tuple[Module, ...]:
+    """Modules of the user's with all that they import of the user's, by name; `own` is theirs
+    wherever it lies.
+    """
+    found: dict[str, Module] = {}
+    waiting = list(first)
+    while waiting:
+        name = waiting.pop()
+        for part in _with_parents(name):  # importing a.b runs a too
+            top = part.partition(".")[0]
+            if part in found or not (top == own or _is_users(top)):
+                continue
+            module = _read(part)
+            if module is None:
+                continue
+            found[part] = module
+            waiting += module.imports
+    return tuple(found[name] for name in sorted(found))
+
+
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _module_of(target: str) -> str | None:
+    """The longest part of a dotted name that is a module."""
+    found = None
+    for name in _with_parents(target):
+        if name == MAIN or _spec(name) is not None:
+            found = name
+        else:
+            break
+    return found
+
+
+def _read(name: str) -> Module | None:
+    """A module's content; None for one without a file (a namespace) or without existence."""
+    if name == MAIN:
+        file = str(sys.modules[MAIN].__file__)
+        return _parsed(name, file, file_hashes.sha256(Path(file)), False)
+    spec = _spec(name)
+    if spec is None or spec.origin is None or spec.loader is None:
+        return None
+    package = spec.submodule_search_locations is not None
+    if Path(spec.origin).is_file():
+        return _parsed(name, spec.origin, file_hashes.sha256(Path(spec.origin)), package)
+    get_source = getattr(spec.loader, "get_source", None)  # in a zip, say
+    try:
+        text = get_source(name) if get_source is not None else None
+    except (ImportError, OSError):  # its file is gone, and only this process knows it
+        return None
+    if text is None:
+        return None
+    return Module(name, spec.origin, sha256_text(text), _imports(text, name, package))
+
+
+@lru_cache(maxsize=4096)
+def _parsed(name: str, file: str, sha256: str, package: bool) -> Module:
+    """What is compiled has no text to read imports from, and stands for itself alone."""
+    if not file.endswith(".py"):
+        return Module(name, file, sha256, ())
+    return Module(name, file, sha256, _imports(Path(file).read_bytes(), name, package))
+
+
+def _imports(text: str | bytes, name: str, package: bool) -> tuple[str, ...]:
+    """Every module that a text may import, within functions too; of `from a import b` a and a.b."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return ()  # importing it will say so
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node.module, node.level, name, package)
+            if base is not None:
+                found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and (called := _imported_by_call(node)) is not None:
+            found.add(called)
+    return tuple(sorted(found))
+
+
+def _absolute(module: str | None, level: int, name: str, package: bool) -> str | None:
+    if level == 0:
+        return module
+    parts = name.split(".")
+    parts = parts[: len(parts) - level + package]
+    return ".".join([*parts, *([module] if module else [])]) or None
+
+
+def _imported_by_call(node: ast.Call) -> str | None:
+    """The name in `importlib.import_module("a.b")` or `__import__("a.b")`."""
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else None
+    called = node.func.id if isinstance(node.func, ast.Name) else called
+    if called not in ("import_module", "__import__") or not node.args:
+        return None
+    value = getattr(node.args[0], "value", None)
+    return value if isinstance(value, str) and not value.startswith(".") else None
+
+
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    """As `importlib.util.find_spec`, which would import the parents of a module."""
+    path: list[str] | None = None
+    spec = None
+    for part in _with_parents(name):
+        spec = _find(part, path)
+        if spec is None:
+            return None
+        path = _locations(spec)
+        if path is None and part != name:
+            return None
+    return spec
+
+
+def _find(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec | None:
+    for finder in sys.meta_path:
+        try:
+            spec = finder.find_spec(name, path)
+        except (ImportError, AttributeError, ValueError, KeyError):
+            continue
+        if spec is not None:
+            return spec
+    # a namespace within a package that nobody imported, which Python would do first
+    inside = [Path(place) / name.rpartition(".")[2] for place in path or ()]
+    if folders := [str(folder) for folder in inside if folder.is_dir()]:
+        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = folders
+        return spec
+    loaded = sys.modules.get(name)  # made by hand, or found by a finder that is gone
+    return getattr(loaded, "__spec__", None)
+
+
+def _locations(spec: importlib.machinery.ModuleSpec) -> list[str] | None:
+    found = spec.submodule_search_locations
+    return None if found is None else list(found)
+
+
+def _is_users(top: str) -> bool:
+    """Whether a top-level module is the user's own: no installed library, nothing of Python's."""
+    if top in ("kvx", *LIBRARIES) or top in sys.stdlib_module_names:
+        return False
+    if top == MAIN:
+        return True
+    spec = _find(top, None)
+    if spec is None:
+        return False
+    places = [spec.origin] if spec.origin is not None else _locations(spec) or []
+    return any(place not in ("built-in", "frozen") and not _is_installed(place) for place in places)
+
+
+def _is_installed(place: str) -> bool:
+    path = Path(place)
+    resolved = path.resolve()
+    if {"site-packages", "dist-packages"} & {*path.parts, *resolved.parts}:
+        return True
+    return any(path.is_relative_to(f) or resolved.is_relative_to(f) for f in _standard_folders())
+
+
+@lru_cache(maxsize=8)
+def _is_checkout(top: str) -> bool:
+    """Whether a library lies where somebody may edit it, so that its version says too little."""
+    spec = _find(top, None)
+    return spec is not None and spec.origin is not None and not _is_installed(spec.origin)
+
+
+@lru_cache(maxsize=1)
+def _standard_folders() -> tuple[Path, ...]:
+    names = {sysconfig.get_path(n) for n in ("purelib", "platlib", "stdlib", "platstdlib")}
+    return tuple(folder for name in names for folder in {Path(name), Path(name).resolve()})
+
+
+@lru_cache(maxsize=64)
+def _version(top: str) -> str | None:
+    """`<distribution> <version>`; beside it, for what is no library that every run has, a digest of
+    what was installed: a version is easily installed twice. None if no distribution has it.
+    """
+    if top in LIBRARIES:
+        try:
+            return f"{top} {importlib.metadata.version(top)}"
+        except importlib.metadata.PackageNotFoundError:
+            return None
+    for name in importlib.metadata.packages_distributions().get(top, []):
+        distribution = importlib.metadata.distribution(name)
+        lines = (distribution.read_text("RECORD") or "").splitlines()
+        installed = sorted(line for line in lines if line.partition(",")[0].endswith(".py"))
+        return f"{name} {distribution.version} {digest(installed)}"
+    return None

@@ -1,0 +1,149 @@
+"""Catastrophes of responses beside their full-cache twins: pure functions on tables.
+
+One row of `store.schemas.CATASTROPHES` says what can be seen in a response alone; `pair` adds what
+can only be said against the twin's answer to the same example.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kvx.scoring.instructions import kept_at_the_end, parse
+from kvx.scoring.loops import find_loop
+from kvx.scoring.names import question_recall
+
+CATASTROPHES = ("looping", "non_termination", "amnesia")
+# what `pair` tells of every response; `any` is one of the three catastrophes
+KINDS = (*CATASTROPHES, "silent_failure", "any")
+TOKENS, WORDS = "token", "word"
+REPETITION, SERVER_RULE = "repetition", "server"
+DRIFT_HAD = 0.5  # share of the question's names and numbers that the twin's answer speaks of
+RIGHT = 0.5  # a score from here on is right; a score of 0 or 1 is right at 1
+MAY_BE_UNKNOWN = ("amnesia", "silent_failure")
+# what `pair` judges by
+JUDGED = (
+    "looping", "cap_reached", "instruction_kept", "question_recall", "score", "failure",
+)  # fmt: skip
+
+
+def inspect(
+    text: str,
+    token_ids: Sequence[int] | None,
+    finish_reason: str | None,
+    question: str,
+    answers: Sequence[str],
+    generated: str | None = None,
+) -> dict[str, Any]:
+    """What can be seen in one response alone: the columns of CATASTROPHES that describe it.
+
+    `text` is the answer, `generated` all that was generated where that is more (reasoning).
+
+    Without token ids (a server that gives none) the text's words stand for tokens, and `unit` says
+    so: a loop inside one word, or in a script without spaces, is not seen then. The stop token
+    counts among `n_tokens`. A server that ended a response because it repeated itself
+    (`repetition`) found a loop, also if none is seen here: its rule is `server`, its onset unknown.
+    """
+    words = text if generated is None else generated
+    units: Sequence[Hashable] = words.split() if token_ids is None else list(token_ids)
+    loop = find_loop(units)
+    told = finish_reason == REPETITION
+    cut = finish_reason == "length"
+    asked = [parse(answer) for answer in answers]
+    kept = [kept_at_the_end(a, text, cut) for a in asked if a is not None]
+    return {
+        "n_tokens": len(units), "unit": WORDS if token_ids is None else TOKENS,
+        "looping": told or loop is not None, "loop_onset": loop and loop.onset,
+        "loop_rule": loop.rule if loop else SERVER_RULE if told else None,
+        "loop_period": loop and loop.period,
+        "cap_reached": cut, "instruction_kept": _all(kept),
+        "question_recall": question_recall(question, text),
+    }  # fmt: skip
+
+
+def _all(kept: list[bool | None]) -> bool | None:
+    if False in kept:
+        return False
+    return None if not kept or None in kept else True
+
+
+def pair(own: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
+    """Each response of a point beside its twin's to the same example; one row per example of both.
+
+    `own` and `twin` hold CATASTROPHES rows of one point each; of several points if `own` has a
+    column `twin_point_id`. The result keeps the rows' order and the columns of `own`, and adds
+    `<kind>`, `twin_<kind>` and `excess_<kind>` (here and not in the twin) for each of `KINDS`:
+
+    - `looping`, `non_termination` (the token cap was reached): what the response shows alone.
+    - `amnesia`: a checkable instruction that the twin kept is broken here, or none of the names
+      and numbers of the question is left of which the twin spoke of half or more. Null where
+      neither can be judged. `twin_amnesia` is the reverse: what chance alone does.
+    - `silent_failure`: ended, fluent (no failure, no loop), wrong where the twin was right, and no
+      amnesia; `twin_silent_failure` is the reverse. Null where one of the two has no score.
+    - `any`: looping, non-termination or amnesia, as far as they can be judged.
+
+    `onset` is the loop's (index of the generated token), null without a loop. Amnesia and silent
+    failure have pandas' `boolean` type, the others are plain bools. Raises `KeyError` for a missing
+    column, `pandas.errors.MergeError` for a twin with an example twice.
+    """
+    key = ["example_id"]
+    if "twin_point_id" in own.columns:
+        key = ["twin_point_id", "example_id"]
+        twin = twin.drop(columns="twin_point_id", errors="ignore")
+        twin = twin.rename(columns={"point_id": "twin_point_id"})
+    mine = own.drop(columns=["looping"]).assign(**{f"here_{n}": own[n] for n in JUDGED})
+    theirs = twin[key].assign(**{f"there_{n}": twin[n] for n in JUDGED})
+    both = mine.merge(theirs, on=key, how="inner", validate="m:1")
+    here, there = (_flags(both, side) for side in ("here", "there"))
+    found, found_there = _judge(here, there), _judge(there, here)
+    added: dict[str, Any] = {}
+    for kind in KINDS:
+        pairs = {
+            kind: found[kind], f"twin_{kind}": found_there[kind],
+            f"excess_{kind}": _known(
+                (found[kind] == 1) & (found_there[kind] == 0), found[kind], found_there[kind]
+            ),
+        }  # fmt: skip
+        added |= {name: _column(kind, values) for name, values in pairs.items()}
+    sides = [f"{side}_{n}" for side in ("here", "there") for n in JUDGED]
+    return both.drop(columns=sides).assign(onset=both["loop_onset"], **added)
+
+
+Flags = dict[str, NDArray[np.float64]]  # 1 yes, 0 no, nan unknown
+
+
+def _flags(both: pd.DataFrame, side: str) -> Flags:
+    values = {n: both[f"{side}_{n}"] for n in JUDGED}
+    values["failure"] = values["failure"].notna()
+    objects = {n: column.astype(object) for n, column in values.items()}
+    return {n: o.where(o.notna(), np.nan).to_numpy(dtype=np.float64) for n, o in objects.items()}
+
+
+def _column(kind: str, flags: NDArray[np.float64]) -> Any:
+    known = flags == 1
+    return pd.arrays.BooleanArray(known, np.isnan(flags)) if kind in MAY_BE_UNKNOWN else known
+
+
+def _known(values: NDArray[np.bool_], *from_: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`values` as flags, nan where any of what they were made from is."""
+    return np.where(np.isnan(np.stack(from_)).any(axis=0), np.nan, values)
+
+
+def _judge(one: Flags, other: Flags) -> Flags:
+    """Every kind, of `one` set of responses beside the `other`."""
+    kept, kept_there = one["instruction_kept"], other["instruction_kept"]
+    recall, recall_there = one["question_recall"], other["question_recall"]
+    score, score_there = one["score"], other["score"]
+    broken = _known((kept == 0) & (kept_there == 1), kept, kept_there)
+    drifted = _known((recall == 0) & (recall_there >= DRIFT_HAD), recall, recall_there)
+    amnesia = np.fmax(broken, drifted)  # one that is unknown does not count
+    fluent = (one["failure"] == 0) & (one["looping"] == 0) & (one["cap_reached"] == 0)
+    wrong = (score < RIGHT) & (score_there >= RIGHT) & fluent & (amnesia != 1)
+    looping, cut = one["looping"], one["cap_reached"]
+    return {
+        "looping": looping, "non_termination": cut, "amnesia": amnesia,
+        "silent_failure": _known(wrong, score, score_there),
+        "any": np.fmax(np.fmax(looping, cut), amnesia),
+    }  # fmt: skip

@@ -1,0 +1,93 @@
+"""Looping: whether a response repeats itself, and from which token on. Pure functions.
+
+What a response lost against its full-cache twin is in `catastrophes`. Looping is seen by two rules.
+The window rule is the original KVGuard's: a 20-token window that stands in the text three times;
+its onset is where the second one begins. The period rule finds shorter loops that ran into the end
+of the text: its tail repeats itself with a period; the onset is where the second repetition begins.
+Both name the same token in a loop that both can see.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from kvx.scoring.repetition import WINDOW
+
+TIMES = 3  # a window stands this often in a loop
+MIN_REPEATED = 16  # tokens at the end that equal those one period before them
+WINDOW_RULE, PERIOD_RULE = "window", "period"
+
+# tokens from a loop's onset to its first report, at most, if its period is no longer than a window:
+# the window rule sees one of that period after two windows, the period rule shorter ones sooner
+REPORT_TOKENS = max(2 * WINDOW, MIN_REPEATED)
+
+INSTANT = 4  # an onset up to this token leaves per-token monitoring no lead
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop: index of the token at which repeating began, the rule that saw it, and its period.
+
+    The period is the distance in tokens between the first two repetitions.
+    """
+
+    onset: int
+    rule: str
+    period: int
+
+
+def find_loop(token_ids: Sequence[Hashable]) -> Loop | None:
+    """The loop with the earliest onset in a whole response, or None.
+
+    Takes token ids, or words where a server gave no ids. Where both rules name the same token, the
+    window rule is named. Linear in the number of tokens.
+    """
+    found = [loop for loop in (window_loop(token_ids), period_loop(token_ids)) if loop is not None]
+    return min(found, key=lambda loop: loop.onset, default=None)
+
+
+def window_loop(token_ids: Sequence[Hashable]) -> Loop | None:
+    """By the window rule: of all 20-token windows seen three times, the earliest second place."""
+    tokens = tuple(token_ids)
+    places: dict[tuple[Hashable, ...], list[int]] = {}
+    best: tuple[int, int] | None = None
+    for start in range(len(tokens) - WINDOW + 1):
+        seen = places.setdefault(tokens[start : start + WINDOW], [])
+        if len(seen) < TIMES:
+            seen.append(start)
+            if len(seen) == TIMES and (best is None or seen[1] < best[0]):
+                best = seen[1], seen[1] - seen[0]
+    return None if best is None else Loop(best[0], WINDOW_RULE, best[1])
+
+
+def period_loop(token_ids: Sequence[Hashable]) -> Loop | None:
+    """By the period rule: the tail holds at least three repetitions and 16 repeated tokens.
+
+    A response that stopped by itself ends with a stop token, which repeats nothing: what it said
+    before was a repetition, but one that it got out of.
+    """
+    tokens = list(token_ids)
+    longest, found = 0, None
+    for period, repeated in enumerate(_suffix_matches(tokens)):
+        # not the shortest period: three lines that each end in a row of dots are a loop of lines
+        if period and repeated >= max(2 * period, MIN_REPEATED) and repeated > longest:
+            longest, found = repeated, period
+    return None if found is None else Loop(len(tokens) - longest, PERIOD_RULE, found)
+
+
+def _suffix_matches(tokens: list[Hashable]) -> list[int]:
+    """For each lag p, how many tokens at the end equal the one p places before them.
+
+    The Z-function of the reversed sequence (Gusfield 1997, Algorithms on Strings, chapter 1).
+    """
+    backwards = tokens[::-1]
+    n = len(backwards)
+    z = [0] * n
+    left = right = 0
+    for i in range(1, n):
+        if i < right:
+            z[i] = min(right - i, z[i - left])
+        while i + z[i] < n and backwards[z[i]] == backwards[i + z[i]]:
+            z[i] += 1
+        if i + z[i] > right:
+            left, right = i, i + z[i]
+    return z

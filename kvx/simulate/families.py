@@ -1,0 +1,160 @@
+"""Which controllers a simulation replays, and the families that its front sweeps over."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kvx.config.controller import ControllerConfig, ControllerKind
+from kvx.config.controller_options import named
+from kvx.config.schema import Config
+from kvx.errors import UserError
+from kvx.guard.controller import Policy, Thresholds, check, needs_hazard, policy
+from kvx.learning.simulation import Trace, matching_rate, thresholds
+
+Policies = list[list[Policy]]  # [repeats][traces]
+TRIGGER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+FORECAST, FORECAST_LOOP = "forecast", "forecast + loop detector"
+ENTROPY, GATE, CHANCE = "entropy CUSUM", "probe gate", "random"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A controller of the table, in a policy for each trace; random ones several times."""
+
+    name: str
+    kind: ControllerKind
+    policies: Policies
+
+
+@dataclass(frozen=True)
+class Step:
+    """One point of a sweep."""
+
+    family: str
+    threshold: float
+    policies: Policies
+
+
+def chosen(config: Config) -> list[ControllerConfig]:
+    """The controllers to simulate: `simulate.controllers`, and the one given as `controller=`.
+
+    Raises `UserError` for an option that does not exist or makes no sense.
+    """
+    given = config.controller
+    found = {name: _named(name) for name in config.simulate.controllers}
+    if given.kind is not ControllerKind.none:
+        found[given.name] = given
+    if not found:
+        raise UserError("simulate.controllers: name at least one controller")
+    for controller in found.values():
+        check(controller)
+    return [c for controller in found.values() for c in _with_parts(controller)]
+
+
+def _with_parts(controller: ControllerConfig) -> list[ControllerConfig]:
+    """A controller, and each of two rules alone where it has two."""
+    rules = (controller.repetition_count, controller.entropy_cusum_nats)
+    if controller.kind is not ControllerKind.rule_based or None in rules:
+        return [controller]
+    name = controller.name
+    return [
+        controller,
+        replace(controller, name=f"{name}, repetition alone", entropy_cusum_nats=None),
+        replace(controller, name=f"{name}, entropy alone", repetition_count=None),
+    ]
+
+
+def _named(name: str) -> ControllerConfig:
+    try:
+        return named(name)
+    except UserError as error:
+        raise UserError(f"simulate.controllers: {error}") from None
+
+
+def entries(
+    controllers: Sequence[ControllerConfig],
+    cards: Sequence[Thresholds | None],
+    repeats: int,
+    rate: Callable[[Sequence[Entry]], float],
+) -> list[Entry]:
+    """What is replayed for each controller; `cards` [traces] are of the models that have not seen
+    them. `rate` of the other entries is asked where a random controller has none.
+
+    What has a model gets rows of its own without its gate, and with the forecast alone, without
+    the loop detector too.
+    """
+    found: list[Entry] = []
+    late = [c for c in controllers if c.kind is ControllerKind.random]
+    for controller in (*(c for c in controllers if c not in late), *late):
+        if controller.kind is ControllerKind.random:
+            own = controller
+            if controller.rate is None:
+                own = replace(controller, rate=rate(found))
+            found.append(Entry(own.name, own.kind, _random(own, len(cards), repeats)))
+            continue
+        found.append(_entry(controller, cards))
+        if not needs_hazard(controller):
+            continue
+        gated = any(p.config.prefill_gate_nats is not None for p in found[-1].policies[0])
+        open_ = replace(controller, card_gate=False, prefill_gate_nats=None)
+        if gated:
+            found.append(_entry(replace(open_, name=f"{controller.name}, no gate"), cards))
+        if gated or controller.on_loop:
+            alone = replace(open_, name=f"{controller.name}, forecast alone", on_loop=False)
+            found.append(_entry(alone, cards))
+    return found
+
+
+def _entry(controller: ControllerConfig, cards: Sequence[Thresholds | None]) -> Entry:
+    known: dict[int, Policy] = {}
+    policies = []
+    for card in cards:
+        if id(card) not in known:
+            known[id(card)] = policy(controller, card)
+        policies.append(known[id(card)])
+    return Entry(controller.name, controller.kind, [policies])
+
+
+def _random(controller: ControllerConfig, n: int, repeats: int) -> Policies:
+    seeds = range(controller.seed, controller.seed + repeats)
+    return [[policy(replace(controller, seed=seed))] * n for seed in seeds]
+
+
+def sweeps(
+    controllers: Sequence[ControllerConfig],
+    match: str,
+    traces: Sequence[Trace],
+    n: int,
+    repeats: int,
+) -> list[Step]:
+    """Thresholds of every family that `controllers` have (forecast, entropy sum, chance), and of
+    the probe before the first token.
+
+    The forecast is that of the controller `match`, or of the first that has one.
+    """
+    steps: list[Step] = []
+
+    def add(family: str, threshold: float, controller: ControllerConfig) -> None:
+        steps.append(Step(family, threshold, [[policy(controller)] * len(traces)]))
+
+    hazards = sorted(filter(needs_hazard, controllers), key=lambda c: c.name != match)
+    rules = next((c for c in controllers if c.entropy_cusum_nats is not None), None)
+    chance = next((c for c in controllers if c.kind is ControllerKind.random), None)
+    for hazard in hazards[:1]:
+        for family, on_loop in ((FORECAST, False), (FORECAST_LOOP, True)):
+            for tau in thresholds([t.hazard_peak for t in traces], n):
+                add(family, tau, replace(hazard, tau_high=tau, tau_low=None, on_loop=on_loop))
+    if rules is not None:
+        peaks = [t.cusum_peak(rules.entropy_reference_nats) for t in traces]
+        for nats in thresholds(peaks, n):
+            if nats > 0:
+                changed = replace(rules, repetition_count=None, entropy_cusum_nats=nats)
+                add(ENTROPY, nats, changed)
+    gate = ControllerConfig(name=GATE, kind=ControllerKind.gate)
+    for nats in thresholds([t.probe_nats for t in traces], n):
+        add(GATE, nats, replace(gate, prefill_gate_nats=max(0.0, nats)))
+    if chance is not None:
+        for share in TRIGGER_SHARES:
+            rate = matching_rate(share, [t.n_tokens for t in traces])
+            own = _random(replace(chance, rate=rate), len(traces), repeats)
+            steps.append(Step(CHANCE, rate, own))
+    return steps
