@@ -4,13 +4,9 @@ At which budget, up to which context length, and how sure we are.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from kvx.engines.guarded import guarded
+from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "guarded"]
 
 # public names by the module that defines them: importing kvx imports none of them
 _DOORS = {"guarded": "kvx.engines.guarded"}

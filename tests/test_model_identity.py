@@ -222,11 +222,11 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
 
 def test_many_writers_leave_one_whole_entry(tiny: Path, remembering: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from kvx import remembered\n"
-        "remembered.LARGE_BYTES = remembered.TICK_NS = 0\n"
+        "import sys; from pathlib import Path; from kvx.identity import file_hashes\n"
+        "file_hashes.LARGE_BYTES = file_hashes.TICK_NS = 0\n"
         "for _ in range(200):\n"
-        "    remembered._known.clear(); remembered._remember("
-        "remembered.signature(Path(sys.argv[1])), 'f' * 64)\n"
+        "    file_hashes._known.clear(); file_hashes._remember("
+        "file_hashes.signature(Path(sys.argv[1])), 'f' * 64)\n"
     )
     command = [sys.executable, "-c", code, str(tiny / "config.json")]
     with ThreadPoolExecutor(3) as pool:

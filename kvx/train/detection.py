@@ -3,7 +3,8 @@
 At its onset nothing has been repeated yet. A guard that rolls back need not be that early, only
 earlier than the loop detector. Here an event is the token with which `kvx.guard.loop_follower`
 first reports the loop: tokens from it on do not count, those up to H before it are positive, and
-models are fitted, calibrated and given thresholds for that. Roles, folds and splits are the headline's.
+models are fitted, calibrated and given thresholds for that. Roles, folds and splits are the
+headline's.
 """
 
 from collections.abc import Iterator, Sequence

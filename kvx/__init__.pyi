@@ -1,0 +1,3 @@
+from kvx.engines.guarded import guarded as guarded
+
+__version__: str
