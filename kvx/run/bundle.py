@@ -116,7 +116,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         _check_models(missing)
         pool.check(missing)
     with locks.claim([p.dir for p in missing]) as claim:
-        refuse_if_submitted(missing)  # nobody submits any more, but somebody may have just now
+        refuse_if_submitted(missing)  # no new submission can start now; one may have just before
         journal.begin(points)
         todo = [todo_of(p, PointStore(p).recover()) for p in missing]
         claim.share()

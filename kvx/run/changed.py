@@ -83,7 +83,7 @@ def _differences(point: Point, old: Json) -> Lines:
 def _code(point: Point, old: Json, since: str, new: str) -> Lines:
     before = old.get("sources")
     for target, source in point.sources.items():
-        if target.startswith("kvx."):  # another version of kvx makes no points new
+        if target.startswith("kvx."):  # a new version of kvx changes no ids
             continue
         if before is not None and before.get(target, source) != source:
             yield ("code", target), f"the code of {target} {since}: {new}"

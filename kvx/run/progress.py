@@ -31,7 +31,7 @@ HERE = "here"
 
 
 class Advances(Protocol):
-    """What is told of each request that is done, and of whose point."""
+    """What progress records of each finished request, and of its point."""
 
     def advance(self, what: str) -> None: ...
 
@@ -78,7 +78,7 @@ class Due:
 def waiting(doing: str) -> Iterator[None]:
     """Log what this process is doing every few seconds, where nothing can be counted yet.
 
-    `doing` is told until the work tells something else (`kvx.engines.activity`).
+    `doing` is shown until the work reports something else (`kvx.engines.activity`).
     """
     begun = time.monotonic()
     due = Due(begun)

@@ -81,7 +81,7 @@ def answers_work(point: Point, present: Present) -> PointWork:
 
 
 def latency_work(point: Point, present: Present) -> LatencyWork:
-    """What has not been measured alone yet; nothing unless the configuration asks for it."""
+    """Latency items that are still to be measured; empty unless latency is asked for."""
     if not point.wants_latency:
         return LatencyWork(point, ())
     examples = load_examples(point.manifest_dir)

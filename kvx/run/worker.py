@@ -78,7 +78,7 @@ def _has_failed(point: Point) -> bool:
 
 
 def attempt(unit: Unit, meter: Advances) -> Outcome:
-    """`run_unit` where nobody is there to catch its errors: an outcome that says what happened."""
+    """`run_unit` in a worker process: errors become an outcome that says what happened."""
     from kvx.cli.command import describe
 
     try:
@@ -100,7 +100,7 @@ def log_to_stderr() -> None:
 
 
 class _Parent:
-    """The process that hands out units, and hears of what is done and of what is being done."""
+    """The parent process: it hands out units and receives progress."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -124,7 +124,7 @@ def serve(connection: Connection) -> None:
             ACTIVITY.listener = parent.hear
             outcome = attempt(unit, parent)
             ACTIVITY.say("")
-            ACTIVITY.listener = None  # nobody listens between two units
+            ACTIVITY.listener = None  # no unit is running
             connection.send(outcome)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

@@ -39,7 +39,7 @@ def classify_response(
 
     `text` is the answer: without reasoning (unless that is kept), and up to the first stop string.
     All of a response that is `unfinished` was reasoning: it is TRUNCATED where the token cap ended
-    it, else EMPTY_OUTPUT. What a model says while it thinks is no refusal and of no format.
+    it, else EMPTY_OUTPUT. Reasoning is neither a refusal nor checked for its format.
 
     Truncation is not error: a truncated response is still scored, and so is every response here.
     Raises `UserError` for an unknown `answer_format`, whatever the text.
@@ -79,7 +79,7 @@ _LACKING = re.compile(
 def _is_refusal(text: str) -> bool:
     """True for a refusal at the start of `text`, in English.
 
-    "I can't find it in the text" is none: it is a wrong answer about the context, the very damage
+    "I can't find it in the text" does not count: it is a wrong answer about the context, the damage
     that compression does.
     """
     head = " ".join(text[:400].replace("’", "'").split()).lstrip("*_\"'“# ")

@@ -31,8 +31,8 @@ class State(Enum):
     done = "done"
     running = "running"  # somebody works on it, and something is there
     waiting = "waiting"  # claimed by a run that has not come to it, or in SLURM's queue
-    unfinished = "unfinished"  # something is there, nobody works on it
-    missing = "missing"  # nothing is there, nobody works on it
+    unfinished = "unfinished"  # partial results, no worker
+    missing = "missing"  # no results, no worker
     failed = "failed"
 
 
@@ -78,7 +78,7 @@ def print_status(config: Config) -> None:
 def read_status(folder: Path, queued: Container[str] = ()) -> list[PointStatus]:
     """Every point that was asked for or is there, by id. Only looks: a run may be writing.
 
-    Jobs in a queue will work on the points `queued`, though nobody holds them now.
+    Jobs in SLURM's queue will work on the points `queued`; no process holds their locks yet.
     """
     asked = journal.read(folder)["points"]
     there = {path.name for path in (folder / "points").glob("*/")}

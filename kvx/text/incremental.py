@@ -7,7 +7,7 @@ from typing import Any
 WINDOW, CONTEXT = 64, 16
 # transformers' clean-up looks at so many characters at once (" n't")
 CLEAN_UP_REACH = 3
-INCOMPLETE = "\ufffd"  # what bytes that are no character yet decode to
+INCOMPLETE = "\ufffd"  # an incomplete character decodes to this
 
 
 class TokenText:

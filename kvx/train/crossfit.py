@@ -50,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Scores of every token by a model that knows no token of its prompt; nan where not scored.
+    """Scores of every token by a model fitted without its prompt; nan where not scored.
 
     `thresholds` [n] by operating point are those of the trace's fold.
     """

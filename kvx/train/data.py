@@ -130,7 +130,7 @@ def outcomes_of(experiment: Experiment) -> pd.DataFrame:
     def flag(name: str) -> NDArray[np.bool_]:
         return paired[name].astype("boolean").fillna(False).to_numpy(bool)
 
-    # words are no tokens: such an onset says nothing about a trace
+    # an onset counted in words cannot be placed in a trace of tokens
     in_tokens = (seen["unit"] == "token").to_numpy()
     onset = seen["loop_onset"].astype(float).where(in_tokens)
     lost = flag("excess_non_termination") | flag("amnesia")
