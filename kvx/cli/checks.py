@@ -18,7 +18,7 @@ from kvx.config.schema import (
 )
 from kvx.data import binning
 from kvx.errors import UserError
-from kvx.guard import controller
+from kvx.guard.controllers import base as controllers
 from kvx.guard.live_checks import check_guard
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -35,7 +35,7 @@ def check(config: Config, points: bool = True) -> None:
     _check_date(config.prompt.date)
     binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
-    controller.check(config.controller)
+    controllers.check(config.controller)
     check_guard(config.guard)
     if isinstance(config.engine, OpenAIConfig):
         from kvx.engines.openai import checks

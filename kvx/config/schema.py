@@ -9,10 +9,10 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from kvx.config.certify import CertifyConfig
 from kvx.config.controller import ControllerConfig, GuardConfig, SimulateConfig
@@ -22,6 +22,11 @@ from kvx.config.folders import cache_dir, package_dir
 from kvx.config.ranges import within
 from kvx.config.serve import ServeConfig
 from kvx.config.train import TrainConfig, VerifyConfig
+
+if TYPE_CHECKING:
+    Controller = ControllerConfig
+else:  # Hydra composes the settings of any class; `kvx.config.controller_options` makes it of them
+    Controller = dict[str, Any]
 
 # environment variables: how many workers share this machine's memory, and their GPU's
 SHARING = "KVX_WORKERS_HERE"
@@ -298,6 +303,11 @@ class PathsConfig:
     cache: str = MISSING
 
 
+def _open() -> Any:
+    """A node that takes any key, and stays so while Hydra composes."""
+    return DictConfig({}, flags={"struct": False})
+
+
 @dataclass
 class Config:
     """Everything one point needs. One object a point travels through every stage."""
@@ -309,7 +319,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     press: PressConfig = field(default_factory=PressConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
-    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    controller: Controller = field(default_factory=_open)
     guard: GuardConfig = field(default_factory=GuardConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
