@@ -14,9 +14,11 @@ from kvx.config.schema import (
     Config,
     ModelConfig,
     PressNeed,
+    PromptConfig,
     TemplateConfig,
 )
 from kvx.data import binning
+from kvx.data.chat import RESERVED
 from kvx.errors import UserError
 from kvx.guard import controller
 from kvx.guard.live_checks import check_guard
@@ -32,7 +34,7 @@ def check(config: Config, points: bool = True) -> None:
     ranges.check(config)
     _check_template(config.dataset.template)
     _check_until("decoding.until", config.decoding.until)
-    _check_date(config.prompt.date)
+    _check_prompt(config.prompt)
     binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
     controller.check(config.controller)
@@ -91,7 +93,17 @@ def _check_devices(model: ModelConfig) -> None:
         )
 
 
-def _check_date(told: str | None) -> None:
+def _check_prompt(prompt: PromptConfig) -> None:
+    told = prompt.date
+    if not isinstance(prompt.template_kwargs, Mapping | None):
+        raise UserError(
+            f"prompt.template_kwargs={prompt.template_kwargs}: use a mapping, such as "
+            "{enable_thinking: true}"
+        )
+    if reserved := [name for name in prompt.template_kwargs or {} if name in RESERVED]:
+        raise UserError(
+            f"prompt.template_kwargs.{reserved[0]}: is not for a template to be told; kvx sets it"
+        )
     try:
         if told is not None and date.fromisoformat(told).isoformat() != told:
             raise ValueError

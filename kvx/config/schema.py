@@ -213,11 +213,14 @@ class PromptConfig:
     """`date` (YYYY-MM-DD) is what a chat template is told that asks for the day.
 
     Null: the day the manifest was made; of kvx.serve, today. The manifest's own is part of its
-    points' ids.
+    points' ids. `system` is a system message before the user's, `template_kwargs` are handed to the
+    chat template, such as {enable_thinking: true}; without one neither is taken.
     """
 
     query_aware: bool = False
     date: str | None = neutral(None)
+    system: str | None = added(None)
+    template_kwargs: Any = added(None)  # a mapping; Any, since Hydra merges none into null
 
 
 @dataclass

@@ -52,7 +52,7 @@ def typed(cfg: DictConfig) -> Config:
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     config.engine = _typed_node(cfg, "engine")
-    for name in ("dataset", "decoding", "score"):
+    for name in ("dataset", "decoding", "prompt", "score"):
         setattr(config, name, as_meant(getattr(config, name)))
     return config
 
