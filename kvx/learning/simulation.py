@@ -184,7 +184,7 @@ def replay(trace: Trace, policy: Policy) -> Outcome:
 
 
 def _stays_calm(trace: Trace, policy: Policy) -> bool:
-    """Whether no replay is needed, because no alarm is possible. This saves most of a sweep's time."""
+    """Whether no alarm is possible, so that no replay is needed: most of a sweep's time."""
     c = policy.config
     if c.prefill_gate_nats is not None and trace.probe_nats >= c.prefill_gate_nats:
         return False
