@@ -15,10 +15,9 @@ import os
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 from kvx.errors import UserError
 
@@ -31,7 +30,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR)
 
 
-class Claim:
+class Claim(AbstractContextManager["Claim"]):
     """Locks on points; a context manager that frees them."""
 
     def __init__(self, handles: dict[Path, int]) -> None:
@@ -51,15 +50,7 @@ class Claim:
             os.close(handle)
         self._handles = {}
 
-    def __enter__(self) -> "Claim":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
