@@ -22,7 +22,7 @@ from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_has
 from kvx.errors import UserError, shown
 from kvx.identity import hazard_files
 from kvx.identity.hashing import digest, sha256_file
-from kvx.scoring.metrics import find_number
+from kvx.scoring.metrics.numeric import find_number
 from kvx.store.atomic import write_text
 
 log = logging.getLogger(__name__)

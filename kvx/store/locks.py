@@ -5,6 +5,7 @@ them, and shares the claim with its workers, each of which joins the points it w
 parent is refused as long as anybody is left. One lock file per point, not per sweep: points of
 overlapping sweeps are told apart, and `kvx.status` can ask for each of them who is at work. The
 price is an open file per point and process, so the soft limit on those is raised as needed.
+filelock's shared locks are those of a SQLite file, which no claim can be turned into.
 """
 
 import errno
