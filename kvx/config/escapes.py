@@ -4,13 +4,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from kvx.config.schema import (
-    DatasetConfig,
-    DecodingConfig,
-    PromptConfig,
-    ScoreConfig,
-    TemplateConfig,
-)
+from kvx.config.dataset import DatasetConfig, TemplateConfig
+from kvx.config.schema import DecodingConfig, PromptConfig, ScoreConfig
 
 _ESCAPE = re.compile(r"\\([nrt\\])")
 _MEANT = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}

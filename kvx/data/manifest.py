@@ -16,8 +16,9 @@ from typing import Any
 
 import hydra.utils
 
+from kvx.config.dataset import DatasetConfig
 from kvx.config.identity import resolved
-from kvx.config.schema import Config, DatasetConfig
+from kvx.config.schema import Config
 from kvx.data.example import DatasetSource, Example
 from kvx.data.files import fingerprint, read_text
 from kvx.data.tokenizer import chat_is_dated, max_context_tokens, tokenizer_hash

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from kvx.config import ranges
+from kvx.config import fields
 from kvx.config.controller import ControllerConfig, ControllerKind, OperatingPoint
 from kvx.errors import UserError
 
@@ -103,7 +103,7 @@ def needs_hazard(config: ControllerConfig) -> bool:
 
 def check(config: ControllerConfig) -> None:
     """Raises `UserError` naming the field for a controller that cannot be right."""
-    ranges.check(config, "controller.")
+    fields.check(config, "controller.")
     c = config
     if c.tau_low is not None and c.tau_high is not None and c.tau_low > c.tau_high:
         raise UserError(

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config.controller import ControllerConfig, ControllerKind
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
 from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.loop_follower import LoopDetector, repeated_tail

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kvx.config.dataset import BinningConfig, BinStrategy, Overflow
 from kvx.config.engine import OpenAIConfig
-from kvx.config.schema import BinningConfig, BinStrategy, Config, Overflow
+from kvx.config.schema import Config
 from kvx.data import manifest as manifests
 from kvx.data.binning import bin_edges, bin_of, choose
 from kvx.data.chat import today

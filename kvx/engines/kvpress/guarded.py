@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config.controller import ControllerConfig, ControllerKind
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.engines.kvpress.forward import extend
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
