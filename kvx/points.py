@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kvx.config import conditions
-from kvx.config.controller import RECORD, GuardConfig, Shadow
+from kvx.config.controller import RECORD
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.identity import is_guarded, resolved
 from kvx.config.numbers import exact
 from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
@@ -50,7 +51,7 @@ def guard_identity(config: Config) -> dict[str, Any]:
     if not is_guarded(config):
         return {}
     plain, default = resolved(config.guard), unsaid_guard()
-    for name in ("stream", "model", "shadow"):
+    for name in ("model", "shadow"):
         del plain[name]
     found = {name: value for name, value in plain.items() if value != default[name]}
     if config.controller.from_start:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from kvpress import KnormPress
 from transformers import AutoModelForCausalLM
 
-from kvx.config.controller import GuardConfig
 from kvx.config.folders import package_dir
+from kvx.config.guard import GuardConfig
 from kvx.engines.base import Response
 from kvx.engines.kvpress import decode
 from kvx.engines.kvpress.engine import KVPressEngine

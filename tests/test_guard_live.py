@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.config.controller import GuardConfig, Shadow
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import Response
 from kvx.engines.kvpress import batch, guarded

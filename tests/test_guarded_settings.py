@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from kvx.cli.command import compose
-from kvx.config.controller import OperatingPoint, Shadow
+from kvx.config.controller import OperatingPoint
 from kvx.config.folders import conf_dir
+from kvx.config.guard import Shadow
 from kvx.errors import ArgumentError
 from kvx.guard import guarded
 from kvx.guard.controllers import Hazard, Reactive

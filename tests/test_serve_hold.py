@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvx.config.controller import GuardConfig
 from kvx.config.engine import Api
+from kvx.config.guard import GuardConfig
 from kvx.engines.kvpress import decode
 from kvx.engines.openai.reply import Parser
 from kvx.guard.controllers import AlwaysSafe, Controller, Gate, Hazard, NoController, Reactive

@@ -83,12 +83,13 @@ def fields_of(section: str) -> dict[str, Field]:
     classes: tuple[type, ...] = (Config,)
     for part in section.split(".") if section else ():
         found = [f for c in classes for f in dataclasses.fields(c) if f.name == part]
-        inner = {cls for f in found if (cls := _dataclass(f.type)) is not None}
+        inner = {cls for f in found if (cls := class_of(f.type)) is not None}
         classes = ENGINES if EngineConfig in inner else tuple(inner)
     return {f.name: f for c in classes for f in dataclasses.fields(c)}
 
 
-def _dataclass(annotation: Any) -> type | None:
+def class_of(annotation: Any) -> type | None:
+    """The dataclass in a field's type; None if there is none."""
     for part in (annotation, *get_args(annotation)):
         if dataclasses.is_dataclass(part) and isinstance(part, type):
             return part

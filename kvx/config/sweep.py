@@ -54,7 +54,7 @@ def typed(cfg: DictConfig) -> Config:
     assert isinstance(config, Config)
     config.engine = _typed_node(cfg, "engine")
     config.controller = _typed_node(cfg, "controller")
-    for name in ("dataset", "decoding", "score"):
+    for name in ("dataset", "decoding", "prompt", "score"):
         setattr(config, name, as_meant(getattr(config, name)))
     return config
 

@@ -5,7 +5,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvx.config.controller import ControllerConfig, Shadow
+    from kvx.config.controller import ControllerConfig
+    from kvx.config.guard import Shadow
     from kvx.engines.kvpress.library import GuardedModel
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvx.config.controller import GuardConfig, Shadow
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.guard.controllers.base import PREFILL, Follower, Mode, Observation, Policy
 from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.loop_follower import LoopDetector, repeated_tail

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kvx.config import ranges
-from kvx.config.controller import GuardConfig
+from kvx.config.guard import GuardConfig
 from kvx.config.identity import is_guarded
-from kvx.config.numbers import exact
 from kvx.config.schema import BudgetKind, Config, PressNeed
 from kvx.errors import UserError
 from kvx.guard.controllers import NoController
@@ -19,21 +17,6 @@ from kvx.guard.controllers.base import Thresholds, check_live, policy
 from kvx.identity import hazard_files
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-
-
-def check_guard(guard: GuardConfig) -> None:
-    """Raises `UserError` naming the field for settings that cannot be right."""
-    steps = guard.ladder
-    if not all(0 < budget < 1 for budget in steps) or sorted(set(steps)) != list(steps):
-        raise UserError(
-            f"guard.ladder={_listed(steps)}: must be ascending budgets between 0 and 1; "
-            "1.0 always comes last"
-        )
-    ranges.check(guard, "guard.")
-
-
-def _listed(values: Sequence[float]) -> str:
-    return f"[{','.join(map(exact, values))}]"
 
 
 def live(configs: Sequence[Config]) -> list[Config]:

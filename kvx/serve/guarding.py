@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kvx.config.controller import Shadow
+from kvx.config.guard import Shadow
 from kvx.config.identity import is_guarded
 from kvx.config.schema import Config
 from kvx.engines.kvpress.schedule import RowCost

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvx.certify.certificate import Certificate
-from kvx.config.controller import StreamPolicy
+from kvx.config.guard import StreamPolicy
 from kvx.config.identity import is_guarded
 from kvx.config.schema import Config, DecodingConfig
 from kvx.data.prompt import PromptParts

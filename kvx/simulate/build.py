@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.config.controller import ControllerConfig, SimulateConfig
+from kvx.config.controller import ControllerConfig
 from kvx.config.identity import resolved
 from kvx.config.schema import Config
+from kvx.config.simulate import SimulateConfig
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.simulation import Replayed, matching_rate, pareto_front, replay_all, summarise

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from kvx.config.controller import ControllerConfig, SimulateConfig
+from kvx.config.controller import ControllerConfig
 from kvx.config.numbers import plural
 from kvx.config.schema import Config
+from kvx.config.simulate import SimulateConfig
 from kvx.report.tables import markdown, number
 from kvx.report.wording import percent
 from kvx.simulate.recorded import Recorded

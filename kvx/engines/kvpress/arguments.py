@@ -11,11 +11,12 @@ import numpy as np
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvx.config.controller import ControllerConfig, GuardConfig, Shadow
+from kvx.config import fields
+from kvx.config.controller import ControllerConfig
 from kvx.config.controller_options import named, names
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.messages import plainly
 from kvx.errors import ArgumentError, UserError, shown
-from kvx.guard.live_checks import check_guard
 
 
 def guard_config(
@@ -44,7 +45,7 @@ def guard_config(
         raise ArgumentError(f"let_go={shown(let_go)}: must be True or False")
     guard = GuardConfig(Shadow[place], where, _budgets(ladder), most, bool(let_go))
     try:
-        check_guard(guard)
+        fields.check(guard, "guard.")
     except UserError as error:
         raise ArgumentError(str(error).removeprefix("guard.")) from None
     return guard

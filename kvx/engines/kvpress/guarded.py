@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvx.config.controller import ControllerConfig, GuardConfig, Shadow
+from kvx.config.controller import ControllerConfig
 from kvx.config.controller_options import current
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.identity import is_guarded
 from kvx.engines.kvpress.forward import extend
 from kvx.engines.kvpress.model import LoadedModel

@@ -8,7 +8,8 @@ import torch
 from kvpress.presses.base_press import SUPPORTED_MODELS
 from transformers import DynamicCache, PreTrainedModel
 
-from kvx.config.controller import ControllerConfig, GuardConfig, Shadow
+from kvx.config.controller import ControllerConfig
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.call import check_call, check_generator, prompts, vocabulary

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvx.config.ranges import within
+from kvx.config.fields import option
 from kvx.guard.controllers.base import Controller, Observation
 
 
@@ -14,7 +14,7 @@ class AlwaysSafe(Controller):
     scores_tokens: ClassVar[bool] = False
     reads_entropy: ClassVar[bool] = False
 
-    safe_budget: float = within(1.0, above=0, at_most=1)
+    safe_budget: float = option(1.0, above=0, at_most=1)
 
     @property
     def reads_repetition(self) -> bool:

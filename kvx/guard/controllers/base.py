@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from kvx.config import ranges
+from kvx.config import fields
 from kvx.config.controller import ControllerConfig, OperatingPoint
-from kvx.config.ranges import within
+from kvx.config.fields import option
 from kvx.scoring.loops import REPORT_TOKENS
 
 PREFILL = -1  # the token index of what is seen before the first token
@@ -151,7 +151,7 @@ class Controller(ControllerConfig):
 
     def check(self) -> None:
         """Raises `UserError` naming the field for settings that cannot be right."""
-        ranges.check(self, "controller.")
+        fields.check(self, "controller.")
 
     def check_live(self) -> None:
         """Raises `UserError` for settings that only a simulation can use."""
@@ -187,21 +187,21 @@ class Alarms(Controller):
     """A controller that can alarm after the first token. Its settings are fields."""
 
     # consecutive tokens at or above tau_high until SAFE
-    k: int = within(1, at_least=1)
+    k: int = option(1, at_least=1)
     # consecutive tokens below tau_low until NORMAL
-    j: int = within(8, at_least=1)
+    j: int = option(8, at_least=1)
     # tokens that SAFE lasts at least
-    cooldown: int = within(32, at_least=0)
+    cooldown: int = option(32, at_least=0)
     # the budget of a sequence in SAFE (never less than its own); live, the full cache if it derails
     # there too
-    safe_budget: float = within(1.0, above=0, at_most=1)
+    safe_budget: float = option(1.0, above=0, at_most=1)
     # whether tokens are taken back at all; if not, an alarm only relaxes
     rollback: bool = True
     # tokens dropped and decoded again when SAFE is entered; of a loop, that many before its onset,
     # of a forecast or a rule, that many before the tokens at the end that stood together before
-    rollback_tokens: int = within(32, at_least=0)
+    rollback_tokens: int = option(32, at_least=0)
     # divergence of full and compressed cache at the first token, from which SAFE starts there
-    prefill_gate_nats: float | None = within(None, at_least=0)
+    prefill_gate_nats: float | None = option(None, at_least=0)
 
     def quiet(self, peaks: Peaks) -> bool:
         """Whether neither the gate nor a loop alarms in a response with these peaks."""

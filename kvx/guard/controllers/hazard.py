@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kvx.config.controller import OperatingPoint
-from kvx.config.ranges import within
+from kvx.config.fields import option
 from kvx.errors import UserError
 from kvx.guard.controllers.base import Alarms, Observation, Peaks, Policy, Thresholds
 
@@ -21,8 +21,8 @@ class Hazard(Alarms):
     reads_entropy: ClassVar[bool] = True
 
     operating_point: OperatingPoint | None = None
-    tau_high: float | None = within(None, at_least=0, at_most=1)
-    tau_low: float | None = within(None, at_least=0, at_most=1)
+    tau_high: float | None = option(None, at_least=0, at_most=1)
+    tau_low: float | None = option(None, at_least=0, at_most=1)
     # a detected loop is an alarm at once, whatever the hazard
     on_loop: bool = False
     # the gate is that of the model's card at gate_point, if it has one; prefill_gate_nats wins

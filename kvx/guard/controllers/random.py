@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvx.config.ranges import within
+from kvx.config.fields import option
 from kvx.errors import UserError
 from kvx.guard.controllers.base import Alarms, Observation
 
@@ -17,8 +17,8 @@ class Random(Alarms):
     # a detected loop is an alarm, too
     on_loop: bool = False
     # probability of an alarm per token; null: kvx.simulate takes that of another controller
-    rate: float | None = within(None, at_least=0, at_most=1)
-    seed: int = within(0, at_least=0)
+    rate: float | None = option(None, at_least=0, at_most=1)
+    seed: int = option(0, at_least=0)
 
     @property
     def reads_repetition(self) -> bool:

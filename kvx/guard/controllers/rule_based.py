@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvx.config.ranges import within
+from kvx.config.fields import option
 from kvx.errors import UserError
 from kvx.guard.controllers.base import Alarms, Observation, Peaks, Policy
 
@@ -18,10 +18,10 @@ class RuleBased(Alarms):
     # a detected loop is an alarm, too
     on_loop: bool = False
     # the last 20 tokens stood together this often before; null: no such rule
-    repetition_count: int | None = within(None, at_least=1)
+    repetition_count: int | None = option(None, at_least=1)
     # the sum of entropies above the reference (CUSUM) that is an alarm; null: no such rule
-    entropy_cusum_nats: float | None = within(None, above=0)
-    entropy_reference_nats: float = within(3.0, at_least=0)
+    entropy_cusum_nats: float | None = option(None, above=0)
+    entropy_reference_nats: float = option(3.0, at_least=0)
 
     @property
     def reads_repetition(self) -> bool:
