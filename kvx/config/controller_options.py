@@ -11,6 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvx.config.controller import RECORD, ControllerConfig
+from kvx.config.fields import check
 from kvx.config.folders import conf_dir
 from kvx.config.messages import plainly
 from kvx.errors import UserError
@@ -46,12 +47,21 @@ def made(settings: Any) -> ControllerConfig:
     for key, value in settings.items():
         if key in fields:
             given[key] = value
-        elif key != TARGET and (cls.acts or key not in shipped_fields()):
+        elif key == TARGET:
+            continue
+        elif cls.acts or (owner := _owner(key)) is None:
             raise UserError(f"controller.{key}: {_no_such_field(key, settings, fields)}")
+        else:
+            check(_typed(owner, {key: value}), "controller.")  # ignored, but not nonsense
     if given.get("name", MISSING) == MISSING:
         raise UserError("controller.name: needs a value")
+    return _typed(cls, given)
+
+
+def _typed(cls: type[ControllerConfig], given: dict[str, Any]) -> ControllerConfig:
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))
+        known = OmegaConf.structured(cls)
+        found = OmegaConf.to_object(OmegaConf.merge(known, {"name": "unnamed"}, given))
     except OmegaConfBaseException as error:
         key, why = str(error.full_key), plainly(str(error).splitlines()[0])
         raise UserError(f"controller.{key}={given.get(key)}: {why}") from None
@@ -68,6 +78,11 @@ def current(controller: ControllerConfig) -> ControllerConfig:
 def shipped_fields() -> dict[str, Any]:
     """The fields of kvx's own controllers, whichever has them."""
     return {f.name: f for cls in _shipped() for f in dataclasses.fields(cls)}
+
+
+def _owner(field: str) -> type[ControllerConfig] | None:
+    """A controller of kvx's that has a field of this name."""
+    return next((c for c in _shipped() if field in {f.name for f in dataclasses.fields(c)}), None)
 
 
 @cache
