@@ -16,7 +16,7 @@ from kvx.config.folders import package_dir
 from kvx.engines.base import Response
 from kvx.engines.kvpress import decode
 from kvx.engines.kvpress.engine import KVPressEngine
-from kvx.engines.kvpress.rows import Rebuild, Row, StepObserver, Stop
+from kvx.engines.kvpress.sequence import Rebuild, Row, StepObserver, Stop
 from kvx.guard import guarded
 from kvx.guard.controller import policy
 from kvx.guard.live import Change, SequenceGuard
