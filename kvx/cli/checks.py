@@ -18,7 +18,7 @@ from kvx.config.schema import (
 from kvx.data import binning
 from kvx.data.chat import RESERVED
 from kvx.errors import UserError
-from kvx.guard import controller
+from kvx.guard.controllers import base as controllers
 
 
 def check(config: Config, points: bool = True) -> None:
@@ -30,7 +30,7 @@ def check(config: Config, points: bool = True) -> None:
     _check_prompt(config.prompt)
     binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
-    controller.check(config.controller)
+    controllers.check(config.controller)
     check_name("controller.name", config.controller.name)
     _check_measure(config)
     _check_devices(config.model)

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from kvx.config.controller import ControllerKind
 from kvx.config.field_names import fields_of
 from kvx.config.fields import About, about
-from kvx.config.identity import resolved
+from kvx.config.identity import is_guarded, resolved
 from kvx.config.numbers import exact
 from kvx.config.schema import BudgetKind, Config
 from kvx.errors import UserError
@@ -46,7 +45,7 @@ def refuse_dropped(configs: Sequence[Config]) -> None:
         for f in dataclasses.fields(Config)
         if len({id(getattr(config, f.name)) for config in configs}) > 1
     ]
-    guarded = any(c.controller.kind is not ControllerKind.none for c in configs)
+    guarded = any(map(is_guarded, configs))
     parts = _Parts(guarded)
     first: dict[str, Config] = {}
     for config in configs:
@@ -80,14 +79,14 @@ def _refuse_unused_budgets(configs: Sequence[Config]) -> None:
 
 def _refuse_unread_of_guard(configs: Sequence[Config]) -> None:
     """Raises `UserError` for values of `guard` that none of a sweep's controllers reads."""
-    kinds = {c.controller.kind for c in configs} - {ControllerKind.none}
+    acting = [c.controller for c in configs if is_guarded(c)]
     reads = {
-        "model": ControllerKind.hazard in kinds,
-        "let_go": bool(kinds - {ControllerKind.always_safe}),
+        "model": any(c.needs_hazard for c in acting),
+        "let_go": not all(c.from_start for c in acting),
     }
     for name, read in reads.items():
         values = list(dict.fromkeys(getattr(c.guard, name) for c in configs))
-        if kinds and not read and len(values) > 1:
+        if acting and not read and len(values) > 1:
             listed = ",".join(map(_told, values))
             raise UserError(f"guard.{name}={listed}: {why_dropped(f'guard.{name}')}")
 
@@ -104,21 +103,17 @@ class _Parts:
 
     def rest(self, config: Config, name: str) -> Any:
         """What is left; nothing of what the grid of a sweep repeats for points without it."""
-        if name in ("controller", "guard") and self.guarded and not _is_guarded(config):
+        if name in ("controller", "guard") and self.guarded and not is_guarded(config):
             return None
         return self._once("rest", config, name, _rest)
 
     def _once(self, kind: str, config: Config, name: str, make: Any) -> Any:
         node = getattr(config, name)
-        guarded = name in ("controller", "guard") and _is_guarded(config)
+        guarded = name in ("controller", "guard") and is_guarded(config)
         key = (f"{kind}{guarded}", name, id(node))
         if key not in self._known:
             self._known[key] = make(name, node, guarded)
         return self._known[key]
-
-
-def _is_guarded(config: Config) -> bool:
-    return config.controller.kind is not ControllerKind.none
 
 
 def _distinct(name: str, node: Any, guarded: bool) -> Any:

@@ -73,7 +73,13 @@ def is_text(key: str) -> bool:
 
 
 def fields_of(section: str) -> dict[str, Field]:
-    """The fields of the part of a configuration with this dotted name, whichever engine it has."""
+    """The fields of the part of a configuration with this dotted name, whichever engine or
+    controller it has.
+    """
+    if section == "controller":
+        from kvx.config.controller_options import shipped_fields  # imports the controllers
+
+        return shipped_fields()
     classes: tuple[type, ...] = (Config,)
     for part in section.split(".") if section else ():
         found = [f for c in classes for f in dataclasses.fields(c) if f.name == part]

@@ -7,13 +7,15 @@ import dataclasses
 from enum import Enum
 from typing import Any
 
-from kvx.config.controller import ControllerKind
+from kvx.config.controller import RECORD, ControllerConfig
 from kvx.config.fields import about
 from kvx.config.schema import Config
 
 
 def resolved(value: Any) -> Any:
     """A configuration as plain data, without the fields that cannot change results."""
+    if isinstance(value, ControllerConfig):
+        return _recorded(value)
     if dataclasses.is_dataclass(value):
         return {
             f.name: resolved((about(f).identity or _itself)(getattr(value, f.name)))
@@ -27,6 +29,13 @@ def resolved(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [resolved(v) for v in value]
     return value
+
+
+def _recorded(controller: ControllerConfig) -> dict[str, Any]:
+    """A controller as it is in a point's record: kvx's own as before there were classes."""
+    fields = {f.name: resolved(getattr(controller, f.name)) for f in dataclasses.fields(controller)}
+    target = {"_target_": controller.target} if controller.is_users else {}
+    return {**RECORD, "kind": controller.kind, **fields, **target}
 
 
 def _unused(field: dataclasses.Field[Any], value: Any) -> bool:
@@ -55,4 +64,4 @@ def _itself(value: Any) -> Any:
 
 def is_guarded(config: Config) -> bool:
     """Whether a controller steers the point's sequences."""
-    return config.controller.kind is not ControllerKind.none
+    return config.controller.acts

@@ -7,13 +7,13 @@ torch, so that `--help` and `--cfg job` stay fast.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from kvx.config.certify import CertifyConfig
 from kvx.config.controller import ControllerConfig
@@ -26,6 +26,11 @@ from kvx.config.guard import GuardConfig
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
 from kvx.config.train import TrainConfig, VerifyConfig
+
+if TYPE_CHECKING:
+    Controller = ControllerConfig
+else:  # Hydra composes the settings of any class; `kvx.config.controller_options` makes it of them
+    Controller = dict[str, Any]
 
 # environment variables: how many workers share this machine's memory, and their GPU's
 SHARING = "KVX_WORKERS_HERE"
@@ -301,6 +306,11 @@ class PathsConfig:
     cache: str = option(MISSING, "folder of what is downloaded and computed once")
 
 
+def _open() -> Any:
+    """A node that takes any key, and stays so while Hydra composes."""
+    return DictConfig({}, flags={"struct": False})
+
+
 @dataclass
 class Config:
     """Everything one point needs. One object a point travels through every stage."""
@@ -315,7 +325,7 @@ class Config:
     model: ModelConfig = option(ModelConfig)
     press: PressConfig = option(PressConfig)
     budget: BudgetConfig = option(BudgetConfig)
-    controller: ControllerConfig = option(ControllerConfig)
+    controller: Controller = field(default_factory=_open)
     guard: GuardConfig = option(GuardConfig)
     prompt: PromptConfig = option(PromptConfig)
     decoding: DecodingConfig = option(DecodingConfig)

@@ -65,7 +65,7 @@ def controller_config(controller: Any) -> ControllerConfig:
         instead = '; without one: "none"' if controller is None else ""
         raise ArgumentError(
             f"controller={shown(controller)}: must be a name ({', '.join(names())}) or a "
-            f"kvx.config.controller.ControllerConfig{instead}"
+            f"controller of kvx.guard.controllers, such as Random(rate=0.01){instead}"
         )
     given = {k: v.item() for k, v in vars(controller).items() if isinstance(v, np.generic)}
     if controller.name == MISSING:
