@@ -119,7 +119,7 @@ def checked(configs: Sequence[Config], points: bool = True) -> list[Config]:
     return configs
 
 
-def _requested(configs: Sequence[Config], points: bool) -> list[Config]:
+def requested(configs: Sequence[Config], points: bool) -> list[Config]:
     """`checked`, and what a command line asks for is all there: nothing of it is dropped."""
     from kvx.config.distinct import refuse_dropped
 
@@ -139,7 +139,7 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
         extra = {"pool": pool} if takes_pool and pool is not None else {}
         try:
             with _variable("HYDRA_FULL_ERROR", full_error):  # as the user has it
-                function(_requested(configs(), points), **extra)
+                function(requested(configs(), points), **extra)
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
 

@@ -9,7 +9,8 @@ import torch
 from kvpress.presses.base_press import SUPPORTED_MODELS
 from transformers import DynamicCache, PreTrainedModel
 
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config.controller import ControllerConfig
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.data.prompt import PromptParts
 from kvx.engines.kvpress.admission import Admission, Submission, admit
 from kvx.engines.kvpress.attention import ragged_obstacle
@@ -36,7 +37,7 @@ from kvx.engines.kvpress.press_object import object_press
 from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.shadow import FULL
 from kvx.errors import ArgumentError, UserError
-from kvx.guard.controller import needs_hazard
+from kvx.guard.controllers.base import check_live
 from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.features import FeatureState
 from kvx.guard.live import SequenceGuard
@@ -66,7 +67,8 @@ class GuardedModel:
         renew_hazard_models()
         try:
             self._policy = live_policy(controller, guard)
-            if needs_hazard(controller):
+            check_live(controller)
+            if controller.needs_hazard:
                 FeatureState(hazard_model(guard.model).names)
         except KeyError as error:
             raise ArgumentError(
@@ -75,13 +77,8 @@ class GuardedModel:
             ) from None
         except UserError as error:
             raise ArgumentError(str(error)) from None
-        if controller.kind is ControllerKind.random and controller.rate is None:
-            raise ArgumentError(
-                f"controller={controller.name}: needs a rate, the probability of an alarm per "
-                'token: ControllerConfig(name="random", kind="random", rate=...)'
-            )
         # nothing is kept where nothing can be given back
-        idle = controller.kind is ControllerKind.none or self.press.nominal >= FULL
+        idle = not controller.acts or self.press.nominal >= FULL
         self._controller = controller
         self._guard = replace(guard, shadow=Shadow.none) if idle else guard
         self._loaded = LoadedModel(model, tokenizer, model.device, frozenset())
@@ -174,7 +171,7 @@ class GuardedModel:
             max(1, int(len(ids) * nominal)),
             max_new_tokens,
             seed,
-            watched=needs_hazard(self._policy.config),
+            watched=self._policy.config.needs_hazard,
             guard=partial(SequenceGuard, self._policy, self._guard, nominal, str(index)),
         )
         found = admit(self._loaded, [asked])
