@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from kvx.config import fields
 from kvx.config.controller import ControllerConfig, OperatingPoint
 from kvx.config.fields import option
 from kvx.scoring.loops import REPORT_TOKENS
