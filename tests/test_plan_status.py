@@ -171,6 +171,8 @@ def test_status_looks_on_while_a_run_writes(
     seen = said(kvx, capfd, "status")
     assert process.poll() is None  # the gate holds it
     gate.open()
+    while process.poll() is None:  # reads race with writes
+        said(kvx, capfd, "status")
     process.communicate()
     assert process.poll() == 0
     assert "/s in the last minutes" in seen

@@ -1,4 +1,4 @@
-"""Configuration of the guard's controller.
+"""Configuration of the guard's controller and of its simulation.
 
 Apart from `kvx.config.schema`, because the guard reads it and knows no Hydra.
 """
