@@ -10,7 +10,7 @@ import torch
 
 from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import PointWork, Probe, Response
-from kvx.engines.kvpress import batch
+from kvx.engines.kvpress import admission
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.measure import clear_masks
@@ -126,7 +126,7 @@ def test_a_request_that_is_tried_alone_is_seen_as_in_its_batch(
     works = [make_work(tmp_path, *SMALL, *point) for point in WATCHED]
     together = generated_of(works)
     assert any(r.trace is not None and r.trace.score_evicted for r in together.values())
-    real, step, failures = batch.prefill, Decoder.step, []
+    real, step, failures = admission.prefill, Decoder.step, []
 
     def prefill(loaded: Any, ids: Any, rows: Any, room: int, alone: bool) -> Any:
         if len(rows) > 2:
@@ -135,7 +135,7 @@ def test_a_request_that_is_tried_alone_is_seen_as_in_its_batch(
         return real(loaded, ids, rows, room, alone)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "prefill", prefill)
+        patch.setattr(admission, "prefill", prefill)
         assert_seen_alike(generated_of(works), together)
 
     def failing(decoder: Decoder) -> Any:
