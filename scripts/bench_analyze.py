@@ -123,7 +123,7 @@ def main() -> None:
     arguments = sweep(folder, options.seeds, options.per_bin, options.clustered)
     paths = [f"paths.output={folder / 'outputs'}", f"paths.multirun={folder / 'multirun'}"]
     begun = time.perf_counter()
-    if run_stage("run", write_points, [*arguments, *paths]):
+    if run_stage("run", [*arguments, *paths], write_points):
         sys.exit(1)
     print(f"write the experiment: {time.perf_counter() - begun:.1f} s", flush=True)
     for stage in ("score", "analyze", "report", "status", "plan", "run"):

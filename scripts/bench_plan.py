@@ -23,7 +23,7 @@ def plan(points):
     found = [p.id for p in plan(points)]
     assert "torch" not in sys.modules
     print(len(points), "points,", len(set(found)), "distinct")
-sys.exit(run_stage("run", plan, sys.argv[1:]))
+sys.exit(run_stage("run", sys.argv[1:], plan))
 """
 
 

@@ -233,7 +233,7 @@ def write_experiment(
         "dataset.binning.n_bins=2", "dataset.sampling.n_per_bin=20",
         "dataset.metrics=[instruction_kept]",
     )  # fmt: skip
-    assert run_stage("run", write, [*common, *arguments]) == 0
+    assert run_stage("run", [*common, *arguments], write) == 0
 
 
 def stats(*index: str) -> pd.DataFrame:
