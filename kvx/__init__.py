@@ -9,7 +9,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 # public names by the module that defines them: importing kvx imports none of them
-_DOORS = {"guarded": "kvx.engines.guarded"}
+_DOORS = {
+    "guarded": "kvx.engines.guarded",
+    "metric": "kvx.scoring.metrics",
+    "sweep": "kvx.experiment",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kvx.config import conditions
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config.controller import RECORD
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.identity import is_guarded, resolved
 from kvx.config.numbers import exact
 from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
@@ -26,18 +27,17 @@ SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name not in OWN)
 
 
 def controller_identity(config: Config) -> dict[str, Any]:
-    """The fields of the controller that are not as they are by default.
+    """The fields of the controller that differ from `RECORD`.
 
-    A field that is added later changes no id. Of `kind: none` only the name counts.
+    A field that is added later changes no id. Of a controller that never acts only the name counts.
     """
     controller = config.controller
     plain = resolved(controller)
-    if controller.kind is ControllerKind.none:
+    if not controller.acts:
         return {"name": plain["name"]}
     if not plain["card_gate"] or plain["prefill_gate_nats"] is not None:
         plain["gate_point"] = None  # nobody asks
-    default = resolved(ControllerConfig())
-    return {name: value for name, value in plain.items() if value != default[name]}
+    return {n: value for n, value in plain.items() if n not in RECORD or value != RECORD[n]}
 
 
 def guard_identity(config: Config) -> dict[str, Any]:
@@ -51,14 +51,14 @@ def guard_identity(config: Config) -> dict[str, Any]:
     if not is_guarded(config):
         return {}
     plain, default = resolved(config.guard), unsaid_guard()
-    for name in ("stream", "model", "shadow"):
+    for name in ("model", "shadow"):
         del plain[name]
     found = {name: value for name, value in plain.items() if value != default[name]}
-    if config.controller.kind is ControllerKind.always_safe:
+    if config.controller.from_start:
         found.pop("let_go", None)  # it keeps what it has
     if config.guard.shadow is Shadow.none:
         found["shadow"] = Shadow.none.name
-    if config.controller.kind is ControllerKind.hazard:
+    if config.controller.needs_hazard:
         found["model"] = hazard_files.identity(hazard_files.folder_of(config.guard.model))
     return found
 
@@ -120,7 +120,7 @@ class Point:
         if is_guarded(c):
             own.append(guard_identity(c))
             name += f"-{c.controller.name}"
-        if code := user_code.identity_of(self.press_sources):
+        if code := user_code.identity_of(self.press_sources | self.controller_sources):
             own.append({"sources": code})
         if PACKING in json.dumps(resolved(c.press.method or {})):
             own.append("decoded behind packed keys")  # once it was decoded at the prompt's length
@@ -132,11 +132,19 @@ class Point:
         return user_code.sources_of(self.config.press.method)
 
     @cached_property
+    def controller_sources(self) -> dict[str, str]:
+        """What stands for the code of a controller of the user's own, when this was planned."""
+        controller = self.config.controller
+        if not controller.acts or not controller.is_users:
+            return {}
+        return user_code.sources_of({"_target_": controller.target})
+
+    @cached_property
     def sources(self) -> dict[str, str]:
         """What stands for the code of each class that the configuration names."""
         c = self.config
         others = user_code.sources_of([c.dataset.source, resolved(c.engine)])
-        return self.press_sources | others
+        return self.press_sources | self.controller_sources | others
 
     def beside(self, config: Config) -> "Point":
         """Another point of the same variant: `config` has the very same `SHARED` parts."""
@@ -151,7 +159,7 @@ class Point:
     @property
     def guarded(self) -> bool:
         """Whether a controller follows its responses."""
-        return self.config.controller.kind is not ControllerKind.none
+        return is_guarded(self.config)
 
     @property
     def wants_answers(self) -> bool:

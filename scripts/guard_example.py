@@ -1,6 +1,6 @@
 """One prompt that loops when half of its KV cache is dropped, with and without the guard.
 
-    python scripts/guard_example.py            # after `make assets`; what README.md shows
+    python scripts/guard_example.py      # after `make assets`; what docs/guard/library.md shows
 
 SmolLM2-135M answers a question about a NarrativeQA summary, whose whole prompt kvpress's KnormPress
 compresses: with the full cache, compressed, and compressed under `controller=balanced`. The story
@@ -15,9 +15,9 @@ import torch
 from hydra.utils import instantiate
 from kvpress import KnormPress
 
+from kvx import guarded
 from kvx.cli.command import compose
 from kvx.engines.kvpress.model import load
-from kvx.guard import guarded
 from kvx.guard.events import GuardEvent
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from kvx.config.controller import ControllerConfig, ControllerKind
 from kvx.config.folders import package_dir
+from kvx.guard.controllers import Gate
 from kvx.guard.events import GuardEvent
 
 NEW = 24
@@ -31,8 +31,8 @@ def options(ids: torch.Tensor, **more: Any) -> dict[str, Any]:
     return {"input_ids": ids, **given, **more}
 
 
-def gate(nats: float) -> ControllerConfig:
-    return ControllerConfig(name="gated", kind=ControllerKind.gate, prefill_gate_nats=nats)
+def gate(nats: float) -> Gate:
+    return Gate(name="gated", prefill_gate_nats=nats)
 
 
 def done(events: list[GuardEvent]) -> list[tuple[Any, ...]]:

@@ -10,11 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.cli.command import compose
-from kvx.config.controller import ControllerConfig, ControllerKind, OperatingPoint
+from kvx.config.controller import OperatingPoint
 from kvx.errors import UserError
-from kvx.guard.controller import (
+from kvx.guard.controllers import (
+    AlwaysSafe,
     Controller,
+    Gate,
+    Hazard,
+    NoController,
+    Random,
+    Reactive,
+    RuleBased,
+)
+from kvx.guard.controllers.base import (
     Decision,
+    Follower,
     Hysteresis,
     Mode,
     Observation,
@@ -24,7 +34,8 @@ from kvx.guard.controller import (
 )
 from kvx.guard.hazard import DEFAULT, HazardModel
 from kvx.guard.loop_follower import LoopDetector, first_report, repeated_tail, repeated_tails
-from kvx.points import controller_identity
+from kvx.identity.hashing import digest
+from kvx.points import controller_identity, guard_identity
 from kvx.scoring.loops import find_loop
 from kvx.scoring.repetition import Repetition
 
@@ -39,18 +50,18 @@ PARAMETERS = st.fixed_dictionaries(
 )
 
 
-def hazard(**fields: Any) -> ControllerConfig:
-    return ControllerConfig(name="test", kind=ControllerKind.hazard, **{"tau_high": 0.5, **fields})
+def hazard(**fields: Any) -> Hazard:
+    return Hazard(name="test", **{"tau_high": 0.5, **fields})
 
 
-def of(parameters: dict[str, Any]) -> ControllerConfig:
+def of(parameters: dict[str, Any]) -> Hazard:
     low, high = parameters["taus"]
     rest = {name: parameters[name] for name in ("k", "j", "cooldown")}
     return hazard(tau_low=low, tau_high=high, **rest)
 
 
-def run(config: ControllerConfig, hazards: list[float], **fields: Any) -> list[Decision]:
-    controller = Controller(policy(config))
+def run(config: Controller, hazards: list[float], **fields: Any) -> list[Decision]:
+    controller = Follower(policy(config))
     return [controller.step(Observation(i, h, **fields)) for i, h in enumerate(hazards)]
 
 
@@ -152,19 +163,19 @@ def test_in_safe_it_says_when_the_sequence_derails_again() -> None:
 
 def test_a_detected_loop_is_an_alarm_whatever_the_hazard_and_goes_back_before_it() -> None:
     seen = Observation(90, 0.0, loop_onset=50)
-    assert not Controller(policy(hazard(k=5))).step(seen).alarm
-    found = Controller(policy(hazard(k=5, on_loop=True))).step(seen)
+    assert not Follower(policy(hazard(k=5))).step(seen).alarm
+    found = Follower(policy(hazard(k=5, on_loop=True))).step(seen)
     assert (found.alarm, found.rollback_to, found.reason) == (True, 18, "loop")
-    reactive = ControllerConfig(name="reactive", kind=ControllerKind.reactive)
-    assert Controller(policy(reactive)).step(seen) == found
-    early = Controller(policy(reactive)).step(Observation(30, loop_onset=10))
+    reactive = Reactive(name="reactive")
+    assert Follower(policy(reactive)).step(seen) == found
+    early = Follower(policy(reactive)).step(Observation(30, loop_onset=10))
     assert early.rollback_to == 0
 
 
 def test_the_gate_is_asked_before_the_first_token_and_holds_to_the_end() -> None:
     config = hazard(prefill_gate_nats=0.5, cooldown=0, j=1)
     for probe, expected in ((0.6, Mode.SAFE), (0.4, Mode.NORMAL), (math.nan, Mode.NORMAL)):
-        controller = Controller(policy(config))
+        controller = Follower(policy(config))
         first = controller.step(Observation(-1, probe_nats=probe))
         assert (first.mode, first.alarm) == (expected, expected is Mode.SAFE)
         assert first.rollback_to == 0
@@ -173,9 +184,9 @@ def test_the_gate_is_asked_before_the_first_token_and_holds_to_the_end() -> None
 
 
 def test_always_safe_and_none() -> None:
-    for kind, mode in ((ControllerKind.always_safe, Mode.SAFE), (ControllerKind.none, Mode.NORMAL)):
-        config = ControllerConfig(name="x", kind=kind, prefill_gate_nats=0.0)
-        controller = Controller(policy(config))
+    for cls, mode in ((AlwaysSafe, Mode.SAFE), (NoController, Mode.NORMAL)):
+        config: Controller = cls(name="x")
+        controller = Follower(policy(config))
         assert controller.step(Observation(-1, probe_nats=9.0)).alarm == (mode is Mode.SAFE)
         for token in range(40):
             found = controller.step(Observation(token, 1.0, loop_onset=0))
@@ -183,29 +194,29 @@ def test_always_safe_and_none() -> None:
 
 
 def test_random_draws_by_seed_and_sequence() -> None:
-    config = ControllerConfig(name="r", kind=ControllerKind.random, rate=0.05, cooldown=0, j=1)
+    config = Random(name="r", rate=0.05, cooldown=0, j=1)
 
     def draw(seed: int, key: str, n: int = 4000) -> list[int]:
-        controller = Controller(policy(replace(config, seed=seed)), key)
+        controller = Follower(policy(replace(config, seed=seed)), key)
         return [t for t in range(n) if controller.step(Observation(t)).alarm]
 
     assert draw(0, "a") == draw(0, "a")
     assert draw(0, "a") != draw(1, "a") != draw(1, "b")
     assert 0.03 < len(draw(0, "a")) / 4000 < 0.07
-    never = Controller(policy(replace(config, rate=0.0)))
+    never = Follower(policy(replace(config, rate=0.0)))
     assert not any(never.step(Observation(t)).alarm for t in range(200))
 
 
 def test_rules_sum_entropy_above_the_reference_and_count_repetition() -> None:
-    entropy = ControllerConfig(
-        name="e", kind=ControllerKind.rule_based, entropy_cusum_nats=3.0, entropy_reference_nats=1.0
+    entropy = RuleBased(
+        name="e", entropy_cusum_nats=3.0, entropy_reference_nats=1.0
     )  # fmt: skip
-    controller = Controller(policy(entropy))
+    controller = Follower(policy(entropy))
     values = [2.0, 2.0, 0.0, 2.0, math.nan, 2.0]
     found = [controller.step(Observation(t, entropy_nats=v)).reason for t, v in enumerate(values)]
     assert found == ["", "", "", "", "", "entropy"]
     repetition = replace(entropy, entropy_cusum_nats=None, repetition_count=2)
-    controller = Controller(policy(repetition))
+    controller = Follower(policy(repetition))
     assert not controller.step(Observation(0, repetition_count=1)).alarm
     assert controller.step(Observation(1, repetition_count=2)).reason == "repetition"
 
@@ -218,16 +229,16 @@ def test_rules_sum_entropy_above_the_reference_and_count_repetition() -> None:
 def test_after_a_rollback_sums_are_those_of_the_kept_tokens(
     kept: list[float], dropped: list[float], data: st.DataObject
 ) -> None:
-    config = ControllerConfig(
-        name="e", kind=ControllerKind.rule_based, entropy_cusum_nats=1e6, entropy_reference_nats=1.0
+    config = RuleBased(
+        name="e", entropy_cusum_nats=1e6, entropy_reference_nats=1.0
     )  # fmt: skip
-    rolled, fresh = Controller(policy(config)), Controller(policy(config))
+    rolled, fresh = Follower(policy(config)), Follower(policy(config))
     for t, value in enumerate([*kept, *dropped]):
         rolled.step(Observation(t, entropy_nats=value))
     rolled.rollback(len(kept))
     for t, value in enumerate(kept):
         fresh.step(Observation(t, entropy_nats=value))
-    assert rolled._sums == fresh._sums
+    assert rolled._scores.sums == fresh._scores.sums
 
 
 TOKENS = st.one_of(
@@ -288,7 +299,6 @@ def test_a_loop_that_ended_is_no_loop_now() -> None:
         ({"j": 0}, "controller.j=0: must be at least 1"),
         ({"cooldown": -1}, "controller.cooldown=-1"),
         ({"safe_budget": 0.0}, "controller.safe_budget=0: must be above 0"),
-        ({"rate": 2.0}, "controller.rate=2: must be between 0 and 1"),
         ({"prefill_gate_nats": -1.0}, "controller.prefill_gate_nats=-1"),
         ({"tau_high": math.nan}, "controller.tau_high=nan"),
         ({"tau_high": None}, "controller.tau_high: needs a value, or controller.operating_point"),
@@ -301,11 +311,16 @@ def test_a_controller_that_cannot_be_right(fields: dict[str, Any], says: str) ->
     assert "\n" not in str(error.value)
 
 
+def test_a_rate_is_a_probability() -> None:
+    with pytest.raises(UserError, match=r"controller\.rate=2: must be between 0 and 1"):
+        check(Random(name="r", rate=2.0))
+
+
 def test_a_gate_alone_needs_a_threshold_and_sees_nothing_else() -> None:
-    gate = ControllerConfig(name="g", kind=ControllerKind.gate)
+    gate = Gate(name="g")
     with pytest.raises(UserError, match=r"controller\.prefill_gate_nats: needs a value"):
         check(gate)
-    controller = Controller(policy(replace(gate, prefill_gate_nats=0.5)))
+    controller = Follower(policy(replace(gate, prefill_gate_nats=0.5)))
     assert not controller.step(Observation(-1, probe_nats=0.4)).alarm
     for token in range(30):
         found = controller.step(Observation(token, 1.0, 0, 9.0, 9))
@@ -313,8 +328,8 @@ def test_a_gate_alone_needs_a_threshold_and_sees_nothing_else() -> None:
 
 
 def test_rules_need_a_rule() -> None:
-    with pytest.raises(UserError, match="rule_based: needs repetition_count"):
-        check(ControllerConfig(name="r", kind=ControllerKind.rule_based))
+    with pytest.raises(UserError, match=r"controller=r: needs controller\.repetition_count"):
+        check(RuleBased(name="r"))
 
 
 def test_thresholds_come_from_the_card_unless_given() -> None:
@@ -329,22 +344,22 @@ def test_thresholds_come_from_the_card_unless_given() -> None:
 
 
 SHIPPED = {
-    "none": ControllerKind.none, "conservative": ControllerKind.hazard,
-    "balanced": ControllerKind.hazard, "aggressive": ControllerKind.hazard,
-    "rule_based": ControllerKind.rule_based, "reactive": ControllerKind.reactive,
-    "always_safe": ControllerKind.always_safe, "random": ControllerKind.random,
-    "gate": ControllerKind.gate,
+    "none": NoController, "conservative": Hazard,
+    "balanced": Hazard, "aggressive": Hazard,
+    "rule_based": RuleBased, "reactive": Reactive,
+    "always_safe": AlwaysSafe, "random": Random,
+    "gate": Gate,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_controllers(name: str) -> None:
     config = compose(f"controller={name}").controller
-    assert (config.name, config.kind) == (name, SHIPPED[name])
+    assert (config.name, type(config)) == (name, SHIPPED[name])
     card = Thresholds(dict.fromkeys(OperatingPoint, 0.2), dict.fromkeys(OperatingPoint, 1.7))
     decided = policy(config, card)
     assert decided.tau_low <= decided.tau_high
-    if config.kind is ControllerKind.hazard:
+    if isinstance(config, Hazard):
         assert config.operating_point is OperatingPoint[name]
         assert decided.config.prefill_gate_nats == 1.7
     else:
@@ -362,7 +377,7 @@ def test_the_gate_is_that_of_the_card_unless_given_or_closed() -> None:
     card = Thresholds({one: 0.12, other: 0.3}, {one: 1.4, other: 1.7})
     config = hazard(tau_high=None, operating_point=one, card_gate=True, gate_point=other)
 
-    def gate(config: ControllerConfig, card: Thresholds | None = card) -> float | None:
+    def gate(config: Hazard, card: Thresholds | None = card) -> float | None:
         return policy(config, card).config.prefill_gate_nats
 
     assert gate(config) == 1.7
@@ -373,11 +388,7 @@ def test_the_gate_is_that_of_the_card_unless_given_or_closed() -> None:
     assert gate(replace(config, card_gate=False, prefill_gate_nats=0.4)) == 0.4
     assert gate(config, Thresholds(card.hazard, {})) is None  # made from traces without a probe
     seen = Observation(-1, probe_nats=1.7)
-    assert Controller(policy(config, card)).step(seen).reason == "gate"
-    with pytest.raises(UserError, match=r"controller\.card_gate: controller=x reads no model"):
-        check(ControllerConfig(name="x", kind=ControllerKind.reactive, card_gate=True))
-    with pytest.raises(UserError, match=r"controller\.gate_point: controller=x reads no model"):
-        check(ControllerConfig(name="x", kind=ControllerKind.reactive, gate_point=one))
+    assert Follower(policy(config, card)).step(seen).reason == "gate"
 
 
 def test_the_thresholds_of_a_card() -> None:
@@ -394,13 +405,13 @@ def test_a_forecast_drops_what_has_been_said_before_and_more(repeated: int, back
     """An alarm in a loop that is not yet detected goes back to before it began, as a loop's."""
     config = hazard(rollback_tokens=back)
     seen = Observation(70, 0.9, repeated=repeated)
-    assert Controller(policy(config)).step(seen).rollback_to == max(0, 71 - repeated - back)
-    relaxed = Controller(policy(replace(config, rollback=False))).step(seen)
+    assert Follower(policy(config)).step(seen).rollback_to == max(0, 71 - repeated - back)
+    relaxed = Follower(policy(replace(config, rollback=False))).step(seen)
     assert relaxed.rollback_to == 71
-    chance = ControllerConfig(
-        name="r", kind=ControllerKind.random, rate=1.0, rollback_tokens=back
+    chance = Random(
+        name="r", rate=1.0, rollback_tokens=back
     )  # fmt: skip
-    assert Controller(policy(chance)).step(seen).rollback_to == 71 - back
+    assert Follower(policy(chance)).step(seen).rollback_to == 71 - back
 
 
 TAILS = st.lists(st.integers(0, 2), max_size=60)
@@ -437,3 +448,56 @@ def test_the_identity_of_a_controller() -> None:
     idle = "controller.gate_point=aggressive"  # of a gate that is closed
     assert controller_identity(compose(*closed, idle)) == controller_identity(compose(*closed))
     assert controller_identity(compose("controller=balanced", "controller.j=9")) != plain
+
+
+# digests of what a point's id held of its controller when every controller had the same fields
+IDS = [
+    ("controller=aggressive", "b6effa79"),
+    ("controller=always_safe", "b8c6303b"),
+    ("controller=balanced", "f23955cc"),
+    ("controller=conservative", "619af5df"),
+    ("controller=entropy_cusum", "9d882a79"),
+    ("controller=gate", "602bc6c2"),
+    ("controller=ngram", "95de3db1"),
+    ("controller=none", "65e18a73"),
+    ("controller=random", "e73229ee"),
+    ("controller=reactive", "277ff0de"),
+    ("controller=relax_only", "d9bc856b"),
+    ("controller=rule_based", "ca07561d"),
+    ("controller=balanced controller.tau_high=0.4 controller.k=2", "fa1a026c"),
+    ("controller=random controller.rate=0.01 controller.seed=3", "8af58388"),
+    ("controller=gate controller.prefill_gate_nats=0.5 controller.safe_budget=0.5", "10956f97"),
+    ("controller=reactive controller.rollback=false controller.cooldown=16", "dbe89615"),
+    (
+        "controller=rule_based controller.repetition_count=2 controller.entropy_reference_nats=2.5",
+        "bc4475f4",
+    ),
+    ("controller=always_safe controller.safe_budget=0.5", "8c42d8eb"),
+    ("controller=balanced controller.card_gate=false", "69ae9887"),
+    ("controller=balanced controller.prefill_gate_nats=0.7 controller.name=mine", "9932653d"),
+    ("controller=none controller.k=3", "65e18a73"),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), IDS)
+def test_ids_are_those_from_before_controllers_were_classes(line: str, expected: str) -> None:
+    config = compose("press=knorm", "budget=0.5", *line.split())
+    assert digest([controller_identity(config), guard_identity(config)]) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("controller=gate controller.tau_high=1", "controller.tau_high: controller=gate has no"),
+        ("controller.kind=reactive", "controller.kind=reactive: .*: controller=reactive$"),
+        ("controller=balanced controller.kind=rule_based", "controller=ngram, controller=rule_b"),
+        ("controller=balanced controller.k=many", "controller.k=many: Value 'many'"),
+        ("controller=balanced controller.coldown=3", "did you mean controller.cooldown"),
+        ("controller._target_=no_module.Mine", "controller._target_=no_module.Mine: no such"),
+        ("controller._target_=kvx.points.Point", "must be a subclass of kvx.guard.controllers"),
+    ],
+)
+def test_a_line_that_no_controller_reads(line: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        compose("press=knorm", "budget=0.5", *line.split())
+    assert "\n" not in str(error.value)

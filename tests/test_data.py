@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.config.schema import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
+from kvx.config.dataset import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
 from kvx.data.binning import bin_edges, bin_of, choose
 from kvx.data.sources.gsm8k import Gsm8kSource
 from kvx.data.sources.local import LocalSource

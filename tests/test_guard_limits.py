@@ -11,21 +11,20 @@ from hypothesis import strategies as st
 from kvpress import KnormPress
 from transformers import AutoModelForCausalLM
 
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig
 from kvx.config.folders import package_dir
+from kvx.config.guard import GuardConfig
 from kvx.engines.base import Response
 from kvx.engines.kvpress import decode
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.rows import Rebuild, Row, StepObserver, Stop
 from kvx.guard import guarded
-from kvx.guard.controller import policy
+from kvx.guard.controllers import Gate, Random
+from kvx.guard.controllers.base import policy
 from kvx.guard.live import Change, SequenceGuard
 from tests.test_engine import make_work
 from tests.test_guard_live import KNORM, NONE, SMALL
 
-NERVOUS = ControllerConfig(
-    name="nervous", kind=ControllerKind.random, rate=0.4, cooldown=1, j=1, rollback_tokens=2
-)
+NERVOUS = Random(name="nervous", rate=0.4, cooldown=1, j=1, rollback_tokens=2)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def model() -> Any:
 @pytest.mark.parametrize("limit", [1, 2, 5, 9, 14])
 def test_no_answer_is_longer_than_it_may_be(model: Any, limit: int, rollback: bool) -> None:
     ids = torch.randint(5, 300, (24, 60), generator=torch.Generator().manual_seed(1))
-    settings = ControllerConfig(**{**vars(NERVOUS), "rollback": rollback})
+    settings = Random(**{**vars(NERVOUS), "rollback": rollback})
     guard = guarded(model, KnormPress(0.7), settings, max_interventions=50)
     out = guard.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit,
@@ -51,7 +50,7 @@ def test_no_answer_is_longer_than_it_may_be(model: Any, limit: int, rollback: bo
 def test_after_the_last_token_only_what_takes_some_back(
     tokens: list[int], most: int, rollback: bool
 ) -> None:
-    settings = ControllerConfig(**{**vars(NERVOUS), "rollback": rollback})
+    settings = Random(**{**vars(NERVOUS), "rollback": rollback})
     guard = SequenceGuard(policy(settings), GuardConfig(max_interventions=most), 0.25, "k")
     for i, token in enumerate(tokens):
         last = i % 3 == 2
@@ -64,7 +63,7 @@ def test_after_the_last_token_only_what_takes_some_back(
 
 
 def test_what_rounds_to_its_own_budget_is_no_raise() -> None:
-    gate = ControllerConfig(name="gate", kind=ControllerKind.gate, prefill_gate_nats=1.0)
+    gate = Gate(name="gate", prefill_gate_nats=1.0)
     guard = SequenceGuard(policy(gate), GuardConfig(ladder=[0.2, 0.5]), 1 - (1 - 0.2), "k")
     change = guard.gate(5.0)
     assert change is not None

@@ -10,21 +10,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import Response
 from kvx.engines.kvpress import batch, guarded
 from kvx.engines.kvpress.engine import KVPressEngine
-from kvx.guard.controller import policy
+from kvx.guard.controllers import Controller, Gate, Hazard, NoController, Reactive
+from kvx.guard.controllers.base import policy
 from kvx.guard.live import Change, SequenceGuard
 from kvx.points import Request
+from tests.controllers import CLASSES, with_own
 from tests.test_engine import make_work
 
 SMALL = (
     "dataset.source.n_examples=20", "dataset.sampling.n_per_bin=2", "dataset.binning.n_bins=2",
     "dataset.max_new_tokens=24", "prompt.query_aware=true",
 )  # fmt: skip
-STILL = ControllerConfig(name="scripted")
+STILL = NoController(name="scripted")
 
 
 class Scripted(SequenceGuard):
@@ -185,7 +187,7 @@ def test_prompts_without_a_rest_are_gated_at_their_second_token(
     """With the question compressed too, the first token is the same at every budget."""
     work = make_work(tmp_path, *SMALL, *KNORM)
     builder = PromptBuilder(KVPressEngine(work.point.config).loaded.tokenizer, work.point.config)
-    gated = (*KNORM, "controller.name=gated", "controller.kind=gate", "guard.ladder=[0.5]")
+    gated = (*KNORM, "controller=gate", "controller.name=gated", "guard.ladder=[0.5]")
     always = (*gated, "controller.prefill_gate_nats=0.0")
     sometimes = (*gated, "controller.prefill_gate_nats=12.0")
     half = ("press=knorm", "budget.ratio=0.5")
@@ -263,8 +265,8 @@ def test_a_budget_from_the_shadow_is_what_the_press_keeps_at_it(
 
 
 def test_an_alarm_in_a_loop_that_is_not_yet_detected_goes_back_to_before_it() -> None:
-    config = ControllerConfig(
-        name="test", kind=ControllerKind.hazard, tau_high=0.8, rollback_tokens=8
+    config = Hazard(
+        name="test", tau_high=0.8, rollback_tokens=8
     )  # fmt: skip
     guard = SequenceGuard(policy(config), GuardConfig(), 0.125, "a")
     for token in (*range(30), *range(20, 29)):  # ten tokens, then nine of them again
@@ -275,7 +277,7 @@ def test_an_alarm_in_a_loop_that_is_not_yet_detected_goes_back_to_before_it() ->
 
 
 def test_the_gate_reaches_the_full_cache_however_long_its_ladder() -> None:
-    config = ControllerConfig(name="gate", kind=ControllerKind.gate, prefill_gate_nats=1.0)
+    config = Gate(name="gate", prefill_gate_nats=1.0)
     settings = GuardConfig(ladder=[0.3, 0.4, 0.5, 0.6, 0.7], max_interventions=1)
     guard = SequenceGuard(policy(config), settings, 0.2, "a")
     while (change := guard.gate(5.0)) is not None:
@@ -292,7 +294,7 @@ SEEN = st.lists(
 
 
 def test_a_loop_of_the_full_cache_is_let_go_of() -> None:
-    config = ControllerConfig(name="test", kind=ControllerKind.reactive, cooldown=5, j=2)
+    config = Reactive(name="test", cooldown=5, j=2)
     guard = SequenceGuard(policy(config), GuardConfig(), 0.25, "a")
     for _ in range(120):
         if (change := guard.step(7, hazard=0.1 * guard.budget)) is not None:
@@ -307,9 +309,7 @@ def test_a_loop_of_the_full_cache_is_let_go_of() -> None:
 
 
 def test_what_never_had_the_full_cache_is_not_let_go_of() -> None:
-    config = ControllerConfig(
-        name="test", kind=ControllerKind.reactive, cooldown=5, j=2, safe_budget=0.5
-    )
+    config = Reactive(name="test", cooldown=5, j=2, safe_budget=0.5)
     guard = SequenceGuard(policy(config), GuardConfig(max_interventions=1), 0.25, "a")
     for _ in range(120):
         if (change := guard.step(7)) is not None:
@@ -318,12 +318,12 @@ def test_what_never_had_the_full_cache_is_not_let_go_of() -> None:
     assert guard.budget == 0.5
 
 
-@given(SEEN, st.sampled_from(list(ControllerKind)), st.integers(1, 5), st.floats(0, 3))
+@given(SEEN, st.sampled_from(CLASSES), st.integers(1, 5), st.floats(0, 3))
 def test_interventions_are_bounded_and_budgets_stay_in_range(
-    seen: list[tuple[int, float, float, int]], kind: ControllerKind, most: int, probe: float
+    seen: list[tuple[int, float, float, int]], cls: type[Controller], most: int, probe: float
 ) -> None:
-    config = ControllerConfig(
-        name="test", kind=kind, tau_high=0.8, on_loop=True, prefill_gate_nats=1.0,
+    config = with_own(
+        cls, name="test", tau_high=0.8, on_loop=True, prefill_gate_nats=1.0,
         repetition_count=1, entropy_cusum_nats=8.0, rate=0.3, cooldown=2, j=2,
         rollback_tokens=8,
     )  # fmt: skip
@@ -354,5 +354,5 @@ def test_interventions_are_bounded_and_budgets_stay_in_range(
     assert result.decoded_tokens == len(seen)
     for event in result.events:
         assert event.n_kept + len(event.dropped_ids) == event.token + 1
-    if kind is ControllerKind.none:
+    if cls is NoController:
         assert not result.events

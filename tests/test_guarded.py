@@ -15,9 +15,9 @@ from transformers import (
     GenerationConfig,
 )
 
-from kvx.config.controller import ControllerConfig, ControllerKind
 from kvx.config.folders import package_dir
 from kvx.guard import guarded
+from kvx.guard.controllers import Random
 from tests.guarding import NEW, PAD, a_prompt, done, gate, options, tiny_model
 
 PRESSES: dict[str, Callable[[], Any]] = {
@@ -37,10 +37,8 @@ def model() -> Any:
     return tiny_model()
 
 
-def chance() -> ControllerConfig:
-    return ControllerConfig(
-        name="chance", kind=ControllerKind.random, rate=0.3, cooldown=2, j=1, rollback_tokens=4
-    )
+def chance() -> Random:
+    return Random(name="chance", rate=0.3, cooldown=2, j=1, rollback_tokens=4)
 
 
 @pytest.mark.parametrize("name", PRESSES)
@@ -89,7 +87,7 @@ def test_a_padded_batch_is_its_single_runs(model: Any, side: str, controller: An
     assert torch.equal(out[:, :90], ids)
     alone = guarded(model, KnormPress(0.75), controller)
     for row, prompt in enumerate(prompts):
-        if isinstance(controller, ControllerConfig) and controller.kind is ControllerKind.random:
+        if isinstance(controller, Random):
             continue  # drawn by place in the batch
         single = alone.generate(**options(prompt))
         assert out[row, 90:].tolist() == single[0, prompt.shape[1] :].tolist()

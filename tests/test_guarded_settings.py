@@ -20,10 +20,12 @@ from transformers import (
 )
 
 from kvx.cli.command import compose
-from kvx.config.controller import ControllerConfig, ControllerKind, OperatingPoint, Shadow
+from kvx.config.controller import OperatingPoint
 from kvx.config.folders import conf_dir
+from kvx.config.guard import Shadow
 from kvx.errors import ArgumentError
 from kvx.guard import guarded
+from kvx.guard.controllers import Hazard, Reactive
 from tests.guarding import a_prompt, done, gate, options, tiny_model
 
 
@@ -68,8 +70,8 @@ def test_a_press_that_cannot_be_guarded(model: Any, press: Any, why: str) -> Non
     ("arguments", "why"),
     [
         ({"controller": "patient"}, "controller=patient: there is aggressive, always_safe"),
-        ({"controller": "random"}, "needs a rate"),
-        ({"controller": ControllerConfig(name="mine", k=0)}, "controller.k=0"),
+        ({"controller": "random"}, "controller.rate: needs a value"),
+        ({"controller": Reactive(name="mine", k=0)}, "controller.k=0"),
         ({"controller": gate(-1.0)}, "prefill_gate_nats"),
         ({"shadow": "disk"}, "shadow=disk: must be one of host, recompute, none"),
         ({"controller": None}, '^controller=None: must be a name .*; without one: "none"$'),
@@ -77,11 +79,11 @@ def test_a_press_that_cannot_be_guarded(model: Any, press: Any, why: str) -> Non
         ({"controller": ["balanced"]}, "^controller=.'balanced'.: must be a name"),
         ({"controller": torch.nn.Sequential(torch.nn.ReLU())}, "^controller=.Sequential.: must be"),
         (
-            {"controller": ControllerConfig(name="x", kind="foo")},  # type: ignore[arg-type]
-            "^controller.kind='foo': .* expected one of .none, hazard",
+            {"controller": Hazard(name="x", operating_point="foo")},  # type: ignore[arg-type]
+            "^controller.operating_point='foo': .* expected one of .conservative, balanced",
         ),
         (
-            {"controller": ControllerConfig(name="x", k="many")},  # type: ignore[arg-type]
+            {"controller": Reactive(name="x", k="many")},  # type: ignore[arg-type]
             "^controller.k='many': ",
         ),
         ({"shadow": ["host"]}, "^shadow=.'host'.: must be one of"),
@@ -108,9 +110,9 @@ def test_wrong_settings(model: Any, arguments: dict[str, Any], why: str) -> None
 
 
 def test_settings_may_be_numpys_enums_and_names_of_enums(model: Any) -> None:
-    named = ControllerConfig(kind="hazard", operating_point="balanced")  # type: ignore[arg-type]
-    assert guarded(model, KnormPress(0.5), named).controller == ControllerConfig(
-        name="custom", kind=ControllerKind.hazard, operating_point=OperatingPoint.balanced
+    named = Hazard(operating_point="balanced")  # type: ignore[arg-type]
+    assert guarded(model, KnormPress(0.5), named).controller == Hazard(
+        name="custom", operating_point=OperatingPoint.balanced
     )
     ids, own = a_prompt(90, seed=5), gate(0.0)
     plain = guarded(model, KnormPress(0.9), own, ladder=[0.3], max_interventions=1)
@@ -181,6 +183,7 @@ def test_controllers_are_those_of_the_command_line(model: Any) -> None:
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         for name in set(names) - {"random"}:
             found = guarded(model, KnormPress(0.5), name).controller
-            card_gate = found.prefill_gate_nats if composed[name].card_gate else None
-            asked = composed[name].prefill_gate_nats or card_gate  # of the model's card
-            assert found == replace(composed[name], prefill_gate_nats=asked)
+            expected = composed[name]
+            if isinstance(expected, Hazard):  # its gate is that of the model's card
+                expected = replace(expected, prefill_gate_nats=found.prefill_gate_nats)
+            assert found == expected

@@ -14,7 +14,7 @@ from kvx.data.sources.instructions import KINDS, InstructionsSource
 from kvx.data.texts import story_name
 from kvx.errors import UserError
 from kvx.scoring.instructions import CHECKS, Instruction, kept_at_the_end, parse
-from kvx.scoring.metrics import instruction_kept
+from kvx.scoring.metrics.instruction_kept import instruction_kept
 from kvx.scoring.names import names_and_numbers, question_recall
 from tests.conftest import Kvx
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvx.cli.command import compose, run_stage
-from kvx.config.controller import GuardConfig, Shadow, StreamPolicy
+from kvx.config import fields
+from kvx.config.guard import GuardConfig, Shadow, StreamPolicy
 from kvx.config.schema import Config
 from kvx.errors import UserError
-from kvx.guard.live_checks import check_guard
 from kvx.identity.hazard_files import CARD, DEFAULT, MODEL
 from kvx.points import Point, guard_identity
 from kvx.run.bundle import plan
@@ -102,7 +102,7 @@ def test_two_guards_share_a_point_exactly_if_they_give_the_same_results(
     base = point("controller=reactive")
 
     def id_of(guard: GuardConfig) -> str:
-        check_guard(guard)
+        fields.check(guard, "guard.")
         config = Config(**{**vars(base.config), "guard": guard})
         return str(base.beside(config).id)
 

@@ -8,18 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.errors import UserError
-from kvx.scoring.metrics import (
-    METRICS,
-    Score,
-    exact_match,
-    find_number,
-    normalize_answer,
-    numeric,
-    qa_f1,
-    resolve,
-    string_match_all,
-    string_match_any,
-)
+from kvx.scoring.metrics import METRICS as REGISTRY
+from kvx.scoring.metrics import Score, resolve
+from kvx.scoring.metrics.contained import string_match_all, string_match_any
+from kvx.scoring.metrics.normalized import exact_match, normalize_answer, qa_f1
+from kvx.scoring.metrics.numeric import find_number, numeric
+
+METRICS = REGISTRY.built_in
 
 # what compares a prediction with reference texts; instruction_kept is in test_instructions
 TEXT_METRICS = {name: metric for name, metric in METRICS.items() if name != "instruction_kept"}

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from kvx.config.folders import package_dir
 from kvx.config.numbers import duration
 from kvx.config.schema import ModelConfig
 from kvx.plan.cost import kv_bytes_per_token
 from kvx.store import locks
-from tests.conftest import Kvx, finish, kvx_process
-from tests.waiting import HANGS_S
+from tests.conftest import Kvx
+from tests.forked import Forked
+from tests.waiting import HANGS_S, Gate
 
 RUN = Path("outputs/runs/default")
 SMALL = ("dataset.source.n_examples=60", "dataset.sampling.n_per_bin=4")
@@ -153,17 +155,25 @@ def test_status_leaves_nothing_behind(kvx: Kvx, tmp_path: Path) -> None:
 
 
 def test_status_looks_on_while_a_run_writes(
-    kvx: Kvx, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    many = ("-m", "press=snapkv", "budget=1.0,0.5", "dataset.sampling.n_per_bin=40",
-            "run.shard_requests=5")  # fmt: skip
-    process = kvx_process(tmp_path, "run", *many)
-    seen = ""
-    while process.poll() is None:
-        if list(RUN.glob("points/*/requests-*")):
-            text = said(kvx, capfd, "status")
-            seen = text if "/s in the last minutes" in text else seen
-    assert finish(process).code == 0
+    monkeypatch.setenv("PYTHONPATH", str(package_dir().parent))
+    gate = Gate(tmp_path)
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
+    many = ("-m", "press=knorm", "press.method._target_=tests.presses.SlowPress",
+            "budget=0.8,0.5", "run.shard_requests=5", *SMALL)  # fmt: skip
+    process = Forked(tmp_path / "log", "run", *many)
+    written = lambda: list(RUN.glob("points/*/requests-*-00001*"))  # noqa: E731
+    gate.until(written, "a second shard is there", process)
+    seen = said(kvx, capfd, "status")
+    assert process.poll() is None  # the gate holds it
+    gate.open()
+    while process.poll() is None:  # reads race with writes
+        said(kvx, capfd, "status")
+    process.communicate()
+    assert process.poll() == 0
+    assert "/s in the last minutes" in seen
     assert "running" in seen
     assert "left" in seen
     assert max(map(len, seen.splitlines())) <= 100

@@ -16,6 +16,7 @@ from kvpress import KnormPress
 
 from kvx.config.folders import package_dir
 from tests.conftest import Kvx, finish, kvx_process, request_rows
+from tests.forked import Forked
 from tests.waiting import HANGS_S, Gate, wait_until
 
 SWEEP = ("-m", "press=snapkv,streaming", "budget=1.0,0.5,0.2")
@@ -102,7 +103,7 @@ def test_kill_9_at_random_moments_changes_nothing(
         return set(Path("killed").glob("runs/*/points/*/*"))  # those that are being written too
 
     for number in range(5):
-        process, have = kvx_process(tmp_path, "run", *arguments, "paths.output=killed"), files()
+        process, have = Forked(tmp_path / "log", "run", *arguments, "paths.output=killed"), files()
         moment = gate.calls + rng.randint(1, 9)
         gate.allow(moment)
         if number % 2:  # where something has just been written
@@ -110,8 +111,8 @@ def test_kill_9_at_random_moments_changes_nothing(
         else:
             wait_until(lambda: gate.calls >= moment, "that many calls", process)  # noqa: B023
         assert process.poll() is None  # the gate holds it
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        assert process.poll() == -signal.SIGKILL
     gate.open()
     assert kvx("run", *arguments, "paths.output=killed").code == 0
     expected, found = (request_rows(Path(o) / "runs/default") for o in ("undisturbed", "killed"))

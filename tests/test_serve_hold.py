@@ -9,15 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig
 from kvx.config.engine import Api
+from kvx.config.guard import GuardConfig
 from kvx.engines.kvpress import decode
 from kvx.engines.openai.reply import Parser
-from kvx.guard.controller import policy
-from kvx.guard.live import SequenceGuard, reach
+from kvx.guard.controllers import AlwaysSafe, Controller, Gate, Hazard, NoController, Reactive
+from kvx.guard.controllers.base import policy
+from kvx.guard.live import SequenceGuard
 from kvx.scoring.loops import REPORT_TOKENS
 from kvx.serve.transcript import Piece, Restart, Transcript
 from kvx.text.incremental import StopStrings, TokenText
+from tests.controllers import CLASSES, with_own
 from tests.serving import Running, serving
 from tests.test_serve import GREEDY, WORDS
 from tests.test_serve_guard import (
@@ -193,12 +195,12 @@ SEEN = st.lists(
 )
 
 
-@given(SEEN, st.sampled_from(list(ControllerKind)), st.booleans(), st.integers(0, 20))
+@given(SEEN, st.sampled_from(CLASSES), st.booleans(), st.integers(0, 20))
 def test_nothing_settled_is_ever_taken_back(
-    seen: list[tuple[int, float, float, int]], kind: ControllerKind, on_loop: bool, rollback: int
+    seen: list[tuple[int, float, float, int]], cls: type[Controller], on_loop: bool, rollback: int
 ) -> None:
-    config = ControllerConfig(
-        name="test", kind=kind, tau_high=0.8, on_loop=on_loop, prefill_gate_nats=1.0,
+    config = with_own(
+        cls, name="test", tau_high=0.8, on_loop=on_loop, prefill_gate_nats=1.0,
         repetition_count=1, entropy_cusum_nats=8.0, rate=0.3, cooldown=2, j=2,
         rollback_tokens=rollback,
     )  # fmt: skip
@@ -219,7 +221,7 @@ def test_nothing_settled_is_ever_taken_back(
 def test_a_short_loop_is_taken_back_whole_though_text_was_shown(
     before: int, period: int, rollback: int
 ) -> None:
-    config = ControllerConfig(name="t", kind=ControllerKind.reactive, rollback_tokens=rollback)
+    config = Reactive(name="t", rollback_tokens=rollback)
     guard = SequenceGuard(policy(config), GuardConfig(), 0.25)
     loop = [1000 + i % period for i in range(period + REPORT_TOKENS)]
     for token in [*range(before), *loop]:
@@ -230,16 +232,16 @@ def test_a_short_loop_is_taken_back_whole_though_text_was_shown(
     assert change is not None
     assert len(guard.tokens) - (before + period) <= REPORT_TOKENS
     assert change.n_kept == max(0, before + period - rollback)
-    assert len(guard.tokens) - change.n_kept <= reach(config)
+    assert len(guard.tokens) - change.n_kept <= config.reach
 
 
 def test_what_cannot_take_anything_back_holds_nothing() -> None:
-    for kind in (ControllerKind.always_safe, ControllerKind.gate, ControllerKind.none):
-        assert reach(ControllerConfig(name="t", kind=kind)) == 0
-    assert reach(ControllerConfig(name="t", kind=ControllerKind.reactive, rollback=False)) == 0
-    hazard = ControllerConfig(name="t", kind=ControllerKind.hazard)
-    assert reach(hazard) == 32
-    assert reach(replace(hazard, on_loop=True)) == 32 + REPORT_TOKENS == 72
+    for cls in (AlwaysSafe, Gate, NoController):
+        assert cls(name="t").reach == 0
+    assert Reactive(name="t", rollback=False).reach == 0
+    hazard = Hazard(name="t")
+    assert hazard.reach == 32
+    assert replace(hazard, on_loop=True).reach == 32 + REPORT_TOKENS == 72
 
 
 MOVES = st.lists(

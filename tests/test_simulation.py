@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvx.config.controller import ControllerConfig, ControllerKind
-from kvx.guard.controller import Mode, Policy, policy
-from kvx.learning import simulation
+from kvx.guard.controllers import (
+    AlwaysSafe,
+    Controller,
+    Gate,
+    Hazard,
+    NoController,
+    Random,
+    Reactive,
+    RuleBased,
+)
+from kvx.guard.controllers.base import Mode, Policy, policy
 from kvx.learning.simulation import (
     Outcome,
     Trace,
@@ -22,6 +30,7 @@ from kvx.learning.simulation import (
     summarise,
     thresholds,
 )
+from tests.controllers import with_own
 
 
 def trace(
@@ -46,11 +55,11 @@ def trace(
 
 def hazard_policy(**fields: Any) -> Policy:
     given = {"tau_high": 0.5, "cooldown": 4, "j": 2, "rollback_tokens": 8, **fields}
-    return policy(ControllerConfig(name="h", kind=ControllerKind.hazard, **given))
+    return policy(Hazard(name="h", **given))
 
 
-def kind_policy(kind: ControllerKind, **fields: Any) -> Policy:
-    return policy(ControllerConfig(name=kind.name, kind=kind, **fields))
+def policy_of(cls: type[Controller], **fields: Any) -> Policy:
+    return policy(with_own(cls, name=cls.kind, **fields))
 
 
 def peak(n: int, at: int) -> list[float]:
@@ -92,7 +101,7 @@ def test_how_late_an_alarm_may_come(at: int, lateness: int | None, prevents: boo
 
 
 def test_the_reactive_guard_rolls_back_before_the_loop_however_late_it_sees_it() -> None:
-    reactive = kind_policy(ControllerKind.reactive)
+    reactive = policy_of(Reactive)
     found = replay(t := trace([0.0] * 120, onset=40, loop=(100, 40)), reactive)
     assert (found.alarm, found.rollback_to, found.dropped_tokens) == (100, 8, 93)
     assert found.prevents(t, None)
@@ -117,9 +126,9 @@ def test_the_budget_is_paid_by_the_tokens_after_the_decision() -> None:
     assert found.mean_budget == pytest.approx((6 * 0.25 + 4 * 1.0) / 10)
     half = replay(trace(peak(10, 3)), hazard_policy(safe_budget=0.5))
     assert half.mean_budget == pytest.approx((6 * 0.25 + 4 * 0.5) / 10)
-    always = replay(trace([0.0] * 10), kind_policy(ControllerKind.always_safe))
+    always = replay(trace([0.0] * 10), policy_of(AlwaysSafe))
     assert (always.mean_budget, always.alarm, always.dropped_tokens) == (1.0, -1, 0)
-    nothing = replay(trace([1.0] * 10), kind_policy(ControllerKind.none))
+    nothing = replay(trace([1.0] * 10), policy_of(NoController))
     assert (nothing.mean_budget, nothing.alarm) == (0.25, None)
 
 
@@ -136,23 +145,23 @@ HAZARDS = st.lists(st.sampled_from([0.0, 0.2, 0.45, 0.5, 0.7, math.nan]), min_si
 
 @given(
     HAZARDS, st.booleans(), st.booleans(), st.sampled_from([None, 0.3, 0.5]),
-    st.sampled_from([ControllerKind.hazard, ControllerKind.rule_based, ControllerKind.gate]),
+    st.sampled_from([Hazard, RuleBased, Gate]),
 )  # fmt: skip
 def test_skipping_calm_traces_changes_nothing(
-    values: list[float], loops: bool, on_loop: bool, gate: float | None, kind: ControllerKind
+    values: list[float], loops: bool, on_loop: bool, gate: float | None, cls: type[Controller]
 ) -> None:
-    if kind is ControllerKind.gate:
+    if cls is Gate:
         gate = gate or 0.45
     start = [0 if loops and t >= len(values) // 2 else None for t in range(len(values))]
     seen = observations(values, values, start, [0] * len(values), 0.4)
     t = Trace("x", seen, 0.25, 10, False, False, None)
-    chosen = kind_policy(
-        kind, on_loop=on_loop, prefill_gate_nats=gate, tau_high=0.5, j=2, cooldown=4,
+    chosen = policy_of(
+        cls, on_loop=on_loop, prefill_gate_nats=gate, tau_high=0.5, j=2, cooldown=4,
         entropy_cusum_nats=0.6, entropy_reference_nats=0.2,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         quick = replay(t, chosen)
-        patch.setattr(simulation, "_stays_calm", lambda *_: False)
+        patch.setattr(cls, "stays_calm", lambda *_: False)
         assert replay(t, chosen) == quick
 
 
@@ -199,7 +208,7 @@ def test_a_summary_counts_traces_and_resamples_prompts() -> None:
 
 def test_mean_budget_weighs_tokens_and_prompt_entries() -> None:
     traces = [trace([0.0] * 10, budget=0.5, entries=300), trace([0.0] * 30, budget=0.2)]
-    found = replay_all(traces, [[kind_policy(ControllerKind.none)] * 2])
+    found = replay_all(traces, [[policy_of(NoController)] * 2])
     got = summarise(traces, found, ["a", "b"], 200, 0.95, 0)
     assert got.mean_budget.value == pytest.approx((0.5 * 3000 + 0.2 * 3000) / 6000)
 
@@ -214,9 +223,7 @@ def test_where_there_is_nothing_there_is_no_share() -> None:
 
 def test_random_controllers_are_averaged() -> None:
     traces = [trace([0.0] * 20, onset=15, key=str(i)) for i in range(30)]
-    policies = [
-        [kind_policy(ControllerKind.random, rate=0.05, seed=s)] * len(traces) for s in range(10)
-    ]
+    policies = [[policy_of(Random, rate=0.05, seed=s)] * len(traces) for s in range(10)]
     found = replay_all(traces, policies)
     single = [replay_all(traces, [p]) for p in policies]
     assert found.prevented == pytest.approx(np.mean([s.prevented for s in single], axis=0))

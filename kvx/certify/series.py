@@ -8,8 +8,7 @@ from typing import Any
 
 from kvx.analyze.frames import differences
 from kvx.config.certify import CertifyConfig
-from kvx.config.controller import ControllerConfig, ControllerKind
-from kvx.config.identity import resolved
+from kvx.config.controller import RECORD
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
 from kvx.identity.user_code import press_code, press_parameters
@@ -47,14 +46,13 @@ class Series:
 
 
 def controller_of(config: dict[str, Any]) -> dict[str, Any]:
-    """A controller as it is stored, by the fields that are not as they are by default.
+    """A controller as it is stored, by the fields that differ from `RECORD`.
 
     Of `kind: none` only the name counts; what `kvx.points.controller_identity` is to a point.
     """
-    if config.get("kind", ControllerKind.none.name) == ControllerKind.none.name:
+    if config.get("kind", RECORD["kind"]) == RECORD["kind"]:
         return {"name": config["name"]}
-    default = resolved(ControllerConfig())
-    return {k: v for k, v in config.items() if k not in default or v != default[k]}
+    return {k: v for k, v in config.items() if k not in RECORD or v != RECORD[k]}
 
 
 def steering_of(point: PointRecord) -> dict[str, Any]:

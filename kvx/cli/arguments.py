@@ -2,8 +2,7 @@
 
 from hydra.core.override_parser.types import ChoiceSweep
 
-from kvx.cli.stage_help import GROUPS
-from kvx.cli.stages import STAGES
+from kvx.cli.stages import GROUPS, STAGES
 from kvx.config.budgets import with_budgets
 from kvx.config.overrides import parse, readable, several
 from kvx.errors import UserError

@@ -1,27 +1,24 @@
 """What a schema cannot say: combinations and ranges, checked before anything is started."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from datetime import date
 
-from kvx.config import conditions, ranges
+from kvx.config import conditions, fields
 from kvx.config.engine import OpenAIConfig
-from kvx.config.folder_names import check_names
+from kvx.config.folder_names import check_name
 from kvx.config.numbers import exact
 from kvx.config.schema import (
     BudgetConfig,
     BudgetKind,
     Config,
+    Measure,
     ModelConfig,
     PressNeed,
-    TemplateConfig,
+    PromptConfig,
 )
 from kvx.data import binning
+from kvx.data.chat import RESERVED
 from kvx.errors import UserError
-from kvx.guard import controller
-from kvx.guard.live_checks import check_guard
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from kvx.guard.controllers import base as controllers
 
 
 def check(config: Config, points: bool = True) -> None:
@@ -29,22 +26,14 @@ def check(config: Config, points: bool = True) -> None:
     if points:
         _check_budget(config)
         _check_press(config)
-    ranges.check(config)
-    _check_template(config.dataset.template)
-    _check_until("decoding.until", config.decoding.until)
-    _check_date(config.prompt.date)
+    fields.check(config)
+    _check_prompt(config.prompt)
     binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
-    controller.check(config.controller)
-    check_guard(config.guard)
-    if isinstance(config.engine, OpenAIConfig):
-        from kvx.engines.openai import checks
-
-        checks.check(config.engine, config.measure)
+    controllers.check(config.controller)
+    check_name("controller.name", config.controller.name)
+    _check_measure(config)
     _check_devices(config.model)
-    if config.model.dtype not in DTYPES:
-        raise UserError(f"model.dtype={config.model.dtype}: use one of {', '.join(DTYPES)}")
-    check_names(config)
 
 
 def refuse_certificate(config: Config) -> None:
@@ -65,53 +54,35 @@ def wants_less_of_the_full_cache(config: Config) -> bool:
     return config.press.method is None and not kept_all and kind is not BudgetKind.certified
 
 
-def _check_until(field: str, until: list[str]) -> None:
-    if "" in until:
-        raise UserError(f"{field}: holds an empty text, at which every answer would end")
-
-
-def _check_template(template: TemplateConfig) -> None:
-    for part in ("context", "question"):
-        if f"{{{part}}}" not in getattr(template, part):
-            raise UserError(f"dataset.template.{part}: must hold {{{part}}}, or it is never asked")
+def _check_measure(config: Config) -> None:
+    engine, measure = config.engine, config.measure
+    if isinstance(engine, OpenAIConfig) and measure is not Measure.quality and not engine.stream:
+        raise UserError(f"measure={measure.name}: times to the first token need engine.stream=true")
 
 
 def _check_devices(model: ModelConfig) -> None:
-    given = model.device_map
-    if given is None:
-        return
-    if model.device != "auto":
+    if model.device_map is not None and model.device != "auto":
         raise UserError(
             f"model.device={model.device}: model.device_map says where; set one of them"
         )
-    if not isinstance(given, str | Mapping) or not given:
+
+
+def _check_prompt(prompt: PromptConfig) -> None:
+    if reserved := [name for name in prompt.template_kwargs or {} if name in RESERVED]:
         raise UserError(
-            f"model.device_map={given}: use auto, balanced, or a mapping of the model's parts to "
-            "devices, such as {model: 0, lm_head: 1}"
+            f"prompt.template_kwargs.{reserved[0]}: is not for a template to be told; kvx sets it"
         )
-
-
-def _check_date(told: str | None) -> None:
-    try:
-        if told is not None and date.fromisoformat(told).isoformat() != told:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"prompt.date={told}: write a day as 2026-01-31, or null") from None
 
 
 def _check_scoring(config: Config) -> None:
     from kvx.scoring.failure_rules import ANY, check_format
     from kvx.scoring.metrics import resolve
 
-    if not config.dataset.metrics:
-        raise UserError("dataset.metrics: name at least one metric")
     resolve(config.dataset.metrics)
     resolve(config.score.metrics or [], "score.metrics")
     check_format(config.dataset.answer_format)
     if config.score.answer_format != ANY:
         check_format(config.score.answer_format, "score.answer_format")
-    _check_until("dataset.until", config.dataset.until)
-    _check_until("score.until", config.score.until or [])
 
 
 def full_cache(config: Config) -> Config:

@@ -100,7 +100,7 @@ def checked(configs: Sequence[Config], points: bool = True) -> list[Config]:
     return configs
 
 
-def _requested(configs: Sequence[Config], points: bool) -> list[Config]:
+def requested(configs: Sequence[Config], points: bool) -> list[Config]:
     """`checked`, and what a command line asks for is all there: nothing of it is dropped."""
     from kvx.config.distinct import refuse_dropped
 
@@ -119,7 +119,7 @@ def _run_hydra(stage: Stage, work: Work | None, argv: list[str]) -> None:
         extra = {"pool": pool} if stage.takes_pool and pool is not None else {}
         try:
             with _variable("HYDRA_FULL_ERROR", full_error):  # as the user has it
-                asked = _requested(configs(), points)
+                asked = requested(configs(), points)
                 (work or stage.function())(asked if points else asked[0], **extra)
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+GROUPS = ("dataset", "engine", "model", "press", "budget", "controller", "experiment")
+# sections that stages read
 POINTS = ("experiment_name", "seed", "prompt", "decoding")
 RUN = (*POINTS, "signals", "measure", "latency", "guard", "run")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from kvx.config.ranges import within
+from kvx.config.fields import option
 
 SHARE = "between 0 and 1, for example 0.05"
 
@@ -18,15 +18,14 @@ class Loss(Enum):
 
 @dataclass
 class CertifyConfig:
-    """Which budgets lose at most `alpha`, with confidence 1 - `delta`.
+    """Which budgets lose at most `alpha`, with confidence 1 - `delta`."""
 
-    `metric` null: the primary one (only for `loss=score`). `press` and `controller` null: all.
-    """
-
-    loss: Loss = Loss.score
-    metric: str | None = None
-    alpha: float = within(0.05, above=0, below=1, words=SHARE)
-    delta: float = within(0.05, above=0, below=1, words=SHARE)
-    per_bin: bool = False
-    press: str | None = None
-    controller: str | None = None
+    loss: Loss = option(Loss.score, "what a prompt can lose against the full cache")
+    metric: str | None = option(None, "of loss=score; null: the primary one")
+    alpha: float = option(0.05, "the mean loss that is allowed", above=0, below=1, words=SHARE)
+    delta: float = option(
+        0.05, "how often a certificate may be wrong", above=0, below=1, words=SHARE
+    )
+    per_bin: bool = option(False, "certify every length bin, all of them at once")
+    press: str | None = option(None, "null: every press of the experiment, a certificate each")
+    controller: str | None = option(None, "null: every controller, a certificate each")

@@ -10,9 +10,11 @@ A condition is an expression of numbers, comparisons and `and`, `or`, `not`, `if
 
 import ast
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
+
+from simpleeval import FeatureNotAvailable, InvalidExpression, NameNotDefined, SimpleEval
 
 from kvx.config.schema import PressConfig
 from kvx.errors import UserError
@@ -26,6 +28,9 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
     ast.Eq: operator.eq, ast.NotEq: operator.ne,
 }  # fmt: skip
+_NODES: tuple[type[ast.AST], ...] = (
+    ast.Name, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.IfExp, ast.Compare, ast.Call,
+)  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"int": int, "min": min, "max": max, "round": round}
 
 
@@ -70,10 +75,12 @@ def check(press: PressConfig) -> None:
 def holds(condition: str, names: Names) -> bool:
     """Whether `condition` is true of `names`. Raises `ValueError` saying what is wrong with it."""
     try:
-        return bool(_value(_parsed(condition), names))
-    except KeyError as error:
+        return bool(_Condition(names).eval(condition, _parsed(condition)))
+    except NameNotDefined as error:
         known = ", ".join(sorted(names))
-        raise ValueError(f"{error.args[0]!r} is not known; there are {known}") from None
+        raise ValueError(f"{error.name!r} is not known; there are {known}") from None
+    except (InvalidExpression, KeyError):  # KeyError: a comparison that is not in `_OPERATORS`
+        raise ValueError(f"{condition} cannot stand in a condition") from None
     except (TypeError, ArithmeticError) as error:
         raise ValueError(str(error)) from None
 
@@ -86,37 +93,23 @@ def _parsed(condition: str) -> ast.AST:
         raise ValueError("is not an expression such as kept <= 2 * window_size") from None
 
 
-def _value(node: ast.AST, names: Names) -> Any:
-    match node:
-        case ast.Constant(value=bool() | int() | float() as value):
-            return value
-        case ast.Name() | ast.Attribute():
-            return names[_dotted(node)]
-        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(operand, names))
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(left, names), _value(right, names))
-        case ast.BoolOp(op=op, values=values):
-            found = (_value(value, names) for value in values)
-            return any(found) if isinstance(op, ast.Or) else all(found)
-        case ast.IfExp(test=test, body=body, orelse=otherwise):
-            return _value(body if _value(test, names) else otherwise, names)
-        case ast.Compare(left=left, ops=ops, comparators=others) if _known(ops):
-            sides = [_value(side, names) for side in (left, *others)]
-            compared = zip(ops, sides, sides[1:], strict=False)
-            return all(_OPERATORS[type(op)](one, other) for op, one, other in compared)
-        case ast.Call(func=ast.Name(id=name), args=given, keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](*(_value(argument, names) for argument in given))
-    raise ValueError(f"{ast.unparse(node)} cannot stand in a condition")
+class _Condition(SimpleEval):  # type: ignore[misc]
+    """What simpleeval can do less strings, items, methods and keyword arguments."""
 
+    nodes: dict[type[ast.AST], Callable[..., Any]]
 
-def _known(ops: Sequence[ast.cmpop]) -> bool:
-    return all(type(op) in _OPERATORS for op in ops)
+    def __init__(self, names: Names) -> None:
+        super().__init__(_OPERATORS, _FUNCTIONS, names)
+        self.nodes = {kind: self.nodes[kind] for kind in _NODES}
+        self.nodes |= {ast.Constant: self._number, ast.Attribute: self._dotted}
 
+    def _number(self, node: ast.Constant) -> Any:
+        if not isinstance(node.value, int | float):
+            raise FeatureNotAvailable()
+        return node.value
 
-def _dotted(node: ast.AST) -> str:
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        return f"{_dotted(node.value)}.{node.attr}"
-    raise ValueError(f"{ast.unparse(node)} cannot stand in a condition")
+    def _dotted(self, node: ast.Attribute) -> Any:
+        name = ast.unparse(node)
+        if not name.replace(".", "").isidentifier():
+            raise FeatureNotAvailable()
+        return self._eval_name(ast.Name(name))

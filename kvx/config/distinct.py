@@ -10,19 +10,12 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from kvx.config.controller import ControllerKind, Shadow
-from kvx.config.field_kinds import NEUTRAL
 from kvx.config.field_names import fields_of
-from kvx.config.identity import resolved
+from kvx.config.fields import About, about
+from kvx.config.identity import is_guarded, resolved
 from kvx.config.numbers import exact
 from kvx.config.schema import BudgetKind, Config
 from kvx.errors import UserError
-
-# neutral by name, but what they lead to is not: other weights, another folder of results; a point
-# that is asked for both measures gets both
-DISTINCT = ("model.path", "paths.output", "measure")
-# these shape how answers are scored; what `decoding` takes over of them is told apart there
-SCORING = ("metrics", "answer_format", "max_new_tokens", "until")
 
 
 def why_dropped(key: str) -> str:
@@ -34,16 +27,13 @@ def why_dropped(key: str) -> str:
 
 def undistinguished(key: str) -> bool:
     """Whether a field of this dotted name is neutral, whatever the rest of the configuration."""
-    if key in DISTINCT:
-        return False
-    parts = key.split(".")
+    parts, neutral = key.split("."), False
     for n in range(len(parts)):
         field = fields_of(".".join(parts[:n])).get(parts[n])
         if field is None:
-            return False  # a group's option, or free-form
-        if all(field.metadata.get(name) == value for name, value in NEUTRAL.items()):
-            return True
-    return False
+            return neutral  # a group's option, or free-form
+        neutral = (neutral or about(field).neutral) and not about(field).sweeps
+    return neutral
 
 
 def refuse_dropped(configs: Sequence[Config]) -> None:
@@ -55,7 +45,7 @@ def refuse_dropped(configs: Sequence[Config]) -> None:
         for f in dataclasses.fields(Config)
         if len({id(getattr(config, f.name)) for config in configs}) > 1
     ]
-    guarded = any(c.controller.kind is not ControllerKind.none for c in configs)
+    guarded = any(map(is_guarded, configs))
     parts = _Parts(guarded)
     first: dict[str, Config] = {}
     for config in configs:
@@ -89,14 +79,14 @@ def _refuse_unused_budgets(configs: Sequence[Config]) -> None:
 
 def _refuse_unread_of_guard(configs: Sequence[Config]) -> None:
     """Raises `UserError` for values of `guard` that none of a sweep's controllers reads."""
-    kinds = {c.controller.kind for c in configs} - {ControllerKind.none}
+    acting = [c.controller for c in configs if is_guarded(c)]
     reads = {
-        "model": ControllerKind.hazard in kinds,
-        "let_go": bool(kinds - {ControllerKind.always_safe}),
+        "model": any(c.needs_hazard for c in acting),
+        "let_go": not all(c.from_start for c in acting),
     }
     for name, read in reads.items():
         values = list(dict.fromkeys(getattr(c.guard, name) for c in configs))
-        if kinds and not read and len(values) > 1:
+        if acting and not read and len(values) > 1:
             listed = ",".join(map(_told, values))
             raise UserError(f"guard.{name}={listed}: {why_dropped(f'guard.{name}')}")
 
@@ -113,50 +103,46 @@ class _Parts:
 
     def rest(self, config: Config, name: str) -> Any:
         """What is left; nothing of what the grid of a sweep repeats for points without it."""
-        if name in ("controller", "guard") and self.guarded and not _is_guarded(config):
+        if name in ("controller", "guard") and self.guarded and not is_guarded(config):
             return None
         return self._once("rest", config, name, _rest)
 
     def _once(self, kind: str, config: Config, name: str, make: Any) -> Any:
         node = getattr(config, name)
-        guarded = name in ("controller", "guard") and _is_guarded(config)
+        guarded = name in ("controller", "guard") and is_guarded(config)
         key = (f"{kind}{guarded}", name, id(node))
         if key not in self._known:
             self._known[key] = make(name, node, guarded)
         return self._known[key]
 
 
-def _is_guarded(config: Config) -> bool:
-    return config.controller.kind is not ControllerKind.none
-
-
 def _distinct(name: str, node: Any, guarded: bool) -> Any:
-    plain = resolved(node)
+    if not dataclasses.is_dataclass(node):
+        return None if _about(name).neutral else resolved(node)
+    known = {f.name: about(f) for f in dataclasses.fields(node)}
+    swept = {n: getattr(node, n) for n, said in known.items() if said.sweeps}
+    if _about(name).neutral:
+        return swept
+    plain = {n: v for n, v in resolved(node).items() if not known[n].scoring}
     if name == "model":
-        return {**plain, "name": None, "path": node.path}
-    if name == "dataset":
-        return {k: v for k, v in plain.items() if k not in SCORING}
+        del plain["name"]
     if name == "controller" and not guarded:
         return {"name": plain["name"]}
-    if name == "guard":
-        kept = {**plain, "shadow": node.shadow is Shadow.none}
-        del kept["stream"]
-        return kept if guarded else {}
-    if name == "paths":
-        return node.output
-    return None if _is_neutral(name) else plain
+    if name == "guard" and not guarded:
+        return {}
+    return plain | swept
 
 
 def _rest(name: str, node: Any, guarded: bool) -> Any:
-    return None if name == "measure" else node
+    return None if _about(name).sweeps else node
 
 
 def _told(value: Any) -> str:
     return value.name if isinstance(value, Enum) else json.dumps(value, default=str).strip('"')
 
 
-def _is_neutral(name: str) -> bool:
-    return bool(Config.__dataclass_fields__[name].metadata.get("neutral"))
+def _about(name: str) -> About:
+    return about(Config.__dataclass_fields__[name])
 
 
 def _difference(one: Any, other: Any) -> tuple[tuple[str, ...], Any, Any] | None:

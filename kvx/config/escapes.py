@@ -4,7 +4,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from kvx.config.schema import DatasetConfig, DecodingConfig, ScoreConfig, TemplateConfig
+from kvx.config.dataset import DatasetConfig, TemplateConfig
+from kvx.config.schema import DecodingConfig, PromptConfig, ScoreConfig
 
 _ESCAPE = re.compile(r"\\([nrt\\])")
 _MEANT = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -16,7 +17,7 @@ def unescaped(text: str) -> str:
 
 
 def as_meant(node: Any) -> Any:
-    """A configuration node as it was meant: its templates and stop strings without escapes."""
+    """A configuration node as it was meant: its texts and stop strings without escapes."""
     match node:
         case TemplateConfig():
             return replace(
@@ -27,6 +28,8 @@ def as_meant(node: Any) -> Any:
             )
         case DatasetConfig():
             return replace(node, template=as_meant(node.template), until=_stops(node.until))
+        case PromptConfig(system=str() as system):
+            return replace(node, system=unescaped(system))
         case DecodingConfig():
             return replace(node, until=_stops(node.until))
         case ScoreConfig(until=list() as until):

@@ -73,16 +73,23 @@ def is_text(key: str) -> bool:
 
 
 def fields_of(section: str) -> dict[str, Field]:
-    """The fields of the part of a configuration with this dotted name, whichever engine it has."""
+    """The fields of the part of a configuration with this dotted name, whichever engine or
+    controller it has.
+    """
+    if section == "controller":
+        from kvx.config.controller_options import shipped_fields  # imports the controllers
+
+        return shipped_fields()
     classes: tuple[type, ...] = (Config,)
     for part in section.split(".") if section else ():
         found = [f for c in classes for f in dataclasses.fields(c) if f.name == part]
-        inner = {cls for f in found if (cls := _dataclass(f.type)) is not None}
+        inner = {cls for f in found if (cls := class_of(f.type)) is not None}
         classes = ENGINES if EngineConfig in inner else tuple(inner)
     return {f.name: f for c in classes for f in dataclasses.fields(c)}
 
 
-def _dataclass(annotation: Any) -> type | None:
+def class_of(annotation: Any) -> type | None:
+    """The dataclass in a field's type; None if there is none."""
     for part in (annotation, *get_args(annotation)):
         if dataclasses.is_dataclass(part) and isinstance(part, type):
             return part

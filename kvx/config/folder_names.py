@@ -2,7 +2,6 @@
 
 import unicodedata
 
-from kvx.config.schema import Config
 from kvx.errors import UserError, shown
 
 MOST_BYTES = 80  # three of them, a budget and a hash must fit into one name of 255 bytes
@@ -12,12 +11,19 @@ SPECIAL = '/\\<>:"|?*'
 
 def check_name(field: str, name: str, most_bytes: int = MOST_BYTES) -> None:
     """Raises `UserError` naming `field` unless `name` is safe as the name of a folder."""
-    if (wrong := _wrong(name, most_bytes)) is not None:
-        said = name if name.isprintable() and len(name) < 60 else shown(name)
-        raise UserError(
-            f"{field}={said}: is part of a folder's name, but {wrong}; use letters, "
-            "digits and _ - . + for example"
-        )
+    if (wrong := folder_name(name, most_bytes)) is not None:
+        raise UserError(f"{field}{wrong}")
+
+
+def folder_name(name: str, most_bytes: int = MOST_BYTES) -> str | None:
+    """What keeps `name` from being a folder's, as a check of a field; None if nothing does."""
+    if (wrong := _wrong(name, most_bytes)) is None:
+        return None
+    said = name if name.isprintable() and len(name) < 60 else shown(name)
+    return (
+        f"={said}: is part of a folder's name, but {wrong}; use letters, digits and _ - . + for "
+        "example"
+    )
 
 
 def is_name(name: str) -> bool:
@@ -40,15 +46,3 @@ def _wrong(name: str, most_bytes: int) -> str | None:
     if len(name.encode()) > most_bytes:
         return f"is longer than {most_bytes} bytes"
     return None
-
-
-def check_names(config: Config) -> None:
-    """Raises `UserError` naming the field of a configuration whose name cannot be a folder's."""
-    for field, name in (
-        ("experiment_name", config.experiment_name),
-        ("press.name", config.press.name),
-        ("controller.name", config.controller.name),
-        ("dataset.name", config.dataset.name),
-        ("dataset.task", config.dataset.task),
-    ):
-        check_name(field, name)

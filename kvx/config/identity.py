@@ -7,18 +7,20 @@ import dataclasses
 from enum import Enum
 from typing import Any
 
-from kvx.config.controller import ControllerKind
-from kvx.config.field_kinds import ADDED, IDENTITY, RECORDED
+from kvx.config.controller import RECORD, ControllerConfig
+from kvx.config.fields import about
 from kvx.config.schema import Config
 
 
 def resolved(value: Any) -> Any:
     """A configuration as plain data, without the fields that cannot change results."""
+    if isinstance(value, ControllerConfig):
+        return _recorded(value)
     if dataclasses.is_dataclass(value):
         return {
-            f.name: resolved(f.metadata.get(IDENTITY, _itself)(getattr(value, f.name)))
+            f.name: resolved((about(f).identity or _itself)(getattr(value, f.name)))
             for f in dataclasses.fields(value)
-            if not f.metadata.get("neutral") and not _unused(f, getattr(value, f.name))
+            if not about(f).neutral and not _unused(f, getattr(value, f.name))
         }
     if isinstance(value, Enum):
         return value.name
@@ -29,9 +31,16 @@ def resolved(value: Any) -> Any:
     return value
 
 
+def _recorded(controller: ControllerConfig) -> dict[str, Any]:
+    """A controller as it is in a point's record: kvx's own as before there were classes."""
+    fields = {f.name: resolved(getattr(controller, f.name)) for f in dataclasses.fields(controller)}
+    target = {"_target_": controller.target} if controller.is_users else {}
+    return {**RECORD, "kind": controller.kind, **fields, **target}
+
+
 def _unused(field: dataclasses.Field[Any], value: Any) -> bool:
     """Whether a field that came later is at its default, as all points were before it."""
-    if not field.metadata.get(ADDED):
+    if not about(field).added:
         return False
     made = field.default_factory
     return bool(value == (field.default if made is dataclasses.MISSING else made()))
@@ -42,7 +51,7 @@ def made_with(value: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(value):
         inner, name = getattr(value, field.name), f"{prefix}{field.name}"
-        if field.metadata.get(RECORDED) and not _unused(field, inner):
+        if about(field).recorded and not _unused(field, inner):
             found[name] = inner
         elif dataclasses.is_dataclass(inner):
             found |= made_with(inner, f"{name}.")
@@ -55,4 +64,4 @@ def _itself(value: Any) -> Any:
 
 def is_guarded(config: Config) -> bool:
     """Whether a controller steers the point's sequences."""
-    return config.controller.kind is not ControllerKind.none
+    return config.controller.acts

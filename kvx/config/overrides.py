@@ -45,18 +45,18 @@ def readable(argument: str) -> str:
     if override is None:
         if _STRUCTURED.match(text):
             return argument
-        return f"{key}={','.join(map(_quoted, text.split(',')))}"
+        return f"{key}={','.join(map(quoted, text.split(',')))}"
     value = override.value()
     values: list[Any] = [value]
     texts = [text]
     if isinstance(value, ChoiceSweep) and value.simple_form:
         values, texts = list(value.list), text.split(",")
     if any(isinstance(v, int | float) for v in values) and _is_text(key.lstrip("+")):
-        return f"{key}={','.join(map(_quoted, texts))}"
+        return f"{key}={','.join(map(quoted, texts))}"
     return argument
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A string of Hydra's grammar: only quotes, and backslashes before them, are escaped."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 

@@ -1,27 +1,36 @@
 """Structured configuration: the schema of `conf/` and of the command line.
 
-Every field given in either is checked against it. Fields marked `neutral()` cannot change a point's
-results and are left out of its id (`kvx.config.field_kinds`, `kvx.points`). This module imports no
+Every field given in either is checked against it. What is known of a field stands at the
+field (`kvx.config.fields`). This module imports no
 torch, so that `--help` and `--cfg job` stay fast.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from kvx.config.certify import CertifyConfig
-from kvx.config.controller import ControllerConfig, GuardConfig, SimulateConfig
+from kvx.config.controller import ControllerConfig
+from kvx.config.dataset import DatasetConfig, stops
 from kvx.config.engine import EngineConfig, OpenAIConfig
-from kvx.config.field_kinds import ADDED, NEUTRAL, RECORDED, added, neutral
+from kvx.config.fields import option
+from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
-from kvx.config.ranges import within
+from kvx.config.guard import GuardConfig
 from kvx.config.serve import ServeConfig
+from kvx.config.simulate import SimulateConfig
 from kvx.config.train import TrainConfig, VerifyConfig
+
+if TYPE_CHECKING:
+    Controller = ControllerConfig
+else:  # Hydra composes the settings of any class; `kvx.config.controller_options` makes it of them
+    Controller = dict[str, Any]
 
 # environment variables: how many workers share this machine's memory, and their GPU's
 SHARING = "KVX_WORKERS_HERE"
@@ -63,30 +72,11 @@ class Measure(Enum):
     both = "both"
 
 
-class Overflow(Enum):
-    """What to do with a context that does not fit the model."""
-
-    error = "error"
-    truncate_middle = "truncate_middle"
-    truncate_head = "truncate_head"
-
-
-class BinStrategy(Enum):
-    quantile = "quantile"
-    edges = "edges"
-
-
 class Reasoning(Enum):
     """Whether what a model thought before its answer is scored too."""
 
     strip = "strip"
     keep = "keep"
-
-
-class SampleStrategy(Enum):
-    uniform = "uniform"
-    focus_transition = "focus_transition"
-    pinned = "pinned"
 
 
 class Signals(Enum):
@@ -97,178 +87,200 @@ class Signals(Enum):
     full = "full"  # what the guard learns from, and the probe of every prompt
 
 
+def _template_kwargs(given: Any) -> str | None:
+    if isinstance(given, Mapping):
+        return None
+    return f"={given}: use a mapping, such as {{enable_thinking: true}}"
+
+
+def _day(told: str) -> str | None:
+    try:
+        if date.fromisoformat(told).isoformat() == told:
+            return None
+    except ValueError:
+        pass
+    return f"={told}: write a day as 2026-01-31, or null"
+
+
+def _devices(given: Any) -> str | None:
+    if isinstance(given, str | Mapping) and given:
+        return None
+    return (
+        f"={given}: use auto, balanced, or a mapping of the model's parts to devices, such as "
+        "{model: 0, lm_head: 1}"
+    )
+
+
 @dataclass
 class Degenerate:
-    """At which prompts and budgets a press is not what its name says, and what it is instead.
+    """At which prompts and budgets a press is not what its name says, and what it is instead."""
 
-    `when` is an expression over `prompt_tokens`, `kept`, `asked` (`kept` before rounding) and the
-    arguments in the press's `method` (see `kvx.config.conditions`).
-    """
-
-    when: str = MISSING
-    reason: str = neutral(MISSING)
+    when: str = option(
+        MISSING,
+        "an expression over prompt_tokens, kept, asked (kept before rounding) and the arguments in "
+        "the press's method (see kvx.config.conditions)",
+    )
+    reason: str = option(MISSING, "what the press is then", neutral=True)
 
 
 @dataclass
 class PressConfig:
-    """A compression method. `method` holds its `_target_` and arguments; null is the full cache."""
+    """A compression method."""
 
-    name: str = MISSING
-    method: dict[str, Any] | None = None
-    needs: list[PressNeed] = field(default_factory=list)
-    # whether the scores of the entries depend on how many are kept; if not, budgets share them
-    score_uses_budget: bool = True
-    # at or below this many kept entries the press cannot do what it is meant to: a degenerate point
-    degenerate_at_tokens: int = within(0, at_least=0)
-    # prompts must be longer than this, or the press refuses them
-    min_prompt_tokens: int = within(0, at_least=0)
-    # how far the measured number of kept entries may be from the asked one. Beyond a rounding of 1
-    # the point is told by what it kept
-    tolerance_tokens: int = within(1, at_least=0)
-    keeps: Keeps = added(Keeps.asked)
-    # when else a point is degenerate, request by request
-    degenerate_when: list[Degenerate] = added([])
+    name: str = option(MISSING, "name of the press in tables and folders", check=folder_name)
+    method: dict[str, Any] | None = option(
+        None, "the press's class (_target_) and its arguments; null: the full cache"
+    )
+    needs: list[PressNeed] = option([], "what it asks of the engine beyond scoring and dropping")
+    score_uses_budget: bool = option(
+        True,
+        "whether the scores of the entries depend on how many are kept; if not, budgets share them",
+    )
+    degenerate_at_tokens: int = option(
+        0,
+        "at or below this many kept entries the press cannot do what it is meant to: a degenerate "
+        "point",
+        at_least=0,
+    )
+    min_prompt_tokens: int = option(
+        0, "prompts must be longer than this, or the press refuses them", at_least=0
+    )
+    tolerance_tokens: int = option(
+        1,
+        "how far the measured number of kept entries may be from the asked one; beyond a rounding "
+        "of 1 the point is told by what it kept",
+        at_least=0,
+    )
+    keeps: Keeps = option(
+        Keeps.asked, "how many entries it keeps of those that a budget asks for", added=True
+    )
+    degenerate_when: list[Degenerate] = option(
+        [], "when else a point is degenerate, request by request", added=True
+    )
 
 
 @dataclass
 class BudgetConfig:
-    """How many of the prompt's KV entries are kept.
+    """How many of the prompt's KV entries are kept: a fraction of them, or a number."""
 
-    A fraction of them (`ratio`, 1.0 = full cache) or a number (`tokens`).
-    """
-
-    kind: BudgetKind = BudgetKind.ratio
-    ratio: float = 1.0
-    tokens: int | None = None
+    kind: BudgetKind = option(BudgetKind.ratio, "which of the others is read")
+    ratio: float = option(1.0, "fraction of the entries, above 0; 1.0 is the full cache")
+    tokens: int | None = option(None, "number of entries, at least 1; budget=256t for short")
 
 
 @dataclass
 class ModelConfig:
     """A transformers model: a hub id or a local directory."""
 
-    name: str = MISSING
-    path: str = neutral(MISSING)
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    attn_implementation: str = "auto"
-    max_context_tokens: int | None = within(None, at_least=1)
-    chat_template: bool = True
-    # several devices for one model, as accelerate names them: auto, balanced, or a mapping
-    device_map: Any = field(default=None, metadata={**NEUTRAL, RECORDED: True, ADDED: True})
-    # run Python files that lie in the model's folder
-    trust_remote_code: bool = added(False)
-
-
-@dataclass
-class BinningConfig:
-    strategy: BinStrategy = BinStrategy.quantile
-    n_bins: int = within(5, at_least=1)
-    edges: list[int] | None = within(None, at_least=0)
-
-
-@dataclass
-class SamplingConfig:
-    strategy: SampleStrategy = SampleStrategy.uniform
-    n_per_bin: int = within(10, at_least=0, words="at least 1")  # 0: beside pinned ids
-    focus_bins: list[int] = within([], at_least=0)
-    focus_n_per_bin: int = within(0, at_least=0)
-    pinned_ids: list[str] = field(default_factory=list)
-    # leave out what a hazard model was made with: `default` (the packaged one), or its folder
-    unseen_by: str | None = None
-    seed: int = 0
-
-
-@dataclass
-class TemplateConfig:
-    r"""How an example becomes text. The context part is what a question-agnostic press sees.
-
-    `\n` and `\t` typed as two characters (on a command line, in YAML's single quotes) are a line
-    break and a tab; `\\` is a backslash (`kvx.config.escapes`).
-    """
-
-    context: str = "{context}"
-    question: str = "{question}"
-    answer_prefix: str = ""
-
-
-@dataclass
-class DatasetConfig:
-    name: str = MISSING
-    task: str = MISSING
-    source: dict[str, Any] = field(default_factory=dict)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    binning: BinningConfig = field(default_factory=BinningConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    overflow: Overflow = Overflow.error
-    metrics: list[str] = field(default_factory=lambda: ["exact_match"])
-    answer_format: str | None = None
-    max_new_tokens: int = within(64, at_least=1)
-    # stop strings: an answer ends before the first of them; `decoding.until` takes them over
-    until: list[str] = added([])
+    name: str = option(MISSING, "name of the model in tables")
+    path: str = option(MISSING, "hub id or local directory", neutral=True, sweeps=True)
+    revision: str | None = option(None, "branch, tag or commit of a hub id")
+    dtype: str = option(
+        "auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    device: str = option("auto", "such as cuda:0 or cpu; auto: a GPU if there is one")
+    attn_implementation: str = option("auto", "as transformers names it; auto: what a press needs")
+    max_context_tokens: int | None = option(
+        None, "prompt and answer at most; null: the model's limit", at_least=1
+    )
+    chat_template: bool = option(True, "use the tokenizer's template, if it has one")
+    device_map: Any = option(
+        None,
+        "several devices for one model, as accelerate names them: auto, balanced, or a mapping",
+        recorded=True, added=True, check=_devices,
+    )  # fmt: skip
+    trust_remote_code: bool = option(
+        False, "run Python files that lie in the model's folder", added=True
+    )
 
 
 @dataclass
 class PromptConfig:
-    """`date` (YYYY-MM-DD) is what a chat template is told that asks for the day.
-
-    Null: the day the manifest was made; of kvx.serve, today. The manifest's own is part of its
-    points' ids.
-    """
-
-    query_aware: bool = False
-    date: str | None = neutral(None)
+    query_aware: bool = option(
+        False, "false: the press sees the context only, as in kvpress; true: the question too"
+    )
+    date: str | None = option(
+        None,
+        "the day (2026-01-31) that a chat template is told which asks for one; null: the day the "
+        "manifest was made, and today for kvx.serve. The manifest's own is part of its points' ids",
+        neutral=True, check=_day,
+    )  # fmt: skip
+    system: str | None = option(
+        None, "a system message before the user's, through the model's chat template", added=True
+    )
+    # Any: Hydra merges no mapping into null
+    template_kwargs: Any = option(
+        None,
+        "arguments handed to the chat template, such as {enable_thinking: true}",
+        added=True, check=_template_kwargs,
+    )  # fmt: skip
 
 
 @dataclass
 class DecodingConfig:
     """Greedy at temperature 0, else seeded sampling."""
 
-    max_new_tokens: int = within(64, at_least=1)
-    temperature: float = within(0.0, at_least=0, words="0 (greedy) or more")
-    top_p: float = within(1.0, above=0, at_most=1)
-    top_k: int = within(0, at_least=0, words="0 (all) or more")
-    timeout_s: float | None = within(None, above=0)
-    # stop strings; the text ends before the first of them
-    until: list[str] = added([])
+    max_new_tokens: int = option(64, "tokens of an answer at most", at_least=1)
+    temperature: float = option(0.0, "0: greedy", at_least=0, words="0 (greedy) or more")
+    top_p: float = option(1.0, "nucleus sampling", above=0, at_most=1)
+    top_k: int = option(0, "0: all tokens", at_least=0, words="0 (all) or more")
+    timeout_s: float | None = option(
+        None, "per request; with a limit, requests run one at a time", above=0
+    )
+    until: list[str] = option(
+        [], "stop strings: the text ends before the first of them", added=True, check=stops
+    )
 
 
 @dataclass
 class RunConfig:
-    shard_requests: int = within(8, at_least=1)
-    shard_s: float = within(20.0, at_least=0)
-    progress: bool = True
-    retry_failed: bool = False
+    shard_requests: int = option(
+        8, "a kill loses at most this many requests of each point, …", at_least=1
+    )
+    shard_s: float = option(20.0, "… or what was done in this many seconds", at_least=0)
+    progress: bool = option(True, "show progress")
+    retry_failed: bool = option(False, "ask again what got no response (time-outs, errors)")
 
 
 @dataclass
 class LatencyConfig:
-    """Requests that are measured alone, at batch 1: `n_per_bin` examples, each `repeats` times."""
+    """Requests that are measured alone, at batch 1."""
 
-    n_per_bin: int = within(2, at_least=1)
-    warmup: int = within(1, at_least=0)
-    repeats: int = within(3, at_least=1)
+    n_per_bin: int = option(2, "examples of each bin that are measured alone", at_least=1)
+    warmup: int = option(1, "requests before the first one that counts, per point", at_least=0)
+    repeats: int = option(3, "measurements of each example", at_least=1)
 
 
 @dataclass
 class ScoreConfig:
-    """`metrics`, `answer_format` and `until` replace what the points were run with."""
+    """What replaces that of the points' runs; null: what they were run with."""
 
-    metrics: list[str] | None = None
-    answer_format: str | None = None  # `any`: none is asked for
-    until: list[str] | None = None
-    reasoning: Reasoning = Reasoning.strip
+    metrics: list[str] | None = option(None, "metrics of an answer")
+    answer_format: str | None = option(None, "number, json, yes_no, or any: none is asked for")
+    until: list[str] | None = option(None, "stop strings at which answers are cut", check=stops)
+    reasoning: Reasoning = option(
+        Reasoning.strip, "strip: <think>…</think> and the like are not part of the answer"
+    )
 
 
 @dataclass
 class AnalyzeConfig:
-    confidence: float = within(0.95, above=0, below=1)
-    n_boot: int = within(10_000, at_least=100)
-    seed: int = within(0, at_least=0)
-    transition_drop: float = within(0.15, above=0)
-    spread_jump: float = within(0.10, above=0)
-    failure_jump: float = within(0.10, above=0)
-    baseline_floor: float = within(0.20, at_least=0, at_most=1)
+    confidence: float = option(0.95, "level of the confidence intervals", above=0, below=1)
+    n_boot: int = option(10_000, "bootstrap samples", at_least=100)
+    seed: int = option(0, "seed of the bootstrap", at_least=0)
+    transition_drop: float = option(
+        0.15,
+        "classic rule: the mean of bin means falls by this much below the next higher budget",
+        above=0,
+    )
+    spread_jump: float = option(0.10, "instability zone: the sd of scores, or …", above=0)
+    failure_jump: float = option(
+        0.10, "… the failure rate goes up by this much while the mean has not collapsed", above=0
+    )
+    baseline_floor: float = option(
+        0.20, "below this score, the full cache leaves no room to see damage",
+        at_least=0, at_most=1,
+    )  # fmt: skip
 
 
 class PlanFormat(Enum):
@@ -278,56 +290,70 @@ class PlanFormat(Enum):
 
 @dataclass
 class PlanConfig:
-    """`calibrate` loads the model and measures one short prompt."""
-
-    calibrate: bool = False
-    format: PlanFormat = PlanFormat.text
+    calibrate: bool = option(False, "load the model and measure one short prompt")
+    format: PlanFormat = option(PlanFormat.text, "how the plan is printed")
 
 
 @dataclass
 class StatusConfig:
-    """`points` lists every point instead of one line per press."""
-
-    points: bool = False
+    points: bool = option(False, "a line per point instead of one per press")
 
 
 @dataclass
 class PathsConfig:
-    output: str = "outputs"
-    multirun: str = "multirun"
-    cache: str = MISSING
+    output: str = option("outputs", "folder of results, manifests and figures", sweeps=True)
+    multirun: str = option("multirun", "folder of logs")
+    cache: str = option(MISSING, "folder of what is downloaded and computed once")
+
+
+def _open() -> Any:
+    """A node that takes any key, and stays so while Hydra composes."""
+    return DictConfig({}, flags={"struct": False})
 
 
 @dataclass
 class Config:
     """Everything one point needs. One object a point travels through every stage."""
 
-    experiment_name: str = "default"
-    seed: int = 0
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    press: PressConfig = field(default_factory=PressConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    controller: ControllerConfig = field(default_factory=ControllerConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    prompt: PromptConfig = field(default_factory=PromptConfig)
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    signals: Signals = Signals.light
-    measure: Measure = field(default=Measure.quality, metadata=NEUTRAL)
-    latency: LatencyConfig = field(default_factory=LatencyConfig, metadata=NEUTRAL)
-    run: RunConfig = field(default_factory=RunConfig, metadata=NEUTRAL)
-    score: ScoreConfig = field(default_factory=ScoreConfig, metadata=NEUTRAL)
-    analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig, metadata=NEUTRAL)
-    plan: PlanConfig = field(default_factory=PlanConfig, metadata=NEUTRAL)
-    status: StatusConfig = field(default_factory=StatusConfig, metadata=NEUTRAL)
-    simulate: SimulateConfig = field(default_factory=SimulateConfig, metadata=NEUTRAL)
-    certify: CertifyConfig = field(default_factory=CertifyConfig, metadata=NEUTRAL)
-    certificate: str | None = neutral(None)
-    serve: ServeConfig = field(default_factory=ServeConfig, metadata=NEUTRAL)
-    train: TrainConfig = field(default_factory=TrainConfig, metadata=NEUTRAL)
-    verify: VerifyConfig = field(default_factory=VerifyConfig, metadata=NEUTRAL)
-    paths: PathsConfig = field(default_factory=PathsConfig, metadata=NEUTRAL)
+    experiment_name: str = option(
+        "default", "results go to <paths.output>/runs/<experiment_name>",
+        sweeps=True, check=folder_name,
+    )  # fmt: skip
+    seed: int = option(0, "seed of a point's sampling")
+    dataset: DatasetConfig = option(DatasetConfig)
+    engine: EngineConfig = option(EngineConfig)
+    model: ModelConfig = option(ModelConfig)
+    press: PressConfig = option(PressConfig)
+    budget: BudgetConfig = option(BudgetConfig)
+    controller: Controller = field(default_factory=_open)
+    guard: GuardConfig = option(GuardConfig)
+    prompt: PromptConfig = option(PromptConfig)
+    decoding: DecodingConfig = option(DecodingConfig)
+    signals: Signals = option(
+        Signals.light,
+        "what is recorded of every token: off, light (log-prob of the chosen token, entropy) or "
+        "full (what the guard learns from)",
+    )
+    measure: Measure = option(
+        Measure.quality,
+        "quality: answers, shared and batched; latency: requests alone, at batch 1; or both",
+        neutral=True, sweeps=True,
+    )  # fmt: skip
+    latency: LatencyConfig = option(LatencyConfig, neutral=True)
+    run: RunConfig = option(RunConfig, neutral=True)
+    score: ScoreConfig = option(ScoreConfig, neutral=True)
+    analyze: AnalyzeConfig = option(AnalyzeConfig, neutral=True)
+    plan: PlanConfig = option(PlanConfig, neutral=True)
+    status: StatusConfig = option(StatusConfig, neutral=True)
+    simulate: SimulateConfig = option(SimulateConfig, neutral=True)
+    certify: CertifyConfig = option(CertifyConfig, neutral=True)
+    certificate: str | None = option(
+        None, "of kvx.serve budget=certified: a JSON file of kvx.certify", neutral=True
+    )
+    serve: ServeConfig = option(ServeConfig, neutral=True)
+    train: TrainConfig = option(TrainConfig, neutral=True)
+    verify: VerifyConfig = option(VerifyConfig, neutral=True)
+    paths: PathsConfig = option(PathsConfig, neutral=True)
 
 
 def _from_environment(name: str, otherwise: str | None = None) -> str | None:

@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from kvx.config.composer import Composer, Parts, set_value
+from kvx.config.controller_options import made
 from kvx.config.engine import OpenAIConfig
 from kvx.config.escapes import as_meant
 from kvx.config.field_names import refuse_unknown
@@ -52,7 +53,8 @@ def typed(cfg: DictConfig) -> Config:
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     config.engine = _typed_node(cfg, "engine")
-    for name in ("dataset", "decoding", "score"):
+    config.controller = _typed_node(cfg, "controller")
+    for name in ("dataset", "decoding", "prompt", "score"):
         setattr(config, name, as_meant(getattr(config, name)))
     return config
 
@@ -282,6 +284,8 @@ def _typed_node(cfg: DictConfig, name: str) -> Any:
     value = cfg[name]
     if not OmegaConf.is_config(value):
         return value
+    if name == "controller":
+        return made(OmegaConf.to_container(value, resolve=True))
     refuse_unknown(value, name)
     node = OmegaConf.to_object(value)
     if isinstance(node, OpenAIConfig):

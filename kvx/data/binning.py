@@ -5,14 +5,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from kvx.config.schema import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
+from kvx.config.dataset import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
 from kvx.errors import UserError
 
 
 def check(binning: BinningConfig, sampling: SamplingConfig) -> None:
     """Raises `UserError` naming the field, for what no data could be selected with.
 
-    Ranges that hold whatever the strategies are stand beside the fields (`kvx.config.ranges`).
+    Ranges that hold whatever the strategies are stand beside the fields (`kvx.config.fields`).
     """
     fixed = binning.strategy is BinStrategy.edges
     if fixed:

@@ -5,7 +5,7 @@ or as a list of parts, and may refuse, repeat or change it. What they do is foun
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from functools import cached_property
@@ -17,6 +17,12 @@ Messages = Sequence[Mapping[str, Any]]
 CLOCK = "strftime_now"  # transformers' global of every template
 HINT = "set model.chat_template=false to ask without it, or mend the tokenizer's chat template"
 PROBE = "Ab 1"
+# what a rendering is told otherwise, or what would make of it another thing than a text
+RESERVED = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents",
+    "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict",
+    "return_tensors", "strftime_now", "tokenize", "tokenizer_kwargs", "tools", "truncation",
+)  # fmt: skip
 
 
 class Form(Enum):
@@ -54,13 +60,16 @@ def today() -> str:
 class ChatTemplate:
     """The chat template of `tokenizer`; `model` is the name that errors tell.
 
-    `date` (YYYY-MM-DD) is the day that the template is told. Raises `UserError` for a template
-    without a default.
+    `date` (YYYY-MM-DD) is the day that the template is told, `settings` is what else it is told.
+    `system` is a message before those that have none of their own. Raises `UserError` for a
+    template without a default.
     """
 
     tokenizer: Any
     model: str
     date: str | None = None
+    system: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         templates = self.tokenizer.chat_template
@@ -91,16 +100,47 @@ class ChatTemplate:
             raise self._error(f"refuses a user message ({first_line(said)})")
         raise self._error("leaves out what a user message says")
 
+    @cached_property
+    def _first(self) -> list[dict[str, str]]:
+        """The system message, if there is one. Raises `UserError` if the template takes none."""
+        if self.system is None:
+            return []
+        mark = _mark(self.system + PROBE)
+        user = {"role": "user", "content": PROBE}
+        hint = "leave out prompt.system"
+        try:
+            text = self.render([{"role": "system", "content": self.system + mark}, user])
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._error(f"takes no system message ({first_line(error)})", hint) from None
+        if mark not in text:
+            raise self._error("leaves out a system message", hint)
+        return [{"role": "system", "content": self.system}]
+
+    def with_system(self, messages: Messages) -> Messages:
+        """`messages` behind the system message, unless they begin with one.
+
+        Raises `UserError` if the template takes none.
+        """
+        own = bool(messages) and messages[0]["role"] in ("system", "developer")
+        return messages if own else [*self._first, *messages]
+
     def render(
-        self, messages: Messages, form: Form | None = None, at: datetime | None = None
+        self,
+        messages: Messages,
+        form: Form | None = None,
+        at: datetime | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> str:
         """`messages` up to where the model is to answer. Raises what the template raises.
 
         A template that asks for the time is told `at`, else the beginning of the day `date`.
+        `settings` come before the template's own.
         """
         if (form or self.form) is Form.parts:
             messages = [{**m, "content": _parts(m["content"])} for m in messages]
-        extra: dict[str, Any] = {}
+        extra = {"enable_thinking": False, **self.settings, **(settings or {})}
         if self.dated:
             if at is None and self.date is None:
                 raise self._error("asks for the date, and none was kept", "make a new manifest")
@@ -110,7 +150,6 @@ class ChatTemplate:
                 list(messages),
                 add_generation_prompt=True,
                 tokenize=False,
-                enable_thinking=False,
                 **extra,
             )
         )
@@ -121,9 +160,10 @@ class ChatTemplate:
         White space at the beginning of `content` is the template's to drop. Raises `UserError`
         for a template that changes anything else, repeats it or leaves it out.
         """
-        form, mark = self.form, _mark(content)
+        form, mark = self.form, _mark((self.system or "") + content)
+        messages = self.with_system([{"role": "user", "content": content + mark}])
         try:
-            text = self.render([{"role": "user", "content": content + mark}], form)
+            text = self.render(messages, form)
         except UserError:
             raise
         except Exception as error:

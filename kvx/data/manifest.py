@@ -16,7 +16,9 @@ from typing import Any
 
 import hydra.utils
 
-from kvx.config.schema import Config, DatasetConfig
+from kvx.config.dataset import DatasetConfig
+from kvx.config.identity import resolved
+from kvx.config.schema import Config
 from kvx.data.example import DatasetSource, Example
 from kvx.data.files import fingerprint, read_text
 from kvx.data.tokenizer import chat_is_dated, max_context_tokens, tokenizer_hash
@@ -149,8 +151,11 @@ def manifest_key(config: Config, revision: str) -> str:
     # the day itself is not in it: tomorrow the same command line finds the same manifest
     dated = {"date": config.prompt.date or "when made"} if chat_is_dated(config.model) else {}
     code = user_code.identity_of(user_code.sources_of(d.source))
+    prompt = resolved(config.prompt)
+    told = {name: prompt[name] for name in ("system", "template_kwargs") if name in prompt}
     return digest(
         {
+            **told,
             **({"code": code} if code else {}),
             "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision,
             "source": _source(d), "template": dataclasses.asdict(d.template),

@@ -8,9 +8,11 @@ the template's closing text and the answer prefix follow.
 from dataclasses import dataclass
 from typing import Any
 
+from kvx.config.engine import Api, OpenAIConfig
 from kvx.config.schema import Config
 from kvx.data.chat import ChatTemplate
 from kvx.data.example import Example
+from kvx.errors import UserError
 from kvx.identity.hashing import digest
 from kvx.text import reasoning
 
@@ -43,8 +45,12 @@ class PromptBuilder:
         self.template = config.dataset.template
         self.query_aware = config.prompt.query_aware
         self.chat: ChatTemplate | None = None
+        self.system, self.settings = config.prompt.system, config.prompt.template_kwargs or {}
         if config.model.chat_template and tokenizer.chat_template is not None:
-            self.chat = ChatTemplate(tokenizer, config.model.name, date)
+            name = config.model.name
+            self.chat = ChatTemplate(tokenizer, name, date, self.system, self.settings)
+        elif not _is_rendered_elsewhere(config):
+            refuse_template_fields(config)
 
     @property
     def date(self) -> str | None:
@@ -57,7 +63,8 @@ class PromptBuilder:
         chat = None if self.chat is None else self.tokenizer.chat_template
         parts = [self.template.context, self.template.question, self.template.answer_prefix]
         dated = [] if self.date is None else [self.date]
-        return digest([parts, chat, self.query_aware, *dated], 12)
+        told = [self.system, self.settings] if self.system is not None or self.settings else []
+        return digest([parts, chat, self.query_aware, *dated, *told], 12)
 
     def parts(self, example: Example) -> PromptParts:
         """Tokenise `example`; see the module docstring for which part is which."""
@@ -110,6 +117,22 @@ class PromptBuilder:
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+
+def refuse_template_fields(config: Config) -> None:
+    """Raises `UserError` for what only a chat template takes."""
+    prompt = config.prompt
+    field = "system" if prompt.system is not None else "template_kwargs"
+    if prompt.system is not None or prompt.template_kwargs:
+        raise UserError(
+            f"prompt.{field}: model={config.model.name} is asked without a chat template, which "
+            "alone takes it; put the text into dataset.template.context"
+        )
+
+
+def _is_rendered_elsewhere(config: Config) -> bool:
+    """Whether a server puts its own chat template around the messages."""
+    return isinstance(config.engine, OpenAIConfig) and config.engine.api is Api.chat
 
 
 def truncate_context(context: str, n_tokens: int, tokenizer: Any, middle: bool) -> str:

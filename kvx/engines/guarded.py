@@ -5,7 +5,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvx.config.controller import ControllerConfig, Shadow
+    from kvx.config.controller import ControllerConfig
+    from kvx.config.guard import Shadow
     from kvx.engines.kvpress.library import GuardedModel
 
 
@@ -24,10 +25,11 @@ def guarded(
     """`model` with the kvpress `press` and a controller that gives back what it dropped.
 
     `.generate(**inputs, max_new_tokens=…)` returns what `model.generate` would; the result is also
-    a `custom_generate` of transformers. `controller` is an option of `conf/controller/`;
-    `hazard_model` a directory as `kvx.train` writes it, None for the packaged one. `shadow`
-    (host, recompute, none), `ladder` (budgets), `max_interventions` and `let_go` are `guard.*`
-    of docs/guard/live.md. A `tokenizer` tells a hazard model at which tokens the model reconsiders.
+    a `custom_generate` of transformers. `controller` is an option of `conf/controller/`, or an
+    object of a class in `kvx.guard.controllers` or of your own; `hazard_model` a directory as
+    `kvx.train` writes it, None for the packaged one. `shadow` (host, recompute, none), `ladder`
+    (budgets), `max_interventions` and `let_go` are `guard.*` of docs/guard/live.md. A `tokenizer`
+    tells a hazard model at which tokens the model reconsiders.
 
     Raises `kvx.errors.ArgumentError`, a ValueError, in one line for what cannot be guarded.
     """

@@ -8,7 +8,7 @@ class GuardEvent:
     """One decision of a controller that changed its mode or a sequence, and what was done.
 
     `token` is the index of the last token seen, -1 before the first; `mode` the mode entered.
-    `action` is one of `ACTIONS`, `reason` that of `kvx.guard.controller.Decision`, calm or let_go.
+    `action` is one of `ACTIONS`, `reason` that of a controller's `Decision`, calm or let_go.
     `n_kept` tokens stayed; those of `dropped_ids` were taken back. Budgets are shares of the
     prompt's entries. `milliseconds` is how long the row, and all beside it, waited.
     """

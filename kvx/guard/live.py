@@ -7,11 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
-from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
+from kvx.config.guard import GuardConfig, Shadow
+from kvx.guard.controllers.base import PREFILL, Follower, Mode, Observation, Policy
 from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.loop_follower import LoopDetector, repeated_tail
-from kvx.scoring.loops import REPORT_TOKENS
 
 FULL, ALWAYS, LET_GO = 1.0, "always_safe", "let_go"
 ROUNDING = 1e-9  # of budgets
@@ -32,20 +31,6 @@ class Change:
     recompute: bool = True
 
 
-def reach(config: ControllerConfig) -> int:
-    """How many tokens a controller may take back by its first alarm.
-
-    For a loop whose period is longer than a window, and after further alarms, it wants more.
-    """
-    kind = config.kind
-    if not config.rollback or kind in (ControllerKind.none, ControllerKind.always_safe):
-        return 0
-    on_loop = config.on_loop or kind is ControllerKind.reactive
-    if kind is ControllerKind.gate and not on_loop:
-        return 0
-    return config.rollback_tokens + (REPORT_TOKENS if on_loop else 0)
-
-
 class SequenceGuard:
     """Follows one sequence whose point asks for the budget `nominal`. `key` names it.
 
@@ -60,7 +45,7 @@ class SequenceGuard:
 
     def __init__(self, policy: Policy, config: GuardConfig, nominal: float, key: str = "") -> None:
         self.policy, self.config = policy, config
-        self.controller = Controller(policy, key)
+        self.controller = Follower(policy, key)
         self.nominal = self.budget = self.base = nominal
         self.events: list[GuardEvent] = []
         self.tokens: list[int] = []
@@ -91,14 +76,12 @@ class SequenceGuard:
         n = len(self.tokens)
         if self._over or not self._left():
             return n
-        return max(self.floor, n - reach(self.policy.config))
+        return max(self.floor, n - self.policy.config.reach)
 
     @property
     def gated(self) -> bool:
         """Whether the gate depends on what the probe finds."""
-        config = self.policy.config
-        never = (ControllerKind.none, ControllerKind.always_safe)
-        return config.prefill_gate_nats is not None and config.kind not in never
+        return self.policy.config.gated
 
     def gate(self, probe_nats: float, chosen: int | None = None) -> Change | None:
         """Before the first token, `probe_nats` from the full cache. Asked again after a change.
@@ -108,7 +91,7 @@ class SequenceGuard:
         """
         config = self.policy.config
         self._probe = probe_nats
-        if config.kind is ControllerKind.always_safe:
+        if config.from_start:
             return self._raise(config.safe_budget, ALWAYS, chosen)
         threshold = config.prefill_gate_nats
         if threshold is None or not self.gated or not probe_nats >= threshold:
@@ -244,7 +227,7 @@ class SequenceGuard:
         """Of what has not left its loop for a cooldown, though it has the full cache."""
         config = self.policy.config
         stuck = self._looping > config.cooldown and self.budget >= FULL > self.nominal
-        if not stuck or config.kind is ControllerKind.always_safe or not self.config.let_go:
+        if not stuck or config.from_start or not self.config.let_go:
             return None
         return Change(self.nominal, len(self.tokens), "recompress", LET_GO, recompute=False)
 

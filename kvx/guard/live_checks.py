@@ -1,6 +1,6 @@
 """What a controller can steer while a run generates, and what it cannot: checked before the start.
 
-`kvx.guard.controller.check` is about the controller itself, wherever it is used.
+`Controller.check` is about the controller itself, wherever it is used.
 """
 
 import re
@@ -8,31 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kvx.config import ranges
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig
+from kvx.config.guard import GuardConfig
 from kvx.config.identity import is_guarded
-from kvx.config.numbers import exact
 from kvx.config.schema import BudgetKind, Config, PressNeed
 from kvx.errors import UserError
-from kvx.guard.controller import Thresholds, policy
+from kvx.guard.controllers import NoController
+from kvx.guard.controllers.base import Thresholds, check_live, policy
 from kvx.identity import hazard_files
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-
-
-def check_guard(guard: GuardConfig) -> None:
-    """Raises `UserError` naming the field for settings that cannot be right."""
-    steps = guard.ladder
-    if not all(0 < budget < 1 for budget in steps) or sorted(set(steps)) != list(steps):
-        raise UserError(
-            f"guard.ladder={_listed(steps)}: must be ascending budgets between 0 and 1; "
-            "1.0 always comes last"
-        )
-    ranges.check(guard, "guard.")
-
-
-def _listed(values: Sequence[float]) -> str:
-    return f"[{','.join(map(exact, values))}]"
 
 
 def live(configs: Sequence[Config]) -> list[Config]:
@@ -52,13 +36,13 @@ def live(configs: Sequence[Config]) -> list[Config]:
             "back; choose a press and a budget below 1.0, or controller=none"
         )
     found = [unguarded(c) if lazy else c for c, lazy in zip(configs, idle, strict=True)]
-    _check_models([c for c in found if c.controller.kind is ControllerKind.hazard])
+    _check_models([c for c in found if c.controller.needs_hazard])
     return found
 
 
 def unguarded(config: Config) -> Config:
     """The same point without a controller."""
-    return replace(config, controller=ControllerConfig(name="none"), guard=GuardConfig())
+    return replace(config, controller=NoController(name="none"), guard=GuardConfig())
 
 
 def keeps_all(config: Config) -> bool:
@@ -72,7 +56,7 @@ def check_served(config: Config) -> None:
     """Raises `UserError` if a server's controller cannot act, or not on the server's own press."""
     if is_guarded(config):
         check_possible(config)
-        _check_models([config] if config.controller.kind is ControllerKind.hazard else [])
+        _check_models([config] if config.controller.needs_hazard else [])
 
 
 def check_possible(config: Config) -> None:
@@ -99,11 +83,7 @@ def check_possible(config: Config) -> None:
             f"{name}: press={press.name} changes the forward pass, so the entries it drops are not "
             "the full cache's; use a press that only evicts, such as snapkv, knorm or streaming"
         )
-    if controller.kind is ControllerKind.random and controller.rate is None:
-        raise UserError(
-            "controller.rate: needs a value in a live run, the probability of an alarm per token; "
-            "only kvx.simulate can take that of another controller"
-        )
+    check_live(controller)
 
 
 def _check_models(configs: Sequence[Config]) -> None:

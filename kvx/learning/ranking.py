@@ -1,7 +1,8 @@
 """Measures of a ranking and of probabilities, with intervals from resampled prompts.
 
 Point estimates are exact. For the intervals, scores are first put into at most 2,000 classes of
-equal size: then a resample is one product of weights and counts per prompt.
+equal size: then a resample is one product of weights and counts per prompt. scikit-learn's measures
+take one set of weights per call, not thousands.
 """
 
 from dataclasses import dataclass, replace

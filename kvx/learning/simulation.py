@@ -12,8 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvx.config.controller import ControllerKind
-from kvx.guard.controller import PREFILL, Controller, Mode, Observation, Policy
+from kvx.guard.controllers.base import PREFILL, Follower, Mode, Observation, Policy
 from kvx.learning.ranking import Estimate
 from kvx.scoring.loops import INSTANT
 from kvx.stats.bootstrap import (
@@ -162,9 +161,9 @@ def replay(trace: Trace, policy: Policy) -> Outcome:
 
     After an alarm the controller goes on seeing the trace as it was recorded.
     """
-    if _stays_calm(trace, policy):
+    if policy.config.stays_calm(trace, policy):  # most of a sweep's time
         return Outcome(None, None, trace.budget, 0, 0)
-    controller = Controller(policy, trace.key)
+    controller = Follower(policy, trace.key)
     normal = policy.budget(Mode.NORMAL, trace.budget)
     safe = policy.budget(Mode.SAFE, trace.budget)
     first = start = None
@@ -181,21 +180,6 @@ def replay(trace: Trace, policy: Policy) -> Outcome:
             n_safe += 1
     share = n_safe / max(1, trace.n_tokens)
     return Outcome(first, start, normal + (safe - normal) * share, n_alarms, dropped)
-
-
-def _stays_calm(trace: Trace, policy: Policy) -> bool:
-    """Whether no alarm is possible, so that no replay is needed: most of a sweep's time."""
-    c = policy.config
-    if c.prefill_gate_nats is not None and trace.probe_nats >= c.prefill_gate_nats:
-        return False
-    if c.on_loop and trace.loops:
-        return False
-    if c.kind is ControllerKind.hazard:
-        return not trace.hazard_peak >= policy.tau_high
-    if c.kind is ControllerKind.rule_based and c.repetition_count is None:
-        assert c.entropy_cusum_nats is not None
-        return trace.cusum_peak(c.entropy_reference_nats) < c.entropy_cusum_nats
-    return c.kind is ControllerKind.gate
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Which prompts are learnt from and which are kept: the same prompt never stands on two sides."""
+"""Which prompts are learnt from and which are kept: the same prompt never stands on two sides.
+
+scikit-learn's GroupKFold would deal the same prompts to other folds, and so change every figure.
+"""
 
 from collections.abc import Mapping, Sequence
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kvx.config.dataset import BinningConfig, BinStrategy, Overflow
 from kvx.config.engine import OpenAIConfig
-from kvx.config.schema import BinningConfig, BinStrategy, Config, Overflow
+from kvx.config.schema import Config
 from kvx.data import manifest as manifests
 from kvx.data.binning import bin_edges, bin_of, choose
 from kvx.data.chat import today
@@ -21,7 +22,7 @@ from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_has
 from kvx.errors import UserError, shown
 from kvx.identity import hazard_files
 from kvx.identity.hashing import digest, sha256_file
-from kvx.scoring.metrics import find_number
+from kvx.scoring.metrics.numeric import find_number
 from kvx.store.atomic import write_text
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from kvx.analyze import plots, tradeoff
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
-from kvx.config.controller import ControllerKind
 from kvx.config.schema import AnalyzeConfig, Config
 from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
+from kvx.guard.controllers import Hazard
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.caveats import GuardedPoint, caveats
 from kvx.points import experiment_dir, told_guard
@@ -117,7 +117,7 @@ def _forecasting(points: list[PointRecord], config: Config) -> Iterator[GuardedP
     for point in points:
         made = point.info["config"]
         manifest = point.manifest_dir(Path(config.paths.output)) / "manifest.json"
-        if made["controller"].get("kind") == ControllerKind.hazard.name and manifest.is_file():
+        if made["controller"].get("kind") == Hazard.kind and manifest.is_file():
             entries = json.loads(manifest.read_text())["entries"]
             yield GuardedPoint(
                 str(point.info["controller"]), made["guard"]["model"], str(point.info["model"]),

@@ -13,7 +13,6 @@ from kvx.data.manifest import Manifest
 from kvx.data.model_checks import check_files
 from kvx.data.model_folder import files_of
 from kvx.errors import RunFailedError, UserError
-from kvx.guard.controller import needs_hazard
 from kvx.guard.live_checks import live
 from kvx.identity.hashing import digest
 from kvx.learning.caveats import GuardedPoint, caveats
@@ -137,7 +136,7 @@ def _check_models(points: Sequence[Point]) -> None:
 def _forecasting(points: Sequence[Point]) -> Iterator[GuardedPoint]:
     for point in points:
         config = point.config
-        if needs_hazard(config.controller):
+        if config.controller.needs_hazard:
             clusters = tuple(e.cluster for e in point.manifest.entries)
             name = config.controller.name
             yield GuardedPoint(name, config.guard.model, config.model.name, clusters)

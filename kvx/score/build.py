@@ -19,7 +19,7 @@ from kvx.points import experiment_dir
 from kvx.score.settings import Judging, judging_of, tell_of_others
 from kvx.scoring.catastrophes import inspect
 from kvx.scoring.failure_rules import ONLY_REASONING, classify_response
-from kvx.scoring.metrics import resolve
+from kvx.scoring.metrics import measured, resolve
 from kvx.store import schemas
 from kvx.store.catalog import PointRecord, finished_points, requests_of
 from kvx.store.layout import REQUESTS
@@ -95,7 +95,7 @@ def score_request(
         row = {k: request[k] for k in ("request_id", "point_id", "example_id", "cluster", "bin")}
         row |= {"metric": name, "primary": index == 0}
         if (answer := answers.get(request["request_id"])) is not None:
-            score = metric(answer.text, references)
+            score = measured(name, metric, answer.text, references, request["request_id"])
             row |= {
                 "score": score.value, "prediction_normalized": score.prediction,
                 "reference_normalized": score.reference, "reasoning_tokens": _thought(request),

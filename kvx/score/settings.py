@@ -14,6 +14,7 @@ from kvx.config.folders import conf_dir
 from kvx.config.schema import Config, Reasoning
 from kvx.data.manifest import dataset_id
 from kvx.scoring.failure_rules import ANY
+from kvx.scoring.metrics import METRICS
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ class Judging:
 
     @property
     def identity(self) -> list[Any]:
-        return [self.metrics, self.answer_format, self.until, self.reasoning.name]
+        """What decides scores; of a user's metrics the source too."""
+        own = METRICS.sources(self.metrics)
+        settings = [self.metrics, self.answer_format, self.until, self.reasoning.name]
+        return [*settings, own] if own else settings
 
 
 def judging_of(info: dict[str, Any], config: Config) -> Judging:

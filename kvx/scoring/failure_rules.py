@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from kvx.errors import UserError
 from kvx.scoring.failures import FailureType
-from kvx.scoring.metrics import find_number
+from kvx.scoring.metrics.numeric import find_number
 
 ANY = "any"  # of score.answer_format: no format is asked for
 ONLY_REASONING = "only reasoning"

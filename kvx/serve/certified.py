@@ -10,7 +10,7 @@ from kvx import __version__
 from kvx.certify.certificate import Certificate, Tested, read
 from kvx.certify.page import conditions, summary
 from kvx.certify.series import controller_of
-from kvx.config.controller import ControllerConfig
+from kvx.config.controller import RECORD
 from kvx.config.identity import resolved
 from kvx.config.schema import BudgetConfig, BudgetKind, Config
 from kvx.data.tokenizer import model_hash
@@ -138,7 +138,7 @@ def _check_controller(found: Certificate, config: Config, wrong: str) -> None:
 
 def _settings(steering: dict[str, Any]) -> dict[str, Any]:
     """Every setting of a controller as it is typed, those that are as by default among them."""
-    own = resolved(ControllerConfig()) | steering
+    own = {**RECORD} | steering
     guard = unsaid_guard() | own.pop("guard", {})
     return {f"controller.{k}": v for k, v in own.items()} | {
         f"guard.{k}": v for k, v in guard.items()

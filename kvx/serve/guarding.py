@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kvx.config.controller import ControllerKind, Shadow
+from kvx.config.guard import Shadow
 from kvx.config.identity import is_guarded
 from kvx.config.schema import Config
 from kvx.engines.kvpress.schedule import RowCost
@@ -13,7 +13,7 @@ from kvx.guard.live_checks import check_possible, unguarded
 from kvx.points import Point, Request
 from kvx.serve.api_errors import invalid
 
-NONE = ControllerKind.none.name
+NONE = "none"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kvx.config.controller import StreamPolicy
+from kvx.config.guard import StreamPolicy
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.rows import Row

@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvx.certify.certificate import Certificate
-from kvx.config.controller import StreamPolicy
+from kvx.config.guard import StreamPolicy
 from kvx.config.identity import is_guarded
 from kvx.config.schema import Config, DecodingConfig
 from kvx.data.prompt import PromptParts
-from kvx.guard.live import reach
 from kvx.serve.requests import Generation
 
 Json = dict[str, Any]
@@ -59,7 +58,7 @@ class Promise:
 def _takes_less_back(own: Config, asked: Generation) -> bool:
     """Whether its controller may not take back what the certified one could: what was streamed."""
     holds = is_guarded(own) and own.guard.stream is StreamPolicy.hold
-    return holds and bool(asked.stream) and reach(own.controller) > 0
+    return holds and bool(asked.stream) and own.controller.reach > 0
 
 
 def _splits_alike(asked: Generation, parts: PromptParts, query_aware: bool) -> bool:

@@ -8,18 +8,19 @@ import copy
 import logging
 import secrets
 import threading
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from kvx.config.schema import Config
 from kvx.data.chat import ChatTemplate, Form, today
-from kvx.data.prompt import PromptParts
+from kvx.data.prompt import PromptParts, refuse_template_fields
 from kvx.errors import UserError, first_line
 from kvx.serve.api_errors import invalid
 
 log = logging.getLogger(__name__)
 
-Messages = list[dict[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 class PromptSplitter:
@@ -35,11 +36,17 @@ class PromptSplitter:
         self.date = config.prompt.date
         self.template, self.form = None, Form.text
         if config.model.chat_template and tokenizer.chat_template is not None:
-            self.template = ChatTemplate(self.tokenizer, config.model.name, self.date or today())
+            self.template = ChatTemplate(
+                self.tokenizer, config.model.name, self.date or today(), config.prompt.system,
+                config.prompt.template_kwargs or {},
+            )  # fmt: skip
+            self.template.with_system([])
             try:
                 self.form = self.template.form
             except UserError as error:  # of one user message; it may take other chats
                 log.warning("serve: %s", error)
+        else:
+            refuse_template_fields(config)
         self._lock = threading.Lock()
 
     def completion(self, prompt: str | list[int], compress_chars: int | None) -> PromptParts:
@@ -60,40 +67,58 @@ class PromptSplitter:
                 self._encode(prompt if prompt.startswith(first) else first + prompt)
             )
 
-    def chat(self, messages: Messages, compress_chars: int | None) -> PromptParts:
+    def chat(
+        self,
+        messages: Messages,
+        compress_chars: int | None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> PromptParts:
         """A chat through the tokenizer's template; models without one get the plain contents.
 
         Without `compress_chars` everything up to the end of the last message is compressed, and
-        what the template writes after it, or else the last token, follows. Raises `ApiError`.
+        what the template writes after it, or else the last token, follows. `settings` are what the
+        template is told beside the server's own. Raises `ApiError`.
         """
+        if self.template is not None:
+            messages = self.template.with_system(messages)
+        elif settings:
+            raise invalid("the model has no chat template to tell this", "chat_template_kwargs")
         now = None if self.date else datetime.now()
         with self._lock:
-            text = self._render(messages, now)
+            text = self._render(messages, now, settings)
             at = compress_chars
             if at is None:
-                at = self._end_of_last(messages, text, now)
+                at = self._end_of_last(messages, text, now, settings)
             if at is not None:
                 parts = self._at(text, at)
                 if parts.rest_ids or compress_chars is not None:
                     return parts
             return self._but_last(self._encode(text))
 
-    def _render(self, messages: Messages, now: datetime | None) -> str:
+    def _render(
+        self, messages: Messages, now: datetime | None, settings: Mapping[str, Any] | None
+    ) -> str:
         if self.template is None:
             contents = "\n".join(m["content"] for m in messages)
             return (self.tokenizer.bos_token or "") + contents + "\n"
         try:
-            return self.template.render(messages, self.form, now)
+            return self.template.render(messages, self.form, now, settings)
         except Exception as error:  # templates refuse in many ways: roles, order, types
             raise invalid(
                 f"the model's chat template refuses these messages: {first_line(error)}", "messages"
             ) from None
 
-    def _end_of_last(self, messages: Messages, text: str, now: datetime | None) -> int | None:
+    def _end_of_last(
+        self,
+        messages: Messages,
+        text: str,
+        now: datetime | None,
+        settings: Mapping[str, Any] | None,
+    ) -> int | None:
         """Where the last message's content ends in the rendered `text`; None if it is not there."""
         mark = secrets.token_hex(16)
         last = {**messages[-1], "content": messages[-1]["content"] + mark}
-        before, found, after = self._render([*messages[:-1], last], now).partition(mark)
+        before, found, after = self._render([*messages[:-1], last], now, settings).partition(mark)
         return len(before) if found and before and before + after == text else None
 
     def _at(self, text: str, compress_chars: int) -> PromptParts:

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from kvx.data.chat import RESERVED
 
 LARGEST = 2**63 - 1
 
@@ -146,6 +148,15 @@ class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    # what the chat template is told, as of vLLM's server; before the server's own
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _for_a_template(cls, asked: dict[str, Any] | None) -> dict[str, Any] | None:
+        if reserved := [name for name in asked or {} if name in RESERVED]:
+            raise ValueError(f"{reserved[0]} is not for a chat template to be told")
+        return asked
 
     @property
     def tokens_asked(self) -> int | None:

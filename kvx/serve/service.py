@@ -233,7 +233,7 @@ class Service:
         compress_chars = asked.kvx.compress_chars
         if isinstance(asked, ChatRequest):
             messages = [{"role": m.role, "content": m.text} for m in asked.messages]
-            return self.splitter.chat(messages, compress_chars)
+            return self.splitter.chat(messages, compress_chars, asked.chat_template_kwargs)
         assert isinstance(asked, CompletionRequest)
         return self.splitter.completion(asked.one_prompt, compress_chars)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.config.controller import ControllerConfig, SimulateConfig
+from kvx.config.controller import ControllerConfig
 from kvx.config.identity import resolved
 from kvx.config.schema import Config
+from kvx.config.simulate import SimulateConfig
 from kvx.errors import UserError
-from kvx.guard.controller import needs_hazard
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.simulation import Replayed, matching_rate, pareto_front, replay_all, summarise
 from kvx.points import experiment_dir
@@ -40,7 +40,7 @@ def simulate_experiment(config: Config) -> Path:
     controllers = chosen(config)
     folder = experiment_dir(config)
     target = folder / FOLDER
-    wants_model = any(map(needs_hazard, controllers))
+    wants_model = any(c.needs_hazard for c in controllers)
     inputs = digest(
         [
             package_digest(),
@@ -110,7 +110,7 @@ def simulate_recorded(
     listed = entries(controllers, recorded.cards, settings.random_repeats, rate)
     for entry in listed:
         found = replayed(entry.name, entry.policies)
-        about = {"role": CONTROLLER, "controller": entry.name, "family": entry.kind.name}
+        about = {"role": CONTROLLER, "controller": entry.name, "family": entry.kind}
         add(ALL, everything, found, **about)
         for column in GROUPS:
             values = sorted(recorded.about[column].unique())

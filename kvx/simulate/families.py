@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kvx.config.controller import ControllerConfig, ControllerKind
+from kvx.config.controller import ControllerConfig
 from kvx.config.controller_options import named
 from kvx.config.schema import Config
 from kvx.errors import UserError
-from kvx.guard.controller import Policy, Thresholds, check, needs_hazard, policy
+from kvx.guard.controllers import Gate, Hazard, Random, RuleBased
+from kvx.guard.controllers.base import Policy, Thresholds, check, policy
 from kvx.learning.simulation import Trace, matching_rate, thresholds
 
 Policies = list[list[Policy]]  # [repeats][traces]
@@ -21,7 +22,7 @@ class Entry:
     """A controller of the table, in a policy for each trace; random ones several times."""
 
     name: str
-    kind: ControllerKind
+    kind: str
     policies: Policies
 
 
@@ -41,7 +42,7 @@ def chosen(config: Config) -> list[ControllerConfig]:
     """
     given = config.controller
     found = {name: _named(name) for name in config.simulate.controllers}
-    if given.kind is not ControllerKind.none:
+    if given.acts:
         found[given.name] = given
     if not found:
         raise UserError("simulate.controllers: name at least one controller")
@@ -52,8 +53,9 @@ def chosen(config: Config) -> list[ControllerConfig]:
 
 def _with_parts(controller: ControllerConfig) -> list[ControllerConfig]:
     """A controller, and each of two rules alone where it has two."""
-    rules = (controller.repetition_count, controller.entropy_cusum_nats)
-    if controller.kind is not ControllerKind.rule_based or None in rules:
+    if not isinstance(controller, RuleBased):
+        return [controller]
+    if None in (controller.repetition_count, controller.entropy_cusum_nats):
         return [controller]
     name = controller.name
     return [
@@ -83,16 +85,16 @@ def entries(
     the loop detector too.
     """
     found: list[Entry] = []
-    late = [c for c in controllers if c.kind is ControllerKind.random]
+    late = [c for c in controllers if isinstance(c, Random)]
     for controller in (*(c for c in controllers if c not in late), *late):
-        if controller.kind is ControllerKind.random:
+        if isinstance(controller, Random):
             own = controller
             if controller.rate is None:
                 own = replace(controller, rate=rate(found))
             found.append(Entry(own.name, own.kind, _random(own, len(cards), repeats)))
             continue
         found.append(_entry(controller, cards))
-        if not needs_hazard(controller):
+        if not isinstance(controller, Hazard):
             continue
         gated = any(p.config.prefill_gate_nats is not None for p in found[-1].policies[0])
         open_ = replace(controller, card_gate=False, prefill_gate_nats=None)
@@ -114,7 +116,7 @@ def _entry(controller: ControllerConfig, cards: Sequence[Thresholds | None]) -> 
     return Entry(controller.name, controller.kind, [policies])
 
 
-def _random(controller: ControllerConfig, n: int, repeats: int) -> Policies:
+def _random(controller: Random, n: int, repeats: int) -> Policies:
     seeds = range(controller.seed, controller.seed + repeats)
     return [[policy(replace(controller, seed=seed))] * n for seed in seeds]
 
@@ -136,9 +138,14 @@ def sweeps(
     def add(family: str, threshold: float, controller: ControllerConfig) -> None:
         steps.append(Step(family, threshold, [[policy(controller)] * len(traces)]))
 
-    hazards = sorted(filter(needs_hazard, controllers), key=lambda c: c.name != match)
-    rules = next((c for c in controllers if c.entropy_cusum_nats is not None), None)
-    chance = next((c for c in controllers if c.kind is ControllerKind.random), None)
+    hazards = sorted(
+        (c for c in controllers if isinstance(c, Hazard)), key=lambda c: c.name != match
+    )
+    rules = next(
+        (c for c in controllers if isinstance(c, RuleBased) and c.entropy_cusum_nats is not None),
+        None,
+    )
+    chance = next((c for c in controllers if isinstance(c, Random)), None)
     for hazard in hazards[:1]:
         for family, on_loop in ((FORECAST, False), (FORECAST_LOOP, True)):
             for tau in thresholds([t.hazard_peak for t in traces], n):
@@ -149,7 +156,7 @@ def sweeps(
             if nats > 0:
                 changed = replace(rules, repetition_count=None, entropy_cusum_nats=nats)
                 add(ENTROPY, nats, changed)
-    gate = ControllerConfig(name=GATE, kind=ControllerKind.gate)
+    gate = Gate(name=GATE)
     for nats in thresholds([t.probe_nats for t in traces], n):
         add(GATE, nats, replace(gate, prefill_gate_nats=max(0.0, nats)))
     if chance is not None:

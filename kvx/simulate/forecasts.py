@@ -18,7 +18,7 @@ from kvx.config.controller import OperatingPoint as Point
 from kvx.config.train import Target
 from kvx.errors import UserError
 from kvx.guard import features
-from kvx.guard.controller import Thresholds
+from kvx.guard.controllers.base import Thresholds
 from kvx.guard.hazard import CARD, DEFAULT, HazardModel
 from kvx.identity import hazard_files
 from kvx.store.catalog import read_frame

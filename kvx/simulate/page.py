@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from kvx.config.controller import ControllerConfig, ControllerKind, SimulateConfig
+from kvx.config.controller import ControllerConfig
 from kvx.config.numbers import plural
 from kvx.config.schema import Config
+from kvx.config.simulate import SimulateConfig
 from kvx.report.tables import markdown, number
 from kvx.report.wording import percent
 from kvx.simulate.recorded import Recorded
@@ -158,7 +159,7 @@ def _against(
     base = outcomes[outcomes["controller"] == REACTIVE]
     clusters = base["cluster"].tolist()
     events = base["catastrophe"].to_numpy(dtype=bool)
-    others = [c.name for c in controllers if c.kind is ControllerKind.hazard]
+    others = [c.name for c in controllers if c.needs_hazard]
     parts = ("no gate", "forecast alone")
     others = [n for n in names if n in others or n.endswith(parts)]
     if not others:
@@ -231,6 +232,6 @@ def _front(frame: pd.DataFrame) -> str:
 def _made(settings: SimulateConfig) -> str:
     return (
         "`kvx.simulate`, one controller implementation for this and for live runs "
-        "(`kvx/guard/controller.py`). After an alarm the controller goes on seeing what the "
+        "(`kvx/guard/controllers/`). After an alarm the controller goes on seeing what the "
         "compressed run did. All figures: `simulation.parquet`."
     )

@@ -13,7 +13,7 @@ from kvx.analyze.frames import load_experiment
 from kvx.config.schema import Config
 from kvx.config.train import Labels
 from kvx.errors import UserError
-from kvx.guard.controller import Thresholds
+from kvx.guard.controllers.base import Thresholds
 from kvx.guard.loop_follower import LoopDetector, repeated_tails
 from kvx.learning.simulation import Trace, observations
 from kvx.simulate import forecasts

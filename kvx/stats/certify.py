@@ -6,6 +6,7 @@ https://arxiv.org/abs/2110.01052.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Hashable, Iterable
 
 import numpy as np
@@ -73,18 +74,13 @@ def prompts_needed(total: float, alpha: float, delta: float, p_value: PValue = b
     if not 0 < delta < 1:
         raise ValueError(f"delta={delta}: must lie between 0 and 1")
     least = max(1, math.ceil(total - ROUNDING))
-    low, high = least - 1, least  # p(low) is above delta, or low is too few to hold the losses
+    high = least
     while p_value(total, high, alpha) > delta:
-        low, high = high, 2 * high
+        high *= 2
         if high > MOST_PROMPTS:
             raise ValueError(f"alpha={alpha}: needs more than {MOST_PROMPTS:.0e} prompts")
-    while high - low > 1:
-        middle = (low + high) // 2
-        if p_value(total, middle, alpha) > delta:
-            low = middle
-        else:
-            high = middle
-    return high
+    low = max(least, high // 2)
+    return bisect_left(range(high), True, low, key=lambda n: p_value(total, n, alpha) <= delta)
 
 
 def cluster_means(losses: ArrayLike, clusters: Collection[Hashable]) -> NDArray[np.float64]:

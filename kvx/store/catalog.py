@@ -9,13 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kvx.config.folder_names import is_name
 from kvx.config.numbers import exact
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
-from kvx.store import layout, schemas
+from kvx.store import contents, layout, schemas
 from kvx.store.layout import EVENTS, KINDS, LATENCY, REQUESTS, Done
 
 log = logging.getLogger(__name__)
@@ -60,18 +59,7 @@ class PointRecord:
 
 def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
     """Several Parquet files as one frame. Raises `UserError` naming a file that cannot be read."""
-    tables = []
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                tables.append(file.read())
-        except PermissionError:
-            raise UserError(f"{path}: cannot be read (permission denied)") from None
-        except (pa.ArrowException, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"{path}: cannot be read ({reason}); run the same kvx.run again to redo it"
-            ) from None
+    tables = map(contents.read_table, paths)
     frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     return frame
 

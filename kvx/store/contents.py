@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kvx.errors import UserError, first_line
 from kvx.store import layout, schemas
 from kvx.store.layout import EVENTS, LATENCY, REQUESTS, TRACES, Present
 
@@ -30,6 +31,19 @@ class UnreadableError(Exception):
         self.path = path
 
 
+def read_table(path: Path) -> pa.Table:
+    """A Parquet file as it is. Raises `UserError` naming a file that cannot be read."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except PermissionError:
+        raise UserError(f"{path}: cannot be read (permission denied)") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({first_line(error)}); run the same kvx.run again to redo it"
+        ) from None
+
+
 def read(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One file of `kind`; nulls in columns that an older kvx did not have.
 
@@ -48,8 +62,7 @@ def read(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Tabl
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UnreadableError(path, reason) from None
+        raise UnreadableError(path, first_line(error)) from None
 
 
 def _lacking(found: pa.Schema, wanted: pa.Schema) -> set[str] | None:

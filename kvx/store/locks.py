@@ -5,6 +5,7 @@ them, and shares the claim with its workers, each of which joins the points it w
 parent is refused as long as anybody is left. One lock file per point, not per sweep: points of
 overlapping sweeps are told apart, and `kvx.status` can ask for each of them who is at work. The
 price is an open file per point and process, so the soft limit on those is raised as needed.
+filelock's shared locks are those of a SQLite file, which no claim can be turned into.
 """
 
 import errno
@@ -14,10 +15,9 @@ import os
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 from kvx.errors import UserError
 
@@ -30,7 +30,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR)
 
 
-class Claim:
+class Claim(AbstractContextManager["Claim"]):
     """Locks on points; a context manager that frees them."""
 
     def __init__(self, handles: dict[Path, int]) -> None:
@@ -50,15 +50,7 @@ class Claim:
             os.close(handle)
         self._handles = {}
 
-    def __enter__(self) -> "Claim":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

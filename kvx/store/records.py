@@ -13,6 +13,7 @@ from kvx.identity import provenance
 from kvx.points import Request
 
 Row = dict[str, Any]
+TIMES = ("ttft_s", "tpot_s", "latency_s", "prefill_s", "decode_s")
 
 
 def request_row(response: Response, finished: datetime) -> Row:
@@ -37,10 +38,7 @@ def request_row(response: Response, finished: datetime) -> Row:
         "opens_reasoning": response.opens_reasoning,
     }  # fmt: skip
     if timing is not None:
-        row |= {
-            "ttft_s": timing.ttft_s, "tpot_s": timing.tpot_s, "latency_s": timing.latency_s,
-            "prefill_s": timing.prefill_s, "decode_s": timing.decode_s,
-        }  # fmt: skip
+        row |= {name: getattr(timing, name) for name in TIMES}
     if kv is not None:
         row |= {
             "kv_entries_nominal": kv.entries_nominal, "kv_entries_effective": kv.entries_effective,
@@ -138,10 +136,7 @@ def latency_row(measurement: Measurement, finished: datetime) -> Row:
         "error_type": measurement.error_type, "error_message": measurement.error_message,
     }  # fmt: skip
     if timing is not None:
-        row |= {
-            "ttft_s": timing.ttft_s, "tpot_s": timing.tpot_s, "latency_s": timing.latency_s,
-            "prefill_s": timing.prefill_s, "decode_s": timing.decode_s,
-        }  # fmt: skip
+        row |= {name: getattr(timing, name) for name in TIMES}
     return row
 
 

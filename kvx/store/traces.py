@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from kvx.errors import UserError
 from kvx.guard.trace_arrays import PROBE_TOKENS, TOKEN_SIGNALS, TOP, Traces, starts_of
-from kvx.store import layout
+from kvx.store import contents, layout
 
 
 class Holds(StrEnum):
@@ -33,15 +31,7 @@ def read_traces(folder: Path, request_ids: Sequence[str]) -> pa.Table:
     path = layout.merged(folder, layout.TRACES)
     if not path.is_file():
         return pa.table({"request_id": pa.array(request_ids, pa.string())})
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except PermissionError:
-        raise UserError(f"{path}: cannot be read (permission denied)") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path}: cannot be read ({reason}); run the same kvx.run again to redo it"
-        ) from None
+    table = contents.read_table(path)
     place = pc.index_in(pa.array(request_ids, pa.string()), table["request_id"].combine_chunks())
     return table.take(place)
 

@@ -13,6 +13,9 @@ INCOMPLETE = "\ufffd"  # an incomplete character decodes to this
 class TokenText:
     """The text of a growing token sequence, as soon as later tokens cannot change it.
 
+    `tokenizers.decoders.DecodeStream` cannot be copied, so it cannot rewind; it needs a fast
+    tokenizer and knows nothing of transformers' clean-up.
+
     All that `push` and `rest` return, joined, is what the tokenizer decodes the sequence to,
     without special tokens.
     """

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvx.analyze.frames import Experiment, load_experiment
-from kvx.config import ranges
+from kvx.config import fields
 from kvx.config.schema import Config
 from kvx.config.train import Target, TrainConfig
 from kvx.errors import UserError
@@ -81,12 +81,7 @@ def check(train: TrainConfig) -> None:
         for name in names:
             if name not in features.SETS:
                 raise UserError(f"train.{field}={name}: no such feature set; choose from {known}")
-    ranges.check(train, "train.")
-    if len(train.shares) != 3 or abs(sum(train.shares) - 1) > 1e-6:
-        raise UserError(
-            f"train.shares={train.shares}: give three shares above 0 that add up to 1 (train, "
-            "validation, threshold)"
-        )
+    fields.check(train, "train.")
 
 
 def check_data(folder: Path, data: Data, train: TrainConfig) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvx.config.controller import ControllerConfig, GuardConfig, Shadow
+from kvx.config import fields
+from kvx.config.controller import ControllerConfig
 from kvx.config.controller_options import named, names
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.messages import plainly
 from kvx.errors import ArgumentError, UserError, shown
-from kvx.guard.live_checks import check_guard
 
 
 def guard_config(
@@ -44,7 +45,7 @@ def guard_config(
         raise ArgumentError(f"let_go={shown(let_go)}: must be True or False")
     guard = GuardConfig(Shadow[place], where, _budgets(ladder), most, bool(let_go))
     try:
-        check_guard(guard)
+        fields.check(guard, "guard.")
     except UserError as error:
         raise ArgumentError(str(error).removeprefix("guard.")) from None
     return guard
@@ -64,7 +65,7 @@ def controller_config(controller: Any) -> ControllerConfig:
         instead = '; without one: "none"' if controller is None else ""
         raise ArgumentError(
             f"controller={shown(controller)}: must be a name ({', '.join(names())}) or a "
-            f"kvx.config.controller.ControllerConfig{instead}"
+            f"controller of kvx.guard.controllers, such as Random(rate=0.01){instead}"
         )
     given = {k: v.item() for k, v in vars(controller).items() if isinstance(v, np.generic)}
     if controller.name == MISSING:

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config.controller import ControllerConfig
+from kvx.config.controller_options import current
+from kvx.config.guard import GuardConfig, Shadow
+from kvx.config.identity import is_guarded
 from kvx.engines.kvpress.forward import extend
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
@@ -16,7 +19,7 @@ from kvx.engines.kvpress.prefill import PromptRow
 from kvx.engines.kvpress.recompute import Recompute
 from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, Source, StepObserver
 from kvx.engines.kvpress.shadow import FULL, PromptShadow, RowShadow, row_shadow
-from kvx.guard.controller import Policy, Thresholds, needs_hazard, policy
+from kvx.guard.controllers.base import Policy, Thresholds, policy
 from kvx.guard.forecast import Forecaster
 from kvx.guard.hazard import HazardModel
 from kvx.guard.live import Change, SequenceGuard
@@ -51,7 +54,8 @@ def renew_hazard_models() -> None:
 
 def live_policy(controller: ControllerConfig, guard: GuardConfig) -> Policy:
     """`controller` with the thresholds of its hazard model, if it has one."""
-    if not needs_hazard(controller):
+    controller = current(controller)
+    if not controller.needs_hazard:
         return policy(controller)
     return policy(controller, Thresholds.of(hazard_model(guard.model).card))
 
@@ -59,7 +63,7 @@ def live_policy(controller: ControllerConfig, guard: GuardConfig) -> Policy:
 def guard_of(request: Request) -> SequenceGuard | None:
     """What follows this request's response; None without a controller."""
     config = request.point.config
-    if config.controller.kind is ControllerKind.none:
+    if not is_guarded(config):
         return None
     nominal = request.point.kept_share(request.entry.compressed_tokens)
     return SequenceGuard(
@@ -202,7 +206,7 @@ class LiveGuard(StepObserver):
             "press": row.origin.press,
         }
         forecaster = None
-        if guard.policy.config.kind is ControllerKind.hazard:
+        if guard.policy.config.needs_hazard:
             name = guard.config.model
             if name not in self._forecasters:
                 self._forecasters[name] = Forecaster(hazard_model(name))
@@ -216,7 +220,7 @@ class LiveGuard(StepObserver):
         comparable = row.origin.source is not None and guard.budget < FULL
         unprobed = not rest and comparable and (guard.gated or reads)
         full_logits = prefill.full_logits if rest else None
-        counts = guard.policy.config.repetition_count is not None
+        counts = guard.policy.config.reads_repetition
         counts |= forecaster is not None and not forecaster.needs.isdisjoint(COUNTED)
         tail = Repetition() if counts else None
         return _Guarded(row, known, full_logits, forecaster, unprobed, tail=tail)
@@ -294,7 +298,7 @@ def full_cache_logits(loaded: LoadedModel, row: Row) -> torch.Tensor:
 def _reads_entropy(seen: _Guarded) -> bool:
     guard = seen.row.guard
     assert guard is not None
-    return guard.policy.config.kind in (ControllerKind.hazard, ControllerKind.rule_based)
+    return guard.policy.config.reads_entropy
 
 
 def _at(known: dict[str, Any], budget: float) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import torch
 from kvpress.presses.base_press import SUPPORTED_MODELS
 from transformers import DynamicCache, PreTrainedModel
 
-from kvx.config.controller import ControllerConfig, ControllerKind, GuardConfig, Shadow
+from kvx.config.controller import ControllerConfig
+from kvx.config.guard import GuardConfig, Shadow
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.call import check_call, check_generator, prompts, vocabulary
@@ -39,7 +40,7 @@ from kvx.engines.kvpress.rows import Origin, Prefill, Row
 from kvx.engines.kvpress.shadow import FULL, PromptShadow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.errors import ArgumentError, UserError
-from kvx.guard.controller import needs_hazard
+from kvx.guard.controllers.base import check_live
 from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.features import FeatureState
 from kvx.guard.live import SequenceGuard
@@ -69,7 +70,8 @@ class GuardedModel:
         renew_hazard_models()
         try:
             self._policy = live_policy(controller, guard)
-            if needs_hazard(controller):
+            check_live(controller)
+            if controller.needs_hazard:
                 FeatureState(hazard_model(guard.model).names)
         except KeyError as error:
             raise ArgumentError(
@@ -78,13 +80,8 @@ class GuardedModel:
             ) from None
         except UserError as error:
             raise ArgumentError(str(error)) from None
-        if controller.kind is ControllerKind.random and controller.rate is None:
-            raise ArgumentError(
-                f"controller={controller.name}: needs a rate, the probability of an alarm per "
-                'token: ControllerConfig(name="random", kind="random", rate=...)'
-            )
         # nothing is kept where nothing can be given back
-        idle = controller.kind is ControllerKind.none or self.press.nominal >= FULL
+        idle = not controller.acts or self.press.nominal >= FULL
         self._controller = controller
         self._guard = replace(guard, shadow=Shadow.none) if idle else guard
         self._loaded = LoadedModel(model, tokenizer, model.device, frozenset())
@@ -172,7 +169,7 @@ class GuardedModel:
             self.press,
             max(1, int(n * self.press.nominal)),
             RandomStream(seed, device),
-            watched=needs_hazard(self._policy.config),
+            watched=self._policy.config.needs_hazard,
             shadow=shadow_of(guard, PromptShadow(device)),
         )
         caches = prefill(self._loaded, ids, [prompt], max_new_tokens, alone=False)

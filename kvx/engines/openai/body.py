@@ -98,7 +98,11 @@ class BodyBuilder:
         text, compress_chars = self._text(example)
         body: dict[str, Any] = {"model": engine.model}
         if engine.api is Api.chat:
-            body["messages"] = [{"role": "user", "content": text}]
+            system = config.prompt.system
+            first = [] if system is None else [{"role": "system", "content": system}]
+            body["messages"] = [*first, {"role": "user", "content": text}]
+            if config.prompt.template_kwargs:
+                body["chat_template_kwargs"] = config.prompt.template_kwargs
         else:
             body["prompt"] = text
         body |= {

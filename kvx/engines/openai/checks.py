@@ -1,28 +1,13 @@
 """What the schema cannot say about `engine=openai`; needs no server and imports no client."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from kvx.config.engine import OpenAIConfig
-from kvx.config.schema import Measure
 from kvx.errors import UserError
 from kvx.points import Point
 
-AUTO = "auto"
 SECRET = 8  # characters: shorter keys ("none", "EMPTY") are words
-
-
-def check(engine: OpenAIConfig, measure: Measure) -> None:
-    """Raises `UserError` naming the field for a value that cannot be right."""
-    if isinstance(engine.concurrency, str) and engine.concurrency != AUTO:
-        raise UserError(f"engine.concurrency={engine.concurrency}: must be auto, or at least 1")
-    if engine.extra_body is not None and not isinstance(engine.extra_body, Mapping):
-        raise UserError(
-            f"engine.extra_body={engine.extra_body}: must be a mapping such as "
-            "{keep: ${budget}}"
-        )
-    if measure is not Measure.quality and not engine.stream:
-        raise UserError(f"measure={measure.name}: times to the first token need engine.stream=true")
 
 
 def check_url(url: str) -> None:

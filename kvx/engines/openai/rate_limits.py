@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 
 from aiolimiter import AsyncLimiter
 
-from kvx.config.engine import RateLimitConfig
-from kvx.engines.openai.checks import AUTO
+from kvx.config.engine import AUTO, RateLimitConfig
 
 START = 4
 WINDOW = 4  # attempts at one limit before it is judged; as many as the limit, where that is more

@@ -1,4 +1,4 @@
-"""The controller: NORMAL, ALERT and SAFE with hysteresis, one per running sequence.
+"""What every controller has: its settings, what it needs, and the three modes it moves between.
 
 NORMAL keeps the point's budget. ALERT says that the hazard has reached `tau_low`: checkpoints are
 kept close, nothing else changes. SAFE is entered after `k` tokens in a row at or above `tau_high`
@@ -8,18 +8,18 @@ costs about a microsecond.
 """
 
 import math
-import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-from kvx.config import ranges
-from kvx.config.controller import ControllerConfig, ControllerKind, OperatingPoint
-from kvx.errors import UserError
+from kvx.config import fields
+from kvx.config.controller import ControllerConfig, OperatingPoint
+from kvx.config.fields import option
+from kvx.scoring.loops import REPORT_TOKENS
 
 PREFILL = -1  # the token index of what is seen before the first token
-RULE_LOW, RULE_HIGH = 0.5, 1.0  # rules without a hazard: a share of the sum that is an alarm
+RULE_LOW, RULE_HIGH = 0.5, 1.0  # scores other than a hazard: a share of what is an alarm
 
 
 class Mode(IntEnum):
@@ -81,13 +81,143 @@ class Thresholds:
         )
 
 
-@dataclass(frozen=True)
-class Policy:
-    """A checked `ControllerConfig` with what it gets from a model's card filled in: the taus, and
-    the gate in `config`.
+class Scores(Protocol):
+    """What a controller makes of one sequence, token by token."""
+
+    def step(self, seen: Observation) -> tuple[float, str]:
+        """The score after a token, and the reason that an alarm by it would have."""
+
+    def rollback(self, n_kept: int) -> None:
+        """Forget the tokens from number `n_kept` on."""
+
+
+class Peaks(Protocol):
+    """The highest values of a recorded response (`kvx.learning.simulation.Trace`)."""
+
+    @property
+    def probe_nats(self) -> float: ...
+
+    @property
+    def hazard_peak(self) -> float: ...
+
+    @property
+    def loops(self) -> bool: ...
+
+    def cusum_peak(self, reference_nats: float) -> float: ...
+
+
+class Controller(ControllerConfig):
+    """A controller: an immutable dataclass of its settings, shared by the sequences it follows.
+
+    A controller of your own subclasses `Alarms` (see docs/guard/controllers.md). The attributes
+    below are what an instance has whose class makes no fields of them.
     """
 
-    config: ControllerConfig
+    # whether `score` can raise an alarm; if not, only the gate and loops do
+    scores_tokens: ClassVar[bool] = True
+    # whether an alarm goes back to before what the end repeats, as a forecast's does
+    past_tail: ClassVar[bool] = False
+    # whether `Observation.entropy_nats` is needed
+    reads_entropy: ClassVar[bool] = True
+
+    safe_budget: float = 1.0
+    k: int = 1
+    j: int = 8
+    cooldown: int = 32
+    rollback: bool = True
+    rollback_tokens: int = 32
+    on_loop: bool = False
+    prefill_gate_nats: float | None = None
+
+    @property
+    def reads_repetition(self) -> bool:
+        """Whether `Observation.repetition_count` is needed."""
+        return True
+
+    @property
+    def gated(self) -> bool:
+        """Whether the probe before the first token can start SAFE."""
+        return self.prefill_gate_nats is not None
+
+    @property
+    def reach(self) -> int:
+        """How many tokens the first alarm may take back.
+
+        For a loop whose period is longer than a window, and after further alarms, it wants more.
+        """
+        if not self.rollback or not (self.scores_tokens or self.on_loop):
+            return 0
+        return self.rollback_tokens + (REPORT_TOKENS if self.on_loop else 0)
+
+    def check(self) -> None:
+        """Raises `UserError` naming the field for settings that cannot be right."""
+        fields.check(self, "controller.")
+
+    def check_live(self) -> None:
+        """Raises `UserError` for settings that only a simulation can use."""
+
+    def policy(self, thresholds: Thresholds | None = None) -> "Policy":
+        """The controller ready to follow; `thresholds` are those of the hazard model's card.
+
+        Raises `UserError` if the settings are wrong or need a threshold that the card lacks.
+        """
+        self.check()
+        return Policy(self, RULE_LOW, RULE_HIGH)
+
+    def gate(self, seen: Observation) -> str:
+        """Before the first token: the reason to start in SAFE and stay there, or ""."""
+        threshold = self.prefill_gate_nats
+        return "gate" if threshold is not None and seen.probe_nats >= threshold else ""
+
+    def score(self, seen: Observation) -> tuple[float, str]:
+        """The score after a token (1 or more: an alarm), and the reason of an alarm by it."""
+        return 0.0, ""
+
+    def scores(self, key: str) -> Scores:
+        """The scores of the sequence `key`; a controller that remembers overrides this."""
+        return _Stateless(self.score)
+
+    def stays_calm(self, peaks: Peaks, policy: "Policy") -> bool:
+        """Whether a response with these peaks has no alarm for certain: saves its replay."""
+        return False
+
+
+@dataclass
+class Alarms(Controller):
+    """A controller that can alarm after the first token. Its settings are fields."""
+
+    # consecutive tokens at or above tau_high until SAFE
+    k: int = option(1, at_least=1)
+    # consecutive tokens below tau_low until NORMAL
+    j: int = option(8, at_least=1)
+    # tokens that SAFE lasts at least
+    cooldown: int = option(32, at_least=0)
+    # the budget of a sequence in SAFE (never less than its own); live, the full cache if it derails
+    # there too
+    safe_budget: float = option(1.0, above=0, at_most=1)
+    # whether tokens are taken back at all; if not, an alarm only relaxes
+    rollback: bool = True
+    # tokens dropped and decoded again when SAFE is entered; of a loop, that many before its onset,
+    # of a forecast or a rule, that many before the tokens at the end that stood together before
+    rollback_tokens: int = option(32, at_least=0)
+    # divergence of full and compressed cache at the first token, from which SAFE starts there
+    prefill_gate_nats: float | None = option(None, at_least=0)
+
+    def quiet(self, peaks: Peaks) -> bool:
+        """Whether neither the gate nor a loop alarms in a response with these peaks."""
+        gate = self.prefill_gate_nats
+        return not (gate is not None and peaks.probe_nats >= gate) and not (
+            self.on_loop and peaks.loops
+        )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A checked controller with what it takes from a model's card: the taus, and in `config` the
+    gate.
+    """
+
+    config: Controller
     tau_low: float
     tau_high: float
 
@@ -96,67 +226,24 @@ class Policy:
         return max(nominal, self.config.safe_budget) if mode is Mode.SAFE else nominal
 
 
-def needs_hazard(config: ControllerConfig) -> bool:
-    """Whether the controller cannot work without a hazard model."""
-    return config.kind is ControllerKind.hazard
-
-
 def check(config: ControllerConfig) -> None:
     """Raises `UserError` naming the field for a controller that cannot be right."""
-    ranges.check(config, "controller.")
-    c = config
-    if c.tau_low is not None and c.tau_high is not None and c.tau_low > c.tau_high:
-        raise UserError(
-            f"controller.tau_low={c.tau_low:g}: must be at most tau_high={c.tau_high:g}"
-        )
-    if c.kind is ControllerKind.hazard and c.tau_high is None and c.operating_point is None:
-        raise UserError(
-            "controller.tau_high: needs a value, or controller.operating_point of the model's card"
-        )
-    if c.kind is ControllerKind.gate and c.prefill_gate_nats is None:
-        raise UserError("controller.prefill_gate_nats: needs a value for controller.kind=gate")
-    reads = "card_gate" if c.card_gate else "gate_point" if c.gate_point is not None else None
-    if reads is not None and c.kind is not ControllerKind.hazard:
-        raise UserError(
-            f"controller.{reads}: controller={c.name} reads no model's card; set "
-            "controller.prefill_gate_nats"
-        )
-    if c.kind is ControllerKind.rule_based and (c.repetition_count, c.entropy_cusum_nats) == (
-        None,
-        None,
-    ):
-        raise UserError(
-            "controller.kind=rule_based: needs repetition_count, entropy_cusum_nats or both"
-        )
+    _controller(config).check()
+
+
+def check_live(config: ControllerConfig) -> None:
+    """Raises `UserError` naming the field for settings that only a simulation can use."""
+    _controller(config).check_live()
 
 
 def policy(config: ControllerConfig, thresholds: Thresholds | None = None) -> Policy:
-    """`config` with its taus and its gate; `thresholds` are those of the hazard model's card.
+    """`Controller.policy` of a configuration's controller."""
+    return _controller(config).policy(thresholds)
 
-    Raises `UserError` if the configuration is wrong or needs a threshold that the card has not.
-    """
-    check(config)
-    if config.kind is not ControllerKind.hazard:
-        return Policy(config, RULE_LOW, RULE_HIGH)
-    high, point = config.tau_high, config.operating_point
-    card = Thresholds({}, {}) if thresholds is None else thresholds
-    gated = config.gate_point or point
-    if config.card_gate and config.prefill_gate_nats is None and gated is not None:
-        config = replace(config, prefill_gate_nats=card.gate_nats.get(gated))
-    if high is None:
-        assert point is not None
-        high = card.hazard.get(point)
-        if high is None:
-            raise UserError(
-                f"controller={config.name}: the hazard model has no threshold for the operating "
-                f"point {point.name}; set controller.tau_high"
-            )
-    low = high / 2 if config.tau_low is None else config.tau_low
-    if low > high:
-        raise UserError(
-            f"controller.tau_low={low:g}: must be at most tau_high={high:g} of the model's card"
-        )
-    return Policy(config, low, high)
+
+def _controller(config: ControllerConfig) -> Controller:
+    assert isinstance(config, Controller), f"{type(config).__name__} is not a Controller"
+    return config
 
 
 class Hysteresis:
@@ -205,7 +292,7 @@ class Hysteresis:
         return enough
 
 
-class Controller:
+class Follower:
     """Follows one sequence. `key` names it: a random controller draws differently for each."""
 
     def __init__(self, policy: Policy, key: str = "") -> None:
@@ -214,18 +301,10 @@ class Controller:
         self._state = Hysteresis(
             policy.tau_low, policy.tau_high, config.k, config.j, config.cooldown
         )
-        self._off = config.kind is ControllerKind.none
-        self._for_good = False  # SAFE until the end
-        # chance knows nothing of where what it alarms at began
-        self._past_tail = config.kind in (ControllerKind.hazard, ControllerKind.rule_based)
-        self._on_loop = config.on_loop or config.kind is ControllerKind.reactive
-        self._sums: list[float] = []  # entropy above the reference, after each token
-        self._random = random.Random(f"{config.seed}/{key}")
-        self._score: Callable[[Observation], tuple[float, str]] = {
-            ControllerKind.hazard: self._hazard,
-            ControllerKind.rule_based: self._rules,
-            ControllerKind.random: self._chance,
-        }.get(config.kind, _nothing)
+        self._for_good = not config.acts  # the mode no longer changes
+        self._on_loop = config.on_loop
+        self._past_tail = config.past_tail
+        self._scores = config.scores(key)
 
     @property
     def mode(self) -> Mode:
@@ -236,9 +315,9 @@ class Controller:
         state, token = self._state, seen.token
         if token <= PREFILL:
             return self._gate(seen)
-        if self._off or self._for_good:
+        if self._for_good:
             return Decision(state.mode, False, False, token + 1, "")
-        value, reason = self._score(seen)
+        value, reason = self._scores.step(seen)
         certain = self._on_loop and seen.loop_onset is not None
         was_safe = state.mode is Mode.SAFE
         if not state.step(value, certain):
@@ -255,44 +334,25 @@ class Controller:
 
     def rollback(self, n_kept: int) -> None:
         """Forget what was seen of tokens from number `n_kept` on; the mode stays."""
-        del self._sums[n_kept:]
+        self._scores.rollback(n_kept)
         self._state.forget()
 
     def _gate(self, seen: Observation) -> Decision:
         """SAFE for good if it starts there: calm tokens of a full cache clear no compressed one."""
-        config = self.policy.config
-        gate = config.prefill_gate_nats
-        reason = ""
-        if config.kind is ControllerKind.always_safe:
-            reason = "always_safe"
-        elif gate is not None and not self._off and seen.probe_nats >= gate:
-            reason = "gate"
+        reason = self.policy.config.gate(seen)
         if reason:
             self._state.enter()
             self._for_good = True
         return Decision(self._state.mode, bool(reason), False, 0, reason)
 
-    def _hazard(self, seen: Observation) -> tuple[float, str]:
-        return seen.hazard, "hazard"
 
-    def _rules(self, seen: Observation) -> tuple[float, str]:
-        """The larger of the two rules, each as a share of what is an alarm."""
-        config = self.policy.config
-        repeated = summed = 0.0
-        if config.repetition_count is not None:
-            repeated = seen.repetition_count / config.repetition_count
-        if config.entropy_cusum_nats is not None:
-            before = self._sums[-1] if self._sums else 0.0
-            step = seen.entropy_nats - config.entropy_reference_nats
-            total = before if math.isnan(step) else max(0.0, before + step)
-            # no higher than the alarm: it shall come down as soon as it is over
-            self._sums.append(min(total, config.entropy_cusum_nats))
-            summed = self._sums[-1] / config.entropy_cusum_nats
-        return (repeated, "repetition") if repeated >= summed else (summed, "entropy")
+class _Stateless:
+    """Scores that depend on the latest token alone."""
 
-    def _chance(self, seen: Observation) -> tuple[float, str]:
-        return float(self._random.random() < (self.policy.config.rate or 0.0)), "random"
+    __slots__ = ("step",)
 
+    def __init__(self, score: Callable[[Observation], tuple[float, str]]) -> None:
+        self.step = score
 
-def _nothing(seen: Observation) -> tuple[float, str]:
-    return 0.0, ""
+    def rollback(self, n_kept: int) -> None:
+        """Nothing was remembered."""

@@ -1,0 +1,108 @@
+"""Structured configuration of a dataset: its source, its prompts and which of them are asked."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from kvx.config.fields import Check, option
+from kvx.config.folder_names import folder_name
+
+
+class Overflow(Enum):
+    """What to do with a context that does not fit the model."""
+
+    error = "error"
+    truncate_middle = "truncate_middle"
+    truncate_head = "truncate_head"
+
+
+class BinStrategy(Enum):
+    quantile = "quantile"
+    edges = "edges"
+
+
+class SampleStrategy(Enum):
+    uniform = "uniform"
+    focus_transition = "focus_transition"
+    pinned = "pinned"
+
+
+def stops(until: list[str]) -> str | None:
+    return ": holds an empty text, at which every answer would end" if "" in until else None
+
+
+def _holding(part: str) -> Check:
+    def check(template: str) -> str | None:
+        return None if part in template else f": must hold {part}, or it is never asked"
+
+    return check
+
+
+def _at_least_one_metric(metrics: list[str]) -> str | None:
+    return None if metrics else ": name at least one metric"
+
+
+@dataclass
+class BinningConfig:
+    strategy: BinStrategy = option(BinStrategy.quantile, "how bins of prompt lengths are cut")
+    n_bins: int = option(5, "of strategy=quantile", at_least=1)
+    edges: list[int] | None = option(None, "of strategy=edges: ascending token counts", at_least=0)
+
+
+@dataclass
+class SamplingConfig:
+    strategy: SampleStrategy = option(SampleStrategy.uniform, "how examples are chosen in bins")
+    n_per_bin: int = option(
+        10, "examples of each bin; 0 beside pinned_ids", at_least=0, words="at least 1"
+    )
+    focus_bins: list[int] = option(
+        [], "of strategy=focus_transition: bins with focus_n_per_bin examples", at_least=0
+    )
+    focus_n_per_bin: int = option(0, "examples of each focus bin", at_least=0)
+    pinned_ids: list[str] = option([], "of strategy=pinned: the examples")
+    unseen_by: str | None = option(
+        None,
+        "leave out what a hazard model was made with: default (the packaged one), or its folder",
+    )
+    seed: int = option(0, "seed of the choice")
+
+
+@dataclass
+class TemplateConfig:
+    r"""How an example becomes text. The context part is what a question-agnostic press sees.
+
+    `\n` and `\t` typed as two characters (on a command line, in YAML's single quotes) are a line
+    break and a tab; `\\` is a backslash (`kvx.config.escapes`).
+    """
+
+    context: str = option("{context}", "what is compressed", check=_holding("{context}"))
+    question: str = option("{question}", "what comes after it", check=_holding("{question}"))
+    answer_prefix: str = option("", "beginning of the answer, written for the model")
+
+
+@dataclass
+class DatasetConfig:
+    name: str = option(MISSING, "name of the dataset in tables and folders", check=folder_name)
+    task: str = option(MISSING, "name of its task", check=folder_name)
+    source: dict[str, Any] = option(dict, "the source's class (_target_) and its arguments")
+    template: TemplateConfig = option(TemplateConfig)
+    binning: BinningConfig = option(BinningConfig)
+    sampling: SamplingConfig = option(SamplingConfig)
+    overflow: Overflow = option(
+        Overflow.error, "what to do with a context that does not fit the model"
+    )
+    metrics: list[str] = option(
+        ["exact_match"], "metrics of an answer; the first is the primary one",
+        scoring=True, check=_at_least_one_metric,
+    )  # fmt: skip
+    answer_format: str | None = option(
+        None, "number, json or yes_no, without which an answer failed; null: any text", scoring=True
+    )
+    max_new_tokens: int = option(
+        64, "taken over by decoding.max_new_tokens", scoring=True, at_least=1
+    )
+    until: list[str] = option(
+        [], "stop strings, taken over by decoding.until", added=True, scoring=True, check=stops
+    )

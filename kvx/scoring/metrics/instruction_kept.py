@@ -1,0 +1,26 @@
+"""The metric of answers that are instructions to be checked."""
+
+from collections.abc import Sequence
+
+from kvx.errors import UserError
+from kvx.scoring.instructions import parse
+from kvx.scoring.metrics.base import Score, metric
+
+
+@metric(binary="one reference")
+def instruction_kept(prediction: str, answers: Sequence[str]) -> Score:
+    """1 if the prediction keeps the instruction, or share of them kept, of dataset=instructions.
+
+    `answers` hold instructions as JSON (`kvx.scoring.instructions`). Raises `UserError` for any
+    other text: no other dataset has such answers.
+    """
+    kept = []
+    for answer in answers:
+        instruction = parse(answer)
+        if instruction is None:
+            raise UserError(
+                f"dataset.metrics: instruction_kept needs an instruction to check, not the answer "
+                f"{answer[:60]!r}; use it with dataset=instructions"
+            )
+        kept.append(instruction.kept(prediction))
+    return Score(sum(kept) / max(1, len(kept)), prediction.strip(), " | ".join(answers))
