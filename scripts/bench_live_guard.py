@@ -24,7 +24,7 @@ from kvx.engines.base import PointWork
 from kvx.engines.kvpress import batch
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.guarded import LiveGuard
-from kvx.engines.kvpress.rows import Action, Row
+from kvx.engines.kvpress.sequence import Action, Row
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 

@@ -32,7 +32,7 @@ from kvx.data.prompt import PromptBuilder
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.engine import KVPressEngine
-from kvx.engines.kvpress.rows import Action, Row, StepObserver
+from kvx.engines.kvpress.sequence import Action, Row, StepObserver
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 

@@ -25,7 +25,7 @@ from kvx.data.frozen_examples import load_examples
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.engine import KVPressEngine
-from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver
+from kvx.engines.kvpress.sequence import Action, Prefill, Row, StepObserver
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 

@@ -21,7 +21,7 @@ from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.forward import forward
 from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress
-from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver, Stop
+from kvx.engines.kvpress.sequence import Action, Prefill, Row, StepObserver, Stop
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest

@@ -16,7 +16,7 @@ from kvx.config.guard import GuardConfig
 from kvx.engines.base import Response
 from kvx.engines.kvpress import decode
 from kvx.engines.kvpress.engine import KVPressEngine
-from kvx.engines.kvpress.rows import Rebuild, Row, StepObserver, Stop
+from kvx.engines.kvpress.sequence import Rebuild, Row, StepObserver, Stop
 from kvx.guard import guarded
 from kvx.guard.controllers import Gate, Random
 from kvx.guard.controllers.base import policy

@@ -1,7 +1,8 @@
 """The live guard: rows taken back and relaxed, beside rows that must not notice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ def generate(
     works = [make_work(tmp_path, *SMALL, *point) for point in points]
     ids = {work.point.id: i for i, work in enumerate(works)}
 
-    def guard_of(request: Request) -> SequenceGuard | None:
+    def guard_of(request: Request) -> Callable[[], SequenceGuard] | None:
         number = ids[request.point.id]
         if scripts is None or number not in scripts:
             return guarded.guard_of(request)
         nominal = request.point.kept_share(request.entry.compressed_tokens)
-        return Scripted(scripts[number], nominal, **config)
+        return partial(Scripted, scripts[number], nominal, **config)
 
     monkeypatch.setattr(batch, "guard_of", guard_of)
     engine = KVPressEngine(works[0].point.config)

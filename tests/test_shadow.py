@@ -12,7 +12,7 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.prefill import PromptRow, prefill
 from kvx.engines.kvpress.press import PointPress
 from kvx.engines.kvpress.recompute import Recompute
-from kvx.engines.kvpress.rows import Row
+from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.shadow import PromptShadow, RowShadow, row_shadow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Request

@@ -25,8 +25,8 @@ from kvx.engines.kvpress.lengths import group_by_length, padded
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.memory import free_bytes
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.rows import StepObserver
 from kvx.engines.kvpress.schedule import RowCost, chunks
+from kvx.engines.kvpress.sequence import StepObserver
 from kvx.engines.kvpress.shared_scores import remember_average_rope
 from kvx.errors import UserError
 from tests.test_engine import make_work, recall

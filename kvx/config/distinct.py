@@ -123,7 +123,7 @@ def _distinct(name: str, node: Any, guarded: bool) -> Any:
     swept = {n: getattr(node, n) for n, said in known.items() if said.sweeps}
     if _about(name).neutral:
         return swept
-    plain = {n: v for n, v in resolved(node).items() if not known[n].scoring}
+    plain = {n: v for n, v in resolved(node).items() if n not in known or not known[n].scoring}
     if name == "model":
         del plain["name"]
     if name == "controller" and not guarded:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from kvx.config.guard import StreamPolicy
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
-from kvx.engines.kvpress.rows import Row
+from kvx.engines.kvpress.sequence import Row
 from kvx.guard.events import Guarded
 from kvx.points import Request
 from kvx.serve.api_errors import ApiError

@@ -23,7 +23,7 @@ from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit
 from kvx.engines.kvpress.proof import BudgetContradictedError, kv_at_end
-from kvx.engines.kvpress.rows import Row, StepObserver
+from kvx.engines.kvpress.sequence import Row, StepObserver
 from kvx.serve.admission import PressFailedError, admitted, first_line
 from kvx.serve.api_errors import ApiError, shutting_down
 from kvx.serve.jobs import Done, Event, Job
@@ -191,10 +191,9 @@ class DecodeLoop(threading.Thread):
             assert job.row is not None
             self._speaker.jobs[id(job.row)] = job
             if job.row.tokens:
-                self.decoder.readmit(found.bucket, job.row)
+                self.decoder.readmit(found.buckets)
                 return
-            buckets = [(found.bucket, [job.row])]
-            finished = self.decoder.admit(buckets, [found.prefill], found.logits)
+            finished = self.decoder.admit(found.buckets, found.prefills, found.logits)
         except Exception as error:
             if job.row is not None:
                 self.decoder.end([job.row], FAILED)

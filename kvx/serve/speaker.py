@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvx.engines.kvpress.rows import Action, Row, StepObserver, Stop
+from kvx.engines.kvpress.sequence import Action, Row, StepObserver, Stop
 from kvx.serve.jobs import Job
 from kvx.serve.prometheus import Metrics
 from kvx.serve.transcript import Piece, Restart, ScoredToken, TokenLogprob

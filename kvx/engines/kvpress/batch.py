@@ -2,8 +2,9 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,21 +14,20 @@ from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.engines.activity import ACTIVITY
 from kvx.engines.base import PointFailed, PointWork, Response, seed_of
+from kvx.engines.kvpress.admission import Submission, admit
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.decode import Decoder
-from kvx.engines.kvpress.forward import question
-from kvx.engines.kvpress.guarded import LiveGuard, guard_of, shadow_of, source_of
+from kvx.engines.kvpress.guarded import LiveGuard, guard_of
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.masked import decode_masked, prefill_masked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals, TimeLimit, TraceObserver
-from kvx.engines.kvpress.prefill import PromptRow, kv_use, prefill
 from kvx.engines.kvpress.press import PointPress, runs_alone
-from kvx.engines.kvpress.probe import mean_share, probes, reference_of
+from kvx.engines.kvpress.probe import probes
 from kvx.engines.kvpress.proof import BudgetContradictedError, failure, prove_budget, response_of
-from kvx.engines.kvpress.rows import Origin, Prefill, Row, StepObserver, drop, without
 from kvx.engines.kvpress.schedule import Chunk, RowCost, chunks
-from kvx.engines.kvpress.shadow import PromptShadow, RowShadow
+from kvx.engines.kvpress.sequence import Prefill, Row, StepObserver
+from kvx.engines.kvpress.shadow import RowShadow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.guard.trace_arrays import PROBE_TOKENS
 from kvx.points import Point, Request
@@ -225,7 +225,6 @@ class Batch:
             while self.decoder.rows:
                 yield from self.go_on()
 
-    @torch.inference_mode()
     def _admit(
         self,
         requests: Sequence[Request],
@@ -233,107 +232,36 @@ class Batch:
         alone: bool,
         ended: list[Response | PointFailed],
     ) -> None:
-        n, rest = len(parts.compressed_ids), parts.rest_ids
-        probing = self._probed(requests)
         alone = alone and not any(r.point.guarded for r in requests)
-        shadow = PromptShadow(self.loaded.device)
-        prompts, running = [], []
-        for request in requests:
-            seed, guard = seed_of(request), guard_of(request)
-            prompts.append(
-                PromptRow(
-                    PointPress(request.point, n),
-                    request.point.kept_tokens(n),
-                    RandomStream(seed, self.loaded.devices),
-                    watched=probing,
-                    shadow=None if guard is None else shadow_of(guard, shadow),
-                )
-            )
-            generator = torch.Generator().manual_seed(seed)
-            row = Row(
-                request, n, generator=generator, decoding=request.decoding, guard=guard,
-                until=self._watch(), opens_reasoning=parts.opens_reasoning,
-            )  # fmt: skip
-            running.append(row)
-        reference = reference_of([p.kept_tokens for p in prompts], n) if probing else None
-        if probing and reference is None:
-            # a full cache to compare with that answers no request
-            reference = len(running)
-            stream = RandomStream(seed_of(requests[0]), self.loaded.devices)
-            prompts.append(PromptRow(None, n, stream))
-            running.append(Row(requests[0], n))
-        # one example, so one limit for all of them
-        new_tokens = requests[0].max_new_tokens
-        room, ids = len(rest) + new_tokens, parts.compressed_ids
-        caches = prefill(self.loaded, ids, prompts[:1] if alone else prompts, room, alone)
-        hidden = [caches.hidden] * len(running)
-        if alone and len(prompts) > 1:
-            full_cache = prefill(self.loaded, ids, prompts[1:], room, alone=False)
-            hidden[1:] = [full_cache.hidden]
-            caches = caches.beside(full_cache)
-        for prompt, row in zip(prompts, running, strict=True):
-            row.pack(prompt.packed(n))
-            if row.guard is not None:
-                press = row.request.point.config.press.name
-                source = source_of(self.loaded, ids, prompt, row.guard, caches.hidden)
-                row.origin = Origin(source, n, rest, new_tokens, press)
-        buckets = []
-        for bucket, members in zip(caches.buckets, caches.rows, strict=True):
-            rows = [running[i] for i in members]
-            for slot in reversed(range(len(rows))):
-                prompt, row = prompts[members[slot]], rows[slot]
-                out = self._refused(prompt, row, n)
-                if out is not None:
-                    ended += out
-                    drop(bucket, rows, slot)
-            if rows:
-                buckets.append((bucket, rows))
-        rows = [row for _, members in buckets for row in members]
-        if not rows:
-            return
-        if rest:
-            keep = PROBE_TOKENS if probing else 1
-            logits = question(self.loaded, [bucket for bucket, _ in buckets], rows, rest, keep)
-        else:
-            different = {id(h): h for h in hidden}  # mostly one for all
-            last = {key: self.loaded.logits(h)[None] for key, h in different.items()}
-            of = {id(row): last[id(h)] for row, h in zip(running, hidden, strict=True)}
-            logits = torch.stack([of[id(row)] for row in rows])
-        full = None if reference is None else running[reference]
-        seen = {id(row): i for i, row in enumerate(rows)}
-        found = probes(logits, seen.get(id(full)))
-        if reference == len(requests):
-            buckets = without(buckets, running[reference])
-            rows = [row for _, members in buckets for row in members]
-        if not rows:
-            return
-        full_logits = None
-        if full is not None and id(full) in seen:
-            full_logits = logits[seen[id(full)], -1].clone()  # not all of `logits`
-        evicted = {id(row): p.evicted for row, p in zip(running, prompts, strict=True)}
-        prefills = [
-            Prefill(
-                logits[seen[id(row)], -1], parts.n_tokens, n,
-                found[seen[id(row)]], mean_share(evicted[id(row)]),
-                None if row.guard is None else full_logits,
-            )
-            for row in rows
-        ]  # fmt: skip
-        first = logits[[seen[id(row)] for row in rows], -1]
-        ended += self._responses(self.decoder.admit(buckets, prefills, first))
+        found = admit(self.loaded, [self._submission(r, parts) for r in requests], alone)
+        for index, error in found.refused:
+            request = requests[index]
+            if isinstance(error, BudgetContradictedError):
+                ended.append(self._fail(request.point, str(error)))
+            else:
+                ended.append(failure(request, error))
+        if found.buckets:
+            with torch.inference_mode():
+                over = self.decoder.admit(found.buckets, found.prefills, found.logits)
+            ended += self._responses(over)
 
-    def _refused(
-        self, prompt: PromptRow, row: Row, n_tokens: int
-    ) -> list[Response | PointFailed] | None:
-        """Why a row cannot go on after its prefill; None if it can."""
-        if prompt.error is not None:
-            return [failure(row.request, prompt.error)]
-        row.kv = kv_use(prompt, n_tokens)
-        try:
-            prove_budget(row.request.point, row.kv)
-        except BudgetContradictedError as error:
-            return [self._fail(row.request.point, str(error))]
-        return None
+    def _submission(self, request: Request, parts: PromptParts) -> Submission:
+        point, n = request.point, len(parts.compressed_ids)
+        probed = self._probed([request])
+        return Submission(
+            parts,
+            PointPress(point, n),
+            point.config.press.name,
+            point.kept_tokens(n),
+            request.max_new_tokens,
+            seed_of(request),
+            request,
+            request.decoding,
+            watched=probed,
+            probed=probed,
+            guard=guard_of(request),
+            until=self._watch(),
+        )
 
     @torch.inference_mode()
     def _masked(self, request: Request, parts: PromptParts) -> Response:
@@ -347,10 +275,10 @@ class Batch:
             kept = point.kept_tokens(n)
             prompt = prefill_masked(loaded, parts, press, kept, keep, watched=probing)
         prove_budget(point, prompt.kv)
-        generator = torch.Generator().manual_seed(seed)
+        generator, watch = torch.Generator().manual_seed(seed), self._watch()
         row = Row(
             request, parts.n_tokens, generator=generator, kv=prompt.kv, decoding=request.decoding,
-            until=self._watch(), opens_reasoning=parts.opens_reasoning,
+            until=None if watch is None else watch(), opens_reasoning=parts.opens_reasoning,
         )  # fmt: skip
         row.pack(parts.n_tokens - prompt.position)
         probe = None
@@ -361,9 +289,12 @@ class Batch:
         decode_masked(loaded, row, prompt.cache, first, self.config.decoding, self.observers)
         return self._response(row)
 
-    def _watch(self) -> StopWatch | None:
+    def _watch(self) -> Callable[[], StopWatch] | None:
+        """What makes the watch for the stop strings of a row; None without stop strings."""
         until = self.config.decoding.until
-        return StopWatch(self.loaded.tokenizer, until, self._stop_tokens) if until else None
+        if not until:
+            return None
+        return partial(StopWatch, self.loaded.tokenizer, until, self._stop_tokens)
 
     def _fail(self, point: Point, message: str) -> PointFailed:
         self.failed.add(point.dir)

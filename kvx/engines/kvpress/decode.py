@@ -17,7 +17,7 @@ from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.forward import forward
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.rebuild import rebuild
-from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, StepObserver, drop
+from kvx.engines.kvpress.sequence import Action, Prefill, Rebuild, Row, StepObserver, drop
 
 # a row that an action stopped is not taken back, one that ended itself may be, at the gate
 GOES_ON = (None, "length", "stop")
@@ -107,9 +107,9 @@ class Decoder:
         self._carry_out(actions)
         return self._release()
 
-    def readmit(self, bucket: Bucket, row: Row) -> None:
-        """Take a row in that has tokens already; all but the last are in its bucket."""
-        self._buckets.append((bucket, [row]))
+    def readmit(self, buckets: Sequence[tuple[Bucket, list[Row]]]) -> None:
+        """Take rows in that have tokens already; all but the last are in their bucket."""
+        self._buckets += buckets
 
     def end(self, rows: Sequence[Row], reason: str) -> None:
         """Take running rows out before their next token."""

@@ -8,8 +8,8 @@ import torch
 from kvx.engines.kvpress.attention import ragged
 from kvx.engines.kvpress.cache import Bucket, RaggedCache
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.rows import Row
 from kvx.engines.kvpress.schedule import question_tokens
+from kvx.engines.kvpress.sequence import Row
 
 
 def forward(
@@ -66,7 +66,7 @@ def question(
     Of the last `keep` tokens, or as many as there are; there must be one.
     """
     ids = torch.tensor([list(rest)] * len(rows), device=loaded.device)
-    entries = max(row.request.entry.prompt_tokens for row in rows)
+    entries = max(row.position + row.packed for row in rows) + len(rest)
     last = torch.empty(0)
     for some in torch.split(ids, question_tokens(len(rows), entries), dim=1):
         logits = forward(loaded, buckets, rows, some, keep)

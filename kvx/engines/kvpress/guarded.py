@@ -1,7 +1,8 @@
 """The live guard: an observer that lets controllers take rows back and raise their budgets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
 from kvx.engines.kvpress.prefill import PromptRow
 from kvx.engines.kvpress.recompute import Recompute
-from kvx.engines.kvpress.rows import Action, Prefill, Rebuild, Row, Source, StepObserver
+from kvx.engines.kvpress.sequence import Action, Prefill, Rebuild, Row, Source, StepObserver
 from kvx.engines.kvpress.shadow import FULL, PromptShadow, RowShadow, row_shadow
 from kvx.guard.controllers.base import Policy, Thresholds, policy
 from kvx.guard.forecast import Forecaster
@@ -60,15 +61,14 @@ def live_policy(controller: ControllerConfig, guard: GuardConfig) -> Policy:
     return policy(controller, Thresholds.of(hazard_model(guard.model).card))
 
 
-def guard_of(request: Request) -> SequenceGuard | None:
-    """What follows this request's response; None without a controller."""
+def guard_of(request: Request) -> Callable[[], SequenceGuard] | None:
+    """What makes the guard of this request's response; None without a controller."""
     config = request.point.config
     if not is_guarded(config):
         return None
     nominal = request.point.kept_share(request.entry.compressed_tokens)
-    return SequenceGuard(
-        live_policy(config.controller, config.guard), config.guard, nominal, request.id
-    )
+    policy = live_policy(config.controller, config.guard)
+    return partial(SequenceGuard, policy, config.guard, nominal, request.id)
 
 
 def shadow_of(guard: SequenceGuard, prompt: PromptShadow) -> RowShadow | None:

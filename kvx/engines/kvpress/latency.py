@@ -21,8 +21,8 @@ from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.machine_load import OthersLoad, gpu_others
 from kvx.engines.kvpress.measure import PeakMemory, synchronize
 from kvx.engines.kvpress.model import LoadedModel, resolve_attention
-from kvx.engines.kvpress.rows import Action, StepObserver
 from kvx.engines.kvpress.schedule import Chunk, RowCost
+from kvx.engines.kvpress.sequence import Action, StepObserver
 from kvx.points import Request
 
 

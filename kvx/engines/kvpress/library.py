@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kvx.config.controller import ControllerConfig
 from kvx.config.guard import GuardConfig, Shadow
+from kvx.data.prompt import PromptParts
+from kvx.engines.kvpress.admission import Admission, Submission, admit
 from kvx.engines.kvpress.attention import ragged_obstacle
-from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.call import check_call, check_generator, prompts, vocabulary
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.generation import (
@@ -28,17 +30,12 @@ from kvx.engines.kvpress.guarded import (
     hazard_model,
     live_policy,
     renew_hazard_models,
-    shadow_of,
-    source_of,
 )
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
-from kvx.engines.kvpress.prefill import PromptRow, prefill
 from kvx.engines.kvpress.press_object import object_press
-from kvx.engines.kvpress.probe import mean_share
-from kvx.engines.kvpress.rows import Origin, Prefill, Row
-from kvx.engines.kvpress.shadow import FULL, PromptShadow
-from kvx.engines.kvpress.streams import RandomStream
+from kvx.engines.kvpress.sequence import Row
+from kvx.engines.kvpress.shadow import FULL
 from kvx.errors import ArgumentError, UserError
 from kvx.guard.controllers.base import check_live
 from kvx.guard.events import Guarded, GuardEvent
@@ -147,45 +144,40 @@ class GuardedModel:
         loaded = self._loaded
         if (loaded.stop_ids, loaded.device) != (options.stop_ids, self.model.device):
             self._loaded = replace(loaded, stop_ids=options.stop_ids, device=self.model.device)
-        started = [
-            self._start(i, prompt, seed, options.decoding.max_new_tokens)
+        found = [
+            self._admitted(i, prompt, seed, options.decoding.max_new_tokens)
             for i, (prompt, seed) in enumerate(zip(ids, seeds, strict=True))
         ]
+        rows = [row for one in found for row in one.rows]
         decoder = Decoder(self._loaded, options.decoding, [LiveGuard(self._loaded, StepSignals())])
-        prefills = [prefill for _, _, prefill in started]
-        logits = torch.stack([prefill.logits for prefill in prefills])
-        decoder.admit([(bucket, [row]) for row, bucket, _ in started], prefills, logits)
+        decoder.admit(
+            [bucket for one in found for bucket in one.buckets],
+            [prefill for one in found for prefill in one.prefills],
+            torch.cat([one.logits for one in found]),
+        )
         while decoder.rows:
             decoder.step()
-        return [row for row, _, _ in started]
+        return rows
 
-    def _start(
+    def _admitted(
         self, index: int, ids: Sequence[int], seed: int, max_new_tokens: int
-    ) -> tuple[Row, Bucket, Prefill]:
+    ) -> Admission:
         """Prefill and compress one prompt, all of it, as kvpress does around `generate`."""
-        n, device = len(ids), self._loaded.device
-        guard = SequenceGuard(self._policy, self._guard, self.press.nominal, str(index))
-        prompt = PromptRow(
+        nominal = self.press.nominal
+        asked = Submission(
+            PromptParts(list(ids), []),
             self.press,
-            max(1, int(n * self.press.nominal)),
-            RandomStream(seed, device),
+            type(self.press.press).__name__,
+            max(1, int(len(ids) * nominal)),
+            max_new_tokens,
+            seed,
             watched=self._policy.config.needs_hazard,
-            shadow=shadow_of(guard, PromptShadow(device)),
+            guard=partial(SequenceGuard, self._policy, self._guard, nominal, str(index)),
         )
-        caches = prefill(self._loaded, ids, [prompt], max_new_tokens, alone=False)
-        if prompt.error is not None:
-            raise self._refusal(index, n, prompt.error)
-        source = source_of(self._loaded, ids, prompt, guard, caches.hidden)
-        row = Row(
-            None,
-            n,
-            generator=torch.Generator().manual_seed(seed),
-            guard=guard,
-            origin=Origin(source, n, (), max_new_tokens, type(self.press.press).__name__),
-        )
-        (bucket,) = caches.buckets
-        logits = self.model.lm_head(caches.hidden)
-        return row, bucket, Prefill(logits, n, n, None, mean_share(prompt.evicted))
+        found = admit(self._loaded, [asked])
+        for _, error in found.refused:
+            raise self._refusal(index, len(ids), error)
+        return found
 
     def _refusal(self, index: int, n_tokens: int, error: Exception) -> Exception:
         if not isinstance(error, AssertionError | ValueError):

@@ -21,7 +21,7 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.parts import packs
 from kvx.engines.kvpress.prefill import told_head_size, watch
 from kvx.engines.kvpress.probe import mean_share
-from kvx.engines.kvpress.rows import Prefill, Rebuild, Row, StepObserver
+from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
 
 
 @dataclass(frozen=True)

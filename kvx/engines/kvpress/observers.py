@@ -10,7 +10,7 @@ import torch
 
 from kvx.engines.base import Trace
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.rows import Action, Prefill, Row, StepObserver, Stop
+from kvx.engines.kvpress.sequence import Action, Prefill, Row, StepObserver, Stop
 from kvx.guard.signals import TokenSignals, token_signals
 from kvx.scoring.repetition import Repetition
 

@@ -7,7 +7,7 @@ from kvx.engines.base import BudgetProof, KVUse, Response, Trace, kept_as_asked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT
 from kvx.engines.kvpress.parts import press_line
-from kvx.engines.kvpress.rows import Row
+from kvx.engines.kvpress.sequence import Row
 from kvx.errors import show_traceback
 from kvx.points import Point, Request
 from kvx.scoring.failures import FailureType, classify_error
