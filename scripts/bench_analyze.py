@@ -24,7 +24,7 @@ from kvx.data.frozen_examples import load_examples
 from kvx.data.sources.recall import RecallSource
 from kvx.engines.base import KVUse, Measurement, Response, Timing, Trace
 from kvx.points import Point, Request
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.store import journal, locks
 from kvx.store.point_dir import PointStore
 

@@ -19,7 +19,7 @@ PLAN = """
 import sys, time
 from kvx.cli.command import run_stage
 def plan(points):
-    from kvx.run.bundle import plan
+    from kvx.run.planning import plan
     found = [p.id for p in plan(points)]
     assert "torch" not in sys.modules
     print(len(points), "points,", len(set(found)), "distinct")

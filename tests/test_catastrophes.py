@@ -20,7 +20,7 @@ from kvx.config.schema import Config
 from kvx.engines.base import KVUse, Response
 from kvx.guard.events import Guarded
 from kvx.points import Request
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.scoring.catastrophes import KINDS, inspect, pair
 from kvx.scoring.instructions import Instruction
 from kvx.stats.intervals import clopper_pearson

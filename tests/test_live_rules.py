@@ -16,7 +16,7 @@ from kvx.config.schema import Config
 from kvx.errors import UserError
 from kvx.identity.hazard_files import CARD, DEFAULT, MODEL
 from kvx.points import Point, guard_identity
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from tests.conftest import Kvx
 
 SMALL = (

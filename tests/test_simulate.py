@@ -16,7 +16,7 @@ from kvx.config.controller import OperatingPoint
 from kvx.config.train import Labels
 from kvx.guard import features
 from kvx.guard.hazard import CARD, DEFAULT, HazardModel
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.scoring.loops import find_loop
 from kvx.simulate import forecasts
 from kvx.simulate.recorded import loop_onsets
