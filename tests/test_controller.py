@@ -493,6 +493,7 @@ def test_ids_are_those_from_before_controllers_were_classes(line: str, expected:
         ("controller=balanced controller.kind=rule_based", "controller=ngram, controller=rule_b"),
         ("controller=balanced controller.k=many", "controller.k=many: Value 'many'"),
         ("controller=balanced controller.coldown=3", "did you mean controller.cooldown"),
+        ("controller=none controller.k=0", "controller.k=0: must be at least 1"),
         ("controller._target_=no_module.Mine", "controller._target_=no_module.Mine: no such"),
         ("controller._target_=kvx.points.Point", "must be a subclass of kvx.guard.controllers"),
     ],

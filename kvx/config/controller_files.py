@@ -24,6 +24,11 @@ def shipped_fields() -> dict[str, Any]:
     return {f.name: f for cls in _shipped() for f in dataclasses.fields(cls)}
 
 
+def owner_of(field: str) -> type[ControllerConfig] | None:
+    """A controller of kvx's that has a field of this name."""
+    return next((c for c in _shipped() if field in {f.name for f in dataclasses.fields(c)}), None)
+
+
 @cache
 def _shipped() -> tuple[type[ControllerConfig], ...]:
     targets = (read(name)[TARGET] for name in names())

@@ -14,10 +14,12 @@ from kvx.config.controller_files import (
     class_named,
     folder,
     names,
+    owner_of,
     read,
     shipped_fields,
 )
 from kvx.config.field_names import no_such_field
+from kvx.config.fields import check
 from kvx.config.messages import plainly
 from kvx.errors import UserError
 
@@ -46,12 +48,21 @@ def made(settings: Any) -> ControllerConfig:
     for key, value in settings.items():
         if key in fields:
             given[key] = value
-        elif key != TARGET and (cls.acts or key not in shipped_fields()):
+        elif key == TARGET:
+            continue
+        elif cls.acts or (owner := owner_of(key)) is None:
             raise UserError(f"controller.{key}: {_no_such_field(key, settings, fields)}")
+        else:
+            check(_typed(owner, {key: value}), "controller.")  # ignored, but not nonsense
     if given.get("name", MISSING) == MISSING:
         raise UserError("controller.name: needs a value")
+    return _typed(cls, given)
+
+
+def _typed(cls: type[ControllerConfig], given: dict[str, Any]) -> ControllerConfig:
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))
+        known = OmegaConf.structured(cls)
+        found = OmegaConf.to_object(OmegaConf.merge(known, {"name": "unnamed"}, given))
     except OmegaConfBaseException as error:
         key, why = str(error.full_key), plainly(str(error).splitlines()[0])
         raise UserError(f"controller.{key}={given.get(key)}: {why}") from None

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 from omegaconf import MISSING
 
+from kvx.config.controller import ControllerConfig
 from kvx.config.field_names import class_of, fields_of
 from kvx.config.fields import About, about
 from kvx.config.numbers import exact
@@ -82,7 +83,7 @@ def entries(section: str = "", deep: bool = True, neutral: bool = False) -> Iter
     inner: list[tuple[str, bool]] = []
     for name, f in fields_of(section).items():
         path, known = f"{section}.{name}" if section else name, about(f)
-        if class_of(f.type) is not None and get_origin(f.type) is not list:
+        if _class(f) is not None and get_origin(f.type) is not list:
             inner.append((path, neutral or known.neutral))
         else:
             yield Entry(path, _type(f.type), _default(f), known, neutral or known.neutral)
@@ -93,10 +94,10 @@ def entries(section: str = "", deep: bool = True, neutral: bool = False) -> Iter
 def page() -> str:
     """docs/fields.md."""
     parts = [PAGE]
-    top = [f.name for f in dataclasses.fields(Config) if class_of(f.type) is not None]
+    top = [f.name for f in dataclasses.fields(Config) if _class(f) is not None]
     for section in ("", *top):
         parts.append(f"\n## {section or 'Of no group'}\n")
-        known = class_of(Config.__dataclass_fields__[section].type) if section else Config
+        known = _class(Config.__dataclass_fields__[section]) if section else Config
         doc = (known.__doc__ or "") if known is not None else ""
         if not doc.startswith(f"{known.__name__}(" if known is not None else "("):
             parts.append(_paragraphs(doc))
@@ -106,6 +107,13 @@ def page() -> str:
             cells = (f"`{e.name}`", e.type, f"`{e.default}`", e.range, e.changes, e.about.help)
             parts.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join(parts) + "\n"
+
+
+def _class(f: dataclasses.Field[Any]) -> type | None:
+    """The class of a section; of `controller`, what the classes of all controllers share."""
+    if f is Config.__dataclass_fields__["controller"]:
+        return ControllerConfig
+    return class_of(f.type)
 
 
 def _paragraphs(doc: str) -> str:
