@@ -67,7 +67,7 @@ class Sweep:
 
     def point_ids(self) -> list[str]:
         """The ids of the points; makes the manifest if there is none yet."""
-        from kvx.run.bundle import plan
+        from kvx.run.planning import plan
 
         with _in_one_line(), _told():
             return [point.id for point in plan(self.configs)]

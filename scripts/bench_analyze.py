@@ -24,7 +24,7 @@ from kvx.data.frozen_examples import load_examples
 from kvx.data.sources.recall import RecallSource
 from kvx.engines.base import KVUse, Measurement, Response, Timing, Trace
 from kvx.points import Point, Request
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.store import journal, locks
 from kvx.store.point_dir import PointStore
 
@@ -123,7 +123,7 @@ def main() -> None:
     arguments = sweep(folder, options.seeds, options.per_bin, options.clustered)
     paths = [f"paths.output={folder / 'outputs'}", f"paths.multirun={folder / 'multirun'}"]
     begun = time.perf_counter()
-    if run_stage("run", write_points, [*arguments, *paths]):
+    if run_stage("run", [*arguments, *paths], write_points):
         sys.exit(1)
     print(f"write the experiment: {time.perf_counter() - begun:.1f} s", flush=True)
     for stage in ("score", "analyze", "report", "status", "plan", "run"):

@@ -28,7 +28,7 @@ from kvx.cli.command import compose
 from kvx.engines.base import PointWork, Response
 from kvx.engines.openai.body import BodyBuilder
 from kvx.engines.openai.engine import OpenAIEngine
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.run.work import answers_work
 from kvx.store.layout import Present
 

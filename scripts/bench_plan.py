@@ -19,11 +19,11 @@ PLAN = """
 import sys, time
 from kvx.cli.command import run_stage
 def plan(points):
-    from kvx.run.bundle import plan
+    from kvx.run.planning import plan
     found = [p.id for p in plan(points)]
     assert "torch" not in sys.modules
     print(len(points), "points,", len(set(found)), "distinct")
-sys.exit(run_stage("run", plan, sys.argv[1:]))
+sys.exit(run_stage("run", sys.argv[1:], plan))
 """
 
 

@@ -13,41 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
-from kvx.all.main import all_stages
-from kvx.analyze.main import analyze
-from kvx.certify.main import certify
 from kvx.cli.command import run_stage
 from kvx.config.folders import cache_dir
-from kvx.plan.main import plan
-from kvx.prepare.main import prepare
-from kvx.report.main import report
-from kvx.run.main import run
-from kvx.score.main import score
-from kvx.simulate.main import simulate
-from kvx.status.main import status
 from kvx.store import layout
-from kvx.train.main import train
-from kvx.verify.main import verify
 from tests.waiting import HANGS_S
 
 # how long an example takes says what else the machine does
 settings.register_profile("kvx", deadline=None)
 settings.load_profile("kvx")
 
-STAGES = {
-    "prepare": (prepare, False),
-    "run": (run, False),
-    "score": (score, True),
-    "analyze": (analyze, True),
-    "report": (report, True),
-    "all": (all_stages, False),
-    "plan": (plan, False),
-    "status": (status, True),
-    "train": (train, True),
-    "simulate": (simulate, True),
-    "verify": (verify, True),
-    "certify": (certify, True),
-}
 SMOLLM2 = cache_dir() / "models" / "smollm2-135m-instruct" / "kvx_asset.json"
 # measured, so different in every run
 VARYING = (
@@ -79,9 +53,8 @@ def kvx(
     monkeypatch.chdir(tmp_path)
 
     def call(stage: str, *arguments: str) -> Outcome:
-        function, aggregates = STAGES[stage]
         capfd.readouterr()
-        code = run_stage(stage, function, list(arguments), aggregates)
+        code = run_stage(stage, list(arguments))
         return Outcome(code, capfd.readouterr().err)
 
     yield call

@@ -37,12 +37,10 @@ class Forked:
 
 def _main(log: Path, environment: dict[str, str], stage: str, arguments: tuple[str, ...]) -> None:
     from kvx.cli.command import run_stage
-    from tests.conftest import STAGES
 
     os.environ.clear()
     os.environ.update(environment)
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    function, aggregates = STAGES[stage]
-    sys.exit(run_stage(stage, function, list(arguments), aggregates))
+    sys.exit(run_stage(stage, list(arguments)))

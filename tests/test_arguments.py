@@ -14,6 +14,7 @@ from kvx.config.schema import BudgetConfig, BudgetKind
 from kvx.engines.openai.body import endpoints
 from kvx.errors import UserError
 from kvx.points import budget_label
+from kvx.serve.start import serve
 from tests.conftest import Kvx
 
 
@@ -303,7 +304,5 @@ def test_a_file_that_cannot_be_read_is_told_so(tmp_path: Path) -> None:
 
 
 def test_serve_refuses_an_engine_that_it_would_ignore() -> None:
-    from kvx.serve.main import serve
-
     with pytest.raises(UserError, match=r"engine=openai: kvx\.serve generates itself"):
         serve([compose("engine=openai")])

@@ -20,7 +20,7 @@ from kvx.config.schema import Config
 from kvx.engines.base import KVUse, Response
 from kvx.guard.events import Guarded
 from kvx.points import Request
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.scoring.catastrophes import KINDS, inspect, pair
 from kvx.scoring.instructions import Instruction
 from kvx.stats.intervals import clopper_pearson
@@ -233,7 +233,7 @@ def write_experiment(
         "dataset.binning.n_bins=2", "dataset.sampling.n_per_bin=20",
         "dataset.metrics=[instruction_kept]",
     )  # fmt: skip
-    assert run_stage("run", write, [*common, *arguments]) == 0
+    assert run_stage("run", [*common, *arguments], write) == 0
 
 
 def stats(*index: str) -> pd.DataFrame:

@@ -17,8 +17,6 @@ from kvx.certify.losses import LossReader
 from kvx.certify.series import all_series, chosen
 from kvx.cli.command import run_stage
 from kvx.config.certify import CertifyConfig, Loss
-from kvx.run.main import run
-from kvx.score.main import score
 from kvx.stats.certify import binomial_p
 from kvx.store.catalog import PointRecord
 from tests.conftest import Kvx
@@ -39,8 +37,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run_stage("run", run, list(POINTS)) == 0
-        assert run_stage("score", score, [EXPERIMENT], aggregates=True) == 0
+        assert run_stage("run", list(POINTS)) == 0
+        assert run_stage("score", [EXPERIMENT]) == 0
     return folder
 
 

@@ -16,11 +16,8 @@ from kvx.config.folders import package_dir
 from kvx.config.schema import BudgetConfig, BudgetKind
 from kvx.engines.openai.reply import Parser
 from kvx.identity.hashing import digest
-from kvx.run.main import run
-from kvx.score.main import score
 from kvx.serve.certified import with_certified_budget
-from kvx.serve.main import serve
-from tests.conftest import STAGES, Kvx
+from tests.conftest import Kvx
 from tests.serving import Running, post, serving
 from tests.test_serve import GREEDY, WORDS
 from tests.test_serve_start import kvx_serve
@@ -38,17 +35,16 @@ SERVED = ("model=tiny_recall", "press=snapkv", "budget=certified")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the embedded model under SnapKV: at a loss of 40% there is a budget, at 11% none."""
     folder = tmp_path_factory.mktemp("certified")
-    certify, _ = STAGES["certify"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run_stage("run", run, list(POINTS)) == 0
-        assert run_stage("score", score, [EXPERIMENT], aggregates=True) == 0
+        assert run_stage("run", list(POINTS)) == 0
+        assert run_stage("score", [EXPERIMENT]) == 0
         settings = [EXPERIMENT, "certify.alpha=0.4"]
-        assert run_stage("certify", certify, settings, aggregates=True) == 0
+        assert run_stage("certify", settings) == 0
         found = folder / "outputs/runs/small/certificates"
         (found / "snapkv-score-alpha0.4.json").rename(found / "good.json")
         settings = [EXPERIMENT, "certify.alpha=0.1", "certify.press=snapkv"]
-        assert run_stage("certify", certify, settings, aggregates=True) == 0
+        assert run_stage("certify", settings) == 0
     logging.getLogger().handlers.clear()
     return found
 
@@ -99,7 +95,7 @@ def test_budgets_in_tokens_are_served_too(certificates: Path, tmp_path: Path) ->
 def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line of a server that was not started."""
     capfd.readouterr()
-    assert run_stage("serve", serve, ["serve.port=0", *arguments]) == 2
+    assert run_stage("serve", ["serve.port=0", *arguments]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     return line
 

@@ -19,7 +19,7 @@ from kvx.engines.openai.body import BodyBuilder
 from kvx.engines.openai.engine import _warn_of_the_day
 from kvx.errors import UserError
 from kvx.points import Point
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.serve.prompts import PromptSplitter
 from tests.conftest import Kvx
 from tests.models import DATED_CHAT, PLAIN_CHAT, model_config, tiny_model

@@ -124,8 +124,9 @@ def test_every_shipped_experiment_composes(experiment: str) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_looking_at_the_configuration_does_not_import_torch(arguments: list[str]) -> None:
     code = (
-        "import sys; from kvx.run.main import run; from kvx.cli.command import run_stage\n"
-        f"try: run_stage('run', run, {arguments!r})\n"
+        "import sys; from kvx.cli.entry import start\n"
+        f"sys.argv = ['kvx-run', *{arguments!r}]\n"
+        "try: start('run')\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )

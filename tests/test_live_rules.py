@@ -16,7 +16,7 @@ from kvx.config.schema import Config
 from kvx.errors import UserError
 from kvx.identity.hazard_files import CARD, DEFAULT, MODEL
 from kvx.points import Point, guard_identity
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from tests.conftest import Kvx
 
 SMALL = (
@@ -184,7 +184,7 @@ def test_controllers_are_swept_and_the_full_cache_has_none(kvx: Kvx, tmp_path: P
     found: list[Point] = []
     sweep = ("-m", *SMALL[:2], "press=none,knorm", "budget=1.0,0.5",
              "controller=none,balanced,always_safe", "controller.safe_budget=0.75")  # fmt: skip
-    assert run_stage("run", lambda configs: found.extend(plan(configs)), list(sweep)) == 0
+    assert run_stage("run", list(sweep), lambda configs: found.extend(plan(configs))) == 0
     assert sorted(p.id.rpartition("-")[0] for p in found) == [
         "knorm-0.5", "knorm-0.5-always_safe", "knorm-0.5-balanced", "knorm-1", "none-1",
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from kvx.engines.openai import session
 from kvx.engines.openai.client import HIDDEN
 from kvx.engines.openai.engine import OpenAIEngine
 from kvx.engines.openai.fault import LONGEST_MESSAGE, retry_after_s
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.run.work import answers_work
 from kvx.scoring.failure_rules import classify_response
 from kvx.scoring.failures import FailureType

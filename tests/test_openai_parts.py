@@ -29,7 +29,7 @@ from kvx.engines.openai.rate_limits import Pace, Rate
 from kvx.engines.openai.reply import Accounting, Parser, Reply, accounting, entropy_nats
 from kvx.errors import UserError
 from kvx.points import Point, Request
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.run.work import answers_work
 from kvx.store.layout import Present
 

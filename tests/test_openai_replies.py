@@ -16,7 +16,7 @@ from kvx.engines.openai.fault import Fault, line
 from kvx.engines.openai.reply import Parser, Reply
 from kvx.engines.openai.sse import Events
 from kvx.points import Request
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.store import schemas
 from kvx.store.records import request_row, trace_row
 

@@ -377,7 +377,7 @@ def test_limits_are_not_multiplied_by_workers(kvx: Kvx) -> None:
 
 
 def test_no_torch_is_needed(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['torch'] = None; from kvx.run.main import main; main()"
+    code = "import sys; sys.modules['torch'] = None; from kvx.cli.entry import start; start('run')"
     with serving(FaultServer()) as server:
         command = [sys.executable, "-c", code, *small(server)]
         done = subprocess.run(

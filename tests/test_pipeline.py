@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib import image
 
-from kvx.all.main import all_stages
 from kvx.cli.command import run_stage
 from kvx.stats.bootstrap import bootstrap_mean
 from kvx.store import schemas
@@ -31,7 +30,7 @@ TABLES = (
 def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     with contextlib.chdir(folder):
-        assert run_stage("all", all_stages, list(SMALL)) == 0
+        assert run_stage("all", list(SMALL)) == 0
     return folder
 
 

@@ -24,11 +24,9 @@ SWEEP = ("-m", "press=snapkv,streaming", "budget=1.0,0.5", *SMALL)
 def said(kvx: Kvx, capfd: pytest.CaptureFixture[str], stage: str, *arguments: str) -> str:
     """What a stage prints on standard output."""
     from kvx.cli.command import run_stage
-    from tests.conftest import STAGES
 
     capfd.readouterr()
-    function, aggregates = STAGES[stage]
-    run_stage(stage, function, list(arguments), aggregates)
+    run_stage(stage, list(arguments))
     return capfd.readouterr().out
 
 

@@ -99,7 +99,7 @@ def test_five_hundred_finished_points_are_recognised_fast_and_without_torch(
         "import sys, time\n"
         "from dataclasses import replace\n"
         "from kvx.cli.command import compose\n"
-        "from kvx.run.bundle import plan\n"
+        "from kvx.run.planning import plan\n"
         "from kvx.store.completion import is_done\n"
         f"config = compose(*{SMALL!r}, 'budget=0.5')\n"
         "points = plan([replace(config, seed=seed) for seed in range(500)])\n"

@@ -23,7 +23,8 @@ from kvx.engines.base import PointFailed, PointWork, Response
 from kvx.errors import RunFailedError, Submitted, UserError
 from kvx.points import Point, experiment_dir
 from kvx.run import slurm_jobs
-from kvx.run.bundle import plan, run_points
+from kvx.run.bundle import run_points
+from kvx.run.planning import plan
 from kvx.run.pools.local import Local, _Worker
 from kvx.run.pools.slurm import Slurm, SlurmWorker, _ending, gpus_of, room
 from kvx.run.progress import Meter

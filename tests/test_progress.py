@@ -16,7 +16,7 @@ from kvx.engines.kvpress.model import load
 from kvx.engines.kvpress.telling import told
 from kvx.points import experiment_dir
 from kvx.run import progress
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.run.progress import Meter, waiting
 from kvx.run.time_left import Load, Pace
 from kvx.run.units import Unit

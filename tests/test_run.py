@@ -54,8 +54,8 @@ def test_the_readme_sweep_makes_six_points_and_then_has_nothing_to_do(kvx: Kvx) 
 def test_a_finished_sweep_is_recognised_without_torch(kvx: Kvx, tmp_path: Path) -> None:
     assert kvx("run", *SMALL).code == 0
     code = (
-        "import sys; from kvx.run.main import run; from kvx.cli.command import run_stage\n"
-        f"assert run_stage('run', run, {list(SMALL)!r}) == 0\n"
+        "import sys; from kvx.cli.command import run_stage\n"
+        f"assert run_stage('run', {list(SMALL)!r}) == 0\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=HANGS_S)

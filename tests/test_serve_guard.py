@@ -24,7 +24,6 @@ from kvx.engines.openai.reply import Parser
 from kvx.points import Point
 from kvx.serve.api_errors import ApiError
 from kvx.serve.guarding import with_controller
-from kvx.serve.main import serve
 from kvx.serve.service import _no_manifest
 from tests.serving import Running, error_of, post, serving
 from tests.test_engine import answers, recall
@@ -200,7 +199,7 @@ def test_only_what_is_compressed_has_a_controller_and_a_request_may_do_without()
 def test_a_controller_that_cannot_act_is_refused_before_the_start(
     capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
-    code = run_stage("serve", serve, ["model=tiny_recall", "serve.port=0", *arguments])
+    code = run_stage("serve", ["model=tiny_recall", "serve.port=0", *arguments])
     lines = capsys.readouterr().err.splitlines()
     assert (code, len(lines)) == (2, 1), lines
     assert says in lines[0]

@@ -16,14 +16,11 @@ from kvx.config.controller import OperatingPoint
 from kvx.config.train import Labels
 from kvx.guard import features
 from kvx.guard.hazard import CARD, DEFAULT, HazardModel
-from kvx.run.bundle import plan
-from kvx.run.main import run
-from kvx.score.main import score
+from kvx.run.planning import plan
 from kvx.scoring.loops import find_loop
 from kvx.simulate import forecasts
 from kvx.simulate.recorded import loop_onsets
 from kvx.train.data import load, prompt_ids
-from kvx.train.main import train
 from kvx.verify import checks
 from tests.conftest import Kvx
 
@@ -54,9 +51,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run_stage("run", run, list(POINTS)) == 0
-        assert run_stage("score", score, [EXPERIMENT], aggregates=True) == 0
-        assert run_stage("train", train, [EXPERIMENT, *TRAINING], aggregates=True) == 0
+        assert run_stage("run", list(POINTS)) == 0
+        assert run_stage("score", [EXPERIMENT]) == 0
+        assert run_stage("train", [EXPERIMENT, *TRAINING]) == 0
     return folder
 
 

@@ -109,10 +109,9 @@ def pids_of(job: str) -> list[int]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The rows of the slow sweep, made by one process that nobody bothers."""
     from kvx.cli.command import run_stage
-    from kvx.run.main import run
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert run_stage("run", run, [*SLOW, f"paths.output={folder}", f"paths.multirun={folder}"]) == 0
+    assert run_stage("run", [*SLOW, f"paths.output={folder}", f"paths.multirun={folder}"]) == 0
     return request_rows(folder / "runs" / "default")
 
 

@@ -22,12 +22,9 @@ LOOSE = "certify.alpha=0.6"
 # one process of the copied kvx: kvx.certify, and after kvx.score twice again
 AGAIN = """
 import sys
-from kvx.certify.main import certify
 from kvx.cli.command import run_stage
-from kvx.score.main import score
-for stage, function, *more in [("certify", certify, LOOSE), ("score", score),
-                               ("certify", certify, LOOSE), ("certify", certify, LOOSE)]:
-    print("exit", run_stage(stage, function, [EXPERIMENT, *more], aggregates=True), file=sys.stderr)
+for stage, *more in [("certify", LOOSE), ("score",), ("certify", LOOSE), ("certify", LOOSE)]:
+    print("exit", run_stage(stage, [EXPERIMENT, *more]), file=sys.stderr)
 """
 
 

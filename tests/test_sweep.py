@@ -195,10 +195,10 @@ def test_what_is_wrong_with_one_point_of_a_sweep_is_said_in_one_line(
 
 def test_a_sweep_is_planned_without_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from kvx.run.main import run; from kvx.cli.command import run_stage\n"
+        "import sys; from kvx.cli.command import run_stage\n"
         "arguments = ['-m', 'press=snapkv,knorm', 'budget=range(0.1,1.0,0.1)', 'seed=1,2,3']\n"
         "seen = []\n"
-        "assert run_stage('run', lambda points: seen.extend(points), arguments) == 0\n"
+        "assert run_stage('run', arguments, seen.extend) == 0\n"
         "assert len(seen) == 54 and 'torch' not in sys.modules and 'submitit' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=HANGS_S)

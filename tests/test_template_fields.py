@@ -12,7 +12,7 @@ from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.openai.body import BodyBuilder
 from kvx.errors import UserError
 from kvx.points import Request
-from kvx.run.bundle import plan
+from kvx.run.planning import plan
 from kvx.serve.api_errors import ApiError
 from kvx.serve.prompts import PromptSplitter
 from kvx.serve.requests import ChatRequest

@@ -28,10 +28,9 @@ def point(kvx, tmp_path):
 def verdicts(kvx, capfd, *arguments):
     """Exit code, and the verdict of every check."""
     from kvx.cli.command import run_stage
-    from kvx.verify.main import verify
 
     capfd.readouterr()
-    code = run_stage("verify", verify, list(arguments), True)
+    code = run_stage("verify", list(arguments))
     lines = capfd.readouterr().out.splitlines()
     return code, {line.split()[1]: line.split()[0] for line in lines}
 

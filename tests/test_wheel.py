@@ -54,5 +54,5 @@ def test_every_console_script_knows_its_help(installed: Path, tmp_path: Path) ->
         script = str(installed / "bin" / f"kvx-{stage}")
         outcome = run(sys.executable, script, "--help", cwd=tmp_path, path=installed)
         assert outcome.returncode == 0, outcome.stderr
-        assert outcome.stdout.startswith(f"kvx.{stage}: ")
+        assert outcome.stdout.startswith(f"kvx {stage}: ")
     assert list(tmp_path.iterdir()) == []

@@ -13,12 +13,6 @@ from kvx.config.folders import cache_dir
 from kvx.errors import RunFailedError, UserError
 
 
-def main() -> None:
-    code = run(sys.argv[1:])
-    if code:
-        sys.exit(code)
-
-
 def run(argv: Sequence[str]) -> int:
     """Run the command line `argv`; returns the exit code: 0 done, 1 something failed, 2 wrong."""
     arguments = _parser().parse_args(argv)

@@ -2,17 +2,15 @@
 
 from hydra.core.override_parser.types import ChoiceSweep
 
+from kvx.cli.stages import GROUPS, STAGES
 from kvx.config.budgets import with_budgets
 from kvx.config.overrides import parse, readable, several
 from kvx.errors import UserError
 
 MULTIRUN = ("-m", "--multirun")
-GROUPS = ("dataset", "engine", "model", "press", "budget", "controller", "experiment")
 WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
-# what an experiment or a server has one of, whatever is swept
-SECTIONS = (
-    "analyze", "certify", "plan", "score", "serve", "simulate", "status", "train", "verify",
-)  # fmt: skip
+# sections of a stage's own, of which an experiment or a server has one, whatever is swept
+SECTIONS = tuple(s.name for s in STAGES.values() if s.name in s.reads and s.name != "run")
 
 
 def understood(argv: list[str]) -> list[str]:

@@ -6,7 +6,6 @@ Exit 0: done. 1: some of the work failed. 2: the request was wrong, nothing was 
 
 import contextlib
 import errno
-import inspect
 import os
 import sqlite3
 import sys
@@ -29,43 +28,25 @@ from kvx.cli.arguments import (
     understood,
     with_workers,
 )
+from kvx.cli.stages import STAGES, Stage
 from kvx.config.folders import conf_dir
 from kvx.config.messages import explain, of_reading, of_yaml
 from kvx.config.overrides import parse
 from kvx.config.schema import Config, register, shared_store
 from kvx.errors import RunFailedError, Submitted, UserError
 
-Stage = Callable[..., None]  # of a list of configurations; `pool=` too if it can use workers
+Work = Callable[..., Any]  # of a list of configurations, or of one where the stage aggregates
 
 
-def stage(name: str, function: Stage, aggregates: bool = False) -> Callable[[], None]:
-    """The `main` of stage `name`: parses the command line and calls `function` with its points.
-
-    A stage that `aggregates` works on a whole experiment: it accepts the same arguments as `run`,
-    but ignores sweeps, since it reads what is on disk. No stage takes sweeps of `SECTIONS`.
-    """
-
-    def main() -> None:
-        try:
-            code = run_stage(name, function, sys.argv[1:], aggregates)
-            sys.stdout.flush()
-        except BrokenPipeError:  # `kvx-run --cfg job | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
-        if code:
-            sys.exit(code)
-
-    return main
-
-
-def run_stage(name: str, function: Stage, argv: list[str], aggregates: bool = False) -> int:
-    """Run a stage as the command line would; returns the exit code."""
+def run_stage(name: str, argv: list[str], work: Work | None = None) -> int:
+    """Run a stage as the command line would; returns the exit code. `work` replaces its own."""
+    stage = STAGES[name]
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         refuse_sweeps(name, argv)
         argv = understood(argv)
-        arguments = drop_sweeps(argv) if aggregates else after_options(with_workers(argv))
-        _run_hydra(name, function, arguments, points=not aggregates)
+        arguments = drop_sweeps(argv) if stage.aggregates else after_options(with_workers(argv))
+        _run_hydra(stage, work, arguments)
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             raise
@@ -129,17 +110,17 @@ def requested(configs: Sequence[Config], points: bool) -> list[Config]:
     return configs
 
 
-def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> None:
+def _run_hydra(stage: Stage, work: Work | None, argv: list[str]) -> None:
     """Let Hydra compose; our errors travel around it, because it would print its own text."""
     caught: list[BaseException] = []
-
-    takes_pool = "pool" in inspect.signature(function).parameters
+    points = not stage.aggregates
 
     def attempt(configs: Callable[[], Sequence[Config]], pool: Any) -> None:
-        extra = {"pool": pool} if takes_pool and pool is not None else {}
+        extra = {"pool": pool} if stage.takes_pool and pool is not None else {}
         try:
             with _variable("HYDRA_FULL_ERROR", full_error):  # as the user has it
-                function(requested(configs(), points), **extra)
+                asked = requested(configs(), points)
+                (work or stage.function())(asked if points else asked[0], **extra)
         except (KeyboardInterrupt, Exception) as error:
             caught.append(error)
 
@@ -153,7 +134,7 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
         from kvx.config.sweep import typed
 
         def alone() -> list[Config]:
-            if takes_pool:
+            if stage.takes_pool:
                 _refuse_workers()
             if points:
                 _refuse_unswept(argv)
@@ -171,7 +152,7 @@ def _run_hydra(name: str, function: Stage, argv: list[str], points: bool) -> Non
         folder = str(conf_dir().resolve())
         # raise instead of printing and exiting
         with shared_store(), _variable("HYDRA_FULL_ERROR", "1"):
-            hydra.main(config_path=folder, config_name=name, version_base="1.3")(task)()
+            hydra.main(config_path=folder, config_name=stage.name, version_base="1.3")(task)()
     finally:
         sys.argv = before
     if caught:

@@ -77,7 +77,7 @@ def fields_of(section: str) -> dict[str, Field]:
     controller it has.
     """
     if section == "controller":
-        from kvx.config.controller_options import shipped_fields  # imports the controllers
+        from kvx.config.controller_files import shipped_fields  # imports the controllers
 
         return shipped_fields()
     classes: tuple[type, ...] = (Config,)

@@ -60,10 +60,15 @@ class Entry:
 
 
 def describe(sections: Sequence[str]) -> str:
-    """The fields of some sections, one each with its default and its help; "" is the top level."""
+    """Some sections and fields of the top level: each field with its default and its help.
+
+    "" is the whole top level.
+    """
     lines: list[str] = []
+    alone = {entry.name: entry for entry in entries(deep=False)}
     for section in sections:
-        for entry in entries(section, deep=bool(section)):
+        known = [alone[section]] if section in alone else entries(section, deep=bool(section))
+        for entry in known:
             said = [entry.about.help]
             if entry.range:
                 said.append(f"({entry.range})")

@@ -12,7 +12,7 @@ from kvx.config.schema import Config, Measure, PlanFormat
 from kvx.data.tokenizer import model_hash
 from kvx.plan.cost import calibrate, kv_bytes_per_token, largest_prompts, runs_dir
 from kvx.points import Point, budget_label, experiment_dir
-from kvx.run.bundle import plan as points_of
+from kvx.run.planning import plan as points_of
 from kvx.run.pools import Pool
 from kvx.run.units import Todo, by_engine, make_units, todo_of
 from kvx.store.completion import is_done

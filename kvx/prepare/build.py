@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,12 @@ from kvx.store.atomic import write_text
 log = logging.getLogger(__name__)
 
 TRUNCATED_FROM, NUMERIC = "truncated_from_tokens", "numeric"
+
+
+def ensure_manifests(configs: Sequence[Config]) -> None:
+    """The manifest of every configuration, built where there is none."""
+    for config in configs:
+        ensure_manifest(config)
 
 
 def ensure_manifest(config: Config) -> tuple[Manifest, Path]:

@@ -2,22 +2,15 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
 
-from kvx.cli.checks import refuse_certificate
 from kvx.config.engine import OpenAIConfig
-from kvx.config.identity import resolved
-from kvx.config.schema import Config, Measure
-from kvx.data.manifest import Manifest
+from kvx.config.schema import Config
 from kvx.data.model_checks import check_files
 from kvx.data.model_folder import files_of
 from kvx.errors import RunFailedError, UserError
-from kvx.guard.live_checks import live
-from kvx.identity.hashing import digest
 from kvx.learning.caveats import GuardedPoint, caveats
-from kvx.points import SHARED, Point, budget_label, experiment_dir
-from kvx.prepare.build import ensure_manifest
+from kvx.points import Point, budget_label, experiment_dir
+from kvx.run.planning import plan
 from kvx.run.pools import Pool
 from kvx.run.slurm_jobs import refuse_if_submitted
 from kvx.run.units import Outcome, make_units, todo_of
@@ -25,57 +18,6 @@ from kvx.store import layout, locks
 from kvx.store.completion import is_complete, is_done
 
 log = logging.getLogger(__name__)
-
-
-def plan(configs: Sequence[Config]) -> list[Point]:
-    """The distinct points of `configs`, each with its manifest (prepared if there is none yet).
-
-    A point that is asked for both answers and latencies is asked for both. Raises `UserError` if
-    it is asked for different latencies, for a controller that cannot act in it, or for what a
-    certificate says.
-    """
-    for config in configs:
-        refuse_certificate(config)
-    configs = live(configs)
-    manifests: dict[str, tuple[Manifest, Path]] = {}
-    variants: dict[tuple[int, ...], Point] = {}  # points of a sweep share what they agree on
-    points: dict[Path, Point] = {}
-    for config in configs:
-        parts = tuple([id(getattr(config, name)) for name in SHARED])
-        if parts in variants:
-            point = variants[parts].beside(config)
-        else:
-            key = _decides_manifest(config)
-            if key not in manifests:
-                manifests[key] = ensure_manifest(config)
-            point = variants[parts] = Point(config, *manifests[key])
-        known = points.setdefault(point.dir, point)
-        if known is not point:
-            points[point.dir] = _both(known, point)
-    return list(points.values())
-
-
-def _decides_manifest(config: Config) -> str:
-    model = [resolved(config.model), config.model.path]
-    prompt = [resolved(config.prompt), config.prompt.date, config.decoding.max_new_tokens]
-    return digest([resolved(config.dataset), model, prompt, config.paths.output])
-
-
-def _both(one: Point, other: Point) -> Point:
-    """What two configurations of the same point ask for."""
-    if not other.wants_latency:
-        one, other = other, one
-    if one.wants_latency:
-        for name, value in asdict(one.config.latency).items():
-            if value != (another := getattr(other.config.latency, name)):
-                raise UserError(
-                    f"latency.{name}={value},{another}: a point's latencies are measured one way; "
-                    "choose one value"
-                )
-    if one.config.measure is other.config.measure:
-        return one
-    config = replace(other.config, measure=Measure.both)
-    return Point(config, other.manifest, other.manifest_dir)
 
 
 def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Point]:

@@ -21,6 +21,7 @@ from kvx.engines.base import Engine, PointWork
 from kvx.errors import UserError
 from kvx.points import Point
 from kvx.run.collect import Collector
+from kvx.run.planning import plan
 from kvx.run.progress import Advances
 from kvx.run.units import Outcome, Unit
 from kvx.run.work import answer, answers_work, latency_work, measure
@@ -41,8 +42,6 @@ def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
     What has arrived is written even if this is cut short. With `check` the points are checked
     first, which raises `UserError` for what the engine cannot run.
     """
-    from kvx.run.bundle import plan
-
     points = plan(unit.configs)
     engine = engine_of(unit.configs[0])
     if check:

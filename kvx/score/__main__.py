@@ -1,4 +1,4 @@
-from kvx.score.main import main
+from kvx.cli.entry import start
 
 if __name__ == "__main__":
-    main()
+    start("score")

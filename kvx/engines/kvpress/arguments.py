@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kvx.config import fields
 from kvx.config.controller import ControllerConfig
-from kvx.config.controller_options import named, names
+from kvx.config.controller_files import names
+from kvx.config.controller_options import named
 from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.messages import plainly
 from kvx.errors import ArgumentError, UserError, shown

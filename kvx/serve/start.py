@@ -1,6 +1,5 @@
-"""python -m kvx.serve: an OpenAI-compatible server whose KV budgets are real."""
+"""What is checked before the server starts: one point, its engine, its budget, its key."""
 
-from kvx.cli.command import stage
 from kvx.config.schema import BudgetKind, Config
 from kvx.errors import UserError
 from kvx.guard.live_checks import check_served
@@ -36,6 +35,3 @@ def _check_engine(config: Config) -> None:
             f"engine={config.engine.name}: kvx.serve generates itself, with engine=kvpress; leave "
             "engine out, or use kvx.run to measure another server"
         )
-
-
-main = stage("serve", serve)

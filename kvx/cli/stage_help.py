@@ -1,0 +1,60 @@
+"""`kvx run --help`: what a stage does, the options of each group, the fields that it reads."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kvx.cli.stages import GROUPS, Stage
+from kvx.config.folders import conf_dir
+from kvx.config.help import describe
+
+FOLDER = ("--config-dir", "-cd")
+EXAMPLES = {
+    "serve": (
+        "kvx serve model=hf model.path=org/name press=snapkv budget=0.5",
+        "kvx serve press=knorm budget=0.25 controller=reactive",
+        "kvx serve budget=certified certificate=FILE",
+    ),
+}  # of stages that take no sweep; the others share those below
+SWEEPS = (
+    "kvx {name} experiment=demo",
+    "kvx {name} -m press=snapkv,knorm budget=1.0,0.5,0.2",
+    "kvx {name} model=smollm2 dataset=niah experiment_name=mine",
+)
+OF_EXPERIMENTS = (
+    "kvx {name} experiment=demo",
+    "kvx {name} experiment_name=mine",
+    "kvx {name} experiment_name=mine paths.output=/elsewhere/outputs",
+)
+
+
+def stage_help(stage: Stage, argv: Sequence[str] = ()) -> str:
+    """The help of `stage`; options in a folder that `argv` names with --config-dir are listed."""
+    folders = [conf_dir(), *_folders(argv)]
+    examples = EXAMPLES.get(stage.name, OF_EXPERIMENTS if stage.aggregates else SWEEPS)
+    return "\n".join(
+        [
+            f"kvx {stage.name}: {stage.help}.",
+            "",
+            "Examples:",
+            *(f"  {line.format(name=stage.name)}" for line in examples),
+            "",
+            "Groups, as in press=snapkv:",
+            *(f"  {group}: {', '.join(_options(group, folders))}" for group in GROUPS),
+            "",
+            "Fields with their defaults:",
+            describe([*stage.reads, "paths"]),
+            "",
+            "--cfg job shows all that was composed, --hydra-help Hydra's own options.",
+        ]
+    )
+
+
+def _folders(argv: Sequence[str]) -> Iterator[Path]:
+    for at, argument in enumerate(argv):
+        name, _, value = argument.partition("=")
+        if name in FOLDER:
+            yield Path(value or (argv[at + 1] if at + 1 < len(argv) else "."))
+
+
+def _options(group: str, folders: Sequence[Path]) -> list[str]:
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
