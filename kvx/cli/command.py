@@ -33,7 +33,7 @@ from kvx.config.folders import conf_dir
 from kvx.config.messages import explain, of_reading, of_yaml
 from kvx.config.overrides import parse
 from kvx.config.schema import Config, register, shared_store
-from kvx.errors import RunFailedError, Submitted, UserError
+from kvx.errors import RunFailedError, Submitted, UserError, of_extra
 
 Stage = Callable[..., None]  # of a list of configurations; `pool=` too if it can use workers
 
@@ -230,6 +230,8 @@ def describe(error: BaseException) -> tuple[int | None, str]:
             return error.exit_code, str(error)
         case CompactHydraException() | OmegaConfBaseException() | HydraException():
             return 2, explain(error)
+        case ModuleNotFoundError() if (line := of_extra(error)) is not None:
+            return 2, line
         case Exception() if (line := of_yaml(error)) is not None:
             return 2, line
         case ValueError() if traceback.extract_tb(error.__traceback__)[-1].name == "update":
