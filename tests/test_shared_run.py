@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kvx.cli.command import compose
 from kvx.config.folders import conf_dir
 from kvx.config.schema import SHARING
-from kvx.engines.base import PointWork, Response
+from kvx.engines.base import PointWork, Response, Trace
 from kvx.engines.kvpress import batch, schedule
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.cache import Bucket
@@ -187,6 +187,46 @@ def test_a_batch_that_fails_is_tried_one_by_one(
 
     monkeypatch.setattr(Decoder, method, narrow)
     assert tokens(work) == expected
+
+
+@pytest.mark.parametrize("method", ["step", "admit"])
+def test_a_request_that_is_tried_alone_records_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    work = points(tmp_path, ["snapkv", "expected_attention", "random"], "signals=full", n=2)
+
+    def traces() -> dict[str, Trace]:
+        found = {}
+        for item in KVPressEngine(work[0].point.config).generate(work):
+            assert isinstance(item, Response), item
+            assert item.trace is not None
+            found[item.request.id] = item.trace
+        return found
+
+    expected = traces()
+    original, failed = getattr(Decoder, method), []
+
+    def narrow(self: Decoder, *args: Any) -> Any:
+        rows = len(self.rows) if method == "step" else len(args[1])
+        if rows > 1:
+            failed.append(rows)
+            raise RuntimeError("CUDA out of memory (pretended)")
+        return original(self, *args)
+
+    monkeypatch.setattr(Decoder, method, narrow)
+    alone = traces()
+    assert failed
+    assert {k: t.score_evicted for k, t in alone.items()} == {
+        k: t.score_evicted for k, t in expected.items()
+    }
+    for key, trace in alone.items():
+        before = expected[key]
+        assert trace.score_evicted is not None
+        assert trace.probe is not None
+        assert before.probe is not None
+        assert trace.probe.same_top1 == before.probe.same_top1
+        assert trace.probe.kl_nats == pytest.approx(before.probe.kl_nats, abs=1e-5)
+        assert max(trace.probe.kl_nats) > 0
 
 
 def test_a_time_limit_is_for_one_request_alone(tmp_path: Path) -> None:

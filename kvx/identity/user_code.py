@@ -143,7 +143,7 @@ def source_of(target: str) -> str | None:
     source = sha256_text(digest([[m.name, m.sha256] for m in modules], 64))
     if top in LIBRARIES:
         source = f"{_version(top) or top} edited {source[:16]}"
-    _known[target] = Known(source, modules, tuple(map(_signature, modules)))
+    _known[target] = Known(source, modules, tuple(map(_signature, modules)), tuple(sys.path))
     return source
 
 
@@ -164,10 +164,13 @@ class Known:
     source: str
     modules: tuple[Module, ...]
     signatures: tuple[file_hashes.Signature, ...]
+    path: tuple[str, ...]  # where modules were looked for
 
     def is_current(self) -> bool:
-        return all(s.is_settled for s in self.signatures) and self.signatures == tuple(
-            map(_signature, self.modules)
+        return (
+            self.path == tuple(sys.path)
+            and all(s.is_settled for s in self.signatures)
+            and self.signatures == tuple(map(_signature, self.modules))
         )
 
 

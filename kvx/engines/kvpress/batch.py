@@ -108,11 +108,15 @@ class Batch:
         return sorted(found, key=lambda c: order[c.example.example_id])
 
     def _alone(self, request: Request, example: Example) -> Chunk:
-        """A request that shares its prefill with no other, but for what it is compared with."""
+        """A request that shares its prefill with no other, but for what it is compared with.
+
+        One that is tried again is prefilled as it was among others, so that it records the same.
+        """
         size = self.cost.of(request.point, request)
         if self._probed([request]):
             size += request.entry.prompt_tokens * self.cost.entry_bytes
-        return Chunk(example, (request,), size, alone=True)
+        alone = not self.share or runs_alone(request.point)
+        return Chunk(example, (request,), size, alone)
 
     def _probed(self, requests: Sequence[Request]) -> bool:
         """Whether these are compared with the full cache before their first token."""
