@@ -16,10 +16,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from kvx.errors import UserError
+
+try:
+    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+except ModuleNotFoundError:  # without kvx[slurm]; the launcher says so when it is chosen
+
+    @dataclass
+    class SlurmQueueConf:  # type: ignore[no-redef]
+        """Stands in for submitit's fields, so that the other launchers can be listed and chosen."""
+
+        submitit_folder: str = ""
 
 
 @dataclass
@@ -144,6 +153,8 @@ class KvxSlurmLauncher(KvxLauncher):
     """Works in the jobs of SLURM arrays."""
 
     def pool(self) -> Any:
+        import submitit  # noqa: F401  # before anything is prepared for jobs
+
         from kvx.run.pools.slurm import Slurm
 
         return Slurm(**self.settings)

@@ -1,5 +1,6 @@
 """How a command can end early. `kvx.cli.command` turns each into one line and an exit code."""
 
+import importlib.util
 import os
 import sys
 import traceback
@@ -15,6 +16,28 @@ class UserError(Exception):
 
 class ArgumentError(UserError, ValueError):
     """A wrong argument of a function that users of the library call."""
+
+
+EXTRAS = {  # what an extra of kvx installs, by the name that is imported
+    "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve",
+    "openai": "openai", "aiolimiter": "openai", "tenacity": "openai", "dotenv": "openai",
+    "submitit": "slurm", "xgboost": "guard",
+}  # fmt: skip
+
+
+def of_extra(error: BaseException) -> str | None:
+    """How to install what is missing, in one line; None if no extra of kvx has it."""
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or name not in EXTRAS:
+        return None
+    return f"{name} is not installed; pip install 'kvx[{EXTRAS[name]}]'"
+
+
+def require(*names: str) -> None:
+    """Raises `ModuleNotFoundError` for the first that is not installed; imports none of them."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 class RunFailedError(Exception):

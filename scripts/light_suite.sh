@@ -32,7 +32,9 @@ import re, sys, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 heavy, with_torch = sys.argv[1:]
 tools = [r for r in project["optional-dependencies"]["dev"] if re.match("pytest|hypothesis", r)]
-needed = [r for r in project["dependencies"] if with_torch or not re.match(heavy, r)]
+extras = project["optional-dependencies"]
+ours = [r for name, listed in extras.items() if name not in ("dev", "all") for r in listed]
+needed = [r for r in project["dependencies"] + ours if with_torch or not re.match(heavy, r)]
 extra = [] if with_torch else ["fire==0.6.0"]  # what kvpress needs of it
 print("\n".join([*needed, *tools, *extra]))
 PYTHON

@@ -17,7 +17,7 @@ from kvx.config.schema import (
 )
 from kvx.data import binning
 from kvx.data.chat import RESERVED
-from kvx.errors import UserError
+from kvx.errors import UserError, require
 from kvx.guard.controllers import base as controllers
 
 
@@ -33,6 +33,8 @@ def check(config: Config, points: bool = True) -> None:
     controllers.check(config.controller)
     check_name("controller.name", config.controller.name)
     _check_measure(config)
+    if points and isinstance(config.engine, OpenAIConfig):
+        require("openai", "aiolimiter", "tenacity")
     _check_devices(config.model)
 
 

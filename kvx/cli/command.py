@@ -33,7 +33,7 @@ from kvx.config.folders import conf_dir
 from kvx.config.messages import explain, of_reading, of_yaml
 from kvx.config.overrides import parse
 from kvx.config.schema import Config, register, shared_store
-from kvx.errors import RunFailedError, Submitted, UserError
+from kvx.errors import RunFailedError, Submitted, UserError, of_extra
 
 Work = Callable[..., Any]  # of a list of configurations, or of one where the stage aggregates
 
@@ -211,6 +211,8 @@ def describe(error: BaseException) -> tuple[int | None, str]:
             return error.exit_code, str(error)
         case CompactHydraException() | OmegaConfBaseException() | HydraException():
             return 2, explain(error)
+        case ModuleNotFoundError() if (line := of_extra(error)) is not None:
+            return 2, line
         case Exception() if (line := of_yaml(error)) is not None:
             return 2, line
         case ValueError() if traceback.extract_tb(error.__traceback__)[-1].name == "update":

@@ -9,8 +9,6 @@ import logging
 import os
 from pathlib import Path
 
-from dotenv import dotenv_values
-
 log = logging.getLogger(__name__)
 BASE_URL, MODEL_NAME, API_KEY = "OPENAI_BASE_URL", "KVX_MODEL_NAME", "OPENAI_API_KEY"
 # the same by another name; the first that is there holds
@@ -26,6 +24,10 @@ def read(name: str) -> str | None:
     found = next((value for n in names if (value := _clean(os.environ.get(n)))), None)
     if found is not None:
         return found
+    if not FILE.is_file():
+        return None
+    from dotenv import dotenv_values
+
     file = dotenv_values(FILE)
     found = next((value for n in names if (value := _clean(file.get(n)))), None)
     old = OLD.get(name)

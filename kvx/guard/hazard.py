@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xgboost as xgb
 from numpy.typing import ArrayLike, NDArray
 
 from kvx.config.train import TrainConfig
@@ -20,6 +19,9 @@ from kvx.identity import hazard_files
 from kvx.identity.hazard_files import CARD as CARD
 from kvx.identity.hazard_files import DEFAULT as DEFAULT
 from kvx.identity.hazard_files import MODEL as MODEL
+
+if TYPE_CHECKING:
+    import xgboost as xgb
 
 FORMAT = 1
 # operating points, and the share of sound generations that may raise an alarm
@@ -57,7 +59,7 @@ class FitSettings:
 class HazardModel:
     """A fitted model with its card; `card["features"]["names"]` is the order of its columns."""
 
-    booster: xgb.Booster
+    booster: "xgb.Booster"
     card: dict[str, Any]
 
     @property
@@ -113,6 +115,8 @@ class HazardModel:
             )
         if features is not None and list(features) != card["features"]["names"]:
             raise UserError(f"{folder / CARD}: {_difference(card['features']['names'], features)}")
+        import xgboost as xgb
+
         booster = xgb.Booster({"nthread": 1})
         try:
             booster.load_model(bytearray(raw))
@@ -154,6 +158,8 @@ def fit(
         "colsample_bytree": settings.colsample_bytree, "seed": settings.seed,
         "min_child_weight": settings.min_child_weight, "nthread": settings.threads,
     }  # fmt: skip
+    import xgboost as xgb
+
     booster = xgb.train(
         parameters, learnt, settings.rounds, evals=[(watched, "validation")],
         early_stopping_rounds=settings.patience, verbose_eval=False,
@@ -188,10 +194,12 @@ def threshold_at(scores: ArrayLike, rate: float) -> float:
     return float(np.nextafter(highest[allowed], np.float32(np.inf)))
 
 
-def _matrix(examples: Examples, of_positives: float, settings: FitSettings) -> xgb.DMatrix:
+def _matrix(examples: Examples, of_positives: float, settings: FitSettings) -> "xgb.DMatrix":
     weight = np.where(examples.positive, of_positives, 1.0)
     if examples.weight is not None:
         weight = weight * examples.weight
+    import xgboost as xgb
+
     return xgb.DMatrix(
         examples.features, label=examples.positive, weight=weight, nthread=settings.threads
     )

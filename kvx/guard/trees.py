@@ -7,11 +7,13 @@ share.
 
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xgboost as xgb
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import xgboost as xgb
 
 Floats = NDArray[np.float32]
 
@@ -26,7 +28,7 @@ class Trees:
     many steps as the deepest has. Source of the fields: XGBoost's "JSON schema of models".
     """
 
-    def __init__(self, booster: xgb.Booster) -> None:
+    def __init__(self, booster: "xgb.Booster") -> None:
         learner = json.loads(booster.save_raw("json"))["learner"]
         trees = learner["gradient_booster"]["model"]["trees"]
         sizes = [len(tree["left_children"]) for tree in trees]
