@@ -17,9 +17,9 @@ import torch
 from bench_sweep import BUDGETS, build_work, run_kvpress, run_kvx, timed
 
 from kvx.engines.base import PointWork
+from kvx.engines.kvpress.account import RowCost
 from kvx.engines.kvpress.measure import entry_bytes
 from kvx.engines.kvpress.model import load
-from kvx.engines.kvpress.schedule import RowCost
 
 
 def first(work: list[PointWork], n: int) -> list[PointWork]:

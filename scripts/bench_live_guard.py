@@ -22,6 +22,7 @@ from kvx.cli.command import compose
 from kvx.data.frozen_examples import load_examples
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress import batch
+from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.guarded import LiveGuard
 from kvx.engines.kvpress.sequence import Action, Row
@@ -90,7 +91,7 @@ def timed_steps(engine: KVPressEngine, item: PointWork, rows: int) -> list[float
     """Seconds of the steps at which all rows were running."""
     found: list[float] = []
     Timed.spent.clear()
-    step = batch.Decoder.step
+    step = Decoder.step
 
     def watched(self: Any) -> list[Row]:
         full = len(self.rows) == rows
@@ -102,12 +103,12 @@ def timed_steps(engine: KVPressEngine, item: PointWork, rows: int) -> list[float
             del Timed.spent[before:]
         return finished
 
-    batch.Decoder.step = watched  # type: ignore[method-assign]
+    Decoder.step = watched  # type: ignore[method-assign]
     try:
         for _ in engine.generate([item]):
             pass
     finally:
-        batch.Decoder.step = step  # type: ignore[method-assign]
+        Decoder.step = step  # type: ignore[method-assign]
     del Timed.spent[: max(0, len(Timed.spent) - len(found))]
     return found
 

@@ -73,7 +73,7 @@ def by_engine(engine: KVPressEngine, work: PointWork) -> tuple[float, Times]:
     """Start and token times of the engine's own batch."""
     loaded = dataclasses.replace(engine.loaded, stop_ids=frozenset())
     arrivals = Arrivals()
-    batch = Batch(loaded, work.point.config, *engine.limits())
+    batch = Batch(loaded, work.point.config, engine.account())
     batch.observers.append(arrivals)
     start = time.perf_counter()
     assert len(list(batch.run([work]))) == len(work.requests)

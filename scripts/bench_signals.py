@@ -51,7 +51,7 @@ class Clock(StepObserver):
 def timed(engine: KVPressEngine, work: list[PointWork], signals: Signals) -> tuple[float, float]:
     """Seconds until the first tokens, and per step."""
     config = dataclasses.replace(work[0].point.config, signals=signals)
-    batch = Batch(engine.loaded, config, *engine.limits())
+    batch = Batch(engine.loaded, config, engine.account())
     clock = Clock()
     batch.observers.append(clock)
     start = time.perf_counter()

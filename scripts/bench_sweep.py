@@ -34,11 +34,11 @@ from kvx.data.frozen_examples import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.base import PointWork, Response
+from kvx.engines.kvpress.account import Account, RowCost
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.measure import PeakMemory, entry_bytes, synchronize
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_device
 from kvx.engines.kvpress.press import PointPress
-from kvx.engines.kvpress.schedule import RowCost
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 
@@ -129,7 +129,7 @@ def run_kvpress(loaded: LoadedModel, work: list[PointWork], new_tokens: int) -> 
 
 def run_kvx(loaded: LoadedModel, work: list[PointWork], cost: RowCost) -> dict[str, Any]:
     answers = {}
-    for item in Batch(loaded, work[0].point.config, cost, cap_bytes=2**40).run(work):
+    for item in Batch(loaded, work[0].point.config, Account(cost, 2**40)).run(work):
         assert isinstance(item, Response), item
         assert item.error_type is None, item.error_message
         answers[item.request.id] = item.token_ids

@@ -16,16 +16,17 @@ from kvx.cli.command import compose
 from kvx.config.folders import conf_dir
 from kvx.config.schema import SHARING
 from kvx.engines.base import PointWork, Response, Trace
-from kvx.engines.kvpress import batch, schedule
+from kvx.engines.kvpress import batch, forward
+from kvx.engines.kvpress.account import Account, RowCost
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.chunks import chunks
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.lengths import group_by_length, padded
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.memory import free_bytes
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.schedule import RowCost, chunks
 from kvx.engines.kvpress.sequence import StepObserver
 from kvx.engines.kvpress.shared_scores import remember_average_rope
 from kvx.errors import UserError
@@ -126,7 +127,7 @@ class Held(StepObserver):
     held: list[int]
 
     def on_step(self, rows: Sequence[Any], logits: Any, tokens: Any) -> Sequence[Any]:
-        self.held.append(self.batch.decoder.bytes)
+        self.held.append(self.batch.scheduler.decoder.bytes)
         return ()
 
 
@@ -138,7 +139,7 @@ def test_caches_stay_below_the_cap_and_rows_wait(tmp_path: Path) -> None:
     largest = max(cost.of(item.point, r) for item in work for r, _ in item.requests)
     for cap in (largest, 3 * largest):
         held = []
-        running = Batch(loaded, work[0].point.config, cost, cap)
+        running = Batch(loaded, work[0].point.config, Account(cost, cap))
         running.observers.append(Held(running, held))
         found = {}
         for item in running.run(work):
@@ -239,7 +240,7 @@ def test_a_time_limit_is_for_one_request_alone(tmp_path: Path) -> None:
             return ()
 
     loaded = KVPressEngine(work[0].point.config).loaded
-    running = Batch(loaded, work[0].point.config, RowCost(1024, 0), 2**40)
+    running = Batch(loaded, work[0].point.config, Account(RowCost(1024, 0), 2**40))
     running.observers.append(Widths())
     assert len(list(running.run(work))) == len(widths) == 12
     assert set(widths) == {1}
@@ -250,7 +251,7 @@ def test_a_long_question_is_taken_in_several_passes(
 ) -> None:
     work = points(tmp_path, ["snapkv", "streaming"], n=3)
     whole = tokens(work)
-    monkeypatch.setattr(schedule, "QUESTION_TOKENS", 8)  # of all rows together
+    monkeypatch.setattr(forward, "QUESTION_TOKENS", 8)  # of all rows together
     assert tokens(work) == whole
 
 
@@ -358,10 +359,10 @@ def test_prompts_are_cut_into_as_few_prefills_as_the_cap_allows(tmp_path: Path) 
     example = work[0].requests[0][1]
     cost = RowCost(entry_bytes=1, logits_bytes=0)
     sizes = [cost.of(r.point, r) for r in requests]
-    (whole,) = chunks(example, requests, cost, sum(sizes))
+    (whole,) = chunks(example, requests, Account(cost, sum(sizes)))
     assert len(whole.requests) == len(requests)
     assert whole.bytes == sum(sizes)
-    several = chunks(example, requests, cost, max(sizes))
+    several = chunks(example, requests, Account(cost, max(sizes)))
     assert len(several) > 1
     assert all(chunk.bytes <= max(sizes) for chunk in several)
     assert sum(len(chunk.requests) for chunk in several) == len(requests)

@@ -35,7 +35,6 @@ SYMMETRIC = {
 }  # fmt: skip
 # two jobs under one name; new ones are refused
 TWINS = {
-    "admission": {"kvx.serve.admission", "kvx.engines.kvpress.admission"},
     "certify": {"kvx.certify", "kvx.stats.certify"},
     "data": {"kvx.data", "kvx.train.data"},
 }

@@ -1,27 +1,14 @@
-"""Which requests a controller follows, and what their caches may come to."""
+"""Which requests a controller follows."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
-
-from kvx.config.guard import Shadow
 from kvx.config.identity import is_guarded
-from kvx.config.schema import Config
-from kvx.engines.kvpress.schedule import RowCost
 from kvx.errors import UserError
 from kvx.guard.live_checks import check_possible, unguarded
-from kvx.points import Point, Request
+from kvx.points import Point
 from kvx.serve.api_errors import invalid
 
 NONE = "none"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Bytes: `total` must be free for a request to begin; `prompt` is its prompt's full cache."""
-
-    total: int
-    prompt: int = 0
 
 
 def with_controller(point: Point, asked: str | None, n_tokens: int) -> Point:
@@ -48,20 +35,3 @@ def with_controller(point: Point, asked: str | None, n_tokens: int) -> Point:
             f'{error}; or ask for "controller": "{NONE}"', "kvx.controller", "controller_not_served"
         ) from None
     return point
-
-
-def cost_of(cost: RowCost, request: Request, device: torch.device) -> Cost:
-    """What a request's caches take at most.
-
-    A guarded row may be given its whole prompt beside the compressed one that it then leaves, as it
-    is compared with a full cache at its start; on a CPU the shadow is memory of the same kind.
-    """
-    point = request.point
-    if not point.guarded:
-        return Cost(cost.of(point, request))
-    config: Config = point.config
-    plain = replace(point, config=unguarded(config))
-    prompt = request.entry.compressed_tokens * cost.entry_bytes
-    shadow = config.guard.shadow is Shadow.host and device.type != "cuda"
-    both = cost.of(point, request) + cost.of(plain, Request(plain, request.entry))
-    return Cost(both + (prompt if shadow else 0), prompt)

@@ -2,13 +2,20 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from kvx.config.guard import StreamPolicy
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
+from kvx.engines.kvpress.admission import Submission
+from kvx.engines.kvpress.guarded import live_policy
+from kvx.engines.kvpress.model import resolve_attention
+from kvx.engines.kvpress.press import PointPress, runs_alone
+from kvx.engines.kvpress.scheduler import Task
 from kvx.engines.kvpress.sequence import Row
 from kvx.guard.events import Guarded
+from kvx.guard.live import SequenceGuard
 from kvx.points import Request
 from kvx.serve.api_errors import ApiError
 from kvx.serve.transcript import Piece, Restart, Transcript
@@ -31,12 +38,12 @@ Event = Piece | Restart | Done | ApiError
 
 
 @dataclass(eq=False)
-class Job:
+class Job(Task):
     """What is to be generated, and how far it is.
 
-    `row` is there from the prefill on. `deliver` takes events in the event loop of the server.
-    `promised`: whether the server's certificate covers the request; None if it has none. `note`:
-    why it does not have the server's budget; None if it has.
+    `deliver` takes events in the event loop of the server. `promised`: whether the server's
+    certificate covers the request; None if it has none. `note`: why it does not have the server's
+    budget; None if it has.
     """
 
     request: Request
@@ -45,7 +52,6 @@ class Job:
     transcript: Transcript
     deliver: Callable[[Event], None]
     bytes: int  # of its cache, at most
-    prompt_bytes: int = 0  # of its prompt's full cache, if a guard may give it that
     streams: bool = False
     logprobs: int | None = None
     ignore_stop: bool = False
@@ -53,7 +59,6 @@ class Job:
     note: str | None = None
     row: Row | None = None
     n_before: int = 0  # tokens that it had said when it was begun again
-    host_bytes: int = 0  # of its guard's shadow
     cancelled: bool = False
     created: float = field(default_factory=time.perf_counter)  # seconds on that clock
 
@@ -93,7 +98,59 @@ class Job:
         row.guard.floor = max(row.guard.floor, self.transcript.shown_tokens - self.n_before)
         return said
 
-    def rewind(self) -> None:
+    def submission(self) -> Submission:
+        """Its first attempt, or what is left of its answer after one that failed.
+
+        A row without a guard goes on with the tokens it has; all but the last are then in its
+        cache. With a guard it gets a new row, whose prompt includes what was said before.
+        """
+        point, parts, row = self.request.point, self.parts, self.row
+        config, n = point.config, len(parts.compressed_ids)
+        guard = None
+        said = [] if row is None else row.tokens[:-1]
+        if self.guarded:
+            policy = live_policy(config.controller, config.guard)
+            share = point.kept_share(n)
+            guard = partial(SequenceGuard, policy, config.guard, share, str(self.seed))
+            said = self.said_ids
+        left = config.decoding.max_new_tokens - len(said)
+        return Submission(
+            replace(parts, rest_ids=[*parts.rest_ids, *said]),
+            PointPress(point, n),
+            config.press.name,
+            point.kept_tokens(n),
+            left,
+            self.seed,
+            self.request,
+            replace(config.decoding, max_new_tokens=left),
+            self.ignore_stop,
+            watched=self.guarded,
+            probed=self.guarded,
+            guard=guard,
+            row=None if self.guarded else row,
+            alone=runs_alone(point) and not self.guarded,
+            attention=resolve_attention(config),
+        )
+
+    def begin(self, row: Row) -> None:
+        before, self.row = self.row, row
+        if before is None or before is row:
+            return
+        row.started = before.started
+        if self.said_ids:  # it goes on; else it begins as if nothing had been
+            row.generator = before.generator
+
+    @property
+    def complete(self) -> bool:
+        """Whether its last token had been heard when a step failed."""
+        row = self.row
+        return (
+            row is not None
+            and row.finish_reason is not None
+            and self.transcript.n_tokens == self.n_tokens
+        )
+
+    def again(self) -> None:
         """Make ready to go on after a failed step: forget what it chose and had not said.
 
         With a guard, that is what was not shown: what was becomes part of the prompt of a new row.

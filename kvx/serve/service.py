@@ -24,7 +24,7 @@ from kvx.engines.kvpress.press_check import check_on_model
 from kvx.errors import UserError
 from kvx.points import Point, Request
 from kvx.serve.api_errors import ApiError, invalid
-from kvx.serve.guarding import cost_of, with_controller
+from kvx.serve.guarding import with_controller
 from kvx.serve.jobs import Done, Event, Job
 from kvx.serve.loop import DecodeLoop
 from kvx.serve.presses import Presses
@@ -87,16 +87,14 @@ class Service:
         check_on_model(self.point, model)
         if is_guarded(config):
             live_policy(config.controller, config.guard)  # reads the hazard model, if there is one
-        self.cost, self.cap_bytes = engine.limits()
+        self.account = engine.account()
         limits = [max_context_tokens(config.model), config.serve.max_context or math.inf]
         self.max_context = int(min(limits))
         n_ids: int = model.get_input_embeddings().weight.shape[0]
         self.splitter = PromptSplitter(self.loaded.tokenizer, config, n_ids)
         self.tokenizer = copy.deepcopy(self.loaded.tokenizer)  # for the event loop
         self.metrics = Metrics()
-        self.loop = DecodeLoop(
-            self.loaded, config, self.cost.logits_bytes, self.cap_bytes, self.metrics, self._send
-        )
+        self.loop = DecodeLoop(self.loaded, config, self.account, self.metrics, self._send)
         self._register_gauges()
         self._preparing = 0
         self._ended: deque[float] = deque(maxlen=RECENT)
@@ -182,12 +180,12 @@ class Service:
             config = full_cache(config)
         point = with_controller(replace(self.point, config=config), asked.kvx.controller, n)
         request = Request(point, Entry("", 0, n, parts.n_tokens, n, "", ""))
-        cost = cost_of(self.cost, request, self.loaded.device)
-        if cost.total > self.cap_bytes:
+        needed, cap = self.account.needed([request], point.guarded), self.account.cap_bytes
+        if needed > cap:
             smaller = "controller none" if point.guarded else "a smaller budget"
             raise invalid(
-                f"this request needs {cost.total / 2**30:.2f} GiB of KV cache, the server has "
-                f"{self.cap_bytes / 2**30:.2f} GiB; ask for fewer max_tokens or {smaller}",
+                f"this request needs {needed / 2**30:.2f} GiB of KV cache, the server has "
+                f"{cap / 2**30:.2f} GiB; ask for fewer max_tokens or {smaller}",
                 "max_tokens",
                 "kv_cache_exceeded",
             )
@@ -201,8 +199,7 @@ class Service:
                 point.guarded,
             ),
             ticket.deliver,
-            cost.total,
-            cost.prompt,
+            needed,
             bool(asked.stream),
             logprobs=asked.logprobs_asked,
             ignore_stop=asked.ignore_eos,
@@ -249,12 +246,12 @@ class Service:
             job.deliver(event)
 
     def _register_gauges(self) -> None:
-        gauge, loop = self.metrics.gauge, self.loop
+        gauge, loop, cap = self.metrics.gauge, self.loop, self.account.cap_bytes
         gauge("kvx_running_rows", "Requests being decoded", lambda: loop.load.running)
         gauge("kvx_waiting_requests", "Requests that wait for a row", lambda: loop.load.waiting)
         gauge("kvx_kv_cache_bytes", "Held by running rows", lambda: loop.load.cache_bytes)
         gauge("kvx_guard_host_bytes", "In guards' shadows", lambda: loop.load.host_bytes)
-        gauge("kvx_kv_cache_cap_bytes", "What rows may hold together", lambda: self.cap_bytes)
+        gauge("kvx_kv_cache_cap_bytes", "What rows may hold together", lambda: cap)
 
 
 def _no_manifest(config: Config) -> Manifest:

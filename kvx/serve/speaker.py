@@ -20,7 +20,6 @@ class Speaker(StepObserver):
     """The observer that turns tokens into text and log-probabilities, and sees stop strings."""
 
     def __init__(self) -> None:
-        self.jobs: dict[int, Job] = {}  # running, by id of their row
         self._heard: dict[int, Job] = {}  # chose a token since `said` was last asked
 
     def said(self) -> list[tuple[Job, Piece | Restart]]:
@@ -30,8 +29,7 @@ class Speaker(StepObserver):
 
     def forget(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self.jobs.pop(id(job.row), None)
-            self._heard.pop(id(job.row), None)
+            self._heard.pop(id(job), None)
 
     def on_step(
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
@@ -39,8 +37,8 @@ class Speaker(StepObserver):
         scored = self._scores(rows, logits, tokens)
         actions: list[Action] = []
         for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            job = self.jobs[id(row)]
-            self._heard[id(row)] = job
+            job: Job = row.owner
+            self._heard[id(job)] = job
             try:
                 job.transcript.push(token, scored.get(index, ()))
             except Exception:  # this row's answer; the others go on
@@ -52,7 +50,7 @@ class Speaker(StepObserver):
         return actions
 
     def on_rebuilt(self, row: Row, logits: torch.Tensor | None) -> Sequence[Action]:
-        job = self.jobs[id(row)]
+        job: Job = row.owner
         job.transcript.rewind(job.n_tokens)
         return ()
 
@@ -60,9 +58,7 @@ class Speaker(StepObserver):
         self, rows: Sequence[Row], logits: torch.Tensor, tokens: torch.Tensor
     ) -> dict[int, tuple[ScoredToken, ...]]:
         """By index, for the rows that ask for log-probabilities."""
-        wanted = {
-            i: n for i, row in enumerate(rows) if (n := self.jobs[id(row)].logprobs) is not None
-        }
+        wanted = {i: n for i, row in enumerate(rows) if (n := row.owner.logprobs) is not None}
         if not wanted:
             return {}
         indices = list(wanted)

@@ -5,6 +5,7 @@ Prefill, question and probe are here for every way in: a run, a server, the guar
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,6 +34,9 @@ class Submission:
     A `watched` sequence records the score mass that its press drops; a `probed` one is compared
     with the full cache before its first token. `guard` and `until` make a new object for every
     attempt. `row` is a running sequence to go on with: its tokens are part of the prompt's rest.
+    One that is `alone` runs inside its press's own context, for presses that change the forward
+    pass; one `in_transformers` is decoded by transformers, with its cache. `attention` is the
+    implementation that the prefill needs, where it matters. The row's `owner` is who wants it.
     """
 
     parts: PromptParts
@@ -49,12 +53,16 @@ class Submission:
     guard: Callable[[], SequenceGuard] | None = None
     until: Callable[[], StopWatch] | None = None
     row: Row | None = None
+    alone: bool = False
+    in_transformers: bool = False
+    attention: str | None = None
+    owner: Any = None
 
     def begin(self) -> Row:
         """The row with the compressed part of its prompt in the cache and nothing else."""
         n = len(self.parts.compressed_ids)
         if self.row is not None:
-            self.row.position, self.row.packed = n, 0
+            self.row.position, self.row.packed, self.row.owner = n, 0, self.owner
             return self.row
         return Row(
             self.request,
@@ -65,6 +73,7 @@ class Submission:
             until=None if self.until is None else self.until(),
             opens_reasoning=self.parts.opens_reasoning,
             guard=None if self.guard is None else self.guard(),
+            owner=self.owner,
         )
 
 
@@ -86,14 +95,15 @@ class Admission:
 
 
 @torch.inference_mode()
-def admit(loaded: LoadedModel, group: Sequence[Submission], alone: bool = False) -> Admission:
+def admit(loaded: LoadedModel, group: Sequence[Submission]) -> Admission:
     """Prefill a `group` of sequences with the same prompt in one forward pass.
 
-    `alone` runs the only sequence inside its press's own context, for presses that change the
-    forward pass. A press that fails, or a cache that contradicts its budget, refuses its own
-    sequence; other exceptions are the group's.
+    A press that fails, or a cache that contradicts its budget, refuses its own sequence; other
+    exceptions are the group's.
     """
-    parts, max_new_tokens = group[0].parts, group[0].max_new_tokens
+    parts, max_new_tokens, alone = group[0].parts, group[0].max_new_tokens, group[0].alone
+    if group[0].attention is not None:
+        loaded.set_attention(group[0].attention)
     ids, rest, n = parts.compressed_ids, parts.rest_ids, len(parts.compressed_ids)
     rows = [asked.begin() for asked in group]
     shadow = PromptShadow(loaded.device)

@@ -11,6 +11,7 @@ from kvx.config.schema import Config
 from kvx.data.tokenizer import model_hash
 from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
 from kvx.engines.kvpress import latency
+from kvx.engines.kvpress.account import Account, RowCost
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.guarded import renew_hazard_models
@@ -18,7 +19,6 @@ from kvx.engines.kvpress.measure import entry_bytes
 from kvx.engines.kvpress.memory import free_for_caches
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
 from kvx.engines.kvpress.press_check import check_on_model, check_press
-from kvx.engines.kvpress.schedule import RowCost, check_fits
 from kvx.engines.kvpress.telling import told
 from kvx.points import Point, Request
 
@@ -56,13 +56,13 @@ class KVPressEngine:
             self.loaded.set_attention(resolve_attention(point.config))
         if self.config.engine.max_cache_gib is None:
             return  # rows that are larger than what is free run one at a time
-        cost, cap = self._cost(), self._cap_bytes()
+        account = self.account()
         for point in points:
             longest = max(point.manifest.entries, key=lambda e: e.prompt_tokens)
-            check_fits(Request(point, longest), cost, cap)
+            account.check(Request(point, longest))
 
     def generate(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
-        cost, cap = self._cost(), self._cap_bytes()
+        account = self.account()
         if (obstacle := ragged_obstacle(self.loaded.model)) is not None:
             log.warning(
                 "run: %s has %s: requests run one at a time", self.config.model.name, obstacle
@@ -71,20 +71,19 @@ class KVPressEngine:
             config, date = items[0].point.config, items[0].point.manifest.date
             self.loaded.set_attention(resolve_attention(config))
             with told(self.loaded.model):
-                yield from Batch(self.loaded, config, cost, cap, date=date).run(items)
+                yield from Batch(self.loaded, config, account, date=date).run(items)
 
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
-        yield from latency.measure(self.loaded, work, self._cost(), self._cap_bytes())
+        yield from latency.measure(self.loaded, work, self.account())
 
-    def limits(self) -> tuple[RowCost, int]:
+    def account(self) -> Account:
         """What rows cost, and the bytes that all caches together may take."""
-        return self._cost(), self._cap_bytes()
-
-    def _cost(self) -> RowCost:
         model = self.loaded.model
         vocabulary: int = model.config.get_text_config().vocab_size
         full = ragged_obstacle(model) is not None
-        return RowCost(entry_bytes(model), 4 * LOGITS_COPIES * vocabulary, full)
+        cost = RowCost(entry_bytes(model), 4 * LOGITS_COPIES * vocabulary, full)
+        # on CUDA, shadows lie in the host's memory
+        return Account(cost, self._cap_bytes(), shadows=self.loaded.device.type != "cuda")
 
     def _cap_bytes(self) -> int:
         asked = self.config.engine.max_cache_gib

@@ -8,8 +8,16 @@ import torch
 from kvx.engines.kvpress.attention import ragged
 from kvx.engines.kvpress.cache import Bucket, RaggedCache
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.schedule import question_tokens
 from kvx.engines.kvpress.sequence import Row
+
+# a pass over the question takes at most so many tokens of all rows together, and so many pairs of
+# one of them and an entry it sees: more are taken in several passes
+QUESTION_TOKENS, QUESTION_PAIRS = 2**12, 2**24
+
+
+def question_tokens(rows: int, entries: int) -> int:
+    """How many tokens of the question each of `rows` rows with `entries` may take at once."""
+    return max(1, min(QUESTION_TOKENS // rows, QUESTION_PAIRS // (rows * entries)))
 
 
 def forward(

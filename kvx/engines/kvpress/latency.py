@@ -17,11 +17,12 @@ from kvx.engines.base import (
     Timing,
     interleaved,
 )
+from kvx.engines.kvpress.account import Account
 from kvx.engines.kvpress.batch import Batch
+from kvx.engines.kvpress.chunks import Chunk
 from kvx.engines.kvpress.machine_load import OthersLoad, gpu_others
 from kvx.engines.kvpress.measure import PeakMemory, synchronize
 from kvx.engines.kvpress.model import LoadedModel, resolve_attention
-from kvx.engines.kvpress.schedule import Chunk, RowCost
 from kvx.engines.kvpress.sequence import Action, StepObserver
 from kvx.points import Request
 
@@ -62,46 +63,39 @@ class Clock(StepObserver):
 
 
 def measure(
-    loaded: LoadedModel, work: Sequence[LatencyWork], cost: RowCost, cap_bytes: int
+    loaded: LoadedModel, work: Sequence[LatencyWork], account: Account
 ) -> Iterator[Measurement | PointFailed]:
     """Every request of all points in turn, after each point's warm-up."""
     work = [item for item in work if item.requests]
     for item in work:
         for request, example, _ in item.requests[:1] * item.point.config.latency.warmup:
             ACTIVITY.say(f"warming up {item.point.id}")
-            _alone(loaded, request, example, 0, cost, cap_bytes)
+            _alone(loaded, request, example, 0, account)
     failed: set[Path] = set()
     for item, (request, example, repeat) in interleaved(work):
         if item.point.dir in failed:
             continue
         ACTIVITY.say(f"measuring {item.point.id}, {request.entry.prompt_tokens:,} prompt tokens")
-        measured = _alone(loaded, request, example, repeat, cost, cap_bytes)
+        measured = _alone(loaded, request, example, repeat, account)
         if isinstance(measured, PointFailed):
             failed.add(item.point.dir)
         yield measured
 
 
 def _alone(
-    loaded: LoadedModel,
-    request: Request,
-    example: Example,
-    repeat: int,
-    cost: RowCost,
-    cap_bytes: int,
+    loaded: LoadedModel, request: Request, example: Example, repeat: int, account: Account
 ) -> Measurement | PointFailed:
     loaded.set_attention(resolve_attention(request.point.config))
     neighbours = gpu_others(loaded.device)
     memory = PeakMemory(*loaded.devices)
     clock = Clock(*loaded.devices)
     point = request.point
-    batch = Batch(loaded, point.config, cost, cap_bytes, clock, point.manifest.date)
-    chunk = Chunk(example, (request,), cost.of(point, request), alone=True)
+    batch = Batch(loaded, point.config, account, clock, point.manifest.date)
+    batch.submit(Chunk(example, (request,), account.needed([request], False), alone=True))
     batch.parts(example)  # remembered
     others = OthersLoad()
     clock.begin()
-    items: list[Response | PointFailed] = list(batch.start(chunk))
-    while batch.decoder.rows:
-        items += batch.go_on()
+    items: list[Response | PointFailed] = list(batch.drain())
     others_cpu_share = others.cpu_share()
     (item,) = items
     if isinstance(item, PointFailed):

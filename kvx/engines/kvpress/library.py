@@ -12,10 +12,9 @@ from transformers import DynamicCache, PreTrainedModel
 from kvx.config.controller import ControllerConfig
 from kvx.config.guard import GuardConfig, Shadow
 from kvx.data.prompt import PromptParts
-from kvx.engines.kvpress.admission import Admission, Submission, admit
+from kvx.engines.kvpress.admission import Submission
 from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.call import check_call, check_generator, prompts, vocabulary
-from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.generation import (
     OWN,
     OWN_CACHE,
@@ -34,9 +33,10 @@ from kvx.engines.kvpress.guarded import (
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
 from kvx.engines.kvpress.press_object import object_press
+from kvx.engines.kvpress.scheduler import Refused, Scheduler, Task
 from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.shadow import FULL
-from kvx.errors import ArgumentError, UserError
+from kvx.errors import ArgumentError, UserError, first_line
 from kvx.guard.controllers.base import check_live
 from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.features import FeatureState
@@ -144,47 +144,61 @@ class GuardedModel:
         loaded = self._loaded
         if (loaded.stop_ids, loaded.device) != (options.stop_ids, self.model.device):
             self._loaded = replace(loaded, stop_ids=options.stop_ids, device=self.model.device)
-        found = [
-            self._admitted(i, prompt, seed, options.decoding.max_new_tokens)
-            for i, (prompt, seed) in enumerate(zip(ids, seeds, strict=True))
+        max_new_tokens = options.decoding.max_new_tokens
+        tasks = [
+            _Prompt(self, index, prompt, seed, max_new_tokens)
+            for index, (prompt, seed) in enumerate(zip(ids, seeds, strict=True))
         ]
-        rows = [row for one in found for row in one.rows]
-        decoder = Decoder(self._loaded, options.decoding, [LiveGuard(self._loaded, StepSignals())])
-        decoder.admit(
-            [bucket for one in found for bucket in one.buckets],
-            [prefill for one in found for prefill in one.prefills],
-            torch.cat([one.logits for one in found]),
+        scheduler: Scheduler[_Prompt] = Scheduler(
+            self._loaded, options.decoding, [LiveGuard(self._loaded, StepSignals())]
         )
-        while decoder.rows:
-            decoder.step()
-        return rows
+        for task in tasks:
+            scheduler.submit([task])
+        finished: dict[int, Row] = {}
+        while not scheduler.idle:
+            for event in scheduler.step().events:
+                if isinstance(event, Refused):
+                    raise self._refusal(event)
+                finished[event.task.index] = event.row
+        return [finished[task.index] for task in tasks]
 
-    def _admitted(
-        self, index: int, ids: Sequence[int], seed: int, max_new_tokens: int
-    ) -> Admission:
-        """Prefill and compress one prompt, all of it, as kvpress does around `generate`."""
+    def submission(self, index: int, ids: Sequence[int], seed: int, new: int) -> Submission:
+        """One prompt, compressed whole, as kvpress does around `generate`."""
         nominal = self.press.nominal
-        asked = Submission(
+        return Submission(
             PromptParts(list(ids), []),
             self.press,
             type(self.press.press).__name__,
             max(1, int(len(ids) * nominal)),
-            max_new_tokens,
+            new,
             seed,
             watched=self._policy.config.needs_hazard,
             guard=partial(SequenceGuard, self._policy, self._guard, nominal, str(index)),
         )
-        found = admit(self._loaded, [asked])
-        for _, error in found.refused:
-            raise self._refusal(index, len(ids), error)
-        return found
 
-    def _refusal(self, index: int, n_tokens: int, error: Exception) -> Exception:
-        if not isinstance(error, AssertionError | ValueError):
+    def _refusal(self, refused: "Refused[_Prompt]") -> Exception:
+        error, prompt = refused.error, refused.task
+        if not (refused.by_press and isinstance(error, AssertionError | ValueError)):
             return error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         name = type(self.press.press).__name__
-        return ArgumentError(f"press={name}: refuses prompt {index} of {n_tokens} tokens: {reason}")
+        return ArgumentError(
+            f"press={name}: refuses prompt {prompt.index} of {len(prompt.ids)} tokens: "
+            f"{first_line(error)}"
+        )
+
+
+class _Prompt(Task):
+    """A prompt of a call, by its place in the batch."""
+
+    bytes = 0  # the caller's memory: nothing waits for it
+
+    def __init__(
+        self, guarded: GuardedModel, index: int, ids: Sequence[int], seed: int, new: int
+    ) -> None:
+        self.guarded, self.index, self.ids, self.seed, self.new = guarded, index, ids, seed, new
+
+    def submission(self) -> Submission:
+        return self.guarded.submission(self.index, self.ids, self.seed, self.new)
 
 
 def _check_model(model: Any) -> None:

@@ -15,13 +15,17 @@ from transformers import DynamicCache
 from kvx.config.schema import DecodingConfig
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
+from kvx.engines.kvpress.admission import Submission
 from kvx.engines.kvpress.decode import Sampler, take
 from kvx.engines.kvpress.measure import cache_bytes, cache_entries, clear_masks, masked_entries
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.parts import packs
 from kvx.engines.kvpress.prefill import told_head_size, watch
-from kvx.engines.kvpress.probe import mean_share
+from kvx.engines.kvpress.probe import mean_share, probes
+from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
+from kvx.engines.kvpress.streams import RandomStream
+from kvx.guard.trace_arrays import PROBE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,38 @@ def prefill_masked(
     return Masked(cache, out.logits[0], kv, end, share)
 
 
-def decode_masked(
+def generate_masked(
+    loaded: LoadedModel,
+    asked: Submission,
+    config: DecodingConfig,
+    observers: Sequence[StepObserver],
+) -> Row:
+    """A sequence from its prompt to its end; the finished row.
+
+    Raises `BudgetContradictedError` for a cache that holds something else than was asked.
+    """
+    parts, n = asked.parts, len(asked.parts.compressed_ids)
+    press = None if asked.press is None else asked.press.build()
+    keep, beside = PROBE_TOKENS if asked.probed else 1, None
+    if asked.probed and press is not None:
+        beside = prefill_masked(loaded, parts, None, n, keep).logits
+    with RandomStream(asked.seed, loaded.devices).drawing():
+        prompt = prefill_masked(loaded, parts, press, asked.kept_tokens, keep, asked.watched)
+    if asked.request is not None:
+        prove_budget(asked.request.point, prompt.kv)
+    row = asked.begin()
+    row.kv, row.position = prompt.kv, parts.n_tokens
+    row.pack(parts.n_tokens - prompt.position)
+    probe = None
+    if asked.probed:
+        both = torch.stack([prompt.logits if beside is None else beside, prompt.logits])
+        probe = probes(both, 0)[1]
+    first = Prefill(prompt.logits[-1], parts.n_tokens, n, probe, prompt.evicted)
+    _decode(loaded, row, prompt.cache, first, config, observers)
+    return row
+
+
+def _decode(
     loaded: LoadedModel,
     row: Row,
     cache: Any,

@@ -5,10 +5,9 @@ import time
 import torch
 
 from kvx.engines.kvpress.cache import Bucket
-from kvx.engines.kvpress.forward import extend
+from kvx.engines.kvpress.forward import extend, question_tokens
 from kvx.engines.kvpress.measure import synchronize
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.schedule import question_tokens
 from kvx.engines.kvpress.sequence import Row
 from kvx.guard.live import Change
 

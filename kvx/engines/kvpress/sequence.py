@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -60,8 +60,8 @@ class Row:
     a press `packed` away (see `pack`). `decoding` is its own
     where rows beside it are decoded otherwise; `ignore_stop` lets it go on after a stop token. With
     a `guard` it may be taken back and go on with another budget, which needs an `origin`. `until`
-    sees the stop strings of its text, where there are any. Nobody's request is `asked` where the
-    library decodes.
+    sees the stop strings of its text, where there are any. `asked` is None where the library
+    decodes. `owner` is the scheduler's task.
     """
 
     asked: Request | None
@@ -77,6 +77,7 @@ class Row:
     opens_reasoning: bool = False  # its prompt ends with an open tag
     guard: SequenceGuard | None = None
     origin: Origin | None = None
+    owner: Any = None
     started: float = field(default_factory=time.perf_counter)  # seconds on that clock
 
     def pack(self, positions: int) -> None:
