@@ -357,7 +357,7 @@ def test_a_certificate_alone_does_nothing(
     monkeypatch.chdir(tmp_path)
     given = f"certificate={certificates / 'good.json'}"
     line = refused(capfd, "model=tiny_recall", "press=snapkv", "budget=0.9", given)
-    assert "has no say over budget=0.9; add budget=certified" in line
+    assert "does not apply to budget=0.9; add budget=certified" in line
 
 
 @pytest.mark.parametrize("stage", ["run", "plan", "all"])

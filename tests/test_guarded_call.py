@@ -66,13 +66,16 @@ IDS = a_prompt(90)
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"max_new_token": 6}, "max_new_token: is no argument of generate; did you mean max_new_t"),
-        ({"token_type_ids": IDS}, "token_type_ids: is no argument of generate; leave it out"),
+        (
+            {"max_new_token": 6},
+            "max_new_token: is not an argument of generate; did you mean max_new_t",
+        ),
+        ({"token_type_ids": IDS}, "token_type_ids: is not an argument of generate; leave it out"),
         (
             {"do_sample": True, "temperature": 2},
             "temperature=2: must be a float above 0, such as 0",
         ),
-        ({"xyzzy": 1}, "xyzzy: is no argument of generate; leave it out"),
+        ({"xyzzy": 1}, "xyzzy: is not an argument of generate; leave it out"),
         ({"max_new_tokens": 0}, "max_new_tokens=0: must be a whole number of at least 1"),
         ({"max_new_tokens": "6"}, "max_new_tokens='6': must be a whole number"),
         ({"max_new_tokens": 6.0}, "max_new_tokens=6.0: must be a whole number"),

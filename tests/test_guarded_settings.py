@@ -53,11 +53,11 @@ class Wrapping(kvpress.BasePress):  # type: ignore[misc]
         (kvpress.FinchPress(0.5), "__call__ of its own"),
         (kvpress.DecodingPress(KnormPress()), "drops what was generated"),
         (kvpress.ThinKPress(0.5), "cannot be raised .*; use an evicting press such as SnapKVPress"),
-        (KnormPress, "is no kvpress press object"),
+        (KnormPress, "is not a kvpress press object"),
         (torch.nn.Sequential(torch.nn.Linear(2, 2)), r"press=\(Sequential\): is no kvpress press"),
         (kvpress.SimLayerKVPress(), "no compression_ratio"),
-        ("snapkv", "is no kvpress press object"),
-        (0.5, "is no kvpress press object"),
+        ("snapkv", "is not a kvpress press object"),
+        (0.5, "is not a kvpress press object"),
     ],
 )
 def test_a_press_that_cannot_be_guarded(model: Any, press: Any, why: str) -> None:
@@ -126,9 +126,7 @@ def test_settings_may_be_numpys_enums_and_names_of_enums(model: Any) -> None:
 
 @pytest.mark.parametrize("given", ["SmolLM", 5, None, torch.nn.Linear(2, 2)])
 def test_a_model_is_an_object_of_transformers(given: Any) -> None:
-    with pytest.raises(
-        ArgumentError, match=r"^model=\w+: is no transformers model object"
-    ) as caught:
+    with pytest.raises(ArgumentError, match=r"^model=\w+: is not a transformers model") as caught:
         guarded(given, KnormPress(0.5))
     assert "\n" not in str(caught.value)
 

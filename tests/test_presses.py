@@ -53,7 +53,7 @@ NEEDS = {
 NO_RATIO = "no budget can be set: compression ratio cannot be set for"
 REFUSED = {
     "BasePress": "has no compression_ratio, so no budget can be set",
-    "ScorerPress": "has no way to compress of its own",
+    "ScorerPress": "does not compress",
     "ComposedPress": "has the product of its presses' budgets, so none can be set",
     **dict.fromkeys(
         ("DMSPress", "DuoAttentionPress", "PerLayerCompressionPress", "SimLayerKVPress",

@@ -76,11 +76,11 @@ SAID: list[tuple[Any, str]] = [
         "kvx: give budget or budget_tokens, not both",
     ),
     ({"kvx": 0.5}, 'kvx: must be an object such as {"press": "snapkv", "budget": 0.5}'),
-    ({"tools": []}, "tools: not understood by this server; leave it away"),
+    ({"tools": []}, "tools: not understood by this server; leave it out"),
     ({"stream": True, "stream_options": 3}, "stream_options: must be an object"),
     (
         {"stream": True, "stream_options": {"usage": True}},
-        "stream_options: 'usage' is not understood by this server; leave it away",
+        "stream_options: 'usage' is not understood by this server; leave it out",
     ),
     ({"stream_options": {}}, "stream_options is for stream=true"),
     ([1], "the body must be a JSON object"),

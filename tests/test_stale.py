@@ -85,5 +85,7 @@ def test_an_edit_of_what_pairs_twins_makes_scores_and_certificates_stale(
         "2", "0", "0", "0",
     ]  # fmt: skip
     assert json.loads(path.read_text())["code"] == digest_of_tree(copied)
-    with pytest.raises(UserError, match=r"was made by other code of kvx .*run kvx\.score and kvx"):
+    with pytest.raises(
+        UserError, match=r"was made by different code of kvx .*run kvx\.score and kvx"
+    ):
         with_certified_budget(compose(*served, stage="serve"))

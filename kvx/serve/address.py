@@ -14,7 +14,7 @@ BACKLOG = 2048
 
 
 def api_key_of(serve: ServeConfig) -> str | None:
-    """Raises `UserError` if there is none and others than this machine could connect."""
+    """Raises `UserError` if there is no key and other machines could connect."""
     key = serve.api_key or os.environ.get("KVX_API_KEY") or None
     if key is None and not _is_loopback(serve.host):
         raise UserError(
@@ -26,7 +26,7 @@ def api_key_of(serve: ServeConfig) -> str | None:
 
 @contextlib.contextmanager
 def listening(serve: ServeConfig) -> Iterator[socket.socket]:
-    """The listening socket; who connects waits until the server accepts.
+    """The listening socket; clients that connect wait until the server accepts.
 
     Raises `UserError` if the address cannot be used.
     """
@@ -45,7 +45,7 @@ def listening(serve: ServeConfig) -> Iterator[socket.socket]:
 
 
 def base_url(listener: socket.socket) -> str:
-    """As a client on this machine writes it."""
+    """The URL for a client on this machine."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 

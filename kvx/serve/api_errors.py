@@ -1,4 +1,4 @@
-"""What a request can be refused for, as the API's error object."""
+"""Reasons to refuse a request, as the API's error object."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """The request cannot be right (400)."""
+    """An invalid request (400)."""
     return ApiError(400, message, param, code)
 
 

@@ -24,7 +24,7 @@ from kvx.serve.transcript import Piece, Restart
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-CLIENT_GONE = 499  # nobody reads it; for the metrics
+CLIENT_GONE = 499  # for the metrics; no client reads it
 
 
 def create_app(service: Service, api_key: str | None) -> FastAPI:
@@ -105,14 +105,14 @@ async def _answer(
                 return JSONResponse(reply_class(ticket).body(*answer))
         return Response(status_code=CLIENT_GONE)
     finally:
-        if not streams:  # a stream does it when it ends
+        if not streams:  # a stream closes its ticket itself
             ticket.close()
 
 
 async def _whole(ticket: Ticket) -> tuple[list[Piece], Done]:
     pieces: list[Piece] = []
     while not isinstance(event := await ticket.next(), Done):
-        if isinstance(event, Piece):  # nothing is taken back that was not streamed
+        if isinstance(event, Piece):  # restarts only happen in streams
             pieces.append(event)
     return pieces, event
 
@@ -137,7 +137,7 @@ async def _unless_gone(request: Request, wanted: Awaitable[T]) -> T | None:
 async def _chunks(
     ticket: Ticket, reply: Reply, event: Piece | Restart | Done
 ) -> AsyncIterator[str]:
-    """Server-sent events. After the first token an error is an event, too."""
+    """Server-sent events. After the first token an error is an event too."""
     try:
         if (opening := reply.opening()) is not None:
             yield _sse(opening)
@@ -157,7 +157,7 @@ def _sse(data: dict[str, Any]) -> str:
 
 
 class _Stream(StreamingResponse):
-    """Frees the row however the stream ends, also if it never began."""
+    """Frees the row however the stream ends, even if it never began."""
 
     def __init__(self, ticket: Ticket, chunks: AsyncIterator[str]) -> None:
         super().__init__(chunks, media_type="text/event-stream")
@@ -195,14 +195,14 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 class _AsciiResponse(JSONResponse):
-    """What a client sent is quoted in errors, and need not be encodable text."""
+    """Errors quote what a client sent, which may not be encodable text."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content).encode()
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:
-    """The first field that is wrong, and what each form it may have finds wrong with it."""
+    """The first wrong field, with the reason from every form that the field may have."""
     errors = error.errors()
     if errors[0]["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON")
@@ -213,15 +213,15 @@ def _from_validation(error: RequestValidationError) -> ApiError:
 
 
 def _reason(error: dict[str, Any]) -> str:
-    """What is wrong, in our words where pydantic's are of its own world."""
+    """What is wrong; in our words where pydantic's would not help a client."""
     where, message = error["loc"], str(error["msg"])
     match error["type"]:
         case "extra_forbidden" if where[1:2] == ("kvx",):
             return f"unknown field; there are {', '.join(Compression.model_fields)}"
         case "extra_forbidden" if len(where) > 2:
-            return f"{str(where[-1])[:100]!r} is not understood by this server; leave it away"
+            return f"{str(where[-1])[:100]!r} is not understood by this server; leave it out"
         case "extra_forbidden":
-            return "not understood by this server; leave it away"
+            return "not understood by this server; leave it out"
         case "model_type" | "model_attributes_type" if where[1:] == ("kvx",):
             return 'must be an object such as {"press": "snapkv", "budget": 0.5}'
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -232,6 +232,6 @@ def _reason(error: dict[str, Any]) -> str:
 
 
 def _field(error: dict[str, Any]) -> str | None:
-    """Its name; the forms of a union are no part of it, but `kvx` has fields of its own."""
+    """The field's name, without the forms of a union; a field below `kvx` keeps both names."""
     where = [str(part)[:100] for part in error["loc"] if part != "body"]
     return ".".join(where[:2] if where[:1] == ["kvx"] else where[:1]) or None

@@ -1,4 +1,4 @@
-"""kvx.serve budget=certified: the budget that a certificate allows, if it is of this server."""
+"""kvx.serve budget=certified: the budget of a certificate that is for this server."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ def with_certified_budget(config: Config) -> tuple[Config, Promise | None]:
     asked = config.budget.kind is BudgetKind.certified
     if not asked and config.certificate is not None:
         raise UserError(
-            f"certificate={config.certificate}: has no say over "
+            f"certificate={config.certificate}: does not apply to "
             f"budget={budget_label(config.budget)}; add budget=certified"
         )
     if not asked:
@@ -41,8 +41,8 @@ def with_certified_budget(config: Config) -> tuple[Config, Promise | None]:
         value = getattr(config.budget, field)
         if value != getattr(BudgetConfig(), field):
             raise UserError(
-                f"budget=certified: the certificate sets the budget; leave budget.{field}={value} "
-                "away"
+                f"budget=certified: the certificate sets the budget; leave out "
+                f"budget.{field}={value}"
             )
     if config.certificate is None:
         raise UserError("budget=certified: needs certificate=FILE, a JSON file of kvx.certify")
@@ -71,9 +71,9 @@ def check(found: Certificate, config: Config) -> None:
     """Raises `UserError` unless model, press, controller and kvx are those of the certificate."""
     if found.code != package_digest():
         raise UserError(
-            f"certificate={config.certificate}: was made by other code of kvx (version "
-            f"{found.kvx}, code {found.code}; this is {__version__}, {package_digest()}): what it "
-            "says is not known to hold here; run kvx.score and kvx.certify again with this kvx"
+            f"certificate={config.certificate}: was made by different code of kvx (version "
+            f"{found.kvx}, code {found.code}; this is {__version__}, {package_digest()}): it may "
+            "not hold here; run kvx.score and kvx.certify again with this kvx"
         )
     wrong = f"certificate={config.certificate}: is for"
     here = model_hash(config.model)
@@ -105,7 +105,7 @@ def check(found: Certificate, config: Config) -> None:
         target = next(t for t in sorted({*theirs, *ours}) if theirs.get(t) != ours.get(t))
         asked, here = (told({t: c[t] for t in c if t == target}) or "-" for c in (theirs, ours))
         raise UserError(
-            f"{wrong} press={name} with another code of {target} ({asked}), this has {here}; run "
+            f"{wrong} press={name} with different code of {target} ({asked}), this has {here}; run "
             "and certify this one"
         )
     _check_controller(found, config, wrong)
@@ -137,7 +137,7 @@ def _check_controller(found: Certificate, config: Config, wrong: str) -> None:
 
 
 def _settings(steering: dict[str, Any]) -> dict[str, Any]:
-    """Every setting of a controller as it is typed, those that are as by default among them."""
+    """Every setting of a controller as it is typed, including those at their default."""
     own = {**RECORD} | steering
     guard = unsaid_guard() | own.pop("guard", {})
     return {f"controller.{k}": v for k, v in own.items()} | {

@@ -14,8 +14,8 @@ NONE = "none"
 def with_controller(point: Point, asked: str | None, n_tokens: int) -> Point:
     """The point of a request for `asked` (None: the server's own) with `n_tokens` to compress.
 
-    What keeps its full cache, be it by rounding, has no controller. Raises `ApiError` for another
-    controller than the server's, and where it cannot steer the press that was asked for.
+    A request that keeps its full cache, even by rounding, has no controller. Raises `ApiError`
+    for a controller other than the server's, and for one that cannot steer the request's press.
     """
     config = point.config
     own = config.controller.name

@@ -58,7 +58,7 @@ class Job(Task):
     promised: bool | None = None
     note: str | None = None
     row: Row | None = None
-    n_before: int = 0  # tokens that it had said when it was begun again
+    n_before: int = 0  # tokens of its answer from before the latest attempt
     cancelled: bool = False
     created: float = field(default_factory=time.perf_counter)  # seconds on that clock
 
@@ -68,7 +68,7 @@ class Job(Task):
 
     @property
     def certified(self) -> bool | None:
-        """Whether the answer is as it was certified: a guard that began anew is not."""
+        """Whether the certificate covers the answer. A guard that was restarted is not covered."""
         return self.promised and not (self.guarded and self.n_before)
 
     @property
@@ -78,14 +78,14 @@ class Job(Task):
 
     @property
     def said_ids(self) -> list[int]:
-        """The tokens that it had said when it was begun again."""
+        """The tokens of its answer from before the latest attempt."""
         return self.transcript.text.token_ids[: self.n_before]
 
     def said(self) -> list[Piece | Restart]:
-        """What its reader may hear now that he has not heard yet.
+        """Text that may be sent now and was not sent before.
 
-        Of a guarded answer only what is not taken back later, unless restarts are announced; who
-        reads it whole hears nothing before its end.
+        Of a guarded answer that is only what cannot be taken back any more, unless restarts are
+        announced. An answer that is not streamed is sent at its end.
         """
         row = self.row
         if row is None or row.guard is None:
@@ -151,9 +151,9 @@ class Job(Task):
         )
 
     def again(self) -> None:
-        """Make ready to go on after a failed step: forget what it chose and had not said.
+        """Prepare to go on after a failed step: forget tokens that were chosen and not decoded.
 
-        With a guard, that is what was not shown: what was becomes part of the prompt of a new row.
+        With a guard, forget what was not sent; what was sent becomes part of a new row's prompt.
         """
         row, transcript = self.row, self.transcript
         if row is None:

@@ -163,14 +163,14 @@ class DecodeLoop(threading.Thread):
         )
 
     def _begun(self, jobs: Sequence[Job]) -> None:
-        """These are prefilled next."""
+        """Called before these are prefilled."""
         for job in jobs:
             self.metrics.queue_s.observe(time.perf_counter() - job.created)
         with self._changed:
             self._look()
 
     def _drop_unwanted(self) -> None:
-        """Take out what nobody waits for, and what a server that closes no longer answers."""
+        """Drop jobs whose client has gone, and jobs that a closing server does not answer."""
         now, closed_at = time.perf_counter(), self._closed_at
         waiting, running = self.scheduler.waiting, self.scheduler.running
         gone = [job for job in (*waiting, *running) if job.cancelled]
@@ -221,7 +221,7 @@ def _kv_of(job: Job, row: Row) -> KVUse:
 
 
 def _refusal(refused: Refused[Job]) -> ApiError:
-    """What a client hears of an exception while its own request was worked on."""
+    """What a client is told of an exception in its own request."""
     error, reason = refused.error, first_line(refused.error)
     if isinstance(error, BudgetContradictedError):
         return ApiError(422, reason, "kvx.budget", "budget_contradicted")

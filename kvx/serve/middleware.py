@@ -11,12 +11,12 @@ from kvx.serve.api_errors import ApiError
 from kvx.serve.prometheus import Metrics
 
 OPEN_PATHS = ("/health",)
-BODY_PAUSE_S = 30.0  # a client that sends nothing for so long is given up
+BODY_PAUSE_S = 30.0  # a client that sends nothing for this long is given up
 COUNTED = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics")
 
 
 class Gate:
-    """Answers what may not pass itself; hands the whole body on in one piece."""
+    """Answers requests that may not pass; hands the whole body on in one piece."""
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, api_key: str | None, max_request_bytes: int
@@ -50,7 +50,7 @@ class Gate:
             return  # the client has gone
         try:
             await self.app(scope, _replay(body, receive), counted)
-        except Exception:  # a bug: who called us answers it
+        except Exception:  # a bug: the caller answers it
             if not begun:
                 self.metrics.requests.labels(path, "500").inc()
             raise
@@ -86,7 +86,7 @@ class Gate:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """`receive` for the application: the body, then what really comes (the client's leaving)."""
+    """`receive` for the application: the body, then the real messages (the client's disconnect)."""
     given = False
 
     async def next_message() -> Message:

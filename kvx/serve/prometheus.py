@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus."""
+"""The metrics at /metrics, for Prometheus."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,7 @@ class Metrics:
         )  # fmt: skip
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A value that is read when somebody asks."""
+        """A value that is read at every scrape."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
     def text(self) -> bytes:

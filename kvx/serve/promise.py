@@ -21,7 +21,7 @@ class Promise:
     file: str
 
     def body(self) -> Json:
-        """What `/v1/models` says of it."""
+        """What `/v1/models` says about it."""
         made = self.certificate
         used = made.device_use
         assert made.budget is not None
@@ -35,7 +35,7 @@ class Promise:
         }  # fmt: skip
 
     def covers(self, own: Config, asked: Generation, config: Config, parts: PromptParts) -> bool:
-        """Whether `asked` is of the kind that was certified, as far as a server can see that.
+        """Whether `asked` is of the kind that was certified, as far as a server can tell.
 
         `own` is the server's configuration, which is the certificate's; `config` what the request
         comes to, its controller aside.
@@ -56,13 +56,13 @@ class Promise:
 
 
 def _takes_less_back(own: Config, asked: Generation) -> bool:
-    """Whether its controller may not take back what the certified one could: what was streamed."""
+    """Whether streaming keeps its controller from taking back what the certified one could."""
     holds = is_guarded(own) and own.guard.stream is StreamPolicy.hold
     return holds and bool(asked.stream) and own.controller.reach > 0
 
 
 def _splits_alike(asked: Generation, parts: PromptParts, query_aware: bool) -> bool:
-    """Whether the press sees of the prompt what it saw: all of it, or a context before the rest."""
+    """Whether the press sees the same part of a prompt: all of it, or a context before the rest."""
     if query_aware:
         return asked.kvx.compress_chars is None
     return asked.kvx.compress_chars is not None and bool(parts.rest_ids)

@@ -1,7 +1,7 @@
 """From a request's text to the two token sequences of a prompt, split as the harness splits it.
 
-What is compressed and what follows are tokenised apart, as in `kvx.data.prompt`, so that the same
-split gives the same tokens as engine=kvpress in process.
+The compressed part and the rest are tokenised separately, as in `kvx.data.prompt`, so that the
+same split gives the same tokens as engine=kvpress in process.
 """
 
 import copy
@@ -26,7 +26,7 @@ Messages = Sequence[Mapping[str, Any]]
 class PromptSplitter:
     """Tokenises prompts; for any thread, one at a time. `n_ids` is the size of the embedding.
 
-    A chat template that asks for the day is told `prompt.date`, without it the real time. Raises
+    A chat template that asks for the date gets `prompt.date`, or else the real time. Raises
     `UserError` for a chat template without a default.
     """
 
@@ -43,14 +43,14 @@ class PromptSplitter:
             self.template.with_system([])
             try:
                 self.form = self.template.form
-            except UserError as error:  # of one user message; it may take other chats
+            except UserError as error:  # for one user message; other chats may work
                 log.warning("serve: %s", error)
         else:
             refuse_template_fields(config)
         self._lock = threading.Lock()
 
     def completion(self, prompt: str | list[int], compress_chars: int | None) -> PromptParts:
-        """A prompt that is taken as it is.
+        """A prompt without a chat template.
 
         Without `compress_chars` everything but the last token is compressed, and the tokenizer's
         first token is added where it is missing. Raises `ApiError`.
@@ -76,13 +76,13 @@ class PromptSplitter:
         """A chat through the tokenizer's template; models without one get the plain contents.
 
         Without `compress_chars` everything up to the end of the last message is compressed, and
-        what the template writes after it, or else the last token, follows. `settings` are what the
-        template is told beside the server's own. Raises `ApiError`.
+        what the template writes after it, or else the last token, follows. `settings` are arguments
+        of the template beside the server's own. Raises `ApiError`.
         """
         if self.template is not None:
             messages = self.template.with_system(messages)
         elif settings:
-            raise invalid("the model has no chat template to tell this", "chat_template_kwargs")
+            raise invalid("the model has no chat template to pass this to", "chat_template_kwargs")
         now = None if self.date else datetime.now()
         with self._lock:
             text = self._render(messages, now, settings)
@@ -115,7 +115,7 @@ class PromptSplitter:
         now: datetime | None,
         settings: Mapping[str, Any] | None,
     ) -> int | None:
-        """Where the last message's content ends in the rendered `text`; None if it is not there."""
+        """Where the last message's content ends in the rendered `text`; None if it is not found."""
         mark = secrets.token_hex(16)
         last = {**messages[-1], "content": messages[-1]["content"] + mark}
         before, found, after = self._render([*messages[:-1], last], now, settings).partition(mark)
@@ -143,7 +143,7 @@ class PromptSplitter:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise invalid("the prompt has half a surrogate pair: it is no text") from None
+            raise invalid("the prompt has half of a surrogate pair, which is not text") from None
         return self._known(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _known(self, ids: list[int]) -> list[int]:

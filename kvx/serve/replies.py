@@ -41,11 +41,11 @@ class Reply(ABC):
 
     @abstractmethod
     def choice(self, pieces: Sequence[Piece]) -> Json:
-        """The only choice of a whole body, without how it ended."""
+        """The only choice of a whole body, without its finish reason."""
 
     @abstractmethod
     def delta(self, piece: Piece | None) -> Json:
-        """The only choice of a chunk, without how it ended."""
+        """The only choice of a chunk, without its finish reason."""
 
     def opening(self) -> Json | None:
         """The chunk before the first piece, if there is one."""
@@ -68,7 +68,7 @@ class Reply(ABC):
         return self._chunk([choice]) | ({} if done is None else {"kvx": proof(self.job, done)})
 
     def restart(self, event: Restart) -> Json:
-        """The chunk that says how much of what was streamed still holds."""
+        """The chunk that says how much of the streamed text is still valid."""
         kept = {"kept_characters": event.kept_characters, "kept_tokens": event.kept_tokens}
         return self.chunk(None) | {"kvx": {"restart": kept}}
 
@@ -149,7 +149,7 @@ class CompletionReply(Reply):
 
 
 def proof(job: Job, done: Done) -> Json:
-    """What the budget was and what the cache really held: `"kvx"` of every answer."""
+    """The budget and what the cache really held: `"kvx"` of every answer."""
     config = job.request.point.config
     in_tokens = config.budget.kind is BudgetKind.tokens
     controller = config.controller.name
@@ -167,7 +167,7 @@ def proof(job: Job, done: Done) -> Json:
 
 
 def _note(job: Job, done: Done) -> str | None:
-    """Why another number of entries was kept than the server's or the request's budget says."""
+    """Why the number of kept entries differs from the server's or the request's budget."""
     if job.note is not None:
         return job.note
     press, kv = job.request.point.config.press, done.kv
@@ -194,7 +194,7 @@ def guard_report(controller: str, guard: Guarded) -> Json:
 
 
 def _event(event: GuardEvent) -> Json:
-    """With the number of tokens taken back in place of the tokens; JSON knows no infinity."""
+    """The event with a count in place of the dropped tokens; JSON has no infinity."""
     shown = dataclasses.asdict(event)
     dropped = shown.pop("dropped_ids")
     probe = event.probe_nats

@@ -1,4 +1,4 @@
-"""The requests that are understood. A field that would be ignored is refused, not ignored."""
+"""The requests that the server understands. A field that it would ignore is refused."""
 
 from typing import Annotated, Any, Literal
 
@@ -37,7 +37,7 @@ class Compression(Strict):
 
     @property
     def names_a_budget(self) -> bool:
-        """Whether the request itself says how it is to be compressed."""
+        """Whether the request names its own compression."""
         return any(v is not None for v in (self.press, self.budget, self.budget_tokens))
 
 
@@ -47,7 +47,7 @@ class StreamOptions(Strict):
 
 
 class Generation(Strict):
-    """What both endpoints have in common."""
+    """The fields of both endpoints."""
 
     model: str = Field(max_length=1000)
     max_tokens: int | None = Field(default=None, ge=1, le=LARGEST)
@@ -66,7 +66,7 @@ class Generation(Strict):
     frequency_penalty: float | None = Field(default=None, ge=0, le=0)
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
-    # these say nothing about what is generated
+    # these do not change what is generated
     user: str | None = None
     metadata: dict[str, str] | None = None
 
@@ -80,7 +80,7 @@ class Generation(Strict):
 
     @property
     def logprobs_asked(self) -> int | None:
-        """How many alternatives to each chosen token; None: no log-probabilities at all."""
+        """How many alternatives to each chosen token; None for no log-probabilities."""
         raise NotImplementedError
 
     @model_validator(mode="after")
@@ -148,14 +148,14 @@ class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    # what the chat template is told, as of vLLM's server; before the server's own
+    # arguments of the chat template, as in vLLM's server; they override the server's own
     chat_template_kwargs: dict[str, Any] | None = None
 
     @field_validator("chat_template_kwargs")
     @classmethod
     def _for_a_template(cls, asked: dict[str, Any] | None) -> dict[str, Any] | None:
         if reserved := [name for name in asked or {} if name in RESERVED]:
-            raise ValueError(f"{reserved[0]} is not for a chat template to be told")
+            raise ValueError(f"{reserved[0]} cannot be set for a chat template")
         return asked
 
     @property

@@ -21,13 +21,13 @@ from kvx.serve.service import Service
 log = logging.getLogger(__name__)
 
 END_S = 5.0  # for the last bytes of streams that were cut
-# longer than clients keep idle connections (httpx 5 s, proxies 60 s): who closes first must not be
-# the one who does not know whether a request is under way
+# longer than clients keep idle connections (httpx 5 s, proxies 60 s): a server that closed
+# first could do so while a request is on its way
 KEEP_ALIVE_S = 75
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, that lets running answers end before it does."""
+    """uvicorn's server, which lets running answers end first."""
 
     def __init__(self, service: Service, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -72,7 +72,7 @@ def run_server(
 
 
 def shortest_of(config: Config) -> str | None:
-    """Which prompts are too short for the server's press; None if none is."""
+    """Which prompts are too short for the server's press; None if none are."""
     press = config.press
     if keeps_all(config) or press.min_prompt_tokens == 0:
         return None
@@ -83,7 +83,7 @@ def shortest_of(config: Config) -> str | None:
 
 
 def point_of(config: Config) -> str:
-    """Press, budget and controller of a server, and whether that one has nothing to do there."""
+    """Press, budget and controller of a server, and whether the controller has nothing to do."""
     press, budget = config.press.name, budget_label(config.budget)
     text = f"press={press} budget={budget} controller={config.controller.name}"
     if not (is_guarded(config) and keeps_all(config)):
@@ -94,7 +94,7 @@ def point_of(config: Config) -> str:
 
 @contextmanager
 def _signals_once() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it again when it has; once is enough."""
+    """uvicorn raises the signal that stopped it a second time when it has stopped; ignore that."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {n: signal.signal(n, lambda *_: None) for n in numbers}
     try:

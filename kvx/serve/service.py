@@ -1,4 +1,4 @@
-"""From a request to a job of the decoding thread, with everything checked that can be wrong."""
+"""Requests become jobs of the decoding thread; everything that can be wrong is checked here."""
 
 import asyncio
 import contextlib
@@ -62,7 +62,7 @@ class Ticket:
         return event
 
     def close(self) -> None:
-        """Nobody listens any more; frees the row of an answer that has not ended."""
+        """The client has gone; frees the row of an answer that has not ended."""
         if not self._ended:
             self._ended = True
             self.service.metrics.disconnects.inc()
@@ -133,7 +133,7 @@ class Service:
                 retry_after_s=self._retry_after_s(),
             )
         if not (load.running or load.waiting):
-            self._ended.clear()  # idle time says nothing about the pace
+            self._ended.clear()  # idle time would distort the pace
         self._preparing += 1
         try:
             yield
@@ -173,7 +173,7 @@ class Service:
         )
         config = replace(self.config, press=press, budget=budget, decoding=decoding)
         covered = None
-        if self.promise is not None:  # of a prompt that keeps all of it, the length decides
+        if self.promise is not None:  # for a prompt that keeps everything, the length decides
             covered = self.promise.covers(self.config, asked, config, parts)
         note = self._too_short(config, asked, n)
         if note is not None:

@@ -1,4 +1,4 @@
-"""What watches the rows of the server: who says what, and what controllers did."""
+"""The server's observers: one turns tokens into text, one counts what controllers did."""
 
 import logging
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Speaker(StepObserver):
         self._heard: dict[int, Job] = {}  # chose a token since `said` was last asked
 
     def said(self) -> list[tuple[Job, Piece | Restart]]:
-        """What there is to hear since this was last asked."""
+        """What can be sent since the last call."""
         heard, self._heard = self._heard, {}
         return [(job, event) for job in heard.values() for event in job.said()]
 

@@ -12,7 +12,7 @@ def serve(points: list[Config]) -> None:
     if len(points) != 1:
         raise UserError(
             "a server has one press and budget of its own; requests may name others, so leave "
-            "the sweep (-m) away"
+            "out the sweep (-m)"
         )
     (config,), promise = points, None
     _check_engine(config)

@@ -1,4 +1,4 @@
-"""What one answer says, token by token, what of it was shown, and the way back."""
+"""The text of one answer: grown token by token, sent in pieces, and taken back."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Restart:
-    """What was shown after so many tokens, or characters (code points), is taken back."""
+    """What was sent after so many tokens or characters (code points) is taken back."""
 
     kept_tokens: int
     kept_characters: int
@@ -40,7 +40,7 @@ class Restart:
 
 @dataclass(frozen=True)
 class _Mark:
-    """Where text and stop strings were, and how many characters had been said."""
+    """The state of text and stop strings after a token, and the characters until then."""
 
     text: Any
     stops: Any
@@ -57,11 +57,13 @@ class Transcript:
         self.text, self.stops = text, stops
         self.shown_tokens = 0
         self._pieces: list[Piece] = []  # of the tokens that are not shown yet
-        self._characters = 0  # said so far
+        self._characters = 0  # of all tokens so far
         self._shown_characters = 0
         self._scored = False
         self._marks = [self._mark()] if rewindable else None
-        self._back: Restart | None = None  # shown tokens were taken back and nobody knows yet
+        self._back: Restart | None = (
+            None  # shown tokens were taken back and the client is not told yet
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -82,7 +84,7 @@ class Transcript:
             self._marks.append(self._mark())
 
     def rewind(self, n_tokens: int) -> None:
-        """Only the first `n_tokens` are left, also of those that were shown."""
+        """Keep only the first `n_tokens`, even if more were shown."""
         if n_tokens >= self.n_tokens:
             return
         assert self._marks is not None
@@ -99,7 +101,7 @@ class Transcript:
         del self._pieces[n_tokens - self.shown_tokens :]
 
     def show(self, n_tokens: int) -> list[Piece | Restart]:
-        """What the first `n_tokens` say beyond what was shown, if anything."""
+        """The text of the first `n_tokens` that was not shown before, if any."""
         said: list[Piece | Restart] = [] if self._back is None else [self._back]
         self._back = None
         n = n_tokens - self.shown_tokens
@@ -114,7 +116,7 @@ class Transcript:
         return said
 
     def close(self) -> list[Piece | Restart]:
-        """The answer has ended: all that is left of it."""
+        """The answer has ended: everything not shown yet."""
         said = self.show(self.n_tokens)
         if not self.stopped and (text := self.stops.push(self.text.rest()) + self.stops.rest()):
             said.append(Piece(text))

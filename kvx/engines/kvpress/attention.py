@@ -1,14 +1,13 @@
 """Attention over rows of different length, as an attention implementation of transformers.
 
-It is registered without a mask function, so transformers builds no mask: the cache knows what each
-row may see.
+It is registered without a mask function, so transformers builds no mask; the cache masks each row.
 """
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import kvpress  # noqa: F401  its import patches what is registered by then; ours must come after
+import kvpress  # noqa: F401  its import patches every registered function; ours must be registered later
 import torch
 from transformers import AttentionInterface
 

@@ -16,7 +16,7 @@ KV = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class _Layer:
-    """Keys and values [rows, KV heads, capacity, head size] and what the shorter rows lack."""
+    """Keys and values [rows, KV heads, capacity, head size] and the padding of shorter rows."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -24,7 +24,7 @@ class _Layer:
     padding: tuple[int, ...] | None  # per row, None if all rows are equally long
 
     def mask(self, end: int, n: int, groups: int) -> torch.Tensor | None:
-        """What `n` new queries per head may not see of the first `end` columns, additively.
+        """Additive mask: which of the first `end` columns `n` new queries per head may not see.
 
         [rows or 1, 1, groups * n, end]; None if they see everything.
         """
@@ -42,7 +42,7 @@ class _Layer:
 
 
 class Bucket:
-    """Running rows of similar length, filled layer by layer while the prompt passes through.
+    """Running rows of similar length, filled layer by layer during the prefill.
 
     `room` is how many entries each row may append: the question and what is generated.
     """
@@ -77,7 +77,7 @@ class Bucket:
         for slot, (keys, values) in enumerate(rows):
             start = longest - lengths[slot]
             for buffer, source in ((layer.keys, keys), (layer.values, values)):
-                buffer[slot, :, :start] = 0  # hidden, but not to be multiplied as garbage
+                buffer[slot, :, :start] = 0  # hidden, but garbage may hold NaN
                 buffer[slot, :, start:longest] = source[0]
         if min(lengths) < longest:
             layer.padding = tuple(longest - n for n in lengths)
@@ -87,7 +87,7 @@ class Bucket:
         """Write the new entries [rows, KV heads, n, head size] of a forward pass."""
         layer = self._layers[layer_idx]
         start = layer.entries + self.appended
-        assert start + keys.shape[2] <= layer.keys.shape[2], "a row is longer than it may become"
+        assert start + keys.shape[2] <= layer.keys.shape[2], "a row is longer than its room"
         layer.keys[: self.n_rows, :, start : start + keys.shape[2]] = keys
         layer.values[: self.n_rows, :, start : start + keys.shape[2]] = values
 
@@ -123,7 +123,7 @@ class Bucket:
         self._masks.clear()
 
     def continue_from(self, other: "Bucket", slot: int) -> None:
-        """What the row in `slot` of `other` has appended follows the prompt of this one's row."""
+        """Append to this bucket's row what the row in `slot` of `other` has appended."""
         n = other.appended
         for layer_idx, layer in other._layers.items():
             some = slice(layer.entries, layer.entries + n)
@@ -142,7 +142,7 @@ class Bucket:
                 padding = list(layer.padding)
                 padding[slot] = padding[last]
                 layer.padding = tuple(padding[:last])
-            if 2 * last <= layer.keys.shape[0]:  # give back what is not used, a layer at a time
+            if 2 * last <= layer.keys.shape[0]:  # free unused memory, a layer at a time
                 layer.keys, layer.values = layer.keys[:last].clone(), layer.values[:last].clone()
         self.n_rows = last
         self._masks.clear()
@@ -168,7 +168,7 @@ class RaggedCache(Cache):  # type: ignore[misc]
         return self, layer_idx
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Rows differ, and every forward pass is given its positions."""
+        """Not used: rows differ, and every forward pass gets its positions."""
         return 0
 
     def attend(self, layer_idx: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:

@@ -88,8 +88,8 @@ def vocabulary(model: Any) -> int:
 def prompts(input_ids: Any, mask: Any, n_vocabulary: int) -> list[list[int]]:
     """The token ids of every row of `input_ids` [batch, prompt] without its padding.
 
-    Raises `ArgumentError` for what is no batch of token ids below `n_vocabulary`, and for a mask
-    that is not one run of ones per row.
+    Raises `ArgumentError` for anything but a batch of token ids below `n_vocabulary`, and for a
+    mask that is not one run of ones per row.
     """
     if not isinstance(input_ids, torch.Tensor):
         raise ArgumentError(f"input_ids ({type(input_ids).__name__}): {EXPECTED}")
@@ -115,7 +115,7 @@ def prompts(input_ids: Any, mask: Any, n_vocabulary: int) -> list[list[int]]:
 
 
 def _kept(mask: Any, shape: tuple[int, ...]) -> torch.Tensor:
-    """Which tokens [batch, prompt] are no padding."""
+    """Which tokens [batch, prompt] are not padding."""
     if not isinstance(mask, torch.Tensor):
         raise ArgumentError(
             f"attention_mask ({type(mask).__name__}): must be a tensor like input_ids, of 1 for "
@@ -147,7 +147,7 @@ def _check_names(model: Any, config: Any, options: Mapping[str, Any]) -> None:
         if value is not None and name not in known:
             meant = get_close_matches(name, known, 1, cutoff=0.8)
             instead = f"did you mean {meant[0]}?" if meant else "leave it out"
-            raise ArgumentError(f"{name}: is no argument of generate; {instead}")
+            raise ArgumentError(f"{name}: is not an argument of generate; {instead}")
 
 
 def _check_length(new: Any, options: Mapping[str, Any], config: Any, n_prompt: int) -> None:

@@ -19,7 +19,7 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.rebuild import rebuild
 from kvx.engines.kvpress.sequence import Action, Prefill, Rebuild, Row, StepObserver, drop
 
-# a row that an action stopped is not taken back, one that ended itself may be, at the gate
+# a row that an action stopped is not taken back; one that ended by itself may be, at the gate
 GOES_ON = (None, "length", "stop")
 
 
@@ -66,8 +66,8 @@ class Decoder:
     """Rows that are being generated, in buckets of similar length.
 
     A stop token is kept as the last of `row.tokens` (the text leaves it out) and ends the row with
-    `stop`, and so does a stop string; `max_new_tokens` ends it with `length`. `config` holds for
-    rows without decoding of their own.
+    `stop`, and so does a stop string; `max_new_tokens` ends it with `length`. `config` is for rows
+    without a decoding of their own.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Decoder:
         return self._release()
 
     def readmit(self, buckets: Sequence[tuple[Bucket, list[Row]]]) -> None:
-        """Take rows in that have tokens already; all but the last are in their bucket."""
+        """Take in rows that already have tokens; all but the last are in their bucket."""
         self._buckets += buckets
 
     def end(self, rows: Sequence[Row], reason: str) -> None:

@@ -43,7 +43,7 @@ class KVPressEngine:
 
     @property
     def loaded(self) -> LoadedModel:
-        """The same model for as long as this engine is used, whatever becomes of its files."""
+        """The same model for as long as this engine is used, even if its files change."""
         return load(self.config.model, self._content)
 
     def check(self, points: Sequence[Point]) -> None:
@@ -55,7 +55,7 @@ class KVPressEngine:
         for point in points:
             self.loaded.set_attention(resolve_attention(point.config))
         if self.config.engine.max_cache_gib is None:
-            return  # rows that are larger than what is free run one at a time
+            return  # a row larger than what is free runs alone
         account = self.account()
         for point in points:
             longest = max(point.manifest.entries, key=lambda e: e.prompt_tokens)

@@ -1,4 +1,4 @@
-"""What of transformers' `generate` works under a guard, and what is refused."""
+"""Which options of transformers' `generate` work under a guard, and which are refused."""
 
 import operator
 from collections.abc import Mapping, Sequence, Set
@@ -18,7 +18,7 @@ GREEDY = "decode greedily, or with do_sample=True and temperature, top_k, top_p"
 LOGITS = f"the guard judges the model's own logits; {GREEDY}"
 OWN_CACHE = "a guard keeps a cache of its own; leave it out"
 ONLY = "only sequences and guard are returned (return_dict_in_generate=True)"
-# by argument or option: the values that change nothing, and what to do instead
+# by argument or option: values that change nothing, and what to do instead
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_beams": ((1,), GREEDY),
     "num_beam_groups": ((1,), GREEDY),
@@ -53,7 +53,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_attentions": ((False,), ONLY),
     "output_hidden_states": ((False,), ONLY),
 }
-# what transformers makes of options that work
+# what transformers makes of supported options
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 CRITERIA = (MaxLengthCriteria, EosTokenCriteria)
 # arguments that transformers fills in itself
@@ -69,7 +69,7 @@ class GuardedOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Generation:
-    """Options that work, read from a prepared `GenerationConfig`."""
+    """Supported options, read from a prepared `GenerationConfig`."""
 
     decoding: DecodingConfig
     stop_ids: frozenset[int]

@@ -30,10 +30,10 @@ from kvx.identity import hazard_files
 from kvx.points import Request
 from kvx.scoring.repetition import Repetition
 
-COUNTED = ("repetition_count", "period")  # features that the tail of a sequence gives
+COUNTED = ("repetition_count", "period")  # features counted over the tail of a sequence
 
 
-# by folder, with what was in it: an engine keeps the model that it began with
+# by folder, with its content's hash: an engine keeps the model that it started with
 _hazard_models: dict[Path, tuple[str, HazardModel]] = {}
 
 
@@ -47,7 +47,7 @@ def hazard_model(folder: str | None) -> HazardModel:
 
 
 def renew_hazard_models() -> None:
-    """Forget models whose files have changed; for who begins anew."""
+    """Forget models whose files have changed. Called when an engine starts."""
     for folder, (content, _) in list(_hazard_models.items()):
         if not hazard_files.is_still(folder, content):
             del _hazard_models[folder]
@@ -62,7 +62,7 @@ def live_policy(controller: ControllerConfig, guard: GuardConfig) -> Policy:
 
 
 def guard_of(request: Request) -> Callable[[], SequenceGuard] | None:
-    """What makes the guard of this request's response; None without a controller."""
+    """Makes the guard of this request; None without a controller."""
     config = request.point.config
     if not is_guarded(config):
         return None
@@ -72,7 +72,7 @@ def guard_of(request: Request) -> Callable[[], SequenceGuard] | None:
 
 
 def shadow_of(guard: SequenceGuard, prompt: PromptShadow) -> RowShadow | None:
-    """What a prefill has to fill for a sequence; None if nothing is kept of it."""
+    """The shadow that a prefill fills for a sequence; None if it keeps no shadow."""
     if guard.config.shadow is not Shadow.host:
         return None
     return row_shadow(prompt, guard.base, guard.levels)
@@ -85,7 +85,7 @@ def source_of(
     guard: SequenceGuard,
     hidden: torch.Tensor,
 ) -> Source | None:
-    """Where the prompt `ids` of a prefilled row comes from again; None from nowhere."""
+    """Where the prompt `ids` of a prefilled row can be taken from again; None if it cannot."""
     if guard.config.shadow is Shadow.recompute and prompt.press is not None:
         seed = prompt.stream.seed
         return Recompute(loaded, ids, prompt.press, guard.base, seed, hidden)
@@ -94,7 +94,7 @@ def source_of(
 
 @dataclass
 class _Guarded:
-    """A row that is watched, and what was known of it before its first token."""
+    """A guarded row, and what was known of it before its first token."""
 
     row: Row
     known: dict[str, Any]
@@ -102,10 +102,10 @@ class _Guarded:
     forecaster: Forecaster | None
     unprobed: bool = False  # until its second token is chosen
     full_second: torch.Tensor | None = None  # the full cache's logits [vocab] there
-    tail: Repetition | None = None  # where somebody asks for what it counts
+    tail: Repetition | None = None  # if a feature or controller reads its counts
 
     def count(self, token: int) -> tuple[int, int]:
-        """Repetition count and period after `token`; 0 where nobody asks."""
+        """Repetition count and period after `token`; 0 if nothing reads them."""
         return (0, 0) if self.tail is None else self.tail.push(token)
 
 
@@ -154,7 +154,7 @@ class LiveGuard(StepObserver):
             signals = self._signals.of(logits, tokens)
             entropy = signals.entropy_nats[watched]
             self._forecast(seen, hazard, watched, signals, repeated, ids)
-            hazard[[s.unprobed for s in seen]] = np.nan  # made without what the probe tells
+            hazard[[s.unprobed for s in seen]] = np.nan  # computed without the probe
         for i, item in enumerate(seen):
             row, guard = item.row, item.row.guard
             assert guard is not None
@@ -213,7 +213,7 @@ class LiveGuard(StepObserver):
             forecaster = self._forecasters[name]
             forecaster.add(id(row), known)
             if "thinking" in forecaster.needs:
-                self._thinking = self.loaded.thinking_ids  # made once, at no token's expense
+                self._thinking = self.loaded.thinking_ids  # computed here, not during a step
         reads = forecaster is not None and any(
             n.startswith("probe_") for n in forecaster.model.names
         )
@@ -302,10 +302,10 @@ def _reads_entropy(seen: _Guarded) -> bool:
 
 
 def _at(known: dict[str, Any], budget: float) -> dict[str, Any]:
-    """What is known of a row once its prompt is at `budget`."""
+    """What is known of a row when its prompt is at `budget`."""
     tokens = known["kept_tokens"] * budget / known["budget"]
     found = {**known, "budget": budget, "kept_tokens": tokens}
-    if budget >= FULL:  # as a full cache was known to the model
+    if budget >= FULL:  # as the hazard model saw a full cache in training
         n = len(known["probe_kl_nats"])
         found |= {"probe_kl_nats": [0.0] * n, "probe_same_top1": [True] * n}
         found |= {"score_evicted": np.nan, "press": NO_PRESS}

@@ -28,14 +28,14 @@ from kvx.points import Request
 
 
 class Clock(StepObserver):
-    """Wall-clock times of one request; its only observer, so that it times nothing else."""
+    """Wall-clock times of one request. It is the only observer, so it times nothing else."""
 
     def __init__(self, *devices: torch.device) -> None:
         self.devices = devices
         self.start = self.prefill_end = self.first_token = self.last_token = 0.0
 
     def begin(self) -> None:
-        """The prompt is tokenised: from here it counts."""
+        """Start the clock; the prompt is tokenised already."""
         self.start = self._now()
 
     def _now(self) -> float:

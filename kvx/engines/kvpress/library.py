@@ -1,4 +1,4 @@
-"""A transformers model of somebody's, guarded: what `kvx.guard.guarded` makes."""
+"""`kvx.guarded`: a transformers model that the caller made, with a guard around `generate`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,7 +47,7 @@ MODELS = tuple(cls for cls in SUPPORTED_MODELS if not cls.__name__.startswith("G
 
 
 class GuardedModel:
-    """Generates with a press and a controller. Also what transformers takes as `custom_generate`.
+    """Generates with a press and a controller; also works as transformers' `custom_generate`.
 
     One call at a time: like kvpress, it works through the model's own modules.
     """
@@ -77,7 +77,7 @@ class GuardedModel:
             ) from None
         except UserError as error:
             raise ArgumentError(str(error)) from None
-        # nothing is kept where nothing can be given back
+        # no shadow where no budget can be raised
         idle = not controller.acts or self.press.nominal >= FULL
         self._controller = controller
         self._guard = replace(guard, shadow=Shadow.none) if idle else guard
@@ -116,11 +116,11 @@ class GuardedModel:
     ) -> Any:
         """The decoding method that transformers' `generate` calls with prepared arguments.
 
-        What it names here besides theirs transformers hands on as given, unprepared: so a cache
-        that was asked for is refused before transformers makes it.
+        transformers passes on arguments named here as they were given: a cache that was asked for
+        is refused before transformers makes it.
         """
         if model is not self.model:
-            raise ArgumentError("custom_generate: is guarded for another model; make one for this")
+            raise ArgumentError("custom_generate: guards another model; make one for this model")
         asked = {"cache_implementation": cache_implementation, "cache_config": cache_config}
         check_arguments({**asked, **{k: v for k, v in model_kwargs.items() if k not in OWN}})
         _check_cache(model_kwargs.get("past_key_values"), generation_config)
@@ -206,7 +206,7 @@ def _check_model(model: Any) -> None:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise ArgumentError(
-            f"model={name}: is no transformers model object; give what "
+            f"model={name}: is not a transformers model; give what "
             "AutoModelForCausalLM.from_pretrained(...) returns"
         )
     if not isinstance(model, SUPPORTED_MODELS):
@@ -221,7 +221,7 @@ def _check_model(model: Any) -> None:
 
 
 def _check_cache(cache: Any, config: Any) -> None:
-    """transformers makes an empty dynamic cache itself; every other one was asked for."""
+    """transformers makes an empty dynamic cache itself; the caller asked for any other."""
     if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
         return
     if (asked := getattr(config, "cache_implementation", None)) is not None:

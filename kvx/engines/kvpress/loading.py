@@ -1,7 +1,7 @@
 """From a model's files to a transformers model: adapters merged, weights checked, devices spread.
 
-What transformers only warns of (layers that no file fills, weights that nothing takes) ends here:
-a model with a random layer answers too.
+What transformers only warns of is an error here (weights that are missing or not used): a model
+with a random layer would still answer.
 """
 
 import logging
@@ -71,7 +71,7 @@ def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.devic
         extra["gguf_file"] = files.gguf.name
     where = config.device_map
     if where is None and files.gguf is None and "quantization_config" in files.read_config():
-        where = {"": str(device)}  # such weights cannot be moved later
+        where = {"": str(device)}  # quantised weights cannot be moved later
     if where is not None:
         extra["device_map"] = dict(where) if isinstance(where, Mapping) else where
     try:
@@ -81,7 +81,7 @@ def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.devic
         )  # fmt: skip
     except UserError:
         raise
-    except Exception as error:  # transformers and what it calls have no one kind of error
+    except Exception as error:  # transformers and its libraries raise many kinds of errors
         raise UserError(
             f"model={config.name}: cannot be loaded: {loading_reason(error)}"
         ) from error
@@ -109,10 +109,10 @@ def _check_fit(model: Any, found: Mapping[str, Any], name: str) -> None:
 
 
 def _unused(model: Any, names: Iterable[str]) -> list[str]:
-    """Of weights that nothing took, those that belong to the model: more layers, biases.
+    """Unused weights that belong to the model: further layers, biases.
 
-    Others (a vision tower, a head for another task, layers that predict further tokens) are no part
-    of what a causal language model computes.
+    Others (a vision tower, a head for another task, layers that predict further tokens) do not
+    belong to a causal language model.
     """
     modules = {name for name, _ in model.named_modules()}
     text = model.config.get_text_config()
@@ -144,10 +144,10 @@ def _some(names: list[str]) -> str:
 def _merged(model: Any, adapter: Path, name: str) -> Any:
     """The model with an adapter merged into its weights: presses read them. Raises `UserError`."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # what is missing is said here
+        with warnings.catch_warnings(action="ignore"):  # missing weights are reported below
             tuned, misfits = _tuned(model, adapter)
             merged = None if misfits else tuned.merge_and_unload(safe_merge=True)
-    except Exception as error:  # peft and torch have no one kind of error
+    except Exception as error:  # peft and torch raise many kinds of errors
         raise UserError(
             f"model={name}: the adapter in {adapter} cannot be merged into its base: "
             f"{loading_reason(error)}"

@@ -1,7 +1,7 @@
 """Presses that hide entries instead of dropping them: transformers' own cache, one row at a time.
 
-kvpress replaces the hidden keys inside its patched attention functions, so these rows have to go
-through them; nothing is saved by such a press, and nothing can be shared.
+kvpress replaces the hidden keys inside its patched attention functions, so these rows must go
+through them; such a press saves no memory, and its rows share no prefill.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from kvx.guard.trace_arrays import PROBE_TOKENS
 
 @dataclass(frozen=True)
 class Masked:
-    """A prompt in transformers' cache: what is left of it, and logits [tokens, vocab] of the last.
+    """A compressed prompt in transformers' cache, and logits [tokens, vocab] of its last tokens.
 
-    `position` is that of the next token, `evicted` the share of its score mass that went, where
-    that was looked at.
+    `position` is the next token's, `evicted` the share of the score mass that was dropped, if it
+    was watched.
     """
 
     cache: Any

@@ -15,8 +15,8 @@ from kvx.config.schema import SHARING, SHARING_GPU
 MIB = 2**20
 UNITS = {"": MIB, "K": 2**10, "M": MIB, "G": 2**30, "T": 2**40}  # SLURM's; without one: MiB
 GROUPS = "proc/self/cgroup"
-# per version: where it is mounted, the files of its limits and of what is used, and the line of
-# memory.stat that tells how much of that is cache of files, which the kernel gives back
+# per version: the mount point, the files of limits and of usage, and the line of memory.stat for
+# the page cache, which the kernel gives back
 CGROUPS = {
     2: ("sys/fs/cgroup", ("memory.max", "memory.high"), "memory.current", "inactive_file"),
     1: ("sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes",
@@ -33,7 +33,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def free_for_caches(layers: Mapping[torch.device, int]) -> int:
-    """Bytes that the caches of a model may take which has so many `layers` on each device.
+    """Bytes that the caches of a model may take, which has these numbers of `layers` per device.
 
     Each device holds its layers' share of every cache: the one with the least room for it decides.
     """
@@ -52,8 +52,8 @@ def _free_on_gpu(device: torch.device) -> int:
 def part_of_gpu(free: int, total: int, own: int, workers: int) -> int:
     """What one of several workers on a GPU may still take, in bytes.
 
-    Others may have loaded their model already, which `free` knows, or may do so later, which only
-    an equal part of the `total` leaves room for.
+    Others may have loaded their model already, which `free` reflects, or may do so later, for which
+    only an equal part of the `total` leaves room.
     """
     if workers == 1:
         return int(free)
@@ -128,7 +128,7 @@ def cgroup_free(root: Path) -> list[int]:
             if taken is not None:
                 taken -= min(taken, _cached(folder / "memory.stat", cached))
                 values = [_read_number(folder / name) for name in limits]
-                # what is no limit is "max", or in version 1 a number near 2**63
+                # no limit is "max", or in version 1 a number near 2**63
                 found += [v - taken for v in values if v is not None and v < 2**60]
             if folder == top:
                 break

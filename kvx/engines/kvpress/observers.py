@@ -1,4 +1,4 @@
-"""Observers of the decode loop that the harness itself needs."""
+"""Observers of the decode loop: signals, traces and time limits."""
 
 import time
 import weakref
@@ -18,7 +18,7 @@ TIMEOUT = "timeout"
 
 
 class StepSignals:
-    """The signals of a step, computed once for all observers that ask."""
+    """The signals of a step, computed once for all observers."""
 
     def __init__(self) -> None:
         self._logits: weakref.ref[torch.Tensor] | None = None
@@ -33,7 +33,7 @@ class StepSignals:
 
 
 class TraceObserver(StepObserver):
-    """Records the signals of every token: log-prob and entropy, or with `full` all there are."""
+    """Records every token's log-prob and entropy, or with `full` all signals."""
 
     def __init__(self, loaded: LoadedModel, full: bool, signals: StepSignals | None = None) -> None:
         self.full = full
@@ -62,12 +62,12 @@ class TraceObserver(StepObserver):
         return ()
 
     def forget(self, rows: Sequence[Row]) -> None:
-        """These rows have been given up: nobody will ask."""
+        """Forget rows that were given up."""
         for row in rows:
             self._rows.pop(id(row), None)
 
     def trace(self, row: Row) -> Trace:
-        """The signals of a finished row; forgets it."""
+        """The signals of a finished row, which is then forgotten."""
         recorded = self._rows.pop(id(row))
 
         def of(name: str) -> np.ndarray:
@@ -98,16 +98,16 @@ _STORED = ("top1_prob", "top5_prob", "entropy_rest_nats", "mean_logprob", "margi
 
 
 class _Recorded:
-    """What has been seen of one row."""
+    """The record of one row."""
 
     def __init__(self, prefill: Prefill) -> None:
         self.prefill = replace(prefill, logits=torch.empty(0))
-        self.steps: list[tuple[TokenSignals, int]] = []  # of a step's rows, which one
+        self.steps: list[tuple[TokenSignals, int]] = []  # a step, and the row's index in it
         self.tail = Repetition()
         self.repetition: list[tuple[int, int]] = []
 
     def keep(self, tokens: Sequence[int]) -> None:
-        """Only the first `tokens` are left."""
+        """Keep only the first `tokens`."""
         del self.steps[len(tokens) :]
         if self.repetition:
             self.tail = Repetition()

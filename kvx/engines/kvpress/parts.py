@@ -1,4 +1,4 @@
-"""What is known of kvpress's own classes, and of what somebody makes from them."""
+"""What kvx knows of kvpress's classes, and of presses that users build from them."""
 
 import sysconfig
 import traceback
@@ -14,14 +14,14 @@ def _known(*names: str) -> tuple[type, ...]:
     return tuple(getattr(kvpress, name) for name in names if hasattr(kvpress, name))
 
 
-# those that hide entries in `compress`; KVzip's kind in a forward hook of its own
+# they hide entries in `compress`; KVzip and its kin in a forward hook of their own
 MASKING = _known(
     "AdaKVPress", "CriticalAdaKVPress", "DMSPress", "DuoAttentionPress", "FastKVzipPress",
     "KVzipPress", "LUKVPress",
 )  # fmt: skip
 DECODING = (kvpress.DecodingPress, kvpress.PrefillDecodingPress)
 
-# what is installed, of which nobody edits a line
+# folders of installed code, which users do not edit
 _INSTALLED = tuple(
     Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
@@ -38,8 +38,8 @@ def parts_of(press: Any) -> Iterator[Any]:
 
 
 def packs(press: Any) -> bool:
-    """Whether it turns what it keeps to the positions 0 to kept - 1, so that the text goes on
-    right behind them, as in kvpress's pipeline.
+    """Whether it rotates what it keeps to positions 0 to kept - 1; the text continues right behind
+    them, as in kvpress's pipeline.
     """
     return any(
         isinstance(part, kvpress.KeyRerotationPress)
@@ -51,8 +51,7 @@ def packs(press: Any) -> bool:
 def press_line(error: BaseException) -> str | None:
     """`file:line` of the press's code that raised; None if no press did.
 
-    Somebody's own code comes before what they call of a library, and before a library that calls
-    it wrongly or makes nothing of what it gives.
+    A user's own code comes first: before the library code that it calls or is called by.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     at = [i for i, (f, _) in enumerate(frames) if isinstance(f.f_locals.get("self"), BasePress)]
@@ -68,7 +67,7 @@ def press_line(error: BaseException) -> str | None:
 
 
 def own_line(error: BaseException) -> str | None:
-    """`file:line` where somebody's own code raised; None if only libraries did."""
+    """`file:line` where a user's own code raised; None if only libraries did."""
     found = [
         (frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -78,7 +77,7 @@ def own_line(error: BaseException) -> str | None:
 
 
 def own_method(kind: type) -> str | None:
-    """Where somebody's class defines the method that is called of a press."""
+    """`file:line` where a user's class defines the press's method."""
     for name in ("compress", "score"):
         code = getattr(vars(kind).get(name), "__code__", None)
         if code is not None and not _is_installed(code.co_filename):

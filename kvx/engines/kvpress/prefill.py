@@ -29,7 +29,7 @@ _ABSENT = object()
 
 
 class RowPress(Protocol):
-    """What a row's presses are made of."""
+    """Makes the presses of a row."""
 
     def build(self) -> Any | None:
         """A new kvpress press; None where nothing is dropped."""
@@ -41,7 +41,7 @@ class RowPress(Protocol):
 
     @property
     def method_key(self) -> str | None:
-        """The same for presses whose scores are the same; None for scores like no other's."""
+        """Equal for presses with equal scores; None where no other press has them."""
         ...
 
 
@@ -49,8 +49,9 @@ class RowPress(Protocol):
 class PromptRow:
     """One point's share of a prompt: its press, and what compression left in each layer.
 
-    Without a press the full cache stays. `watched` rows also tell what share of the scores went. A
-    `shadow` is filled on the way; all those of one prefill share their prompt's.
+    Without a press the full cache stays. A `watched` row also records the share of the score mass
+    that was dropped. A `shadow` is filled during the prefill; all shadows of a prefill share one
+    `PromptShadow`.
     """
 
     press: RowPress | None
@@ -65,7 +66,7 @@ class PromptRow:
     error: Exception | None = None
 
     def packed(self, n_tokens: int) -> int:
-        """Positions before the text that goes on which the press gave up, of `n_tokens`."""
+        """Of `n_tokens` positions before the generated text, those that the press gave up."""
         return n_tokens - self.entries[0] if self.packs else 0
 
 
@@ -115,11 +116,11 @@ def prefill(
             out = loaded.model.model(input_ids=batch, past_key_values=cache)
         for index, layer in enumerate(cache.layers):
             store(index, [(layer.keys, layer.values)])
-            layer.keys = layer.values = None  # the bucket has it now
+            layer.keys = layer.values = None  # the bucket holds it now
     else:
         with told_head_size(loaded.model), _compressing(loaded.model, cache, rows, store):
             out = loaded.model.model(input_ids=batch, past_key_values=cache)
-    hidden = out.last_hidden_state[0, -1].clone()  # not all of them: shadows keep it
+    hidden = out.last_hidden_state[0, -1].clone()  # a copy of one position: shadows keep it
     for row in rows:
         if row.shadow is not None:
             row.shadow.prompt.hidden = hidden
@@ -140,7 +141,7 @@ def _own_press(model: Any, row: PromptRow) -> Iterator[None]:
 
 
 def watch(press: Any) -> EvictedMass | None:
-    """Looks at what `press` drops inside its own context; None for one that gives no scores."""
+    """Observe what `press` drops inside its own context; None for a press without scores."""
     if not hasattr(press, "score"):
         return None
     evicted, compress = EvictedMass(press), press.compress
@@ -156,7 +157,7 @@ def watch(press: Any) -> EvictedMass | None:
 
 @contextlib.contextmanager
 def told_head_size(model: Any) -> Iterator[None]:
-    """The model's configuration says how large a head is, where it leaves that to be worked out.
+    """Set `head_dim` in the model's configuration where it is missing.
 
     CriticalKV reads it there. Qwen2, among others, has it on its attention modules only.
     """
@@ -185,8 +186,8 @@ def _compressing(
 ) -> Iterator[None]:
     """Every row's press compresses each layer after its attention; the full layer is then dropped.
 
-    What kvpress's own context manager and hook do for one press. Scores that do not depend on the
-    budget are computed once for all budgets of a press.
+    Does for many presses what kvpress's context manager and hook do for one. Scores that do not
+    depend on the budget are computed once for all budgets of a press.
     """
     scores = SharedScores()
     presses = [_made(model, row, None, scores) for row in rows]
@@ -209,7 +210,7 @@ def _compressing(
             with row.stream.drawing():
                 kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
             check_kept(press, full, kept)
-        except Exception as error:  # this row's answer; the others go on
+        except Exception as error:  # it is this row's answer; the others go on
             row.error = error
             return stub
         if row.evicted is not None:
@@ -246,7 +247,7 @@ def _compressing(
     try:
         for decoder_layer in body.layers:
             attention = decoder_layer.self_attn
-            attention.rotary_emb = rotary[_device(attention)]  # kvpress's presses read it there
+            attention.rotary_emb = rotary[_device(attention)]  # kvpress's presses read it here
             handles.append(decoder_layer.self_attn.register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
@@ -264,7 +265,7 @@ def _rotary_by_device(body: Any) -> dict[torch.device, Any]:
     devices = list(dict.fromkeys(_device(layer.self_attn) for layer in body.layers))
     if len(devices) == 1:
         return {devices[0]: body.rotary_emb}
-    # its hook would move what comes out
+    # accelerate's hook would move the output
     from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
 
     copies = {d: remove_hook_from_module(copy.deepcopy(body.rotary_emb)) for d in devices}
@@ -272,7 +273,7 @@ def _rotary_by_device(body: Any) -> dict[torch.device, Any]:
 
 
 def check_kept(press: Any, full: KV, kept: Any) -> None:
-    """Raises `ValueError` for what is no share of a layer's `full` keys and values."""
+    """Raises `ValueError` if `kept` is not a part of a layer's `full` keys and values."""
     name, where = f"{type(press).__name__}.compress", own_method(type(press))
     name += "" if where is None else f" ({where})"
     if not (isinstance(kept, tuple | list) and len(kept) == 2):
@@ -311,7 +312,7 @@ def _made(model: Any, row: PromptRow, budget: float | None, scores: SharedScores
 
 
 class _OtherBudgets:
-    """What a row's press keeps at each budget of its shadow, found on the way."""
+    """What a row's press keeps at each budget of its shadow, computed during the prefill."""
 
     def __init__(self, model: Any, row: PromptRow, press: Any, scores: SharedScores) -> None:
         self._row = row
@@ -323,7 +324,7 @@ class _OtherBudgets:
             if shadow is not None and budget != shadow.nominal:
                 other = _made(model, row, budget, scores)
                 self._others.append((budget, other, Scores(other)))
-        # as the row's own stream was, without drawing from it
+        # equal to the row's own stream, which is not drawn from
         self._streams = [RandomStream(row.stream.seed, row.stream.devices) for _ in self._others]
 
     def store(self, module: Any, full: KV, kept: KV, weights: Any, kwargs: dict[str, Any]) -> None:
@@ -339,9 +340,9 @@ class _OtherBudgets:
 
 
 def kv_use(row: PromptRow, n_tokens: int) -> KVUse:
-    """What compression left of `n_tokens` prompt tokens; nothing is hidden from attention.
+    """The cache after compression of `n_tokens` prompt tokens; no entry is hidden from attention.
 
-    Raises `ValueError` if that is nothing.
+    Raises `ValueError` if it is empty.
     """
     if not any(row.entries):
         raise ValueError("the press kept no entry at all")

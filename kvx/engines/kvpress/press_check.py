@@ -1,4 +1,4 @@
-"""Can a point's press do what its configuration asks? Found out before anything runs."""
+"""Checks, before anything runs, that a point's press can do what its configuration asks."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from kvx.errors import UserError, first_line
 from kvx.identity.user_code import sources_of
 from kvx.points import Point
 
-# why presses of kvpress can have no point, by class; the class says the rest
+# by class: why a press of kvpress cannot be used
 REFUSED: tuple[tuple[type, str], ...] = (
     (
         kvpress.ComposedPress,
@@ -23,7 +23,7 @@ REFUSED: tuple[tuple[type, str], ...] = (
     ),
     (
         kvpress.RestoreKVPress,
-        "appends entries of its own to the prompt, and what follows them would be misplaced",
+        "appends entries to the prompt, so the text after them would be at wrong positions",
     ),
     (
         kvpress.FinchPress,
@@ -53,7 +53,7 @@ def check_press(point: Point) -> None:
                 f"tokens; example {entry.example_id} has {n}; "
                 "lower the press's window or use longer contexts (dataset.binning.edges)"
             )
-        point.degenerate_reason(n)  # raises for a condition that cannot be told of it
+        point.degenerate_reason(n)  # raises for a condition that cannot be evaluated
 
 
 def check_method(point: Point) -> None:
@@ -86,9 +86,9 @@ def check_method(point: Point) -> None:
 
 
 def check_on_model(point: Point, model: Any) -> None:
-    """Let the press get ready for `model`, as it will for every prompt.
+    """Let the press prepare for `model`, as it will for every prompt.
 
-    Raises `UserError` if it cannot: some look files up by the model's name.
+    Raises `UserError` if it cannot: some presses look up files by the model's name.
     """
     config = point.config.press
     if config.method is None:
@@ -118,7 +118,7 @@ def _why_not_made(error: Exception, method: Mapping[str, Any]) -> str:
 
 
 def _targets(method: Mapping[str, Any]) -> Iterator[str]:
-    """The classes named in a method, wrapped ones too."""
+    """The classes that a method names, including wrapped ones."""
     for name, value in method.items():
         if name == "_target_":
             yield str(value)
@@ -128,7 +128,7 @@ def _targets(method: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _told(error: BaseException) -> str:
-    """What an exception says, and where somebody's own code raised it."""
+    """An exception's message, and where a user's own code raised it."""
     line, said = own_line(error), first_line(error)
     if line is None:
         return said
@@ -137,19 +137,19 @@ def _told(error: BaseException) -> str:
 
 
 def _check_kind(point: Point, press: Any) -> None:
-    """Raises `UserError` for what is no press, or none that kvx can run."""
+    """Raises `UserError` for something that is not a press, or not one that kvx can run."""
     config = point.config.press
     name = f"press={config.name}: {type(press).__name__}"
     alone = ALONE & set(config.needs)
     if not isinstance(press, BasePress) and not (alone and callable(press)):
-        raise UserError(f"{name} is no press: a press is a subclass of kvpress.BasePress")
+        raise UserError(f"{name} is not a press: a press is a subclass of kvpress.BasePress")
     for part in parts_of(press):
         for kind, reason in REFUSED:
             if isinstance(part, kind):
                 raise UserError(f"press={config.name}: {kind.__name__} {reason}")
         if _is_abstract(part):
             raise UserError(
-                f"press={config.name}: {type(part).__name__} has no way to compress of its own; "
+                f"press={config.name}: {type(part).__name__} does not compress; "
                 "use a class with a score or compress method"
             )
         unstructured = isinstance(part, kvpress.KVComposePress) and not part.structured
@@ -173,10 +173,10 @@ def _check_kind(point: Point, press: Any) -> None:
 
 
 def _is_abstract(press: Any) -> bool:
-    """Whether it would have to be subclassed first."""
+    """Whether it is an abstract class of kvpress."""
     kind = type(press)
     if getattr(kind, "forward_hook", None) is not BasePress.forward_hook:
-        return False  # has a way of its own
+        return False  # compresses in its own hook
     if getattr(kind, "compress", None) is BasePress.compress:
         return True
     scores = getattr(kind, "compress", None) is ScorerPress.compress

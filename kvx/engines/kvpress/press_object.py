@@ -49,7 +49,7 @@ class ObjectPress:
 def object_press(press: Any) -> ObjectPress:
     """`press`, checked. Raises `ArgumentError` saying why it cannot be guarded."""
     if not isinstance(press, BasePress):
-        raise ArgumentError(f"press={shown(press)}: is no kvpress press object; {INSTEAD}")
+        raise ArgumentError(f"press={shown(press)}: is not a kvpress press object; {INSTEAD}")
     for part in parts_of(press):
         _check_kind(part)
     name = type(press).__name__

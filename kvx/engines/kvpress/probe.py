@@ -1,4 +1,4 @@
-"""What the guard learns of a prompt before its first token: the probe, and what a press dropped."""
+"""Known of a prompt before its first token: the probe, and the share that a press dropped."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from kvx.guard.signals import divergence_nats
 def probes(logits: torch.Tensor, reference: int | None) -> list[Probe | None]:
     """The probe of every row of `logits` [rows, tokens, vocab].
 
-    The row `reference` has the full cache; where there is none, nothing is known.
+    The row `reference` has the full cache; without one, every probe is None.
     """
     if reference is None:
         return [None] * len(logits)
@@ -30,7 +30,7 @@ def probes(logits: torch.Tensor, reference: int | None) -> list[Probe | None]:
 class EvictedMass:
     """Which share of its score mass a press drops, layer by layer.
 
-    Scores are counted from the lowest of their head, since some presses' are negative.
+    Scores are shifted so that the lowest of each head is 0, since some presses' are negative.
     """
 
     def __init__(self, press: Any) -> None:

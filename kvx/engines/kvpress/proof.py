@@ -1,4 +1,4 @@
-"""What became of a request: its response, the proof of its budget, its cache at the end."""
+"""Responses: the proof of a budget, the cache at its end, a failure's type and line."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ class BudgetContradictedError(Exception):
 
 
 def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int) -> KVUse:
-    """What a finished row's cache took at its peak: its highest budget, and what was appended."""
+    """The peak of a finished row's cache: its highest budget, and what was appended."""
     per_entry = kv.bytes_physical / kv.entries_physical
     peak = kv.bytes_physical + (row.position + row.packed - compressed_tokens) * per_entry
     if row.guard is not None:
@@ -32,14 +32,14 @@ def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int) -> KVUse:
 
 
 def bytes_host(row: Row) -> int:
-    """What a row's shadow takes beside the device."""
+    """What a row's shadow takes beside the device's caches."""
     return row.origin.source.bytes if row.origin is not None and row.origin.source else 0
 
 
 def prove_budget(point: Point, kv: KVUse) -> BudgetProof:
-    """A budget is proved, not labelled: how it is.
+    """How the budget is proved by what the cache holds.
 
-    Raises `BudgetContradictedError` if the cache holds something else than was asked.
+    Raises `BudgetContradictedError` if the cache holds something else.
     """
     press, kept = point.config.press, kv.entries_effective
     found = kept_as_asked(press, kv.entries_nominal, kept)
@@ -47,7 +47,7 @@ def prove_budget(point: Point, kv: KVUse) -> BudgetProof:
         raise BudgetContradictedError(
             f"press={press.name} was asked to keep {kv.entries_nominal:g} KV entries per head and "
             f"kept {kept:g}; the budget is not what its label says. If the method counts otherwise "
-            "(whole chunks), set press.keeps=by_method: its points are then told by what they kept"
+            "(whole chunks), set press.keeps=by_method: its points are then named by what they kept"
         )
     return found
 
@@ -59,7 +59,7 @@ def response_of(
     assert row.kv is not None
     timed_out = row.finish_reason == TIMEOUT
     text = loaded.text(row.tokens)
-    # the watch may see a stop string late: what is shown is cut where it begins
+    # the watch may see a stop string late: the text is cut where it begins
     said = answer_of(text, row.finish_reason, decoding.until, strip_reasoning=False)
     thought = split(said.text, row.opens_reasoning).reasoning
     return Response(

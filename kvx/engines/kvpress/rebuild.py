@@ -1,4 +1,4 @@
-"""Taking a row back to some of its tokens, with another budget of its prompt."""
+"""Takes a row back to an earlier token, with its prompt at another budget."""
 
 import time
 
@@ -17,9 +17,9 @@ def rebuild(
 ) -> tuple[Bucket, torch.Tensor | None]:
     """A bucket of the row's own with its prompt at `change.budget` and what it has generated.
 
-    All kept tokens but the last are in it; that one is what the next step takes. If none is kept,
-    the logits [1, vocab] of the first token come with it. With `change.recompute` the kept tokens
-    pass through the model again; otherwise their entries come from `slot` of the `old` bucket.
+    It holds all kept tokens but the last, which is the input of the next step. If no token is kept,
+    the logits [1, vocab] of the first token are returned too. With `change.recompute` the kept
+    tokens pass through the model again; otherwise their entries come from `slot` of `old`.
     """
     origin, guard = row.origin, row.guard
     assert origin is not None

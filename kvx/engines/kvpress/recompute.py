@@ -1,4 +1,4 @@
-"""`guard.shadow=recompute`: no second copy of a prompt's KV; a raised budget prefills it again."""
+"""`guard.shadow=recompute`: no copy of the full KV; a raised budget prefills the prompt again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

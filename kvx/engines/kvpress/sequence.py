@@ -1,4 +1,4 @@
-"""A sequence being generated, and what may watch and steer it."""
+"""A sequence being generated, and the observers that watch and steer it."""
 
 import time
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ class Source(Protocol):
 
     @property
     def bytes(self) -> int:
-        """What this row holds beside the device."""
+        """What this row holds beside the device's caches."""
         ...
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a row can be built again from: its prompt's compressed tokens, and the rest.
+    """What a row is rebuilt from: its prompt's compressed tokens, and the rest.
 
-    Without a `source` it cannot. `press` is its press's name.
+    Without a `source` it cannot be rebuilt. `press` is its press's name.
     """
 
     source: Source | None
@@ -48,7 +48,7 @@ class Origin:
 
     @property
     def room(self) -> int:
-        """Entries that join the compressed part, at most."""
+        """Entries appended to the compressed part, at most."""
         return len(self.rest_ids) + self.max_new_tokens
 
 
@@ -81,7 +81,7 @@ class Row:
     started: float = field(default_factory=time.perf_counter)  # seconds on that clock
 
     def pack(self, positions: int) -> None:
-        """Its press moved what it kept to the first positions: the text goes on behind them."""
+        """Its press moved what it kept to the first positions; the text continues behind them."""
         self.position -= positions
         self.packed += positions
 
@@ -94,10 +94,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Prefill:
-    """What a prompt left behind: first-token logits [vocab] after compression and the question.
+    """The result of a prefill: first-token logits [vocab] after compression and the question.
 
-    `probe` and `score_evicted` as in `Trace`; `full_logits` [vocab] are the full cache's, where
-    that was looked at.
+    `probe` and `score_evicted` as in `Trace`; `full_logits` [vocab] are the full cache's, if they
+    were computed.
     """
 
     logits: torch.Tensor

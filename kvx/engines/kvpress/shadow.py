@@ -1,8 +1,8 @@
 """The shadow store: a prompt's full KV beside the compressed caches, from which any budget comes.
 
-On CUDA it lies in pinned host memory, copied while the prefill goes on; on a CPU it is the
-prefill's own cache, which is not thrown away. What a press keeps is remembered as indices wherever
-they give the very entries that the press gave: a further budget then costs a few bytes per entry.
+On CUDA it lies in pinned host memory and is copied during the prefill; on a CPU it is the prefill's
+own cache. What a press keeps is stored as indices wherever they reproduce its entries exactly: a
+further budget then costs a few bytes per entry.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ FULL = 1.0
 
 
 class PromptShadow:
-    """The full cache of one prompt, layer by layer; shared by all rows that guard it.
+    """The full cache of one prompt, layer by layer; shared by all guarded rows of the prompt.
 
     `hidden` is the model's last hidden state [hidden size] of the last token of the prompt.
     """
@@ -49,7 +49,7 @@ class PromptShadow:
 
     @property
     def bytes(self) -> int:
-        """Beside the device."""
+        """Beside the device's caches."""
         return sum(_bytes(tensor) for layer in self._layers.values() for tensor in layer)
 
     def _away(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ class PromptShadow:
 
 @dataclass
 class _Kept:
-    """What one budget keeps of a layer: indices [1, KV heads, kept] into it, or the KV itself."""
+    """What a budget keeps of a layer: indices [1, KV heads, kept], or the entries themselves."""
 
     indices: torch.Tensor | None = None
     entries: KV | None = None
@@ -76,7 +76,7 @@ class _Kept:
 class RowShadow:
     """One row's budgets: what its press keeps of the prompt at each of them.
 
-    `nominal` is the budget of its point, `budgets` (with it) all that can be asked for besides 1.0.
+    `nominal` is its point's budget; `budgets` are all budgets, besides 1.0, that it can return to.
     """
 
     prompt: PromptShadow
@@ -87,7 +87,7 @@ class RowShadow:
     def store(
         self, budget: float, layer_idx: int, full: KV, kept: KV, scores: torch.Tensor | None
     ) -> None:
-        """What the press made of a layer. `scores` [1, KV heads, entries] are those it gave."""
+        """Store what the press kept of a layer. `scores` [1, KV heads, entries] are its scores."""
         n = kept[0].shape[2]
         if scores is not None and n <= scores.shape[-1]:
             indices = scores.topk(n, dim=-1).indices
@@ -115,7 +115,7 @@ class RowShadow:
 
     @property
     def bytes(self) -> int:
-        """Beside the device: the prompt, which it may share with other rows, and its own."""
+        """The prompt, which other rows may share, and what is its own."""
         return self.prompt.bytes + sum(kept.bytes for kept in self._kept.values())
 
     def _layer(self, budget: float, layer_idx: int) -> KV:
@@ -131,7 +131,7 @@ class RowShadow:
 
 
 class Scores:
-    """Remembers what a press's `score` gave last."""
+    """Remembers the latest scores of a press."""
 
     def __init__(self, press: Any) -> None:
         self.latest: torch.Tensor | None = None
@@ -159,6 +159,6 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def row_shadow(prompt: PromptShadow, nominal: float, levels: Sequence[float]) -> RowShadow:
-    """An empty one, to be filled by a prefill."""
+    """A new shadow, to be filled by a prefill."""
     budgets = tuple(sorted({b for b in (*levels, nominal) if b < FULL}))
     return RowShadow(prompt, nominal, budgets)

@@ -7,7 +7,7 @@ import torch
 
 
 class RandomStream:
-    """torch's global generators of `devices` and the CPU, as if nobody else drew from them."""
+    """torch's global generators of `devices` and the CPU, as if nothing else drew from them."""
 
     def __init__(self, seed: int, devices: torch.device | Sequence[torch.device]) -> None:
         self.seed = seed

@@ -1,4 +1,4 @@
-"""Progress from inside a forward pass: which layer of which prefill, and every step."""
+"""Hooks that report progress from inside a forward pass: layers of a prefill, and steps."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,16 +9,16 @@ import torch
 
 from kvx.engines.activity import ACTIVITY
 
-# models whose layers tell, by how many that was asked for, and the hooks
+# models with hooks: how often the context is open, and the hooks
 _told: WeakKeyDictionary[Any, tuple[int, list[Any]]] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def told(model: Any) -> Iterator[None]:
-    """The model's decoder layers tell `ACTIVITY` what passes through them.
+    """The model's decoder layers report to `ACTIVITY` what passes through them.
 
-    Not for measuring: a call per layer and step takes microseconds. Entered again while it is open
-    (by a batch that somebody left unfinished), it counts nothing twice.
+    Not used for latency: a call per layer and step takes microseconds. Entered again while it is
+    open (by a batch that was left unfinished), it counts nothing twice.
     """
     users, handles = _told.get(model, (0, []))
     _told[model] = (users + 1, handles or _hooked(model))
