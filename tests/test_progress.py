@@ -13,7 +13,7 @@ from kvx.config.schema import Measure
 from kvx.data.tokenizer import model_hash
 from kvx.engines.activity import ACTIVITY, Activity, Seen
 from kvx.engines.kvpress.model import load
-from kvx.engines.kvpress.telling import told
+from kvx.engines.kvpress.progress_hooks import reporting_progress
 from kvx.points import experiment_dir
 from kvx.run import progress
 from kvx.run.planning import plan
@@ -240,9 +240,9 @@ def test_a_listener_hears_of_what_begins_at_once_and_of_steps_now_and_then():
 def test_a_batch_that_was_left_unfinished_makes_nothing_count_twice() -> None:
     model = load(compose("model=tiny_recall").model).model
     before = ACTIVITY.seen.passed_tokens
-    left = told(model)
+    left = reporting_progress(model)
     left.__enter__()
-    with told(model):
+    with reporting_progress(model):
         model(input_ids=torch.ones((1, 40), dtype=torch.long))
     assert ACTIVITY.seen.passed_tokens - before == 40
     left.__exit__(None, None, None)

@@ -19,7 +19,7 @@ from kvx.engines.kvpress.measure import entry_bytes
 from kvx.engines.kvpress.memory import free_for_caches
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
 from kvx.engines.kvpress.press_check import check_on_model, check_press
-from kvx.engines.kvpress.telling import told
+from kvx.engines.kvpress.progress_hooks import reporting_progress
 from kvx.points import Point, Request
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class KVPressEngine:
         for items in _groups(work):
             config, date = items[0].point.config, items[0].point.manifest.date
             self.loaded.set_attention(resolve_attention(config))
-            with told(self.loaded.model):
+            with reporting_progress(self.loaded.model):
                 yield from Batch(self.loaded, config, account, date=date).run(items)
 
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:

@@ -20,7 +20,7 @@ from kvx.engines.kvpress.decode import Sampler, take
 from kvx.engines.kvpress.measure import cache_bytes, cache_entries, clear_masks, masked_entries
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.parts import packs
-from kvx.engines.kvpress.prefill import told_head_size, watch
+from kvx.engines.kvpress.prefill import watch, with_head_size
 from kvx.engines.kvpress.probe import mean_share, probes
 from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
@@ -57,7 +57,7 @@ def prefill_masked(
     cache = DynamicCache()
     ids = torch.tensor([parts.compressed_ids], device=loaded.device)
     evicted = watch(press) if watched and press is not None else None
-    with told_head_size(model), press(model) if press is not None else contextlib.nullcontext():
+    with with_head_size(model), press(model) if press is not None else contextlib.nullcontext():
         hidden = model.model(input_ids=ids, past_key_values=cache).last_hidden_state
     kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
     start = cache.get_seq_length() if press is not None and packs(press) else n

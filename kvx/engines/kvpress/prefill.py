@@ -112,13 +112,13 @@ def prefill(
     batch = torch.tensor([list(ids)], device=loaded.device)
     if alone:
         (row,) = rows
-        with row.stream.drawing(), told_head_size(loaded.model), _own_press(loaded.model, row):
+        with row.stream.drawing(), with_head_size(loaded.model), _own_press(loaded.model, row):
             out = loaded.model.model(input_ids=batch, past_key_values=cache)
         for index, layer in enumerate(cache.layers):
             store(index, [(layer.keys, layer.values)])
             layer.keys = layer.values = None  # the bucket holds it now
     else:
-        with told_head_size(loaded.model), _compressing(loaded.model, cache, rows, store):
+        with with_head_size(loaded.model), _compressing(loaded.model, cache, rows, store):
             out = loaded.model.model(input_ids=batch, past_key_values=cache)
     hidden = out.last_hidden_state[0, -1].clone()  # a copy of one position: shadows keep it
     for row in rows:
@@ -156,7 +156,7 @@ def watch(press: Any) -> EvictedMass | None:
 
 
 @contextlib.contextmanager
-def told_head_size(model: Any) -> Iterator[None]:
+def with_head_size(model: Any) -> Iterator[None]:
     """Set `head_dim` in the model's configuration where it is missing.
 
     CriticalKV reads it there. Qwen2, among others, has it on its attention modules only.

@@ -10,24 +10,24 @@ import torch
 from kvx.engines.activity import ACTIVITY
 
 # models with hooks: how often the context is open, and the hooks
-_told: WeakKeyDictionary[Any, tuple[int, list[Any]]] = WeakKeyDictionary()
+_hooked_models: WeakKeyDictionary[Any, tuple[int, list[Any]]] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def told(model: Any) -> Iterator[None]:
+def reporting_progress(model: Any) -> Iterator[None]:
     """The model's decoder layers report to `ACTIVITY` what passes through them.
 
     Not used for latency: a call per layer and step takes microseconds. Entered again while it is
     open (by a batch that was left unfinished), it counts nothing twice.
     """
-    users, handles = _told.get(model, (0, []))
-    _told[model] = (users + 1, handles or _hooked(model))
+    users, handles = _hooked_models.get(model, (0, []))
+    _hooked_models[model] = (users + 1, handles or _hooked(model))
     try:
         yield
     finally:
-        users, handles = _told.pop(model)
+        users, handles = _hooked_models.pop(model)
         if users > 1:
-            _told[model] = (users - 1, handles)
+            _hooked_models[model] = (users - 1, handles)
         else:
             for handle in handles:
                 handle.remove()
