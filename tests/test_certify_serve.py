@@ -110,7 +110,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["model.dtype=bfloat16"], "is for model.dtype=float32, this is bfloat16"),
         (
             ["budget=0.5"],
-            "budget=certified: the certificate sets the budget; leave budget.ratio=0.5",
+            "budget=certified: the certificate sets the budget; leave out budget.ratio=0.5",
         ),
     ],
 )

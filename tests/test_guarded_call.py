@@ -193,5 +193,5 @@ def test_options_that_transformers_prepares(model: Any) -> None:
     with pytest.raises(ValueError, match="row 1 is padding only"):
         guard.generate(**options(ids.repeat(2, 1), attention_mask=mask))
     other = AutoModelForCausalLM.from_config(model.config)
-    with pytest.raises(ValueError, match="guarded for another model"):
+    with pytest.raises(ValueError, match="guards another model"):
         other.generate(**options(ids, custom_generate=guard))

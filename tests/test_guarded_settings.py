@@ -54,7 +54,7 @@ class Wrapping(kvpress.BasePress):  # type: ignore[misc]
         (kvpress.DecodingPress(KnormPress()), "drops what was generated"),
         (kvpress.ThinKPress(0.5), "cannot be raised .*; use an evicting press such as SnapKVPress"),
         (KnormPress, "is not a kvpress press object"),
-        (torch.nn.Sequential(torch.nn.Linear(2, 2)), r"press=\(Sequential\): is no kvpress press"),
+        (torch.nn.Sequential(torch.nn.Linear(2, 2)), r"press=\(Sequential\): is not a kvpress press"),
         (kvpress.SimLayerKVPress(), "no compression_ratio"),
         ("snapkv", "is not a kvpress press object"),
         (0.5, "is not a kvpress press object"),

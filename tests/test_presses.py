@@ -65,7 +65,7 @@ REFUSED = {
     ),
     "FinchPress": "needs a delimiter token",
     "KVgradPress": "needs gradients",
-    "RestoreKVPress": "appends entries of its own",
+    "RestoreKVPress": "appends entries to the prompt",
 }  # fmt: skip
 # look files up at a hub by the model's name
 FROM_A_HUB = (
