@@ -1,4 +1,4 @@
-"""What `kvx.guard.guarded` itself is given: presses, models, controllers and settings."""
+"""The arguments of `kvx.guarded` itself: presses, models, controllers and settings."""
 
 from dataclasses import dataclass, replace
 from typing import Any, cast

@@ -194,7 +194,7 @@ class DecodeLoop(threading.Thread):
                 self.decoder.readmit(found.buckets)
                 return
             finished = self.decoder.admit(found.buckets, found.prefills, found.logits)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  this request fails; the others go on
             if job.row is not None:
                 self.decoder.end([job.row], FAILED)
             self._speaker.forget([job])
@@ -210,7 +210,7 @@ class DecodeLoop(threading.Thread):
         rows = len(self.decoder.rows)
         try:
             finished = self.decoder.step()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  each running request is tried alone
             self.decoder.clear()
             self._finish(
                 [j.row for j in self._speaker.jobs.values() if j.row is not None and _ended(j)]
@@ -243,7 +243,7 @@ class DecodeLoop(threading.Thread):
             else:
                 try:
                     left = job.transcript.close()
-                except Exception as error:  # this answer's last token; the others go on
+                except Exception as error:  # noqa: BLE001  this answer fails; the others go on
                     self._out.append((job, _refusal(job, error)))
                     continue
                 reason = "stop" if job.transcript.stopped else str(row.finish_reason)

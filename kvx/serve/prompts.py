@@ -103,7 +103,7 @@ class PromptSplitter:
             return (self.tokenizer.bos_token or "") + contents + "\n"
         try:
             return self.template.render(messages, self.form, now, settings)
-        except Exception as error:  # templates refuse in many ways: roles, order, types
+        except Exception as error:  # noqa: BLE001  a template raises what it likes
             raise invalid(
                 f"the model's chat template refuses these messages: {first_line(error)}", "messages"
             ) from None

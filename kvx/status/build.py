@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvx.config.numbers import duration
@@ -137,7 +138,7 @@ def _count(folder: Path, kind: str, most: int) -> tuple[int, int]:
     for path in layout.files(folder, kind):
         try:
             metadata = pq.read_metadata(path)
-        except Exception:  # merged away, or damaged: the next run will tell
+        except (OSError, pa.ArrowException):  # merged away, or damaged: the next run says so
             continue
         rows += metadata.num_rows
         errors += metadata.num_rows - _nulls(metadata)

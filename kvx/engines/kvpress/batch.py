@@ -179,7 +179,7 @@ class Batch:
                 self._admit(requests, parts, chunk.alone, ended)
         except BudgetContradictedError as error:
             ended.append(self._fail(requests[0].point, str(error)))
-        except Exception as error:  # this chunk's answer; the others go on
+        except Exception as error:  # noqa: BLE001  this chunk fails; the others go on
             reason = failure(requests[0], error)
             asked = {r.id for r in requests}
             joined = [row for row in self.decoder.rows if row.request.id in asked]
@@ -199,7 +199,7 @@ class Batch:
         try:
             with torch.inference_mode():
                 finished = self._responses(self.decoder.step())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a press may raise anything
             rows = self.decoder.clear()
             self._forget(rows)
             reason = failure(rows[0].request, error)

@@ -1,4 +1,4 @@
-"""A transformers model of somebody's, guarded: what `kvx.guard.guarded` makes."""
+"""A transformers model that the caller loaded, guarded: what `kvx.guarded` returns."""
 
 from collections.abc import Sequence
 from dataclasses import replace
