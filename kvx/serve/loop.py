@@ -61,8 +61,10 @@ class DecodeLoop(threading.Thread):
         super().__init__(name="kvx-decode", daemon=True)
         self.loaded, self.metrics, self.send = loaded, metrics, send
         self.max_rows, self.logits_bytes, self.cap_bytes = (
-            config.serve.max_rows, logits_bytes, cap_bytes,
-        )  # fmt: skip
+            config.serve.max_rows,
+            logits_bytes,
+            cap_bytes,
+        )
         self.broken = False  # by a bug: the thread has ended and takes nothing more
         self._speaker = Speaker()
         observers: list[StepObserver] = [self._speaker]

@@ -37,9 +37,12 @@ class PromptSplitter:
         self.template, self.form = None, Form.text
         if config.model.chat_template and tokenizer.chat_template is not None:
             self.template = ChatTemplate(
-                self.tokenizer, config.model.name, self.date or today(), config.prompt.system,
+                self.tokenizer,
+                config.model.name,
+                self.date or today(),
+                config.prompt.system,
                 config.prompt.template_kwargs or {},
-            )  # fmt: skip
+            )
             self.template.with_system([])
             try:
                 self.form = self.template.form

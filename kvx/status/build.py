@@ -124,9 +124,11 @@ def _described(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, json.JSONDecodeError):
         return {"press": "?", "budget": "?", "requests": 1, "latency": 0}
     return {
-        "press": info["press"], "budget": info["budget_label"], "latency": 0,
+        "press": info["press"],
+        "budget": info["budget_label"],
+        "latency": 0,
         "requests": info["manifest"]["n_requests"],
-    }  # fmt: skip
+    }
 
 
 def _count(folder: Path, kind: str, most: int) -> tuple[int, int]:

@@ -162,12 +162,14 @@ def admit(loaded: LoadedModel, group: Sequence[Submission], alone: bool = False)
         order.append(slot)
         prefills.append(
             Prefill(
-                logits[slot, -1], parts.n_tokens, n,
+                logits[slot, -1],
+                parts.n_tokens,
+                n,
                 found[slot] if asked.probed else None,
                 mean_share(prompt.evicted) if asked.watched else None,
                 None if row.guard is None else full_logits,
             )
-        )  # fmt: skip
+        )
     return Admission(buckets, prefills, logits[order, -1], refused)
 
 

@@ -281,9 +281,14 @@ class Batch:
         prove_budget(point, prompt.kv)
         generator, watch = torch.Generator().manual_seed(seed), self._watch()
         row = Row(
-            request, parts.n_tokens, generator=generator, kv=prompt.kv, decoding=request.decoding,
-            until=None if watch is None else watch(), opens_reasoning=parts.opens_reasoning,
-        )  # fmt: skip
+            request,
+            parts.n_tokens,
+            generator=generator,
+            kv=prompt.kv,
+            decoding=request.decoding,
+            until=None if watch is None else watch(),
+            opens_reasoning=parts.opens_reasoning,
+        )
         row.pack(parts.n_tokens - prompt.position)
         probe = None
         if probing:
