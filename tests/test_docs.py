@@ -81,6 +81,14 @@ def test_the_architecture_page_has_the_order_of_packages() -> None:
     assert told == [("stages",) if "run" in names else names for names in layers]
 
 
+def test_every_file_of_the_architecture_page_exists() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    here = [f.as_posix() for room in ("kvx", "tests") for f in (ROOT / room).rglob("*.py")]
+    names = set(re.findall(r"[\w/]+\.py\b", text))
+    assert len(names) > 50
+    assert sorted(n for n in names if not any(f.endswith(f"/{n}") for f in here)) == []
+
+
 def test_every_command_is_named() -> None:
     text = (ROOT / "docs/usage.md").read_text()
     assert [name for name in (*STAGES, *TOOLS) if f"`kvx {name}`" not in text] == []
