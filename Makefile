@@ -1,4 +1,4 @@
-# make demo: see it work · make test: run the tests · make check: what CI runs · make pythons: a light suite on Python 3.12 and 3.13 · make soak: 64 clients of the server for 2 minutes · make assets: fetch SmolLM2 and data
+# make demo: see it work · make test: run the tests · make lint: format, lint and types · make check: what CI runs · make pythons: a light suite on Python 3.12 and 3.13 · make soak: 64 clients of the server for 2 minutes · make assets: fetch SmolLM2 and data
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 SOURCES := kvx hydra_plugins scripts tests
 
-.PHONY: demo test check pythons soak guard-study guard-live format assets install clean
+.PHONY: demo test lint check pythons soak guard-study guard-live format assets install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,10 +28,12 @@ demo: install
 test: install
 	$(PYTEST)
 
-check: install
+lint: install
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+
+check: lint
 	$(PYTEST)
 
 pythons:

@@ -61,8 +61,11 @@ class KvxSlurmConf(SlurmQueueConf):  # type: ignore[misc, unused-ignore]
     name: str = "kvx"
 
 
-for _name, _node in (("kvx", KvxLauncherConf), ("kvx_local", KvxLocalConf),
-                     ("kvx_slurm", KvxSlurmConf)):  # fmt: skip
+for _name, _node in (
+    ("kvx", KvxLauncherConf),
+    ("kvx_local", KvxLocalConf),
+    ("kvx_slurm", KvxSlurmConf),
+):
     ConfigStore.instance().store(
         group="hydra/launcher", name=_name, node=_node, provider="kvx_launcher"
     )

@@ -49,10 +49,15 @@ def _data(folder: Path, n: int, per_cluster: int) -> Path:
     path = folder / "examples.jsonl"
     examples = RecallSource(n_examples=n, max_words=400).examples()
     rows = [
-        {"id": e.example_id, "context": e.context, "question": e.question,
-         "answers": list(e.answers), "cluster": f"c{i // per_cluster}"}
+        {
+            "id": e.example_id,
+            "context": e.context,
+            "question": e.question,
+            "answers": list(e.answers),
+            "cluster": f"c{i // per_cluster}",
+        }
         for i, e in enumerate(examples)
-    ]  # fmt: skip
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -90,12 +95,14 @@ def _responses(point: Point, requests: list[Request]) -> Iterator[Response]:
         n = request.entry.compressed_tokens
         kept = point.kept_tokens(n)
         yield Response(
-            request, text, ids,
+            request,
+            text,
+            ids,
             finish_reason="stop" if good or rng.random() < 0.9 else "length",
             kv=KVUse(kept, kept, kept, *[KV_BYTES * kept] * 3, KV_BYTES * n, KV_BYTES * (kept + 8)),
             budget_verified=True,
             trace=Trace(ids, [-rng.random() for _ in ids], [rng.random() for _ in ids]),
-        )  # fmt: skip
+        )
 
 
 def _measurement(request: Request, repeat: int) -> Measurement:

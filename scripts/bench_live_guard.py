@@ -50,12 +50,20 @@ class Timed(LiveGuard):
 
 def work(options: argparse.Namespace, folder: str, rows: int) -> PointWork:
     config = compose(
-        f"paths.output={folder}", f"model={options.model}", "dataset=narrativeqa_stories",
-        "press=knorm", "budget.ratio=0.5", "prompt.query_aware=true", "controller=balanced",
-        "controller.prefill_gate_nats=1000", *NEVER, "signals=off",
-        f"decoding.max_new_tokens={options.tokens}", f"dataset.sampling.n_per_bin={rows}",
+        f"paths.output={folder}",
+        f"model={options.model}",
+        "dataset=narrativeqa_stories",
+        "press=knorm",
+        "budget.ratio=0.5",
+        "prompt.query_aware=true",
+        "controller=balanced",
+        "controller.prefill_gate_nats=1000",
+        *NEVER,
+        "signals=off",
+        f"decoding.max_new_tokens={options.tokens}",
+        f"dataset.sampling.n_per_bin={rows}",
         "dataset.binning.n_bins=1",
-    )  # fmt: skip
+    )
     manifest, manifest_dir = ensure_manifest(config)
     point, examples = Point(config, manifest, manifest_dir), load_examples(manifest_dir)
     entries = manifest.entries[:rows]

@@ -124,8 +124,9 @@ def measure(n: int, tokens: int, logprobs: bool, rounds: int) -> None:
     with subprocess.Popen(
         [sys.executable, __file__, "--serve", "--tokens", str(tokens)]
         + (["--logprobs"] if logprobs else []),
-        stdout=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         url = f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
         try:
@@ -147,10 +148,15 @@ def measure(n: int, tokens: int, logprobs: bool, rounds: int) -> None:
 def one_round(url: str, n: int) -> tuple[Cost, Cost]:
     """The same n requests: raw, and through the engine."""
     config = compose(
-        "engine=openai", f"engine.base_url={url}", "engine.concurrency=1", "engine.probe=false",
-        "dataset.binning.n_bins=1", f"dataset.sampling.n_per_bin={n}",
-        f"dataset.source.n_examples={n}", "dataset.source.max_words=400",
-    )  # fmt: skip
+        "engine=openai",
+        f"engine.base_url={url}",
+        "engine.concurrency=1",
+        "engine.probe=false",
+        "dataset.binning.n_bins=1",
+        f"dataset.sampling.n_per_bin={n}",
+        f"dataset.source.n_examples={n}",
+        "dataset.source.max_words=400",
+    )
     (point,) = plan([config])
     work = answers_work(point, Present(set(), set()))
     builder = BodyBuilder(config)

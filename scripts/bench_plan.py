@@ -10,8 +10,12 @@ import time
 from pathlib import Path
 
 PRESSES = "none,snapkv,streaming,knorm,keydiff,tova,random,expected_attention,observed_attention"
-ONE_EXAMPLE = ("dataset.source.n_examples=5", "dataset.binning.n_bins=1",
-               "dataset.sampling.n_per_bin=1", "dataset.source.max_words=250")  # fmt: skip
+ONE_EXAMPLE = (
+    "dataset.source.n_examples=5",
+    "dataset.binning.n_bins=1",
+    "dataset.sampling.n_per_bin=1",
+    "dataset.source.max_words=250",
+)
 BUDGETS = "budget=range(0.05,1.05,0.05)"
 PLANNED = ("-m", f"press={PRESSES}", "press.tolerance_tokens=1,2", BUDGETS, "seed=1,2,3")
 FINISHED = ("-m", "press=knorm,keydiff,tova,random,streaming", BUDGETS, "seed=1,2,3,4,5")

@@ -56,12 +56,19 @@ class Arrivals(StepObserver):
 
 def make_work(options: argparse.Namespace, folder: str) -> PointWork:
     config = compose(
-        f"model={options.model}", f"dataset={options.dataset}", f"press={options.press}",
-        f"budget={options.budget}", f"paths.output={folder}", "dataset.binning.n_bins=1",
-        f"dataset.sampling.n_per_bin={options.clients}", "dataset.source.min_words=200",
-        f"dataset.source.n_examples={options.clients}", f"dataset.source.max_words={options.words}",
-        f"decoding.max_new_tokens={options.new_tokens}", "signals=off",
-    )  # fmt: skip
+        f"model={options.model}",
+        f"dataset={options.dataset}",
+        f"press={options.press}",
+        f"budget={options.budget}",
+        f"paths.output={folder}",
+        "dataset.binning.n_bins=1",
+        f"dataset.sampling.n_per_bin={options.clients}",
+        "dataset.source.min_words=200",
+        f"dataset.source.n_examples={options.clients}",
+        f"dataset.source.max_words={options.words}",
+        f"decoding.max_new_tokens={options.new_tokens}",
+        "signals=off",
+    )
     manifest, where = ensure_manifest(config)
     point, examples = Point(config, manifest, where), load_examples(where)
     pairs = [(Request(point, e), examples[e.example_id]) for e in manifest.entries]
@@ -138,8 +145,10 @@ def main() -> None:
         for _, example in work.requests:
             compressed, rest = builder.texts(example)
             kvx = {
-                "press": options.press, "budget": options.budget, "compress_chars": len(compressed),
-            }  # fmt: skip
+                "press": options.press,
+                "budget": options.budget,
+                "compress_chars": len(compressed),
+            }
             bodies.append(
                 {
                     "model": options.model, "prompt": compressed + rest, "temperature": 0,

@@ -85,10 +85,14 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = compose(
-            f"paths.output={folder}", f"model={asked.model}", f"dataset={asked.dataset}",
-            f"press={asked.press}", f"decoding.max_new_tokens={asked.new_tokens}",
-            "dataset.binning.n_bins=1", "dataset.sampling.n_per_bin=1",
-        )  # fmt: skip
+            f"paths.output={folder}",
+            f"model={asked.model}",
+            f"dataset={asked.dataset}",
+            f"press={asked.press}",
+            f"decoding.max_new_tokens={asked.new_tokens}",
+            "dataset.binning.n_bins=1",
+            "dataset.sampling.n_per_bin=1",
+        )
         engine = KVPressEngine(config)
         for rows in asked.rows:
             work = works(config, rows)

@@ -48,14 +48,22 @@ BUDGETS[48] = (0.9, 0.75, 0.6, 0.5, 0.4, 0.25, 0.2, 0.125)
 BUDGETS[12] = (0.5, 0.125)
 SHAPES: dict[str, dict[str, int]] = {
     "7b": {
-        "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 49152,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 49152,
     },
     "1b": {
-        "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 49152,
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+        "vocab_size": 49152,
     },
-}  # fmt: skip
+}
 
 
 def random_model(config: Config, shape: str) -> LoadedModel:
@@ -192,8 +200,12 @@ def floor_s(loaded: LoadedModel, work: list[PointWork], new_tokens: int) -> dict
     speed = bandwidth(device)
     examples = len(work[0].requests)
     steps = (new_tokens - 1) * (weights * examples + kv) / speed
-    return {"prefill_s": prefill, "question_s": question, "steps_s": steps,
-            "bandwidth_gb_s": speed / 1e9}  # fmt: skip
+    return {
+        "prefill_s": prefill,
+        "question_s": question,
+        "steps_s": steps,
+        "bandwidth_gb_s": speed / 1e9,
+    }
 
 
 def main() -> None:
@@ -246,8 +258,9 @@ def compare(args: argparse.Namespace, work: list[PointWork]) -> dict[str, Any]:
         equal = equal and not differing
         print(
             f"kvpress {theirs_s:.2f} s, kvx {ours_s:.2f} s, ratio {theirs_s / ours_s:.1f}, "
-            f"{len(expected) - len(differing)}/{len(expected)} responses equal", flush=True,
-        )  # fmt: skip
+            f"{len(expected) - len(differing)}/{len(expected)} responses equal",
+            flush=True,
+        )
 
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     full, live = memory_bound(work, entry, args.max_rows)

@@ -141,13 +141,17 @@ def as_given(rows: Sequence[Resampled]) -> list[list[str]]:
     """A line for each curve of which anything was certified."""
     return [
         [
-            f"{r.curve}, {r.dataset}, {r.loss.name}", str(r.n), share(r.halves.n_chosen),
-            share(r.halves.n_broken), share(r.halves.n_over), share(r.redrawn.n_chosen),
+            f"{r.curve}, {r.dataset}, {r.loss.name}",
+            str(r.n),
+            share(r.halves.n_chosen),
+            share(r.halves.n_broken),
+            share(r.halves.n_over),
+            share(r.redrawn.n_chosen),
             share(r.redrawn.n_broken),
         ]
         for r in rows
         if r.halves.n_chosen or r.redrawn.n_chosen
-    ]  # fmt: skip
+    ]
 
 
 def at_stake(rows: Sequence[Resampled]) -> list[list[str]]:

@@ -47,9 +47,11 @@ def main() -> None:
     print(f"{n} prompt tokens; {example.question} Expected: {' / '.join(example.answers)}\n")
 
     options: dict[str, Any] = {
-        "max_new_tokens": asked.tokens, "do_sample": False,
-        "eos_token_id": sorted(loaded.stop_ids), "pad_token_id": min(loaded.stop_ids),
-    }  # fmt: skip
+        "max_new_tokens": asked.tokens,
+        "do_sample": False,
+        "eos_token_id": sorted(loaded.stop_ids),
+        "pad_token_id": min(loaded.stop_ids),
+    }
 
     def show(title: str, out: torch.Tensor) -> None:
         text = tokenizer.decode(out[0, n:], skip_special_tokens=True)

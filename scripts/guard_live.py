@@ -194,21 +194,31 @@ def page(folder: Path) -> str:
     guarded = [p for p in points if p["controller"] != "none"]
     larger = [p for p in points if p["budget"] not in (BUDGET, 1.0)]
     return HEAD.format(
-        asked=asked(folder, stats, alone), n_points=len(points),
+        asked=asked(folder, stats, alone),
+        n_points=len(points),
         n_prompts=first["manifest"]["n_requests"],
         n_all=requests_of(folder).drop_duplicates(["dataset", "example_id"]).shape[0],
         presses=", ".join(sorted({p["press"] for p in guarded})),
         budget=BUDGET,
-        datasets=", ".join(sorted({p["dataset"] for p in points})), model=first["model"],
+        datasets=", ".join(sorted({p["dataset"] for p in points})),
+        model=first["model"],
         max_new_tokens=config["decoding"]["max_new_tokens"],
         requests=sum(p["manifest"]["n_requests"] for p in points),
-        version=made["versions"]["kvx"], hardware=hardware(made["hardware"]), guard=GUARD,
-        full=FULL, static=STATIC, statics=named(larger, "none"), moved=f"{REACTIVE}{LARGER}",
-        moves=named(larger, REACTIVE), prevented=prevented_table(stats),
+        version=made["versions"]["kvx"],
+        hardware=hardware(made["hardware"]),
+        guard=GUARD,
+        full=FULL,
+        static=STATIC,
+        statics=named(larger, "none"),
+        moved=f"{REACTIVE}{LARGER}",
+        moves=named(larger, REACTIVE),
+        prevented=prevented_table(stats),
         price=price_table(stats),
-        versus=versus_table(stats, GUARD), times=times(alone), spent=spent(folder),
+        versus=versus_table(stats, GUARD),
+        times=times(alone),
+        spent=spent(folder),
         parts="".join(parts(stats)),
-    )  # fmt: skip
+    )
 
 
 def named(points: list[dict[str, Any]], controller: str) -> str:
@@ -226,9 +236,10 @@ def spent(folder: Path) -> str:
     own = beside(seen[seen["controller"] == GUARD], seen[seen["controller"] == "none"], SAME)
     excess, derailed = (own[f"{name}_there"] == 1 for name in (f"excess_{ANY}", "derailed"))
     groups = {
-        "an excess catastrophe": excess, "derails, and with the full cache too": derailed & ~excess,
+        "an excess catastrophe": excess,
+        "derails, and with the full cache too": derailed & ~excess,
         "sound": ~derailed & ~excess,
-    }  # fmt: skip
+    }
     steps = own["guard_decoded_tokens"].astype(float) * own["compressed_tokens"]
     rows = []
     for name, chosen in groups.items():

@@ -144,9 +144,10 @@ def summary(experiment: Path) -> str:
     lines += ["| --- | --- | --- | --- |"]
     lines += [f"| {w} | {a} | {figure(one)} | {figure(two)} |" for w, a, one, two in ASKED]
     presses = [
-        r for r in rows if (r["analysis"], r["metric"]) == ("leave_one_press_out", AUROC)
-        and r["name"] != "all"
-    ]  # fmt: skip
+        r
+        for r in rows
+        if (r["analysis"], r["metric"]) == ("leave_one_press_out", AUROC) and r["name"] != "all"
+    ]
     presses.sort(key=lambda r: r["value"])
     events = {r["name"]: found["by_press", r["name"], "trace_auroc"]["n_positive"] for r in presses}
     most = max(events, key=lambda name: events[name])
@@ -156,7 +157,8 @@ def summary(experiment: Path) -> str:
         ngram_recall=figure((LATE, "n-gram repetition", "balanced.recall")),
         ngram_rate=figure((LATE, "n-gram repetition", "balanced.false_positive_rate")),
         metadata=figure(("features", "metadata_only", AUROC)),
-        full=figure((HEADLINE, FULL, AUROC)), late=figure((LATE, FULL, AUROC)),
+        full=figure((HEADLINE, FULL, AUROC)),
+        late=figure((LATE, FULL, AUROC)),
         delay=figure((LATE, "delay", "delay_median")),
         early_lead=figure((LATE, by_onset, "balanced.lead_median_roomy")),
         early_recall=figure((LATE, by_onset, "balanced.recall")),
@@ -171,7 +173,7 @@ def summary(experiment: Path) -> str:
         most=f"{events[most]} ({most}) of {sum(events.values())}",
         instant=found["early", "instant: probe alone", AUROC]["n_positive"],
         events=found["early", "any onset: probe alone", AUROC]["n_positive"],
-    )  # fmt: skip
+    )
     return "\n".join(lines) + "\n\n" + why
 
 

@@ -112,13 +112,23 @@ def build_model(seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     head_dim = 64
     config = LlamaConfig(
-        vocab_size=(N_WORDS + 7) // 8 * 8, hidden_size=64, intermediate_size=128,
-        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=head_dim,
-        max_position_embeddings=8192, attention_bias=True,
+        vocab_size=(N_WORDS + 7) // 8 * 8,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=head_dim,
+        max_position_embeddings=8192,
+        attention_bias=True,
         rope_parameters={"rope_type": "default", "rope_theta": THETA},
-        initializer_range=0.1, tie_word_embeddings=False, rms_norm_eps=1e-5,
-        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
-    )  # fmt: skip
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+        rms_norm_eps=1e-5,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
     model = LlamaForCausalLM(config)
     attention, half = model.model.layers[0].self_attn, head_dim // 2
     frequency = THETA ** (-torch.arange(half).float() / half)
@@ -207,9 +217,13 @@ def save(
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
-        unk_token="<unk>", model_max_length=8192,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=8192,
+    )
     model.save_pretrained(out)
     fast.save_pretrained(out)
     # transformers 4 reads these two under other names

@@ -1,4 +1,4 @@
-"""A model, prompts and options for `kvx.guard.guarded`."""
+"""A model, prompts and options for `kvx.guarded`."""
 
 import functools
 from typing import Any

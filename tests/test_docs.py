@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kvx.cli.stages import STAGES, TOOLS
 from kvx.config.folders import conf_dir, package_dir
+from tests.test_structure import LAYERS
 
 ROOT = package_dir().parent
 PAGES = sorted(
@@ -66,8 +68,30 @@ def test_every_page_is_in_the_index() -> None:
         assert name == "README.md" or f"]({name})" in index, f"docs/README.md leaves out {name}"
 
 
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+@pytest.mark.parametrize(("page", "lines"), [("README.md", 120), ("docs/architecture.md", 150)])
+def test_pages_that_everybody_reads_are_short(page: str, lines: int) -> None:
+    assert len((ROOT / page).read_text().splitlines()) <= lines
+
+
+def test_the_architecture_page_has_the_order_of_packages() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    (line,) = re.findall(r"^ +(errors < .*)$", text, re.M)
+    told = [tuple(names.strip().split(", ")) for names in line.split("<")]
+    layers = [tuple(n for n in names if n != "__main__") for names in LAYERS]
+    assert told == [("stages",) if "run" in names else names for names in layers]
+
+
+def test_every_file_of_the_architecture_page_exists() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    here = [f.as_posix() for room in ("kvx", "tests") for f in (ROOT / room).rglob("*.py")]
+    names = set(re.findall(r"[\w/]+\.py\b", text))
+    assert len(names) > 50
+    assert sorted(n for n in names if not any(f.endswith(f"/{n}") for f in here)) == []
+
+
+def test_every_command_is_named() -> None:
+    text = (ROOT / "docs/usage.md").read_text()
+    assert [name for name in (*STAGES, *TOOLS) if f"`kvx {name}`" not in text] == []
 
 
 def test_exists_knows_what_is_not_there() -> None:

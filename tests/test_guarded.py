@@ -1,4 +1,4 @@
-"""`kvx.guard.guarded`: what model.generate would return, with a controller inside."""
+"""`kvx.guarded`: what model.generate would return, with a controller inside."""
 
 import subprocess
 import sys

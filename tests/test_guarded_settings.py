@@ -1,4 +1,4 @@
-"""What `kvx.guard.guarded` itself is given: presses, models, controllers and settings."""
+"""The arguments of `kvx.guarded` itself: presses, models, controllers and settings."""
 
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -54,7 +54,10 @@ class Wrapping(kvpress.BasePress):  # type: ignore[misc]
         (kvpress.DecodingPress(KnormPress()), "drops what was generated"),
         (kvpress.ThinKPress(0.5), "cannot be raised .*; use an evicting press such as SnapKVPress"),
         (KnormPress, "is not a kvpress press object"),
-        (torch.nn.Sequential(torch.nn.Linear(2, 2)), r"press=\(Sequential\): is not a kvpress press"),
+        (
+            torch.nn.Sequential(torch.nn.Linear(2, 2)),
+            r"press=\(Sequential\): is not a kvpress press",
+        ),
         (kvpress.SimLayerKVPress(), "no compression_ratio"),
         ("snapkv", "is not a kvpress press object"),
         (0.5, "is not a kvpress press object"),

@@ -214,7 +214,7 @@ def test_a_class_typed_into_a_notebook_is_known_by_what_it_does(
     def typed(text: str) -> str | None:
         cell = ModuleType("__main__")
         monkeypatch.setitem(sys.modules, "__main__", cell)
-        exec(compile(textwrap.dedent(text), "<cell>", "exec"), vars(cell))
+        exec(compile(textwrap.dedent(text), "<cell>", "exec"), vars(cell))  # noqa: S102  a notebook
         return source_of("__main__.Press")
 
     plain = """

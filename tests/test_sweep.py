@@ -140,7 +140,7 @@ def hydras(overrides: tuple[str, ...]) -> DictConfig:
 def outcome(work: Callable[[], list[Config]]) -> Any:
     try:
         return [repr(vars(config)) for config in work()]  # types too: 1 is not 1.0
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever both ways raise is compared
         return explain(error)
 
 

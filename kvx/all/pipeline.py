@@ -64,8 +64,11 @@ def print_summary(stats: pd.DataFrame) -> None:
         metric = first["metric"].replace("_", " ")
         table = Table(
             title=f"{metric} of {first['variant'].replace(', ', ' on ', 1)}, by context tokens",
-            box=None, pad_edge=False, title_justify="left", header_style="",
-        )  # fmt: skip
+            box=None,
+            pad_edge=False,
+            title_justify="left",
+            header_style="",
+        )
         bins = frame[frame["bin"] != ALL_BINS].drop_duplicates("bin").sort_values("bin")
         highs = [row["bin_high_tokens"] for _, row in bins.iterrows()]
         headers = [*(f"< {high}" for high in highs[:-1]), f"≤ {highs[-1]}"]
@@ -75,10 +78,11 @@ def print_summary(stats: pd.DataFrame) -> None:
             rows = [row for _, row in group.sort_values("bin").iterrows()]
             overall, by_bin = rows[0], rows[1:]
             table.add_row(
-                series_name(overall), f"{overall['budget_label']}{mark(overall)}",
+                series_name(overall),
+                f"{overall['budget_label']}{mark(overall)}",
                 *(f"{row['mean']:.2f}" for row in by_bin),
                 f"{overall['mean']:.2f} {interval(overall)}",
-            )  # fmt: skip
+            )
         if frame["n_degenerate"].any():
             table.caption = (
                 f"{DEGENERATE} degenerate: there the press is not what it is meant to be"

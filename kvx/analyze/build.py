@@ -71,8 +71,9 @@ def analyze_experiment(config: Config) -> None:
     plots.draw_all(frame, derailed, folder / "plots", config.analyze.confidence)
     tradeoff.draw(
         pd.DataFrame(rows["controller_stats"], columns=TABLES["controller_stats"].names),
-        folder / "plots", config.analyze.confidence,
-    )  # fmt: skip
+        folder / "plots",
+        config.analyze.confidence,
+    )
     _export(experiment, rows, Path(config.paths.output))
     for name, schema in TABLES.items():
         write_table(folder / f"{name}.parquet", rows[name], schema, inputs)

@@ -139,7 +139,10 @@ def pairs(both: pd.DataFrame) -> Pairs:
     here[INSTANT] = here[CATASTROPHES[0]]  # cured only if no loop is left, however late it begins
     return Pairs(
         clusters=both["prompt"].to_numpy(np.int64),
-        intervened=floats(both, "guard_interventions"), here=here, there=flags(KINDS, "_there"),
+        intervened=floats(both, "guard_interventions"),
+        here=here,
+        there=flags(KINDS, "_there"),
         derailed=floats(both, "derailed_there"),
-        score_here=floats(both, "score"), score_there=floats(both, "score_there"),
-    )  # fmt: skip
+        score_here=floats(both, "score"),
+        score_there=floats(both, "score_there"),
+    )

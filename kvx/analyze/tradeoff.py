@@ -48,10 +48,16 @@ def trade_off(frame: pd.DataFrame, percent: str) -> Figure:
             }
             again = i >= len(COLOURS)  # the same colours with other markers
             axis.errorbar(
-                row["budget"], row["share"], **around, fmt=MARKERS[(i + again) % len(MARKERS)],
-                color=COLOURS[i % len(COLOURS)], mfc="white" if again else None, capsize=3,
-                elinewidth=1, label=str(name),
-            )  # fmt: skip
+                row["budget"],
+                row["share"],
+                **around,
+                fmt=MARKERS[(i + again) % len(MARKERS)],
+                color=COLOURS[i % len(COLOURS)],
+                mfc="white" if again else None,
+                capsize=3,
+                elinewidth=1,
+                label=str(name),
+            )
         axis.set_ylim(-0.04, 1.04)
         axis.set_xlim(0, 1.04)
         axis.set_xlabel(f"mean device budget ({percent})")

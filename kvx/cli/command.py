@@ -121,7 +121,7 @@ def _run_hydra(stage: Stage, work: Work | None, argv: list[str]) -> None:
             with _variable("HYDRA_FULL_ERROR", full_error):  # as the user has it
                 asked = requested(configs(), points)
                 (work or stage.function())(asked if points else asked[0], **extra)
-        except (KeyboardInterrupt, Exception) as error:
+        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  raised after Hydra
             caught.append(error)
 
     def bundle(configs: Sequence[Config], pool: Any = None) -> None:

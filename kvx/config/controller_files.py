@@ -50,7 +50,7 @@ def class_named(target: Any) -> type[ControllerConfig]:
                 continue
             reason = str(error)
             break
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  importing a user's module may raise anything
             reason = f"{type(error).__name__}: {str(error) or 'on import'}"
             break
         reason = f"{module} has no {'.'.join(parts[n:])}"

@@ -94,9 +94,11 @@ class DatasetConfig:
         Overflow.error, "what to do with a context that does not fit the model"
     )
     metrics: list[str] = option(
-        ["exact_match"], "metrics of an answer; the first is the primary one",
-        scoring=True, check=_at_least_one_metric,
-    )  # fmt: skip
+        ["exact_match"],
+        "metrics of an answer; the first is the primary one",
+        scoring=True,
+        check=_at_least_one_metric,
+    )
     answer_format: str | None = option(
         None, "number, json or yes_no, without which an answer failed; null: any text", scoring=True
     )

@@ -27,13 +27,17 @@ class EngineConfig:
         recorded=True,
     )
     max_rows: int = option(
-        256, "rows decoded together; the points of one example always are, if their caches fit",
-        recorded=True, at_least=1,
-    )  # fmt: skip
+        256,
+        "rows decoded together; the points of one example always are, if their caches fit",
+        recorded=True,
+        at_least=1,
+    )
     max_cache_gib: float | None = option(
-        None, "KV caches held at once; null: 60% of the memory that is free at the start",
-        recorded=True, above=0,
-    )  # fmt: skip
+        None,
+        "KV caches held at once; null: 60% of the memory that is free at the start",
+        recorded=True,
+        above=0,
+    )
 
 
 class Api(Enum):
@@ -105,14 +109,20 @@ class OpenAIConfig(EngineConfig):
     base_url: str | None = option(None, "where the server is", neutral=True)
     stream: bool = option(True, "false: no time to the first token is measured", neutral=True)
     concurrency: int | str = option(
-        AUTO, "requests in flight; auto: grows while that pays, halves on 429 and time-outs",
-        neutral=True, at_least=1, words="auto, or at least 1", check=_auto_or_number,
-    )  # fmt: skip
+        AUTO,
+        "requests in flight; auto: grows while that pays, halves on 429 and time-outs",
+        neutral=True,
+        at_least=1,
+        words="auto, or at least 1",
+        check=_auto_or_number,
+    )
     max_concurrency: int = option(64, "requests in flight at most", neutral=True, at_least=1)
     max_retries: int = option(
-        5, "attempts after 429, 5xx, time-outs and broken connections or answers, with jitter",
-        neutral=True, at_least=0,
-    )  # fmt: skip
+        5,
+        "attempts after 429, 5xx, time-outs and broken connections or answers, with jitter",
+        neutral=True,
+        at_least=0,
+    )
     max_retry_after_s: float = option(
         120.0, "a server that asks for a longer wait has refused", neutral=True, at_least=0
     )

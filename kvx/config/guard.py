@@ -48,15 +48,15 @@ class GuardConfig:
         None, "directory of a hazard model (model.json and card.json); null: the packaged one"
     )
     ladder: list[float] = option(
-        [0.25, 0.5], "budgets that the gate tries one after the other, before 1.0",
-        check=_ascending,
-    )  # fmt: skip
+        [0.25, 0.5], "budgets that the gate tries one after the other, before 1.0", check=_ascending
+    )
     max_interventions: int = option(
         4,
         "interventions in one sequence, the gate's raises together being one; after as many "
         "nothing more is taken back or given",
-        at_least=1, words="at least 1; controller=none leaves sequences alone",
-    )  # fmt: skip
+        at_least=1,
+        words="at least 1; controller=none leaves sequences alone",
+    )
     let_go: bool = option(
         True,
         "compress again what loops with the full cache too, where nothing more can be done: the "

@@ -25,6 +25,8 @@ class ServeConfig:
     )
     max_request_bytes: int = option(4 << 20, "size of a request's body", at_least=1024)
     drain_s: float = option(
-        10.0, "how long running answers may go on after the server was told to stop",
-        at_least=0, at_most=3600,
-    )  # fmt: skip
+        10.0,
+        "how long running answers may go on after the server was told to stop",
+        at_least=0,
+        at_most=3600,
+    )

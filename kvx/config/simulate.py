@@ -11,11 +11,17 @@ class SimulateConfig:
 
     controllers: list[str] = option(
         [
-            "none", "conservative", "balanced", "aggressive", "reactive", "rule_based",
-            "always_safe", "random",
+            "none",
+            "conservative",
+            "balanced",
+            "aggressive",
+            "reactive",
+            "rule_based",
+            "always_safe",
+            "random",
         ],
         "options of the group controller; one given as controller=… is added",
-    )  # fmt: skip
+    )
     match: str = option("balanced", "whose trigger rate the random controller gets")
     random_repeats: int = option(20, "random controllers that are averaged", at_least=1)
     lateness_tokens: int | None = option(

@@ -73,7 +73,7 @@ def compose_sweep(points: Sequence[Sequence[str]], composer: Composer) -> list[C
     for row in rows:
         try:
             configs.append(sweep.config(row))
-        except Exception:
+        except Exception:  # noqa: BLE001  Hydra composes the point, or raises its own error
             configs.append(typed(composer.compose(row)))
     return configs
 
@@ -233,7 +233,7 @@ class _Sweep:
                 if _plain(made) != _plain(composed._get_node(node)):
                     family.parts = None
                     return
-        except Exception:
+        except Exception:  # noqa: BLE001  Hydra composes every point of the family
             family.parts = None
 
     def _option(self, family: _Family, node: str, text: str) -> Any:

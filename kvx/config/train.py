@@ -67,8 +67,10 @@ class TrainConfig:
     shares: list[float] = option(
         [0.6, 0.2, 0.2],
         "shares of the other prompts: train, validation (early stopping, calibration), threshold",
-        above=0, below=1, check=_three_shares,
-    )  # fmt: skip
+        above=0,
+        below=1,
+        check=_three_shares,
+    )
     seed: int = option(0, "seed of the splits and of XGBoost", at_least=0, below=2**31)
     max_tokens: int = option(150_000, "a fit learns from at most this many tokens", at_least=1000)
     rounds: int = option(600, "trees at most; patience ends it earlier", at_least=1)
@@ -80,8 +82,9 @@ class TrainConfig:
         0.3,
         "share of columns of each tree: a token is much like the one before, so few columns and "
         "large leaves",
-        above=0, at_most=1,
-    )  # fmt: skip
+        above=0,
+        at_most=1,
+    )
     min_child_weight: float = option(50.0, "weight of a leaf at least", at_least=0)
     class_weight: ClassWeight = option(
         ClassWeight.sqrt, "weight of a positive token, of the negatives per positive"

@@ -91,7 +91,7 @@ class ChatTemplate:
                 text = self.render([{"role": "user", "content": PROBE + mark}], form)
             except UserError:
                 raise
-            except Exception as error:  # templates refuse in many ways: roles, order, types
+            except Exception as error:  # noqa: BLE001  a template raises what it likes
                 said = said or error
             else:
                 if mark in text:
@@ -112,7 +112,7 @@ class ChatTemplate:
             text = self.render([{"role": "system", "content": self.system + mark}, user])
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a template raises what it likes
             raise self._error(f"takes no system message ({first_line(error)})", hint) from None
         if mark not in text:
             raise self._error("leaves out a system message", hint)
@@ -166,7 +166,7 @@ class ChatTemplate:
             text = self.render(messages, form)
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  a template raises what it likes
             raise self._error(f"refuses a user message ({first_line(error)})") from None
         before, _, after = text.partition(mark)
         if (found := text.count(mark)) > 1:

@@ -26,14 +26,18 @@ def _load(path: Path, content: str) -> dict[str, Example]:
         raise unreadable(path, error) from None
     return {
         r["example_id"]: Example(
-            r["example_id"], r["context"], r["question"], tuple(r["answers"]), r["cluster"],
+            r["example_id"],
+            r["context"],
+            r["question"],
+            tuple(r["answers"]),
+            r["cluster"],
             json.loads(r["meta_json"]),
             answer_prefix=r.get("answer_prefix"),
             max_new_tokens=r.get("max_new_tokens"),
             formatted=bool(r.get("formatted")),
         )
         for r in rows
-    }  # fmt: skip
+    }
 
 
 def examples_file(folder: Path) -> Path:

@@ -177,7 +177,7 @@ def _source(dataset: DatasetConfig) -> dict[str, Any]:
     fields = {k: v for k, v in dataset.source.items() if k not in ("path", "haystack")}
     try:
         kind = hydra.utils.get_class(dataset.source["_target_"])
-    except Exception:  # `make_source` says what is wrong with it
+    except Exception:  # noqa: BLE001  `make_source` says what is wrong with it
         return fields
     identity_of = getattr(kind, "identity_of", dict)  # a user's class need not have it
     found: dict[str, Any] = identity_of(fields)

@@ -15,9 +15,11 @@ from kvx.errors import UserError
 
 LFS = "version https://git-lfs"  # how a pointer begins that stands where git-lfs has a file
 WEIGHTS = (
-    "model.safetensors", "model.safetensors.index.json",
-    "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 # any one of these holds a vocabulary
 VOCABULARIES = (
     "tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "vocab.json", "vocab.txt",
@@ -146,10 +148,12 @@ def _hub_dir(repo: str, revision: str | None, name: str) -> Path:
     try:
         folder = Path(
             snapshot_download(
-                repo, revision=revision, allow_patterns=[*HUB_PATTERNS, *VOCABULARIES, "*.py"],
+                repo,
+                revision=revision,
+                allow_patterns=[*HUB_PATTERNS, *VOCABULARIES, "*.py"],
                 ignore_patterns=list(HUB_IGNORED),
             )
-        )  # fmt: skip
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
             f"model.path={repo}: not a local directory, and the hub did not give it "

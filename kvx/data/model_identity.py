@@ -44,8 +44,12 @@ _OF_TRAINING = ("training_args.bin", "optimizer*.bin", "scheduler*.bin", "rng_st
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 # what may be fetched of a hub model to know it, without its weights
 HUB_PATTERNS = (
-    *TOKENIZER_FILES, *CONFIG_FILES, *_TOKENIZER, ADAPTER, *(f"{name}/*" for name in _TEMPLATES),
-)  # fmt: skip
+    *TOKENIZER_FILES,
+    *CONFIG_FILES,
+    *_TOKENIZER,
+    ADAPTER,
+    *(f"{name}/*" for name in _TEMPLATES),
+)
 HUB_IGNORED = tuple(f"*{suffix}" for suffix in _NOT_READ if suffix != ".py")
 
 # up to this size the hash that kvx had for weights before it read them whole read all of them

@@ -78,8 +78,9 @@ def examples(rows: Iterable[Row], where: str, reading: Reading) -> Iterator[Exam
     if n_unanswerable:
         log.warning(
             "prepare: %s: %d questions have no answer (answers.text is empty) and are left out",
-            where, n_unanswerable,
-        )  # fmt: skip
+            where,
+            n_unanswerable,
+        )
 
 
 def _layout(row: Row, reading: Reading) -> Layout:

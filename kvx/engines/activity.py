@@ -56,9 +56,10 @@ class Activity:
         """These are taken on: their prompts come next."""
         tokens = [r.entry.prompt_tokens for r in requests]
         self._seen = replace(
-            self._seen, begun=self._seen.begun + len(tokens),
+            self._seen,
+            begun=self._seen.begun + len(tokens),
             begun_tokens=self._seen.begun_tokens + sum(tokens),
-        )  # fmt: skip
+        )
 
     def prefill(self, tokens: int, layer: int, n_layers: int) -> None:
         """`layer` (from 1) of a pass over `tokens` of a prompt begins."""
@@ -78,11 +79,14 @@ class Activity:
         spent = {name: now - self._at if self._phase == name else 0 for name in PHASES}
         self._phase, self._at = phase, now
         self._seen = Seen(
-            begun=seen.begun, begun_tokens=seen.begun_tokens,
-            passed_tokens=seen.passed_tokens + passed, prefill_s=seen.prefill_s + spent["prefill"],
-            output_tokens=seen.output_tokens + rows, steps=seen.steps + (rows > 0),
+            begun=seen.begun,
+            begun_tokens=seen.begun_tokens,
+            passed_tokens=seen.passed_tokens + passed,
+            prefill_s=seen.prefill_s + spent["prefill"],
+            output_tokens=seen.output_tokens + rows,
+            steps=seen.steps + (rows > 0),
             decode_s=seen.decode_s + spent["decode"],
-        )  # fmt: skip
+        )
 
     def _tell(self, now: bool = False) -> None:
         if self.listener is None or not (now or self._at - self._told >= self.EVERY_S):

@@ -48,9 +48,10 @@ FULL = (*ORIGINAL, *_ADDED)
 # nothing but logits and the probe: no budget or what follows from it, no press, no prompt length,
 # no token ids or what is counted from them, no position
 LOGIT_ONLY = tuple(
-    name for name in FULL
+    name
+    for name in FULL
     if name not in (*_METADATA, *_REPETITION, "score_evicted", "thinking", "has_previous")
-)  # fmt: skip
+)
 _NOT_FROM_TOP20 = (
     "top1_prob", "top5_prob", "entropy_rest_nats", "entropy_change_nats", "mean_logprob", "rank",
 )  # fmt: skip
@@ -172,15 +173,14 @@ def _blocks_for(names: Sequence[str]) -> list[Block]:
     presses = [name.removeprefix("press=") for name in names if name.startswith("press=")]
     windows: dict[tuple[int, ...], list[str]] = {}
     for signal in (*_WINDOWED, TOP20_ENTROPY):
-        sizes = tuple(
-            s for s in _SIZES if {f"mean_{s}_{signal}", f"std_{s}_{signal}"} & asked
-        )  # fmt: skip
+        sizes = tuple(s for s in _SIZES if {f"mean_{s}_{signal}", f"std_{s}_{signal}"} & asked)
         if sizes:
             windows.setdefault(sizes, []).append(signal)
     accumulated = [
-        signal for signal in ("entropy_nats", TOP20_ENTROPY, "logprob")
+        signal
+        for signal in ("entropy_nats", TOP20_ENTROPY, "logprob")
         if asked.intersection(blocks.Accumulated([signal]).names)
-    ]  # fmt: skip
+    ]
     direct = [name for name in (*_DIRECT, TOP20_ENTROPY) if name in asked]
     candidates: list[Block] = [
         *([blocks.Direct(direct)] if direct else []),

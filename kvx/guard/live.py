@@ -127,9 +127,13 @@ class SequenceGuard:
             return None if ended else self._let_go()
         at, before = len(self.tokens) - 1, self.controller.mode
         seen = Observation(
-            at, hazard, onset, entropy_nats, repetition_count,
+            at,
+            hazard,
+            onset,
+            entropy_nats,
+            repetition_count,
             repeated=lambda: repeated_tail(self.tokens),
-        )  # fmt: skip
+        )
         decision = self.controller.step(seen)
         if ended:
             return None

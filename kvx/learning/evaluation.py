@@ -201,9 +201,12 @@ def group_auroc(
     known = ~np.isnan(values)
     ranked = resampler.ranked(values[known], label[known], np.asarray(clusters)[known])
     return Metric(
-        name, ranked.auroc(auroc(values[known], label[known])), int(known.sum()),
-        int(label[known].sum()), "traces",
-    )  # fmt: skip
+        name,
+        ranked.auroc(auroc(values[known], label[known])),
+        int(known.sum()),
+        int(label[known].sum()),
+        "traces",
+    )
 
 
 def all_metrics(

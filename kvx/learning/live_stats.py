@@ -127,12 +127,16 @@ def cost_figures(use: Use, by: Resampler) -> list[Figure]:
     figures = [_share("interventions", None, column("intervened") > 0, clusters, by)]
     for name, top, bottom, unit in (
         ("mean_budget", column("mean_budget") * weight, weight, 1.0),
-        ("saving_kept", (1 - column("mean_budget")) * weight,
-         (1 - column("nominal_budget")) * weight, 1.0),
+        (
+            "saving_kept",
+            (1 - column("mean_budget")) * weight,
+            (1 - column("nominal_budget")) * weight,
+            1.0,
+        ),
         ("decoded_twice_per_1000", column("dropped"), column("output"), 1000.0),
         ("recomputed_per_1000", column("recomputed"), column("output"), 1000.0),
         ("host_bytes", column("host_bytes"), ones, 1.0),
-    ):  # fmt: skip
+    ):
         found = by.ratio(top, bottom, clusters, unit)
         figures.append(_resampled(name, len(clusters), None, found, clusters))
     for q in PAUSES:

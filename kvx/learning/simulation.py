@@ -282,8 +282,10 @@ def summarise(
     names = list(clusters)
     found = bootstrap_means(
         [(np.where(mask, values, np.nan), names) for values, mask in cells.values()],
-        n_boot, confidence, seed,
-    )  # fmt: skip
+        n_boot,
+        confidence,
+        seed,
+    )
     shares = {
         name: Estimate(e.mean, with_width(e.interval, e.mean, e.n_clusters, confidence))
         for name, e in zip(cells, found, strict=True)
@@ -299,9 +301,11 @@ def summarise(
     )
     leads = replayed.lead_tokens[~np.isnan(replayed.lead_tokens)]
     return Summary(
-        **shares, mean_budget=budget, dropped_per_1000=dropped,
+        **shares,
+        mean_budget=budget,
+        dropped_per_1000=dropped,
         lead_median_tokens=float(np.median(leads)) if leads.size else math.nan,
-    )  # fmt: skip
+    )
 
 
 def _ratio(
@@ -327,9 +331,13 @@ def pareto_front(prevented: ArrayLike, false_triggers: ArrayLike, mean_budget: A
     Higher is better in `prevented`, lower in the two others. Choices with a nan are on no front.
     """
     cost = np.stack(
-        [-np.asarray(prevented, float), np.asarray(false_triggers, float),
-         np.asarray(mean_budget, float)], axis=1,
-    )  # fmt: skip
+        [
+            -np.asarray(prevented, float),
+            np.asarray(false_triggers, float),
+            np.asarray(mean_budget, float),
+        ],
+        axis=1,
+    )
     no_worse = (cost[:, None] <= cost[None]).all(axis=2)
     better = (cost[:, None] < cost[None]).any(axis=2)
     front: Bools = ~(no_worse & better).any(axis=0) & ~np.isnan(cost).any(axis=1)

@@ -67,11 +67,13 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     write_text(folder / "manifest.json", manifests.dump(complete))
     log.info(
         "prepare: %d examples in %d bins, %d–%d tokens%s → %s",
-        len(complete.entries), len(complete.bins), complete.bins[0].low_tokens,
+        len(complete.entries),
+        len(complete.bins),
+        complete.bins[0].low_tokens,
         complete.bins[-1].high_tokens,
         f", the chat template is told {complete.date}" if complete.date else "",
         folder / "manifest.json",
-    )  # fmt: skip
+    )
     _tell(config, complete)
     return complete, folder
 
@@ -85,15 +87,23 @@ def _tell(config: Config, manifest: Manifest) -> None:
     if own:
         log.info(
             "prepare: %d of %d rows set their own max_new_tokens, which holds for them instead of "
-            "%d", len(own), len(manifest.entries), usual,
-        )  # fmt: skip
+            "%d",
+            len(own),
+            len(manifest.entries),
+            usual,
+        )
     cut = sorted(e.context_tokens_cut for e in manifest.entries if e.context_tokens_cut)
     if cut:
         log.warning(
             "prepare: %d of %d contexts do not fit model=%s and were cut (dataset.overflow=%s), by "
-            "%d tokens in the middle case, %d at most", len(cut), len(manifest.entries),
-            config.model.name, config.dataset.overflow.name, cut[len(cut) // 2], cut[-1],
-        )  # fmt: skip
+            "%d tokens in the middle case, %d at most",
+            len(cut),
+            len(manifest.entries),
+            config.model.name,
+            config.dataset.overflow.name,
+            cut[len(cut) // 2],
+            cut[-1],
+        )
 
 
 def build(
@@ -137,15 +147,22 @@ def build(
     )
     d = config.dataset
     manifest = Manifest(
-        dataset_id=manifests.dataset_id(d), key=key, tokenizer=config.model.name,
-        tokenizer_hash=tokenizer_hash(config.model), template_hash=builder.template_hash,
-        source_revision=revision, examples_sha256="", bins=bins, entries=tuple(entries),
+        dataset_id=manifests.dataset_id(d),
+        key=key,
+        tokenizer=config.model.name,
+        tokenizer_hash=tokenizer_hash(config.model),
+        template_hash=builder.template_hash,
+        source_revision=revision,
+        examples_sha256="",
+        bins=bins,
+        entries=tuple(entries),
         sampling={
-            "strategy": d.sampling.strategy.name, "seed": d.sampling.seed,
+            "strategy": d.sampling.strategy.name,
+            "seed": d.sampling.seed,
             "binning": d.binning.strategy.name,
         },
         date=builder.date,
-    )  # fmt: skip
+    )
     return manifest, [found[e.example_id] for e in entries]
 
 
@@ -261,13 +278,16 @@ def _truncated(
 def _entry(example: Example, index: int, length: int, builder: PromptBuilder) -> Entry:
     parts = builder.parts(example)
     return Entry(
-        example_id=example.example_id, bin=index, context_tokens=length,
-        prompt_tokens=parts.n_tokens, compressed_tokens=len(parts.compressed_ids),
+        example_id=example.example_id,
+        bin=index,
+        context_tokens=length,
+        prompt_tokens=parts.n_tokens,
+        compressed_tokens=len(parts.compressed_ids),
         cluster=example.cluster,
         sha256=digest([example.context, example.question, example.answers, *_own(example)], 16),
         context_tokens_cut=max(0, example.meta.get(TRUNCATED_FROM, length) - length),
         max_new_tokens=example.max_new_tokens,
-    )  # fmt: skip
+    )
 
 
 def _own(example: Example) -> list[Any]:

@@ -11,9 +11,12 @@ from kvx.report.wording import interval
 from kvx.scoring.catastrophes import WORDS
 
 HEADERS = {
-    "looping": "looping", "non_termination": "non-termination", "amnesia": "instruction amnesia",
-    "silent_failure": "silent failure", "any": "any catastrophe",
-}  # fmt: skip
+    "looping": "looping",
+    "non_termination": "non-termination",
+    "amnesia": "instruction amnesia",
+    "silent_failure": "silent failure",
+    "any": "any catastrophe",
+}
 
 
 def catastrophe_table(stats: pd.DataFrame) -> str:

@@ -77,9 +77,10 @@ def _shipped_until(dataset: str) -> list[str]:
 def tell_of_others(infos: Sequence[dict[str, Any]], config: Config) -> None:
     """One line for each field of today's command line that the points were run with otherwise."""
     today = {
-        "metrics": config.dataset.metrics, "answer_format": config.dataset.answer_format,
+        "metrics": config.dataset.metrics,
+        "answer_format": config.dataset.answer_format,
         "until": config.dataset.until,
-    }  # fmt: skip
+    }
     own = [info for info in infos if info["dataset"] == dataset_id(config.dataset)]
     for name, value in today.items():
         if getattr(config.score, name) is not None:
@@ -88,8 +89,13 @@ def tell_of_others(infos: Sequence[dict[str, Any]], config: Config) -> None:
         if others:
             log.info(
                 "score: %d points were run with dataset.%s=%s, which stands; score.%s=%s replaces "
-                "it", len(others), name, _shown(others[0]), name, _shown(value),
-            )  # fmt: skip
+                "it",
+                len(others),
+                name,
+                _shown(others[0]),
+                name,
+                _shown(value),
+            )
 
 
 def _shown(value: Any) -> str:

@@ -200,7 +200,7 @@ class DecodeLoop(threading.Thread):
         else:
             try:
                 left = job.transcript.close()
-            except Exception as error:  # this answer's last token; the others go on
+            except Exception as error:  # noqa: BLE001  this answer fails; others go on
                 self._out.append((job, _refusal(Refused(job, error))))
                 return
             reason = "stop" if job.transcript.stopped else str(row.finish_reason)

@@ -30,20 +30,26 @@ class Metrics:
             "kvx_step_seconds", "One token for all rows", buckets=SECONDS, registry=r
         )
         self.rows = Histogram(
-            "kvx_step_rows", "Rows decoded together", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            "kvx_step_rows",
+            "Rows decoded together",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             registry=r,
-        )  # fmt: skip
+        )
         self.guard_actions = Counter(
-            "kvx_guard_actions", "Decisions of controllers, of ended answers", ["action"],
+            "kvx_guard_actions",
+            "Decisions of controllers, of ended answers",
+            ["action"],
             registry=r,
-        )  # fmt: skip
+        )
         self.guard_dropped = Counter(
             "kvx_guard_dropped_tokens", "Tokens that controllers took back", registry=r
         )
         self.guard_pause_s = Histogram(
-            "kvx_guard_pause_seconds", "All rows wait while one is rebuilt", buckets=SECONDS,
+            "kvx_guard_pause_seconds",
+            "All rows wait while one is rebuilt",
+            buckets=SECONDS,
             registry=r,
-        )  # fmt: skip
+        )
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A value that is read at every scrape."""

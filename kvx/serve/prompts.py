@@ -37,9 +37,12 @@ class PromptSplitter:
         self.template, self.form = None, Form.text
         if config.model.chat_template and tokenizer.chat_template is not None:
             self.template = ChatTemplate(
-                self.tokenizer, config.model.name, self.date or today(), config.prompt.system,
+                self.tokenizer,
+                config.model.name,
+                self.date or today(),
+                config.prompt.system,
                 config.prompt.template_kwargs or {},
-            )  # fmt: skip
+            )
             self.template.with_system([])
             try:
                 self.form = self.template.form
@@ -103,7 +106,7 @@ class PromptSplitter:
             return (self.tokenizer.bos_token or "") + contents + "\n"
         try:
             return self.template.render(messages, self.form, now, settings)
-        except Exception as error:  # templates refuse in many ways: roles, order, types
+        except Exception as error:  # noqa: BLE001  a template raises what it likes
             raise invalid(
                 f"the model's chat template refuses these messages: {first_line(error)}", "messages"
             ) from None

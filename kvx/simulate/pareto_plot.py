@@ -54,9 +54,16 @@ def _families(axis: Axes, swept: pd.DataFrame, x: str) -> None:
     for i, (family, rows) in enumerate(swept.groupby("family", sort=False)):
         rows = rows.sort_values(["false_trigger_rate", "mean_budget"])
         axis.plot(
-            rows[x], rows["prevented"], label=f"{family} (thresholds)", color=COLOURS[i],
-            linestyle=DASHES[i], linewidth=1.2, marker=".", markersize=4, alpha=0.8,
-        )  # fmt: skip
+            rows[x],
+            rows["prevented"],
+            label=f"{family} (thresholds)",
+            color=COLOURS[i],
+            linestyle=DASHES[i],
+            linewidth=1.2,
+            marker=".",
+            markersize=4,
+            alpha=0.8,
+        )
 
 
 def _controllers(axis: Axes, single: pd.DataFrame, x: str, first: int) -> None:
@@ -65,8 +72,17 @@ def _controllers(axis: Axes, single: pd.DataFrame, x: str, first: int) -> None:
         where = float(row[x]), float(row["prevented"])
         reach = {name: _reach(row, name) for name in (x, "prevented")}
         axis.errorbar(
-            *where, fmt=MARKERS[i % len(MARKERS)], color=colour, markersize=7, linestyle="",
-            xerr=reach[x], yerr=reach["prevented"],
-            elinewidth=0.7, markeredgecolor="black", markeredgewidth=0.6, zorder=3,
-            markerfacecolor=colour if i < len(MARKERS) else "white", label=str(row["controller"]),
-        )  # fmt: skip
+            *where,
+            fmt=MARKERS[i % len(MARKERS)],
+            color=colour,
+            markersize=7,
+            linestyle="",
+            xerr=reach[x],
+            yerr=reach["prevented"],
+            elinewidth=0.7,
+            markeredgecolor="black",
+            markeredgewidth=0.6,
+            zorder=3,
+            markerfacecolor=colour if i < len(MARKERS) else "white",
+            label=str(row["controller"]),
+        )

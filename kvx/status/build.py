@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvx.config.numbers import duration
@@ -123,9 +124,11 @@ def _described(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, json.JSONDecodeError):
         return {"press": "?", "budget": "?", "requests": 1, "latency": 0}
     return {
-        "press": info["press"], "budget": info["budget_label"], "latency": 0,
+        "press": info["press"],
+        "budget": info["budget_label"],
+        "latency": 0,
         "requests": info["manifest"]["n_requests"],
-    }  # fmt: skip
+    }
 
 
 def _count(folder: Path, kind: str, most: int) -> tuple[int, int]:
@@ -137,7 +140,7 @@ def _count(folder: Path, kind: str, most: int) -> tuple[int, int]:
     for path in layout.files(folder, kind):
         try:
             metadata = pq.read_metadata(path)
-        except Exception:  # merged away, or damaged: the next run will tell
+        except (OSError, pa.ArrowException):  # merged away, or damaged: the next run says so
             continue
         rows += metadata.num_rows
         errors += metadata.num_rows - _nulls(metadata)

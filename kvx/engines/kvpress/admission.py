@@ -172,12 +172,14 @@ def admit(loaded: LoadedModel, group: Sequence[Submission]) -> Admission:
         order.append(slot)
         prefills.append(
             Prefill(
-                logits[slot, -1], parts.n_tokens, n,
+                logits[slot, -1],
+                parts.n_tokens,
+                n,
                 found[slot] if asked.probed else None,
                 mean_share(prompt.evicted) if asked.watched else None,
                 None if row.guard is None else full_logits,
             )
-        )  # fmt: skip
+        )
     return Admission(buckets, prefills, logits[order, -1], refused)
 
 
@@ -189,7 +191,7 @@ def _unfit(prompt: PromptRow, row: Row, n_tokens: int) -> Exception | None:
         row.kv = kv_use(prompt, n_tokens)
         if row.asked is not None:
             prove_budget(row.asked.point, row.kv)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  this prompt fails; the caller says so
         return error
     return None
 

@@ -1,4 +1,4 @@
-"""The arguments of `kvx.guard.guarded` as configurations. Knows no torch."""
+"""The arguments of `kvx.guarded` as configurations. Imports no torch."""
 
 import operator
 import os

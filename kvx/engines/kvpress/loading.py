@@ -76,9 +76,13 @@ def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.devic
         extra["device_map"] = dict(where) if isinstance(where, Mapping) else where
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=config.dtype, trust_remote_code=config.trust_remote_code,
-            output_loading_info=True, ignore_mismatched_sizes=True, **extra,
-        )  # fmt: skip
+            source,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **extra,
+        )
     except UserError:
         raise
     except Exception as error:  # transformers and its libraries raise many kinds of errors

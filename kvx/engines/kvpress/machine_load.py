@@ -72,8 +72,13 @@ def gpu_others(device: torch.device) -> int | None:
 def _ask(uuid: object) -> int | None:
     if uuid is None:  # torch before 2.6
         return None
-    command = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader",
-               "--id", f"GPU-{uuid}"]  # fmt: skip
+    command = [
+        "nvidia-smi",
+        "--query-compute-apps=pid",
+        "--format=csv,noheader",
+        "--id",
+        f"GPU-{uuid}",
+    ]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

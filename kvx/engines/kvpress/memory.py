@@ -19,9 +19,13 @@ GROUPS = "proc/self/cgroup"
 # the page cache, which the kernel gives back
 CGROUPS = {
     2: ("sys/fs/cgroup", ("memory.max", "memory.high"), "memory.current", "inactive_file"),
-    1: ("sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes",
-        "total_inactive_file"),
-}  # fmt: skip
+    1: (
+        "sys/fs/cgroup/memory",
+        ("memory.limit_in_bytes",),
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
 
 
 def free_bytes(device: torch.device) -> int:

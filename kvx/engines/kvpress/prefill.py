@@ -210,7 +210,7 @@ def _compressing(
             with row.stream.drawing():
                 kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
             check_kept(press, full, kept)
-        except Exception as error:  # it is this row's answer; the others go on
+        except Exception as error:  # noqa: BLE001  this row fails; the others go on
             row.error = error
             return stub
         if row.evicted is not None:
@@ -222,7 +222,7 @@ def _compressing(
     ) -> None:
         try:
             other.store(module, full, kept, *rest)
-        except Exception as error:  # this row's answer; the others go on
+        except Exception as error:  # noqa: BLE001  this row fails; the others go on
             row.error = row.error or error
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:

@@ -63,7 +63,7 @@ def object_press(press: Any) -> ObjectPress:
         raise ArgumentError(f"press={name}: compression_ratio={ratio}: must be in [0, 1)")
     try:
         deepcopy(press).compression_ratio = 0.5
-    except Exception as error:  # AttributeError, or what somebody's setter raises
+    except Exception as error:  # noqa: BLE001  AttributeError, or what a user's setter raises
         raise ArgumentError(
             f"press={name}: its budget cannot be raised ({first_line(error)}); {INSTEAD}"
         ) from None

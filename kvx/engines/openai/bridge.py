@@ -43,7 +43,7 @@ def iterate(work: Callable[[Callable[[T], None]], Awaitable[None]]) -> Iterator[
         end = _End()
         try:
             asyncio.run(whole())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  raised again in the consumer's thread
             end = _End(error)
         finally:
             items.put(end)

@@ -207,7 +207,7 @@ async def _pieces(response: Any) -> AsyncGenerator[bytes, None]:
     try:
         async for piece in response.aiter_bytes():
             yield piece
-    except Exception as error:  # whichever HTTP library the client brings along
+    except Exception as error:  # noqa: BLE001  of whichever HTTP library the client uses
         raise faults.lost(error) from None
 
 

@@ -251,7 +251,8 @@ def _wait(submitted: Sequence[Any]) -> None:
 def _outcomes(job: Any, work: Work) -> list[Outcome]:
     """What a job says of its units, or that it was lost."""
     try:
-        kind, result = pickle.loads(job.paths.result_pickle.read_bytes())
+        written = job.paths.result_pickle.read_bytes()
+        kind, result = pickle.loads(written)  # noqa: S301  our own job wrote it
     except (OSError, EOFError, pickle.UnpicklingError):
         kind, result = "lost", _state(job.job_id)
     if kind == "success":
