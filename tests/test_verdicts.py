@@ -11,7 +11,8 @@ from kvx.stats.paired import least_pairs, mcnemar_exact, newcombe_interval, pair
 
 CURVE = {
     "variant_id": "v", "variant": "v", "press": "snapkv", "controller": "none", "seed": 0,
-    "budget_kind": "fraction", "budget_label": "0.5", "budget": 0.5, "point_id": "p",
+    "budget_kind": "ratio", "budget_label": "0.5", "budget_asked": 0.5, "budget": 0.5,
+    "point_id": "p",
 }  # fmt: skip
 
 

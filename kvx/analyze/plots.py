@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.store.atomic import write_bytes
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933")
@@ -105,7 +105,7 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
     ones are left. What controllers do has a plot of its own (`tradeoff`).
     """
     alone = frame[frame["controller"] == "none"]
-    return alone if (alone["budget_label"] != "1").any() else frame
+    return alone if (~is_full(alone)).any() else frame
 
 
 def series(frame: pd.DataFrame) -> pd.Series:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.numbers import byte_count
 from kvx.engines.base import BudgetProof
 from kvx.report import proof_section
@@ -83,7 +83,7 @@ def budget_table(
 
 
 def comparison_table(comparisons: pd.DataFrame) -> str:
-    overall = comparisons[(comparisons["bin"] == ALL_BINS) & (comparisons["budget_label"] != "1")]
+    overall = comparisons[(comparisons["bin"] == ALL_BINS) & ~is_full(comparisons)]
     if not len(overall):
         return "No compressed point has a full-cache twin."
 

@@ -137,7 +137,7 @@ _CURVE = {
     "variant_id": S, "variant": S, "model": S, "dataset": S, "press": S, "controller": S,
     "seed": I64, "budget_kind": S,
 }  # fmt: skip
-_SERIES = {**_CURVE, "budget_label": S, "budget": F64, "point_id": S}
+_SERIES = {**_CURVE, "budget_label": S, "budget_asked": F64, "budget": F64, "point_id": S}
 
 BIN_STATS = _schema(
     {
