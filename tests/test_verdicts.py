@@ -29,7 +29,8 @@ def row_of(ours, twins, clusters=None, confidence=0.95):
         interval = newcombe_interval(both, found.n_lost, found.n_won, neither, confidence)
     return pd.Series(
         CURVE | {
-            "metric": "exact_match", "primary": True, "bin": -1, "n_pairs": found.n_pairs,
+            "metric": "exact_match", "primary": True, "higher_is_better": True,
+            "bin": -1, "n_pairs": found.n_pairs,
             "n_clusters": found.n_clusters, "n_lost": found.n_lost, "n_won": found.n_won,
             "difference": found.difference, "mean": found.mean_a, "twin_mean": found.mean_b,
             "ci_low": interval.low, "ci_high": interval.high, "n_degenerate": 0,

@@ -147,6 +147,12 @@ class Experiment:
         return {str(metric) for metric, all_binary in binary.all().items() if all_binary}
 
     @cached_property
+    def lower_is_better(self) -> set[str]:
+        """Metrics that are better where they are lower, as they said when they were scored."""
+        said = self.scores.drop_duplicates("metric")
+        return set(said.loc[~said["higher_is_better"].astype(bool), "metric"])
+
+    @cached_property
     def press_labels(self) -> dict[str, str]:
         """Point id → press name, with the parameters that differ where one name has several."""
         labels: dict[str, str] = {}

@@ -9,7 +9,7 @@ from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.numbers import byte_count
 from kvx.engines.base import BudgetProof
 from kvx.report import proof_section
-from kvx.report.wording import DEGENERATE, interval, series_name, token_range
+from kvx.report.wording import DEGENERATE, interval, metric_name, series_name, token_range
 
 Cells = Sequence[Any]
 ORDER = ["press", "controller", "seed", "budget"]
@@ -89,7 +89,7 @@ def comparison_table(comparisons: pd.DataFrame) -> str:
 
     def cells(row: pd.Series) -> Cells:
         return (
-            row["metric"].replace("_", " "), number(row["twin_mean"]), number(row["mean"]),
+            metric_name(row), number(row["twin_mean"]), number(row["mean"]),
             f"{number(row['difference'], '{:+.2f}')} {interval(row, sign=True)}", row["n_pairs"],
             row["n_lost"], row["n_won"], number(row["mcnemar_p"], "{:.2g}"),
         )  # fmt: skip
