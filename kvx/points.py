@@ -78,7 +78,7 @@ def told_guard(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def budget_label(budget: BudgetConfig) -> str:
-    """`0.5`, or `256t` for a number of tokens. No two budgets share a label."""
+    """`0.5`, or `256t` for a number of tokens: for people. Code compares `BudgetConfig.key`."""
     return f"{budget.tokens}t" if budget.kind is BudgetKind.tokens else exact(budget.ratio)
 
 

@@ -260,7 +260,8 @@ def test_what_is_no_budget_is_one_line(typed: str, says: str) -> None:
 
 def test_servers_are_found_by_the_whole_budget() -> None:
     urls = endpoints({0.12345678: "http://a/v1", "0.123457": "http://b/v1", "64t": "http://c/v1"})
-    assert list(urls) == ["0.12345678", "0.123457", "64t"]
+    ratio = BudgetKind.ratio
+    assert list(urls) == [(ratio, 0.12345678), (ratio, 0.123457), (BudgetKind.tokens, 64)]
     with pytest.raises(UserError, match="True is no budget"):
         endpoints({True: "http://a/v1"})
 

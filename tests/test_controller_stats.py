@@ -119,8 +119,11 @@ def test_the_plot_shows_what_each_one_prevents_and_keeps(stats: pd.DataFrame) ->
 
 def test_curves_are_of_what_has_no_controller_unless_nothing_else_is_compressed() -> None:
     points = pd.DataFrame(
-        {"controller": ["none", "none", "reactive"], "budget_label": ["1", "0.5", "0.5"]}
-    )
+        {
+            "controller": ["none", "none", "reactive"], "budget_kind": "ratio",
+            "budget_asked": [1.0, 0.5, 0.5],
+        }
+    )  # fmt: skip
     assert plots.plain(points)["controller"].tolist() == ["none", "none"]
     assert len(plots.plain(points.iloc[[0, 2]])) == 2
 

@@ -18,7 +18,7 @@ from kvx.cli.command import compose
 from kvx.config import environment
 from kvx.config.engine import Api, OpenAIConfig, RateLimitConfig
 from kvx.config.placeholders import fill, names
-from kvx.config.schema import Config
+from kvx.config.schema import BudgetKind, Config
 from kvx.config.sweep import references
 from kvx.engines.base import BudgetProof, KVUse
 from kvx.engines.openai import proof, rate_limits
@@ -109,13 +109,14 @@ def test_where_the_server_is_does_not_identify_a_point(point: Point) -> None:
 
 def test_endpoints_by_whatever_a_budget_is_typed_as() -> None:
     found = endpoints(
-        {1: "http://a/v1/", 0.2: "http://b/v1", "0.50": "http://c", "256t": "http://d"}
+        {1: "http://a/v1/", 0.2: "http://b/v1", "0.50": "http://c", "0256t": "http://d"}
     )
+    ratio, tokens = BudgetKind.ratio, BudgetKind.tokens
     assert found == {
-        "1": "http://a/v1",
-        "0.2": "http://b/v1",
-        "0.5": "http://c",
-        "256t": "http://d",
+        (ratio, 1.0): "http://a/v1",
+        (ratio, 0.2): "http://b/v1",
+        (ratio, 0.5): "http://c",
+        (tokens, 256): "http://d",
     }
 
 

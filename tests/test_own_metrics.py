@@ -10,7 +10,9 @@ from conftest import Kvx
 
 from kvx.config.schema import Config
 from kvx.errors import UserError
+from kvx.report.verdicts import Verdict, verdict
 from kvx.scoring.metrics import METRICS, Score, measured, metric, resolve
+from tests.test_catastrophes import write_experiment
 
 RUN = ("dataset.source.n_examples=12", "dataset.sampling.n_per_bin=2", "dataset.binning.n_bins=1")
 FIRST_LETTER = """
@@ -25,6 +27,16 @@ def first_letter(prediction, answers):
 @metric(higher_is_better=False)
 def distance(prediction, answers):
     return min(1.0, abs(len(prediction) - len(answers[0])) / 100)
+
+
+@metric(binary=True, higher_is_better=False)
+def rambles(prediction, answers):
+    return float(len(prediction.split()) > 5)
+
+
+@metric(higher_is_better=False)
+def words(prediction, answers):
+    return min(1.0, len(prediction.split()) / 10)
 
 
 def plain(prediction, answers):
@@ -127,6 +139,43 @@ def test_a_name_without_a_metric_is_one_line(mine: Path, name: str, said: str) -
 def test_lower_is_better_is_a_metric_beside_the_primary_one(mine: Path) -> None:
     found = resolve(["exact_match", f"{mine.stem}.distance"])[f"{mine.stem}.distance"]
     assert found("x" * 51, ["x"]) == Score(0.5, "x" * 51, "x")
+
+
+def rambling(number: int, budget: float) -> tuple[str, list[int], str]:
+    """Compressed, 0 to 11 say more than the full cache, 12 and 13 less."""
+    short, long = "Nora met Ivo", "Nora met Ivo and then they both met Ada"
+    more = number < 12 if budget < 1 else number in (12, 13)
+    return (long if more else short), [1, 2, 3, 0], "stop"
+
+
+def test_a_rise_is_a_loss_where_lower_is_better(kvx: Kvx, mine: Path) -> None:
+    binary, graded = (f"{mine.stem}.{name}" for name in ("rambles", "words"))
+    metrics = f"dataset.metrics=[instruction_kept,{binary},{graded}]"
+    write_experiment(rambling, "press=knorm", metrics)
+    for stage in ("score", "analyze", "report"):
+        outcome = kvx(stage, "analyze.n_boot=500")
+        assert outcome.code == 0, outcome.err
+    frame = pq.read_table("outputs/runs/default/comparisons.parquet").to_pandas()
+    rows = frame[frame["bin"] == -1].set_index("metric")
+    assert rows["higher_is_better"].to_dict() == {
+        "instruction_kept": True, binary: False, graded: False
+    }  # fmt: skip
+    for name, ci_method in ((binary, "newcombe"), (graded, "cluster_bootstrap")):
+        row = rows.loc[name]
+        assert (row["n_lost"], row["n_won"], row["ci_method"]) == (12, 2, ci_method)
+        assert 0 < row["ci_low"] < row["difference"] < row["ci_high"]
+        assert verdict(row, 0.05) is Verdict.loss
+        assert verdict(row.to_dict() | {"higher_is_better": True}, 0.05) is Verdict.gain
+    assert rows.loc[binary, "difference"] == pytest.approx(10 / 40)
+    # the full cache has room to get worse: it is at 0.05, and 1 would be the worst
+    assert not rows.loc[binary, "baseline_floor"]
+    shown = f"{binary.replace('_', ' ')} (lower is better)"
+    low, high = rows.loc[binary, ["ci_low", "ci_high"]]
+    change = f"+0.25 [{low:+.2f}, {high:+.2f}]"
+    said = f"| knorm | 0.5 | {shown} | 0.05 | 0.30 | {change} | 40 | 12 | 2 |"
+    assert said in Path("outputs/runs/default/report.md").read_text()
+    stats = pq.read_table("outputs/runs/default/bin_stats.parquet").to_pandas()
+    assert set(stats.loc[~stats["higher_is_better"], "metric"]) == {binary, graded}
 
 
 def test_an_entry_point_names_a_metric(mine: Path) -> None:

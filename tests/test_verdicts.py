@@ -11,7 +11,8 @@ from kvx.stats.paired import least_pairs, mcnemar_exact, newcombe_interval, pair
 
 CURVE = {
     "variant_id": "v", "variant": "v", "press": "snapkv", "controller": "none", "seed": 0,
-    "budget_kind": "fraction", "budget_label": "0.5", "budget": 0.5, "point_id": "p",
+    "budget_kind": "ratio", "budget_label": "0.5", "budget_asked": 0.5, "budget": 0.5,
+    "point_id": "p",
 }  # fmt: skip
 
 
@@ -28,7 +29,8 @@ def row_of(ours, twins, clusters=None, confidence=0.95):
         interval = newcombe_interval(both, found.n_lost, found.n_won, neither, confidence)
     return pd.Series(
         CURVE | {
-            "metric": "exact_match", "primary": True, "bin": -1, "n_pairs": found.n_pairs,
+            "metric": "exact_match", "primary": True, "higher_is_better": True,
+            "bin": -1, "n_pairs": found.n_pairs,
             "n_clusters": found.n_clusters, "n_lost": found.n_lost, "n_won": found.n_won,
             "difference": found.difference, "mean": found.mean_a, "twin_mean": found.mean_b,
             "ci_low": interval.low, "ci_high": interval.high, "n_degenerate": 0,

@@ -52,7 +52,9 @@ def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
                 **_latency_columns(_bin(latency, index)),
             }  # fmt: skip
             for metric, primary, cell in by_metric(_bin(scores, index)):
-                rows.append({**common, "metric": metric, "primary": primary})
+                higher = metric not in experiment.lower_is_better
+                about = {"metric": metric, "primary": primary, "higher_is_better": higher}
+                rows.append(common | about)
                 cells.append((cell, asked))
     estimates = _bootstrap([(cell["score"], cell["cluster"].tolist()) for cell, _ in cells], config)
     failures = _failure_intervals([asked for _, asked in cells], config)
@@ -187,7 +189,10 @@ def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
         series = experiment.series_columns(point)
         pairs = experiment.side_by_side(point.id, twin.id)
         for metric, primary, group in by_metric(pairs):
-            about = {**series, "twin_point_id": twin.id, "metric": metric, "primary": primary}
+            about = {
+                **series, "twin_point_id": twin.id, "metric": metric, "primary": primary,
+                "higher_is_better": metric not in experiment.lower_is_better,
+            }  # fmt: skip
             for index, cell in by_bin(group):
                 rows.append({**about, "bin": index})
                 cells.append(cell)
@@ -197,31 +202,39 @@ def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     )  # fmt: skip
     binary = experiment.binary_metrics
     return [
-        row | _compare(cell, difference, row["metric"] in binary, config)
+        row | _compare(cell, difference, row["metric"] in binary, row["higher_is_better"], config)
         for row, cell, difference in zip(rows, cells, found, strict=True)
     ]
 
 
-def _compare(pairs: Columns, found: PairedDifference, binary: bool, config: AnalyzeConfig) -> Row:
+def _compare(
+    pairs: Columns, found: PairedDifference, binary: bool, higher: bool, config: AnalyzeConfig
+) -> Row:
+    """Lost is what got worse: lower scores, or higher ones unless `higher` is better.
+
+    The difference is that of the scores, whichever way is better.
+    """
     ours, twins, failed = pairs["score"], pairs["score_twin"], pairs["failed"]
     truncated = pairs["kind"] == FailureType.TRUNCATED
     exact = binary and found.n_pairs == found.n_clusters
     interval, method = unless_constant(found.interval), BOOTSTRAP
     if exact:
         interval, method = _newcombe(ours, twins, found, config), NEWCOMBE
+    fallen, risen = found.n_lost, found.n_won
+    room = found.mean_b if higher else 1 - found.mean_b  # to get worse in
     return {
         "n_pairs": found.n_pairs, "n_clusters": found.n_clusters, "mean": null(found.mean_a),
         "twin_mean": null(found.mean_b), "difference": null(found.difference),
         "ci_low": null(interval.low), "ci_high": null(interval.high), "ci_method": method,
         "bootstrap_ci_low": null(found.interval.low),
         "bootstrap_ci_high": null(found.interval.high),
-        "n_lost": found.n_lost, "n_won": found.n_won,
+        "n_lost": fallen if higher else risen, "n_won": risen if higher else fallen,
         "mcnemar_p": found.mcnemar_p if exact else None,
         "n_degenerate": int(pairs["degenerate"].sum()),
         "failure_rate_difference": float(failed.mean() - pairs["failed_twin"].mean()),
         "difference_from_failures": null(failure_attribution(ours, twins, failed)),
         "difference_from_truncated": null(failure_attribution(ours, twins, truncated)),
-        "baseline_floor": bool(found.mean_b < config.baseline_floor),
+        "baseline_floor": bool(room < config.baseline_floor),
     }  # fmt: skip
 
 

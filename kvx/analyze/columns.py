@@ -8,6 +8,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 ALL_BINS = -1  # the value of `bin` in rows about all bins together
+ALL = "all"  # the group of all rows
+
+# what tells the budgets of a press apart; `budget_label` is only for people
+BUDGET = ["budget_kind", "budget_asked"]
 
 Columns = dict[str, NDArray[Any]]
 
@@ -30,9 +34,33 @@ class ByPoint:
         return take(self._columns, self._slices.get(point_id, slice(0)))
 
 
+def is_full(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Of each row of a table, whether its point was asked for the full cache."""
+    return (frame["budget_kind"] == "ratio") & (frame["budget_asked"] == 1.0)
+
+
 def take(columns: Columns, rows: Any) -> Columns:
     """Those rows (a mask, numbers or a slice) of every column."""
     return {name: column[rows] for name, column in columns.items()}
+
+
+def groups(frame: pd.DataFrame) -> Iterator[tuple[str, "pd.Series[bool]"]]:
+    """`all`, then `dataset=…`, `press=…` and `budget=…` where there are several: name and rows.
+
+    A group of a budget is what was asked for. Its name is what its points are told by.
+    """
+    yield ALL, pd.Series(True, index=frame.index)
+    for name in ("dataset", "press"):
+        values = sorted(set(frame[name]))
+        for value in values if len(values) > 1 else ():
+            yield f"{name}={value}", frame[name] == value
+    number = frame.groupby(BUDGET).ngroup()
+    told = [
+        (", ".join(sorted(set(labels))), budget)
+        for budget, labels in frame["budget_label"].groupby(number)
+    ]
+    for label, budget in sorted(told) if len(told) > 1 else ():
+        yield f"budget={label}", number == budget
 
 
 def by_bin(columns: Columns) -> Iterator[tuple[int, Columns]]:

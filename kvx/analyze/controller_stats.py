@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kvx.analyze.bin_stats import Row
+from kvx.analyze.columns import BUDGET, groups
 from kvx.analyze.frames import Experiment
 from kvx.analyze.guard_stats import beside, floats, numbers, pairs, responses, row_of, use
 from kvx.config.schema import AnalyzeConfig
@@ -23,8 +24,9 @@ FULL = "always full"
 STATIC = "static budget"
 # a controller at such a budget, where none was run without one
 LARGER = ", larger budget"
-ALL = "all"
-SAME = ["variant_id", "seed", "press", "budget_label", "example_id"]
+# one press at one budget: what controllers are compared at
+CELL = ["variant_id", "seed", "press", *BUDGET]
+SAME = [*CELL, "example_id"]
 
 
 def controller_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
@@ -38,7 +40,8 @@ def controller_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]
     by = Resampler(int(seen["prompt"].max()) + 1, config.n_boot, config.confidence, config.seed)
     both = beside(seen, plain, SAME)
     rows: list[Row] = []
-    for group, chosen in _groups(both):
+    for group, rows_of_it in groups(both):
+        chosen = both[rows_of_it]
         for controller, own in chosen.groupby("controller", sort=False):
             about = {"group": group, "controller": str(controller)}
             figures = cost_figures(use(own, experiment.events), by)
@@ -56,31 +59,29 @@ def pooled(experiment: Experiment) -> pd.DataFrame:
     """
     seen = responses(experiment)
     of = {p.id: p for p in experiment.points}
-    for name in ("variant_id", "seed", "dataset", "press", "budget_label", "budget"):
+    for name in (*CELL, "dataset", "budget_label", "budget"):
         known = {i: experiment.series_columns(p)[name] for i, p in of.items()}
         seen[name] = seen["point_id"].map(known)
     seen["controller"] = seen["point_id"].map(experiment.controller_labels)
     guarded = seen["point_id"].map({i: p.is_guarded for i, p in of.items()})
     full = seen["point_id"].map({i: p.is_full_cache for i, p in of.items()})
-    cell_of = ["variant_id", "seed", "press", "budget_label", "budget"]
-    cells = seen[guarded][cell_of].drop_duplicates()
+    seen["cell"] = seen.groupby(CELL, sort=False).ngroup()
     # the budgets that controllers were compared at with none
-    tried = cells.merge(seen[~guarded & ~full][cell_of].drop_duplicates())
-    parts = [seen[guarded].merge(tried)]
-    for _, cell in tried.iterrows():
+    compared = set(seen[guarded]["cell"]) & set(seen[~guarded & ~full]["cell"])
+    tried = seen[guarded & seen["cell"].isin(compared)]
+    parts = [tried]
+    for _, cell in tried.drop_duplicates("cell").iterrows():
         same = (seen["variant_id"] == cell["variant_id"]) & (seen["seed"] == cell["seed"])
         own = same & (seen["press"] == cell["press"])
-        here = seen["budget_label"] == cell["budget_label"]
-        beside_it = tried[["variant_id", "seed", "press"]] == cell[["variant_id", "seed", "press"]]
-        taken = tried.loc[beside_it.all(axis=1), "budget_label"]
-        above = (seen["budget"] > cell["budget"]) & ~seen["budget_label"].isin(taken)
-        budgets, steps = _budgets(seen[own & here & guarded])
+        here = seen["cell"] == cell["cell"]
+        above = (seen["budget"] > cell["budget"]) & ~seen["cell"].isin(compared)
+        budgets, steps = _budgets(seen[here & guarded])
         used = (budgets * steps).sum() / steps.sum() if steps.sum() else cell["budget"]
         static = _nearest(seen[own & above & ~guarded & ~full], used)
         twin = seen[same & full & ~guarded].drop_duplicates("example_id")
         twin = twin.assign(**{f"excess_{kind}": 0.0 for kind in KINDS})  # by definition
-        labels = {n: cell[n] for n in ("press", "budget_label", "budget")}
-        idle = {NONE: seen[own & here & ~guarded & ~full], STATIC: static, FULL: twin}
+        labels = {n: cell[n] for n in ("press", *BUDGET, "budget_label", "budget")}
+        idle = {NONE: seen[here & ~guarded & ~full], STATIC: static, FULL: twin}
         # a mean budget is the press's own; the saving is counted from the cell's
         parts += [_idle(frame).assign(controller=n, **labels) for n, frame in idle.items()]
         for name, moved in seen[own & above & guarded].groupby("controller"):
@@ -95,7 +96,7 @@ def _nearest(larger: pd.DataFrame, used: float) -> pd.DataFrame:
     if larger.empty:
         return larger
     nearest = (larger["budget"] - used).abs().argmin()
-    found: pd.DataFrame = larger[larger["budget_label"] == larger["budget_label"].iloc[nearest]]
+    found: pd.DataFrame = larger[larger["cell"] == larger["cell"].iloc[nearest]]
     return found
 
 
@@ -105,14 +106,6 @@ def _idle(frame: pd.DataFrame) -> pd.DataFrame:
         guard_interventions=0, guard_mean_budget=frame["nominal"], guard_recomputed_tokens=0,
         guard_decoded_tokens=frame["output_tokens"], kv_bytes_host=0,
     )  # fmt: skip
-
-
-def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    yield ALL, frame
-    for name in ("dataset", "press", "budget_label"):
-        values = sorted(set(frame[name]))
-        for value in values if len(values) > 1 else ():
-            yield f"{name.removesuffix('_label')}={value}", frame[frame[name] == value]
 
 
 def _versus(chosen: pd.DataFrame, by: Resampler) -> list[Row]:

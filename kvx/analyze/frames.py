@@ -126,7 +126,7 @@ class Experiment:
 
     def unguarded(self, point: PointRecord) -> PointRecord | None:
         """The same press, budget and seed without a controller, if it was run too."""
-        plain, labels = ("variant_id", "seed", "budget_kind", "budget_label"), self.press_labels
+        plain, labels = ("variant_id", "seed", "budget_kind"), self.press_labels
         return next(
             (
                 p
@@ -134,6 +134,7 @@ class Experiment:
                 if p.info["controller"] == "none"
                 and labels[p.id] == labels[point.id]
                 and all(p.info[name] == point.info[name] for name in plain)
+                and p.budget_asked == point.budget_asked
             ),
             None,
         )
@@ -144,6 +145,12 @@ class Experiment:
         known = self.scores.dropna(subset="score")
         binary = known.assign(binary=known["score"].isin((0.0, 1.0))).groupby("metric")["binary"]
         return {str(metric) for metric, all_binary in binary.all().items() if all_binary}
+
+    @cached_property
+    def lower_is_better(self) -> set[str]:
+        """Metrics that are better where they are lower, as they said when they were scored."""
+        said = self.scores.drop_duplicates("metric")
+        return set(said.loc[~said["higher_is_better"].astype(bool), "metric"])
 
     @cached_property
     def press_labels(self) -> dict[str, str]:
@@ -227,7 +234,8 @@ class Experiment:
             "press": self.press_labels[point.id],
             "controller": self.controller_labels[point.id],
             "seed": info["seed"], "budget_kind": info["budget_kind"],
-            "budget_label": label, "budget": budget, "point_id": point.id,
+            "budget_label": label, "budget_asked": point.budget_asked, "budget": budget,
+            "point_id": point.id,
         }  # fmt: skip
 
     @cached_property
@@ -240,7 +248,7 @@ class Experiment:
         others = set(requests.loc[keeps_another_number(requests), "point_id"])
         alike: dict[tuple[Any, ...], list[PointRecord]] = defaultdict(list)
         for point in self.points:
-            asked = point.info["budget_kind"], point.info["budget_label"]
+            asked = point.info["budget_kind"], point.budget_asked
             of = point.info["variant_id"], point.info["seed"], self.press_labels[point.id]
             alike[*of, *asked].append(point)
         found: dict[str, tuple[str, float]] = {}
@@ -250,9 +258,10 @@ class Experiment:
             rows = requests[requests["point_id"].isin([p.id for p in same])]
             entries = rows["kv_entries_effective"].astype(float)
             budget = float((entries / rows["compressed_tokens"]).mean())
-            asked, tokens = same[0].info["budget_label"], same[0].info["budget_kind"] == "tokens"
-            kept = f"{entries.mean():.0f}t" if tokens else f"{budget:.3g}"
-            found |= {p.id: (f"{kept} (asked {asked})", budget) for p in same}
+            info = same[0].info
+            kept = f"{entries.mean():.0f}t" if info["budget_kind"] == "tokens" else f"{budget:.3g}"
+            label = f"{kept} (asked {info['budget_label']})"
+            found |= {p.id: (label, budget) for p in same}
         return found
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.store.atomic import write_bytes
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933")
@@ -105,7 +105,7 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
     ones are left. What controllers do has a plot of its own (`tradeoff`).
     """
     alone = frame[frame["controller"] == "none"]
-    return alone if (alone["budget_label"] != "1").any() else frame
+    return alone if (~is_full(alone)).any() else frame
 
 
 def series(frame: pd.DataFrame) -> pd.Series:
@@ -122,11 +122,12 @@ def by_bin(
 ) -> Figure:
     """One panel per press, one line per budget, over the context-length bins."""
     frame = frame[frame["bin"] != ALL_BINS].sort_values("bin", kind="stable")
-    cut = frame.groupby([series(frame), "budget_label"], sort=False).indices
+    cut = frame.groupby("point_id", sort=False).indices
     x, y, hollow = _arrays(frame, "bin", interval)
     names = list(dict.fromkeys(series(frame)))
-    ordered = frame.sort_values("budget", ascending=False)
-    budgets = list(dict.fromkeys(ordered["budget_label"]))
+    points = frame.assign(series=series(frame)).drop_duplicates("point_id")
+    points = points.sort_values("budget", ascending=False, kind="stable")
+    styles = list(dict.fromkeys(points["budget_label"]))  # a text of the legend has one style
     bins = frame.drop_duplicates("bin")
     with mpl.rc_context(STYLE):
         columns = min(3, len(names))
@@ -134,11 +135,13 @@ def by_bin(
         figure = new_figure(max(5.2, 4.0 * columns), 3.4 * lines)
         axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
         for axis, name in zip(axes.flat, names, strict=False):
-            present = [b for b in budgets if (name, b) in cut]
+            present = points[points["series"] == name]
             panel = []
-            for k, budget in enumerate(present):
+            for k, (point, told) in enumerate(
+                zip(present["point_id"], present["budget_label"], strict=True)
+            ):
                 shift = (k - (len(present) - 1) / 2) * 0.09
-                rows, style = cut[name, budget], _style(budgets.index(budget), budget)
+                rows, style = cut[point], _style(styles.index(told), told)
                 panel.append(Curve(x[rows] + shift, y[rows], hollow[rows], style))
             _draw(axis, panel)
             axis.set_title(name)

@@ -34,16 +34,10 @@ def transitions(experiment: Experiment, stats: list[Row], config: AnalyzeConfig)
         twin = experiment.twin(points[0])
         if twin is None:
             continue
-        points.sort(key=_asked, reverse=True)
+        points.sort(key=lambda point: point.budget_asked, reverse=True)
         ids = [twin.id, *(p.id for p in points)]
         rows.append(dict(zip(KEYS, key, strict=True)) | _curve(experiment, ids, overall, config))
     return rows
-
-
-def _asked(point: PointRecord) -> float:
-    """What orders the budgets of one kind."""
-    info = point.info
-    return float(info["budget_tokens"] if info["budget"] is None else info["budget"])
 
 
 def _curve(

@@ -83,7 +83,7 @@ def all_series(points: Sequence[PointRecord]) -> list[Series]:
         found[key].append(point)
     made = [
         Series(
-            tuple(sorted(group, key=_budget, reverse=True)),
+            tuple(sorted(group, key=lambda point: point.budget_asked, reverse=True)),
             presses[group[0].id],
             controllers[group[0].id],
         )
@@ -109,11 +109,6 @@ def chosen(series: Sequence[Series], settings: CertifyConfig) -> list[Series]:
         if not kept:
             raise UserError(f"certify.{field}={asked}: not in this experiment; it has {there}")
     return kept
-
-
-def _budget(point: PointRecord) -> float:
-    info = point.info
-    return float(info["budget_tokens"] if info["budget_kind"] == "tokens" else info["budget"])
 
 
 def _labels(points: Sequence[PointRecord], node: str) -> dict[str, str]:

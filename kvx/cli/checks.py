@@ -50,10 +50,10 @@ def refuse_certificate(config: Config) -> None:
 
 def wants_less_of_the_full_cache(config: Config) -> bool:
     """`press=none` at a budget it cannot keep."""
-    kind, ratio = config.budget.kind, config.budget.ratio
-    kept_all = kind is BudgetKind.ratio and ratio == 1.0
+    budget = config.budget
     # what a certificate says of its press is kvx.serve's business
-    return config.press.method is None and not kept_all and kind is not BudgetKind.certified
+    open_yet = budget.kind is BudgetKind.certified
+    return config.press.method is None and not budget.is_full and not open_yet
 
 
 def _check_measure(config: Config) -> None:
@@ -104,8 +104,7 @@ def _check_budget(config: Config) -> None:
 
 
 def _check_press(config: Config) -> None:
-    press, budget = config.press, config.budget
-    full = budget.kind is BudgetKind.ratio and budget.ratio == 1.0
+    press = config.press
     if wants_less_of_the_full_cache(config):
         raise UserError(
             f"press={press.name}: keeps the full cache; use budget=1.0 or another press"
@@ -116,7 +115,9 @@ def _check_press(config: Config) -> None:
         raise UserError(f"press={press.name}: set budget, not press.method.compression_ratio")
     conditions.check(press)
     wants_eager = (
-        PressNeed.attention_weights in press.needs and press.method is not None and not full
+        PressNeed.attention_weights in press.needs
+        and press.method is not None
+        and not config.budget.is_full
     )
     if wants_eager and config.model.attn_implementation not in ("auto", "eager"):
         raise UserError(

@@ -6,15 +6,15 @@ torch, so that `--help` and `--cfg job` stay fast.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import date
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from kvx.config import field_checks
 from kvx.config.certify import CertifyConfig
 from kvx.config.controller import ControllerConfig
 from kvx.config.dataset import DatasetConfig, stops
@@ -87,30 +87,6 @@ class Signals(Enum):
     full = "full"  # what the guard learns from, and the probe of every prompt
 
 
-def _template_kwargs(given: Any) -> str | None:
-    if isinstance(given, Mapping):
-        return None
-    return f"={given}: use a mapping, such as {{enable_thinking: true}}"
-
-
-def _day(told: str) -> str | None:
-    try:
-        if date.fromisoformat(told).isoformat() == told:
-            return None
-    except ValueError:
-        pass
-    return f"={told}: write a day as 2026-01-31, or null"
-
-
-def _devices(given: Any) -> str | None:
-    if isinstance(given, str | Mapping) and given:
-        return None
-    return (
-        f"={given}: use auto, balanced, or a mapping of the model's parts to devices, such as "
-        "{model: 0, lm_head: 1}"
-    )
-
-
 @dataclass
 class Degenerate:
     """At which prompts and budgets a press is not what its name says, and what it is instead."""
@@ -167,6 +143,24 @@ class BudgetConfig:
     ratio: float = option(1.0, "fraction of the entries, above 0; 1.0 is the full cache")
     tokens: int | None = option(None, "number of entries, at least 1; budget=256t for short")
 
+    @property
+    def amount(self) -> float | int:
+        """The number that is read: a fraction of the entries, or as many of them."""
+        if self.kind is not BudgetKind.tokens:
+            return self.ratio
+        assert self.tokens is not None
+        return self.tokens
+
+    @property
+    def key(self) -> tuple[BudgetKind, float | int]:
+        """What tells it from other budgets."""
+        return self.kind, self.amount
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it asks for the full cache, of prompts of any length."""
+        return self.kind is BudgetKind.ratio and self.ratio == 1.0
+
 
 @dataclass
 class ModelConfig:
@@ -187,7 +181,7 @@ class ModelConfig:
     device_map: Any = option(
         None,
         "several devices for one model, as accelerate names them: auto, balanced, or a mapping",
-        recorded=True, added=True, check=_devices,
+        recorded=True, added=True, check=field_checks.devices,
     )  # fmt: skip
     trust_remote_code: bool = option(
         False, "run Python files that lie in the model's folder", added=True
@@ -203,7 +197,7 @@ class PromptConfig:
         None,
         "the day (2026-01-31) that a chat template is told which asks for one; null: the day the "
         "manifest was made, and today for kvx.serve. The manifest's own is part of its points' ids",
-        neutral=True, check=_day,
+        neutral=True, check=field_checks.day,
     )  # fmt: skip
     system: str | None = option(
         None, "a system message before the user's, through the model's chat template", added=True
@@ -212,7 +206,7 @@ class PromptConfig:
     template_kwargs: Any = option(
         None,
         "arguments handed to the chat template, such as {enable_thinking: true}",
-        added=True, check=_template_kwargs,
+        added=True, check=field_checks.template_kwargs,
     )  # fmt: skip
 
 

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from kvx.config.numbers import byte_count, duration, plural
-from kvx.config.schema import Config, Measure, PlanFormat
+from kvx.config.schema import BudgetConfig, Config, Measure, PlanFormat
 from kvx.data.tokenizer import model_hash
 from kvx.plan.cost import calibrate, kv_bytes_per_token, largest_prompts, runs_dir
 from kvx.points import Point, budget_label, experiment_dir
@@ -137,17 +138,17 @@ def _jobs(todo: Sequence[Todo], pool: Pool | None) -> str:
 
 
 def _memory(points: Sequence[Point]) -> list[Memory]:
-    rows: dict[tuple[str, str, str], Memory] = {}
+    rows: dict[tuple[Any, ...], Memory] = {}
     for point in points:
         model, dataset = point.config.model, point.manifest.dataset_id
-        key = (model.name, dataset, budget_label(point.config.budget))
-        if key in rows or (per_token := kv_bytes_per_token(model)) is None:
+        about, own = (model.name, dataset), point.config.budget
+        if (*about, *own.key) in rows or (per_token := kv_bytes_per_token(model)) is None:
             continue
         largest = [n for _, n in sorted(largest_prompts(point.manifest).items())]
-        kept = [point.kept_tokens(n) * per_token for n in largest]
-        full = (model.name, dataset, "1")
-        rows.setdefault(full, Memory(*full, largest, [n * per_token for n in largest]))
-        rows.setdefault(key, Memory(*key, largest, kept))
+        kept = [point.kept_tokens(n) for n in largest]
+        for budget, entries in ((BudgetConfig(), largest), (own, kept)):
+            row = Memory(*about, budget_label(budget), largest, [n * per_token for n in entries])
+            rows.setdefault((*about, *budget.key), row)
     return list(rows.values())
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.analyze.controller_stats import ALL
+from kvx.analyze.columns import ALL
 from kvx.config.numbers import byte_count
 from kvx.learning.live_stats import ANY, KINDS
 from kvx.report.guard_section import NO_KIND, PREVENTED, counted, of_count, with_interval

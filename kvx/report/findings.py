@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.schema import AnalyzeConfig
 from kvx.report.verdicts import Verdict, in_words, verdict
 from kvx.report.wording import DEGENERATE, full_name, interval, token_range
@@ -31,7 +31,7 @@ def findings(
 
     `used` is what guarded points had on the device, by point.
     """
-    compared = comparisons[comparisons["primary"] & (comparisons["budget_label"] != "1")]
+    compared = comparisons[comparisons["primary"] & ~is_full(comparisons)]
     if not len(compared):
         return ["There is no compressed point with a full-cache twin, so nothing can be compared."]
     edges = stats[["point_id", "bin", "bin_low_tokens", "bin_high_tokens"]].to_dict("records")
@@ -72,7 +72,7 @@ def _cost(
     )
     if row["n_degenerate"]:
         text += f" {DEGENERATE} {row['n_degenerate']} of {row['n_pairs']} are degenerate."
-    bins = group[(group["bin"] != ALL_BINS) & (group["budget_label"] == row["budget_label"])]
+    bins = group[(group["bin"] != ALL_BINS) & (group["point_id"] == row["point_id"])]
     sound = bins[bins["n_degenerate"] == 0]
     enough = sound["n_clusters"] >= least_pairs(alpha)
     sound = sound[enough]

@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.numbers import byte_count
 from kvx.engines.base import BudgetProof
 from kvx.report import proof_section
-from kvx.report.wording import DEGENERATE, interval, series_name, token_range
+from kvx.report.wording import DEGENERATE, interval, metric_name, series_name, token_range
 
 Cells = Sequence[Any]
 ORDER = ["press", "controller", "seed", "budget"]
@@ -83,13 +83,13 @@ def budget_table(
 
 
 def comparison_table(comparisons: pd.DataFrame) -> str:
-    overall = comparisons[(comparisons["bin"] == ALL_BINS) & (comparisons["budget_label"] != "1")]
+    overall = comparisons[(comparisons["bin"] == ALL_BINS) & ~is_full(comparisons)]
     if not len(overall):
         return "No compressed point has a full-cache twin."
 
     def cells(row: pd.Series) -> Cells:
         return (
-            row["metric"].replace("_", " "), number(row["twin_mean"]), number(row["mean"]),
+            metric_name(row), number(row["twin_mean"]), number(row["mean"]),
             f"{number(row['difference'], '{:+.2f}')} {interval(row, sign=True)}", row["n_pairs"],
             row["n_lost"], row["n_won"], number(row["mcnemar_p"], "{:.2g}"),
         )  # fmt: skip

@@ -24,9 +24,10 @@ class Verdict(Enum):
 def verdict(row: Any, alpha: float) -> Verdict:
     """Of a row of `comparisons`, at the two-sided level `alpha`.
 
-    A loss or a gain needs an interval without zero, and McNemar's exact p below `alpha` where there
-    is one. A bootstrap has no interval where all examples differ by the same; from `least_pairs`
-    on that is one exact test passed.
+    A loss is a fall of the score, or a rise where lower is better. A loss or a gain needs an
+    interval without zero, and McNemar's exact p below `alpha` where there is one. A bootstrap has
+    no interval where all examples differ by the same; from `least_pairs` on that is one exact test
+    passed.
     """
     least, differ = least_pairs(alpha), row["n_lost"] + row["n_won"]
     below, above = row["ci_high"] < 0, row["ci_low"] > 0
@@ -37,7 +38,9 @@ def verdict(row: Any, alpha: float) -> Verdict:
         return Verdict.too_few
     if tested and (row["mcnemar_p"] < alpha) != (below or above):
         return Verdict.at_odds
-    return Verdict.loss if below else Verdict.gain if above else Verdict.unclear
+    if not below and not above:
+        return Verdict.unclear
+    return Verdict.loss if below == row["higher_is_better"] else Verdict.gain
 
 
 def in_words(row: Any, alpha: float) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.schema import AnalyzeConfig
 from kvx.report.wording import token_range
 from kvx.stats.repeats import unsteady
@@ -32,7 +32,7 @@ def warnings(
     primary = stats[stats["primary"]]
     bins = primary[primary["bin"] != ALL_BINS]
     overall = primary[primary["bin"] == ALL_BINS]
-    full = bins[bins["budget_label"] == "1"]
+    full = bins[is_full(bins)]
     return [
         *_left_out(left_out),
         *_unproved(overall),
@@ -126,7 +126,7 @@ def _lost(overall: pd.DataFrame) -> Iterator[str]:
 
 
 def _without_twin(overall: pd.DataFrame, comparisons: pd.DataFrame) -> Iterator[str]:
-    compressed = overall.loc[overall["budget_label"] != "1", "point_id"]
+    compressed = overall.loc[~is_full(overall), "point_id"]
     alone = [p for p in compressed if p not in set(comparisons["point_id"])]
     if alone:
         yield (

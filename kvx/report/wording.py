@@ -28,6 +28,12 @@ def full_name(row: Any, several: bool) -> str:
     return f"{series_name(row)} [{row['variant']}]" if several else series_name(row)
 
 
+def metric_name(row: Any) -> str:
+    """`exact match`, and `distance (lower is better)`."""
+    name = str(row["metric"]).replace("_", " ")
+    return name if row["higher_is_better"] else f"{name} (lower is better)"
+
+
 def token_range(row: Any) -> str:
     """`200–297`: the edges of a bin in tokens."""
     return f"{row['bin_low_tokens']}–{row['bin_high_tokens']}"

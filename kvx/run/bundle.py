@@ -9,7 +9,7 @@ from kvx.data.model_checks import check_files
 from kvx.data.model_folder import files_of
 from kvx.errors import RunFailedError, UserError
 from kvx.learning.caveats import GuardedPoint, caveats
-from kvx.points import Point, budget_label, experiment_dir
+from kvx.points import Point, experiment_dir
 from kvx.run.planning import plan
 from kvx.run.pools import Pool
 from kvx.run.slurm_jobs import refuse_if_submitted
@@ -44,7 +44,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
 
     refuse_if_submitted(missing)
     log.info("run: %d points, %d of them to do → %s", len(points), len(missing), where)
-    if len(points) > 1 and all(budget_label(p.config.budget) != "1" for p in points):
+    if len(points) > 1 and not any(p.config.budget.is_full for p in points):
         log.warning("run: no full cache in this sweep; add budget 1.0 to know what is lost")
     changed.tell(missing, points)
     for caveat in caveats(_forecasting(points)):

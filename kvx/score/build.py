@@ -94,6 +94,7 @@ def score_request(
     for index, (name, metric) in enumerate(resolve(judging.metrics).items()):
         row = {k: request[k] for k in ("request_id", "point_id", "example_id", "cluster", "bin")}
         row |= {"metric": name, "primary": index == 0}
+        row["higher_is_better"] = metric.higher_is_better
         if (answer := answers.get(request["request_id"])) is not None:
             score = measured(name, metric, answer.text, references, request["request_id"])
             row |= {

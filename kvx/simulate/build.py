@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kvx.analyze.columns import ALL, groups
 from kvx.config.controller import ControllerConfig
 from kvx.config.identity import resolved
 from kvx.config.schema import Config
@@ -21,14 +22,13 @@ from kvx.points import experiment_dir
 from kvx.simulate import page, pareto_plot
 from kvx.simulate.families import Entry, Policies, chosen, entries, sweeps
 from kvx.simulate.recorded import Recorded, inputs_of, load
-from kvx.simulate.summary_rows import ALL, CONTROLLER, SWEEP, counts, summary_columns
+from kvx.simulate.summary_rows import CONTROLLER, SWEEP, counts, summary_columns
 from kvx.store import schemas
 from kvx.store.atomic import write_text
 from kvx.store.shards import read_inputs, write_table
 from kvx.train.build import FOLDER
 
 log = logging.getLogger(__name__)
-GROUPS = ("dataset", "press", "budget")
 SWEEP_REPLAYS = 2_000  # traces that one point of a sweep over chance replays, at most
 
 
@@ -106,17 +106,13 @@ def simulate_recorded(
         common = {**about, "group": group, "on_front": False}
         rows.append(common | counts(some, names) | summary_columns(summary))
 
-    everything = np.ones(len(traces), dtype=bool)
     listed = entries(controllers, recorded.cards, settings.random_repeats, rate)
     for entry in listed:
         found = replayed(entry.name, entry.policies)
         about = {"role": CONTROLLER, "controller": entry.name, "family": entry.kind}
-        add(ALL, everything, found, **about)
-        for column in GROUPS:
-            values = sorted(recorded.about[column].unique())
-            for value in values if len(values) > 1 else ():
-                keep = (recorded.about[column] == value).to_numpy()
-                add(f"{column}={value}", keep, found, **about)
+        for group, keep in groups(recorded.about):
+            add(group, keep.to_numpy(), found, **about)
+    everything = np.ones(len(traces), dtype=bool)
     repeats = max(1, min(settings.random_repeats, SWEEP_REPLAYS // max(1, len(traces))))
     for step in sweeps(controllers, settings.match, traces, settings.n_thresholds, repeats):
         found = replay_all(traces, step.policies, settings.lateness_tokens)

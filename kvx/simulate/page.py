@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from kvx.analyze.columns import ALL
 from kvx.config.controller import ControllerConfig
 from kvx.config.numbers import plural
 from kvx.config.schema import Config
@@ -12,7 +13,7 @@ from kvx.config.simulate import SimulateConfig
 from kvx.report.tables import markdown, number
 from kvx.report.wording import percent
 from kvx.simulate.recorded import Recorded
-from kvx.simulate.summary_rows import ALL, CONTROLLER, SWEEP
+from kvx.simulate.summary_rows import CONTROLLER, SWEEP
 from kvx.stats.paired import paired_differences
 
 PAGE = """# Controllers replayed over `{name}`

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kvx.analyze.columns import BUDGET
 from kvx.analyze.frames import load_experiment
 from kvx.config.schema import Config
 from kvx.config.train import Labels
@@ -25,8 +26,9 @@ from kvx.train import data as learning
 @dataclass(frozen=True)
 class Recorded:
     """What is replayed. `about` [n]: point_id, cluster (a prompt, across its points), dataset,
-    press, budget (its label), degenerate. `cards` [n]: the thresholds of the model that made a
-    trace's forecast. `source`: a sentence on where the forecasts come from.
+    press, budget_label, what tells budgets apart (`BUDGET`), degenerate. `cards` [n]: the
+    thresholds of the model that made a trace's forecast. `source`: a sentence on where the
+    forecasts come from.
     """
 
     traces: list[Trace]
@@ -87,11 +89,14 @@ def load(config: Config, folder: Path, wants_model: bool) -> Recorded:
         )  # fmt: skip
         cards.append(None if seen is None else seen.cards[name])
     source = "No trained model is among the controllers." if seen is None else seen.source
-    labels = {p.id: str(p.info["budget_label"]) for p in experiment.points}
-    about = data.frame[["point_id", "dataset", "press", "degenerate"]].assign(
-        budget=data.frame["point_id"].map(labels), cluster=data.frame["prompt"]
-    )
-    return Recorded(traces, about.reset_index(drop=True), cards, source)
+    budgets = pd.DataFrame(
+        [(p.id, p.info["budget_kind"], p.budget_asked, p.info["budget_label"])
+         for p in experiment.points],
+        columns=["point_id", *BUDGET, "budget_label"],
+    )  # fmt: skip
+    about = data.frame[["point_id", "dataset", "press", "degenerate"]].merge(budgets, "left")
+    about["cluster"] = data.frame["prompt"].to_numpy()
+    return Recorded(traces, about, cards, source)
 
 
 def loop_onsets(token_ids: Any, n: int) -> list[int | None]:

@@ -9,7 +9,6 @@ from kvx.learning.ranking import Estimate
 from kvx.learning.simulation import Summary, Trace
 
 CONTROLLER, SWEEP = "controller", "sweep"
-ALL = "all"
 # a field of `Summary` → the name of its columns
 NAMES = {
     "prevented": "prevented", "prevented_preventable": "prevented_of_preventable",

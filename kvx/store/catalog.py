@@ -34,8 +34,14 @@ class PointRecord:
         return str(self.info["id"])
 
     @property
+    def budget_asked(self) -> float:
+        """The number that was asked for: of `budget_kind` ratio a fraction, of tokens as many."""
+        in_tokens = self.info["budget_kind"] == "tokens"
+        return float(self.info["budget_tokens" if in_tokens else "budget"])
+
+    @property
     def is_full_cache(self) -> bool:
-        return bool(self.info["budget_kind"] == "ratio" and self.info["budget"] == 1.0)
+        return bool(self.info["budget_kind"] == "ratio" and self.budget_asked == 1.0)
 
     @property
     def is_guarded(self) -> bool:

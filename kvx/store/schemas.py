@@ -101,7 +101,7 @@ LATENCY = _schema(
 SCORES = _schema(
     {
         "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32, "metric": S,
-        "primary": B,
+        "primary": B, "higher_is_better": B,
     },
     {
         "score": F64, "prediction_normalized": S, "reference_normalized": S,
@@ -137,14 +137,14 @@ _CURVE = {
     "variant_id": S, "variant": S, "model": S, "dataset": S, "press": S, "controller": S,
     "seed": I64, "budget_kind": S,
 }  # fmt: skip
-_SERIES = {**_CURVE, "budget_label": S, "budget": F64, "point_id": S}
+_SERIES = {**_CURVE, "budget_label": S, "budget_asked": F64, "budget": F64, "point_id": S}
 
 BIN_STATS = _schema(
     {
         **_SERIES, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32, "metric": S,
-        "primary": B, "n": I64, "n_clusters": I64, "n_requests": I64, "n_responses": I64,
-        "n_failures": I64, "n_truncated": I64, "n_degenerate": I64, "budget_verified": B,
-        "n_latency": I64, "n_latency_failed": I64,
+        "primary": B, "higher_is_better": B, "n": I64, "n_clusters": I64, "n_requests": I64,
+        "n_responses": I64, "n_failures": I64, "n_truncated": I64, "n_degenerate": I64,
+        "budget_verified": B, "n_latency": I64, "n_latency_failed": I64,
     },
     {
         "mean": F64, "sd": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,
@@ -161,8 +161,8 @@ BIN_STATS = _schema(
 # paired with the full-cache twin, example by example; bin -1 is all bins together
 COMPARISONS = _schema(
     {
-        **_SERIES, "twin_point_id": S, "bin": I32, "metric": S, "primary": B, "n_pairs": I64,
-        "n_clusters": I64, "n_degenerate": I64,
+        **_SERIES, "twin_point_id": S, "bin": I32, "metric": S, "primary": B,
+        "higher_is_better": B, "n_pairs": I64, "n_clusters": I64, "n_degenerate": I64,
     },
     {
         "mean": F64, "twin_mean": F64, "difference": F64, "ci_low": F64, "ci_high": F64,

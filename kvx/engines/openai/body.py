@@ -18,6 +18,7 @@ from kvx.errors import UserError
 from kvx.points import Point, Request, budget_label
 from kvx.text import reasoning
 
+RATIO = BudgetKind.ratio
 MOST_STOPS = 4  # that OpenAI's API takes; answers are cut at all of them here
 
 
@@ -34,15 +35,9 @@ class Route:
         return self.by_endpoint or self.by_body
 
 
-def budget_of(config: Config) -> float | int:
-    """The fraction, or the number of tokens."""
-    budget = config.budget
-    return (budget.tokens or 0) if budget.kind is BudgetKind.tokens else budget.ratio
-
-
 def route(point: Point) -> Route:
     """Raises `UserError` where no server is named for the point."""
-    engine, label = settings(point.config), budget_label(point.config.budget)
+    engine, budget = settings(point.config), point.config.budget
     by_body = "budget" in placeholders.names(engine.extra_body)
     if not engine.endpoints:
         if not engine.base_url:
@@ -53,28 +48,31 @@ def route(point: Point) -> Route:
             )
         return Route(engine.base_url.rstrip("/"), False, by_body)
     urls = endpoints(engine.endpoints)
-    if label not in urls:
-        raise UserError(f"engine.endpoints: none for budget {label}; there are {', '.join(urls)}")
-    return Route(urls[label], True, by_body)
+    if budget.key not in urls:
+        there = ", ".join(exact(n) if kind is RATIO else f"{n}t" for kind, n in urls)
+        raise UserError(
+            f"engine.endpoints: none for budget {budget_label(budget)}; there are {there}"
+        )
+    return Route(urls[budget.key], True, by_body)
 
 
-def endpoints(raw: Any) -> dict[str, str]:
-    """The URLs by budget label, whichever way a budget was typed (`1`, `1.0`, `256t`).
+def endpoints(raw: Any) -> dict[tuple[BudgetKind, float | int], str]:
+    """The URLs by `BudgetConfig.key`, whichever way a budget was typed (`1`, `1.0`, `256t`).
 
     Raises `UserError` for what is no such mapping.
     """
     if not isinstance(raw, Mapping) or not raw:
         raise UserError("engine.endpoints: write {1.0: http://a:8000/v1, 0.2: http://b:8000/v1}")
-    found = {}
+    found: dict[tuple[BudgetKind, float | int], str] = {}
     for key, url in raw.items():
         try:
             if isinstance(key, bool):
                 raise TypeError(key)
-            in_tokens = isinstance(key, str) and TOKENS.fullmatch(key)
-            label = key if in_tokens else exact(float(key))
+            in_tokens = TOKENS.fullmatch(key) if isinstance(key, str) else None
+            budget = (BudgetKind.tokens, int(in_tokens[1])) if in_tokens else (RATIO, float(key))
         except (TypeError, ValueError):
             raise UserError(f"engine.endpoints: {key!r} is no budget") from None
-        found[label] = str(url).rstrip("/")
+        found[budget] = str(url).rstrip("/")
     return found
 
 
@@ -119,7 +117,7 @@ class BodyBuilder:
         if engine.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         body = {name: value for name, value in body.items() if name not in engine.omit}
-        press, budget = config.press.name, budget_of(config)
+        press, budget = config.press.name, config.budget.amount
         if is_kvx:
             in_tokens = config.budget.kind is BudgetKind.tokens
             asked = {"budget_tokens" if in_tokens else "budget": budget}

@@ -25,7 +25,7 @@ from kvx.engines.base import (
     interleaved,
 )
 from kvx.engines.openai import checks, proof
-from kvx.engines.openai.body import budget_of, route
+from kvx.engines.openai.body import route
 from kvx.engines.openai.bridge import call, iterate
 from kvx.engines.openai.client import settings
 from kvx.engines.openai.fault import Fault
@@ -52,7 +52,7 @@ class OpenAIEngine:
             checks.check_url(url)
         for point in points:
             engine, config = settings(point.config), point.config
-            placeholders.fill(engine.extra_body, config.press.name, budget_of(config))
+            placeholders.fill(engine.extra_body, config.press.name, config.budget.amount)
             longest = max(tokens_of(Request(point, e)) for e in point.manifest.entries)
             if (limit := engine.rate_limit.max_tpm) is not None and longest > limit:
                 raise UserError(

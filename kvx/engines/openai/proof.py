@@ -10,7 +10,7 @@ from kvx.config.numbers import exact
 from kvx.config.schema import BudgetConfig, PressConfig
 from kvx.data.example import Example
 from kvx.engines.base import BudgetProof, PointWork, kept_as_asked
-from kvx.engines.openai.body import Route, budget_of, route
+from kvx.engines.openai.body import Route, route
 from kvx.engines.openai.fault import line
 from kvx.engines.openai.reply import Accounting, Reply
 from kvx.points import Point, Request, budget_label
@@ -27,8 +27,8 @@ def contradiction(request: Request, said: Accounting, split_is_ours: bool) -> st
     """
     point, kv = request.point, said.kv
     press, tolerance = point.config.press, point.config.press.tolerance_tokens
-    asked = budget_of(point.config)
-    full_cache = point.config.budget == BudgetConfig()
+    asked = point.config.budget.amount
+    full_cache = point.config.budget.is_full
     if not full_cache and said.press != press.name:
         return f"press={press.name} was asked for, the server used {said.press}"
     if not full_cache and (other := _other_parameters(press, said.method)) is not None:
@@ -97,7 +97,7 @@ async def probe(work: Sequence[PointWork], ask: Ask) -> Finding:
     first = await ask(Request(high, request.entry), example)
     if first.accounting is not None:
         return Finding(BudgetProof.NONE)  # each response is judged by its own
-    if budget_label(low.config.budget) == budget_label(high.config.budget):
+    if low.kept_tokens(compressed) == high.kept_tokens(compressed):
         return Finding(BudgetProof.PROBE_UNCLEAR)  # nothing to compare with
     again = await ask(Request(high, request.entry), example)
     other = await ask(Request(low, request.entry), example)

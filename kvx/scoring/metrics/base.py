@@ -27,8 +27,9 @@ Binary = bool | Literal["one reference"]
 class Metric:
     """A function and its properties.
 
-    Certificates use an exact test where values are `binary`. Statistics read a falling score as a
-    loss, so a metric without `higher_is_better` cannot be the primary one.
+    Certificates use an exact test where values are `binary`. Without `higher_is_better` a rise
+    counts as a loss in comparisons. The primary metric has it: transitions and findings look for
+    falls.
     """
 
     function: Function
