@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvx.analyze.bin_stats import null
 from kvx.config.train import TrainConfig
 from kvx.learning.evaluation import Metric, Scored, all_metrics
 from kvx.learning.ranking import Resampler
@@ -94,12 +95,8 @@ class Judge:
             self.results.rows.append(
                 {
                     "analysis": analysis, "name": name, "metric": m.name,
-                    "value": _null(m.estimate.value), "ci_low": _null(low), "ci_high": _null(high),
+                    "value": null(m.estimate.value), "ci_low": null(low), "ci_high": null(high),
                     "n": m.n, "n_positive": m.n_positive, "unit": m.unit,
                     "n_prompts": len(np.unique(of)),
                 }
             )  # fmt: skip
-
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
