@@ -14,7 +14,7 @@ import pytest
 from matplotlib import image
 
 from kvx.cli.command import run_stage
-from kvx.stats.bootstrap import bootstrap_mean
+from kvx.stats.bootstrap import bootstrap_means
 from kvx.store import schemas
 from tests.conftest import Kvx
 
@@ -89,7 +89,8 @@ def test_bin_stats_follow_from_the_scores(demo: Kvx) -> None:
     for _, row in graded.iterrows():
         same = scores["point_id"].eq(row["point_id"]) & scores["metric"].eq("qa_f1")
         cell = scores[same & scores["bin"].eq(row["bin"])]
-        estimate = bootstrap_mean(cell["score"], cell["cluster"].tolist(), 10_000, 0.95, 0)
+        scores = [(cell["score"], cell["cluster"].tolist())]
+        (estimate,) = bootstrap_means(scores, 10_000, 0.95, 0)
         assert row["n"] == len(cell) == 8
         assert row["mean"] == pytest.approx(cell["score"].mean())
         assert row["sd"] == pytest.approx(cell["score"].std())

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from kvx.stats import bootstrap
 from kvx.stats.bootstrap import (
     ClusterBootstrap,
-    bootstrap_mean,
     bootstrap_means,
     cluster_codes,
     cluster_sums,
@@ -30,7 +29,7 @@ def columns(pairs):
 
 
 def estimate(values, clusters, n_boot=300, confidence=0.95, seed=7):
-    return bootstrap_mean(values, clusters, n_boot, confidence, seed)
+    return bootstrap_means([(values, clusters)], n_boot, confidence, seed)[0]
 
 
 def slow_means(values, codes, weights):
@@ -207,7 +206,7 @@ def test_many_cells_are_each_of_them_alone(cells):
     """Cells of one size share a product; those with equal contents, a resampling."""
     together = bootstrap_means([columns(cell) for cell in [*cells, *cells[:1]]], 200, 0.95, 3)
     for cell, found in zip([*cells, *cells[:1]], together, strict=True):
-        alone = bootstrap_mean(*columns(cell), 200, 0.95, 3)
+        (alone,) = bootstrap_means([columns(cell)], 200, 0.95, 3)
         assert tuple(found.interval) == pytest.approx(tuple(alone.interval), abs=1e-12, nan_ok=True)
         assert repr(replace(found, interval=None)) == repr(replace(alone, interval=None))
 

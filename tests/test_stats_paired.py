@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from kvx.stats.bootstrap import bootstrap_mean
+from kvx.stats.bootstrap import bootstrap_means
 from kvx.stats.paired import (
     failure_attribution,
     mcnemar_exact,
-    paired_difference,
     paired_differences,
 )
 
@@ -24,7 +23,7 @@ pairs = st.lists(st.tuples(score, score, st.booleans(), st.integers(0, 5)), max_
 
 def compare(a, b, clusters=None, n_boot=300):
     clusters = range(len(a)) if clusters is None else clusters
-    return paired_difference(a, b, clusters, n_boot, 0.95, 0)
+    return paired_differences([(a, b, clusters)], n_boot, 0.95, 0)[0]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,8 @@ def test_pairing_finds_a_small_loss_that_two_separate_intervals_cannot():
     rng = np.random.default_rng(0)
     full_cache = rng.random(200)
     compressed = full_cache - 0.02 + rng.normal(scale=0.02, size=200)
-    alone = [bootstrap_mean(x, range(200), 1000, 0.95, 0) for x in (compressed, full_cache)]
+    cells = [(x, range(200)) for x in (compressed, full_cache)]
+    alone = bootstrap_means(cells, 1000, 0.95, 0)
     assert alone[0].interval.high > alone[1].interval.low
     assert compare(compressed, full_cache).interval.high < 0
 
@@ -154,6 +154,6 @@ def test_many_comparisons_are_each_of_them_alone(cells):
     ]
     together = paired_differences(cells, 200, 0.95, 3)
     for cell, found in zip(cells, together, strict=True):
-        alone = paired_difference(*cell, 200, 0.95, 3)
+        (alone,) = paired_differences([cell], 200, 0.95, 3)
         assert tuple(found.interval) == pytest.approx(tuple(alone.interval), abs=1e-12, nan_ok=True)
         assert repr(replace(found, interval=None)) == repr(replace(alone, interval=None))

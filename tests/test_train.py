@@ -51,9 +51,7 @@ def test_parts_have_the_shares_asked_for(strata, seed):
 
 @pytest.fixture(scope="module")
 def table():
-    data = drifting_data(40)
-    names = analyses.all_names(data)
-    return Table(data, features.build(data.traces, names), names)
+    return Table.of(drifting_data(40))
 
 
 def test_no_prompt_stands_on_two_sides(table):
@@ -191,7 +189,8 @@ def test_what_is_written_foresees_what_the_target_says(table):
         _, cross = analyses.evaluate(moved, config, fold)
         found[target] = cross.score[between].mean() - cross.score[compressed & (since < 0)].mean()
         part = inner_parts(data, np.ones(len(data), bool), config)
-        model = fit_parts(moved.aimed_at(target), part, features.SETS["full"], 32, config)
+        aimed = moved if target is Target.onset else moved.until_detection()
+        model = fit_parts(aimed, part, features.SETS["full"], 32, config)
         rise = np.diff(model.predict(features_[np.argsort(features_.max(axis=1))[[0, -1]]][
             :, moved.columns(features.SETS["full"])]))[0]  # fmt: skip
         assert (rise > 0.2) == (target is Target.detection)

@@ -7,7 +7,7 @@ from kvx.config.schema import AnalyzeConfig
 from kvx.report.findings import findings
 from kvx.report.verdicts import Verdict, in_words, verdict
 from kvx.stats.intervals import UNKNOWN_INTERVAL
-from kvx.stats.paired import least_pairs, mcnemar_exact, newcombe_interval, paired_difference
+from kvx.stats.paired import least_pairs, mcnemar_exact, newcombe_interval, paired_differences
 
 CURVE = {
     "variant_id": "v", "variant": "v", "press": "snapkv", "controller": "none", "seed": 0,
@@ -19,7 +19,7 @@ CURVE = {
 def row_of(ours, twins, clusters=None, confidence=0.95):
     """A row of `comparisons`, with intervals as analyze chooses them."""
     names = list(range(len(ours))) if clusters is None else clusters
-    found = paired_difference(ours, twins, names, 2000, confidence, 0)
+    (found,) = paired_differences([(ours, twins, names)], 2000, confidence, 0)
     interval, exact = found.interval, found.mcnemar_p is not None and clusters is None
     if interval.low == interval.high:
         interval = UNKNOWN_INTERVAL

@@ -7,21 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from kvx import __version__
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.certify import page
-from kvx.certify.certificate import (
-    Certificate,
-    Group,
-    Tested,
-    Verdict,
-    inputs_of,
-    read,
-    whole,
-)
+from kvx.certify.certificate import Certificate, Group, Tested, Verdict, inputs_of, read, whole
 from kvx.certify.losses import LossReader, PointLosses
 from kvx.certify.series import Series, all_series, chosen, steering_of
 from kvx.config.certify import CertifyConfig, Loss
@@ -43,7 +33,7 @@ LONGEST_NAME = 200  # bytes; a file system takes 255, and a temporary name is lo
 
 
 def certify_experiment(config: Config) -> list[Path]:
-    """Write a certificate (JSON and Markdown) for every curve; the JSON files.
+    """Write a certificate (JSON and Markdown) for every curve; returns the JSON files.
 
     Raises `UserError` if no curve can be certified at any budget, whatever its losses: there are
     too few prompts, or no full cache to compare with.
@@ -70,7 +60,7 @@ def certify_experiment(config: Config) -> list[Path]:
             made = certify(experiment, reader, curve, beside, inputs)
         except UserError as error:
             refused.append(f"{_name(curve)}: {error}")
-            if same_promise(path, settings):  # made from other answers: it holds no longer
+            if same_promise(path, settings):  # it was made from other answers
                 path.unlink()
                 _text(path).unlink(missing_ok=True)
             continue
@@ -88,9 +78,10 @@ def certify_experiment(config: Config) -> list[Path]:
 
 def check_settings(settings: CertifyConfig) -> None:
     """Raises `UserError` naming the field for settings that cannot be right."""
-    if settings.metric is not None:
-        check_name("certify.metric", settings.metric)
-    if settings.metric is not None and settings.loss is not Loss.score:
+    if settings.metric is None:
+        return
+    check_name("certify.metric", settings.metric)
+    if settings.loss is not Loss.score:
         raise UserError(
             f"certify.metric={settings.metric}: certify.loss={settings.loss.name} has no metric; "
             "use certify.loss=score"
@@ -107,8 +98,21 @@ def inputs_hash(points: Sequence[PointRecord], settings: CertifyConfig) -> str:
 def targets(
     folder: Path, curves: Sequence[Series], settings: CertifyConfig, several: bool
 ) -> dict[Series, Path]:
-    """A file for each curve; names that would be the same, or too long for one, get a digest."""
-    paths = {s: target(folder, s, settings, several) for s in curves}
+    """A file for each curve; equal or too long names get a digest.
+
+    Every promise has its own file: an alpha or delta that is not the default is in the name. In
+    experiments with several variants each has a folder of its own, as its plots have.
+    """
+    usual = CertifyConfig()
+    promise = [settings.metric or settings.loss.name, *(["bins"] if settings.per_bin else [])]
+    for name in ("alpha", "delta"):
+        if (value := getattr(settings, name)) != getattr(usual, name):
+            promise.append(f"{name}{value}")
+    paths = {
+        s: folder / FOLDER / (s.variant_id if several else "")
+        / f"{'-'.join([s.file_name, *promise])}.json"
+        for s in curves
+    }  # fmt: skip
     names = Counter(str(path).casefold() for path in paths.values())
     for curve, path in paths.items():
         if names[str(path).casefold()] > 1 or len(path.name.encode()) > LONGEST_NAME:
@@ -118,21 +122,8 @@ def targets(
     return paths
 
 
-def target(folder: Path, curve: Series, settings: CertifyConfig, several: bool) -> Path:
-    """Every promise has a file of its own, named by an alpha or delta that is not the default.
-
-    Of experiments with several variants, each has a folder of its own, as its plots have.
-    """
-    parts = [curve.file_name, settings.metric or settings.loss.name]
-    parts += ["bins"] if settings.per_bin else []
-    for name in ("alpha", "delta"):
-        value = getattr(settings, name)
-        parts += [f"{name}{value}"] if value != getattr(CertifyConfig(), name) else []
-    return folder / FOLDER / (curve.variant_id if several else "") / f"{'-'.join(parts)}.json"
-
-
 def same_promise(path: Path, settings: CertifyConfig) -> bool:
-    """Whether there is a certificate that promises what is asked for."""
+    """Whether `path` holds a certificate of the promise that is asked for."""
     try:
         found = read(path)
     except UserError:
@@ -144,7 +135,7 @@ def same_promise(path: Path, settings: CertifyConfig) -> bool:
 def certify(
     experiment: Experiment, reader: LossReader, curve: Series, curves: int, inputs: str
 ) -> Certificate:
-    """The certificate of one curve, one of `curves` that might be chosen among.
+    """The certificate of one curve; `curves` is the number that one might choose among.
 
     Raises `UserError` if no group of prompts could be certified at any budget.
     """
@@ -162,25 +153,24 @@ def certify(
     groups = []
     for index, low, high in edges:
         here = {i: own.of_bin(index) for i, own in losses.items()}
-        counted = here[first.id]
-        tests = [
-            _with_use(
-                # of a press that keeps another number by its method, what it kept
-                dataclasses.replace(row, budget=experiment.series_columns(point)["budget_label"]),
-                reader.devices.of(point, index),
-            )
-            for row, point in zip(
-                tested(curve.points, here, settings.alpha, delta, p_value), curve.points,
-                strict=True,
-            )
-        ]  # fmt: skip
+        counted, tests = here[first.id], []
+        rows = tested(curve.points, here, settings.alpha, delta, p_value)
+        for row, point in zip(rows, curve.points, strict=True):
+            # the label says what was kept, where a press keeps another number by its method
+            label = experiment.series_columns(point)["budget_label"]
+            mean, n = reader.device_use(point, index) or (None, None)
+            tests.append(dataclasses.replace(row, budget=label, mean_budget=mean, n_responses=n))
         groups.append(
             Group(index, low, high, len(counted.by_prompt), counted.n_left_out, tuple(tests))
         )
     needed = prompts_needed(0, settings.alpha, delta, p_value)
     if all(g.n < needed for g in groups):
         raise UserError(_too_few(groups, needed, settings))
-    info = first.info
+    info, requests = first.info, reader.requests(first)
+    decoding, limits = info["config"]["decoding"], requests["max_new_tokens"].dropna()
+    if len(limits):  # rows may set their own; the certificate holds up to the longest
+        decoding = {**decoding, "max_new_tokens": int(limits.max())}
+    added = requests["compressed_tokens"] - requests["context_tokens"]  # by the template
     return Certificate(
         experiment=experiment.dir.name,
         model={"name": info["model"], "hash": info["model_hash"],
@@ -193,10 +183,10 @@ def certify(
             "manifest_sha256": info["manifest"]["sha256"], "variant": curve.variant_id,
             "full_cache_point": twin.id, "engine": info["engine"], "seed": info["seed"],
             "query_aware": info["config"]["prompt"]["query_aware"],
-            "decoding": _decoding(info["config"]["decoding"], reader.requests(first)),
-            "compressed_tokens": _compressed_tokens(
-                reader.requests(first), edges[0][1], edges[-1][2]
-            ),
+            "decoding": decoding,
+            "compressed_tokens": [
+                edges[0][1] + int(added.min()), edges[-1][2] + int(added.max())
+            ],
         },
         loss=settings.loss.name, metric=reader.metric(first), alpha=settings.alpha,
         delta=settings.delta, delta_per_group=delta, test=test, curves=curves,
@@ -214,61 +204,38 @@ def tested(
 ) -> list[Tested]:
     """The budgets of one group of prompts, the largest first, until one is not certified.
 
-    Budgets whose answers are no proof are left out beforehand, for what was asked and measured of
-    the cache, never for their losses.
+    Budgets whose answers prove nothing are left out beforehand. What was asked and measured of the
+    cache decides that, never the losses.
     """
     rows: list[Tested] = []
     p_values: dict[int, float] = {}
     for point in points:
         own, info = losses[point.id], point.info
-        values = own.by_prompt
-        row = Tested(
+        n, total = len(own.by_prompt), float(own.by_prompt.sum())
+        if own.obstacle is None:
+            p_values[len(rows)] = p_value(total, n, alpha)
+        rows.append(Tested(
             budget=info["budget_label"], ratio=info["budget"], tokens=info["budget_tokens"],
-            point_id=point.id, n=len(values), total_loss=float(values.sum()), p=None,
-            verdict=Verdict.LEFT_OUT, reason=own.obstacle,
-        )  # fmt: skip
-        if row.reason is None:
-            p_values[len(rows)] = p_value(float(values.sum()), len(values), alpha)
-        rows.append(row)
-    n = fixed_sequence(p_values.values(), delta)
+            point_id=point.id, n=n, total_loss=total, p=None, verdict=Verdict.LEFT_OUT,
+            reason=own.obstacle,
+        ))  # fmt: skip
+    n_certified = fixed_sequence(p_values.values(), delta)
     for place, (i, p) in enumerate(p_values.items()):
-        row = rows[i]
-        if place < n:
-            rows[i] = dataclasses.replace(row, p=p, verdict=Verdict.CERTIFIED)
-        elif place == n:
-            why = _would_do(row, alpha, delta, p_value)
-            rows[i] = dataclasses.replace(row, p=p, verdict=Verdict.NOT_CERTIFIED, reason=why)
-        else:
-            rows[i] = dataclasses.replace(row, verdict=Verdict.NOT_TESTED)
+        changes: dict[str, Any] = {"p": p, "verdict": Verdict.CERTIFIED}
+        if place == n_certified:
+            why = _would_do(rows[i], alpha, delta, p_value)
+            changes |= {"verdict": Verdict.NOT_CERTIFIED, "reason": why}
+        elif place > n_certified:
+            changes = {"verdict": Verdict.NOT_TESTED}
+        rows[i] = dataclasses.replace(rows[i], **changes)
     return rows
 
 
-def _with_use(row: Tested, used: tuple[float, int] | None) -> Tested:
-    if used is None:
-        return row
-    return dataclasses.replace(row, mean_budget=used[0], n_responses=used[1])
-
-
-def _compressed_tokens(requests: pd.DataFrame, low: int, high: int) -> list[int]:
-    """How long the compressed part of a prompt may be whose context has `low` to `high` tokens.
-
-    What a template adds is taken from the `requests`.
-    """
-    added = requests["compressed_tokens"] - requests["context_tokens"]
-    return [low + int(added.min()), high + int(added.max())]
-
-
-def _decoding(told: dict[str, Any], requests: pd.DataFrame) -> dict[str, Any]:
-    """How was decoded, with the most tokens that any request could have: rows may say their own."""
-    limits = requests["max_new_tokens"].dropna()
-    return told if limits.empty else {**told, "max_new_tokens": int(limits.max())}
-
-
 def _would_do(row: Tested, alpha: float, delta: float, p_value: PValue) -> str:
-    total = row.total_loss or 0.0
-    if row.n and total / row.n >= alpha:
-        return f"mean loss {total / row.n:.3f}"
-    needed = prompts_needed(total, alpha, delta, p_value)
+    """Why a budget is not certified: its mean loss, or the number of prompts."""
+    if row.mean_loss is not None and row.mean_loss >= alpha:
+        return f"mean loss {row.mean_loss:.3f}"
+    needed = prompts_needed(row.total_loss or 0.0, alpha, delta, p_value)
     return f"with this loss in all it needs n ≥ {needed} prompts"
 
 

@@ -19,12 +19,12 @@ class Verdict(StrEnum):
     CERTIFIED = "certified"
     NOT_CERTIFIED = "not certified"  # the first of its sequence: testing stops here
     NOT_TESTED = "not tested"
-    LEFT_OUT = "left out"  # its answers say nothing about its budget
+    LEFT_OUT = "left out"  # its answers prove nothing about its budget
 
 
 @dataclass(frozen=True)
 class Tested:
-    """One budget: losses that add up to `total_loss` prompts among `n`, and what follows.
+    """One budget: losses that add up to `total_loss` prompts among `n`, and the verdict.
 
     With a controller, `mean_budget` is the share of the prompt's entries that was on the device, a
     mean over all decoded steps of `n_responses`.
@@ -41,6 +41,10 @@ class Tested:
     reason: str | None = None
     mean_budget: float | None = None
     n_responses: int | None = None
+
+    @property
+    def mean_loss(self) -> float | None:
+        return (self.total_loss or 0.0) / self.n if self.n else None
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was certified, of what, and what it was made from.
+    """What was certified, for which setup, and from which inputs.
 
-    `press` and `controller` hold what must be the same where it is used, `model` too. `setup` says
-    under which conditions the answers came about. `delta_per_group` is delta shared among bins.
-    `code` is the digest of the kvx that made it (`kvx.identity.hashing.package_digest`).
+    `model`, `press` and `controller` hold what must be the same where the certificate is used;
+    `setup` the conditions under which the answers came about. `delta_per_group` is delta shared
+    among bins. `code` is the digest of the kvx that made it.
     """
 
     experiment: str
@@ -93,18 +97,16 @@ class Certificate:
     @cached_property
     def budget(self) -> Tested | None:
         """The smallest budget that is certified in every group; None if there is none."""
-        certified = [
-            {t.budget for t in g.tests if t.verdict is Verdict.CERTIFIED} for g in self.groups
-        ]
-        common = set.intersection(*certified)
+        common = set.intersection(
+            *({t.budget for t in g.tests if t.verdict is Verdict.CERTIFIED} for g in self.groups)
+        )
         return next((t for t in reversed(self.groups[0].tests) if t.budget in common), None)
 
     @property
     def device_use(self) -> DeviceUse | None:
-        """What the certified budget took with the controller; None without one."""
-        if (best := self.budget) is None:
-            return None
-        rows = [t for g in self.groups for t in g.tests if t.budget == best.budget]
+        """The device use at the certified budget; None without a controller."""
+        label = self.budget and self.budget.budget
+        rows = [t for g in self.groups for t in g.tests if t.budget == label]
         measured = [t.mean_budget for t in rows if t.mean_budget is not None]
         if not measured:
             return None
@@ -112,7 +114,7 @@ class Certificate:
 
     @cached_property
     def digest(self) -> str:
-        """Identity of all it says."""
+        """Identity of the whole content."""
         return digest(self._body(), 16)
 
     def to_json(self) -> str:
@@ -121,9 +123,8 @@ class Certificate:
         return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
 
     def _body(self) -> dict[str, Any]:
-        best = self.budget
         chosen: dict[str, Any] | None = None
-        if best is not None:
+        if (best := self.budget) is not None:
             chosen = {"label": best.budget, "ratio": best.ratio, "tokens": best.tokens}
             if (used := self.device_use) is not None:
                 chosen["mean_budget"] = dataclasses.asdict(used)
@@ -136,25 +137,22 @@ def whole(group: Group) -> bool:
 
 def read(path: Path) -> Certificate:
     """The certificate in `path`. Raises `UserError` if it cannot be read or was changed."""
+
+    def refused(reason: str, then: str = "run kvx.certify again") -> UserError:
+        return UserError(f"certificate={path}: {reason}; {then}")
+
+    other = "give a JSON file of kvx.certify"
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
-        raise UserError(
-            f"certificate={path}: cannot be read ({reason}); give a JSON file of kvx.certify"
-        ) from None
+        raise refused(f"cannot be read ({reason})", other) from None
     if not isinstance(found, dict) or "kvx_certificate" not in found:
-        raise UserError(f"certificate={path}: not a certificate; give a JSON file of kvx.certify")
-    if found["kvx_certificate"] != FORMAT:
-        raise UserError(
-            f"certificate={path}: its format is {found['kvx_certificate']}, this kvx reads "
-            f"{FORMAT}; run kvx.certify again"
-        )
-    said = found.pop("digest", None)
-    if said != digest(found, 16):
-        raise UserError(
-            f"certificate={path}: was changed after kvx.certify wrote it; run kvx.certify again"
-        )
+        raise refused("not a certificate", other)
+    if (form := found["kvx_certificate"]) != FORMAT:
+        raise refused(f"its format is {form}, this kvx reads {FORMAT}")
+    if found.pop("digest", None) != digest(found, 16):
+        raise refused("was changed after kvx.certify wrote it")
     del found["kvx_certificate"], found["budget"]
     groups = tuple(
         Group(**{**g, "tests": tuple(Tested(**{**t, "verdict": Verdict(t["verdict"])})

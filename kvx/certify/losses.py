@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from kvx.analyze.catastrophe_stats import judged
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment
-from kvx.certify.device import DeviceBudgets
+from kvx.analyze.guard_stats import numbers, responses, use
 from kvx.config.certify import CertifyConfig, Loss
 from kvx.data.frozen_examples import load_examples
 from kvx.errors import UserError
+from kvx.learning.live_stats import device_budget
 from kvx.scoring.metrics import METRICS
 from kvx.stats.certify import PValue, binomial_p, cluster_means, hoeffding_bentkus_p
 from kvx.store.catalog import PointRecord
@@ -24,7 +25,7 @@ from kvx.store.catalog import PointRecord
 class PointLosses:
     """The losses [n] of a point's examples, nan where the twin gave no answer to compare with.
 
-    `obstacles` say of each example why its budget is no proof, empty where it is one.
+    `obstacles` [n] say why the answer proves nothing about its budget; empty where it does.
     """
 
     losses: NDArray[np.float64]
@@ -49,27 +50,26 @@ class PointLosses:
 
     @property
     def obstacle(self) -> str | None:
-        """Why these answers say nothing about their budget, and of how many that holds."""
+        """Why these answers prove nothing about their budget, and how many of them do not."""
         found = [o for o in self.obstacles.tolist() if o]
         return f"{found[0]} ({len(found)} of {len(self.obstacles)} answers)" if found else None
 
 
 class LossReader:
-    """Losses of an experiment's points, as `settings` ask for them."""
+    """Losses of an experiment's points, as `settings` define them."""
 
     def __init__(self, experiment: Experiment, settings: CertifyConfig, output: Path) -> None:
         self.experiment, self.settings, self.output = experiment, settings, output
-        self.devices = DeviceBudgets(experiment)
 
     def metric(self, point: PointRecord) -> str | None:
-        """The metric whose loss it is; None for other losses.
+        """The metric of `certify.loss=score`; None for other losses.
 
         Raises `UserError` if the point is not scored by `certify.metric`.
         """
         if self.settings.loss is not Loss.score:
             return None
-        scored = self._scores.loc[self._scores["point_id"] == point.id]
-        names = scored.drop_duplicates("metric")
+        scores = self.experiment.scores
+        names = scores[scores["point_id"] == point.id].drop_duplicates("metric")
         asked = self.settings.metric
         if asked is None:
             return str(names.loc[names["primary"], "metric"].iloc[0])
@@ -81,7 +81,7 @@ class LossReader:
         return asked
 
     def test(self, point: PointRecord) -> tuple[str, PValue]:
-        """The test that suits its losses, by their kind and never by what was observed."""
+        """The test for its losses, chosen by their kind and never by their values."""
         one_each = not self.requests(point)["cluster"].duplicated().any()
         metric = self.metric(point)
         if one_each and (metric is None or self._is_binary(metric, point)):
@@ -91,8 +91,8 @@ class LossReader:
     def of(self, point: PointRecord, twin: PointRecord) -> PointLosses:
         """One loss per example of the twin's manifest.
 
-        An example that has no answer here has lost everything; one without an answer of the twin's
-        is left out (nan), as there is nothing that it could have lost.
+        An example without an answer here has lost everything. One without an answer of the twin is
+        left out (nan): it had nothing to lose.
         """
         ours, theirs = self.requests(point), self.requests(twin)
         if not ours.index.equals(theirs.index):
@@ -124,13 +124,15 @@ class LossReader:
                 seen = self._judged.reindex(ours["request_id"])
                 lost = (seen["any"] == 1) & (seen["twin_any"] == 0)
             case Loss.score:
-                scores = self._scores_of(str(self.metric(point)))
+                table = self.experiment.scores
+                own = table[table["metric"] == self.metric(point)]
+                scores = own.set_index("request_id")["score"]
                 here, there = (scores.reindex(side["request_id"]) for side in (ours, theirs))
-                return np.maximum(0.0, there.to_numpy(float) - here.to_numpy(float))
+                lost = np.maximum(0.0, there.to_numpy(float) - here.to_numpy(float))
         return np.asarray(lost, dtype=np.float64)
 
     def requests(self, point: PointRecord) -> pd.DataFrame:
-        """Those of a point, by example."""
+        """The requests of a point, by example."""
         requests = self.experiment.requests
         own = requests[requests["point_id"] == point.id]
         return own.set_index("example_id", drop=False).sort_index()
@@ -140,12 +142,20 @@ class LossReader:
         return judged(self.experiment).set_index("request_id")
 
     @cached_property
-    def _scores(self) -> pd.DataFrame:
-        return self.experiment.scores
+    def _responses(self) -> pd.DataFrame:
+        return responses(self.experiment)
 
-    def _scores_of(self, metric: str) -> "pd.Series[float]":
-        scores = self._scores[self._scores["metric"] == metric]
-        return scores.set_index("request_id")["score"]
+    def device_use(self, point: PointRecord, index: int) -> tuple[float, int] | None:
+        """The mean share of the prompt's entries that guarded answers of one bin (-1: all) kept on
+        the device, and the number of these answers. None without a controller or an answer.
+        """
+        if not point.is_guarded:
+            return None
+        own = self._responses[self._responses["point_id"] == point.id]
+        own = own if index == ALL_BINS else own[own["bin"] == index]
+        own = own.assign(prompt=numbers(own["cluster"]))
+        value, n = device_budget(use(own, self.experiment.events))
+        return (value, n) if n else None
 
     def _is_binary(self, metric: str, point: PointRecord) -> bool:
         known = METRICS.get(metric, "certify.metric")

@@ -1,4 +1,4 @@
-"""Which points of an experiment are one curve: what a certificate is of."""
+"""The curves of an experiment: the points that one certificate covers."""
 
 import re
 from collections import defaultdict
@@ -36,7 +36,7 @@ class Series:
 
     @property
     def file_name(self) -> str:
-        """What tells it from the other series of its variant."""
+        """Differs from that of every other series of its variant."""
         info = self.first.info
         parts = [self.press]
         parts += [self.controller] if self.controller != "none" else []
@@ -46,9 +46,9 @@ class Series:
 
 
 def controller_of(config: dict[str, Any]) -> dict[str, Any]:
-    """A controller as it is stored, by the fields that differ from `RECORD`.
+    """A stored controller's identity: the fields that differ from `RECORD`.
 
-    Of `kind: none` only the name counts; what `kvx.points.controller_identity` is to a point.
+    Of `kind: none` only the name counts. `kvx.points.controller_identity` is the same for a point.
     """
     if config.get("kind", RECORD["kind"]) == RECORD["kind"]:
         return {"name": config["name"]}
@@ -56,15 +56,13 @@ def controller_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def steering_of(point: PointRecord) -> dict[str, Any]:
-    """What must be the same wherever a point's controller is to do the same again.
+    """What decides what a point's controller does: its fields, and how it acts.
 
-    `guard` is how it acts (`point.json` has it for guarded points): `kvx.points.guard_identity`.
+    The latter, `guard`, is in `point.json` of guarded points (`kvx.points.guard_identity`).
     """
     guard = point.info.get("guard")
-    return {
-        **controller_of(point.info["config"]["controller"]),
-        **({"guard": guard} if guard else {}),
-    }
+    own = controller_of(point.info["config"]["controller"])
+    return {**own, "guard": guard} if guard else own
 
 
 def all_series(points: Sequence[PointRecord]) -> list[Series]:
@@ -81,21 +79,17 @@ def all_series(points: Sequence[PointRecord]) -> list[Series]:
             info["budget_kind"],
         )  # fmt: skip
         found[key].append(point)
-    made = [
-        Series(
-            tuple(sorted(group, key=lambda point: point.budget_asked, reverse=True)),
-            presses[group[0].id],
-            controllers[group[0].id],
-        )
-        for group in found.values()
-    ]
+    made = []
+    for group in found.values():
+        points_ = tuple(sorted(group, key=lambda point: point.budget_asked, reverse=True))
+        made.append(Series(points_, presses[group[0].id], controllers[group[0].id]))
     return sorted(made, key=lambda s: (s.variant_id, s.file_name))
 
 
 def chosen(series: Sequence[Series], settings: CertifyConfig) -> list[Series]:
-    """Those of `certify.press` and `certify.controller`.
+    """The series of `certify.press` and `certify.controller`.
 
-    A name stands for all its parameters. Raises `UserError` where none is left.
+    A name stands for all its parameters. Raises `UserError` if none is left.
     """
     kept = list(series)
     if not kept:
@@ -115,13 +109,10 @@ def _labels(points: Sequence[PointRecord], node: str) -> dict[str, str]:
     """Point id → name, with the parameters that differ where one name has several."""
     labels: dict[str, str] = {}
     for name in {p.info[node] for p in points}:
-        same = {p.id: _parameters(p, node) for p in points if p.info[node] == name}
-        suffixes = differences(same)
-        labels |= {i: f"{name}({s})" if s else str(name) for i, s in suffixes.items()}
+        same = {
+            p.id: steering_of(p) if node == "controller" else press_parameters(p.info)
+            for p in points
+            if p.info[node] == name
+        }
+        labels |= {i: f"{name}({s})" if s else str(name) for i, s in differences(same).items()}
     return labels
-
-
-def _parameters(point: PointRecord, node: str) -> Any:
-    if node == "controller":
-        return steering_of(point)
-    return press_parameters(point.info)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import pyarrow.parquet as pq
 
@@ -22,6 +21,7 @@ from kvx.learning.caveats import GuardedPoint, caveats
 from kvx.points import experiment_dir, told_guard
 from kvx.report import catastrophe_section, controller_tables, guard_section, proof_section, tables
 from kvx.report.findings import findings
+from kvx.report.template import render
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
 from kvx.report.wording import percent, token_range
@@ -63,13 +63,9 @@ def report_experiment(config: Config) -> Path:
         name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
         for name in TABLES
     }
-    template = (Path(__file__).parent / "report.md.j2").read_text()
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  the report is Markdown, not HTML
-    )
-    text = environment.from_string(template).render(
-        _context(config, points, folder, known, **frames)
+    text = render(
+        Path(__file__).with_name("report.md.j2"),
+        **_context(config, points, folder, known, **frames),
     )
     write_text(path, f"{text.rstrip()}\n\n{stamp}\n")
     log.info("report: %s", path)

@@ -1,7 +1,7 @@
 """Catastrophes of responses beside their full-cache twins: pure functions on tables.
 
-One row of `store.schemas.CATASTROPHES` says what can be seen in a response alone; `pair` adds what
-can only be said against the twin's answer to the same example.
+A row of `store.schemas.CATASTROPHES` holds what a response shows alone; `pair` adds what only the
+comparison with the twin's answer to the same example shows.
 """
 
 from collections.abc import Hashable, Sequence
@@ -16,12 +16,12 @@ from kvx.scoring.loops import find_loop
 from kvx.scoring.names import question_recall
 
 CATASTROPHES = ("looping", "non_termination", "amnesia")
-# what `pair` tells of every response; `any` is one of the three catastrophes
+# the columns that `pair` adds; `any` is one of the three catastrophes
 KINDS = (*CATASTROPHES, "silent_failure", "any")
 TOKENS, WORDS = "token", "word"
 REPETITION, SERVER_RULE = "repetition", "server"
-DRIFT_HAD = 0.5  # share of the question's names and numbers that the twin's answer speaks of
-RIGHT = 0.5  # a score from here on is right; a score of 0 or 1 is right at 1
+DRIFT_HAD = 0.5  # share of the question's names and numbers that the twin's answer must mention
+RIGHT = 0.5  # the least score of a right answer
 MAY_BE_UNKNOWN = ("amnesia", "silent_failure")
 # what `pair` judges by
 JUDGED = (
@@ -37,14 +37,14 @@ def inspect(
     answers: Sequence[str],
     generated: str | None = None,
 ) -> dict[str, Any]:
-    """What can be seen in one response alone: the columns of CATASTROPHES that describe it.
+    """The columns of CATASTROPHES that one response shows alone.
 
-    `text` is the answer, `generated` all that was generated where that is more (reasoning).
+    `text` is the answer, `generated` everything generated where that is more (reasoning).
 
-    Without token ids (a server that gives none) the text's words stand for tokens, and `unit` says
-    so: a loop inside one word, or in a script without spaces, is not seen then. The stop token
-    counts among `n_tokens`. A server that ended a response because it repeated itself
-    (`repetition`) found a loop, also if none is seen here: its rule is `server`, its onset unknown.
+    Without token ids (a server that gives none) words stand for tokens, as `unit` says; a loop
+    inside one word, or in a script without spaces, is then not seen. `n_tokens` includes the stop
+    token. If a server ended the response because it repeated itself (`repetition`) but no loop is
+    seen here, the rule is `server` and the onset unknown.
     """
     words = text if generated is None else generated
     units: Sequence[Hashable] = words.split() if token_ids is None else list(token_ids)
@@ -77,14 +77,14 @@ def pair(own: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
     `<kind>`, `twin_<kind>` and `excess_<kind>` (here and not in the twin) for each of `KINDS`:
 
     - `looping`, `non_termination` (the token cap was reached): what the response shows alone.
-    - `amnesia`: a checkable instruction that the twin kept is broken here, or none of the names
-      and numbers of the question is left of which the twin spoke of half or more. Null where
-      neither can be judged. `twin_amnesia` is the reverse: what chance alone does.
+    - `amnesia`: an instruction that the twin kept is broken here, or the answer mentions none of
+      the question's names and numbers where the twin's mentions half or more. Null where neither
+      can be judged. `twin_amnesia` is the reverse: what chance alone does.
     - `silent_failure`: ended, fluent (no failure, no loop), wrong where the twin was right, and no
       amnesia; `twin_silent_failure` is the reverse. Null where one of the two has no score.
     - `any`: looping, non-termination or amnesia, as far as they can be judged.
 
-    `onset` is the loop's (index of the generated token), null without a loop. Amnesia and silent
+    `onset` is that of the loop (index of the generated token), null without one. Amnesia and silent
     failure have pandas' `boolean` type, the others are plain bools. Raises `KeyError` for a missing
     column, `pandas.errors.MergeError` for a twin with an example twice.
     """
@@ -100,14 +100,10 @@ def pair(own: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
     found, found_there = _judge(here, there), _judge(there, here)
     added: dict[str, Any] = {}
     for kind in KINDS:
-        pairs = {
-            kind: found[kind],
-            f"twin_{kind}": found_there[kind],
-            f"excess_{kind}": _known(
-                (found[kind] == 1) & (found_there[kind] == 0), found[kind], found_there[kind]
-            ),
-        }
-        added |= {name: _column(kind, values) for name, values in pairs.items()}
+        ours, theirs_ = found[kind], found_there[kind]
+        excess = _known((ours == 1) & (theirs_ == 0), ours, theirs_)
+        for prefix, flags in (("", ours), ("twin_", theirs_), ("excess_", excess)):
+            added[f"{prefix}{kind}"] = _column(kind, flags)
     sides = [f"{side}_{n}" for side in ("here", "there") for n in JUDGED]
     return both.drop(columns=sides).assign(onset=both["loop_onset"], **added)
 
@@ -128,21 +124,23 @@ def _column(kind: str, flags: NDArray[np.float64]) -> Any:
 
 
 def _known(values: NDArray[np.bool_], *from_: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`values` as flags, nan where any of what they were made from is."""
+    """`values` as flags, nan where any of the flags `from_` is."""
     return np.where(np.isnan(np.stack(from_)).any(axis=0), np.nan, values)
 
 
 def _judge(one: Flags, other: Flags) -> Flags:
     """Every kind, of `one` set of responses beside the `other`."""
-    kept, kept_there = one["instruction_kept"], other["instruction_kept"]
-    recall, recall_there = one["question_recall"], other["question_recall"]
-    score, score_there = one["score"], other["score"]
+    kept, recall, score, looping, cut = (
+        one[n] for n in ("instruction_kept", "question_recall", "score", "looping", "cap_reached")
+    )
+    kept_there, recall_there, score_there = (
+        other[n] for n in ("instruction_kept", "question_recall", "score")
+    )
     broken = _known((kept == 0) & (kept_there == 1), kept, kept_there)
     drifted = _known((recall == 0) & (recall_there >= DRIFT_HAD), recall, recall_there)
     amnesia = np.fmax(broken, drifted)  # one that is unknown does not count
-    fluent = (one["failure"] == 0) & (one["looping"] == 0) & (one["cap_reached"] == 0)
+    fluent = (one["failure"] == 0) & (looping == 0) & (cut == 0)
     wrong = (score < RIGHT) & (score_there >= RIGHT) & fluent & (amnesia != 1)
-    looping, cut = one["looping"], one["cap_reached"]
     return {
         "looping": looping,
         "non_termination": cut,

@@ -1,7 +1,4 @@
-"""Failures found in a response's text.
-
-Those of requests without a response are in `kvx.scoring.failures`.
-"""
+"""Failures found in a response's text; those without a response are in `kvx.scoring.failures`."""
 
 import json
 import re
@@ -28,21 +25,18 @@ def check_format(answer_format: str | None, field: str = "dataset.answer_format"
 def classify_response(
     text: str, finish_reason: str | None, answer_format: str | None, unfinished: bool = False
 ) -> FailureType | None:
-    """What keeps a response from being an answer, or None. The first that holds, in this order:
+    """What keeps a response from being an answer, or None. The first of these that holds:
 
     - EMPTY_OUTPUT: no text, or whitespace only, also when the token cap was hit.
     - REFUSAL: the text starts as a refusal, or the server's content filter ended it.
-    - TRUNCATED: the token cap ended it (`finish_reason` "length"). Its format is not looked at: the
-      cut explains it.
+    - TRUNCATED: the token cap ended it (`finish_reason` "length"), whatever its format.
     - FORMAT_ERROR: not of `answer_format`: `number` (no number in it), `json` (neither the text nor
       its fenced block parses) or `yes_no` (neither is the first word).
 
     `text` is the answer: without reasoning (unless that is kept), and up to the first stop string.
-    All of a response that is `unfinished` was reasoning: it is TRUNCATED where the token cap ended
-    it, else EMPTY_OUTPUT. Reasoning is neither a refusal nor checked for its format.
-
-    Truncation is not error: a truncated response is still scored, and so is every response here.
-    Raises `UserError` for an unknown `answer_format`, whatever the text.
+    An `unfinished` response was all reasoning: TRUNCATED if the token cap ended it, else
+    EMPTY_OUTPUT. Every response here is scored too. Raises `UserError` for an unknown
+    `answer_format`, whatever the text.
     """
     check_format(answer_format)
     if not text.strip():
@@ -77,15 +71,12 @@ _LACKING = re.compile(
 
 
 def _is_refusal(text: str) -> bool:
-    """True for a refusal at the start of `text`, in English.
+    """Whether `text` starts with a refusal, in English.
 
-    "I can't find it in the text" does not count: it is a wrong answer about the context, the damage
-    that compression does.
+    "I can't find it in the text" is none: it is a wrong answer, the damage that compression does.
     """
     head = " ".join(text[:400].replace("’", "'").split()).lstrip("*_\"'“# ")
-    if not _REFUSAL.match(head):
-        return False
-    return not _LACKING.search(head[:200])
+    return bool(_REFUSAL.match(head)) and not _LACKING.search(head[:200])
 
 
 def _is_json(text: str) -> bool:
@@ -101,17 +92,13 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _has_number(text: str) -> bool:
-    return find_number(text) is not None
-
-
 def _is_yes_no(text: str) -> bool:
     first = re.search(r"[^\W_]+", text)
     return first is not None and first[0].lower() in ("yes", "no")
 
 
 ANSWER_FORMATS: dict[str, Callable[[str], bool]] = {
-    "number": _has_number,
+    "number": lambda text: find_number(text) is not None,
     "json": _is_json,
     "yes_no": _is_yes_no,
 }

@@ -1,8 +1,7 @@
 """The failure taxonomy, and the failures of requests that have no response.
 
-A failure is not an inaccuracy: scores and failure rates are reported side by side. The wording of
-errors is that of the servers named beside it, and of the openai client. Failures seen in a
-response's text are told apart in `kvx.scoring.failure_rules`.
+A failure is not an inaccuracy: scores and failure rates are reported side by side. Failures seen in
+a response's text are classified in `kvx.scoring.failure_rules`.
 """
 
 import re
@@ -25,9 +24,9 @@ class FailureType(StrEnum):
 def classify_error(message: str, status: int | None = None) -> FailureType:
     """The failure of a request without a response; `status` is the HTTP status, if there was one.
 
-    The first that holds: RATE_LIMITED (429, or text saying so: a quota per minute also talks of
-    tokens), CONTEXT_LENGTH_EXCEEDED, TIMEOUT, else ENGINE_ERROR. Some exceptions have no text, such
-    as `TimeoutError()`: pass their `repr`.
+    The first that holds: RATE_LIMITED (429, or text saying so; before the context length, because a
+    quota per minute also talks of tokens), CONTEXT_LENGTH_EXCEEDED, TIMEOUT, else ENGINE_ERROR. Of
+    exceptions without text, such as `TimeoutError()`, pass the `repr`.
     """
     if status == 429 or _RATE_LIMITED.search(message):
         return FailureType.RATE_LIMITED
@@ -49,7 +48,7 @@ _RATE_LIMITED = re.compile(
     re.IGNORECASE,
 )
 _N = r"[\d,.]+"
-# how servers say that a prompt does not fit, and which say so
+# how servers say that a prompt does not fit, and which servers
 CONTEXT_LENGTH_WORDS: dict[str, str] = {
     r"context[_ ]length[_ ]exceeded|exceed_context_size_error": "OpenAI's code, llama.cpp's type",
     r"model_context_window_exceeded": "z.ai",

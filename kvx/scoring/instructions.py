@@ -1,14 +1,15 @@
-"""Instructions whose keeping a program can check: pure functions (text, value) -> kept or not.
+"""Instructions that a program can check: pure functions (text, value) -> kept or not.
 
 An instruction travels as JSON, `{"instruction": "bullets", "value": 3}`. The kinds follow IFEval
-(https://arxiv.org/abs/2311.07911), with those that a small model can keep.
+(https://arxiv.org/abs/2311.07911), with some that a small model can keep.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 Value = str | int | None
 
@@ -19,11 +20,6 @@ class Instruction:
 
     kind: str
     value: Value = None
-
-    @property
-    def needs_end(self) -> bool:
-        """Whether a text cut at the token cap can break it without being at fault."""
-        return self.kind in NEEDS_END
 
     def dumps(self) -> str:
         return json.dumps({"instruction": self.kind, "value": self.value})
@@ -44,15 +40,14 @@ def parse(answer: str) -> Instruction | None:
         return None
     kind = found["instruction"]
     value: Value = found["value"]
-    if not isinstance(kind, str) or kind not in CHECKS or type(value) is not _type_of(kind):
-        return None
-    return Instruction(kind, value)
+    known = isinstance(kind, str) and kind in CHECKS
+    return Instruction(kind, value) if known and type(value) is _type_of(kind) else None
 
 
 def kept_at_the_end(instruction: Instruction, text: str, cut: bool) -> bool | None:
     """As `Instruction.kept`, but None where the token cap (`cut`) took the part that decides."""
-    kept = instruction.kept(text)
-    undecided = cut and (instruction.kind in MORE_UNDOES or (not kept and instruction.needs_end))
+    kept, kind = instruction.kept(text), instruction.kind
+    undecided = cut and kind in (MORE_UNDOES if kept else NEEDS_END)
     return None if undecided else kept
 
 
@@ -64,51 +59,35 @@ _BULLET = re.compile(r"^[ \t]*[*•+-][ \t]+\S", re.MULTILINE)
 _NUMBERED = re.compile(r"^[ \t]*(\d+)[.)][ \t]+\S", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’')]*\s+")
 _TITLE = re.compile(r"<<([^<>\n]*)>>")
+_POSTSCRIPT = re.compile(r"^[^\w\n]*P\. ?S\.", re.MULTILINE)
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’]\w+)*", text)
 
 
-def _has_word(text: str, value: Value) -> bool:
-    return re.search(rf"(?<!\w){re.escape(str(value))}(?!\w)", text, re.IGNORECASE) is not None
+def _has_word(text: str, word: Value) -> bool:
+    return re.search(rf"(?<!\w){re.escape(str(word))}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def _begins(text: str, value: Value) -> bool:
-    return _words(text)[0].lower() == str(value).lower()
-
-
-def _ends(text: str, value: Value) -> bool:
+def _ends(text: str, phrase: str) -> bool:
     def bare(end: str) -> str:
         return " ".join(end.lower().split()).rstrip(_MARKS + ".!")
 
-    return bare(text).endswith(bare(str(value)))
+    return bare(text).endswith(bare(phrase))
 
 
-def _bullets(text: str, value: Value) -> bool:
-    return len(_BULLET.findall(text)) == value
+def _n_written(parts: Iterable[str]) -> int:
+    """How many of `parts` hold a letter or digit."""
+    return sum(_WORD.search(part) is not None for part in parts)
 
 
-def _numbered(text: str, value: Value) -> bool:
-    assert isinstance(value, int)
-    return _NUMBERED.findall(text) == [str(i) for i in range(1, value + 1)]
-
-
-def _sentences(text: str, value: Value) -> bool:
-    return sum(_WORD.search(s) is not None for s in _SENTENCE_END.split(text)) == value
-
-
-def _paragraphs(text: str, value: Value) -> bool:
+def _paragraphs(text: str, n: int) -> bool:
     blocks = groupby(text.splitlines(), key=lambda line: _WORD.search(line) is not None)
-    return sum(written for written, _ in blocks) == value
+    return sum(written for written, _ in blocks) == n
 
 
-def _at_most_words(text: str, value: Value) -> bool:
-    assert isinstance(value, int)
-    return len(_words(text)) <= value
-
-
-def _json(text: str, value: Value) -> bool:
+def _json(text: str, _: None) -> bool:
     if text.startswith("```") and text.endswith("```"):
         text = text[3:-3].removeprefix("json")
     try:
@@ -118,45 +97,33 @@ def _json(text: str, value: Value) -> bool:
     return isinstance(found, dict) and len(found) > 0
 
 
-def _quoted(text: str, value: Value) -> bool:
-    return len(text) > 2 and text[0] in '"“' and text[-1] in '"”'
-
-
-def _title(text: str, value: Value) -> bool:
-    return any(_WORD.search(title) for title in _TITLE.findall(text.splitlines()[0]))
-
-
-def _postscript(text: str, value: Value) -> bool:
-    return re.search(r"^[^\w\n]*P\. ?S\.", text, re.MULTILINE) is not None
-
-
 # kinds by the type of their value
-_OF_WORDS: dict[str, Callable[[str, Value], bool]] = {
-    "begin_word": _begins,
+_OF_WORDS: dict[str, Callable[[str, Any], bool]] = {
+    "begin_word": lambda text, word: _words(text)[0].lower() == word.lower(),
     "end_phrase": _ends,
     "keyword": _has_word,
-    "no_word": lambda text, value: not _has_word(text, value),
+    "no_word": lambda text, word: not _has_word(text, word),
 }
-_OF_NUMBERS: dict[str, Callable[[str, Value], bool]] = {
+_OF_NUMBERS: dict[str, Callable[[str, Any], bool]] = {
     "number": _has_word,
-    "bullets": _bullets,
-    "numbered": _numbered,
-    "sentences": _sentences,
+    "bullets": lambda text, n: len(_BULLET.findall(text)) == n,
+    "numbered": lambda text, n: _NUMBERED.findall(text) == [str(i) for i in range(1, n + 1)],
+    "sentences": lambda text, n: _n_written(_SENTENCE_END.split(text)) == n,
     "paragraphs": _paragraphs,
-    "max_words": _at_most_words,
+    "max_words": lambda text, n: len(_words(text)) <= n,
 }
-_PLAIN: dict[str, Callable[[str, Value], bool]] = {
-    "capitals": lambda text, value: text == text.upper() and text != text.lower(),
-    "lowercase": lambda text, value: text == text.lower() and text != text.upper(),
+_PLAIN: dict[str, Callable[[str, Any], bool]] = {
+    "capitals": lambda text, _: text == text.upper() and text != text.lower(),
+    "lowercase": lambda text, _: text == text.lower() and text != text.upper(),
     "json": _json,
-    "no_comma": lambda text, value: "," not in text,
-    "quotes": _quoted,
-    "title": _title,
-    "question_mark": lambda text, value: text.rstrip(_MARKS).endswith("?"),
-    "postscript": _postscript,
+    "no_comma": lambda text, _: "," not in text,
+    "quotes": lambda text, _: len(text) > 2 and text[0] in '"“' and text[-1] in '"”',
+    "title": lambda text, _: _n_written(_TITLE.findall(text.splitlines()[0])) > 0,
+    "question_mark": lambda text, _: text.rstrip(_MARKS).endswith("?"),
+    "postscript": lambda text, _: _POSTSCRIPT.search(text) is not None,
 }
 CHECKS = {**_OF_WORDS, **_OF_NUMBERS, **_PLAIN}
-# what a cut text may still have been about to do
+# kinds that the rest of a cut text could still have kept
 NEEDS_END = frozenset(
     {
         "end_phrase", "keyword", "number", "bullets", "numbered", "sentences", "paragraphs",
@@ -164,7 +131,7 @@ NEEDS_END = frozenset(
     }
 )  # fmt: skip
 
-# what the next words of a cut text would have undone: the count that it has, the end that it has
+# kinds that the rest of a cut text could still have broken: they count, or ask for an end
 MORE_UNDOES = NEEDS_END - {"keyword", "number", "postscript"}
 
 

@@ -1,10 +1,9 @@
 """Looping: whether a response repeats itself, and from which token on. Pure functions.
 
-What a response lost against its full-cache twin is in `catastrophes`. Looping is seen by two rules.
-The window rule is the original KVGuard's: a 20-token window that stands in the text three times;
-its onset is where the second one begins. The period rule finds shorter loops that ran into the end
-of the text: its tail repeats itself with a period; the onset is where the second repetition begins.
-Both name the same token in a loop that both can see.
+Two rules detect loops. The window rule is the original KVGuard's: a 20-token window occurs three
+times; the onset is where the second one begins. The period rule finds shorter loops at the end of
+the text: its tail repeats itself with a period; the onset is where the second repetition begins.
+Both put the onset of a loop that both detect at the same token.
 """
 
 from collections.abc import Hashable, Sequence
@@ -16,8 +15,8 @@ TIMES = 3  # a window stands this often in a loop
 MIN_REPEATED = 16  # tokens at the end that equal those one period before them
 WINDOW_RULE, PERIOD_RULE = "window", "period"
 
-# tokens from a loop's onset to its first report, at most, if its period is no longer than a window:
-# the window rule sees one of that period after two windows, the period rule shorter ones sooner
+# the most tokens from a loop's onset to its first report, if its period is at most a window: the
+# window rule detects such a loop after two windows, the period rule shorter loops sooner
 REPORT_TOKENS = max(2 * WINDOW, MIN_REPEATED)
 
 INSTANT = 4  # an onset up to this token leaves per-token monitoring no lead
@@ -25,7 +24,7 @@ INSTANT = 4  # an onset up to this token leaves per-token monitoring no lead
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop: index of the token at which repeating began, the rule that saw it, and its period.
+    """A loop: the index of its onset, the rule that detected it, and its period.
 
     The period is the distance in tokens between the first two repetitions.
     """
@@ -38,15 +37,15 @@ class Loop:
 def find_loop(token_ids: Sequence[Hashable]) -> Loop | None:
     """The loop with the earliest onset in a whole response, or None.
 
-    Takes token ids, or words where a server gave no ids. Where both rules name the same token, the
-    window rule is named. Linear in the number of tokens.
+    Takes token ids, or words where a server gave no ids. At equal onsets the window rule is named.
+    Linear in the number of tokens.
     """
     found = [loop for loop in (window_loop(token_ids), period_loop(token_ids)) if loop is not None]
     return min(found, key=lambda loop: loop.onset, default=None)
 
 
 def window_loop(token_ids: Sequence[Hashable]) -> Loop | None:
-    """By the window rule: of all 20-token windows seen three times, the earliest second place."""
+    """By the window rule: the earliest second place of a 20-token window that occurs thrice."""
     tokens = tuple(token_ids)
     places: dict[tuple[Hashable, ...], list[int]] = {}
     best: tuple[int, int] | None = None
@@ -62,8 +61,8 @@ def window_loop(token_ids: Sequence[Hashable]) -> Loop | None:
 def period_loop(token_ids: Sequence[Hashable]) -> Loop | None:
     """By the period rule: the tail holds at least three repetitions and 16 repeated tokens.
 
-    A response that stopped by itself ends with a stop token, which repeats nothing: what it said
-    before was a repetition, but one that it got out of.
+    A response that stopped by itself ends with a stop token, which repeats nothing: it got out of
+    any repetition before.
     """
     tokens = list(token_ids)
     longest, found = 0, None

@@ -1,4 +1,4 @@
-"""Names and numbers of a text, and how many of a question's an answer still speaks of."""
+"""Names and numbers of a text, and the share of a question's that an answer mentions."""
 
 import re
 
@@ -20,7 +20,7 @@ _COMMON = frozenset(_SENTENCE_WORDS.split())
 def names_and_numbers(text: str) -> list[str]:
     """Capitalised words and numbers of `text` in their order, lower case, digits without commas.
 
-    Common words that begin sentences do not count. A possessive ending is dropped.
+    Common words that begin sentences are left out, and possessive endings dropped.
     """
     found = []
     for match in _TERM.finditer(text):
@@ -33,9 +33,9 @@ def names_and_numbers(text: str) -> list[str]:
 
 
 def question_recall(question: str, answer: str) -> float | None:
-    """Share of the question's distinct names and numbers that the answer speaks of, 0 to 1.
+    """Share of the question's distinct names and numbers that the answer mentions in any case.
 
-    None for a question that has fewer than two: there is too little to lose. Case does not count.
+    None for a question with fewer than two.
     """
     asked = set(names_and_numbers(question))
     if len(asked) < MIN_TERMS:

@@ -10,10 +10,7 @@ MIN_PERIODIC = 8  # tokens that must repeat what stands one period before them
 
 
 class Repetition:
-    """The tail of one sequence of tokens, as it grows.
-
-    `push` costs a few microseconds and does not depend on how long the sequence is.
-    """
+    """The tail of one growing sequence of tokens; `push` costs a few microseconds at any length."""
 
     def __init__(self) -> None:
         self._tail: list[int] = []
@@ -23,11 +20,11 @@ class Repetition:
         self._lags = np.arange(1, MAX_PERIOD + 1)
 
     def push(self, token: int) -> tuple[int, int]:
-        """Repetition count and period after `token` has joined.
+        """Repetition count and period after `token`.
 
-        The count says how often the last 20 tokens stood together before in this sequence. The
-        period is the smallest lag p at which at least max(p, 8) tokens up to this one equal the
-        token p places before them; 0 if there is none.
+        The count is how often the last 20 tokens occurred together before. The period is the
+        smallest lag p at which at least max(p, 8) tokens up to this one equal the token p places
+        before them; 0 if there is none.
         """
         self._run = (self._run + 1) * (self._past == token)
         self._past[1:] = self._past[:-1]

@@ -1,8 +1,8 @@
 """From an experiment's traces to simulation.parquet, simulate.md and the Pareto plot."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kvx.analyze.bin_stats import null
 from kvx.analyze.columns import ALL, groups
 from kvx.config.controller import ControllerConfig
 from kvx.config.identity import resolved
@@ -17,23 +18,39 @@ from kvx.config.schema import Config
 from kvx.config.simulate import SimulateConfig
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest
-from kvx.learning.simulation import Replayed, matching_rate, pareto_front, replay_all, summarise
+from kvx.learning.ranking import Estimate
+from kvx.learning.simulation import (
+    Replayed,
+    Summary,
+    Trace,
+    matching_rate,
+    pareto_front,
+    replay_all,
+    summarise,
+)
 from kvx.points import experiment_dir
 from kvx.simulate import page, pareto_plot
-from kvx.simulate.families import Entry, Policies, chosen, entries, sweeps
+from kvx.simulate.families import Entry, chosen, entries, sweeps
+from kvx.simulate.page import CONTROLLER, SWEEP
 from kvx.simulate.recorded import Recorded, inputs_of, load
-from kvx.simulate.summary_rows import CONTROLLER, SWEEP, counts, summary_columns
 from kvx.store import schemas
 from kvx.store.atomic import write_text
 from kvx.store.shards import read_inputs, write_table
 from kvx.train.build import FOLDER
 
 log = logging.getLogger(__name__)
+OUTCOMES = ("prevented", "triggered", "mean_budget", "dropped_tokens")  # compared trace by trace
 SWEEP_REPLAYS = 2_000  # traces that one point of a sweep over chance replays, at most
+COLUMNS = {  # fields of `Summary` whose columns have another name
+    "prevented_preventable": "prevented_of_preventable",
+    "prevented_instant": "prevented_of_instant", "prevented_placed": "prevented_of_loops",
+    "false_triggers": "false_trigger_rate", "false_triggers_calm": "false_trigger_rate_calm",
+    "triggered": "trigger_rate", "dropped_per_1000": "dropped_per_1000_tokens",
+}  # fmt: skip
 
 
 def simulate_experiment(config: Config) -> Path:
-    """Write simulation.parquet, simulate.md and plots/pareto.png unless they are there; the page.
+    """Write simulation.parquet, simulate.md and plots/pareto.png if stale; returns the page's path.
 
     Raises `UserError` if a controller makes no sense or needs a model that was not trained.
     """
@@ -41,15 +58,8 @@ def simulate_experiment(config: Config) -> Path:
     folder = experiment_dir(config)
     target = folder / FOLDER
     wants_model = any(c.needs_hazard for c in controllers)
-    inputs = digest(
-        [
-            package_digest(),
-            inputs_of(folder, wants_model),
-            [resolved(c) for c in controllers],
-            dataclasses.asdict(config.simulate),
-        ],
-        16,
-    )
+    asked = [resolved(c) for c in controllers], asdict(config.simulate)
+    inputs = digest([package_digest(), inputs_of(folder, wants_model), *asked], 16)
     table, text = target / "simulation.parquet", target / "simulate.md"
     plot = target / "plots" / "pareto.png"
     if read_inputs(table) == inputs and text.is_file() and plot.is_file():
@@ -72,17 +82,17 @@ def simulate_experiment(config: Config) -> Path:
 def simulate_recorded(
     recorded: Recorded, controllers: Sequence[ControllerConfig], settings: SimulateConfig
 ) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """Rows of `schemas.SIMULATION`; and each controller's outcome per trace, in long form.
+    """Rows of `schemas.SIMULATION`, and each controller's outcome per trace.
 
     Raises `UserError` if a random controller is to match one that is not simulated.
     """
     traces, clusters = recorded.traces, recorded.about["cluster"].tolist()
     done: dict[str, Replayed] = {}
 
-    def replayed(name: str, policies: Policies) -> Replayed:
-        if name not in done:
-            done[name] = replay_all(traces, policies, settings.lateness_tokens)
-        return done[name]
+    def replayed(entry: Entry) -> Replayed:
+        if entry.name not in done:
+            done[entry.name] = replay_all(traces, entry.policies, settings.lateness_tokens)
+        return done[entry.name]
 
     def rate(others: Sequence[Entry]) -> float:
         match = next((e for e in others if e.name == settings.match), None)
@@ -92,7 +102,7 @@ def simulate_recorded(
                 f"simulate.match={settings.match}: is not simulated, so random has no rate; "
                 f"choose from {names}, or set simulate.controllers"
             )
-        share = float(replayed(match.name, match.policies).triggered.mean())
+        share = float(replayed(match).triggered.mean())
         return matching_rate(share, [t.n_tokens for t in traces])
 
     rows: list[dict[str, Any]] = []
@@ -104,11 +114,11 @@ def simulate_recorded(
             some, found.take(keep), names, settings.n_boot, settings.confidence, settings.seed
         )
         common = {**about, "group": group, "on_front": False}
-        rows.append(common | counts(some, names) | summary_columns(summary))
+        rows.append(common | _counts(some, names) | _columns(summary))
 
     listed = entries(controllers, recorded.cards, settings.random_repeats, rate)
     for entry in listed:
-        found = replayed(entry.name, entry.policies)
+        found = replayed(entry)
         about = {"role": CONTROLLER, "controller": entry.name, "family": entry.kind}
         for group, keep in groups(recorded.about):
             add(group, keep.to_numpy(), found, **about)
@@ -125,20 +135,36 @@ def simulate_recorded(
     )  # fmt: skip
     for row, is_best in zip(whole, front, strict=True):
         row["on_front"] = bool(is_best)
-    return rows, outcomes(recorded, {e.name: done[e.name] for e in listed})
+    outcomes = [
+        pd.DataFrame({
+            "controller": e.name, "cluster": clusters,
+            "catastrophe": [t.catastrophe for t in traces],
+            **{name: getattr(done[e.name], name) for name in OUTCOMES},
+        })
+        for e in listed
+    ]  # fmt: skip
+    return rows, pd.concat(outcomes)
 
 
-def outcomes(recorded: Recorded, done: dict[str, Replayed]) -> pd.DataFrame:
-    """A row per controller and trace: what paired differences are made from."""
-    catastrophe = [t.catastrophe for t in recorded.traces]
-    return pd.concat(
-        pd.DataFrame(
-            {
-                "controller": name, "cluster": recorded.about["cluster"].to_numpy(),
-                "catastrophe": catastrophe, "prevented": found.prevented,
-                "triggered": found.triggered, "mean_budget": found.mean_budget,
-                "dropped_tokens": found.dropped_tokens,
-            }
-        )
-        for name, found in done.items()
-    )  # fmt: skip
+def _counts(traces: Sequence[Trace], clusters: Sequence[str]) -> dict[str, Any]:
+    """How many traces, prompts and catastrophes a row covers."""
+    events = [t for t in traces if t.catastrophe]
+    instant = sum(t.instant for t in events)
+    return {
+        "n_traces": len(traces), "n_prompts": len(set(clusters)), "n_catastrophes": len(events),
+        "n_with_onset": sum(t.placed for t in events), "n_preventable": len(events) - instant,
+        "n_instant": instant,
+    }  # fmt: skip
+
+
+def _columns(summary: Summary) -> dict[str, Any]:
+    """The columns of a summary, nan as null."""
+    row: dict[str, Any] = {}
+    for field in fields(summary):
+        value, name = getattr(summary, field.name), COLUMNS.get(field.name, field.name)
+        if isinstance(value, Estimate):
+            low, high = value.interval
+            row |= {f"{name}_ci_low": null(low), f"{name}_ci_high": null(high)}
+            value = value.value
+        row[name] = null(value)
+    return row

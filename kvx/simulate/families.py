@@ -1,4 +1,4 @@
-"""Which controllers a simulation replays, and the families that its front sweeps over."""
+"""The controllers that a simulation replays, and the families that its front sweeps over."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ ENTROPY, GATE, CHANCE = "entropy CUSUM", "probe gate", "random"
 
 @dataclass(frozen=True)
 class Entry:
-    """A controller of the table, in a policy for each trace; random ones several times."""
+    """A controller of the table, with a policy for each trace; random ones have several."""
 
     name: str
     kind: str
@@ -41,7 +41,10 @@ def chosen(config: Config) -> list[ControllerConfig]:
     Raises `UserError` for an option that does not exist or makes no sense.
     """
     given = config.controller
-    found = {name: _named(name) for name in config.simulate.controllers}
+    try:
+        found = {name: named(name) for name in config.simulate.controllers}
+    except UserError as error:
+        raise UserError(f"simulate.controllers: {error}") from None
     if given.acts:
         found[given.name] = given
     if not found:
@@ -53,23 +56,15 @@ def chosen(config: Config) -> list[ControllerConfig]:
 
 def _with_parts(controller: ControllerConfig) -> list[ControllerConfig]:
     """A controller, and each of two rules alone where it has two."""
-    if not isinstance(controller, RuleBased):
-        return [controller]
-    if None in (controller.repetition_count, controller.entropy_cusum_nats):
-        return [controller]
-    name = controller.name
-    return [
-        controller,
-        replace(controller, name=f"{name}, repetition alone", entropy_cusum_nats=None),
-        replace(controller, name=f"{name}, entropy alone", repetition_count=None),
-    ]
-
-
-def _named(name: str) -> ControllerConfig:
-    try:
-        return named(name)
-    except UserError as error:
-        raise UserError(f"simulate.controllers: {error}") from None
+    own = [controller]
+    if isinstance(controller, RuleBased) and None not in (
+        controller.repetition_count, controller.entropy_cusum_nats
+    ):  # fmt: skip
+        name = controller.name
+        repetition = replace(controller, name=f"{name}, repetition alone", entropy_cusum_nats=None)
+        entropy = replace(controller, name=f"{name}, entropy alone", repetition_count=None)
+        own += [repetition, entropy]
+    return own
 
 
 def entries(
@@ -78,15 +73,14 @@ def entries(
     repeats: int,
     rate: Callable[[Sequence[Entry]], float],
 ) -> list[Entry]:
-    """What is replayed for each controller; `cards` [traces] are of the models that have not seen
-    them. `rate` of the other entries is asked where a random controller has none.
+    """What is replayed for each controller; random ones come last.
 
-    What has a model gets rows of its own without its gate, and with the forecast alone, without
-    the loop detector too.
+    `cards` [traces] are of models that have not seen the trace. `rate` gives a random controller
+    without a rate one that matches the other entries. A controller with a model has two more
+    entries: without its gate, and with the forecast alone, without the loop detector too.
     """
     found: list[Entry] = []
-    late = [c for c in controllers if isinstance(c, Random)]
-    for controller in (*(c for c in controllers if c not in late), *late):
+    for controller in sorted(controllers, key=lambda c: isinstance(c, Random)):
         if isinstance(controller, Random):
             own = controller
             if controller.rate is None:
@@ -107,13 +101,8 @@ def entries(
 
 
 def _entry(controller: ControllerConfig, cards: Sequence[Thresholds | None]) -> Entry:
-    known: dict[int, Policy] = {}
-    policies = []
-    for card in cards:
-        if id(card) not in known:
-            known[id(card)] = policy(controller, card)
-        policies.append(known[id(card)])
-    return Entry(controller.name, controller.kind, [policies])
+    known = {id(card): policy(controller, card) for card in {id(c): c for c in cards}.values()}
+    return Entry(controller.name, controller.kind, [[known[id(card)] for card in cards]])
 
 
 def _random(controller: Random, n: int, repeats: int) -> Policies:
@@ -128,10 +117,10 @@ def sweeps(
     n: int,
     repeats: int,
 ) -> list[Step]:
-    """Thresholds of every family that `controllers` have (forecast, entropy sum, chance), and of
+    """Thresholds of the families that `controllers` have (forecast, entropy sum, chance), and of
     the probe before the first token.
 
-    The forecast is that of the controller `match`, or of the first that has one.
+    The forecast is that of the controller `match`, or of the first controller with one.
     """
     steps: list[Step] = []
 
@@ -141,25 +130,20 @@ def sweeps(
     hazards = sorted(
         (c for c in controllers if isinstance(c, Hazard)), key=lambda c: c.name != match
     )
-    rules = next(
-        (c for c in controllers if isinstance(c, RuleBased) and c.entropy_cusum_nats is not None),
-        None,
-    )
-    chance = next((c for c in controllers if isinstance(c, Random)), None)
+    rules = [c for c in controllers if isinstance(c, RuleBased)]
+    rules = [c for c in rules if c.entropy_cusum_nats is not None]
+    chances = [c for c in controllers if isinstance(c, Random)]
     for hazard in hazards[:1]:
         for family, on_loop in ((FORECAST, False), (FORECAST_LOOP, True)):
             for tau in thresholds([t.hazard_peak for t in traces], n):
                 add(family, tau, replace(hazard, tau_high=tau, tau_low=None, on_loop=on_loop))
-    if rules is not None:
-        peaks = [t.cusum_peak(rules.entropy_reference_nats) for t in traces]
-        for nats in thresholds(peaks, n):
+    for rule in rules[:1]:
+        for nats in thresholds([t.cusum_peak(rule.entropy_reference_nats) for t in traces], n):
             if nats > 0:
-                changed = replace(rules, repetition_count=None, entropy_cusum_nats=nats)
-                add(ENTROPY, nats, changed)
-    gate = Gate(name=GATE)
+                add(ENTROPY, nats, replace(rule, repetition_count=None, entropy_cusum_nats=nats))
     for nats in thresholds([t.probe_nats for t in traces], n):
-        add(GATE, nats, replace(gate, prefill_gate_nats=max(0.0, nats)))
-    if chance is not None:
+        add(GATE, nats, Gate(name=GATE, prefill_gate_nats=max(0.0, nats)))
+    for chance in chances[:1]:
         for share in TRIGGER_SHARES:
             rate = matching_rate(share, [t.n_tokens for t in traces])
             own = _random(replace(chance, rate=rate), len(traces), repeats)

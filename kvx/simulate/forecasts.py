@@ -1,7 +1,6 @@
-"""The forecasts that controllers replay: by models that never saw the prompts they forecast.
+"""The forecasts that controllers replay, by models that never saw the prompts they forecast.
 
-An experiment with a model of its own is replayed with its cross-fitted forecasts; one without, with
-those of the model that comes with the package.
+They are the cross-fitted ones of the experiment's own model, or else those of the packaged model.
 """
 
 import json
@@ -36,7 +35,7 @@ _OF_FOLD = ("threshold_{}", "gate_{}_nats")  # columns of predictions
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Of each request, the hazard after every token [tokens], and its model's thresholds.
+    """By request: the hazard after every token [tokens], and its model's thresholds.
 
     `source`: a sentence or two on where they come from.
     """
@@ -47,7 +46,7 @@ class Forecasts:
 
 
 def identity(folder: Path) -> str | None:
-    """Which forecasts `folder` gets, cheaply."""
+    """Identity of the forecasts that `folder` gets, without reading them."""
     if trained(folder):
         return read_inputs(folder / FOLDER / PREDICTIONS)
     return hazard_files.identity(DEFAULT)
@@ -59,15 +58,21 @@ def trained(folder: Path) -> bool:
 
 
 def own(experiment: Experiment) -> Forecasts:
-    """What kvx.train left behind. Raises `UserError` if it cannot be read, or if the points are not
-    those that it saw.
+    """The forecasts of kvx.train.
+
+    Raises `UserError` if they cannot be read, or if points have changed since.
     """
     guard = experiment.dir / FOLDER
     try:
         card = json.loads((guard / CARD).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{guard / CARD}: cannot be read ({error}); run kvx.train again") from None
-    check_points(experiment, card)
+    seen = card.get("data", {}).get("points", {})
+    for p in experiment.points:
+        if seen.get(p.id, data_hash(p)) != data_hash(p):
+            raise UserError(
+                f"{guard}: {p.id} has changed since its model was trained; run kvx.train again"
+            )
     frame = read_frame([guard / PREDICTIONS])
     # predictions of an older kvx have no gates
     columns = frame.reindex(columns=[form.format(p.name) for form in _OF_FOLD for p in Point])
@@ -87,22 +92,11 @@ def own(experiment: Experiment) -> Forecasts:
     return Forecasts(dict(zip(frame["request_id"], frame["hazard"], strict=True)), cards, source)
 
 
-def check_points(experiment: Experiment, card: Mapping[str, Any]) -> None:
-    """Raises `UserError` if the model is of other answers than there are now."""
-    seen = card.get("data", {}).get("points", {})
-    changed = [p.id for p in experiment.points if seen.get(p.id, data_hash(p)) != data_hash(p)]
-    if changed:
-        raise UserError(
-            f"{experiment.dir / FOLDER}: {changed[0]} has changed since its model was trained; run "
-            "kvx.train again"
-        )
-
-
 def packaged(data: Data, folder: Path) -> Forecasts:
-    """Of an experiment without a model of its own, by the one that comes with the package.
+    """The forecasts of the packaged model, for an experiment without a model of its own.
 
-    Raises `UserError` if that model was made from some of these prompts, or the traces lack what it
-    needs.
+    Raises `UserError` if that model was made from some of these prompts, or if the traces lack
+    signals that it needs.
     """
     model = HazardModel.load(DEFAULT)
     ids = set(prompt_ids(data))

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kvx.analyze.plots import COLOURS, DASHES, DPI, MARKERS, STYLE, new_figure
-from kvx.simulate.summary_rows import CONTROLLER, SWEEP
+from kvx.simulate.page import CONTROLLER, SWEEP
 from kvx.store.atomic import write_bytes
 
 AXES = {
@@ -20,9 +20,9 @@ TITLE = "Replayed traces: an upper bound on what each controller prevents"
 
 
 def pareto(table: pd.DataFrame, path: Path) -> None:
-    """Draw sweeps as lines and controllers as points with whiskers; `table` holds all traces.
+    """Draw sweeps as lines and controllers as points with whiskers; `table` has the group `ALL`.
 
-    A part of a controller (`balanced, forecast alone`) is a point of a sweep and has none here.
+    A part of a controller (`balanced, forecast alone`) is on a sweep, so it gets no point.
     """
     swept, single = table[table["role"] == SWEEP], table[table["role"] == CONTROLLER]
     single = single[~single["controller"].str.contains(", ")]
@@ -45,7 +45,7 @@ def pareto(table: pd.DataFrame, path: Path) -> None:
 
 
 def _reach(row: pd.Series, name: str) -> list[list[float]]:
-    """From a share down and up to the ends of its interval; 0 where there is none."""
+    """The whiskers of a share: down and up to the ends of its interval; 0 without one."""
     away = (row[name] - row[f"{name}_ci_low"], row[f"{name}_ci_high"] - row[name])
     return [[max(0.0, float(a)) if pd.notna(a) else 0.0] for a in away]
 

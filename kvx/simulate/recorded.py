@@ -1,6 +1,4 @@
-"""An experiment's traces as a controller would have seen them, with forecasts of models that never
-saw their prompts.
-"""
+"""An experiment's traces as controllers would have seen them, with forecasts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +23,9 @@ from kvx.train import data as learning
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is replayed. `about` [n]: point_id, cluster (a prompt, across its points), dataset,
-    press, budget_label, what tells budgets apart (`BUDGET`), degenerate. `cards` [n]: the
-    thresholds of the model that made a trace's forecast. `source`: a sentence on where the
-    forecasts come from.
+    """The traces [n] to replay. `about` [n]: point_id, cluster (a prompt, across its points),
+    dataset, press, budget_label, the budget (`BUDGET`), degenerate. `cards` [n]: the thresholds of
+    the model that made a trace's forecast. `source`: a sentence on where the forecasts come from.
     """
 
     traces: list[Trace]
@@ -100,10 +97,7 @@ def load(config: Config, folder: Path, wants_model: bool) -> Recorded:
 
 
 def loop_onsets(token_ids: Any, n: int) -> list[int | None]:
-    """After each of `n` tokens, the onset of the loop that the response is in; without ids, none.
-
-    A server that gives no token ids shows a controller no loop.
-    """
+    """After each of `n` tokens, the onset of the loop that the response is in; none without ids."""
     if not isinstance(token_ids, np.ndarray):
         return [None] * n
     detector = LoopDetector()

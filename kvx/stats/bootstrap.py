@@ -32,11 +32,10 @@ class MeanEstimate:
 class ClusterBootstrap:
     """`n_boot` seeded resamples of `n_clusters` clusters, drawn with replacement.
 
-    `weights` [n_boot, n_clusters] (unsigned integers as small as the counts allow: one byte in
-    practice; read-only) says how often each cluster is in each resample; every row sums to
-    `n_clusters`. The same arguments give the same weights, so cells that share their clusters are
-    resampled together. `seed` is an int or a tuple of ints, all
-    >= 0. Raises `ValueError` for n_clusters < 0 or n_boot < 1.
+    `weights` [n_boot, n_clusters] says how often each cluster is in each resample; every row sums
+    to `n_clusters`. The type is the smallest that holds the counts, one byte in practice. The same
+    arguments give the same weights. `seed` is an int or a tuple of ints, all >= 0. Raises
+    `ValueError` for n_clusters < 0 or n_boot < 1.
 
     Source: Field & Welsh (2007), Journal of the Royal Statistical Society B 69, 369-390.
     """
@@ -60,11 +59,10 @@ class ClusterBootstrap:
     def means(self, sums: ArrayLike, counts: ArrayLike) -> NDArray[np.float64]:
         """Mean of every cell in every resample, [cells, n_boot].
 
-        `sums` and `counts` [cells, n_clusters] are the total and the number of scored values of
-        each cluster in each cell (see `cluster_sums`); cells may hold different clusters. A
-        resample in which a cell has no value is nan. A cell with values in fewer than two clusters
-        is nan throughout: resampling one cluster only ever gives it back, which would look like
-        certainty. Raises `ValueError` on shapes that do not fit.
+        `sums` and `counts` [cells, n_clusters] are those of `cluster_sums`; cells may hold
+        different clusters. A resample in which a cell has no value is nan. A cell with values in
+        fewer than two clusters is all nan: resampling one cluster returns it unchanged, which would
+        look like certainty. Raises `ValueError` on shapes that do not fit.
         """
         totals = np.asarray(sums, dtype=np.float64)
         sizes = np.asarray(counts, dtype=np.float64)
@@ -87,16 +85,15 @@ class ClusterBootstrap:
 
 
 def check_n_boot(n_boot: int) -> None:
-    """Raise `ValueError` unless there is at least one resample."""
     if n_boot < 1:
         raise ValueError(f"n_boot={n_boot}: must be at least 1")
 
 
 def cluster_codes(clusters: Collection[Hashable]) -> tuple[NDArray[np.intp], int]:
-    """Number of each row's cluster [n], counted from 0 by first appearance; and how many there are.
+    """Each row's cluster [n], numbered from 0 by first appearance, and the number of clusters.
 
     The one place that decides which rows belong together: equal names, same cluster. Raises
-    `ValueError` for a nan name, which would equal nothing, itself included.
+    `ValueError` for a nan name, which equals nothing, not even itself.
     """
     index: dict[Hashable, int] = {}
     codes = np.empty(len(clusters), dtype=np.intp)
@@ -121,9 +118,9 @@ def cluster_sums(
     """Total and number of the scored `values` in each cluster.
 
     `values` [n] gives two arrays [c]; [cells, n] gives two arrays [cells, c]. Columns are in
-    `cluster_codes` order; nan values are left out, so a cluster may have count 0. The result does
-    not depend on the order of rows within a cluster, to the last bit. Raises `ValueError` on shapes
-    that do not fit and on infinite values.
+    `cluster_codes` order; nan values are left out, so a cluster may have count 0. The order of rows
+    within a cluster changes no bit. Raises `ValueError` on shapes that do not fit and on infinite
+    values.
     """
     scores = score_array(values)
     codes, n_clusters = cluster_codes(clusters)
@@ -143,15 +140,15 @@ def cluster_sums(
 def resampled_means(
     values: ArrayLike, clusters: Collection[Hashable], n_boot: int, seed: int | tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """Bootstrap means [cells, n_boot] of `values` [cells, n]; the cells of a resample share it.
+    """Bootstrap means [cells, n_boot] of `values` [cells, n]; all cells share the resamples.
 
-    Only the data and the seed matter: the order of rows and the names of clusters do not. nan and
-    errors as in `cluster_sums` and `ClusterBootstrap.means`.
+    The order of rows and the names of clusters do not matter. nan and errors are those of
+    `cluster_sums` and `ClusterBootstrap.means`.
     """
     sums, counts = cluster_sums(np.atleast_2d(score_array(values)), clusters)
     held = counts.any(axis=0)
     sums, counts = sums[:, held], counts[:, held]
-    # weights go to clusters by content, not by name or place; resamples are exchangeable
+    # clusters get weights by content, not by name or place; resamples are exchangeable
     order = np.lexsort(np.vstack([sums, counts]))
     bootstrap = _cached_bootstrap(sums.shape[1], n_boot, seed)
     return bootstrap.means(sums[:, order], counts[:, order])
@@ -183,32 +180,17 @@ def percentile_interval(draws: ArrayLike, confidence: float) -> Interval:
     return percentile_intervals(np.asarray(draws, dtype=np.float64)[None], confidence)[0]
 
 
-def bootstrap_mean(
-    values: ArrayLike,
-    clusters: Collection[Hashable],
-    n_boot: int,
-    confidence: float,
-    seed: int | tuple[int, ...],
-) -> MeanEstimate:
-    """Mean of `values` [n], with the percentile interval of a bootstrap over `clusters` [n].
-
-    nan values (unscored) are left out of everything, n included. Fewer than two clusters give a
-    (nan, nan) interval: one cluster says nothing about the next one. Two limits to know: below
-    about 20 clusters a percentile interval is too narrow, and values that are all the same give
-    one of width zero; for a rate, `clopper_pearson` has neither fault where rows are independent.
-    Raises `ValueError` on lengths that differ, infinite values, n_boot < 1 or a confidence outside
-    (0, 1).
-    """
-    return bootstrap_means([(values, clusters)], n_boot, confidence, seed)[0]
-
-
 def bootstrap_means(
     cells: Sequence[Cell], n_boot: int, confidence: float, seed: int | tuple[int, ...]
 ) -> list[MeanEstimate]:
-    """`bootstrap_mean` of each cell's values [n] and clusters [n]; thousands of cells at once.
+    """Mean of each cell's values [n], with the percentile interval of a cluster bootstrap.
 
-    Cells with as many clusters share one product of weights and sums, and cells whose clusters hold
-    the same values are resampled once. Raises what `bootstrap_mean` does.
+    nan values (unscored) are left out, of n too. Fewer than two clusters give a (nan, nan)
+    interval. Below about 20 clusters a percentile interval is too narrow, and equal values give one
+    of width zero; for a rate of independent rows `clopper_pearson` has neither fault. Cells with
+    equally many clusters share one product of weights and sums, and cells with equal clusters are
+    resampled once: thousands of cells take seconds. Raises `ValueError` on lengths that differ,
+    infinite values, n_boot < 1 or a confidence outside (0, 1).
     """
     check_confidence(confidence)
     check_n_boot(n_boot)
@@ -234,8 +216,8 @@ def bootstrap_means(
 
 @dataclass(frozen=True)
 class _Content:
-    """A cell's scored values in order of size, and its clusters' totals and sizes in an order that
-    neither the names of clusters nor the order of rows decides.
+    """A cell's sorted values, and its clusters' totals and sizes, sorted too: names of clusters and
+    the order of rows do not matter.
     """
 
     values: NDArray[np.float64]
@@ -245,15 +227,12 @@ class _Content:
     @classmethod
     def of(cls, values: ArrayLike, clusters: Collection[Hashable]) -> "_Content":
         scores = score_array(values)
-        if scores.shape != (len(clusters),):
-            raise ValueError(f"values {scores.shape}: need [n] with n={len(clusters)} rows")
-        codes, _ = cluster_codes(clusters)
-        order = np.argsort(scores)[: np.count_nonzero(~np.isnan(scores))]  # nan comes last
-        ordered, codes = scores[order], codes[order]
-        sums, counts = np.bincount(codes, weights=ordered), np.bincount(codes)
+        if scores.ndim != 1:
+            raise ValueError(f"values {scores.shape}: need [n]")
+        sums, counts = cluster_sums(scores, clusters)
         held = np.flatnonzero(counts)
         place = held[np.lexsort((sums[held], counts[held]))]
-        return cls(ordered, sums[place].astype(np.float64), counts[place].astype(np.int64))
+        return cls(np.sort(scores[~np.isnan(scores)]), sums[place], counts[place])
 
     @property
     def n_clusters(self) -> int:
@@ -295,8 +274,8 @@ def _cached_bootstrap(
 def row_chunks(n_rows: int, row_bytes: int, chunk_bytes: int) -> Iterator[slice]:
     """Slices of `n_rows` rows that hold at most `chunk_bytes` each, or a single row.
 
-    Full slices hold a multiple of `ALIGNED_ROWS` rows where that many fit: a product of a matrix
-    and a vector then has the same last bit as in one piece.
+    Full slices hold a multiple of `ALIGNED_ROWS` rows where that many fit, so that a product of a
+    matrix and a vector has the same last bit as in one piece.
     """
     step = max(1, chunk_bytes // max(1, row_bytes))
     if step > ALIGNED_ROWS:

@@ -8,10 +8,11 @@ https://arxiv.org/abs/2110.01052.
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Hashable, Iterable
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr
+from scipy.special import bdtr, rel_entr
 
 from kvx.stats.bootstrap import cluster_sums
 
@@ -23,7 +24,7 @@ MOST_PROMPTS = 1 << 40
 def binomial_p(n_lost: float, n: int, alpha: float) -> float:
     """P-value of "the risk is above `alpha`" from `n_lost` losses in `n`, each loss 0 or 1.
 
-    The chance of as few losses at a risk of `alpha`; exact. n = 0 gives 1. Raises `ValueError`
+    Exact: the chance of so few losses at a risk of `alpha`. n = 0 gives 1. Raises `ValueError`
     unless 0 <= n_lost <= n, n_lost is whole and 0 < alpha < 1.
     """
     _check(n_lost, n, alpha)
@@ -35,8 +36,8 @@ def binomial_p(n_lost: float, n: int, alpha: float) -> float:
 def hoeffding_bentkus_p(total: float, n: int, alpha: float) -> float:
     """P-value of "the risk is above `alpha`" from losses in [0, 1] that add up to `total`.
 
-    The smaller of Hoeffding's bound and Bentkus's, both of which bound the chance of a mean as
-    small. n = 0 gives 1. Raises `ValueError` unless 0 <= total <= n and 0 < alpha < 1.
+    The smaller of Hoeffding's and Bentkus's bounds on the chance of so small a mean. n = 0 gives 1.
+    Raises `ValueError` unless 0 <= total <= n and 0 < alpha < 1.
 
     Source: Bates, Angelopoulos, Lei, Malik & Jordan (2021), Journal of the ACM 68(6), theorem 3.
     """
@@ -44,9 +45,7 @@ def hoeffding_bentkus_p(total: float, n: int, alpha: float) -> float:
     if n == 0:
         return 1.0
     mean = min(total / n, alpha)
-    entropy = (mean * math.log(mean / alpha) if mean else 0.0) + (1 - mean) * math.log(
-        (1 - mean) / (1 - alpha)
-    )
+    entropy = float(rel_entr(mean, alpha) + rel_entr(1 - mean, 1 - alpha))
     bentkus = math.e * float(bdtr(math.ceil(total - ROUNDING), n, alpha))
     return min(1.0, math.exp(-n * entropy), bentkus)
 
@@ -57,19 +56,14 @@ def fixed_sequence(p_values: Iterable[float], delta: float) -> int:
     The order must not depend on the data. The chance that any true one is among them is at most
     `delta`: the first true one has to be rejected before any other.
     """
-    n = 0
-    for p in p_values:
-        if not p <= delta:
-            break
-        n += 1
-    return n
+    return sum(1 for _ in takewhile(lambda p: p <= delta, p_values))
 
 
 def prompts_needed(total: float, alpha: float, delta: float, p_value: PValue = binomial_p) -> int:
-    """The smallest n at which losses that add up to `total` are few enough: p <= delta.
+    """The smallest n at which losses that add up to `total` give p <= delta.
 
-    With `total` 0 it is what any certificate needs: (1 - alpha)^n <= delta. Raises `ValueError` for
-    alpha or delta outside (0, 1).
+    Any certificate needs that of `total` 0: (1 - alpha)^n <= delta. Raises `ValueError` for alpha
+    or delta outside (0, 1).
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta={delta}: must lie between 0 and 1")
@@ -86,9 +80,9 @@ def prompts_needed(total: float, alpha: float, delta: float, p_value: PValue = b
 def cluster_means(losses: ArrayLike, clusters: Collection[Hashable]) -> NDArray[np.float64]:
     """Mean loss of every cluster [c] of `losses` [n], by first appearance; nan losses left out.
 
-    Prompts of one cluster (questions on one story) are no independent draws; their mean is one, and
-    lies in [0, 1] too. Clusters without a loss are left out. Raises `ValueError` on shapes that
-    differ or losses outside [0, 1].
+    Prompts of one cluster (questions on one story) are not independent draws; their means are.
+    Clusters without a loss are left out. Raises `ValueError` on shapes that differ or losses
+    outside [0, 1].
     """
     values = np.asarray(losses, dtype=np.float64)
     if ((values < 0) | (values > 1)).any():

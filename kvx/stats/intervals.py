@@ -44,9 +44,9 @@ def clopper_pearson(k: int, n: int, confidence: float) -> Interval:
 
 
 def with_width(interval: Interval, share: float, n_clusters: int, confidence: float) -> Interval:
-    """A resampled `interval` of a share, unless it has no width since all agree (0 or 1).
+    """A resampled `interval` of a share, or the exact one where all clusters agree (0 or 1).
 
-    It is then the exact one of as many trials as there are clusters.
+    Resampling gives no width there; every cluster counts as a trial.
     """
     if interval.low != interval.high or share not in (0.0, 1.0):
         return interval
@@ -66,18 +66,17 @@ def wilson(k: int, n: int, confidence: float) -> Interval:
     z = float(ndtri((1 + confidence) / 2))
     centre = (2 * k + z**2) / (2 * (n + z**2))
     reach = z * math.sqrt(4 * k * (n - k) / n + z**2) / (2 * (n + z**2))
-    # the ends would be a rounding error away from 0 and 1
+    # computed, the ends would be a rounding error away from 0 and 1
     return Interval(centre - reach if k > 0 else 0.0, centre + reach if k < n else 1.0)
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise `ValueError` unless 0 < confidence < 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: must lie between 0 and 1, for example 0.95")
 
 
 def _nothing_known(k: int, n: int, confidence: float) -> bool:
-    """Whether there were no trials; raises `ValueError` for what cannot be."""
+    """Whether there were no trials; raises `ValueError` for impossible counts."""
     check_confidence(confidence)
     if not 0 <= k <= n:
         raise ValueError(f"k={k}, n={n}: k must lie between 0 and n")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,31 +32,18 @@ class PairedDifference:
     mcnemar_p: float | None
 
 
-def paired_difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: Collection[Hashable],
-    n_boot: int,
-    confidence: float,
-    seed: int | tuple[int, ...],
-) -> PairedDifference:
-    """Mean of a - b over pairs [n], with a bootstrap interval over `clusters` [n].
-
-    Pairs with a nan on either side are dropped from everything. Scores that are all 0 or 1 also get
-    the exact McNemar p; it takes pairs as independent, so with several pairs per cluster trust the
-    interval. Fewer than two clusters give a (nan, nan) interval (see `bootstrap_mean`, whose limits
-    and errors hold here too). Raises `ValueError` on shapes that differ.
-    """
-    return paired_differences([(a, b, clusters)], n_boot, confidence, seed)[0]
-
-
 def paired_differences(
     pairs: Sequence[tuple[ArrayLike, ArrayLike, Collection[Hashable]]],
     n_boot: int,
     confidence: float,
     seed: int | tuple[int, ...],
 ) -> list[PairedDifference]:
-    """`paired_difference` of each (a, b, clusters), resampled together; raises what that does."""
+    """Mean of a - b of each (a, b, clusters) [n], with a bootstrap interval over the clusters.
+
+    Pairs with a nan on either side are dropped. Scores that are all 0 or 1 also get the exact
+    McNemar p, which takes pairs as independent: with several pairs per cluster trust the interval.
+    Limits and errors are those of `bootstrap_means`. Raises `ValueError` on shapes that differ.
+    """
     sides = []
     for a, b, _ in pairs:
         left, right = score_array(a), score_array(b)
@@ -73,18 +61,13 @@ def _paired(
     paired = ~np.isnan(left - right)
     left, right = left[paired], right[paired]
     n_lost, n_won = int((left < right).sum()), int((left > right).sum())
-    binary = bool(((left == 0) | (left == 1)).all() and ((right == 0) | (right == 1)).all())
+    binary = bool(np.isin([left, right], (0, 1)).all())
     return PairedDifference(
-        n_pairs=estimate.n,
-        n_clusters=estimate.n_clusters,
-        mean_a=_mean(left),
-        mean_b=_mean(right),
-        difference=estimate.mean,
-        interval=estimate.interval,
-        n_lost=n_lost,
-        n_won=n_won,
+        n_pairs=estimate.n, n_clusters=estimate.n_clusters, mean_a=_mean(left),
+        mean_b=_mean(right), difference=estimate.mean, interval=estimate.interval,
+        n_lost=n_lost, n_won=n_won,
         mcnemar_p=mcnemar_exact(n_lost, n_won) if binary and estimate.n else None,
-    )
+    )  # fmt: skip
 
 
 def mcnemar_exact(n_lost: int, n_won: int) -> float:
@@ -101,8 +84,7 @@ def mcnemar_exact(n_lost: int, n_won: int) -> float:
 
 
 def least_pairs(alpha: float) -> int:
-    """How many independent pairs must differ before an exact two-sided p can be below
-    `alpha`.
+    """How many independent pairs must differ before an exact two-sided p can be below `alpha`.
 
     Pairs that all differ the same way have p = 2 · 0.5^n, the smallest that a sign test, McNemar's
     or a permutation of signs can give: 6 pairs at 0.05, 8 at 0.01. Raises `ValueError` unless
@@ -110,10 +92,7 @@ def least_pairs(alpha: float) -> int:
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha}: must lie between 0 and 1")
-    n = 1
-    while mcnemar_exact(n, 0) >= alpha:
-        n += 1
-    return n
+    return next(n for n in count(1) if mcnemar_exact(n, 0) < alpha)
 
 
 def newcombe_interval(both: int, lost: int, won: int, neither: int, confidence: float) -> Interval:
@@ -152,22 +131,17 @@ def newcombe_interval(both: int, lost: int, won: int, neither: int, confidence: 
 def failure_attribution(score: ArrayLike, twin_score: ArrayLike, failed: ArrayLike) -> float:
     """The part of the mean paired difference that comes from examples that failed at this point.
 
-    Sum of (score - twin_score) over the pairs with `failed` [n] true, divided by the number of all
-    pairs: in the unit of the scores, negative for a loss. The rest of the difference comes from
-    examples that did not fail, so failures can explain exactly this much of a drop and no more.
-    Pairs with a nan on either side are dropped, as in `paired_difference`; a failure counts only if
-    it was scored (as 0, usually). nan with no pair. Raises `ValueError` on shapes that differ.
+    Sum of (score - twin_score) over the pairs with `failed` [n], divided by the number of all
+    pairs; negative for a loss. Pairs with a nan on either side are dropped, so a failure counts
+    only if it was scored. nan with no pair. Raises `ValueError` on shapes that differ.
     """
     scores, twins = score_array(score), score_array(twin_score)
     failures = np.asarray(failed, dtype=bool)
-    if not scores.shape == twins.shape == failures.shape:
-        raise ValueError(
-            f"score {scores.shape}, twin_score {twins.shape} and failed {failures.shape}: "
-            "must pair up"
-        )
+    shapes = [a.shape for a in (scores, twins, failures)]
+    if len(set(shapes)) > 1:
+        raise ValueError("score {}, twin_score {} and failed {}: must pair up".format(*shapes))
     difference = scores - twins
-    paired = ~np.isnan(difference)
-    return _mean(np.where(failures, difference, 0.0)[paired])
+    return _mean(np.where(failures, difference, 0.0)[~np.isnan(difference)])
 
 
 def _mean(values: NDArray[np.float64]) -> float:

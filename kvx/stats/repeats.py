@@ -1,18 +1,18 @@
-"""Repeated measurements of the same request: how far they differ, and how busy others were."""
+"""Repeated measurements of a request: how far they differ, and how busy other processes were."""
 
 from collections.abc import Collection, Hashable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 LOADED_SHARE = 0.1  # of the cores, taken by other processes
 WIDE_SPREAD = 0.2  # of a median: repeats differ by as much
 
 
 def spread(seconds: ArrayLike, requests: Collection[Hashable]) -> float:
-    """(max - min) / median of each request's repeats, the median over all requests.
+    """(max - min) / median of each request's repeats; the median over all requests.
 
-    `seconds` [n] of `requests` [n]; nan is left out. nan where nothing was measured twice.
+    `seconds` [n] of `requests` [n]; nan is left out. nan if nothing was measured twice.
     """
     times = np.asarray(seconds, dtype=np.float64)
     by_request: dict[Hashable, list[float]] = {}
@@ -28,20 +28,21 @@ def spread(seconds: ArrayLike, requests: Collection[Hashable]) -> float:
 
 
 def others_share(shares: ArrayLike, seconds: ArrayLike) -> float:
-    """Mean share [n] of the cores that others took, each for its `seconds` [n]; nan if not known.
+    """Mean of the `shares` [n] of the cores that others took, weighted by `seconds` [n].
 
-    Short measurements cannot tell it alone.
+    One short measurement alone is too coarse. nan if nothing is known.
     """
     taken, lasted = (np.asarray(x, dtype=np.float64) for x in (shares, seconds))
-    known: NDArray[np.bool_] = ~np.isnan(taken * lasted)
-    total = lasted[known].sum()
-    return float((taken[known] * lasted[known]).sum() / total) if total > 0 else float("nan")
+    known = ~np.isnan(taken * lasted)
+    if not lasted[known].sum() > 0:
+        return float("nan")
+    return float(np.average(taken[known], weights=lasted[known]))
 
 
 def unsteady(
     spread_of_repeats: float | None, others: float | None, on_gpu: float | None
 ) -> list[str]:
-    """Why measured times are not to be trusted, in words; none where there is no reason known."""
+    """Why measured times are not to be trusted, in words; empty if no reason is known."""
     reasons = []
     if others is not None and others >= LOADED_SHARE:
         reasons.append(f"other processes took {others:.0%} of the cores meanwhile")

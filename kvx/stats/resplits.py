@@ -1,6 +1,6 @@
-"""How often a certificate's promise is broken, where the true risk is known.
+"""How often certificates break their promise, where the true risk is known.
 
-A promise is broken if any certified budget has a risk above alpha. Certifying none breaks nothing.
+A promise is broken if any certified budget has a risk above alpha; certifying none breaks nothing.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Draw = Callable[[np.random.Generator], NDArray[np.float64]]  # losses [budgets, 
 class Kept:
     """Of `n` certificates: how many chose a budget, and how many of these broke the promise.
 
-    `n_broken` goes by the risk that is known; `n_over` by the mean of prompts that were not used.
+    `n_broken` is by the known risk, `n_over` by the mean of prompts that were not used.
     """
 
     n: int
@@ -47,12 +47,11 @@ def synthetic(
 def halves(
     losses: ArrayLike, alpha: float, delta: float, p_value: PValue, n: int, seed: int
 ) -> Kept:
-    """`n` random halves of real prompts, `losses` [budgets, prompts], as calibration.
+    """`n` calibrations on random halves of real prompts, `losses` [budgets, prompts].
 
-    The risk that is known is the mean over all prompts; the other half is what `n_over` goes by. A
-    half draws without replacement, so it knows more of all prompts than of a population, and what
-    it misses is in the other half: `n_broken` flatters, `n_over` exaggerates. `redraws` does
-    neither.
+    The known risk is the mean over all prompts; `n_over` is by the other half. A half is drawn
+    without replacement and what it misses is in the other half: so `n_broken` flatters and `n_over`
+    exaggerates. `redraws` does neither.
     """
     pool, cached = np.asarray(losses, dtype=np.float64), lru_cache(None)(p_value)
     above, rng, size = pool.mean(axis=1) > alpha, np.random.default_rng(seed), pool.shape[1] // 2

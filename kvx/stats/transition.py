@@ -1,9 +1,8 @@
-"""Where along falling budgets quality breaks, and how many resamples of the prompts agree."""
+"""The budget at which quality breaks, and how many resamples of the prompts agree."""
 
 import math
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,16 +11,14 @@ from kvx.stats.bootstrap import check_n_boot, cluster_codes, resampled_means, sc
 
 TOLERANCE = 1e-9  # 0.95 - 0.80 is 0.1499999999999999 in floats, and counts as 0.15
 
-ZoneReason = Literal["spread", "failures", "spread+failures"]
-
 
 @dataclass(frozen=True)
 class Transition:
     """The transition `budget` and the fall (`drop`, score units) there; both None if there is none.
 
-    `support` is the share of resamples with the same answer (this budget; or none, if None),
-    `support_any` the share that name any budget, `support_by_budget` the share that name each of
-    the budgets below the highest. All nan where the data cannot say (see `find_transition`).
+    `support` is the share of resamples with the same answer, `support_any` the share that name any
+    budget, `support_by_budget` the shares that name each budget below the highest. All are nan
+    where the data cannot say (see `find_transition`).
     """
 
     budget: float | None
@@ -42,15 +39,13 @@ def find_transition(
 ) -> Transition:
     """First (highest) budget whose mean of bin means is at least `drop` below the one above it.
 
-    `budgets` [k] strictly descending; `scores` [k, n] of the same n examples at each budget, nan
-    where unscored; `bins` [n] and `clusters` [n] of the examples; `drop` > 0 in score units. A fall
-    is taken over the bins scored at both budgets, so a bin that is missing at one of them does not
-    look like a fall; a budget without any score is passed over.
+    `budgets` [k] descend strictly; `scores` [k, n] are of the same n examples at each budget, nan
+    where unscored; `bins` [n] and `clusters` [n] are the examples'; `drop` > 0 is in score units. A
+    fall is taken over the bins scored at both budgets; a budget without any score is passed over.
 
-    For support, clusters are resampled within each bin, so every bin keeps its weight; a cluster
-    that lies in several bins is resampled in each on its own, which ignores what its bins share.
-    Support is nan with fewer than two scored budgets, and where some bin has scores from fewer than
-    two clusters at some budget: it could not vary, and would pass for certainty.
+    For support, clusters are resampled within each bin, so every bin keeps its weight; a cluster in
+    several bins is resampled in each alone. Support is nan with fewer than two scored budgets, and
+    where a bin has scores from fewer than two clusters at some budget, since it could not vary.
 
     Raises `ValueError` on budgets that do not descend, shapes that do not fit, drop <= 0,
     n_boot < 1 and infinite scores.
@@ -91,21 +86,15 @@ def find_transition(
     steps = _first_fall(_falls(draws), drop)
     shares = dict.fromkeys(below, 0.0)
     shares |= {float(b): float((steps == i).mean()) for i, b in enumerate(kept[1:])}
-    return Transition(
-        budget=budget,
-        drop=fall,
-        support=float((steps == step).mean()),
-        support_any=float((steps >= 0).mean()),
-        support_by_budget=shares,
-    )
+    agreeing, any_ = float((steps == step).mean()), float((steps >= 0).mean())
+    return Transition(budget, fall, agreeing, any_, shares)
 
 
 def mean_of_bin_means(scores: ArrayLike, bins: ArrayLike) -> NDArray[np.float64]:
     """Mean over bins of the mean score in each bin, [k], of `scores` [k, n] with `bins` [n].
 
-    Every bin weighs the same however many examples it holds. nan scores are left out, and so are
-    bins without any score; nan where nothing is scored. Raises `ValueError` on shapes that do not
-    fit and on infinite scores.
+    Every bin weighs the same. nan scores and bins without a score are left out; nan where nothing
+    is scored. Raises `ValueError` on shapes that do not fit and on infinite scores.
     """
     table, labels = score_array(scores), np.asarray(bins)
     if table.ndim != 2 or labels.shape != table.shape[1:]:
@@ -121,15 +110,14 @@ def instability_zone(
     drop: float,
     spread_jump: float,
     failure_jump: float,
-) -> list[tuple[float, ZoneReason]]:
+) -> list[tuple[float, str]]:
     """Budgets that are already unstable though their mean has not collapsed, highest first.
 
-    All inputs [k], in the order of `budgets` (strictly descending, the first one the full cache).
-    A budget is in the zone if its sd exceeds the first one's by at least `spread_jump` (score
-    units), or its failure rate by at least `failure_jump` (a share), while its mean is less than
-    `drop` (score units) below the first one's. What is nan is not evidence: a budget with a nan
-    mean is left out. Raises `ValueError` on budgets that do not descend, lengths that differ, or
-    a threshold that is not above 0.
+    All inputs are [k], in the order of `budgets` (strictly descending, the full cache first). A
+    budget is in the zone if its sd exceeds the full cache's by `spread_jump` (score units), or its
+    failure rate by `failure_jump` (a share), while its mean is less than `drop` (score units)
+    below. nan is no evidence: a budget with a nan mean is left out. Raises `ValueError` on budgets
+    that do not descend, lengths that differ, or a threshold that is not above 0.
     """
     series = _descending(budgets)
     columns = [score_array(c) for c in (means, sds, failure_rates)]
@@ -137,15 +125,15 @@ def instability_zone(
         raise ValueError(f"means, sds and failure_rates: need {len(series)} values each")
     _check_positive(drop=drop, spread_jump=spread_jump, failure_jump=failure_jump)
     change, spread, failures = (c - c[:1] for c in columns)
-    zone: list[tuple[float, ZoneReason]] = []
+    zone: list[tuple[float, str]] = []
     for i in np.flatnonzero(-change < drop - TOLERANCE):
-        spreads = spread[i] >= spread_jump - TOLERANCE
-        fails = failures[i] >= failure_jump - TOLERANCE
-        if spreads or fails:
-            reason: ZoneReason = (
-                "spread+failures" if spreads and fails else "spread" if spreads else "failures"
-            )
-            zone.append((float(series[i]), reason))
+        reasons = []
+        if spread[i] >= spread_jump - TOLERANCE:
+            reasons.append("spread")
+        if failures[i] >= failure_jump - TOLERANCE:
+            reasons.append("failures")
+        if reasons:
+            zone.append((float(series[i]), "+".join(reasons)))
     return zone
 
 
@@ -188,6 +176,6 @@ def _falls(bin_means: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _first_fall(falls: NDArray[np.float64], drop: float) -> NDArray[np.intp]:
-    """Index along the first axis of the first fall of at least `drop`; -1 where there is none."""
+    """Index along the first axis of the first fall of at least `drop`; -1 without one."""
     fell = falls >= drop - TOLERANCE
     return np.where(fell.any(axis=0), fell.argmax(axis=0), -1)

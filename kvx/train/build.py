@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.config import fields
+from kvx.config.numbers import plural
 from kvx.config.schema import Config
 from kvx.config.train import Target, TrainConfig
 from kvx.errors import UserError
@@ -39,9 +40,7 @@ EVALUATION, PREDICTIONS = "evaluation.parquet", "predictions.parquet"
 
 
 def train_experiment(config: Config) -> None:
-    """Write the model, its card, its evaluation and train.md, unless they are there for the same
-    inputs.
-    """
+    """Write the model, its card, evaluation and page, unless their inputs are unchanged."""
     train = config.train
     check(train)
     folder = experiment_dir(config)
@@ -53,18 +52,28 @@ def train_experiment(config: Config) -> None:
         return
     data = load(experiment, train.labels, train.degenerate)
     check_data(folder, data, train)
-    compared = _compared(data, train)
-    table = table_of(data, train)
+    names = features.names_of(train.features, data.presses)
+    compared = None  # loaded before the long work, since it may not fit
+    if train.compare is not None:
+        compared = HazardModel.load(hazard_files.folder_of(train.compare), names)
+    started = time.perf_counter()
+    table = Table.of(data)
+    log.info(
+        "train: %d traces of %d prompts, %d events, %d tokens × %d features (%.0f s)",
+        len(data), data.n_prompts, int(data.about.events.sum()), *table.features.shape,
+        time.perf_counter() - started,
+    )  # fmt: skip
     fold = outer_folds(data, train)
     results, cross = analyses.evaluate(table, train, fold)
     if compared is not None:
-        analyses.compare(table, train, fold, *compared, results)
-    part = inner_parts(data, np.ones(len(data), bool), train)
-    names = analyses.own_names(data, train)
-    model = fit_parts(table.aimed_at(train.target), part, names, train.horizon, train)
-    model = model.with_card(gate=gates(data, np.ones(len(data), bool)))
-    card = card_entries(experiment, data, train, results)
-    model = model.with_card(features={"set": train.features, "names": list(names)}, **card)
+        analyses.compare(table, train, fold, str(train.compare), compared, results)
+    everything = np.ones(len(data), bool)
+    part = inner_parts(data, everything, train)
+    aimed = table if train.target is Target.onset else table.until_detection()
+    model = fit_parts(aimed, part, names, train.horizon, train).with_card(
+        gate=gates(data, everything), features={"set": train.features, "names": list(names)},
+        **card_entries(experiment, data, train, results),
+    )  # fmt: skip
     for name, content in model.files().items():
         write_bytes(out / name, content)
     rows = predictions(data, cross, crossfit_gates(data, train, fold), fold, part)
@@ -76,20 +85,19 @@ def train_experiment(config: Config) -> None:
 
 def check(train: TrainConfig) -> None:
     """Raises `UserError` for settings that cannot be right."""
-    known = ", ".join(features.SETS)
-    for field, names in (("features", [train.features]), ("ablations", train.ablations)):
-        for name in names:
-            if name not in features.SETS:
-                raise UserError(f"train.{field}={name}: no such feature set; choose from {known}")
+    asked = [("features", train.features), *(("ablations", name) for name in train.ablations)]
+    for field, name in asked:
+        if name not in features.SETS:
+            known = ", ".join(features.SETS)
+            raise UserError(f"train.{field}={name}: no such feature set; choose from {known}")
     fields.check(train, "train.")
 
 
 def check_data(folder: Path, data: Data, train: TrainConfig) -> None:
     """Raises `UserError` if there is too little to learn from."""
-    prompts = data.frame["prompt"].nunique()
-    if prompts < 2 * train.folds:
+    if data.n_prompts < 2 * train.folds:
         raise UserError(
-            f"{folder}: {prompts} prompt{'s' * (prompts != 1)}; a split by prompt with "
+            f"{folder}: {plural(data.n_prompts, 'prompt')}; a split by prompt with "
             f"train.folds={train.folds} needs at least {2 * train.folds}"
         )
     if not data.about.events.any():
@@ -102,8 +110,8 @@ def check_data(folder: Path, data: Data, train: TrainConfig) -> None:
     seen = data.until_detection().about
     if train.target is Target.detection and np.isnan(seen.onset[seen.events]).any():
         raise UserError(
-            f"{folder}: without token ids it is not known when a loop could be detected; "
-            "set train.target=onset"
+            f"{folder}: without token ids it is unknown when a loop could be detected; set "
+            "train.target=onset"
         )
     if np.isnan(data.traces.signals["top1_prob"]).any() and train.features != "top20":
         raise UserError(
@@ -112,38 +120,17 @@ def check_data(folder: Path, data: Data, train: TrainConfig) -> None:
         )
 
 
-def table_of(data: Data, train: TrainConfig) -> Table:
-    """Every feature of every token."""
-    names = analyses.all_names(data)
-    started = time.perf_counter()
-    built = features.build(data.traces, names)
-    log.info(
-        "train: %d traces of %d prompts, %d events, %d tokens × %d features (%.0f s)",
-        len(data), data.frame["prompt"].nunique(), int(data.about.events.sum()), len(built),
-        len(names), time.perf_counter() - started,
-    )  # fmt: skip
-    return Table(data, built, names)
-
-
-def _compared(data: Data, train: TrainConfig) -> tuple[str, HazardModel] | None:
-    """An existing model that is to be judged here too. Raises `UserError` if it does not fit."""
-    if train.compare is None:
-        return None
-    names = analyses.own_names(data, train)
-    return train.compare, HazardModel.load(hazard_files.folder_of(train.compare), names)
-
-
 def inputs_hash(experiment: Experiment, train: TrainConfig) -> str:
     """Identity of everything the model and its figures are made from."""
     settings = {k: v for k, v in dataclasses.asdict(train).items() if k != "threads"}
-    if train.compare is not None:  # by what is there, not by where
+    if train.compare is not None:  # by its content, not by its path
         settings["compare"] = hazard_files.identity(hazard_files.folder_of(train.compare))
     points = {p.id: data_hash(p) for p in experiment.points}
     return digest([package_digest(), settings, points], 16)
 
 
 def data_hash(point: PointRecord) -> str:
-    """Identity of a point's answers, traces and of what was found in them."""
+    """Identity of a point's answers, traces and catastrophes."""
     found = read_inputs(point.dir / "catastrophes.parquet")
     return digest([point.content_sha256(REQUESTS, TRACES), found], 16)
 
@@ -160,11 +147,9 @@ def card_entries(
         "training": plain,
         "data": {
             "points": {p.id: data_hash(p) for p in experiment.points if p.id in used},
-            "models": sorted(set(data.frame["model"])),
-            "datasets": sorted(set(data.frame["dataset"])),
-            "presses": sorted(set(data.frame["press"])),
-            "prompts": sorted(set(prompt_ids(data))),
-            "n_prompts": int(data.frame["prompt"].nunique()), "n_traces": len(data),
+            **{f"{c}s": sorted(set(data.frame[c])) for c in ("model", "dataset")},
+            "presses": sorted(set(data.frame["press"])), "prompts": sorted(set(prompt_ids(data))),
+            "n_prompts": data.n_prompts, "n_traces": len(data),
             "n_tokens": int(data.traces.starts[-1]), "n_instant": int(data.about.instant.sum()),
             **{f"n_{name}": n for name, n in roles.items()},
         },
@@ -181,8 +166,10 @@ def predictions(
     fold: NDArray[np.int64],
     part: NDArray[np.str_],
 ) -> list[dict[str, Any]]:
-    """Cross-fitted hazards, for whoever replays traces: no row was scored by a model that knew its
-    prompt, nor judged by thresholds, or `gate`s [n] in nats, chosen on it.
+    """Cross-fitted hazards, for replays.
+
+    No row was scored by a model that knew its prompt; its thresholds and `gate`s [n] in nats were
+    chosen on other prompts too.
     """
     rows = []
     for i, about in enumerate(data.frame.itertuples()):

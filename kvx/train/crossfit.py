@@ -1,14 +1,16 @@
 """Fitting on some prompts, choosing thresholds on others, scoring the rest."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx.config.train import ClassWeight, Target, TrainConfig
+from kvx.config.train import ClassWeight, TrainConfig
 from kvx.errors import UserError
+from kvx.guard import features
 from kvx.guard.blocks import Floats
 from kvx.guard.hazard import OPERATING_POINTS, Examples, FitSettings, HazardModel, fit, threshold_at
 from kvx.learning.evaluation import highest
@@ -23,17 +25,25 @@ TRAIN, VALIDATION, THRESHOLD = PARTS
 
 @dataclass(frozen=True)
 class Table:
-    """Features of every token of `data`, computed once; `names` are the columns."""
+    """The `features` [tokens, names] of every token of `data`."""
 
     data: Data
     features: Floats
     names: tuple[str, ...]
 
-    def aimed_at(self, target: Target) -> "Table":
-        """The same features with what is to be foreseen as `train.target` says."""
-        if target is Target.onset:
-            return self
+    @classmethod
+    def of(cls, data: Data) -> "Table":
+        """The features of every set."""
+        sets = (features.names_of(feature_set, data.presses) for feature_set in features.SETS)
+        names = tuple(dict.fromkeys(chain.from_iterable(sets)))
+        return cls(data, features.build(data.traces, names), names)
+
+    def until_detection(self) -> "Table":
+        """The same features, with events that start where their loop can be detected."""
         return replace(self, data=self.data.until_detection())
+
+    def names_of(self, feature_set: str) -> tuple[str, ...]:
+        return features.names_of(feature_set, self.data.presses)
 
     def columns(self, names: Sequence[str]) -> NDArray[np.intp]:
         place = {name: i for i, name in enumerate(self.names)}
@@ -89,7 +99,7 @@ def inner_parts(data: Data, among: Mask, config: TrainConfig) -> NDArray[np.str_
 def fit_parts(
     table: Table, part: NDArray[np.str_], names: Sequence[str], horizon: int, config: TrainConfig
 ) -> HazardModel:
-    """A model of the traces whose part is train and validation, with thresholds of the third.
+    """A model of the train and validation parts, with thresholds chosen on the third.
 
     Raises `UserError` if one of the parts has no catastrophe to learn from.
     """
@@ -115,9 +125,9 @@ def fit_parts(
 
 
 def thresholds(data: Data, among: Mask, score: NDArray[np.float32]) -> dict[str, dict[str, float]]:
-    """By operating point, the score that so few sound compressed traces `among` reach.
+    """By operating point, the score that at most its rate of sound compressed traces `among` reach.
 
-    Raises `UserError` without any.
+    Raises `UserError` if there is no such trace.
     """
     lengths = data.traces.lengths
     peaks = highest(score, usable_tokens(lengths, data.about) & ~np.isnan(score), lengths)
@@ -139,8 +149,7 @@ def crossfit(
     Only `learnt` traces are learnt from and only `tested` ones scored, if given.
     """
     data = table.data
-    everything = np.ones(len(data), dtype=bool)
-    learnt, tested = (everything if m is None else m for m in (learnt, tested))
+    learnt, tested = (np.ones(len(data), bool) if m is None else m for m in (learnt, tested))
     score = np.full(len(table.features), np.nan, np.float32)
     limits = {name: np.full(len(data), np.nan) for name in OPERATING_POINTS}
     for k in range(config.folds):
@@ -169,16 +178,12 @@ def crossfit_fixed(
     return CrossFit(score, limits)
 
 
-def limits_of(cross: CrossFit, rows: Mask) -> Mapping[str, NDArray[np.float64]]:
-    return {name: limit[rows] for name, limit in cross.thresholds.items()}
-
-
 def _sample(
     rows: NDArray[np.int64], label: Mask, config: TrainConfig, keep_positive: bool
 ) -> tuple[NDArray[np.int64], Floats | None]:
-    """At most `train.max_tokens` of the tokens `rows`.
+    """At most `train.max_tokens` of the tokens `rows`, and their weights.
 
-    Evenly, or keeping up to half of the places for positives, with weights that undo the choice.
+    Drawn evenly, or with up to half of the places for positives and weights that undo the choice.
     """
     if len(rows) <= config.max_tokens:
         return rows, None

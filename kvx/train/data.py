@@ -1,4 +1,4 @@
-"""What an experiment has to learn from: its traces, what became of them, and whose prompts."""
+"""What an experiment offers to learn from: traces, their outcomes and their prompts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from kvx.guard.loop_follower import first_report
 from kvx.guard.trace_arrays import NO_PRESS, Traces
 from kvx.identity.hazard_files import prompt_hash
 from kvx.learning.baselines import repeated_ngrams
-from kvx.learning.labels import Targets, targets
+from kvx.learning.labels import Role, Targets, targets
 from kvx.scoring.catastrophes import pair
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, joined, read_traces, to_traces
@@ -31,9 +31,8 @@ class Data:
 
     Its columns: request_id, point_id, prompt (the cluster: never on two sides of a split),
     dataset, model, press, method (presses of one method differ in their settings only), budget,
-    full_cache, degenerate, paired, capped, looping, detected (the token with which a loop is first
-    reported as it happens; nan: never, or no token ids), and onset, unplaced and excess (see
-    `labels.targets`).
+    full_cache, degenerate, detected (the token with which a loop is first reported as it happens;
+    nan: never, or no token ids), and those of `outcomes_of`.
     """
 
     frame: pd.DataFrame
@@ -48,14 +47,27 @@ class Data:
         """The prompts' numbers [n], in the order of their names."""
         return np.unique(self.frame["prompt"], return_inverse=True)[1].astype(np.int64)
 
+    @property
+    def n_prompts(self) -> int:
+        return int(self.frame["prompt"].nunique())
+
+    @cached_property
+    def presses(self) -> list[str]:
+        """The presses of compressed traces, sorted."""
+        return sorted(set(self.frame["press"]) - {NO_PRESS})
+
     @cached_property
     def compressed(self) -> NDArray[np.bool_]:
-        """The traces that figures are about: a full cache has nothing that compression caused."""
         return ~self.frame["full_cache"].to_numpy(bool)
 
     @cached_property
+    def judged(self) -> NDArray[np.bool_]:
+        """The traces that figures are about: compressed ones that are not left out."""
+        return np.asarray(self.compressed & (self.about.role != Role.LEFT_OUT))
+
+    @cached_property
     def strata(self) -> dict[str, str]:
-        """Each prompt's dataset, and whether anything happened to it: dealt out evenly."""
+        """Each prompt's stratum: its dataset, and whether a catastrophe happened to it."""
         happened = self.frame.assign(event=self.about.events).groupby("prompt")
         return {
             str(prompt): f"{rows['dataset'].iloc[0]} {int(rows['event'].any())}"
@@ -66,12 +78,6 @@ class Data:
         return Data(
             self.frame[rows].reset_index(drop=True), self.traces.take(rows), self.about.take(rows)
         )
-
-    def with_labels(self, labels: Labels) -> "Data":
-        """The same traces with what counts as an event chosen anew."""
-        f = self.frame
-        about = targets(f["onset"], f["unplaced"], f["excess"], labels is Labels.excess)
-        return replace(self, about=about)
 
     def until_detection(self) -> "Data":
         """The same traces with events that start where their loop can be detected."""
@@ -87,37 +93,27 @@ def load(experiment: Experiment, labels: Labels, degenerate: bool) -> Data:
     twin.
     """
     points = [p for p in experiment.points if p.info["controller"] == "none"]
-    check_twins(experiment, points)
-    chosen = [p for p in points if not p.is_full_cache or p.id in _full_caches(points)]
-    outcomes = outcomes_of(experiment)
-    frames, traces = [], []
-    for point in chosen:
-        frame, found = _of_point(experiment, point, outcomes, degenerate)
-        if len(frame):
-            frames.append(frame)
-            traces.append(found)
-    if not frames:
-        raise UserError(f"{experiment.dir}: no response to learn from")
-    data = Data(pd.concat(frames, ignore_index=True), joined(traces), _NOTHING)
-    return data.with_labels(labels)
-
-
-_NOTHING = Targets(np.zeros(0, np.int8), np.zeros(0))
-
-
-def check_twins(experiment: Experiment, points: list[PointRecord]) -> None:
-    """Raises `UserError` for a compressed point without a full-cache run of the same prompts."""
     for point in points:
         if experiment.twin(point) is None:
             raise UserError(
                 f"{experiment.dir}: {point.id} has no baseline; run it with budget=1.0 too "
                 "(press=none, or the same press)"
             )
+    full, outcomes = _full_caches(points), outcomes_of(experiment)
+    chosen = [p for p in points if not p.is_full_cache or p.id in full]
+    parts = [_of_point(experiment, point, outcomes, degenerate) for point in chosen]
+    parts = [(frame, traces) for frame, traces in parts if len(frame)]
+    if not parts:
+        raise UserError(f"{experiment.dir}: no response to learn from")
+    frames, traces = zip(*parts, strict=True)
+    f = pd.concat(frames, ignore_index=True)
+    about = targets(f["onset"], f["unplaced"], f["excess"], labels is Labels.excess)
+    return Data(f, joined(traces), about)
 
 
 def outcomes_of(experiment: Experiment) -> pd.DataFrame:
-    """By request id: `onset` of its loop (nan: none), `unplaced`, `excess`, `capped`, `looping`,
-    and whether there is a twin's response beside it (`paired`).
+    """By request id: `onset` of its loop (nan: none), `unplaced` and `excess` (`labels.targets`),
+    `capped`, `looping`, and whether there is a twin's response beside it (`paired`).
 
     Reaching the cap counts as a catastrophe only where the twin did not.
     """
@@ -148,21 +144,18 @@ def outcomes_of(experiment: Experiment) -> pd.DataFrame:
 
 
 def prompt_ids(data: Data) -> list[str]:
-    """What a card says of each trace's prompt: enough to know it again."""
+    """Each trace's prompt as model cards record it: by its hash."""
     names = data.frame["prompt"]
-    ids = {name: prompt_hash(name) for name in names.unique()}
-    return [ids[name] for name in names]
+    return [str(i) for i in names.map({name: prompt_hash(name) for name in names.unique()})]
 
 
 def _full_caches(points: list[PointRecord]) -> set[str]:
     """One full-cache point of each variant and seed: the others generated the same."""
-    best: dict[tuple[str, int], PointRecord] = {}
-    for point in points:
-        if point.is_full_cache:
-            key = (point.info["variant_id"], point.info["seed"])
-            if key not in best or point.info["press"] == NO_PRESS:
-                best[key] = point
-    return {point.id for point in best.values()}
+    best: dict[tuple[str, int], str] = {}
+    for p in sorted(points, key=lambda p: bool(p.info["press"] != NO_PRESS)):
+        if p.is_full_cache:
+            best.setdefault((p.info["variant_id"], p.info["seed"]), p.id)
+    return set(best.values())
 
 
 def _of_point(
@@ -177,7 +170,14 @@ def _of_point(
         use &= requests["request_id"].isin(outcomes.index[outcomes["paired"]])
     requests = requests[use]
     table = read_traces(point.dir, requests["request_id"].tolist())
-    check_traces(point, Counter(holds(table)))
+    kinds = Counter(holds(table))
+    if kinds[Holds.NOTHING]:
+        raise UserError(
+            f"{point.dir}: no traces of {kinds[Holds.NOTHING]} responses; run kvx.run with "
+            "signals=full under another experiment_name"
+        )
+    if kinds[Holds.LIGHT]:
+        raise UserError(f"{point.dir}: its traces are light; run kvx.run with signals=full")
     full, token_ids = point.is_full_cache, table["token_ids"].to_pylist()
     compressed_tokens = requests["compressed_tokens"].to_numpy(float)
     budget = np.full(len(requests), info["budget"], float) if info["budget"] is not None else (
@@ -214,7 +214,7 @@ def _of_point(
 
 
 def method_of(info: Mapping[str, Any]) -> str:
-    """What a press is without its settings: its class, or its name where there is none."""
+    """A press without its settings: its class, or its name where there is none."""
     method = info["config"]["press"]["method"] or {}
     return str(method.get("_target_", info["press"]))
 
@@ -231,14 +231,3 @@ def _repeated(token_ids: list[list[int] | None], traces: Traces) -> NDArray[np.f
 def _detected(token_ids: list[int] | None) -> float:
     found = None if token_ids is None else first_report(token_ids)
     return np.nan if found is None else float(found)
-
-
-def check_traces(point: PointRecord, kinds: Counter[Holds]) -> None:
-    """Raises `UserError` unless every response has the signals to learn from."""
-    if kinds[Holds.NOTHING]:
-        raise UserError(
-            f"{point.dir}: no traces of {kinds[Holds.NOTHING]} responses; run kvx.run with "
-            "signals=full under another experiment_name"
-        )
-    if kinds[Holds.LIGHT]:
-        raise UserError(f"{point.dir}: its traces are light; run kvx.run with signals=full")

@@ -1,4 +1,4 @@
-"""Before and just after the first token: the probe, and what the first 8 tokens add to it."""
+"""Forecasts at the first token: the probe, and what the first 8 tokens add to it."""
 
 import numpy as np
 import xgboost as xgb
@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 from kvx.guard.blocks import PROBE_BACK, Floats
 from kvx.guard.features import LOGIT_ONLY
 from kvx.learning.evaluation import Metric, group_auroc
-from kvx.learning.labels import Role
 from kvx.learning.ranking import Resampler
 from kvx.train.crossfit import Table
 
@@ -22,19 +21,17 @@ PREFILL_FEATURES = (
 def early_metrics(
     table: Table, fold: NDArray[np.int64], resampler: Resampler, seed: int
 ) -> list[tuple[str, Metric]]:
-    """(what, AUROC) of compressed traces: which derail at once, and which at any time.
+    """(name, AUROC) of scores of compressed traces, one score per trace.
 
     Instant catastrophes are told from all other traces; catastrophes of any onset, and those that
-    start after the first 8 tokens, from sound ones. Only of the latter are the first 8 tokens
-    before the onset in every trace. Models are fitted on the other prompts.
+    start after the first 8 tokens, from sound traces. Only for the last are the first 8 tokens
+    before every onset. Models are fitted on the other prompts.
     """
     data = table.data
-    lengths = data.traces.lengths
-    kept = data.compressed & (data.about.role != Role.LEFT_OUT)
-    events = data.about.events
+    kept, events = data.judged, data.about.events
     later = events & (data.about.onset >= FIRST)
     first = data.traces.starts[:-1]
-    eighth = first + np.minimum(lengths, FIRST) - 1
+    eighth = first + np.minimum(data.traces.lengths, FIRST) - 1
     columns = {name: table.features[:, table.columns([name])[0]] for name in (
         PROBE, "budget", "first_8_entropy_nats")}  # fmt: skip
     found = []
@@ -56,12 +53,8 @@ def early_metrics(
                 table.matrix(eighth, LOGIT_ONLY), positive, rows, fold, seed
             ),
         }
-        found += [
-            (f"{what}: {name}", group_auroc(
-                score[rows], positive[rows], data.clusters[rows], resampler, "auroc"
-            ))
-            for name, score in scores.items()
-        ]  # fmt: skip
+        of = positive[rows], data.clusters[rows], resampler, "auroc"
+        found += [(f"{what}: {name}", group_auroc(s[rows], *of)) for name, s in scores.items()]
     return found
 
 
@@ -69,7 +62,7 @@ def _crossfit(
     features: Floats, positive: NDArray[np.bool_], rows: NDArray[np.bool_],
     fold: NDArray[np.int64], seed: int,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Scores [n] of each fold's traces by a small model of the others'; nan where it cannot be."""
+    """Scores [n] of each fold's traces by a small model of the others; nan without both classes."""
     score = np.full(len(features), np.nan, np.float32)
     for k in np.unique(fold):
         learnt, tested = rows & (fold != k), rows & (fold == k)

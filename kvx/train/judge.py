@@ -1,17 +1,23 @@
 """Judging scores: which traces count, with which thresholds, and where the figures go."""
 
+import logging
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvx.analyze.bin_stats import null
 from kvx.config.train import TrainConfig
 from kvx.learning.evaluation import Metric, Scored, all_metrics
-from kvx.learning.labels import Role
 from kvx.learning.ranking import Resampler
-from kvx.train.crossfit import CrossFit, Mask, Table, limits_of
+from kvx.train.crossfit import CrossFit, Mask, Table, crossfit
 from kvx.train.data import Data
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -25,36 +31,41 @@ class Results:
         if reason not in self.skipped:
             self.skipped.append(reason)
 
-    def add(self, analysis: str, name: str, metrics: list[Metric], n_prompts: int) -> None:
-        for m in metrics:
-            low, high = m.estimate.interval
-            self.rows.append(
-                {
-                    "analysis": analysis, "name": name, "metric": m.name,
-                    "value": _null(m.estimate.value), "ci_low": _null(low), "ci_high": _null(high),
-                    "n": m.n, "n_positive": m.n_positive, "unit": m.unit, "n_prompts": n_prompts,
-                }
-            )  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Judge:
-    """What every analysis needs."""
+    """One view of the data: what a catastrophe's start is, is in `table`."""
 
     table: Table
     config: TrainConfig
     fold: NDArray[np.int64]
-    resampler: Resampler
-    results: Results
+    results: Results = field(default_factory=Results)
+    started: float = field(default_factory=time.perf_counter)
+    _fitted: dict[tuple[str, int], CrossFit] = field(init=False, default_factory=dict)
 
     @property
     def data(self) -> Data:
         return self.table.data
 
+    @cached_property
+    def resampler(self) -> Resampler:
+        c = self.config
+        return Resampler(self.data.n_prompts, c.n_boot, c.confidence, c.seed)
+
+    def fitted(self, feature_set: str, horizon: int | None = None) -> CrossFit:
+        """The cross-fitted scores of a feature set, fitted once."""
+        key = feature_set, horizon or self.config.horizon
+        if key not in self._fitted:
+            names = self.table.names_of(feature_set)
+            self._fitted[key] = crossfit(self.table, names, key[1], self.config, self.fold)
+        return self._fitted[key]
+
+    def done(self, what: str) -> None:
+        log.info("train: %s done, %.0f s so far", what, time.perf_counter() - self.started)
+
     def scored(self, score: NDArray[np.float32], rows: Mask, horizon: int | None = None) -> Scored:
-        """The compressed traces `rows` that are not left out, with their scores."""
-        data = self.data
-        rows = rows & data.compressed & (data.about.role != Role.LEFT_OUT)
+        """The judged traces among `rows`, with their scores."""
+        data, rows = self.data, rows & self.data.judged
         return Scored(
             data.traces.lengths[rows], score[self.table.tokens(rows)], data.about.take(rows),
             data.clusters[rows], horizon or self.config.horizon,
@@ -65,14 +76,27 @@ class Judge:
         self, analysis: str, name: str, cross: CrossFit, rows: Mask | None = None,
         probability: bool = True, horizon: int | None = None,
     ) -> None:  # fmt: skip
-        """All metrics of traces with something to see before their onset."""
-        data = self.data
-        rows = np.ones(len(data), bool) if rows is None else rows
-        kept = rows & data.compressed & (data.about.role != Role.LEFT_OUT) & ~data.about.instant
+        """Add all metrics of the judged traces that have a token before their onset."""
+        kept = self.data.judged & ~self.data.about.instant
+        kept = kept if rows is None else kept & rows
         scored = self.scored(cross.score, kept, horizon)
-        metrics = all_metrics(scored, limits_of(cross, kept), self.resampler, probability)
-        self.results.add(analysis, name, metrics, len(np.unique(scored.clusters)))
+        limits = {point: limit[kept] for point, limit in cross.thresholds.items()}
+        metrics = all_metrics(scored, limits, self.resampler, probability)
+        self.add(analysis, name, metrics, scored.clusters)
 
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    def add(
+        self, analysis: str, name: str, metrics: Sequence[Metric],
+        clusters: NDArray[np.int64] | None = None,
+    ) -> None:  # fmt: skip
+        """Add rows of figures; they are of the prompts `clusters`, or of all."""
+        of = self.data.clusters if clusters is None else clusters
+        for m in metrics:
+            low, high = m.estimate.interval
+            self.results.rows.append(
+                {
+                    "analysis": analysis, "name": name, "metric": m.name,
+                    "value": null(m.estimate.value), "ci_low": null(low), "ci_high": null(high),
+                    "n": m.n, "n_positive": m.n_positive, "unit": m.unit,
+                    "n_prompts": len(np.unique(of)),
+                }
+            )  # fmt: skip

@@ -1,8 +1,9 @@
-"""The gate before the first token: from which divergence of the probe on a sequence gets more.
+"""The gate before the first token: the probe's divergence at which a sequence gets more entries.
 
 The probe compares the next-token distributions of the full and of the compressed cache. Nothing is
-fitted to it, so a gate is chosen on all prompts but those that it is judged on: a fifth of them
-(the threshold prompts of a hazard model) moved the false gates from 5 to 10% in `guard_study`.
+fitted to it, so a gate is chosen on all prompts but those that it is judged on. Choosing it on a
+fifth of them (the threshold prompts of a hazard model) moved the false gates from 5 to 10% in
+`guard_study`.
 """
 
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ GATE = "gate"
 
 
 def gates(data: Data, among: Mask) -> dict[str, dict[str, float]]:
-    """By operating point, the divergence in nats that so few of the compressed responses `among`
-    reach which compression causes no catastrophe; empty if there is no probe of any.
+    """By operating point, the divergence in nats that at most its rate of responses reach.
+
+    The responses are the compressed ones `among` in which compression caused no catastrophe. Empty
+    if none has a probe.
     """
     rows = among & data.compressed & ~caused(data) & has_probe(data)
     if not rows.any():
@@ -38,7 +41,7 @@ def gates(data: Data, among: Mask) -> dict[str, dict[str, float]]:
 def crossfit_gates(
     data: Data, config: TrainConfig, fold: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Each trace's gates [n] in nats, chosen on prompts of the other folds; nan without any."""
+    """Each trace's gates [n] in nats, chosen on prompts of the other folds; nan without a probe."""
     found = {name: np.full(len(data), np.nan) for name in OPERATING_POINTS}
     for k in range(config.folds):
         for name, gate in gates(data, fold != k).items():
@@ -49,10 +52,10 @@ def crossfit_gates(
 def gate_metrics(
     data: Data, config: TrainConfig, fold: NDArray[np.int64], resampler: Resampler
 ) -> Iterator[tuple[str, list[Metric]]]:
-    """Per operating point, shares of compressed responses that the gate of other prompts stops.
+    """Per operating point, shares of compressed responses that a gate of other prompts stops.
 
-    Of those without an excess catastrophe (false gates), of those with one, with an excess loop,
-    and with one that starts at or before token 4.
+    The shares are of responses without an excess catastrophe (false gates), with one, with an
+    excess loop, and with a loop that starts at or before token 4.
     """
     nats, lost = probe_nats(data), caused(data)
     loops = data.frame["excess"].to_numpy(bool)

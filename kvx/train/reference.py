@@ -1,4 +1,4 @@
-"""The detectors that need no training but a scale, with thresholds chosen as a model's are."""
+"""Detectors that need no training, with thresholds chosen as a model's are."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ NGRAM, CUSUM = "n-gram repetition", "entropy CUSUM"
 
 
 def untrained(judge: Judge) -> Iterator[tuple[str, CrossFit]]:
-    """Each detector's name and its scores of `judge`'s traces; what lacks token ids is said."""
+    """Each detector's name and its scores; without token ids the n-gram detector is left out."""
     data, config = judge.data, judge.config
     repeated = np.asarray(data.traces.signals[REPEATED])
     if np.isnan(repeated).any():

@@ -18,8 +18,8 @@ METRICS = Registry("metric", Metric, __name__, "kvx.metrics")
 def resolve(names: Sequence[str], field: str = "dataset.metrics") -> dict[str, Metric]:
     """The metrics by name, in the order asked; the first is the primary one.
 
-    Raises `UserError`, which names the configuration's `field`, for a name there is none of, and
-    for a primary metric of which lower is better.
+    Raises `UserError`, which names the configuration's `field`, for an unknown name, and for a
+    primary metric that is better where it is lower.
     """
     found = {name: METRICS.get(name, field) for name in names}
     if names and not found[names[0]].higher_is_better:

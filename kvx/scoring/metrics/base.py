@@ -1,4 +1,4 @@
-"""A metric: a pure function (prediction, reference answers) -> Score, with what is known of it."""
+"""A metric: a pure function (prediction, reference answers) -> Score, with its properties."""
 
 import math
 import traceback
@@ -75,8 +75,8 @@ def metric(
 def measured(name: str, metric: Metric, text: str, answers: Sequence[str], request: str) -> Score:
     """The metric's score of one request.
 
-    Raises `UserError`, in one line with the metric's name and the request's id, for a metric that
-    raises or whose value is not in [0, 1].
+    Raises `UserError` with the metric's name and the request's id if the metric raises or returns a
+    value outside [0, 1].
     """
     where = f"metric {name}: request {request}"
     try:

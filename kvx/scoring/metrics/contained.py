@@ -1,4 +1,4 @@
-"""Metrics of what a prediction contains."""
+"""Metrics of the references that a prediction contains."""
 
 from collections.abc import Sequence
 

@@ -9,10 +9,9 @@ from kvx.scoring.metrics.base import Score, metric
 
 @metric(binary="one reference")
 def instruction_kept(prediction: str, answers: Sequence[str]) -> Score:
-    """1 if the prediction keeps the instruction, or share of them kept, of dataset=instructions.
+    """Share of the instructions in `answers` that the prediction keeps, for dataset=instructions.
 
-    `answers` hold instructions as JSON (`kvx.scoring.instructions`). Raises `UserError` for any
-    other text: no other dataset has such answers.
+    Raises `UserError` for an answer that is no instruction in JSON (`kvx.scoring.instructions`).
     """
     kept = []
     for answer in answers:

@@ -1,4 +1,4 @@
-"""Metrics of normal forms: equal, or alike by their words."""
+"""Metrics that compare normal forms: equal, or alike by their words."""
 
 import re
 import string
@@ -20,7 +20,7 @@ def normalize_answer(text: str) -> str:
 def exact_match(prediction: str, answers: Sequence[str]) -> Score:
     """1 if the normal forms are equal and not empty, for any reference.
 
-    A text of articles only keeps them, so that the choice "A" can be matched, and only by "A".
+    A text of articles only keeps them: the choice "A" is matched by "A" alone.
     """
 
     def form(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The metric of numbers, and where in a text the answering number stands."""
+"""The metric of numbers, and the number that a text answers with."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _STATED = re.compile(
     rf"{_MARKED.pattern}|\\boxed\s*\{{[^{{}}\n]*\d|\banswer(?: is|:)[\s*:]{{0,4}}{_NUMBER.pattern}",
     re.IGNORECASE,
 )
-# how worked examples begin, and the turns of a conversation; how their answers do
+# headings of worked examples and conversation turns, and of their answers
 _BEGINS = r"^[ \t]*(?:\*\*|#{1,6}[ \t])?(?:"
 _ENDS = r")(?:[ \t]*#?\d{1,4})?(?:\*\*)?[ \t]*[:.)]"
 _QUESTION = re.compile(
@@ -43,10 +43,9 @@ def find_number(text: str) -> Decimal | None:
     r"""The number a text answers with, or None.
 
     It is the one after the last `####` (GSM8K's mark), else the last inside the last `\boxed{}`,
-    else the last in the text. What follows a stated answer under a heading such as `Question:` is
-    the next example that a model goes on to, and does not count. `$`, `%` and thousands separators
-    are dropped; a Unicode minus is a sign. Fractions are not evaluated: `1/2` ends with the number
-    2.
+    else the last in the text. A heading such as `Question:` after a stated answer begins another
+    example, which does not count. `$`, `%` and thousands separators are dropped; a Unicode minus is
+    a sign. Fractions are not evaluated: `1/2` ends with the number 2.
     """
     text = _first_example(_SEPARATOR.sub("", text.translate(_MINUS)))
     if number := _last(_MARKED, text):
