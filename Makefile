@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# half of the tests wait for processes: two at a time, a file stays with one
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# half of the tests wait for processes: two at a time; a file stays with one, the longest come first
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 SOURCES := kvx hydra_plugins scripts tests
 
 .PHONY: demo test lint check pythons soak guard-study guard-live format assets install clean

@@ -49,7 +49,9 @@ for version in "$@"; do
   trap 'rm -rf "$folder"' EXIT
   "$python" -m venv "$folder/venv"
   requirements "$python" > "$folder/requirements.txt"
-  "$folder/venv/bin/python" -m pip install --quiet -c constraints.txt -r "$folder/requirements.txt"
+  # not compiled: most of what is installed is never imported in the one process that follows
+  "$folder/venv/bin/python" -m pip install --quiet --no-compile -c constraints.txt \
+    -r "$folder/requirements.txt"
   files=$light
   if [ -n "$with_torch" ]; then files="$light $real"; fi
   echo "Python $version${with_torch:+ with torch}: the light suite"

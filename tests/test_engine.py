@@ -42,8 +42,9 @@ def make_work(tmp_path: Path, *overrides: str, n: int | None = None) -> PointWor
     return PointWork(point, tuple((Request(point, e), examples[e.example_id]) for e in entries))
 
 
-def answers(work: PointWork) -> list[Response]:
-    items = list(KVPressEngine(work.point.config).generate([work]))
+def answers(*work: PointWork) -> list[Response]:
+    """Of all points in one run of the engine, which shares their prefills."""
+    items = list(KVPressEngine(work[0].point.config).generate(work))
     responses = [i for i in items if isinstance(i, Response)]
     assert responses == items, items
     return responses
@@ -54,7 +55,9 @@ def recall(tmp_path: Path, *overrides: str, n: int | None = None) -> PointWork:
     return make_work(tmp_path, *small, *overrides, n=n)
 
 
-def assert_equals_kvpress(work: PointWork, press_class: type[ScorerPress]) -> None:
+def assert_equals_kvpress(
+    work: PointWork, responses: Sequence[Response], press_class: type[ScorerPress]
+) -> None:
     """The same texts as kvpress's own text-generation pipeline."""
     config = work.point.config
     engine = KVPressEngine(config)
@@ -64,7 +67,7 @@ def assert_equals_kvpress(work: PointWork, press_class: type[ScorerPress]) -> No
     template = config.dataset.template
     compared = 0
     examples = {example.example_id: example for _, example in work.requests}
-    for response in answers(work):
+    for response in responses:
         example = examples[response.request.entry.example_id]
         assert response.token_ids is not None
         if response.token_ids[0] in engine.loaded.stop_ids:
@@ -83,18 +86,25 @@ def assert_equals_kvpress(work: PointWork, press_class: type[ScorerPress]) -> No
 
 @pytest.mark.parametrize("press", KVPRESS)
 def test_texts_equal_kvpress_pipeline(tmp_path: Path, press: str) -> None:
-    assert_equals_kvpress(recall(tmp_path, f"press={press}", "budget=0.5"), KVPRESS[press])
+    work = recall(tmp_path, f"press={press}", "budget=0.5")
+    assert_equals_kvpress(work, answers(work), KVPRESS[press])
 
 
 @pytest.mark.smollm2
-@pytest.mark.parametrize("press", KVPRESS)
-def test_texts_equal_kvpress_pipeline_on_smollm2(tmp_path: Path, press: str) -> None:
-    work = make_work(
-        tmp_path, "model=smollm2", "dataset=niah", "dataset.source.n_examples=6",
-        "dataset.source.max_words=500", "dataset.binning.n_bins=1", f"press={press}", "budget=0.5",
-        n=3,
-    )  # fmt: skip
-    assert_equals_kvpress(work, KVPRESS[press])
+def test_texts_equal_kvpress_pipeline_on_smollm2(tmp_path: Path) -> None:
+    work = [
+        make_work(
+            tmp_path, "model=smollm2", "dataset=niah", "dataset.source.n_examples=6",
+            "dataset.source.min_words=100", "dataset.source.max_words=300",
+            "dataset.binning.n_bins=1", f"press={press}", "budget=0.5", n=3,
+        )
+        for press in KVPRESS
+    ]  # fmt: skip
+    responses = answers(*work)
+    for item, press_class in zip(work, KVPRESS.values(), strict=True):
+        ours = [r for r in responses if r.request.point.id == item.point.id]
+        assert len(ours) == 3
+        assert_equals_kvpress(item, ours, press_class)
 
 
 @pytest.mark.parametrize("budget", ["budget=0.5", "budget=0.2", "budget=tokens"])

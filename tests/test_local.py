@@ -4,13 +4,17 @@ import os
 import random
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from kvx.config.folders import package_dir
+from kvx.run.pools import local
 from tests.conftest import Kvx, finish, kvx_process, request_rows
+from tests.forked import ForkedWorker
 from tests.waiting import Gate, wait_until
 
 WORKERS = ("hydra/launcher=kvx_local", "hydra.launcher.workers=2")
@@ -25,6 +29,19 @@ RUNS = Path("outputs/runs/default")
 @pytest.fixture(autouse=True)
 def presses_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(package_dir().parent))
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> list[ForkedWorker]:
+    """Workers that find torch imported, all that are started: fresh ones are tested without it."""
+    started: list[ForkedWorker] = []
+
+    def start(*arguments: Any) -> ForkedWorker:
+        started.append(ForkedWorker(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr(local, "start_worker", start)
+    return started
 
 
 def children(pid: int) -> list[int]:
@@ -45,6 +62,7 @@ def test_workers_give_what_one_process_gives(kvx: Kvx) -> None:
     assert "all 4 points are complete (80 requests); nothing to do" in again.err
 
 
+@pytest.mark.usefixtures("forked")
 def test_one_point_is_shared_among_workers_too_and_latency_is_measured_after(kvx: Kvx) -> None:
     arguments = ("measure=both", "latency.n_per_bin=1", "latency.repeats=2", "seed=3", *DATA)
     outcome = kvx("all", "press=knorm", "budget=0.5", *arguments, *WORKERS)
@@ -54,6 +72,7 @@ def test_one_point_is_shared_among_workers_too_and_latency_is_measured_after(kvx
     assert (RUNS / "report.md").exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_swept_experiment_takes_the_launcher_it_is_given(kvx: Kvx) -> None:
     outcome = kvx("run", "experiment=sanity", *WORKERS)
     assert outcome.code == 0, outcome.err
@@ -62,45 +81,46 @@ def test_a_swept_experiment_takes_the_launcher_it_is_given(kvx: Kvx) -> None:
 
 
 def test_kill_9_of_workers_at_twenty_moments_changes_nothing(
-    kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: list[ForkedWorker]
 ) -> None:
     arguments = (*SLOW, *DATA, "run.shard_requests=1", "run.progress=false")
     assert kvx("run", *arguments, "paths.output=undisturbed").code == 0
     gate = Gate(tmp_path)
     for name, value in gate.environment.items():
         monkeypatch.setenv(name, value)
-    rng, killed = random.Random(0), 0
-    command = (*arguments, *WORKERS, "hydra.launcher.slices=10")
-    process = kvx_process(tmp_path, "run", *command)
-
-    def ended() -> bool:
-        return process.poll() is not None
+    rng, killed, over = random.Random(0), 0, False
 
     def files() -> set[Path]:
         return set(RUNS.glob("points/*/*"))  # those that are being written too
 
-    while killed < 20:
-        # half of the moments are within an example, half where something has just been written
-        moment, have = gate.calls + rng.randint(1, 6), files()
-        gate.allow(moment)
-        if killed % 2:
-            gate.until(lambda: ended() or files() != have, "a new file")  # noqa: B023
-        else:
-            wait_until(lambda: ended() or gate.calls >= moment, "that many calls")  # noqa: B023
-        if not ended():
-            if workers := children(process.pid):
+    def kill() -> None:
+        nonlocal killed
+        while killed < 20 and not over:
+            # half of the moments are within an example, half where something has just been written
+            moment, have = gate.calls + rng.randint(1, 6), files()
+            gate.allow(moment)
+            if killed % 2:
+                gate.until(lambda: over or files() != have, "a new file")  # noqa: B023
+            else:
+                wait_until(lambda: over or gate.calls >= moment, "that many calls")  # noqa: B023
+            if workers := [w.pid for w in forked if Path(f"/proc/{w.pid}").exists()]:
                 os.kill(rng.choice(workers), signal.SIGKILL)
                 killed += 1
-            continue
-        outcome = finish(process)
-        if outcome.code == 0:
-            break
-        assert outcome.code == 1, outcome.err
-        assert "was killed by SIGKILL" in outcome.err
-        assert "type the same command again" in outcome.err.splitlines()[-1]
-        process = kvx_process(tmp_path, "run", *command)
-    gate.open()
-    assert finish(process).code in (0, 1)
+        gate.open()
+
+    with ThreadPoolExecutor() as threads:
+        killing = threads.submit(kill)
+        try:
+            while (
+                outcome := kvx("run", *arguments, *WORKERS, "hydra.launcher.slices=10")
+            ).code and killed < 20:
+                assert outcome.code == 1, outcome.err
+                assert "was killed by SIGKILL" in outcome.err
+                assert "type the same command again" in outcome.err.splitlines()[-1]
+        finally:
+            over = True
+        killing.result()
+    assert outcome.code in (0, 1)
     assert killed >= 15
     assert kvx("run", *arguments).code == 0
     expected = request_rows(Path("undisturbed/runs/default"))
@@ -135,6 +155,7 @@ def test_ctrl_c_ends_the_workers_which_write_what_they_have(
     assert rows["request_id"].is_unique
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_point_that_fails_in_workers_leaves_the_others_complete(kvx: Kvx) -> None:
     target = "press.method._target_=tests.test_engine.HalfHeartedPress,kvpress.KnormPress"
     outcome = kvx("run", "-m", "press=knorm", "budget=0.5", target, *DATA, *WORKERS)
@@ -143,6 +164,7 @@ def test_a_point_that_fails_in_workers_leaves_the_others_complete(kvx: Kvx) -> N
     assert len(list(RUNS.glob("points/*/DONE"))) == 1
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_wrong_request_that_only_workers_can_see_ends_in_one_line(kvx: Kvx) -> None:
     outcome = kvx("run", "press=snapkv", "budget=0.5", "+press.method.windw=3", *DATA, *WORKERS)
     assert outcome.code == 2
@@ -157,6 +179,7 @@ def test_no_workers_is_no_number_of_workers(kvx: Kvx, field: str) -> None:
     assert f"hydra.launcher.{field}=0: must be at least 1" in outcome.err
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_stops_workers_in_one_line_and_the_run_goes_on_later(
     kvx: Kvx, tmp_path: Path

@@ -36,11 +36,6 @@ def shards() -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in RUNS.glob("points/*/*.parquet")}
 
 
-def wait_for(pattern: str, process: subprocess.Popen[str]) -> None:
-    """Until the process has written such a file."""
-    wait_until(lambda: list(RUNS.glob(pattern)), f"there is {pattern}", process)
-
-
 def test_the_readme_sweep_makes_six_points_and_then_has_nothing_to_do(kvx: Kvx) -> None:
     assert kvx("run", *SWEEP, *SMALL).code == 0
     assert len(list(RUNS.glob("points/*/DONE"))) == 6
@@ -232,14 +227,26 @@ def test_a_point_on_which_every_request_fails_has_failed(kvx: Kvx) -> None:
     assert "every request failed (AssertionError: Input should contain more tokens" in outcome.err
 
 
-def test_two_processes_on_one_point_do_not_mix(kvx: Kvx, tmp_path: Path) -> None:
-    arguments = ("dataset.sampling.n_per_bin=60",)
-    process = kvx_process(tmp_path, "run", *arguments)
-    wait_for("points/*/requests-*", process)
+def test_two_processes_on_one_point_do_not_mix(
+    kvx: Kvx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(tmp_path)
+    for name, value in gate.environment.items():
+        monkeypatch.setenv(name, value)
+    arguments = (*SLOW[1:3], "budget=0.5", *SMALL)
+    process = Forked(tmp_path / "log", "run", *arguments)
+    written = lambda: list(RUNS.glob("points/*/requests-*"))  # noqa: E731
+    gate.until(written, "a shard is there", process)
     second = kvx("run", *arguments)
     assert second.code == 2
     assert "another process is working on this point" in second.err
-    assert finish(process).code == 0
+    assert process.poll() is None  # the gate holds it
+    gate.open()
+    process.communicate()
+    assert process.poll() == 0
+    rows = request_rows(RUNS)
+    assert len(rows) == 20
+    assert rows["request_id"].is_unique
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

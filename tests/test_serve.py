@@ -76,10 +76,9 @@ async def asked_together(url: str, bodies: Sequence[dict[str, Any]]) -> list[Any
 
 def assert_serves_what_the_engine_answers(work: Sequence[PointWork], *server: str) -> None:
     """Texts, lengths, reasons and KV use of all points' requests, sent at once by both ways."""
-    expected: list[tuple[Response, Any]] = []
-    for item in work:
-        examples = {e.example_id: e for _, e in item.requests}
-        expected += [(r, examples[r.request.entry.example_id]) for r in answers(item)]
+    examples = {request.id: example for item in work for request, example in item.requests}
+    expected = [(response, examples[response.request.id]) for response in answers(*work)]
+    assert len(expected) == len(examples)
     with serving(*server) as running:
         for chat in (False, True):
             bodies = [asked_of(response, example, chat) for response, example in expected]
@@ -118,7 +117,8 @@ def test_a_whole_manifest_at_several_budgets_is_served_as_the_engine_answers_it(
 def test_a_chat_model_serves_what_the_engine_answers(tmp_path: Path) -> None:
     small = [
         "model=smollm2", "dataset=niah", "dataset.source.n_examples=6", "dataset.binning.n_bins=1",
-        "dataset.source.max_words=300", "decoding.max_new_tokens=12",
+        "dataset.source.min_words=100", "dataset.source.max_words=300",
+        "decoding.max_new_tokens=12",
         "dataset.template.answer_prefix=''",  # a chat cannot begin the answer
     ]  # fmt: skip
     work = [

@@ -12,6 +12,7 @@ import pytest
 
 from kvx.cli.command import compose
 from kvx.serve.server import point_of
+from tests.conftest import Kvx
 from tests.serving import error_of, serving
 from tests.test_serve import GREEDY, WORDS
 from tests.waiting import HANGS_S
@@ -67,14 +68,13 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_server_that_cannot_be_is_one_line(
-    tmp_path: Path, arguments: list[str], said: str
+    kvx: Kvx, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
-    arguments = ["model=tiny_recall", "serve.port=0", *arguments]
-    process = kvx_serve(*arguments, cwd=tmp_path, KVX_API_KEY="")
-    _, err = process.communicate(timeout=HANGS_S)
-    assert process.returncode == 2
-    assert said in err.splitlines()[-1]
-    assert "Traceback" not in err
+    monkeypatch.setenv("KVX_API_KEY", "")
+    outcome = kvx("serve", "model=tiny_recall", "serve.port=0", *arguments)
+    assert outcome.code == 2
+    assert said in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
 
 
 @pytest.mark.parametrize(

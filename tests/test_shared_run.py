@@ -76,8 +76,9 @@ def test_smollm2_answers_the_same_shared_and_alone(tmp_path: Path) -> None:
     work = [
         make_work(
             tmp_path, "model=smollm2", "dataset=niah", "dataset.source.n_examples=6",
-            "dataset.source.max_words=400", "dataset.binning.n_bins=1", f"press={press}",
-            "budget=0.5", "decoding.max_new_tokens=10", n=1,
+            "dataset.source.min_words=100", "dataset.source.max_words=300",
+            "dataset.binning.n_bins=1", f"press={press}", "budget=0.5",
+            "decoding.max_new_tokens=10", n=1,
         )
         for press in ("snapkv", "pyramidkv", "expected_attention", "random")
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from kvx.config.folders import package_dir
@@ -27,6 +28,7 @@ SLURM = ("hydra/launcher=kvx_slurm", "hydra.launcher.slices=3", "hydra.launcher.
 SLOW = ("-m", "press=knorm", "press.method._target_=tests.presses.SlowPress",
         "budget=0.8,0.4", "engine.max_rows=2", *DATA)  # fmt: skip
 RUNS = Path("outputs/runs/default")
+MAX_ARRAY = 2  # jobs in one array of this cluster
 
 
 def reason_to_skip() -> str | None:
@@ -44,7 +46,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             pytest.fail(reason)
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("slurm")
-    environment = os.environ | {"KVX_TESTBED_MAX_ARRAY": "4"}
+    environment = os.environ | {"KVX_TESTBED_MAX_ARRAY": str(MAX_ARRAY)}
     command = [str(TESTBED), "start", str(folder)]
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=HANGS_S)
     yield str(folder / "slurm.conf")
@@ -76,12 +78,13 @@ def queue() -> list[str]:
     return listed.stdout.split()
 
 
+def jobs() -> list[str]:
+    """Those in the queue, in the order of their slices."""
+    return sorted(queue(), key=lambda job: [int(number) for number in job.split("_")])
+
+
 def wrote(writer: str) -> bool:
     return any(RUNS.glob(f"points/*/requests-{writer}-*.parquet"))
-
-
-def array_id() -> str:
-    return slurm_jobs.read(RUNS)[-1].job_ids[0]
 
 
 def logs() -> str:
@@ -98,7 +101,8 @@ def pids_of(job: str) -> list[int]:
             environment = (process / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        ours = {f"SLURM_ARRAY_JOB_ID={number}".encode(), f"SLURM_ARRAY_TASK_ID={element}".encode()}
+        of = {"CONF": os.environ["SLURM_CONF"], "ARRAY_JOB_ID": number, "ARRAY_TASK_ID": element}
+        ours = {f"SLURM_{name}={value}".encode() for name, value in of.items()}
         python = b"python" in command.split(b"\0")[0] and b"submitit.core._submit" in command
         if python and ours <= set(environment):
             found.append(int(process.name))
@@ -116,6 +120,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 def test_three_jobs_share_a_sweep_over_two_models_each_loaded_once_by_each(kvx: Kvx) -> None:
+    """In as many arrays as the cluster asks for: this one takes two jobs in each."""
     shutil.copytree(package_dir() / "assets" / "tiny_recall", "copy")
     (Path("copy") / "generation_config.json").write_text('{"eos_token_id": 3, "max_length": 99}')
     models = (
@@ -125,7 +130,7 @@ def test_three_jobs_share_a_sweep_over_two_models_each_loaded_once_by_each(kvx: 
     arguments = ("-m", "press=knorm", "budget=1.0,0.5", *models, "model.dtype=float32", *DATA)
     outcome = kvx("run", *arguments, *SLURM)
     assert outcome.code == 0, outcome.err
-    assert "3 jobs submitted to SLURM as" in outcome.err
+    assert re.search(r"3 jobs submitted to SLURM as \d+, \d+; watch with", outcome.err)
     assert "python -m kvx.status experiment_name=default" in outcome.err
     assert logs().count("loading model") == 6
     assert "loading model" not in outcome.err
@@ -134,83 +139,90 @@ def test_three_jobs_share_a_sweep_over_two_models_each_loaded_once_by_each(kvx: 
     pd.testing.assert_frame_equal(rows, request_rows(Path("alone/runs/default")))
 
 
-def test_a_cancelled_and_a_killed_job_lose_their_slices_only(
+def test_jobs_cancelled_or_killed_lose_their_slices_and_those_queued_again_go_on(
     kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame, gate: Gate
 ) -> None:
-    gate.allow_each(14)  # of 26: enough for a first shard, and no job can end
-    process = kvx_process(tmp_path, "run", *SLOW, *SLURM)
-    both = lambda: wrote("s001of003") and wrote("s002of003")  # noqa: E731
-    wait_until(both, "two jobs work", process)
-    job = array_id()
-    subprocess.run(["scancel", f"{job}_0"], check=True)
-    for pid in pids_of(f"{job}_1"):
+    """Of three jobs: one cancelled, one killed, one out of time and then pre-empted."""
+    # so short that SLURM's signal always counts as that of the time limit
+    limits = ("hydra.launcher.timeout_min=10", "hydra.launcher.signal_delay_s=1")
+    command = (*SLOW, *SLURM, *limits)
+    gate.allow_each(14)  # of 24 or more: enough for a first shard, and no job can end
+    process = kvx_process(tmp_path, "run", *command)
+    all_three = lambda: all(wrote(f"s00{n}of003") for n in (1, 2, 3))  # noqa: E731
+    wait_until(all_three, "three jobs work", process)
+    cancelled, killed, queued_again = jobs()
+    subprocess.run(["scancel", cancelled], check=True)
+    for pid in pids_of(killed):
         os.kill(pid, signal.SIGKILL)
+    gate.allow_each(2)  # from here on, in each that starts
+    before = gate.calls
+    # what SLURM sends when the time limit comes near
+    subprocess.run(["scancel", "--signal=USR2", queued_again], check=True)
+    wait_until(lambda: "this job is timed-out" in logs(), "the third job is out of time", process)
+    wait_until(lambda: gate.calls > before, "it works again", process)
+    preempting = ["sbatch", "-p", "high", "-N2", "--exclusive", "--mem=0", "--wrap=sleep 1"]
+    subprocess.run(preempting, check=True, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    wait_until(lambda: "DUE TO PREEMPTION" in logs(), "it is pre-empted", process)
     gate.open()
     outcome = finish(process)
     assert outcome.code == 1, outcome.err
     assert "2 of 2 points incomplete; slice s001of003" in outcome.err.splitlines()[-1]
     assert "type the same command again" in outcome.err.splitlines()[-1]
-    assert f"SLURM job {job}_0 ended early" in outcome.err
-    assert f"SLURM job {job}_1 ended early" in outcome.err
-    assert f"SLURM job {job}_2 ended early" not in outcome.err
+    assert f"SLURM job {cancelled} ended early" in outcome.err
+    assert f"SLURM job {killed} ended early" in outcome.err
+    assert f"SLURM job {queued_again} ended early" not in outcome.err
     assert "this job was ended from outside; what it has answered is written" in logs()
     assert "Traceback" not in logs()
-    assert kvx("run", *SLOW, *SLURM).code == 0
-    pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
-
-
-def test_out_of_time_and_preempted_jobs_are_queued_again_and_go_on(
-    kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame, gate: Gate
-) -> None:
-    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=1")
-    process = kvx_process(tmp_path, "run", *SLOW, *SLURM, *limits)
-    gate.until(lambda: wrote("s001of003"), "the first job works", process)
-    job = array_id()
-    # what SLURM sends when the time limit comes near
-    subprocess.run(["scancel", "--signal=USR2", f"{job}_0"], check=True)
-    wait_until(lambda: "this job is timed-out" in logs(), "the first job is out of time")
-    gate.until(lambda: wrote("s003of003") or not queue(), "the last job works")
-    preempting = ["sbatch", "-p", "high", "-N2", "--exclusive", "--mem=0", "--wrap=sleep 1"]
-    subprocess.run(preempting, check=True, stdout=subprocess.DEVNULL, cwd=tmp_path)
-    gate.open()
-    outcome = finish(process)
-    assert outcome.code == 0, outcome.err
+    third = [pq.read_metadata(p).num_rows for p in RUNS.glob("points/*/requests-s003of003-*")]
+    assert sum(third) == 2 * 6  # all of its slice, at two budgets
+    assert kvx("run", *command).code == 0
     pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
 
 
 def test_a_job_over_its_memory_is_named_and_more_memory_completes_the_sweep(
     kvx: Kvx, undisturbed: pd.DataFrame
 ) -> None:
+    """The second time submitted and left alone."""
     one = ("hydra.launcher.slices=1",)
     little = kvx("run", *SLOW, *SLURM, *one, "+hydra.launcher.additional_parameters.mem=150M")
     assert little.code == 1, little.err
     assert "2 of 2 points incomplete; slice s001of001" in little.err.splitlines()[-1]
     assert "out of memory; more with hydra.launcher.mem_gb=" in little.err.splitlines()[-1]
-    assert kvx("run", *SLOW, *SLURM, *one, "hydra.launcher.mem_gb=2").code == 0
+    leave = ("hydra.launcher.mem_gb=2", "hydra.launcher.wait=false")
+    left = kvx("all", *SLOW, *SLURM, *one, *leave)
+    assert left.code == 0, left.err
+    said = re.search(r"1 job submitted to SLURM as (\d+); watch with", left.err)
+    assert said, left.err
+    assert {job.partition("_")[0] for job in queue()} == {said[1]}
+    wait_until(lambda: not queue(), "the job has ended")
+    after = kvx("all", *SLOW)
+    assert after.code == 0
+    assert "nothing to do" in after.err
+    assert (RUNS / "report.md").exists()
     pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
 
 
 def test_an_interrupted_parent_leaves_its_jobs_and_nobody_doubles_their_work(
     kvx: Kvx, tmp_path: Path, undisturbed: pd.DataFrame, gate: Gate
 ) -> None:
-    process = kvx_process(tmp_path, "run", *SLOW, *SLURM)
-    wait_until(lambda: slurm_jobs.read(RUNS) and queue(), "jobs are submitted")
-    job = array_id()
+    process = kvx_process(tmp_path, "run", *SLOW, *SLURM, "hydra.launcher.slices=2")
+    wait_until(lambda: slurm_jobs.read(RUNS) and queue(), "jobs are submitted", process)
+    array = jobs()[0].partition("_")[0]
     while_it_waits = kvx("run", *SLOW, *SLURM)
     assert while_it_waits.code == 2
-    assert f"SLURM job {job} still wait" in while_it_waits.err.splitlines()[-1]
+    assert f"SLURM job {array} still wait" in while_it_waits.err.splitlines()[-1]
     process.send_signal(signal.SIGINT)
     interrupted = finish(process)
     assert interrupted.code == 130, interrupted.err
-    assert f"SLURM goes on with {job}" in interrupted.err.splitlines()[-1]
+    assert f"SLURM goes on with {array}" in interrupted.err.splitlines()[-1]
     status = kvx_process(tmp_path, "status")
     looked, _ = status.communicate(timeout=HANGS_S)
     assert status.returncode == 3
-    assert re.search(rf"SLURM job {job}: \d (running|pending)", looked)
+    assert re.search(rf"SLURM job {array}: \d (running|pending)", looked)
     assert "missing" not in looked
     while_they_go_on = kvx("run", *SLOW)
     assert while_they_go_on.code == 2
-    assert f"scancel {job}" in while_they_go_on.err.splitlines()[-1]
+    assert f"scancel {array}" in while_they_go_on.err.splitlines()[-1]
     gate.open()
     wait_until(lambda: not queue(), "the jobs have ended")
     again = kvx("run", *SLOW, *SLURM)
@@ -219,26 +231,11 @@ def test_an_interrupted_parent_leaves_its_jobs_and_nobody_doubles_their_work(
     pd.testing.assert_frame_equal(request_rows(RUNS), undisturbed)
 
 
-def test_submit_and_leave_in_as_many_arrays_as_the_cluster_asks_for(kvx: Kvx) -> None:
-    """This cluster takes arrays of at most four."""
-    arguments = ("-m", "press=knorm", "budget=1.0,0.5", *DATA)
-    leave = ("hydra.launcher.wait=false", "hydra.launcher.slices=5")
-    outcome = kvx("all", *arguments, *SLURM, *leave)
-    assert outcome.code == 0, outcome.err
-    said = re.search(r"5 jobs submitted to SLURM as (\d+), (\d+); watch with", outcome.err)
-    assert said, outcome.err
-    ids = {job.partition("_")[0] for job in queue()}
-    assert ids == set(said.groups())
-    wait_until(lambda: not queue(), "the jobs have ended")
-    after = kvx("all", *arguments)
-    assert after.code == 0
-    assert "nothing to do" in after.err
-    assert (RUNS / "report.md").exists()
-
-
 def test_a_point_that_raises_and_a_wrong_field_of_the_launcher(kvx: Kvx) -> None:
     target = "press.method._target_=tests.test_engine.HalfHeartedPress,kvpress.KnormPress"
-    outcome = kvx("run", "-m", "press=knorm", "budget=0.5", target, *DATA, *SLURM)
+    outcome = kvx(
+        "run", "-m", "press=knorm", "budget=0.5", target, *DATA, *SLURM, "hydra.launcher.slices=2"
+    )
     assert outcome.code == 1
     assert "1 of 2 points failed, the others are complete" in outcome.err.splitlines()[-1]
     refused = kvx("run", "seed=5", *DATA, *SLURM, "hydra.launcher.partition=nosuch")
@@ -261,4 +258,4 @@ def test_as_many_slices_as_there_are_gpus(cluster: str) -> None:
     assert room(settings) == 4
     assert room(settings | {"gres": "gpu:2"}) == 2
     assert room(settings | {"partition": "high", "gpus_per_node": None}) == 8
-    assert max_array_size() == 4
+    assert max_array_size() == MAX_ARRAY

@@ -57,6 +57,15 @@ class _Worker:
         return f"worker {self.number} (pid {self.process.pid})"
 
 
+def start_worker(connection: Connection, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A fresh interpreter at the other end: no lock, thread or CUDA context of ours."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kvx.run.worker", str(connection.fileno())],
+        env=environment, pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL,
+        process_group=0,  # a terminal's Ctrl-C is ours to pass on, once
+    )  # fmt: skip
+
+
 class Local:
     def __init__(self, workers: int | None = None, slices: int | None = None) -> None:
         for name, value in (("workers", workers), ("slices", slices)):
@@ -147,15 +156,10 @@ class Local:
         return workers[number]
 
     def _start(self, number: int) -> _Worker:
-        """A fresh interpreter: no lock, thread or CUDA context of ours."""
         environment = self._environment(number)
         here, there = Pipe()
         with there:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kvx.run.worker", str(there.fileno())],
-                env=environment, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL,
-                process_group=0,  # a terminal's Ctrl-C is ours to pass on, once
-            )  # fmt: skip
+            process = start_worker(there, environment)
         worker = _Worker(number, process, here)
         where = f" on GPU {environment['CUDA_VISIBLE_DEVICES']}" if self.gpus else ""
         log.info("run: %s started%s", worker, where)
