@@ -4,12 +4,9 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvx import __version__
-from kvx.certify.certificate import Certificate, Tested, read
-from kvx.certify.page import conditions, summary
-from kvx.certify.series import controller_of
 from kvx.config.controller import RECORD
 from kvx.config.identity import resolved
 from kvx.config.schema import BudgetConfig, BudgetKind, Config
@@ -19,6 +16,9 @@ from kvx.identity.hashing import package_digest
 from kvx.identity.user_code import identity_of, sources_of, told
 from kvx.points import budget_label, guard_identity, unsaid_guard
 from kvx.serve.promise import Promise
+
+if TYPE_CHECKING:  # a server without a certificate needs none of the tables of experiments
+    from kvx.certify.certificate import Certificate, Tested
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ def with_certified_budget(config: Config) -> tuple[Config, Promise | None]:
             )
     if config.certificate is None:
         raise UserError("budget=certified: needs certificate=FILE, a JSON file of kvx.certify")
+    from kvx.certify.certificate import read
+    from kvx.certify.page import conditions, summary
+
     found = read(Path(config.certificate))
     check(found, config)
     budget = budget_of(found, config.certificate)
@@ -53,7 +56,7 @@ def with_certified_budget(config: Config) -> tuple[Config, Promise | None]:
     return replace(config, budget=budget), Promise(found, Path(config.certificate).name)
 
 
-def budget_of(found: Certificate, name: str) -> BudgetConfig:
+def budget_of(found: "Certificate", name: str) -> BudgetConfig:
     """Raises `UserError` if no budget is certified."""
     best: Tested | None = found.budget
     if best is None:
@@ -67,7 +70,7 @@ def budget_of(found: Certificate, name: str) -> BudgetConfig:
     return BudgetConfig(ratio=best.ratio)
 
 
-def check(found: Certificate, config: Config) -> None:
+def check(found: "Certificate", config: Config) -> None:
     """Raises `UserError` unless model, press, controller and kvx are those of the certificate."""
     if found.code != package_digest():
         raise UserError(
@@ -111,7 +114,9 @@ def check(found: Certificate, config: Config) -> None:
     _check_controller(found, config, wrong)
 
 
-def _check_controller(found: Certificate, config: Config, wrong: str) -> None:
+def _check_controller(found: "Certificate", config: Config, wrong: str) -> None:
+    from kvx.certify.series import controller_of
+
     guard = guard_identity(config)
     ours = controller_of(resolved(config.controller)) | ({"guard": guard} if guard else {})
     theirs = {k: v for k, v in found.controller.items() if k != "label"}

@@ -1,14 +1,16 @@
 """Which answers of a server are made under the promise of its certificate."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvx.certify.certificate import Certificate
 from kvx.config.guard import StreamPolicy
 from kvx.config.identity import is_guarded
 from kvx.config.schema import Config, DecodingConfig
 from kvx.data.prompt import PromptParts
 from kvx.serve.requests import Generation
+
+if TYPE_CHECKING:
+    from kvx.certify.certificate import Certificate
 
 Json = dict[str, Any]
 
@@ -17,7 +19,7 @@ Json = dict[str, Any]
 class Promise:
     """A certificate that the server was checked against, and the name of its `file`."""
 
-    certificate: Certificate
+    certificate: "Certificate"
     file: str
 
     def body(self) -> Json:

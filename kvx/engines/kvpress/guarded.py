@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ from kvx.engines.kvpress.recompute import Recompute
 from kvx.engines.kvpress.sequence import Action, Prefill, Rebuild, Row, Source, StepObserver
 from kvx.engines.kvpress.shadow import FULL, PromptShadow, RowShadow, row_shadow
 from kvx.guard.controllers.base import Policy, Thresholds, policy
-from kvx.guard.forecast import Forecaster
-from kvx.guard.hazard import HazardModel
 from kvx.guard.live import Change, SequenceGuard
 from kvx.guard.signals import divergence_nats
 from kvx.guard.trace_arrays import NO_PRESS
@@ -30,17 +28,23 @@ from kvx.identity import hazard_files
 from kvx.points import Request
 from kvx.scoring.repetition import Repetition
 
+if TYPE_CHECKING:  # only a controller with a forecast loads them
+    from kvx.guard.forecast import Forecaster
+    from kvx.guard.hazard import HazardModel
+
 COUNTED = ("repetition_count", "period")  # features counted over the tail of a sequence
 
 
 # by folder, with its content's hash: an engine keeps the model that it started with
-_hazard_models: dict[Path, tuple[str, HazardModel]] = {}
+_hazard_models: dict[Path, tuple[str, "HazardModel"]] = {}
 
 
-def hazard_model(folder: str | None) -> HazardModel:
+def hazard_model(folder: str | None) -> "HazardModel":
     """The model of a folder, or the packaged one. Raises `UserError` as `HazardModel.load` does."""
     found = hazard_files.folder_of(folder)
     if found not in _hazard_models:
+        from kvx.guard.hazard import HazardModel
+
         content = hazard_files.identity(found)
         _hazard_models[found] = content, HazardModel.load(found)
     return _hazard_models[found][1]
@@ -99,7 +103,7 @@ class _Guarded:
     row: Row
     known: dict[str, Any]
     full_logits: torch.Tensor | None
-    forecaster: Forecaster | None
+    forecaster: "Forecaster | None"
     unprobed: bool = False  # until its second token is chosen
     full_second: torch.Tensor | None = None  # the full cache's logits [vocab] there
     tail: Repetition | None = None  # if a feature or controller reads its counts
@@ -209,6 +213,8 @@ class LiveGuard(StepObserver):
         if guard.policy.config.needs_hazard:
             name = guard.config.model
             if name not in self._forecasters:
+                from kvx.guard.forecast import Forecaster
+
                 self._forecasters[name] = Forecaster(hazard_model(name))
             forecaster = self._forecasters[name]
             forecaster.add(id(row), known)
