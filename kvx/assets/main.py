@@ -14,8 +14,14 @@ from kvx.errors import RunFailedError, UserError
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command line `argv`; returns the exit code: 0 done, 1 something failed, 2 wrong."""
-    arguments = _parser().parse_args(argv)
+    """Run the command line `argv`; returns the exit code: 0 done, 1 something failed, 2 wrong
+    request.
+    """
+    names = ",".join(asset.name for asset in ASSETS)
+    parser = argparse.ArgumentParser(prog="kvx-assets", description=__doc__)
+    parser.add_argument("--only", metavar="NAMES", help=f"some of {names}; default: all")
+    parser.add_argument("--list", action="store_true", help="show what is there, fetch nothing")
+    arguments = parser.parse_args(argv)
     try:
         assets = _chosen(arguments.only)
         if arguments.list:
@@ -36,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
 def _fetch_all(assets: Sequence[Asset]) -> list[str]:
     """Fetch what can be fetched; returns the names of the assets that failed."""
     failed = []
-    console = Console(file=sys.stderr)  # pinned: a conversion may redirect stderr
+    console = Console(file=sys.stderr)  # kept: a conversion may redirect stderr
     for asset in assets:
         start = time.monotonic()
         try:
@@ -55,12 +61,9 @@ def _report(asset: Asset, state: str) -> None:
     path = cache_dir() / asset.destination
     size = f"{size_bytes(path) / 1e6:.1f} MB"
     source = f"{asset.what}, {asset.wheel.licence}, from {asset.wheel.pin}"
-    print(f"{asset.name:<12} {state:<15} {_short(path)}  {size}  {source}", flush=True)
-
-
-def _short(path: Path) -> str:
     home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+    short = f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+    print(f"{asset.name:<12} {state:<15} {short}  {size}  {source}", flush=True)
 
 
 def _chosen(only: str | None) -> list[Asset]:
@@ -70,18 +73,10 @@ def _chosen(only: str | None) -> list[Asset]:
     known = [asset.name for asset in ASSETS]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"--only: {unknown[0]!r} is no asset; there are {', '.join(known)}")
+        raise UserError(f"--only: {unknown[0]!r} is not an asset; choose from {', '.join(known)}")
     return [asset for asset in ASSETS if asset.name in names]
 
 
 def _fail(code: int, message: str) -> int:
     print(f"kvx assets: {message}", file=sys.stderr)
     return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    names = ",".join(asset.name for asset in ASSETS)
-    parser = argparse.ArgumentParser(prog="kvx-assets", description=__doc__)
-    parser.add_argument("--only", metavar="NAMES", help=f"some of {names}; all without this")
-    parser.add_argument("--list", action="store_true", help="show what is there, fetch nothing")
-    return parser
