@@ -101,12 +101,11 @@ def pair(own: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
     added: dict[str, Any] = {}
     for kind in KINDS:
         pairs = {
-            kind: found[kind],
-            f"twin_{kind}": found_there[kind],
+            kind: found[kind], f"twin_{kind}": found_there[kind],
             f"excess_{kind}": _known(
                 (found[kind] == 1) & (found_there[kind] == 0), found[kind], found_there[kind]
             ),
-        }
+        }  # fmt: skip
         added |= {name: _column(kind, values) for name, values in pairs.items()}
     sides = [f"{side}_{n}" for side in ("here", "there") for n in JUDGED]
     return both.drop(columns=sides).assign(onset=both["loop_onset"], **added)
@@ -144,9 +143,7 @@ def _judge(one: Flags, other: Flags) -> Flags:
     wrong = (score < RIGHT) & (score_there >= RIGHT) & fluent & (amnesia != 1)
     looping, cut = one["looping"], one["cap_reached"]
     return {
-        "looping": looping,
-        "non_termination": cut,
-        "amnesia": amnesia,
+        "looping": looping, "non_termination": cut, "amnesia": amnesia,
         "silent_failure": _known(wrong, score, score_there),
         "any": np.fmax(np.fmax(looping, cut), amnesia),
-    }
+    }  # fmt: skip
