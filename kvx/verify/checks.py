@@ -83,11 +83,10 @@ def _budgets(experiment: Experiment) -> Finding:
         return Finding("budgets", Verdict.OK, f"proved in all {len(answered)} responses")
     first = unproved.iloc[0]
     return Finding(
-        "budgets",
-        Verdict.FAIL,
+        "budgets", Verdict.FAIL,
         f"not proved in {len(unproved)} responses, such as {first['request_id']} "
         f"({first['budget_proof']})",
-    )
+    )  # fmt: skip
 
 
 def _baseline(experiment: Experiment, points: list[PointRecord]) -> Finding:
@@ -136,30 +135,25 @@ def _traces(points: list[PointRecord], experiment: Experiment) -> Iterator[Findi
     )
     said = ", ".join(f"{n} {kind}" for kind, n in thin.items())
     yield Finding(
-        "traces",
-        _judge(bool(thin), bool(kinds[Holds.TOP20])),
+        "traces", _judge(bool(thin), bool(kinds[Holds.TOP20])),
         f"{said}: run with signals=full"
         if thin
         else f"{kinds[Holds.FULL]} with all signals{top20}",
-    )
+    )  # fmt: skip
     yield Finding(
-        "lengths",
-        _judge(bool(wrong)),
+        "lengths", _judge(bool(wrong)),
         f"{len(wrong)} traces are not as long as their response, such as one of {wrong[0]}"
-        if wrong
-        else "one item per generated token",
-    )
+        if wrong else "one item per generated token",
+    )  # fmt: skip
     yield Finding(
-        "numbers",
-        _judge(bool(holes)),
+        "numbers", _judge(bool(holes)),
         f"nan or null among the signals of {', '.join(holes[:3])}" if holes else "no nan, no null",
-    )
+    )  # fmt: skip
     n = sum(kinds.values())
     yield Finding(
-        "probe",
-        _judge(False, no_probe > 0),
+        "probe", _judge(False, no_probe > 0),
         f"{no_probe} of {n} responses have none" if no_probe else f"known of all {n} responses",
-    )
+    )  # fmt: skip
 
 
 def _has_hole(table: pa.Table, name: str) -> bool:
@@ -177,10 +171,9 @@ def _degenerate(experiment: Experiment, config: Config) -> Finding:
     points = sorted(experiment.requests.loc[rows, "point_id"].unique())
     left_out = "learnt from" if config.train.degenerate else "left out"
     return Finding(
-        "degenerate",
-        _judge(False, share > config.verify.max_degenerate),
+        "degenerate", _judge(False, share > config.verify.max_degenerate),
         f"{share:.0%} of requests ({', '.join(points[:3])}{' …' * (len(points) > 3)}), {left_out}",
-    )
+    )  # fmt: skip
 
 
 def _baseline_is_sound(experiment: Experiment, config: Config) -> Iterator[Finding]:
@@ -198,20 +191,18 @@ def _baseline_is_sound(experiment: Experiment, config: Config) -> Iterator[Findi
             continue
         share = float(own[column].astype(bool).mean())
         yield Finding(
-            check,
-            _judge(share > 0.9, share > most),
+            check, _judge(share > 0.9, share > most),
             f"{share:.0%} of full-cache responses {what} (up to {most:.0%} is good)",
-        )
+        )  # fmt: skip
 
 
 def _prompts(data: Data, config: Config) -> Finding:
     n, least = data.frame["prompt"].nunique(), 2 * config.train.folds
     wanted = config.verify.min_prompts
     return Finding(
-        "prompts",
-        _judge(n < least, n < wanted),
+        "prompts", _judge(n < least, n < wanted),
         f"{n} in {data.frame['dataset'].nunique()} datasets ({least} are needed, {wanted} wanted)",
-    )
+    )  # fmt: skip
 
 
 def _balance(data: Data, config: Config) -> Finding:
@@ -223,23 +214,21 @@ def _balance(data: Data, config: Config) -> Finding:
     prompts, wanted = frame["prompt"][events].nunique(), config.verify.min_event_prompts
     unplaced = int((frame["unplaced"] & frame["onset"].isna()).sum())
     return Finding(
-        "balance",
-        _judge(not events.any(), prompts < wanted),
+        "balance", _judge(not events.any(), prompts < wanted),
         f"{loops} of {len(data)} responses loop, {excess} where the full cache does not; "
         f"{unplaced} other catastrophes without an onset; events in {prompts} prompts "
         f"({wanted} wanted)",
-    )
+    )  # fmt: skip
 
 
 def _leads(data: Data, config: Config) -> Finding:
     onset = data.about.onset[data.about.events]
     late, roomy = int((onset > INSTANT).sum()), int((onset >= config.train.horizon).sum())
     return Finding(
-        "leads",
-        _judge(late == 0, roomy < config.verify.min_event_prompts),
+        "leads", _judge(late == 0, roomy < config.verify.min_event_prompts),
         f"{len(onset) - late} events start at or before token {INSTANT}, {late} later, {roomy} "
         f"with room for the whole horizon of {config.train.horizon}",
-    )
+    )  # fmt: skip
 
 
 def _splits(data: Data, config: Config) -> Finding:
