@@ -9,9 +9,11 @@ from typing import Any
 from kvx.analyze.frames import differences
 from kvx.config.certify import CertifyConfig
 from kvx.config.controller import RECORD
+from kvx.config.controller_files import TARGET
 from kvx.errors import UserError
+from kvx.guard.own_code import controller_code
 from kvx.identity.hashing import digest
-from kvx.identity.user_code import press_code, press_parameters
+from kvx.identity.user_code import press_code, press_parameters, told
 from kvx.store.catalog import PointRecord
 
 
@@ -50,7 +52,7 @@ def controller_of(config: dict[str, Any]) -> dict[str, Any]:
 
     Of `kind: none` only the name counts; what `kvx.points.controller_identity` is to a point.
     """
-    if config.get("kind", RECORD["kind"]) == RECORD["kind"]:
+    if config.get("kind", RECORD["kind"]) == RECORD["kind"] and TARGET not in config:
         return {"name": config["name"]}
     return {k: v for k, v in config.items() if k not in RECORD or v != RECORD[k]}
 
@@ -58,11 +60,20 @@ def controller_of(config: dict[str, Any]) -> dict[str, Any]:
 def steering_of(point: PointRecord) -> dict[str, Any]:
     """What must be the same wherever a point's controller is to do the same again.
 
-    `guard` is how it acts (`point.json` has it for guarded points): `kvx.points.guard_identity`.
+    `code` stands for a class of the user's own. `guard` is how it acts (`point.json` has it for
+    guarded points): `kvx.points.guard_identity`.
     """
-    guard = point.info.get("guard")
+    info = point.info
+    return steering(info["config"]["controller"], controller_code(info), info.get("guard"))
+
+
+def steering(
+    controller: dict[str, Any], code: dict[str, str], guard: dict[str, Any] | None
+) -> dict[str, Any]:
+    """`steering_of` a controller as it is stored, the identity of its code, and of its guard."""
     return {
-        **controller_of(point.info["config"]["controller"]),
+        **controller_of(controller),
+        **({"code": code} if code else {}),
         **({"guard": guard} if guard else {}),
     }
 
@@ -128,5 +139,6 @@ def _labels(points: Sequence[PointRecord], node: str) -> dict[str, str]:
 
 def _parameters(point: PointRecord, node: str) -> Any:
     if node == "controller":
-        return steering_of(point)
+        own = steering_of(point)
+        return own | ({"code": told(own["code"])} if "code" in own else {})
     return press_parameters(point.info)

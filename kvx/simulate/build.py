@@ -15,6 +15,7 @@ from kvx.config.identity import resolved
 from kvx.config.schema import Config
 from kvx.config.simulate import SimulateConfig
 from kvx.errors import UserError
+from kvx.guard.own_code import controller_sources
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.simulation import Replayed, matching_rate, pareto_front, replay_all, summarise
 from kvx.points import experiment_dir
@@ -45,7 +46,7 @@ def simulate_experiment(config: Config) -> Path:
         [
             package_digest(),
             inputs_of(folder, wants_model),
-            [resolved(c) for c in controllers],
+            [[resolved(c), *controller_sources(c).values()] for c in controllers],
             dataclasses.asdict(config.simulate),
         ],
         16,
