@@ -16,6 +16,7 @@ from kvx.config.numbers import exact
 from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.tokenizer import model_hash
+from kvx.guard.own_code import controller_sources
 from kvx.identity import hazard_files, user_code
 from kvx.identity.hashing import digest
 
@@ -134,10 +135,7 @@ class Point:
     @cached_property
     def controller_sources(self) -> dict[str, str]:
         """What stands for the code of a controller of the user's own, when this was planned."""
-        controller = self.config.controller
-        if not controller.acts or not controller.is_users:
-            return {}
-        return user_code.sources_of({"_target_": controller.target})
+        return controller_sources(self.config.controller)
 
     @cached_property
     def sources(self) -> dict[str, str]:

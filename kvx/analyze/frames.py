@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from kvx.analyze.columns import ByPoint, Columns, take
 from kvx.engines.base import ROUNDING
 from kvx.errors import UserError
-from kvx.identity.user_code import press_parameters
+from kvx.guard.own_code import controller_code
+from kvx.identity.user_code import press_parameters, told
 from kvx.points import OWN, told_guard
 from kvx.store.catalog import (
     PointRecord,
@@ -171,6 +172,7 @@ class Experiment:
             settings = {
                 p.id: {
                     "controller": p.info["config"]["controller"],
+                    "code": told(controller_code(p.info)),
                     "guard": told_guard(p.info["guard"]),
                 }
                 for p in guarded

@@ -9,9 +9,11 @@ from typing import Any
 from kvx.analyze.frames import differences
 from kvx.config.certify import CertifyConfig
 from kvx.config.controller import RECORD
+from kvx.config.controller_files import TARGET
 from kvx.errors import UserError
+from kvx.guard.own_code import controller_code
 from kvx.identity.hashing import digest
-from kvx.identity.user_code import press_code, press_parameters
+from kvx.identity.user_code import press_code, press_parameters, told
 from kvx.store.catalog import PointRecord
 
 
@@ -50,7 +52,7 @@ def controller_of(config: dict[str, Any]) -> dict[str, Any]:
 
     Of `kind: none` only the name counts. `kvx.points.controller_identity` is the same for a point.
     """
-    if config.get("kind", RECORD["kind"]) == RECORD["kind"]:
+    if config.get("kind", RECORD["kind"]) == RECORD["kind"] and TARGET not in config:
         return {"name": config["name"]}
     return {k: v for k, v in config.items() if k not in RECORD or v != RECORD[k]}
 
@@ -58,11 +60,22 @@ def controller_of(config: dict[str, Any]) -> dict[str, Any]:
 def steering_of(point: PointRecord) -> dict[str, Any]:
     """What decides what a point's controller does: its fields, and how it acts.
 
-    The latter, `guard`, is in `point.json` of guarded points (`kvx.points.guard_identity`).
+    `code` stands for a class of the user's own. `guard` is how it acts (`point.json` has it for
+    guarded points): `kvx.points.guard_identity`.
     """
-    guard = point.info.get("guard")
-    own = controller_of(point.info["config"]["controller"])
-    return {**own, "guard": guard} if guard else own
+    info = point.info
+    return steering(info["config"]["controller"], controller_code(info), info.get("guard"))
+
+
+def steering(
+    controller: dict[str, Any], code: dict[str, str], guard: dict[str, Any] | None
+) -> dict[str, Any]:
+    """`steering_of` a controller as it is stored, the identity of its code, and of its guard."""
+    return {
+        **controller_of(controller),
+        **({"code": code} if code else {}),
+        **({"guard": guard} if guard else {}),
+    }
 
 
 def all_series(points: Sequence[PointRecord]) -> list[Series]:
@@ -109,10 +122,13 @@ def _labels(points: Sequence[PointRecord], node: str) -> dict[str, str]:
     """Point id → name, with the parameters that differ where one name has several."""
     labels: dict[str, str] = {}
     for name in {p.info[node] for p in points}:
-        same = {
-            p.id: steering_of(p) if node == "controller" else press_parameters(p.info)
-            for p in points
-            if p.info[node] == name
-        }
+        same = {p.id: _parameters(p, node) for p in points if p.info[node] == name}
         labels |= {i: f"{name}({s})" if s else str(name) for i, s in differences(same).items()}
     return labels
+
+
+def _parameters(point: PointRecord, node: str) -> Any:
+    if node == "controller":
+        own = steering_of(point)
+        return own | ({"code": told(own["code"])} if "code" in own else {})
+    return press_parameters(point.info)

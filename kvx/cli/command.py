@@ -34,6 +34,7 @@ from kvx.config.messages import explain, of_reading, of_yaml
 from kvx.config.overrides import parse
 from kvx.config.schema import Config, register, shared_store
 from kvx.errors import RunFailedError, Submitted, UserError, of_extra
+from kvx.identity.user_code import look_again
 
 Work = Callable[..., Any]  # of a list of configurations, or of one where the stage aggregates
 
@@ -43,6 +44,7 @@ def run_stage(name: str, argv: list[str], work: Work | None = None) -> int:
     stage = STAGES[name]
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
+        look_again()
         refuse_sweeps(name, argv)
         argv = understood(argv)
         arguments = drop_sweeps(argv) if stage.aggregates else after_options(with_workers(argv))
@@ -67,6 +69,7 @@ def compose(*overrides: str, stage: str = "run") -> Config:
     from hydra import initialize_config_dir
 
     register()
+    look_again()
     try:
         folder = str(conf_dir().resolve())
         with shared_store(), initialize_config_dir(folder, version_base="1.3"):

@@ -24,6 +24,7 @@ from kvx.config.overrides import quoted
 from kvx.config.schema import Config, register, shared_store
 from kvx.config.sweep import compose_sweep
 from kvx.errors import UserError
+from kvx.identity.user_code import look_again
 
 STAGE = "all"
 # a text that Hydra's grammar reads as itself
@@ -49,6 +50,7 @@ def points(argv: Sequence[str]) -> list[Config]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     register()
+    look_again()
     refuse_sweeps(STAGE, list(argv))
     argv = after_options(understood(list(argv)))
     parse = OverridesParser.create().parse_overrides

@@ -1,8 +1,10 @@
 """Controllers of their configuration, and the options of `conf/controller/` by name."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, ClassVar, get_origin
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +24,9 @@ from kvx.config.field_names import no_such_field
 from kvx.config.fields import check
 from kvx.config.messages import plainly
 from kvx.errors import UserError
+
+# what is recorded of a controller beside its fields
+RESERVED = frozenset({"kind", "label", "code", "guard"})
 
 
 def named(name: str) -> ControllerConfig:
@@ -44,6 +49,7 @@ def made(settings: Any) -> ControllerConfig:
         raise UserError(_instead_of_kind(settings["kind"]))
     cls = class_named(settings.get(TARGET, MISSING))
     fields = {f.name for f in dataclasses.fields(cls)}
+    _check_class(cls, settings[TARGET], fields)
     given = {}
     for key, value in settings.items():
         if key in fields:
@@ -59,10 +65,32 @@ def made(settings: Any) -> ControllerConfig:
     return _typed(cls, given)
 
 
+def _check_class(cls: type[ControllerConfig], target: str, fields: set[str]) -> None:
+    """Raises `UserError` for a class whose settings would be ignored, or taken for kvx's."""
+    if cls.__module__.partition(".")[0] == "kvx":
+        return
+    annotations = inspect.get_annotations(cls)
+    if own := [name for name in annotations.keys() - fields if not _of_class(annotations[name])]:
+        raise UserError(
+            f"controller.{TARGET}={target}: {own[0]} is no field of it; decorate the class with "
+            "@dataclass"
+        )
+    if taken := sorted(fields & RESERVED):
+        raise UserError(
+            f"controller.{TARGET}={target}: its field {taken[0]} needs another name; kvx records "
+            "something else as that"
+        )
+
+
+def _of_class(annotation: Any) -> bool:
+    """Whether it says ClassVar; it is a text after `from __future__ import annotations`."""
+    return get_origin(annotation) is ClassVar or "ClassVar" in str(annotation)
+
+
 def _typed(cls: type[ControllerConfig], given: dict[str, Any]) -> ControllerConfig:
     try:
-        known = OmegaConf.structured(cls)
-        found = OmegaConf.to_object(OmegaConf.merge(known, {"name": "unnamed"}, given))
+        known = _fields_of(cls)  # type: ignore[arg-type]  # mypy asks whether objects have a hash
+        found = OmegaConf.to_object(OmegaConf.merge(known, {"name": "unnamed"} | given))
     except OmegaConfBaseException as error:
         key, why = str(error.full_key), plainly(str(error).splitlines()[0])
         raise UserError(f"controller.{key}={given.get(key)}: {why}") from None
@@ -70,10 +98,10 @@ def _typed(cls: type[ControllerConfig], given: dict[str, Any]) -> ControllerConf
     return found
 
 
-def current(controller: ControllerConfig) -> ControllerConfig:
-    """The same settings in the class as it is now: a module may have been read again since."""
-    cls = class_named(controller.target) if controller.is_users else type(controller)
-    return controller if cls is type(controller) else cls(**vars(controller))
+@lru_cache(maxsize=64)
+def _fields_of(cls: type[ControllerConfig]) -> Any:
+    """The fields of a class and their kinds. Finding out takes longer than setting them."""
+    return OmegaConf.structured(cls)
 
 
 def _no_such_field(key: str, settings: Mapping[str, Any], fields: set[str]) -> str:

@@ -254,7 +254,8 @@ class _Sweep:
     def _raw(self, family: _Family, row: Overrides) -> DictConfig:
         """A point's configuration, interpolations unresolved; it lasts until the next point's."""
         draft, family.draft = family.draft, None  # an error leaves none behind
-        local = family.parts is not None
+        # nothing that Hydra has to compose tells the points of the family apart
+        local = family.parts is not None or not self.narrow
         if draft is None or not local or not self.replaceable:
             base = self._composed(family, family.first if local else row)
             holds = {c.index: family.first[c.index] for c in self.narrow.values()}

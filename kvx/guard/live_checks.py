@@ -14,6 +14,7 @@ from kvx.config.schema import BudgetKind, Config, PressNeed
 from kvx.errors import UserError
 from kvx.guard.controllers import NoController
 from kvx.guard.controllers.base import Thresholds, check_live, policy
+from kvx.guard.own_code import check_code
 from kvx.identity import hazard_files
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -83,6 +84,7 @@ def check_possible(config: Config) -> None:
             f"{name}: press={press.name} changes the forward pass, so the entries it drops are not "
             "the full cache's; use a press that only evicts, such as snapkv, knorm or streaming"
         )
+    check_code(controller)
     check_live(controller)
 
 

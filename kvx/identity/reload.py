@@ -18,21 +18,25 @@ log = logging.getLogger(__name__)
 
 # the text of each module of the user's when it was last looked at
 _seen: dict[str, str] = {}
+# the modules of a class and of all that it imports, of each class that was looked at
+_together: set[frozenset[str]] = set()
 
 
 def refresh(modules: Sequence[tuple[str, str, str]]) -> None:
     """See to it that what is imported is what the files say: (name, file, SHA-256) of each.
 
     If one was imported and has changed, all of them are forgotten, since those that import it hold
-    what it was; whoever needs them next imports them anew.
+    what it was, and so is what imports it for another class; whoever needs them next imports them
+    anew.
     """
+    _together.add(frozenset(name for name, _, _ in modules))
     old = [name for name, file, sha256 in modules if _is_old(name, file, sha256)]
     for name, file, sha256 in modules:
         _drop_old_bytecode(file)
         _seen[name] = sha256
     if old:
         log.info("%s changed since this process imported it: imported again", ", ".join(old))
-        forget([name for name, _, _ in modules])
+        forget([name for group in _together if not group.isdisjoint(old) for name in group])
 
 
 def forget(modules: Sequence[str]) -> None:

@@ -14,12 +14,14 @@ import importlib.metadata
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from kvx import __version__
+from kvx.errors import UserError
 from kvx.identity import file_hashes
 from kvx.identity.hashing import digest, sha256_text
 from kvx.identity.reload import digest_of_main, forget, refresh
@@ -53,6 +55,15 @@ def sources_of(node: Any) -> dict[str, str]:
     """
     found = {target: source_of(target) for target in sorted(set(targets(node)))}
     return {target: source for target, source in found.items() if source is not None}
+
+
+def look_again() -> None:
+    """See to it that classes of the user's which this process has looked at are what their files
+    say now: a command of the same process may have been given before they were edited.
+    """
+    for target in list(_known):
+        with suppress(UserError):  # whoever needs that file says so
+            source_of(target)
 
 
 def identity_of(sources: Mapping[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from kvx.config.identity import resolved
 from kvx.config.schema import BudgetConfig, BudgetKind, Config
 from kvx.data.tokenizer import model_hash
 from kvx.errors import UserError
+from kvx.guard.own_code import controller_sources
 from kvx.identity.hashing import package_digest
 from kvx.identity.user_code import identity_of, sources_of, told
 from kvx.points import budget_label, guard_identity, unsaid_guard
@@ -115,10 +116,10 @@ def check(found: "Certificate", config: Config) -> None:
 
 
 def _check_controller(found: "Certificate", config: Config, wrong: str) -> None:
-    from kvx.certify.series import controller_of
+    from kvx.certify.series import steering
 
-    guard = guard_identity(config)
-    ours = controller_of(resolved(config.controller)) | ({"guard": guard} if guard else {})
+    code = identity_of(controller_sources(config.controller))
+    ours = steering(resolved(config.controller), code, guard_identity(config))
     theirs = {k: v for k, v in found.controller.items() if k != "label"}
     asked, here = _settings(theirs), _settings(ours)
     if asked == here:
@@ -130,6 +131,12 @@ def _check_controller(found: "Certificate", config: Config, wrong: str) -> None:
             "same one, or certify this one"
         )
     field = next(f for f in {**asked, **here} if asked.get(f) != here.get(f))
+    if field == "controller.code":
+        old, new = (told(settings.get(field, {})) or "-" for settings in (asked, here))
+        raise UserError(
+            f"{wrong} controller={name} with another code of {config.controller.target} "
+            f"({old}), this has {new}; run and certify this one"
+        )
     if field == "guard.model":
         raise UserError(
             f"{wrong} controller={name} with the hazard model {asked.get(field)}, this has "

@@ -17,6 +17,7 @@ from kvx.config.identity import resolved
 from kvx.config.schema import Config
 from kvx.config.simulate import SimulateConfig
 from kvx.errors import UserError
+from kvx.guard.own_code import controller_sources
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.ranking import Estimate
 from kvx.learning.simulation import (
@@ -58,8 +59,10 @@ def simulate_experiment(config: Config) -> Path:
     folder = experiment_dir(config)
     target = folder / FOLDER
     wants_model = any(c.needs_hazard for c in controllers)
-    asked = [resolved(c) for c in controllers], asdict(config.simulate)
-    inputs = digest([package_digest(), inputs_of(folder, wants_model), *asked], 16)
+    asked = [[resolved(c), *controller_sources(c).values()] for c in controllers]
+    inputs = digest(
+        [package_digest(), inputs_of(folder, wants_model), asked, asdict(config.simulate)], 16
+    )
     table, text = target / "simulation.parquet", target / "simulate.md"
     plot = target / "plots" / "pareto.png"
     if read_inputs(table) == inputs and text.is_file() and plot.is_file():

@@ -9,6 +9,7 @@ from kvx.config.schema import Config
 from kvx.errors import UserError
 from kvx.guard.controllers import Gate, Hazard, Random, RuleBased
 from kvx.guard.controllers.base import Policy, Thresholds, check, policy
+from kvx.guard.own_code import check_code
 from kvx.learning.simulation import Trace, matching_rate, thresholds
 
 Policies = list[list[Policy]]  # [repeats][traces]
@@ -51,6 +52,7 @@ def chosen(config: Config) -> list[ControllerConfig]:
         raise UserError("simulate.controllers: name at least one controller")
     for controller in found.values():
         check(controller)
+        check_code(controller)
     return [c for controller in found.values() for c in _with_parts(controller)]
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from kvx.config.controller import ControllerConfig
-from kvx.config.controller_options import current
 from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.identity import is_guarded
 from kvx.engines.kvpress.forward import extend
@@ -59,7 +58,6 @@ def renew_hazard_models() -> None:
 
 def live_policy(controller: ControllerConfig, guard: GuardConfig) -> Policy:
     """`controller` with the thresholds of its hazard model, if it has one."""
-    controller = current(controller)
     if not controller.needs_hazard:
         return policy(controller)
     return policy(controller, Thresholds.of(hazard_model(guard.model).card))

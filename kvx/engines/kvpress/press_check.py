@@ -12,6 +12,7 @@ from kvx.config.schema import PressNeed
 from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
 from kvx.errors import UserError, first_line
+from kvx.guard.own_code import check_code
 from kvx.identity.user_code import sources_of
 from kvx.points import Point
 
@@ -45,6 +46,7 @@ def check_press(point: Point) -> None:
     if config.method is None:
         return
     check_method(point)
+    check_code(point.config.controller, point.controller_sources)
     for entry in sorted(point.manifest.entries, key=lambda e: e.compressed_tokens):
         n = entry.compressed_tokens
         if point.compression_ratio(n) > 0 and n <= config.min_prompt_tokens:

@@ -6,7 +6,7 @@ from kvx.config.schema import DecodingConfig
 from kvx.engines.base import BudgetProof, KVUse, Response, Trace, kept_as_asked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT
-from kvx.engines.kvpress.parts import press_line
+from kvx.engines.kvpress.parts import own_line, press_line
 from kvx.engines.kvpress.sequence import Row
 from kvx.errors import show_traceback
 from kvx.points import Point, Request
@@ -87,4 +87,7 @@ def failure(request: Request, error: Exception) -> Response:
     kind = classify_error(message)
     if (line := press_line(error)) is not None:
         message = f"{message.rstrip(': ')} (press={request.point.config.press.name}, {line})"
+    elif request.point.controller_sources and (line := own_line(error)) is not None:
+        name = request.point.config.controller.name
+        message = f"{message.rstrip(': ')} (controller={name}, {line})"
     return Response(request, None, error_type=kind.value, error_message=message)
