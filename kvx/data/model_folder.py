@@ -57,6 +57,12 @@ class ModelFiles:
             return gguf_file.config(self.gguf)
         return read_json(self.folder / "config.json")
 
+    def read_text_config(self) -> dict[str, Any]:
+        """`read_config` of the text model, also where it is one part of several."""
+        own = self.read_config()
+        text = own.get("text_config")
+        return {**own, **text} if isinstance(text, dict) else own
+
 
 def files_of(model: ModelConfig) -> ModelFiles:
     """What `model.path` names. Raises `UserError` for what is no model."""

@@ -1,4 +1,4 @@
-"""What a run would do: points, requests, what is there already, memory and time."""
+"""What a run would do: points and requests, done and left, memory and time."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ WIDTH = 100
 
 @dataclass
 class Group:
-    """Points of one model, dataset and press; `*_left` is what a run would still do."""
+    """Points of one model, dataset and press; `*_left` counts what a run would still do."""
 
     model: str
     dataset: str
@@ -51,7 +51,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds for the answers that are left, by one process; None if nothing is known."""
+    """Seconds that one process needs for the answers that are left; None if unknown."""
 
     model: str
     seconds: float | None
@@ -77,14 +77,14 @@ def print_plan(configs: Sequence[Config], pool: Pool | None = None) -> None:
 
 
 def make_plan(points: Sequence[Point], pool: Pool | None = None) -> Plan:
-    """Read what is there of `points`; loads no model unless `plan.calibrate` asks for it."""
+    """The plan for `points`; loads no model unless `plan.calibrate` asks for it."""
     groups: dict[tuple[str, str, str], Group] = {}
     left_tokens: dict[str, int] = {}
     todo = [_todo(point) for point in points]
     for item in todo:
-        point = item.point
-        key = (point.config.model.name, point.manifest.dataset_id, point.config.press.name)
-        tokens = _add(groups.setdefault(key, Group(*key)), point, item)
+        config = item.point.config
+        key = (config.model.name, item.point.manifest.dataset_id, config.press.name)
+        tokens = _add(groups.setdefault(key, Group(*key)), item)
         left_tokens[key[0]] = left_tokens.get(key[0], 0) + tokens
     return Plan(
         experiments=sorted({str(experiment_dir(p.config)) for p in points}),
@@ -98,9 +98,9 @@ def make_plan(points: Sequence[Point], pool: Pool | None = None) -> Plan:
     )
 
 
-def _add(group: Group, point: Point, todo: Todo) -> int:
-    """Count a point into its group; the prompt tokens of its answers that are missing."""
-    entries = point.manifest.entries
+def _add(group: Group, todo: Todo) -> int:
+    """Count a point into its group; returns the prompt tokens of its missing answers."""
+    point, entries = todo.point, todo.point.manifest.entries
     missing = [e for e in entries if e.example_id in todo.example_ids]
     tokens = sum(e.prompt_tokens for e in missing)
     group.points += 1
@@ -116,13 +116,13 @@ def _add(group: Group, point: Point, todo: Todo) -> int:
 def _todo(point: Point) -> Todo:
     if is_done(point):
         return Todo(point, frozenset())
-    from kvx.store.contents import present  # Arrow takes longer than finding nothing to do
+    from kvx.store.contents import present  # importing Arrow costs more than finding nothing to do
 
     return todo_of(point, present(point.dir))
 
 
 def _jobs(todo: Sequence[Todo], pool: Pool | None) -> str:
-    """How what is missing would be spread over workers."""
+    """How the missing work would be spread over workers."""
     missing = [item for item in todo if item.example_ids or item.latencies]
     if not missing:
         return "nothing to do"
@@ -159,43 +159,37 @@ def _estimate(points: Sequence[Point], tokens: int) -> Estimate:
         return Estimate(name, 0.0, "no answer is missing")
     if config.plan.calibrate:
         per_token = calibrate(points)
-        how = (
+        return Estimate(
+            name, tokens * per_token,
             f"at most: {per_token * 1000:.2f} ms per prompt token, measured on one short prompt "
-            "alone; points that share prefills take less"
-        )
-        return Estimate(name, tokens * per_token, how)
+            "alone; points that share prefills take less",
+        )  # fmt: skip
     rate = latest_rate(runs_dir(points[0]), model_hash(config.model))
     if rate is None:
-        how = (
-            "no earlier run of this model to estimate from; plan.calibrate=true measures one prompt"
-        )
-        return Estimate(name, None, how)
+        how = "no earlier run of this model to estimate from"
+        return Estimate(name, None, f"{how}; plan.calibrate=true measures one prompt")
     per_s = rate.prompt_tokens / rate.seconds
-    how = (
+    return Estimate(
+        name, tokens / per_s,
         f"one process at {per_s:,.0f} prompt tokens/s, as in {rate.requests} requests of "
-        f"{rate.points} points on {rate.machine} ({rate.at[:10]})"
-    )
-    return Estimate(name, tokens / per_s, how)
+        f"{rate.points} points on {rate.machine} ({rate.at[:10]})",
+    )  # fmt: skip
 
 
 def _show(plan: Plan, console: Console) -> None:
     console.print(f"experiment: {', '.join(plan.experiments)}", soft_wrap=True, highlight=False)
     console.print()
-    table = _table("model", "dataset", "press", "points", "done", "requests", "left")
-    timed = any(group.latencies for group in plan.groups)
-    for name in ("latencies", "left") if timed else ():
-        table.add_column(name, justify="right")
-    for g in plan.groups:
-        numbers = [g.points, g.points_done, g.requests, g.requests_left]
-        numbers += [g.latencies, g.latencies_left] if timed else []
-        table.add_row(g.model, g.dataset, g.press, *(f"{n:,}" for n in numbers))
-    total = [
-        sum(getattr(g, name) for g in plan.groups)
-        for name in ("points", "points_done", "requests", "requests_left", "latencies",
-                     "latencies_left")
-    ]  # fmt: skip
+    columns = [("points", "points"), ("done", "points_done"), ("requests", "requests"),
+               ("left", "requests_left")]  # fmt: skip
+    if any(group.latencies for group in plan.groups):
+        columns += [("latencies", "latencies"), ("left", "latencies_left")]
+    table = _table("model", "dataset", "press", *(name for name, _ in columns))
+    counted = [([g.model, g.dataset, g.press], [g]) for g in plan.groups]
     if len(plan.groups) > 1:
-        table.add_row("all", "", "", *(f"{n:,}" for n in total[: None if timed else 4]))
+        counted.append((["all", "", ""], plan.groups))
+    for names, groups in counted:
+        totals = (sum(getattr(g, field) for g in groups) for _, field in columns)
+        table.add_row(*names, *(f"{n:,}" for n in totals))
     console.print(table)
     console.print(f"jobs: {plan.jobs}", highlight=False)
     for model, dataset in dict.fromkeys((m.model, m.dataset) for m in plan.memory):

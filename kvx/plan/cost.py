@@ -1,8 +1,7 @@
-"""What a plan can say about memory and time without loading a model."""
+"""Memory and time of a plan, known without loading a model."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import hydra.utils
 
@@ -21,9 +20,7 @@ def kv_bytes_per_token(model: ModelConfig) -> int | None:
 
     From the model's config.json; None for a model whose config.json does not say.
     """
-    raw: dict[str, Any] = files_of(model).read_config()
-    text = raw.get("text_config")
-    config = {**raw, **(text if isinstance(text, dict) else {})}
+    config = files_of(model).read_text_config()
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     item = ITEM_BYTES.get(str(dtype) if model.dtype == "auto" else model.dtype)
     heads = config.get("num_attention_heads")
@@ -49,7 +46,7 @@ def calibrate(points: Sequence[Point]) -> float:
 
     Loads the model. Raises `RunFailedError` if the request fails.
     """
-    from kvx.data.frozen_examples import load_examples  # Arrow takes longer than most plans
+    from kvx.data.frozen_examples import load_examples  # importing Arrow costs more than most plans
 
     point = points[0]
     engine: Engine = hydra.utils.get_class(point.config.engine._target_)(point.config)
@@ -66,5 +63,5 @@ def calibrate(points: Sequence[Point]) -> float:
 
 
 def runs_dir(point: Point) -> Path:
-    """Where every experiment of this output directory lies."""
+    """The folder of all experiments of this output directory."""
     return Path(point.config.paths.output) / "runs"

@@ -1,4 +1,4 @@
-"""Build a manifest, or find the one that is already there for the same inputs."""
+"""Build a manifest, or find the existing one of the same inputs."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvx.config.dataset import BinningConfig, BinStrategy, Overflow
+from kvx.config.dataset import BinStrategy, Overflow
 from kvx.config.engine import OpenAIConfig
 from kvx.config.schema import Config
 from kvx.data import manifest as manifests
@@ -52,16 +52,15 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
                 _check_numeric(example)
         _tell(config, found)
         return found, folder
-    from kvx.store import schemas  # Arrow takes longer than finding a manifest
+    from kvx.store import schemas  # importing Arrow costs more than finding a manifest
     from kvx.store.shards import write_table
 
     log.debug("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
     built, chosen = build(config, manifests.examples_of(source), key, revision)
-    has_settings = any(
-        e.answer_prefix is not None or e.max_new_tokens or e.formatted for e in chosen
-    )
+    has_settings = any(_own(e) or e.max_new_tokens for e in chosen)
     schema = schemas.EXAMPLES_WITH_SETTINGS if has_settings else schemas.EXAMPLES
-    rows = [_row(example, schema.names) for example in chosen]
+    rows = [vars(e) | {"meta_json": json.dumps(e.meta, sort_keys=True)} for e in chosen]
+    rows = [{name: row[name] for name in schema.names} for row in rows]
     write_table(folder / "examples.parquet", rows, schema)
     complete = replace(built, examples_sha256=sha256_file(folder / "examples.parquet"))
     write_text(folder / "manifest.json", manifests.dump(complete))
@@ -79,9 +78,7 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
 
 
 def _tell(config: Config, manifest: Manifest) -> None:
-    """Lines of the log on what is not as the configuration says: contexts that were cut, limits of
-    the rows' own.
-    """
+    """Log where the manifest differs from the configuration: rows' own limits, cut contexts."""
     usual = config.decoding.max_new_tokens
     own = [e.max_new_tokens for e in manifest.entries if e.max_new_tokens not in (None, usual)]
     if own:
@@ -113,28 +110,29 @@ def build(
 
     Returns the manifest (without the examples' hash) and the chosen examples.
     """
-    tokenizer = load_tokenizer(config.model)
+    tokenizer, d = load_tokenizer(config.model), config.dataset
     builder = PromptBuilder(tokenizer, config, config.prompt.date or today())
-    if config.dataset.binning.strategy is BinStrategy.edges:
-        examples = _inside(examples, config.dataset.binning, builder)
-    found: dict[str, Example] = {}
-    for example in _fitting(config, _checked(config, examples), builder, tokenizer):
-        found[example.example_id] = example
+    if d.binning.strategy is BinStrategy.edges:  # whatever the model could take
+        fixed = bin_edges([], d.binning)
+        examples = (e for e in examples if bin_of(builder.context_tokens(e), fixed) is not None)
+    fitting = _fitting(config, _checked(config, examples), builder, tokenizer)
+    found = {example.example_id: example for example in fitting}
     if not found:
-        raise UserError(
-            f"dataset={config.dataset.name}: the source yields no examples"
-            f"{' inside dataset.binning.edges' if config.dataset.binning.edges else ''}"
-        )
+        inside = " inside dataset.binning.edges" if d.binning.edges else ""
+        raise UserError(f"dataset={d.name}: the source yields no examples{inside}")
     lengths = {i: builder.context_tokens(e) for i, e in found.items()}
-    edges = bin_edges(list(lengths.values()), config.dataset.binning)
+    edges = bin_edges(list(lengths.values()), d.binning)
     ids_by_bin: list[list[str]] = [[] for _ in edges[1:]]
     for example_id, length in lengths.items():
         if (index := bin_of(length, edges)) is not None:
             ids_by_bin[index].append(example_id)
-    ids_by_bin = _unseen(config, ids_by_bin, found)
-    chosen = choose(ids_by_bin, config.dataset.sampling)
+    if (model := d.sampling.unseen_by) is not None:
+        seen = hazard_files.prompts_of(model)
+        hashes = {i: hazard_files.prompt_hash(e.cluster) for i, e in found.items()}
+        ids_by_bin = [[i for i in ids if hashes[i] not in seen] for ids in ids_by_bin]
+    chosen = choose(ids_by_bin, d.sampling)
     for index, ids in enumerate(chosen):
-        if len(ids) < config.dataset.sampling.n_per_bin and not config.dataset.sampling.pinned_ids:
+        if len(ids) < d.sampling.n_per_bin and not d.sampling.pinned_ids:
             log.warning("prepare: bin %d holds only %d examples", index, len(ids))
     entries = [
         _entry(found[i], index, lengths[i], builder)
@@ -145,7 +143,6 @@ def build(
         Bin(i, edges[i], edges[i + 1], len(ids_by_bin[i]), len(chosen[i]))
         for i in range(len(chosen))
     )
-    d = config.dataset
     manifest = Manifest(
         dataset_id=manifests.dataset_id(d),
         key=key,
@@ -194,27 +191,6 @@ def _check_numeric(example: Example) -> None:
         )
 
 
-def _unseen(
-    config: Config, ids_by_bin: list[list[str]], examples: dict[str, Example]
-) -> list[list[str]]:
-    """Without the examples on texts that a hazard model was made with, if one is named."""
-    if (model := config.dataset.sampling.unseen_by) is None:
-        return ids_by_bin
-    seen = hazard_files.prompts_of(model)
-    return [
-        [i for i in ids if hazard_files.prompt_hash(examples[i].cluster) not in seen]
-        for ids in ids_by_bin
-    ]
-
-
-def _inside(
-    examples: Iterator[Example], binning: BinningConfig, builder: PromptBuilder
-) -> Iterator[Example]:
-    """The examples that fixed edges hold, whatever the model could take."""
-    edges = bin_edges([], binning)
-    return (e for e in examples if bin_of(builder.context_tokens(e), edges) is not None)
-
-
 def _fitting(
     config: Config, examples: Iterator[Example], builder: PromptBuilder, tokenizer: Any
 ) -> Iterator[Example]:
@@ -247,9 +223,7 @@ def _vocabulary(config: Config) -> int | None:
     files = files_of(config.model)
     if isinstance(config.engine, OpenAIConfig) or files.adapter or files.gguf:
         return None
-    own = files.read_config()
-    text = own.get("text_config")
-    size = {**own, **(text if isinstance(text, dict) else {})}.get("vocab_size")
+    size = files.read_text_config().get("vocab_size")
     return size if isinstance(size, int) else None
 
 
@@ -291,18 +265,7 @@ def _entry(example: Example, index: int, length: int, builder: PromptBuilder) ->
 
 
 def _own(example: Example) -> list[Any]:
-    """What a row says of its prompt beside its texts; nothing for most data."""
+    """A row's own settings of its prompt; empty for most data."""
     if example.answer_prefix is None and not example.formatted:
         return []
     return [example.answer_prefix, example.formatted]
-
-
-def _row(example: Example, columns: list[str]) -> dict[str, Any]:
-    row = {
-        "example_id": example.example_id, "context": example.context, "question": example.question,
-        "answers": list(example.answers), "cluster": example.cluster,
-        "meta_json": json.dumps(example.meta, sort_keys=True),
-        "answer_prefix": example.answer_prefix, "max_new_tokens": example.max_new_tokens,
-        "formatted": example.formatted,
-    }  # fmt: skip
-    return {name: row[name] for name in columns}

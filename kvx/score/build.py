@@ -1,7 +1,4 @@
-"""Score every finished point of an experiment.
-
-Scoring needs no model and can be repeated with other metrics.
-"""
+"""Score every finished point of an experiment; needs no model, and repeats with other metrics."""
 
 import logging
 from collections.abc import Hashable
@@ -28,20 +25,17 @@ from kvx.text.answer import Answer, answer_of
 from kvx.text.reasoning import split
 
 log = logging.getLogger(__name__)
+Request = dict[Hashable, Any]  # a row of requests.parquet
+Row = dict[str, Any]
+KEYS = ("request_id", "point_id", "example_id", "cluster", "bin")
 
 
 def score_experiment(config: Config) -> None:
-    """Write scores, failures and catastrophes (.parquet) beside each point's requests.
-
-    Only where they are stale.
-    """
-    experiment = experiment_dir(config)
+    """Write scores, failures and catastrophes (.parquet) beside each point's requests, if stale."""
+    experiment, output = experiment_dir(config), Path(config.paths.output)
     records = finished_points(experiment)
-    output = Path(config.paths.output)
     tell_of_others([record.info for record in records], config)
-    redone = 0
-    for record in records:
-        redone += score_point(record, judging_of(record.info, config), output)
+    redone = sum(score_point(r, judging_of(r.info, config), output) for r in records)
     if redone:
         log.info("score: %d points scored → %s", redone, experiment)
     else:
@@ -49,7 +43,7 @@ def score_experiment(config: Config) -> None:
 
 
 def score_point(record: PointRecord, judging: Judging, output: Path) -> bool:
-    """Score one point unless that was done for the same inputs; whether anything was written."""
+    """Score one point unless its inputs are unchanged; returns whether anything was written."""
     inputs = digest([package_digest(), record.content_sha256(REQUESTS), *judging.identity], 16)
     paths = {name: record.dir / f"{name}.parquet" for name in schemas.SCORED}
     if all(read_inputs(path) == inputs for path in paths.values()):
@@ -59,63 +53,55 @@ def score_point(record: PointRecord, judging: Judging, output: Path) -> bool:
     answers = {r["request_id"]: judged(r, judging) for r in requests if r["has_response"]}
     scores = [row for r in requests for row in score_request(r, examples, judging, answers)]
     failures = [f for r in requests if (f := failure_of(r, judging, answers)) is not None]
-    rows = {
-        "scores": scores,
-        "failures": failures,
-        "catastrophes": catastrophe_rows(requests, examples, answers, scores, failures),
-    }
+    derailed = catastrophe_rows(requests, examples, answers, scores, failures)
+    rows = {"scores": scores, "failures": failures, "catastrophes": derailed}
     for name, schema in schemas.SCORED.items():
         write_table(paths[name], rows[name], schema, inputs)
     return True
 
 
-def judged(request: dict[Hashable, Any], judging: Judging) -> Answer:
-    """What of a response is judged: the stored text stays as it is."""
+def judged(request: Request, judging: Judging) -> Answer:
+    """The part of a response that is judged; the stored text stays as it is."""
     strips = judging.reasoning is Reasoning.strip
     answer = answer_of(
         request["text"], _known(request["finish_reason"]), judging.until, strips,
         opened=_known(request["opens_reasoning"]) is True,
     )  # fmt: skip
     beside = strips and _known(request["reasoning"]) is not None
-    if beside and not answer.text.strip():  # the server told reasoning from text, and there is none
+    if beside and not answer.text.strip():  # the server split off reasoning, and no text is left
         return replace(answer, unfinished=True)
     return answer
 
 
 def score_request(
-    request: dict[Hashable, Any],
-    examples: dict[str, Example],
-    judging: Judging,
-    answers: dict[str, Answer],
-) -> list[dict[str, Any]]:
-    """One row per metric. A request without a response has no score (null), which is not a zero."""
+    request: Request, examples: dict[str, Example], judging: Judging, answers: dict[str, Answer]
+) -> list[Row]:
+    """One row per metric. The score of a request without a response is null, not zero."""
     references = examples[request["example_id"]].answers
     rows = []
     for index, (name, metric) in enumerate(resolve(judging.metrics).items()):
-        row = {k: request[k] for k in ("request_id", "point_id", "example_id", "cluster", "bin")}
-        row |= {"metric": name, "primary": index == 0}
+        row = {k: request[k] for k in KEYS} | {"metric": name, "primary": index == 0}
         row["higher_is_better"] = metric.higher_is_better
         if (answer := answers.get(request["request_id"])) is not None:
+            thought = _known(request["reasoning_tokens"])
             score = measured(name, metric, answer.text, references, request["request_id"])
             row |= {
                 "score": score.value, "prediction_normalized": score.prediction,
-                "reference_normalized": score.reference, "reasoning_tokens": _thought(request),
+                "reference_normalized": score.reference,
+                "reasoning_tokens": None if thought is None else int(thought),
             }  # fmt: skip
         rows.append(row)
     return rows
 
 
 def catastrophe_rows(
-    requests: list[dict[Hashable, Any]],
-    examples: dict[str, Example],
-    answers: dict[str, Answer],
-    scores: list[dict[str, Any]],
-    failures: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """One row per response: what the guard's detectors see in it, its primary score and failure.
+    requests: list[Request], examples: dict[str, Example], answers: dict[str, Answer],
+    scores: list[Row], failures: list[Row],
+) -> list[Row]:  # fmt: skip
+    """One row per response: what the detectors find in it, its primary score and failure.
 
-    Loops are looked for in all that was generated, reasoning too; instructions and names in the
-    answer. An answer that was cut here has no ids of its own: its words stand for them.
+    Loops are sought in everything generated, reasoning too; instructions and names in the answer.
+    An answer that was cut has no token ids of its own: its words stand for them.
     """
     score = {s["request_id"]: s["score"] for s in scores if s["primary"] and "score" in s}
     failure = {f["request_id"]: f["error_type"] for f in failures}
@@ -125,7 +111,7 @@ def catastrophe_rows(
             continue
         example, ids = examples[request["example_id"]], request["token_ids"]
         answer = answers[request["request_id"]]
-        row = {k: request[k] for k in ("request_id", "point_id", "example_id", "cluster", "bin")}
+        row = {k: request[k] for k in KEYS}
         seen = inspect(
             answer.text, None if ids is None or answer.cut else ids.tolist(), answer.finish_reason,
             example.question, example.answers, _generated(request, answer),
@@ -135,10 +121,8 @@ def catastrophe_rows(
     return rows
 
 
-def failure_of(
-    request: dict[Hashable, Any], judging: Judging, answers: dict[str, Answer]
-) -> dict[str, Any] | None:
-    """The request's failure row, or None. Truncated responses are both scored and counted here."""
+def failure_of(request: Request, judging: Judging, answers: dict[str, Answer]) -> Row | None:
+    """The request's failure row, or None. Truncated responses are both scored and a failure."""
     row = {k: request[k] for k in ("request_id", "point_id", "example_id", "bin", "has_response")}
     answer = answers.get(request["request_id"])
     if answer is None:
@@ -152,18 +136,13 @@ def failure_of(
     return row | {"error_type": str(kind), "message": only}
 
 
-def _generated(request: dict[Hashable, Any], answer: Answer) -> str:
-    """All that was generated, as far as it is judged: reasoning and answer."""
+def _generated(request: Request, answer: Answer) -> str:
+    """Reasoning and answer, up to where the answer was cut."""
     beside, text = _known(request["reasoning"]) or "", str(request["text"])
     if not answer.cut:
         return f"{beside} {text}"
     inside = split(text, _known(request["opens_reasoning"]) is True).reasoning or ""
     return f"{beside} {inside} {answer.text}"
-
-
-def _thought(request: dict[Hashable, Any]) -> int | None:
-    tokens = _known(request["reasoning_tokens"])
-    return None if tokens is None else int(tokens)
 
 
 def _known(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""What a point is judged by: what it was run with, unless `score.*` says otherwise.
+"""How a point is judged: by the settings of its run, unless `score.*` replaces them.
 
-The rest of today's command line says nothing about points that were run with another one.
+The rest of the present command line says nothing about points that were run with another one.
 """
 
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Judging:
-    """Metrics by name (the first is the primary one), the format asked for, and what is cut."""
+    """Metrics by name (the first is the primary one), the answer's format, and what is cut off."""
 
     metrics: tuple[str, ...]
     answer_format: str | None
@@ -30,14 +30,14 @@ class Judging:
 
     @property
     def identity(self) -> list[Any]:
-        """What decides scores; of a user's metrics the source too."""
+        """Everything that decides scores, with the source of a user's metrics."""
         own = METRICS.sources(self.metrics)
         settings = [self.metrics, self.answer_format, self.until, self.reasoning.name]
         return [*settings, own] if own else settings
 
 
 def judging_of(info: dict[str, Any], config: Config) -> Judging:
-    """How the point that `info` (its point.json) describes is judged."""
+    """How the point with the point.json `info` is judged."""
     asked = config.score
     answer_format = asked.answer_format or info["answer_format"]
     return Judging(
@@ -49,9 +49,9 @@ def judging_of(info: dict[str, Any], config: Config) -> Judging:
 
 
 def _until(info: dict[str, Any], config: Config) -> list[str]:
-    """Stop strings: the run's, else its dataset's, with or without which it was decoded.
+    """Stop strings: the run's, else its dataset's, even if it was decoded without them.
 
-    An older kvx recorded none: then the dataset says, as it is today.
+    An older kvx recorded none: then the present dataset's count.
     """
     if info.get("until") is not None:
         decoded: list[str] = info["config"]["decoding"].get("until") or []
@@ -75,7 +75,7 @@ def _shipped_until(dataset: str) -> list[str]:
 
 
 def tell_of_others(infos: Sequence[dict[str, Any]], config: Config) -> None:
-    """One line for each field of today's command line that the points were run with otherwise."""
+    """Log each field of the present command line that the points were run with otherwise."""
     today = {
         "metrics": config.dataset.metrics,
         "answer_format": config.dataset.answer_format,

@@ -110,27 +110,26 @@ def simulate_recorded(
 
     rows: list[dict[str, Any]] = []
 
-    def add(group: str, keep: NDArray[np.bool_], found: Replayed, **about: Any) -> None:
+    def add(role: str, entry: Entry, group: str, keep: NDArray[np.bool_], found: Replayed) -> None:
         some = [t for t, k in zip(traces, keep, strict=True) if k]
         names = [c for c, k in zip(clusters, keep, strict=True) if k]
         summary = summarise(
             some, found.take(keep), names, settings.n_boot, settings.confidence, settings.seed
         )
-        common = {**about, "group": group, "on_front": False}
-        rows.append(common | _counts(some, names) | _columns(summary))
+        about = {"role": role, "controller": entry.name, "family": entry.kind, "group": group,
+                 "threshold": entry.threshold, "on_front": False}  # fmt: skip
+        rows.append(about | _counts(some, names) | _columns(summary))
 
     listed = entries(controllers, recorded.cards, settings.random_repeats, rate)
     for entry in listed:
         found = replayed(entry)
-        about = {"role": CONTROLLER, "controller": entry.name, "family": entry.kind}
         for group, keep in groups(recorded.about):
-            add(group, keep.to_numpy(), found, **about)
+            add(CONTROLLER, entry, group, keep.to_numpy(), found)
     everything = np.ones(len(traces), dtype=bool)
     repeats = max(1, min(settings.random_repeats, SWEEP_REPLAYS // max(1, len(traces))))
     for step in sweeps(controllers, settings.match, traces, settings.n_thresholds, repeats):
         found = replay_all(traces, step.policies, settings.lateness_tokens)
-        add(ALL, everything, found, role=SWEEP, controller=step.family, family=step.family,
-            threshold=step.threshold)  # fmt: skip
+        add(SWEEP, step, ALL, everything, found)
     whole = [row for row in rows if row["group"] == ALL]
     front = pareto_front(
         *([np.nan if r[name] is None else r[name] for r in whole]

@@ -20,20 +20,15 @@ ENTROPY, GATE, CHANCE = "entropy CUSUM", "probe gate", "random"
 
 @dataclass(frozen=True)
 class Entry:
-    """A controller of the table, with a policy for each trace; random ones have several."""
+    """A controller of the table, or a threshold of a sweep, with a policy for each trace.
+
+    Random controllers have several policies.
+    """
 
     name: str
     kind: str
     policies: Policies
-
-
-@dataclass(frozen=True)
-class Step:
-    """One point of a sweep."""
-
-    family: str
-    threshold: float
-    policies: Policies
+    threshold: float | None = None
 
 
 def chosen(config: Config) -> list[ControllerConfig]:
@@ -118,16 +113,16 @@ def sweeps(
     traces: Sequence[Trace],
     n: int,
     repeats: int,
-) -> list[Step]:
+) -> list[Entry]:
     """Thresholds of the families that `controllers` have (forecast, entropy sum, chance), and of
     the probe before the first token.
 
     The forecast is that of the controller `match`, or of the first controller with one.
     """
-    steps: list[Step] = []
+    steps: list[Entry] = []
 
     def add(family: str, threshold: float, controller: ControllerConfig) -> None:
-        steps.append(Step(family, threshold, [[policy(controller)] * len(traces)]))
+        steps.append(Entry(family, family, [[policy(controller)] * len(traces)], threshold))
 
     hazards = sorted(
         (c for c in controllers if isinstance(c, Hazard)), key=lambda c: c.name != match
@@ -149,5 +144,5 @@ def sweeps(
         for share in TRIGGER_SHARES:
             rate = matching_rate(share, [t.n_tokens for t in traces])
             own = _random(replace(chance, rate=rate), len(traces), repeats)
-            steps.append(Step(CHANCE, rate, own))
+            steps.append(Entry(CHANCE, CHANCE, own, rate))
     return steps

@@ -1,15 +1,13 @@
 """The Pareto plot: prevented at best against false triggers and against KV kept."""
 
-import io
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 
-from kvx.analyze.plots import COLOURS, DASHES, DPI, MARKERS, STYLE, new_figure
+from kvx.analyze.plots import COLOURS, DASHES, MARKERS, STYLE, new_figure, save
 from kvx.simulate.page import CONTROLLER, SWEEP
-from kvx.store.atomic import write_bytes
 
 AXES = {
     "false_trigger_rate": "false triggers (share of responses without one)",
@@ -39,9 +37,7 @@ def pareto(table: pd.DataFrame, path: Path) -> None:
         axes[0].set_ylabel(LABEL)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI)
-    write_bytes(path, buffer.getvalue())
+        save(figure, path)
 
 
 def _reach(row: pd.Series, name: str) -> list[list[float]]:

@@ -12,7 +12,7 @@ from itertools import takewhile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, rel_entr
+from scipy.special import bdtr
 
 from kvx.stats.bootstrap import cluster_sums
 
@@ -45,7 +45,8 @@ def hoeffding_bentkus_p(total: float, n: int, alpha: float) -> float:
     if n == 0:
         return 1.0
     mean = min(total / n, alpha)
-    entropy = float(rel_entr(mean, alpha) + rel_entr(1 - mean, 1 - alpha))
+    entropy = mean * math.log(mean / alpha) if mean else 0.0
+    entropy += (1 - mean) * math.log((1 - mean) / (1 - alpha))
     bentkus = math.e * float(bdtr(math.ceil(total - ROUNDING), n, alpha))
     return min(1.0, math.exp(-n * entropy), bentkus)
 

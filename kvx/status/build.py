@@ -1,4 +1,4 @@
-"""How far an experiment is: what was asked for (sweep.json) against what is on disk."""
+"""How far an experiment is: the requested points (sweep.json) against those on disk."""
 
 import json
 import time
@@ -23,15 +23,15 @@ from kvx.store import contents, journal, layout, locks
 from kvx.store.contents import UnreadableError
 from kvx.store.layout import LATENCY, REQUESTS
 
-WINDOW_S = 300.0  # the rate is that of the last minutes
-UNWRITTEN_S = 60.0  # for so long a request may be finished and in no shard
+WINDOW_S = 300.0  # the rate is that of these last seconds
+UNWRITTEN_S = 60.0  # a finished request may be in no shard for this long
 ERROR_WIDTH = 90
 
 
 class State(Enum):
     done = "done"
-    running = "running"  # somebody works on it, and something is there
-    waiting = "waiting"  # claimed by a run that has not come to it, or in SLURM's queue
+    running = "running"  # a run works on it, and some results are there
+    waiting = "waiting"  # claimed by a run that has not reached it, or in SLURM's queue
     unfinished = "unfinished"  # partial results, no worker
     missing = "missing"  # no results, no worker
     failed = "failed"
@@ -54,8 +54,8 @@ class PointStatus:
 def print_status(config: Config) -> None:
     """Print how far the experiment is.
 
-    Raises `UserError` if nothing was ever begun, `UnfinishedError` if something is left to do and
-    `RunFailedError` if nothing is, but points failed.
+    Raises `UserError` if nothing was begun, `UnfinishedError` if something is left to do, and
+    `RunFailedError` if nothing is left but points failed.
     """
     folder = experiment_dir(config)
     submitted = slurm_jobs.active_submissions(folder)
@@ -77,9 +77,9 @@ def print_status(config: Config) -> None:
 
 
 def read_status(folder: Path, queued: Container[str] = ()) -> list[PointStatus]:
-    """Every point that was asked for or is there, by id. Only looks: a run may be writing.
+    """Every point that was requested or exists, by id. Takes no lock: a run may be writing.
 
-    Jobs in SLURM's queue will work on the points `queued`; no process holds their locks yet.
+    The points `queued` are in SLURM's queue; no process holds their locks yet.
     """
     asked = journal.read(folder)["points"]
     there = {path.name for path in (folder / "points").glob("*/")}
@@ -118,7 +118,7 @@ def _point(folder: Path, asked: dict[str, Any] | None, queued: bool) -> PointSta
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    """What point.json tells of a point that no sweep.json names."""
+    """A point that no sweep.json names, as its point.json describes it."""
     try:
         info = json.loads((folder / "point.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -132,9 +132,9 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def _count(folder: Path, kind: str, most: int) -> tuple[int, int]:
-    """Rows and errors of one kind, from the ends of the files alone.
+    """Rows and errors of one kind, from the files' footers alone.
 
-    At most `most`: a merge that is going on has rows twice.
+    At most `most`: during a merge rows are there twice.
     """
     rows = errors = 0
     for path in layout.files(folder, kind):
@@ -143,18 +143,11 @@ def _count(folder: Path, kind: str, most: int) -> tuple[int, int]:
         except (OSError, pa.ArrowException):  # merged away, or damaged: the next run says so
             continue
         rows += metadata.num_rows
-        errors += metadata.num_rows - _nulls(metadata)
+        # lists before it are one leaf each, so a field's place among the leaves is the same
+        column = metadata.schema.to_arrow_schema().get_field_index("error_type")
+        groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+        errors += sum(g.num_rows - g.column(column).statistics.null_count for g in groups)
     return min(rows, most), min(errors, most)
-
-
-def _nulls(metadata: Any) -> int:
-    """Rows without an error, by the statistics that Parquet keeps of each column."""
-    column = metadata.schema.to_arrow_schema().get_field_index("error_type")
-    found = 0
-    for i in range(metadata.num_row_groups):
-        # lists before it are one leaf each, so the place among the leaves is the same
-        found += metadata.row_group(i).column(column).statistics.null_count
-    return found
 
 
 def _first_error(folder: Path) -> str | None:
@@ -171,7 +164,7 @@ def _first_error(folder: Path) -> str | None:
 
 
 def recent_rate(folder: Path) -> float | None:
-    """Requests and latencies per second that came in during the last minutes, all writers."""
+    """Requests and latencies per second of all writers in the last minutes."""
     now, since = datetime.now(UTC), datetime.now(UTC) - timedelta(seconds=WINDOW_S)
     times: list[datetime] = []
     for path in folder.glob("points/*/*.parquet"):
@@ -186,14 +179,12 @@ def recent_rate(folder: Path) -> float | None:
 
 
 def rate_of(times: Sequence[float], now: float) -> float | None:
-    """Requests per second of those finished at `times`; None while they are too few to say.
+    """Requests per second of those finished at `times`; None while there are too few.
 
-    From the first of them on: before it a model was loaded and the first prompts were read, which
-    does not come again. What came since the last one may not be written yet.
+    Counted from the first one: loading the model before it does not come again. What finished
+    since the last one may not be written yet.
     """
-    if not times:
-        return None
-    first, last = min(times), max(times)
+    first, last = min(times, default=now), max(times, default=now)
     after = sum(t > first for t in times)
     if after < EARLY_REQUESTS:
         return None

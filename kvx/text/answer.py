@@ -1,4 +1,4 @@
-"""What of a generated text is the answer: without reasoning, and up to the first stop string."""
+"""The answer in a generated text: without reasoning, and up to the first stop string."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from kvx.text.incremental import first_stop
 from kvx.text.reasoning import split
 
-ENDED, CAPPED = "stop", "length"
+ENDED = "stop"
 
 
 @dataclass(frozen=True)
 class Answer:
     """The `text` to judge, and how it ended.
 
-    `finish_reason` is "stop" where a stop string ends the text, whatever came after it. `cut`:
-    something was left out behind one. `unfinished`: all of it is reasoning that never ended.
+    `cut`: a stop string ended the text; then `finish_reason` is "stop", whatever came after.
+    `unfinished`: the whole text is reasoning that never ended.
     """
 
     text: str
@@ -30,9 +30,9 @@ def answer_of(
     strip_reasoning: bool = True,
     opened: bool = False,
 ) -> Answer:
-    """What of `text` is to be judged. `opened`: its prompt ended with an open reasoning tag.
+    """The part of `text` to judge. `opened`: its prompt ended with an open reasoning tag.
 
-    Reasoning goes first, so that a stop string inside it ends nothing.
+    Reasoning is removed first, so that a stop string inside it ends nothing.
     """
     unfinished = False
     if strip_reasoning:

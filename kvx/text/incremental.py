@@ -1,23 +1,20 @@
-"""From tokens to text that can be shown at once: whole characters, and never a stop string."""
+"""From tokens to text that can be sent at once: whole characters, and no stop string."""
 
 from collections.abc import Sequence
 from typing import Any
 
-# tokens that are decoded anew for each token, and how many stay when the window moves on
-WINDOW, CONTEXT = 64, 16
-# transformers' clean-up looks at so many characters at once (" n't")
-CLEAN_UP_REACH = 3
+WINDOW = 64  # tokens that are decoded again for each new token
+CONTEXT = 16  # tokens that stay when the window moves on
+CLEAN_UP_REACH = 3  # characters that transformers' clean-up looks at together (" n't")
 INCOMPLETE = "\ufffd"  # an incomplete character decodes to this
 
 
 class TokenText:
     """The text of a growing token sequence, as soon as later tokens cannot change it.
 
-    `tokenizers.decoders.DecodeStream` cannot be copied, so it cannot rewind; it needs a fast
-    tokenizer and knows nothing of transformers' clean-up.
-
-    All that `push` and `rest` return, joined, is what the tokenizer decodes the sequence to,
-    without special tokens.
+    The texts that `push` and `rest` return, joined, are the decoded sequence without special
+    tokens. `tokenizers.decoders.DecodeStream` cannot do this: it cannot rewind, needs a fast
+    tokenizer and ignores transformers' clean-up.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -28,7 +25,7 @@ class TokenText:
         self._cleaned = _cleans_up(tokenizer)
 
     def push(self, *tokens: int) -> str:
-        """What becomes certain with `tokens`; may be empty."""
+        """The text that becomes certain with `tokens`; may be empty."""
         self._ids += tokens
         window = self._decode(self._start)
         certain = window.rstrip(INCOMPLETE)
@@ -42,25 +39,25 @@ class TokenText:
 
     @property
     def n_tokens(self) -> int:
-        """How many were pushed."""
+        """How many tokens were pushed."""
         return len(self._ids)
 
     @property
     def token_ids(self) -> list[int]:
-        """Those that were pushed."""
+        """The tokens that were pushed."""
         return list(self._ids)
 
     def mark(self) -> tuple[int, int, int]:
-        """Where it is now, for `rewind`."""
+        """The present state, for `rewind`."""
         return len(self._ids), self._start, self._given
 
     def rewind(self, mark: tuple[int, int, int]) -> None:
-        """Go back to where it was when it gave this mark."""
+        """Go back to the state of this mark."""
         n_tokens, self._start, self._given = mark
         del self._ids[n_tokens:]
 
     def rest(self) -> str:
-        """What was held back; the sequence has ended."""
+        """The text that was held back; the sequence has ended."""
         new = self._decode(self._start)[self._given :]
         self._given += len(new)
         return new
@@ -77,16 +74,16 @@ class TokenText:
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of `stops` that is complete begins in `text`; None if there is none.
+    """Where the first complete one of `stops` begins in `text`; None if there is none.
 
-    The first as if the text came character by character: "bc" ends before "abcd" does.
+    The first is the one that ends first: "bc" ends before "abcd" does.
     """
     ends = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
     return min(ends)[1] if ends else None
 
 
 class StopStrings:
-    """Cuts text before the first of `stops` that is complete; holds back what may become one."""
+    """Cuts text before the first complete one of `stops`; holds back what may become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops = tuple(stops)
@@ -94,7 +91,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What can be shown of the text so far; nothing more after a stop string was found."""
+        """The text that can be sent now; nothing after a stop string was found."""
         if self.found:
             return ""
         text = self._held + text
@@ -107,23 +104,23 @@ class StopStrings:
         return text[:shown]
 
     def mark(self) -> tuple[bool, str]:
-        """Where it is now, for `rewind`."""
+        """The present state, for `rewind`."""
         return self.found, self._held
 
     def rewind(self, mark: tuple[bool, str]) -> None:
-        """Go back to where it was when it gave this mark."""
+        """Go back to the state of this mark."""
         self.found, self._held = mark
 
     def rest(self) -> str:
-        """What was held back; the text has ended."""
+        """The text that was held back; the text has ended."""
         held, self._held = self._held, ""
         return held
 
 
 class StopTokens:
-    """Tells tokens that may complete one of `stops`, so that others need not be decoded.
+    """Recognises tokens that may complete one of `stops`, so that others need no decoding.
 
-    Such a token's own text holds the last character of a stop string, or a part of a character.
+    Such a token's own text has the last character of a stop string, or a part of a character.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
@@ -144,11 +141,11 @@ class StopTokens:
 
 
 class StopWatch:
-    """Sees stop strings in a growing token sequence, which may be taken back and go on.
+    """Detects stop strings in a growing token sequence that may be rewound.
 
-    `found` is whether the text of the tokens so far holds one. Its end may be seen some tokens
-    late, where the tokenizer's clean-up holds characters back: whoever shows the text cuts it.
-    Watches of the same `stops` share what is known of tokens.
+    `found`: whether the text of the tokens so far has one. Where the tokenizer's clean-up holds
+    characters back, the end is detected some tokens late, so whoever sends the text must cut it.
+    Watches of the same `stops` share their `tokens`.
     """
 
     def __init__(
@@ -157,7 +154,7 @@ class StopWatch:
         self._text, self._stops = TokenText(tokenizer), StopStrings(stops)
         self._tokens = tokens or StopTokens(tokenizer, stops)
         self._ids: list[int] = []
-        self._marks = [self._mark()]  # wherever text was made of the tokens
+        self._marks = [self._mark()]  # one for each time that tokens were decoded
 
     @property
     def found(self) -> bool:
@@ -172,7 +169,7 @@ class StopWatch:
         return self.found
 
     def rewind(self, n_tokens: int) -> None:
-        """Only the first `n_tokens` are left."""
+        """Keep only the first `n_tokens`."""
         del self._ids[n_tokens:]
         if n_tokens >= self._text.n_tokens:
             return
@@ -188,10 +185,8 @@ class StopWatch:
 
 def _overlap(text: str, stop: str) -> int:
     """How many characters at the end of `text` begin `stop`."""
-    for n in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:n]):
-            return n
-    return 0
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((n for n in sizes if text.endswith(stop[:n])), 0)
 
 
 def _cleans_up(tokenizer: Any) -> bool:

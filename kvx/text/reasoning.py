@@ -1,8 +1,8 @@
-"""Reasoning inside a generated text, told apart from the answer: pure functions on strings.
+"""Reasoning and answer in a generated text: pure functions on strings.
 
-Models write what they think between tags of their family, and then their answer. Some chat
-templates open the tag in the prompt, so that only the closing one is generated; some models never
-close it. Servers that parse reasoning send it in a field of its own, and the text is the answer.
+Models write their reasoning between tags of their family, then their answer. Some chat templates
+open the tag in the prompt, so that only the closing one is generated; some models never close it.
+Servers that parse reasoning send it in a field of its own; the text is then the answer.
 """
 
 import re
@@ -26,10 +26,10 @@ _PAIRS = (
 _OPEN = "|".join([f"<{_NAMES}>", *(re.escape(o) for o, _ in _PAIRS)])
 _CLOSE = "|".join([f"</{_NAMES}>", *(re.escape(c) for _, c in _PAIRS)])
 _TAG = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
-# what a prompt may end with
+# an open tag at the end of a prompt
 _OPENED = re.compile(rf"(?:{_OPEN}|<\|channel\|>analysis<\|message\|>)\s*\Z", re.IGNORECASE)
 
-# what some families put around the answer that follows
+# tags that some families put around the answer
 _AROUND = (
     ("<answer>", "</answer>"),  # Hunyuan
     ("<response>", "</response>"),  # Granite 4
@@ -37,8 +37,8 @@ _AROUND = (
     ("<|begin_of_solution|>", "<|end_of_solution|>"),  # Sky-T1, OpenThinker
 )
 
-# gpt-oss (harmony): channels analysis and commentary, then final; also as it looks where a server
-# dropped the special tokens ("analysisWe need … assistantfinalParis")
+# gpt-oss (harmony): channels analysis and commentary, then final; also without the special tokens,
+# which some servers drop ("analysisWe need … assistantfinalParis")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(?P<name>\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start)\|>")
 _BARE_ANALYSIS = re.compile(r"\s*(?:assistant)?(?:analysis|commentary)(?=[A-Z0-9\"'(*])")
@@ -59,7 +59,7 @@ SPECIAL_TAGS = frozenset(
 
 @dataclass(frozen=True)
 class Split:
-    """A text's `reasoning`, None if it holds none, and its `answer`; together without the tags.
+    """A text's `reasoning`, None if it has none, and its `answer`, without the tags.
 
     Reasoning that is not `closed` runs to the end of the text, and there is no answer.
     """
@@ -70,10 +70,10 @@ class Split:
 
 
 def split(text: str, opened: bool = False) -> Split:
-    """The reasoning in `text` and what is left of it; `opened`: the prompt ends with an open tag.
+    """The reasoning and the answer in `text`; `opened`: the prompt ends with an open tag.
 
-    A text without any tag is all answer, or all reasoning if the prompt opened it. A closing tag
-    that nothing opened ends reasoning that began with the text. Any closing tag ends reasoning.
+    A text without tags is all answer, or all reasoning if `opened`. A closing tag without an
+    opening one ends reasoning that began with the text. Any closing tag ends reasoning.
     """
     for find in (_harmony, _granite):
         if (found := find(text)) is not None:
@@ -91,7 +91,7 @@ def split(text: str, opened: bool = False) -> Split:
         elif inside:
             thoughts.append(before)
             inside = False
-        else:  # what was taken for the answer was reasoning too
+        else:  # the text up to here was reasoning, not answer
             thoughts.append("".join([*kept, before]))
             kept = []
         at = tag.end()

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kvx.analyze.catastrophe_stats import judged
 from kvx.analyze.frames import Experiment
 from kvx.config.train import Labels
 from kvx.errors import UserError
@@ -18,7 +19,7 @@ from kvx.guard.trace_arrays import NO_PRESS, Traces
 from kvx.identity.hazard_files import prompt_hash
 from kvx.learning.baselines import repeated_ngrams
 from kvx.learning.labels import Role, Targets, targets
-from kvx.scoring.catastrophes import pair
+from kvx.scoring.catastrophes import TOKENS
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, joined, read_traces, to_traces
 
@@ -117,30 +118,18 @@ def outcomes_of(experiment: Experiment) -> pd.DataFrame:
 
     Reaching the cap counts as a catastrophe only where the twin did not.
     """
-    seen = experiment.catastrophes
-    twins = {p.id: t.id for p in experiment.points if (t := experiment.twin(p)) is not None}
-    of_twin = seen["point_id"].map(twins)
-    compared = seen.assign(twin_point_id=of_twin)[of_twin.notna() & (of_twin != seen["point_id"])]
-    paired = pair(compared, seen).set_index("request_id").reindex(seen["request_id"])
-
-    def flag(name: str) -> NDArray[np.bool_]:
-        return paired[name].astype("boolean").fillna(False).to_numpy(bool)
-
-    # an onset counted in words cannot be placed in a trace of tokens
-    in_tokens = (seen["unit"] == "token").to_numpy()
-    onset = seen["loop_onset"].astype(float).where(in_tokens)
-    lost = flag("excess_non_termination") | flag("amnesia")
+    seen, flags = experiment.catastrophes, judged(experiment)
+    in_tokens = seen["unit"] == TOKENS  # an onset in words has no place in a trace
+    looping, capped = flags["looping"] == 1, flags["non_termination"] == 1
+    unplaced = (capped & (flags["twin_non_termination"] == 0)) | (flags["amnesia"] == 1)
     return pd.DataFrame(
         {
-            "onset": onset.to_numpy(float),
-            "unplaced": lost | (seen["looping"].to_numpy(bool) & ~in_tokens),
-            "excess": flag("excess_looping"),
-            "capped": seen["cap_reached"].to_numpy(bool),
-            "looping": seen["looping"].to_numpy(bool),
-            "paired": paired["twin_any"].notna().to_numpy(),
-        },
-        index=pd.Index(seen["request_id"], name="request_id"),
-    )
+            "onset": seen["loop_onset"].astype(float).where(in_tokens),
+            "unplaced": unplaced | (looping & ~in_tokens),
+            "excess": looping & (flags["twin_looping"] == 0), "capped": capped, "looping": looping,
+            "paired": flags["twin_any"].notna(),
+        }
+    ).set_index(seen["request_id"])  # fmt: skip
 
 
 def prompt_ids(data: Data) -> list[str]:
@@ -179,34 +168,29 @@ def _of_point(
     if kinds[Holds.LIGHT]:
         raise UserError(f"{point.dir}: its traces are light; run kvx.run with signals=full")
     full, token_ids = point.is_full_cache, table["token_ids"].to_pylist()
+    usual = info["config"]["decoding"]["max_new_tokens"]
     compressed_tokens = requests["compressed_tokens"].to_numpy(float)
-    budget = np.full(len(requests), info["budget"], float) if info["budget"] is not None else (
-        np.minimum(1.0, info["budget_tokens"] / compressed_tokens)
-    )  # fmt: skip
+    if info["budget"] is None:
+        budget = np.minimum(1.0, info["budget_tokens"] / compressed_tokens)
+    else:
+        budget = np.full(len(requests), info["budget"], float)
     prefill: dict[str, NDArray[Any]] = {
         "budget": budget.astype(np.float32),
         "prompt_tokens": requests["prompt_tokens"].to_numpy(np.float32),
         "kept_tokens": (budget * compressed_tokens).astype(np.float32),
-        "max_new_tokens": requests["max_new_tokens"]
-        .fillna(info["config"]["decoding"]["max_new_tokens"])
-        .to_numpy(np.float32),
+        "max_new_tokens": requests["max_new_tokens"].fillna(usual).to_numpy(np.float32),
         "press": np.full(len(requests), NO_PRESS if full else info["press"], dtype=object),
     }
     frame = pd.DataFrame(
         {
-            "request_id": requests["request_id"].to_numpy(),
-            "point_id": point.id,
-            "prompt": requests["cluster"].astype(str).to_numpy(),
-            "dataset": info["dataset"],
-            "model": info["model"],
-            "press": prefill["press"],
-            "method": NO_PRESS if full else method_of(info),
-            "budget": budget,
-            "full_cache": full,
+            "request_id": requests["request_id"].to_numpy(), "point_id": point.id,
+            "prompt": requests["cluster"].astype(str).to_numpy(), "dataset": info["dataset"],
+            "model": info["model"], "press": prefill["press"],
+            "method": NO_PRESS if full else method_of(info), "budget": budget, "full_cache": full,
             "degenerate": requests["degenerate"].to_numpy(bool),
-            "detected": [_detected(ids) for ids in token_ids],
+            "detected": [None if ids is None else first_report(ids) for ids in token_ids],
         }
-    )
+    ).astype({"detected": float})  # fmt: skip
     known = outcomes.reindex(frame["request_id"]).reset_index(drop=True)
     traces = to_traces(table, prefill)
     signals = {**traces.signals, REPEATED: _repeated(token_ids, traces)}
@@ -226,8 +210,3 @@ def _repeated(token_ids: list[list[int] | None], traces: Traces) -> NDArray[np.f
         for ids, n in zip(token_ids, traces.lengths, strict=True)
     ]
     return np.concatenate([np.zeros(0, np.float32), *parts])
-
-
-def _detected(token_ids: list[int] | None) -> float:
-    found = None if token_ids is None else first_report(token_ids)
-    return np.nan if found is None else float(found)

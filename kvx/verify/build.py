@@ -17,7 +17,7 @@ MARKS = {Verdict.OK: "ok  ", Verdict.WARN: "warn", Verdict.FAIL: "fail"}
 
 
 def verify_experiment(config: Config) -> None:
-    """Print a line per check. Raises `RunFailedError` if one of them failed."""
+    """Print a line per check. Raises `RunFailedError` if a check failed."""
     check(config.train)
     folder = experiment_dir(config)
     experiment = load_experiment(folder, Path(config.paths.output))

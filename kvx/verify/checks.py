@@ -39,7 +39,7 @@ class Finding:
 def findings(
     experiment: Experiment, unfinished: Mapping[str, str], config: Config
 ) -> Iterator[Finding]:
-    """All checks, in the order in which they can be understood."""
+    """All checks, each after those that it builds on."""
     points = [p for p in experiment.points if p.info["controller"] == "none"]
     yield _finished(points, unfinished)
     yield _responses(experiment)
@@ -50,7 +50,7 @@ def findings(
     yield _degenerate(experiment, config)
     yield from _baseline_is_sound(experiment, config)
     if any(f.verdict is Verdict.FAIL for f in (baseline, *traced)):
-        yield Finding("labels", Verdict.FAIL, "cannot be made without traces and baseline")
+        yield _found("labels", "cannot be made without traces and baseline", fails=True)
         return
     data = load(experiment, config.train.labels, config.train.degenerate)
     yield _prompts(data, config)
@@ -59,62 +59,59 @@ def findings(
     yield _splits(data, config)
 
 
-def _judge(fails: bool, warns: bool = False) -> Verdict:
-    return Verdict.FAIL if fails else Verdict.WARN if warns else Verdict.OK
+def _found(check: str, reason: str, fails: bool = False, warns: bool = False) -> Finding:
+    return Finding(check, Verdict.FAIL if fails else Verdict.WARN if warns else Verdict.OK, reason)
 
 
 def _finished(points: list[PointRecord], unfinished: Mapping[str, str]) -> Finding:
     first = next(iter(unfinished.items()), None)
     rest = f"; {len(unfinished)} left out, such as {first[0]} ({first[1]})" if first else ""
-    return Finding("points", _judge(not points, bool(first)), f"{len(points)} finished{rest}")
+    return _found("points", f"{len(points)} finished{rest}", not points, bool(first))
 
 
 def _responses(experiment: Experiment) -> Finding:
     requests = experiment.requests
     lost = int((~requests["has_response"].astype(bool)).sum())
-    verdict = _judge(lost > len(requests) / 10, lost > 0)
-    return Finding("responses", verdict, f"{len(requests) - lost} of {len(requests)} requests")
+    reason = f"{len(requests) - lost} of {len(requests)} requests"
+    return _found("responses", reason, lost > len(requests) / 10, lost > 0)
 
 
 def _budgets(experiment: Experiment) -> Finding:
     answered = experiment.requests[experiment.requests["has_response"].astype(bool)]
     unproved = answered[~answered["budget_verified"].astype(bool)]
     if not len(unproved):
-        return Finding("budgets", Verdict.OK, f"proved in all {len(answered)} responses")
-    first = unproved.iloc[0]
-    return Finding(
-        "budgets", Verdict.FAIL,
-        f"not proved in {len(unproved)} responses, such as {first['request_id']} "
-        f"({first['budget_proof']})",
-    )  # fmt: skip
+        return _found("budgets", f"proved in all {len(answered)} responses")
+    such = "{request_id} ({budget_proof})".format(**unproved.iloc[0])
+    reason = f"not proved in {len(unproved)} responses, such as {such}"
+    return _found("budgets", reason, fails=True)
 
 
 def _baseline(experiment: Experiment, points: list[PointRecord]) -> Finding:
     """Every example of a compressed point must have been run with the full cache too."""
     requests = experiment.requests
-    examples = requests.groupby("point_id")["example_id"].agg(set)
     answers = requests[requests["has_response"].astype(bool)]
-    answered = answers.groupby("point_id")["example_id"].agg(set)
+    examples, answered = (
+        frame.groupby("point_id")["example_id"].agg(set) for frame in (requests, answers)
+    )
     alone = 0
     for point in points:
         twin = experiment.twin(point)
         if twin is None:
-            return Finding("baseline", Verdict.FAIL, f"{point.id} has none; run budget=1.0 too")
-        missing = examples[point.id] - examples[twin.id]
-        if missing:
+            return _found("baseline", f"{point.id} has none; run budget=1.0 too", fails=True)
+        if missing := examples[point.id] - examples[twin.id]:
             reason = f"{twin.id} lacks {len(missing)} examples of {point.id}"
-            return Finding("baseline", Verdict.FAIL, reason)
+            return _found("baseline", reason, fails=True)
         alone += len(answered.get(point.id, set()) - answered.get(twin.id, set()))
     n = sum(p.is_full_cache for p in points)
     compressed = len(points) - n
     reason = f"{compressed} compressed points, {n} with the full cache"
     if alone:
         reason += f"; {alone} responses whose full-cache run failed are left out"
-    return Finding("baseline", _judge(compressed == 0, alone > 0), reason)
+    return _found("baseline", reason, compressed == 0, alone > 0)
 
 
 def _traces(points: list[PointRecord], experiment: Experiment) -> Iterator[Finding]:
-    """Complete, as long as the responses, and without holes in their numbers."""
+    """Are traces complete, as long as the responses, and without holes in their numbers?"""
     kinds, wrong, holes, no_probe = Counter[Holds](), [], [], 0
     for point in points:
         requests = experiment.requests[experiment.requests["point_id"] == point.id]
@@ -126,34 +123,24 @@ def _traces(points: list[PointRecord], experiment: Experiment) -> Iterator[Findi
         lengths = pc.list_value_length(table["entropy_nats"]).to_numpy(zero_copy_only=False)
         wrong += [point.id] * int((lengths != requests["output_tokens"].to_numpy(float)).sum())
         holes += [point.id] * any(_has_hole(table, name) for name in _NUMBERS)
-        no_probe += (
-            table["probe_kl_nats"].null_count if "probe_kl_nats" in table.column_names else 0
-        )
-    thin = {kind.value: kinds[kind] for kind in (Holds.NOTHING, Holds.LIGHT) if kinds[kind]}
-    top20 = (
-        f"; {kinds[Holds.TOP20]} from servers: features=top20 only" if kinds[Holds.TOP20] else ""
-    )
-    said = ", ".join(f"{n} {kind}" for kind, n in thin.items())
-    yield Finding(
-        "traces", _judge(bool(thin), bool(kinds[Holds.TOP20])),
-        f"{said}: run with signals=full"
-        if thin
-        else f"{kinds[Holds.FULL]} with all signals{top20}",
-    )  # fmt: skip
-    yield Finding(
-        "lengths", _judge(bool(wrong)),
-        f"{len(wrong)} traces are not as long as their response, such as one of {wrong[0]}"
-        if wrong else "one item per generated token",
-    )  # fmt: skip
-    yield Finding(
-        "numbers", _judge(bool(holes)),
-        f"nan or null among the signals of {', '.join(holes[:3])}" if holes else "no nan, no null",
-    )  # fmt: skip
+        if "probe_kl_nats" in table.column_names:
+            no_probe += table["probe_kl_nats"].null_count
+    thin = [f"{kinds[k]} {k.value}" for k in (Holds.NOTHING, Holds.LIGHT) if kinds[k]]
+    servers = kinds[Holds.TOP20]
+    reason = f"{kinds[Holds.FULL]} with all signals"
+    reason += f"; {servers} from servers: features=top20 only" if servers else ""
+    if thin:
+        reason = f"{', '.join(thin)}: run with signals=full"
+    yield _found("traces", reason, bool(thin), servers > 0)
+    reason = "one item per generated token"
+    if wrong:
+        reason = f"{len(wrong)} traces are not as long as their response, such as one of {wrong[0]}"
+    yield _found("lengths", reason, bool(wrong))
+    reason = f"nan or null among the signals of {', '.join(holes[:3])}"
+    yield _found("numbers", reason if holes else "no nan, no null", bool(holes))
     n = sum(kinds.values())
-    yield Finding(
-        "probe", _judge(False, no_probe > 0),
-        f"{no_probe} of {n} responses have none" if no_probe else f"known of all {n} responses",
-    )  # fmt: skip
+    reason = f"{no_probe} of {n} responses have none"
+    yield _found("probe", reason if no_probe else f"known of all {n} responses", warns=no_probe > 0)
 
 
 def _has_hole(table: pa.Table, name: str) -> bool:
@@ -167,17 +154,16 @@ def _degenerate(experiment: Experiment, config: Config) -> Finding:
     rows = experiment.requests["degenerate"].astype(bool)
     share = float(rows.mean())
     if not rows.any():
-        return Finding("degenerate", Verdict.OK, "none")
+        return _found("degenerate", "none")
     points = sorted(experiment.requests.loc[rows, "point_id"].unique())
-    left_out = "learnt from" if config.train.degenerate else "left out"
-    return Finding(
-        "degenerate", _judge(False, share > config.verify.max_degenerate),
-        f"{share:.0%} of requests ({', '.join(points[:3])}{' …' * (len(points) > 3)}), {left_out}",
-    )  # fmt: skip
+    such = f"{', '.join(points[:3])}{' …' * (len(points) > 3)}"
+    use = "learnt from" if config.train.degenerate else "left out"
+    reason = f"{share:.0%} of requests ({such}), {use}"
+    return _found("degenerate", reason, warns=share > config.verify.max_degenerate)
 
 
 def _baseline_is_sound(experiment: Experiment, config: Config) -> Iterator[Finding]:
-    """Where the full cache itself seldom ends, or loops, little is left to compression."""
+    """Where the full cache itself often loops or does not end, compression can add little."""
     outcomes = outcomes_of(experiment)
     full = {p.id for p in experiment.points if p.is_full_cache}
     ids = experiment.requests.loc[experiment.requests["point_id"].isin(full), "request_id"]
@@ -187,54 +173,47 @@ def _baseline_is_sound(experiment: Experiment, config: Config) -> Iterator[Findi
         ("loops", "looping", config.verify.max_baseline_looping, "loop"),
     ):
         if not len(own):
-            yield Finding(check, Verdict.FAIL, "no full-cache response")
+            yield _found(check, "no full-cache response", fails=True)
             continue
         share = float(own[column].astype(bool).mean())
-        yield Finding(
-            check, _judge(share > 0.9, share > most),
-            f"{share:.0%} of full-cache responses {what} (up to {most:.0%} is good)",
-        )  # fmt: skip
+        reason = f"{share:.0%} of full-cache responses {what} (up to {most:.0%} is good)"
+        yield _found(check, reason, share > 0.9, share > most)
 
 
 def _prompts(data: Data, config: Config) -> Finding:
-    n, least = data.frame["prompt"].nunique(), 2 * config.train.folds
-    wanted = config.verify.min_prompts
-    return Finding(
-        "prompts", _judge(n < least, n < wanted),
-        f"{n} in {data.frame['dataset'].nunique()} datasets ({least} are needed, {wanted} wanted)",
-    )  # fmt: skip
+    n, least, wanted = data.n_prompts, 2 * config.train.folds, config.verify.min_prompts
+    datasets = data.frame["dataset"].nunique()
+    reason = f"{n} in {datasets} datasets ({least} are needed, {wanted} wanted)"
+    return _found("prompts", reason, n < least, n < wanted)
 
 
 def _balance(data: Data, config: Config) -> Finding:
     events, frame = data.about.events, data.frame
-    loops, excess = (
-        int(frame["looping"].sum()),
-        int((frame["excess"] & frame["onset"].notna()).sum()),
-    )
-    prompts, wanted = frame["prompt"][events].nunique(), config.verify.min_event_prompts
+    excess = int((frame["excess"] & frame["onset"].notna()).sum())
     unplaced = int((frame["unplaced"] & frame["onset"].isna()).sum())
-    return Finding(
-        "balance", _judge(not events.any(), prompts < wanted),
-        f"{loops} of {len(data)} responses loop, {excess} where the full cache does not; "
-        f"{unplaced} other catastrophes without an onset; events in {prompts} prompts "
-        f"({wanted} wanted)",
-    )  # fmt: skip
+    prompts, wanted = frame["prompt"][events].nunique(), config.verify.min_event_prompts
+    reason = (
+        f"{int(frame['looping'].sum())} of {len(data)} responses loop, {excess} where the full "
+        f"cache does not; {unplaced} other catastrophes without an onset; events in {prompts} "
+        f"prompts ({wanted} wanted)"
+    )
+    return _found("balance", reason, not events.any(), prompts < wanted)
 
 
 def _leads(data: Data, config: Config) -> Finding:
     onset = data.about.onset[data.about.events]
     late, roomy = int((onset > INSTANT).sum()), int((onset >= config.train.horizon).sum())
-    return Finding(
-        "leads", _judge(late == 0, roomy < config.verify.min_event_prompts),
+    reason = (
         f"{len(onset) - late} events start at or before token {INSTANT}, {late} later, {roomy} "
-        f"with room for the whole horizon of {config.train.horizon}",
-    )  # fmt: skip
+        f"with room for the whole horizon of {config.train.horizon}"
+    )
+    return _found("leads", reason, late == 0, roomy < config.verify.min_event_prompts)
 
 
 def _splits(data: Data, config: Config) -> Finding:
     """No prompt on two sides, and events on every side."""
-    if data.frame["prompt"].nunique() < 2 * config.train.folds:
-        return Finding("splits", Verdict.FAIL, "too few prompts to split")
+    if data.n_prompts < 2 * config.train.folds:
+        return _found("splits", "too few prompts to split", fails=True)
     fold = crossfit.outer_folds(data, config.train)
     shared, empty, unlearnable = 0, [], []
     onset = data.about.onset
@@ -257,4 +236,4 @@ def _splits(data: Data, config: Config) -> Finding:
         reason = f"nothing to learn from in {', '.join(unlearnable[:3])}"
     if shared:
         reason = f"{shared} prompts stand on two sides"
-    return Finding("splits", _judge(bool(shared or unlearnable), bool(empty)), reason)
+    return _found("splits", reason, bool(shared or unlearnable), bool(empty))
