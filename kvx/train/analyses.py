@@ -56,7 +56,7 @@ def _analyses(judge: Judge) -> Iterator[tuple[Target, CrossFit] | str]:
     _gate(judge)
     _by_group(judge, own)
     yield Target.onset, own
-    for name in config.ablations:
+    for name in judge.ablations:
         cross = own
         if name != config.features:
             names = names_of(name, presses)

@@ -77,7 +77,7 @@ def train_experiment(config: Config) -> None:
 def check(train: TrainConfig) -> None:
     """Raises `UserError` for settings that cannot be right."""
     known = ", ".join(features.SETS)
-    for field, names in (("features", [train.features]), ("ablations", train.ablations)):
+    for field, names in (("features", [train.features]), ("ablations", train.ablations or [])):
         for name in names:
             if name not in features.SETS:
                 raise UserError(f"train.{field}={name}: no such feature set; choose from {known}")

@@ -54,7 +54,7 @@ def before_detection(
     n_prompts = len(np.unique(judge.data.clusters))
     judge.results.add(ANALYSIS, DELAY, _delay(judge, late), n_prompts)
     late.judge(ANALYSIS, onset_name(config.features), own, probability=False)
-    for name in dict.fromkeys((config.features, *config.ablations)):
+    for name in dict.fromkeys((config.features, *judge.ablations)):
         names = names_of(name, presses)
         cross = crossfit(late.table, names, config.horizon, config, late.fold)
         late.judge(ANALYSIS, name, cross)

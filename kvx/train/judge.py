@@ -1,5 +1,6 @@
 """Judging scores: which traces count, with which thresholds, and where the figures go."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvx.config.train import TrainConfig
+from kvx.guard.features import SETS
 from kvx.learning.evaluation import Metric, Scored, all_metrics
 from kvx.learning.labels import Role
 from kvx.learning.ranking import Resampler
@@ -50,6 +52,11 @@ class Judge:
     @property
     def data(self) -> Data:
         return self.table.data
+
+    @property
+    def ablations(self) -> Sequence[str]:
+        """The feature sets that are reported beside the model's."""
+        return list(SETS) if self.config.ablations is None else self.config.ablations
 
     def scored(self, score: NDArray[np.float32], rows: Mask, horizon: int | None = None) -> Scored:
         """The compressed traces `rows` that are not left out, with their scores."""
