@@ -47,7 +47,11 @@ def test_what_a_field_can_change_is_told() -> None:
     assert changes["experiment_name"] == changes["train.horizon"] == "nothing"
     assert changes["press.method"] == changes["guard.let_go"] == "results"
     assert changes["engine.max_rows"] == "near ties"
-    assert changes["guard.shadow"] == "derived"
+    assert changes["guard.shadow"] == changes["model.path"] == changes["prompt.date"] == "derived"
+    assert changes["model.name"] == "nothing"
+    assert changes["score.metrics"] == changes["dataset.metrics"] == "scores"
+    assert changes["dataset.until"] == "as `decoding.until`"
+    assert changes["decoding.until"] == "results"
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,9 @@ def test_what_a_field_can_change_is_told() -> None:
     [
         ("model.dtype=int8", "model.dtype=int8: use one of auto, float32, bfloat16, float16"),
         ("prompt.date=tomorrow", "prompt.date=tomorrow: write a day as 2026-01-31, or null"),
+        ("budget=1.5", "budget=1.5: must be above 0 and at most 1"),
+        ("budget=0t", "budget.tokens=0: must be at least 1"),
+        ("dataset.binning.edges=[9,5]", "dataset.binning.edges=[9, 5]: give at least two ascend"),
         ("score.until=[a,'']", "score.until: holds an empty text"),
         ("guard.ladder=[0.5,0.2]", "guard.ladder=[0.5,0.2]: must be ascending budgets"),
         ("train.shares=[0.5,0.4]", "train.shares=[0.5, 0.4]: give three shares"),

@@ -5,7 +5,6 @@ from dataclasses import replace
 from kvx.config import conditions, fields
 from kvx.config.engine import OpenAIConfig
 from kvx.config.folder_names import check_name
-from kvx.config.numbers import exact
 from kvx.config.schema import (
     BudgetConfig,
     BudgetKind,
@@ -23,10 +22,10 @@ from kvx.guard.controllers import base as controllers
 
 def check(config: Config, points: bool = True) -> None:
     """Raises `UserError` naming the field for a request that cannot be right."""
-    if points:
-        _check_budget(config)
-        _check_press(config)
     fields.check(config)
+    if points:
+        _check_budget(config.budget)
+        _check_press(config)
     _check_prompt(config.prompt)
     binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
@@ -92,15 +91,9 @@ def full_cache(config: Config) -> Config:
     return replace(config, budget=BudgetConfig())
 
 
-def _check_budget(config: Config) -> None:
-    budget = config.budget
-    if budget.kind is BudgetKind.ratio and not 0 < budget.ratio <= 1:
-        raise UserError(
-            f"budget={exact(budget.ratio)}: must be above 0 and at most 1, "
-            "the fraction of the prompt's KV kept"
-        )
-    if budget.kind is BudgetKind.tokens and (budget.tokens is None or budget.tokens < 1):
-        raise UserError(f"budget.tokens={budget.tokens}: must be at least 1")
+def _check_budget(budget: BudgetConfig) -> None:
+    if budget.kind is BudgetKind.tokens and budget.tokens is None:
+        raise UserError("budget.tokens=null: must be at least 1; type budget=256t for short")
 
 
 def _check_press(config: Config) -> None:

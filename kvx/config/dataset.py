@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 from omegaconf import MISSING
@@ -40,6 +41,12 @@ def _holding(part: str) -> Check:
     return check
 
 
+def ascending(edges: list[int]) -> str | None:
+    if len(edges) >= 2 and all(a < b for a, b in pairwise(edges)) and edges[0] >= 0:
+        return None
+    return f"={edges}: give at least two ascending token counts, from 0 on"
+
+
 def _at_least_one_metric(metrics: list[str]) -> str | None:
     return None if metrics else ": name at least one metric"
 
@@ -48,7 +55,9 @@ def _at_least_one_metric(metrics: list[str]) -> str | None:
 class BinningConfig:
     strategy: BinStrategy = option(BinStrategy.quantile, "how bins of prompt lengths are cut")
     n_bins: int = option(5, "of strategy=quantile", at_least=1)
-    edges: list[int] | None = option(None, "of strategy=edges: ascending token counts", at_least=0)
+    edges: list[int] | None = option(
+        None, "of strategy=edges: ascending token counts", at_least=0, check=ascending
+    )
 
 
 @dataclass
@@ -65,6 +74,7 @@ class SamplingConfig:
     unseen_by: str | None = option(
         None,
         "leave out what a hazard model was made with: default (the packaged one), or its folder",
+        derived=True,
     )
     seed: int = option(0, "seed of the choice")
 
@@ -103,8 +113,9 @@ class DatasetConfig:
         None, "number, json or yes_no, without which an answer failed; null: any text", scoring=True
     )
     max_new_tokens: int = option(
-        64, "taken over by decoding.max_new_tokens", scoring=True, at_least=1
+        64, "tokens of an answer at most", taken_over="decoding.max_new_tokens", at_least=1
     )
     until: list[str] = option(
-        [], "stop strings, taken over by decoding.until", added=True, scoring=True, check=stops
-    )
+        [], "stop strings: the text ends before the first of them",
+        added=True, taken_over="decoding.until", check=stops,
+    )  # fmt: skip

@@ -61,7 +61,10 @@ def refuse_dropped(configs: Sequence[Config]) -> None:
 
 
 def _refuse_unused_budgets(configs: Sequence[Config]) -> None:
-    """Raises `UserError` for a number of tokens, or a fraction, that no point of a sweep reads."""
+    """Raises `UserError` for a number of tokens, or a fraction, that no point of a sweep reads.
+
+    Not at the fields: `budget.kind` says which of the two is read, and a sweep may have both kinds.
+    """
     kinds = {c.budget.kind for c in configs}
     tokens = sorted({c.budget.tokens for c in configs if c.budget.tokens is not None})
     ratios = sorted({c.budget.ratio for c in configs} - {1.0})
@@ -78,7 +81,10 @@ def _refuse_unused_budgets(configs: Sequence[Config]) -> None:
 
 
 def _refuse_unread_of_guard(configs: Sequence[Config]) -> None:
-    """Raises `UserError` for values of `guard` that none of a sweep's controllers reads."""
+    """Raises `UserError` for values of `guard` that none of a sweep's controllers reads.
+
+    Not at the fields of `guard`: the controllers' classes say what they read.
+    """
     acting = [c.controller for c in configs if is_guarded(c)]
     reads = {
         "model": any(c.needs_hazard for c in acting),
@@ -123,14 +129,19 @@ def _distinct(name: str, node: Any, guarded: bool) -> Any:
     swept = {n: getattr(node, n) for n, said in known.items() if said.sweeps}
     if _about(name).neutral:
         return swept
-    plain = {n: v for n, v in resolved(node).items() if n not in known or not known[n].scoring}
-    if name == "model":
-        del plain["name"]
+    own = resolved(node)
+    plain = {n: v for n, v in own.items() if n not in known or not _apart(known[n])}
+    # what of these two sections is read depends on whether the controller acts, not on a field
     if name == "controller" and not guarded:
         return {"name": plain["name"]}
     if name == "guard" and not guarded:
         return {}
     return plain | swept
+
+
+def _apart(known: About) -> bool:
+    """Whether a field of a point's record makes no points itself."""
+    return known.scoring or known.label or bool(known.taken_over)
 
 
 def _rest(name: str, node: Any, guarded: bool) -> Any:

@@ -43,11 +43,12 @@ class Limits:
         high = self.at_most if self.below is None else self.below
         if low is not None and high is not None:
             if self.above is not None and self.at_most is not None:
-                return f"above {low:g} and at most {high:g}"
-            return f"between {low:g} and {high:g}"
+                return f"above {exact(low)} and at most {exact(high)}"
+            return f"between {exact(low)} and {exact(high)}"
+        assert low is not None
         if self.above is not None:
-            return f"above {low:g}"
-        return "0 or more" if low == 0 else f"at least {low:g}"
+            return f"above {exact(low)}"
+        return "0 or more" if low == 0 else f"at least {exact(low)}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class About:
     limits: Limits | None = None
     choices: Sequence[str] = ()
     check: Check | None = None
+    typed: str = ""  # how it is typed, where that is shorter than its name
     # cannot change results: paths, logging, shard sizes
     neutral: bool = False
     # neutral, but may tip a near tie in the numbers: kept with every response
@@ -66,10 +68,16 @@ class About:
     added: bool = False
     # makes no other id by itself, but what it leads to may, so it can be swept
     sweeps: bool = False
-    # shapes how answers are scored, or what another field takes over; makes no points itself
+    # shapes how answers are scored, and makes no points
     scoring: bool = False
+    # the field that takes the value over, and makes points in its place
+    taken_over: str = ""
+    # what tables call it: kept in a point's record, but in no id
+    label: bool = False
     # only something derived from the value can change results: the function that derives it
     identity: Callable[[Any], Any] | None = None
+    # as `identity`, where other parts of kvx derive it: a model's files, the day in the prompts
+    derived: bool = False
 
 
 def option(default: Any, help: str = "", **about: Any) -> Any:
@@ -100,7 +108,8 @@ _NOTHING = About()
 
 def check(config: Any, prefix: str = "") -> None:
     """Raises `UserError` naming the first field of a configuration with a value it cannot have."""
-    for name, value, known, optional in _values(config, prefix):
+    for dotted, value, known, optional in _values(config, prefix):
+        name = known.typed or dotted
         shown = exact(value) if isinstance(value, float) else value
         for number in value if isinstance(value, list) else [value]:
             is_number = isinstance(number, int | float)

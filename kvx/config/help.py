@@ -25,9 +25,10 @@ Generated from the schema in `kvx/config` by `python -m kvx.config.help > docs/f
 of a group (`conf/dataset/`, `conf/press/`, …) give their own values to the fields of the group.
 
 *Changes* says what a field can change. **results**: it is part of a point's id. **near ties**: it \
-is kept with every response, because it changes how sums are rounded. **scores**: it shapes how \
-answers are scored, or is taken over by another field. **derived**: only what follows from the \
-value is part of the id. **nothing**: no answer depends on it.
+is kept with every response, because it changes how sums are rounded. **derived**: what follows \
+from the value is part of the id, the value is not. **scores**: how answers are scored. **as** \
+another field: that one takes the value over, and is part of the id. **nothing**: no answer and no \
+score. Fields of a later stage (`analyze`, `train`, …) change what that stage writes.
 """
 
 
@@ -48,15 +49,16 @@ class Entry:
 
     @property
     def changes(self) -> str:
-        if self.about.recorded:
+        known = self.about
+        if known.recorded:
             return "near ties"
-        if self.about.sweeps and self.name != "measure":
-            return "derived" if self.name == "model.path" else "nothing"
-        if self.neutral:
-            return "nothing"
-        if self.about.identity is not None:
+        if known.derived or known.identity is not None:
             return "derived"
-        return "scores" if self.about.scoring else "results"
+        if known.taken_over:
+            return f"as `{known.taken_over}`"
+        if known.scoring:
+            return "scores"
+        return "nothing" if self.neutral or known.label or known.sweeps else "results"
 
 
 def describe(sections: Sequence[str]) -> str:

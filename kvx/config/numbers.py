@@ -33,4 +33,6 @@ def duration(seconds: float) -> str:
 def exact(value: float) -> str:
     """The shortest text that is read back as the same number: `1`, `0.5`, `0.12345678`."""
     short = f"{value:g}"
-    return short if float(short) == value else repr(float(value))
+    if float(short) == value:
+        return short
+    return str(value) if isinstance(value, int) else repr(float(value))

@@ -140,8 +140,10 @@ class BudgetConfig:
     """How many of the prompt's KV entries are kept: a fraction of them, or a number."""
 
     kind: BudgetKind = option(BudgetKind.ratio, "which of the others is read")
-    ratio: float = option(1.0, "fraction of the entries, above 0; 1.0 is the full cache")
-    tokens: int | None = option(None, "number of entries, at least 1; budget=256t for short")
+    ratio: float = option(
+        1.0, "fraction of the entries; 1.0 is the full cache", above=0, at_most=1, typed="budget"
+    )
+    tokens: int | None = option(None, "number of entries; budget=256t for short", at_least=1)
 
     @property
     def amount(self) -> float | int:
@@ -166,8 +168,10 @@ class BudgetConfig:
 class ModelConfig:
     """A transformers model: a hub id or a local directory."""
 
-    name: str = option(MISSING, "name of the model in tables")
-    path: str = option(MISSING, "hub id or local directory", neutral=True, sweeps=True)
+    name: str = option(MISSING, "name of the model in tables", label=True)
+    path: str = option(
+        MISSING, "hub id or local directory", neutral=True, sweeps=True, derived=True
+    )
     revision: str | None = option(None, "branch, tag or commit of a hub id")
     dtype: str = option(
         "auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16")
@@ -197,7 +201,7 @@ class PromptConfig:
         None,
         "the day (2026-01-31) that a chat template is told which asks for one; null: the day the "
         "manifest was made, and today for kvx.serve. The manifest's own is part of its points' ids",
-        neutral=True, check=field_checks.day,
+        neutral=True, derived=True, check=field_checks.day,
     )  # fmt: skip
     system: str | None = option(
         None, "a system message before the user's, through the model's chat template", added=True
@@ -249,11 +253,17 @@ class LatencyConfig:
 class ScoreConfig:
     """What replaces that of the points' runs; null: what they were run with."""
 
-    metrics: list[str] | None = option(None, "metrics of an answer")
-    answer_format: str | None = option(None, "number, json, yes_no, or any: none is asked for")
-    until: list[str] | None = option(None, "stop strings at which answers are cut", check=stops)
+    metrics: list[str] | None = option(None, "metrics of an answer", scoring=True)
+    answer_format: str | None = option(
+        None, "number, json, yes_no, or any: none is asked for", scoring=True
+    )
+    until: list[str] | None = option(
+        None, "stop strings at which answers are cut", scoring=True, check=stops
+    )
     reasoning: Reasoning = option(
-        Reasoning.strip, "strip: <think>…</think> and the like are not part of the answer"
+        Reasoning.strip,
+        "strip: <think>…</think> and the like are not part of the answer",
+        scoring=True,
     )
 
 

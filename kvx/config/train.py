@@ -5,8 +5,6 @@ from enum import Enum
 
 from kvx.config.fields import option
 
-SETS = "original40, full, logit_only, no_budget, no_repetition, metadata_only, top20"
-
 
 class Labels(Enum):
     """Which catastrophes are to be foreseen."""
@@ -51,7 +49,7 @@ def _three_shares(shares: list[float]) -> str | None:
 class TrainConfig:
     """Training and judging the hazard model. Every split is by prompt."""
 
-    features: str = option("full", f"feature set: {SETS}")
+    features: str = option("full", "feature set; docs/guard/training.md lists them")
     target: Target = option(
         Target.onset,
         "what is foreseen: the onset of a loop, or the token at which the detector reports it",
@@ -91,7 +89,9 @@ class TrainConfig:
     )
     calibration: Calibration = option(Calibration.platt, "how scores become probabilities")
     threads: int | None = option(None, "null: OMP_NUM_THREADS, else all cores", at_least=1)
-    ablations: list[str] = option(SETS.split(", "), "feature sets reported beside the model's")
+    ablations: list[str] | None = option(
+        None, "feature sets reported beside the model's; null: all"
+    )
     horizons: list[int] = option([16, 64, 128], "reported beside horizon", at_least=1)
     leave_out: list[LeaveOut] = option(
         [LeaveOut.press, LeaveOut.model, LeaveOut.dataset],

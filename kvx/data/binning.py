@@ -5,14 +5,20 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from kvx.config.dataset import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
+from kvx.config.dataset import (
+    BinningConfig,
+    BinStrategy,
+    SampleStrategy,
+    SamplingConfig,
+    ascending,
+)
 from kvx.errors import UserError
 
 
 def check(binning: BinningConfig, sampling: SamplingConfig) -> None:
     """Raises `UserError` naming the field, for what no data could be selected with.
 
-    Ranges that hold whatever the strategies are stand beside the fields (`kvx.config.fields`).
+    These rules are of two fields: a strategy, and what it needs. Those of one field stand at it.
     """
     fixed = binning.strategy is BinStrategy.edges
     if fixed:
@@ -32,10 +38,8 @@ def check(binning: BinningConfig, sampling: SamplingConfig) -> None:
 
 def _edges(binning: BinningConfig) -> list[int]:
     edges = list(binning.edges or [])
-    if len(edges) < 2 or any(a >= b for a, b in pairwise(edges)) or edges[0] < 0:
-        raise UserError(
-            f"dataset.binning.edges={edges}: give at least two ascending token counts, from 0 on"
-        )
+    if wrong := ascending(edges):
+        raise UserError(f"dataset.binning.edges{wrong}")
     return edges
 
 
@@ -56,8 +60,6 @@ def bin_edges(lengths: Sequence[int], binning: BinningConfig) -> list[int]:
     """
     if binning.strategy is BinStrategy.edges:
         return _edges(binning)
-    if binning.n_bins < 1:
-        raise UserError(f"dataset.binning.n_bins={binning.n_bins}: must be at least 1")
     distinct = sorted(set(lengths))
     if len(distinct) < binning.n_bins:
         raise UserError(
@@ -92,11 +94,10 @@ def choose(ids_by_bin: Sequence[Sequence[str]], sampling: SamplingConfig) -> lis
         pinned = list(sampling.pinned_ids)
         have = {i for ids in ids_by_bin for i in ids}
         missing = [i for i in pinned if i not in have]
-        if missing or not pinned:
-            absent = " not in the data (or outside the bin edges)"
+        if missing:
             raise UserError(
-                f"dataset.sampling.pinned_ids: {', '.join(missing[:3]) or 'empty'}"
-                f"{absent if missing else '; name at least one id'}"
+                f"dataset.sampling.pinned_ids: {', '.join(missing[:3])} not in the data (or "
+                "outside the bin edges)"
             )
         wanted = set(pinned)
         return [[i for i in ids if i in wanted] for ids in ids_by_bin]
@@ -108,8 +109,6 @@ def choose(ids_by_bin: Sequence[Sequence[str]], sampling: SamplingConfig) -> lis
             sampling.strategy is SampleStrategy.focus_transition and index in sampling.focus_bins
         )
         wanted_n = sampling.focus_n_per_bin if focus else sampling.n_per_bin
-        if wanted_n < 1:
-            raise UserError("dataset.sampling: n_per_bin (and focus_n_per_bin) must be at least 1")
         rng = random.Random(f"{sampling.seed}-{index}")
         order = {i: k for k, i in enumerate(ids)}
         chosen.append(sorted(rng.sample(list(ids), min(wanted_n, len(ids))), key=order.__getitem__))

@@ -34,7 +34,7 @@ def evaluate(
     _gate(judge)
     _by_group(judge, own)
     judge.done("trained for the onset")
-    for name in config.ablations:
+    for name in judge.ablations:
         judge.judge("features", name, judge.fitted(name))
         judge.done(f"features={name}")
     for name, cross in untrained(judge):

@@ -85,7 +85,7 @@ def train_experiment(config: Config) -> None:
 
 def check(train: TrainConfig) -> None:
     """Raises `UserError` for settings that cannot be right."""
-    asked = [("features", train.features), *(("ablations", name) for name in train.ablations)]
+    asked = [("features", train.features), *(("ablations", name) for name in train.ablations or [])]
     for field, name in asked:
         if name not in features.SETS:
             known = ", ".join(features.SETS)

@@ -45,7 +45,7 @@ def before_detection(judge: Judge, late: Judge) -> None:
     judge.add(ANALYSIS, DELAY, _delay(judge, late))
     own = judge.fitted(config.features)
     late.judge(ANALYSIS, onset_name(config.features), own, probability=False)
-    for name in dict.fromkeys((config.features, *config.ablations)):
+    for name in dict.fromkeys((config.features, *judge.ablations)):
         late.judge(ANALYSIS, name, late.fitted(name))
         late.done(f"{ANALYSIS} features={name}")
     for name, cross in untrained(late):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kvx.analyze.bin_stats import null
 from kvx.config.train import TrainConfig
+from kvx.guard.features import SETS
 from kvx.learning.evaluation import Metric, Scored, all_metrics
 from kvx.learning.ranking import Resampler
 from kvx.train.crossfit import CrossFit, Mask, Table, crossfit
@@ -62,6 +63,11 @@ class Judge:
 
     def done(self, what: str) -> None:
         log.info("train: %s done, %.0f s so far", what, time.perf_counter() - self.started)
+
+    @property
+    def ablations(self) -> Sequence[str]:
+        """The feature sets that are reported beside the model's."""
+        return list(SETS) if self.config.ablations is None else self.config.ablations
 
     def scored(self, score: NDArray[np.float32], rows: Mask, horizon: int | None = None) -> Scored:
         """The judged traces among `rows`, with their scores."""
