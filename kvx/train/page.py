@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvx.config.train import LeaveOut, Target
-from kvx.guard.hazard import OPERATING_POINTS
+from kvx.learning.fitting import OPERATING_POINTS
 from kvx.scoring.loops import INSTANT
 from kvx.train import detection
 from kvx.train.analyses import HEADLINE
