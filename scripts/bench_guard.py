@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from synthetic import random_traces
 
 from kvx.guard.features import SETS, FeatureState, build, names_of
-from kvx.guard.hazard import Examples, FitSettings, HazardModel, fit
+from kvx.guard.hazard import HazardModel
+from kvx.learning.fitting import Examples, FitSettings, fit
 
 
 def main() -> None:

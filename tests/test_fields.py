@@ -1,21 +1,28 @@
 """What the schema says of its fields: help for each, the page made of it, no default twice."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from kvx.cli.command import compose
-from kvx.config.fields import Limits, check
+from kvx.config.fields import Limits, about, check
 from kvx.config.folders import conf_dir
 from kvx.config.guard import GuardConfig
 from kvx.config.help import describe, entries, page
 from kvx.errors import UserError
+from kvx.guard.controllers import Controller
+from tests.controllers import CLASSES
 
 
 def test_every_field_has_help() -> None:
-    silent = [e.name for e in entries() if not e.about.help and not e.name.startswith("controller")]
-    assert silent == []
+    assert [e.name for e in entries() if not e.about.help] == []
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_field_of_a_controller_has_help(cls: type[Controller]) -> None:
+    assert [f.name for f in dataclasses.fields(cls) if not about(f).help] == []
 
 
 def test_the_page_of_fields_is_what_the_schema_says() -> None:

@@ -9,8 +9,9 @@ from synthetic import random_traces
 
 from kvx.guard.features import build, names_of
 from kvx.guard.forecast import Forecaster
-from kvx.guard.hazard import DEFAULT, Examples, FitSettings, HazardModel, fit
+from kvx.guard.hazard import DEFAULT, HazardModel
 from kvx.guard.trace_arrays import Traces
+from kvx.learning.fitting import Examples, FitSettings, fit
 
 
 def known(traces: Traces, row: int) -> dict[str, Any]:

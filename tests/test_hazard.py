@@ -9,19 +9,10 @@ from hypothesis import strategies as st
 
 from kvx.errors import UserError
 from kvx.guard import features
-from kvx.guard.calibration import fit_isotonic, fit_platt, probability
-from kvx.guard.hazard import (
-    CARD,
-    DEFAULT,
-    MODEL,
-    OPERATING_POINTS,
-    Examples,
-    FitSettings,
-    HazardModel,
-    fit,
-    in_lines,
-    threshold_at,
-)
+from kvx.guard.calibration import probability
+from kvx.guard.hazard import CARD, DEFAULT, MODEL, HazardModel, in_lines
+from kvx.learning.calibrating import fit_isotonic, fit_platt
+from kvx.learning.fitting import OPERATING_POINTS, Examples, FitSettings, fit, threshold_at
 
 NAMES = ("signal", "noise", "missing")
 JSON = st.recursive(

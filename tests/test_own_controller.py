@@ -4,6 +4,7 @@ model, and known by its code.
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -231,6 +232,31 @@ def test_a_server_follows_its_answers_with_it(home: Home) -> None:
     assert guard["controller"] == "undecided"
     assert guard["events"][0]["reason"] == "undecided"
     assert "guard" not in without
+
+
+def test_the_example_of_the_documentation_works_as_it_stands(kvx: Kvx, home: Home) -> None:
+    page = Path(__file__).parents[1] / "docs" / "guard" / "controllers.md"
+    if not page.is_file():
+        pytest.skip("installed without its documentation")
+    text = page.read_text().partition("## A controller of your own")[2]
+    (module,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (option,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    home.write(module, "my_controllers")
+    folder = home.path / "mine" / "controller"
+    folder.mkdir(parents=True)
+    (folder / "undecided.yaml").write_text(option)
+    own = ("--config-dir", "mine", "press=knorm", "budget=0.1", POINT[2], *FEW)
+    sweep = (*own, "-m", "controller=none,undecided", "controller.limit_nats=0.3,0.5")
+    refused = kvx("run", *sweep)
+    assert "controller.limit_nats: no such field" in refused.err  # of none
+    assert kvx("run", *own, "-m", "controller=none,undecided").code == 0
+    assert kvx("run", *own, "-m", "controller=undecided", "controller.limit_nats=0.3,0.5").code == 0
+    found = {i: info for i, info in points().items() if info["controller"] == "undecided"}
+    assert sorted(p["config"]["controller"]["limit_nats"] for p in found.values()) == [0.3, 0.5]
+    for point_id in found:
+        assert set(table(point_id, "events")["reason"]) == {"undecided"}
+    wrong = kvx("run", *own, "controller=undecided", "controller.window=0")
+    assert "controller.window=0: must be at least 1" in wrong.err
 
 
 # it is known by its code

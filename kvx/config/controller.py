@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from kvx.config.fields import option
+
 
 class OperatingPoint(Enum):
     """Thresholds that a hazard model's card holds."""
@@ -22,10 +24,10 @@ class OperatingPoint(Enum):
 
 @dataclass
 class ControllerConfig:
-    """What the rest of kvx asks of a controller; its settings are the fields of its class.
+    """A controller's settings: the fields of its class, which `_target_` names as that of a press.
 
-    The classes are in `kvx.guard.controllers`. A configuration names one by its `_target_`, as it
-    names a press.
+    kvx's own classes are in `kvx.guard.controllers`. Each takes only the fields that it has; below
+    are those of all of them. A class of the user's own has what it declares.
     """
 
     # what the class is called in point ids and results
@@ -37,7 +39,7 @@ class ControllerConfig:
     # whether it gives its safe budget from the start to the end
     from_start: ClassVar[bool] = False
 
-    name: str = MISSING
+    name: str = option(MISSING, "what the controller is called in point ids, folders and tables")
 
     @property
     def reach(self) -> int:

@@ -2,7 +2,8 @@
 
 Point estimates are exact. For the intervals, scores are first put into at most 2,000 classes of
 equal size: then a resample is one product of weights and counts per prompt. scikit-learn's measures
-take one set of weights per call, not thousands.
+take one set of weights per call, not thousands; for one value they agree to 2e-16, and take two to
+three times as long (0.40 s against 0.13 s for the AUROC of a million tokens).
 """
 
 from dataclasses import dataclass, replace

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from kvx.config.train import LeaveOut, Target, TrainConfig
 from kvx.errors import UserError
-from kvx.guard.hazard import OPERATING_POINTS, HazardModel
+from kvx.guard.hazard import HazardModel
 from kvx.guard.trace_arrays import positions
 from kvx.learning.evaluation import group_auroc, token_metrics, trace_metrics
+from kvx.learning.fitting import OPERATING_POINTS
 from kvx.learning.labels import token_labels
 from kvx.train.crossfit import CrossFit, Table, crossfit
 from kvx.train.data import prompt_ids

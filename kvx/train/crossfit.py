@@ -12,8 +12,9 @@ from kvx.config.train import ClassWeight, TrainConfig
 from kvx.errors import UserError
 from kvx.guard import features
 from kvx.guard.blocks import Floats
-from kvx.guard.hazard import OPERATING_POINTS, Examples, FitSettings, HazardModel, fit, threshold_at
+from kvx.guard.hazard import HazardModel
 from kvx.learning.evaluation import highest
+from kvx.learning.fitting import OPERATING_POINTS, Examples, FitSettings, fit, threshold_at
 from kvx.learning.labels import Role, token_labels, usable_tokens
 from kvx.learning.splits import PARTS, folds, parts
 from kvx.train.data import Data

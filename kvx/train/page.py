@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kvx.config.train import LeaveOut
-from kvx.guard.hazard import OPERATING_POINTS
+from kvx.learning.fitting import OPERATING_POINTS
 from kvx.report.tables import markdown, number
 from kvx.report.template import render
 from kvx.scoring.loops import INSTANT

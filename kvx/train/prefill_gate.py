@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvx.config.train import TrainConfig
-from kvx.guard.hazard import OPERATING_POINTS, threshold_at
 from kvx.learning.evaluation import Metric
+from kvx.learning.fitting import OPERATING_POINTS, threshold_at
 from kvx.learning.ranking import Resampler
 from kvx.scoring.loops import INSTANT
 from kvx.train.crossfit import Mask

@@ -14,7 +14,9 @@ class AlwaysSafe(Controller):
     scores_tokens: ClassVar[bool] = False
     reads_entropy: ClassVar[bool] = False
 
-    safe_budget: float = option(1.0, above=0, at_most=1)
+    safe_budget: float = option(
+        1.0, "budget from the first token on, never less than its own", above=0, at_most=1
+    )
 
     @property
     def reads_repetition(self) -> bool:

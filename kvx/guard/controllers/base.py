@@ -21,6 +21,8 @@ from kvx.scoring.loops import REPORT_TOKENS
 PREFILL = -1  # the token index of what is seen before the first token
 RULE_LOW, RULE_HIGH = 0.5, 1.0  # scores other than a hazard: a share of what is an alarm
 
+ON_LOOP = "whether a loop that is there is an alarm too"  # the help of a field of several classes
+
 
 class Mode(IntEnum):
     NORMAL = 0
@@ -186,22 +188,30 @@ class Controller(ControllerConfig):
 class Alarms(Controller):
     """A controller that can alarm after the first token. Its settings are fields."""
 
-    # consecutive tokens at or above tau_high until SAFE
-    k: int = option(1, at_least=1)
-    # consecutive tokens below tau_low until NORMAL
-    j: int = option(8, at_least=1)
-    # tokens that SAFE lasts at least
-    cooldown: int = option(32, at_least=0)
-    # the budget of a sequence in SAFE (never less than its own); live, the full cache if it derails
-    # there too
-    safe_budget: float = option(1.0, above=0, at_most=1)
-    # whether tokens are taken back at all; if not, an alarm only relaxes
-    rollback: bool = True
-    # tokens dropped and decoded again when SAFE is entered; of a loop, that many before its onset,
-    # of a forecast or a rule, that many before the tokens at the end that stood together before
-    rollback_tokens: int = option(32, at_least=0)
-    # divergence of full and compressed cache at the first token, from which SAFE starts there
-    prefill_gate_nats: float | None = option(None, at_least=0)
+    k: int = option(1, "tokens in a row whose score is an alarm, until SAFE", at_least=1)
+    j: int = option(8, "calm tokens in a row until SAFE or ALERT ends", at_least=1)
+    cooldown: int = option(32, "tokens that SAFE lasts at least", at_least=0)
+    safe_budget: float = option(
+        1.0,
+        "budget of a sequence in SAFE, never less than its own; a live sequence that derails there "
+        "too gets the full cache",
+        above=0, at_most=1,
+    )  # fmt: skip
+    rollback: bool = option(
+        True, "whether an alarm takes tokens back; false: it only raises the budget"
+    )
+    rollback_tokens: int = option(
+        32,
+        "tokens taken back and decoded again, counted back from a loop's onset, or from where the "
+        "end begins to repeat what stood before",
+        at_least=0,
+    )
+    prefill_gate_nats: float | None = option(
+        None,
+        "divergence of full and compressed cache before the first token, from which the budget is "
+        "raised there; null: no such gate (Hazard: that of the card, with card_gate)",
+        at_least=0,
+    )
 
     def quiet(self, peaks: Peaks) -> bool:
         """Whether neither the gate nor a loop alarms in a response with these peaks."""

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from kvx.config.fields import option
 from kvx.errors import UserError
-from kvx.guard.controllers.base import Alarms, Peaks, Policy
+from kvx.guard.controllers.base import ON_LOOP, Alarms, Peaks, Policy
 
 
 @dataclass
@@ -13,8 +14,7 @@ class Gate(Alarms):
     scores_tokens: ClassVar[bool] = False
     reads_entropy: ClassVar[bool] = False
 
-    # a detected loop is an alarm, too
-    on_loop: bool = False
+    on_loop: bool = option(False, ON_LOOP)
 
     @property
     def reads_repetition(self) -> bool:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from kvx.config.controller import OperatingPoint
 from kvx.config.fields import option
 from kvx.errors import UserError
-from kvx.guard.controllers.base import Alarms, Observation, Peaks, Policy, Thresholds
+from kvx.guard.controllers.base import ON_LOOP, Alarms, Observation, Peaks, Policy, Thresholds
 
 
 @dataclass
@@ -20,15 +20,28 @@ class Hazard(Alarms):
     past_tail: ClassVar[bool] = True
     reads_entropy: ClassVar[bool] = True
 
-    operating_point: OperatingPoint | None = None
-    tau_high: float | None = option(None, at_least=0, at_most=1)
-    tau_low: float | None = option(None, at_least=0, at_most=1)
-    # a detected loop is an alarm at once, whatever the hazard
-    on_loop: bool = False
-    # the gate is that of the model's card at gate_point, if it has one; prefill_gate_nats wins
-    card_gate: bool = False
-    # null: operating_point
-    gate_point: OperatingPoint | None = None
+    operating_point: OperatingPoint | None = option(
+        None, "whose threshold of the model's card is tau_high"
+    )
+    tau_high: float | None = option(
+        None,
+        "probability from which the forecast is an alarm; null: the card's at operating_point",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    tau_low: float | None = option(
+        None,
+        "probability below which a token is calm; null: half of tau_high",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    on_loop: bool = option(False, ON_LOOP)
+    card_gate: bool = option(
+        False,
+        "whether the gate before the first token is that of the model's card; prefill_gate_nats "
+        "replaces it",
+    )
+    gate_point: OperatingPoint | None = option(
+        None, "whose gate of the card; null: that of operating_point"
+    )
 
     @property
     def reads_repetition(self) -> bool:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from kvx.config.fields import option
 from kvx.errors import UserError
-from kvx.guard.controllers.base import Alarms, Observation
+from kvx.guard.controllers.base import ON_LOOP, Alarms, Observation
 
 
 @dataclass
@@ -14,11 +14,14 @@ class Random(Alarms):
     kind: ClassVar[str] = "random"
     reads_entropy: ClassVar[bool] = False
 
-    # a detected loop is an alarm, too
-    on_loop: bool = False
-    # probability of an alarm per token; null: kvx.simulate takes that of another controller
-    rate: float | None = option(None, at_least=0, at_most=1)
-    seed: int = option(0, at_least=0)
+    on_loop: bool = option(False, ON_LOOP)
+    rate: float | None = option(
+        None,
+        "probability of an alarm per token; null: kvx.simulate takes that of simulate.match, and a "
+        "live run needs a value",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    seed: int = option(0, "seed of the draws", at_least=0)
 
     @property
     def reads_repetition(self) -> bool:

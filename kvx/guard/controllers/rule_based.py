@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from kvx.config.fields import option
 from kvx.errors import UserError
-from kvx.guard.controllers.base import Alarms, Observation, Peaks, Policy
+from kvx.guard.controllers.base import ON_LOOP, Alarms, Observation, Peaks, Policy
 
 
 @dataclass
@@ -15,13 +15,20 @@ class RuleBased(Alarms):
     past_tail: ClassVar[bool] = True
     reads_entropy: ClassVar[bool] = True
 
-    # a detected loop is an alarm, too
-    on_loop: bool = False
-    # the last 20 tokens stood together this often before; null: no such rule
-    repetition_count: int | None = option(None, at_least=1)
-    # the sum of entropies above the reference (CUSUM) that is an alarm; null: no such rule
-    entropy_cusum_nats: float | None = option(None, above=0)
-    entropy_reference_nats: float = option(3.0, at_least=0)
+    on_loop: bool = option(False, ON_LOOP)
+    repetition_count: int | None = option(
+        None,
+        "how often the last 20 tokens stood together before, for an alarm; null: no such rule",
+        at_least=1,
+    )
+    entropy_cusum_nats: float | None = option(
+        None,
+        "sum of entropies above the reference (CUSUM) that is an alarm; null: no such rule",
+        above=0,
+    )
+    entropy_reference_nats: float = option(
+        3.0, "entropy per token that entropy_cusum_nats counts from", at_least=0
+    )
 
     @property
     def reads_repetition(self) -> bool:
