@@ -92,31 +92,31 @@ class Experiment:
         judged["failed"] = judged["kind"].notna()
         return judged.sort_values("pair", kind="stable")
 
-    def side_by_side(self, point_id: str, twin_id: str) -> Columns:
-        """What is judged of a point beside its twin's `score_twin` and `failed_twin`.
+    def side_by_side(self, point_id: str, full_id: str) -> Columns:
+        """What is judged of a point beside the full cache's `score_full` and `failed_full`.
 
         One row per example and metric. Raises `UserError` if the two do not have the same ones.
         """
-        ours, theirs = self.of("judged", point_id), self.of("judged", twin_id)
+        ours, theirs = self.of("judged", point_id), self.of("judged", full_id)
         if not np.array_equal(ours["pair"], theirs["pair"]):
             raise UserError(
-                f"{self.dir}: {point_id} and {twin_id} are not scored on the same examples; "
+                f"{self.dir}: {point_id} and {full_id} are not scored on the same examples; "
                 "run kvx.score again"
             )
-        return {**ours, "score_twin": theirs["score"], "failed_twin": theirs["failed"]}
+        return {**ours, "score_full": theirs["score"], "failed_full": theirs["failed"]}
 
-    def twin(self, point: PointRecord) -> PointRecord | None:
+    def full_cache(self, point: PointRecord) -> PointRecord | None:
         """The full-cache point that `point` is compared with: same press if there is one.
 
         Only points of the same variant (model, data, prompt, decoding) and seed are comparable.
         """
-        candidates = self._twins.get((point.info["variant_id"], point.info["seed"]), [])
+        candidates = self._full_caches.get((point.info["variant_id"], point.info["seed"]), [])
         order, labels = [self.press_labels[point.id], "none"], self.press_labels
         rank = {p.id: order.index(labels[p.id]) if labels[p.id] in order else 2 for p in candidates}
         return min(candidates, key=lambda p: rank[p.id], default=None)
 
     @cached_property
-    def _twins(self) -> dict[tuple[str, int], list[PointRecord]]:
+    def _full_caches(self) -> dict[tuple[str, int], list[PointRecord]]:
         """The full-cache points without a controller of each variant and seed."""
         found: dict[tuple[str, int], list[PointRecord]] = defaultdict(list)
         for point in self.points:

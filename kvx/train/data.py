@@ -108,7 +108,7 @@ _NOTHING = Targets(np.zeros(0, np.int8), np.zeros(0))
 def check_twins(experiment: Experiment, points: list[PointRecord]) -> None:
     """Raises `UserError` for a compressed point without a full-cache run of the same prompts."""
     for point in points:
-        if experiment.twin(point) is None:
+        if experiment.full_cache(point) is None:
             raise UserError(
                 f"{experiment.dir}: {point.id} has no baseline; run it with budget=1.0 too "
                 "(press=none, or the same press)"
@@ -122,7 +122,7 @@ def outcomes_of(experiment: Experiment) -> pd.DataFrame:
     Reaching the cap counts as a catastrophe only where the twin did not.
     """
     seen = experiment.catastrophes
-    twins = {p.id: t.id for p in experiment.points if (t := experiment.twin(p)) is not None}
+    twins = {p.id: t.id for p in experiment.points if (t := experiment.full_cache(p)) is not None}
     of_twin = seen["point_id"].map(twins)
     compared = seen.assign(twin_point_id=of_twin)[of_twin.notna() & (of_twin != seen["point_id"])]
     paired = pair(compared, seen).set_index("request_id").reindex(seen["request_id"])

@@ -97,7 +97,7 @@ def _baseline(experiment: Experiment, points: list[PointRecord]) -> Finding:
     answered = answers.groupby("point_id")["example_id"].agg(set)
     alone = 0
     for point in points:
-        twin = experiment.twin(point)
+        twin = experiment.full_cache(point)
         if twin is None:
             return Finding("baseline", Verdict.FAIL, f"{point.id} has none; run budget=1.0 too")
         missing = examples[point.id] - examples[twin.id]
