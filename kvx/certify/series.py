@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvx.analyze.frames import differences
+from kvx.analyze.naming import told_apart
 from kvx.config.certify import CertifyConfig
 from kvx.config.controller import RECORD
 from kvx.errors import UserError
@@ -69,7 +69,9 @@ def steering_of(point: PointRecord) -> dict[str, Any]:
 
 def all_series(points: Sequence[PointRecord]) -> list[Series]:
     """Every curve below the full cache: by variant, press, controller, seed and kind of budget."""
-    presses, controllers = _labels(points, "press"), _labels(points, "controller")
+    names = {node: {p.id: str(p.info[node]) for p in points} for node in ("press", "controller")}
+    presses = told_apart(names["press"], {p.id: press_parameters(p.info) for p in points})
+    controllers = told_apart(names["controller"], {p.id: steering_of(p) for p in points})
     found: dict[tuple[Any, ...], list[PointRecord]] = defaultdict(list)
     for point in points:
         info = point.info
@@ -109,19 +111,3 @@ def chosen(series: Sequence[Series], settings: CertifyConfig) -> list[Series]:
         if not kept:
             raise UserError(f"certify.{field}={asked}: not in this experiment; it has {there}")
     return kept
-
-
-def _labels(points: Sequence[PointRecord], node: str) -> dict[str, str]:
-    """Point id → name, with the parameters that differ where one name has several."""
-    labels: dict[str, str] = {}
-    for name in {p.info[node] for p in points}:
-        same = {p.id: _parameters(p, node) for p in points if p.info[node] == name}
-        suffixes = differences(same)
-        labels |= {i: f"{name}({s})" if s else str(name) for i, s in suffixes.items()}
-    return labels
-
-
-def _parameters(point: PointRecord, node: str) -> Any:
-    if node == "controller":
-        return steering_of(point)
-    return press_parameters(point.info)
