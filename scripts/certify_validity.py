@@ -111,7 +111,7 @@ def real(folder: Path, loss: Loss) -> Iterator[Resampled]:
     experiment = load_experiment(folder, output)
     reader = LossReader(experiment, CertifyConfig(loss=loss), output)
     for curve in all_series(experiment.points):
-        twin = experiment.twin(curve.first)
+        twin = experiment.full_cache(curve.first)
         if twin is None:
             continue
         losses = np.stack([reader.of(p, twin).by_prompt for p in curve.points])

@@ -142,7 +142,7 @@ def test_one_token_is_not_the_full_cache() -> None:
     assert told[0].startswith("**snapkv at budget 1**: a loss of exact match")
     assert "| snapkv | 1 | exact match | 1.00 | 0.00 |" in comparison_table(compared)
     full = compared.assign(budget_kind="ratio")
-    assert comparison_table(full) == "No compressed point has a full-cache twin."
+    assert comparison_table(full) == "No compressed point has a full cache beside it."
     (nothing,) = findings(stats, full, pd.DataFrame(), {}, AnalyzeConfig())
     assert "nothing can be compared" in nothing
 

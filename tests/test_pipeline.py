@@ -185,8 +185,8 @@ def test_a_baseline_at_the_floor_is_called_out(kvx: Kvx) -> None:
     """With one token no answer is complete: the full cache fails too, and the report says so."""
     assert kvx("all", *SMALL, "decoding.max_new_tokens=1").code == 0
     text = (DEMO / "report.md").read_text()
-    assert "**Baseline floor.** tiny_recall with the full cache scores below 0.2" in text
-    assert "**Baseline at the token cap.**" in text
+    assert "**Full cache at the floor.** tiny_recall with the full cache scores below 0.2" in text
+    assert "**Full cache at the token cap.**" in text
 
 
 def test_a_press_without_its_own_full_cache_is_compared_with_none(kvx: Kvx) -> None:

@@ -17,12 +17,13 @@ from kvx.guard import features
 from kvx.guard.hazard import HazardModel
 from kvx.guard.trace_arrays import positions
 from kvx.learning.labels import Role
+from kvx.learning.ranking import Resampler
 from kvx.learning.splits import PARTS, folds, parts
 from kvx.train import analyses, detection, page
 from kvx.train.build import check, check_data, predictions
 from kvx.train.crossfit import Table, crossfit, fit_parts, inner_parts, outer_folds
 from kvx.train.data import prompt_ids
-from kvx.train.judge import Results
+from kvx.train.judge import Judge, Results
 from kvx.train.prefill_gate import caused, crossfit_gates, gates, probe_nats
 
 QUICK = {"rounds": 30, "patience": 10, "n_boot": 200, "threads": 1}
@@ -110,6 +111,26 @@ def test_a_drift_before_the_onset_is_foreseen_and_metadata_do_not_foresee_it(eva
     assert cusum["ci_low"] > 0.5
     assert figure(results, "baseline", "n-gram repetition", "auroc")["value"] < 0.65  # noise here
     assert figure(results, "leave_one_press_out", "knorm", "auroc")["value"] > 0.7
+
+
+def test_a_budget_in_tokens_is_one_group_whatever_share_of_a_prompt_it_is(evaluated, table):
+    _, cross, fold, config = evaluated
+    frame = table.data.frame
+    tokens = (frame["press"] == "knorm").to_numpy()
+    frame = frame.assign(
+        budget=np.where(tokens, np.linspace(0.1, 0.9, len(frame)), frame["budget"]),
+        budget_kind=np.where(tokens, "tokens", "ratio"),
+        budget_asked=np.where(tokens, 64.0, frame["budget_asked"]),
+        budget_label=np.where(tokens, "64t", frame["budget_label"]),
+    )
+    changed = replace(table, data=replace(table.data, frame=frame))
+    prompts = len(np.unique(table.data.clusters))
+    judge = Judge(changed, config, fold, Resampler(prompts, 100, 0.95, 0), Results())
+    analyses._by_group(judge, cross)
+    rows = [r for r in judge.results.rows if r["analysis"] == "by_budget"]
+    assert {r["name"] for r in rows} == {"64t", "0.2"}
+    by_press = {r["metric"]: r["value"] for r in judge.results.rows if r["name"] == "knorm"}
+    assert {r["metric"]: r["value"] for r in rows if r["name"] == "64t"} == by_press
 
 
 def test_the_instant_ones_are_told_by_the_probe_and_are_not_in_the_headline(evaluated, table):

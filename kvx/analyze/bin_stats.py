@@ -179,25 +179,25 @@ def _quantiles(values: NDArray[np.float64]) -> list[list[float | None]]:
 
 
 def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
-    """Every point against its full-cache twin, example by example, per bin and over all bins."""
+    """Every point against its full cache, example by example, per bin and over all bins."""
     rows: list[Row] = []
     cells: list[Columns] = []
     for point in experiment.points:
-        twin = experiment.twin(point)
-        if twin is None or twin.id == point.id:
+        full = experiment.full_cache(point)
+        if full is None or full.id == point.id:
             continue
         series = experiment.series_columns(point)
-        pairs = experiment.side_by_side(point.id, twin.id)
+        pairs = experiment.side_by_side(point.id, full.id)
         for metric, primary, group in by_metric(pairs):
             about = {
-                **series, "twin_point_id": twin.id, "metric": metric, "primary": primary,
+                **series, "twin_point_id": full.id, "metric": metric, "primary": primary,
                 "higher_is_better": metric not in experiment.lower_is_better,
             }  # fmt: skip
             for index, cell in by_bin(group):
                 rows.append({**about, "bin": index})
                 cells.append(cell)
     found = paired_differences(
-        [(cell["score"], cell["score_twin"], cell["cluster"].tolist()) for cell in cells],
+        [(cell["score"], cell["score_full"], cell["cluster"].tolist()) for cell in cells],
         config.n_boot, config.confidence, config.seed,
     )  # fmt: skip
     binary = experiment.binary_metrics
@@ -214,12 +214,12 @@ def _compare(
 
     The difference is that of the scores, whichever way is better.
     """
-    ours, twins, failed = pairs["score"], pairs["score_twin"], pairs["failed"]
+    ours, full, failed = pairs["score"], pairs["score_full"], pairs["failed"]
     truncated = pairs["kind"] == FailureType.TRUNCATED
     exact = binary and found.n_pairs == found.n_clusters
     interval, method = unless_constant(found.interval), BOOTSTRAP
     if exact:
-        interval, method = _newcombe(ours, twins, found, config), NEWCOMBE
+        interval, method = _newcombe(ours, full, found, config), NEWCOMBE
     fallen, risen = found.n_lost, found.n_won
     room = found.mean_b if higher else 1 - found.mean_b  # to get worse in
     return {
@@ -231,16 +231,16 @@ def _compare(
         "n_lost": fallen if higher else risen, "n_won": risen if higher else fallen,
         "mcnemar_p": found.mcnemar_p if exact else None,
         "n_degenerate": int(pairs["degenerate"].sum()),
-        "failure_rate_difference": float(failed.mean() - pairs["failed_twin"].mean()),
-        "difference_from_failures": null(failure_attribution(ours, twins, failed)),
-        "difference_from_truncated": null(failure_attribution(ours, twins, truncated)),
+        "failure_rate_difference": float(failed.mean() - pairs["failed_full"].mean()),
+        "difference_from_failures": null(failure_attribution(ours, full, failed)),
+        "difference_from_truncated": null(failure_attribution(ours, full, truncated)),
         "baseline_floor": bool(room < config.baseline_floor),
     }  # fmt: skip
 
 
 def _newcombe(
-    ours: NDArray[Any], twins: NDArray[Any], found: PairedDifference, config: AnalyzeConfig
+    ours: NDArray[Any], full: NDArray[Any], found: PairedDifference, config: AnalyzeConfig
 ) -> Interval:
-    both = int(((ours == 1) & (twins == 1)).sum())
+    both = int(((ours == 1) & (full == 1)).sum())
     neither = found.n_pairs - both - found.n_lost - found.n_won
     return newcombe_interval(both, found.n_lost, found.n_won, neither, config.confidence)

@@ -20,10 +20,10 @@ Flags = NDArray[np.float64]  # 1 yes, 0 no, nan not known
 
 @dataclass(frozen=True)
 class _Cell:
-    """One kind of one point in one bin: here, in the twin, and the clusters, an item a response."""
+    """One kind of one point in one bin, an item a response: here, with the full cache, clusters."""
 
     here: Flags
-    twin: Flags
+    full: Flags
     clusters: NDArray[np.int64]
 
     @property
@@ -34,21 +34,21 @@ class _Cell:
 
     @property
     def pairs(self) -> tuple[Flags, Flags]:
-        """Here and in the twin, where both are known."""
-        both = ~np.isnan(self.here + self.twin)
-        return self.here[both], self.twin[both]
+        """Here and with the full cache, where both are known."""
+        both = ~np.isnan(self.here + self.full)
+        return self.here[both], self.full[both]
 
 
 def judged(experiment: Experiment) -> pd.DataFrame:
     """Every response with each of `KINDS` and `twin_<kind>` as flags, nan where not known.
 
-    What a response shows alone (`looping`, `non_termination`) is known without a twin; `any` then
-    goes by these two.
+    What a response shows alone (`looping`, `non_termination`) is known without a full cache; `any`
+    then goes by these two.
     """
     seen = experiment.catastrophes
-    twins = {p.id: twin.id for p in experiment.points if (twin := experiment.twin(p)) is not None}
-    of_twin = seen["point_id"].map(twins).astype(object)
-    compared = seen.assign(twin_point_id=of_twin)[of_twin.notna() & (of_twin != seen["point_id"])]
+    beside = {p.id: f.id for p in experiment.points if (f := experiment.full_cache(p)) is not None}
+    full_id = seen["point_id"].map(beside).astype(object)
+    compared = seen.assign(twin_point_id=full_id)[full_id.notna() & (full_id != seen["point_id"])]
     names = [name for kind in KINDS for name in (kind, f"twin_{kind}")]
     paired = pair(compared, seen).set_index("request_id")[names].astype("Float64")
     flags = paired.reindex(seen["request_id"]).astype(float).set_axis(seen.index)
@@ -64,17 +64,18 @@ def judged(experiment: Experiment) -> pd.DataFrame:
 def catastrophe_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     """One row per point, bin and kind; bin -1 is all bins together.
 
-    Rates are over the responses of which the kind is known, everything with the twin over pairs.
+    Rates are over the responses of which the kind is known, all that concerns the full cache over
+    pairs.
     """
     frame = judged(experiment)
     cut = ByPoint(frame, [c for c in frame.columns if c not in ("request_id", "point_id")])
     rows: list[Row] = []
     cells: list[_Cell] = []
     for point in experiment.points:
-        twin = experiment.twin(point)
+        full = experiment.full_cache(point)
         about = {
             **experiment.series_columns(point),
-            "twin_point_id": None if twin is None or twin.id == point.id else twin.id,
+            "twin_point_id": None if full is None or full.id == point.id else full.id,
         }
         for index, columns in by_bin(cut.of(point.id)):
             here = {**about, "bin": index, "n_degenerate": int(columns["degenerate"].sum())}
@@ -108,20 +109,20 @@ def _rates(cells: list[_Cell], config: AnalyzeConfig) -> list[Row]:
 
 
 def _excesses(cells: list[_Cell], config: AnalyzeConfig) -> list[Row]:
-    shared = [(c.here, c.twin, c.clusters.tolist()) for c in cells if not c.independent]
+    shared = [(c.here, c.full, c.clusters.tolist()) for c in cells if not c.independent]
     resampled = iter(paired_differences(shared, config.n_boot, config.confidence, config.seed))
     rows = []
     for cell in cells:
         found = None if cell.independent else next(resampled)
-        here, twin = cell.pairs
-        n, more, fewer = len(here), int((here > twin).sum()), int((here < twin).sum())
+        here, full = cell.pairs
+        n, more, fewer = len(here), int((here > full).sum()), int((here < full).sum())
         row: Row = {"n_pairs": n, "n_excess": more, "n_cured": fewer}
         if n:
-            interval, method = _excess_interval(here, twin, config), NEWCOMBE
+            interval, method = _excess_interval(here, full, config), NEWCOMBE
             if found is not None:
                 interval, method = unless_constant(found.interval), BOOTSTRAP
             row |= {
-                "twin_rate": float(twin.mean()), "excess": (more - fewer) / n,
+                "twin_rate": float(full.mean()), "excess": (more - fewer) / n,
                 "excess_ci_low": null(interval.low), "excess_ci_high": null(interval.high),
                 "excess_ci_method": method,
                 "mcnemar_p": mcnemar_exact(more, fewer) if found is None else None,
@@ -130,7 +131,7 @@ def _excesses(cells: list[_Cell], config: AnalyzeConfig) -> list[Row]:
     return rows
 
 
-def _excess_interval(here: Flags, twin: Flags, config: AnalyzeConfig) -> Interval:
-    both, more, fewer = here @ twin, (here > twin).sum(), (here < twin).sum()
+def _excess_interval(here: Flags, full: Flags, config: AnalyzeConfig) -> Interval:
+    both, more, fewer = here @ full, (here > full).sum(), (here < full).sum()
     neither = len(here) - both - more - fewer
     return newcombe_interval(int(both), int(fewer), int(more), int(neither), config.confidence)

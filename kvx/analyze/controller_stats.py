@@ -78,10 +78,10 @@ def pooled(experiment: Experiment) -> pd.DataFrame:
         budgets, steps = _budgets(seen[here & guarded])
         used = (budgets * steps).sum() / steps.sum() if steps.sum() else cell["budget"]
         static = _nearest(seen[own & above & ~guarded & ~full], used)
-        twin = seen[same & full & ~guarded].drop_duplicates("example_id")
-        twin = twin.assign(**{f"excess_{kind}": 0.0 for kind in KINDS})  # by definition
+        always = seen[same & full & ~guarded].drop_duplicates("example_id")
+        always = always.assign(**{f"excess_{kind}": 0.0 for kind in KINDS})  # by definition
         labels = {n: cell[n] for n in ("press", *BUDGET, "budget_label", "budget")}
-        idle = {NONE: seen[here & ~guarded & ~full], STATIC: static, FULL: twin}
+        idle = {NONE: seen[here & ~guarded & ~full], STATIC: static, FULL: always}
         # a mean budget is the press's own; the saving is counted from the cell's
         parts += [_idle(frame).assign(controller=n, **labels) for n, frame in idle.items()]
         for name, moved in seen[own & above & guarded].groupby("controller"):

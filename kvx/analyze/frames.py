@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvx.analyze.columns import ByPoint, Columns, take
+from kvx.analyze.naming import differences, told_apart
 from kvx.engines.base import ROUNDING
 from kvx.errors import UserError
 from kvx.guard.own_code import controller_code
@@ -93,31 +94,31 @@ class Experiment:
         judged["failed"] = judged["kind"].notna()
         return judged.sort_values("pair", kind="stable")
 
-    def side_by_side(self, point_id: str, twin_id: str) -> Columns:
-        """What is judged of a point beside its twin's `score_twin` and `failed_twin`.
+    def side_by_side(self, point_id: str, full_id: str) -> Columns:
+        """What is judged of a point beside the full cache's `score_full` and `failed_full`.
 
         One row per example and metric. Raises `UserError` if the two do not have the same ones.
         """
-        ours, theirs = self.of("judged", point_id), self.of("judged", twin_id)
+        ours, theirs = self.of("judged", point_id), self.of("judged", full_id)
         if not np.array_equal(ours["pair"], theirs["pair"]):
             raise UserError(
-                f"{self.dir}: {point_id} and {twin_id} are not scored on the same examples; "
+                f"{self.dir}: {point_id} and {full_id} are not scored on the same examples; "
                 "run kvx.score again"
             )
-        return {**ours, "score_twin": theirs["score"], "failed_twin": theirs["failed"]}
+        return {**ours, "score_full": theirs["score"], "failed_full": theirs["failed"]}
 
-    def twin(self, point: PointRecord) -> PointRecord | None:
+    def full_cache(self, point: PointRecord) -> PointRecord | None:
         """The full-cache point that `point` is compared with: same press if there is one.
 
         Only points of the same variant (model, data, prompt, decoding) and seed are comparable.
         """
-        candidates = self._twins.get((point.info["variant_id"], point.info["seed"]), [])
+        candidates = self._full_caches.get((point.info["variant_id"], point.info["seed"]), [])
         order, labels = [self.press_labels[point.id], "none"], self.press_labels
         rank = {p.id: order.index(labels[p.id]) if labels[p.id] in order else 2 for p in candidates}
         return min(candidates, key=lambda p: rank[p.id], default=None)
 
     @cached_property
-    def _twins(self) -> dict[tuple[str, int], list[PointRecord]]:
+    def _full_caches(self) -> dict[tuple[str, int], list[PointRecord]]:
         """The full-cache points without a controller of each variant and seed."""
         found: dict[tuple[str, int], list[PointRecord]] = defaultdict(list)
         for point in self.points:
@@ -156,31 +157,25 @@ class Experiment:
     @cached_property
     def press_labels(self) -> dict[str, str]:
         """Point id → press name, with the parameters that differ where one name has several."""
-        labels: dict[str, str] = {}
-        for name in {p.info["press"] for p in self.points}:
-            same = [p for p in self.points if p.info["press"] == name]
-            suffixes = differences({p.id: press_parameters(p.info) for p in same})
-            labels |= {i: f"{name}({s})" if s else name for i, s in suffixes.items()}
-        return labels
+        return told_apart(
+            {p.id: str(p.info["press"]) for p in self.points},
+            {p.id: press_parameters(p.info) for p in self.points},
+        )
 
     @cached_property
     def controller_labels(self) -> dict[str, str]:
         """Point id → controller, with the settings that differ where one name has several."""
-        labels = {p.id: str(p.info["controller"]) for p in self.points}
-        guarded = [p for p in self.points if p.is_guarded]
-        for name in {labels[p.id] for p in guarded}:
-            settings = {
-                p.id: {
-                    "controller": p.info["config"]["controller"],
-                    "code": told(controller_code(p.info)),
-                    "guard": told_guard(p.info["guard"]),
-                }
-                for p in guarded
-                if labels[p.id] == name
+        names = {p.id: str(p.info["controller"]) for p in self.points}
+        settings = {
+            p.id: {
+                "controller": p.info["config"]["controller"],
+                "code": told(controller_code(p.info)),
+                "guard": told_guard(p.info["guard"]),
             }
-            suffixes = differences(settings)
-            labels |= {i: f"{name}({s})" for i, s in suffixes.items() if s}
-        return labels
+            for p in self.points
+            if p.is_guarded
+        }  # fmt: skip
+        return names | told_apart({i: names[i] for i in settings}, settings)
 
     @cached_property
     def variant_labels(self) -> dict[str, str]:
@@ -272,34 +267,6 @@ def keeps_another_number(requests: pd.DataFrame) -> "pd.Series[bool]":
     effective = requests["kv_entries_effective"].astype(float)
     off = (effective - requests["kv_entries_nominal"].astype(float)).abs()
     return off > ROUNDING  # what was not measured is not known to be another
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """A nested configuration as `a.b: text`."""
-    if not isinstance(value, dict):
-        return {prefix: str(value)}
-    found: dict[str, str] = {}
-    for key, inner in value.items():
-        found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return found
-
-
-def differences(configs: dict[str, Any]) -> dict[str, str]:
-    """For each id, `name=value` of the fields in which the configurations differ."""
-    flattened = {i: flat(c) for i, c in configs.items()}
-    keys = sorted({k for f in flattened.values() for k in f})
-    differing = [k for k in keys if len({f.get(k) for f in flattened.values()}) > 1]
-    # model and dataset names are said already
-    differing = [k for k in differing if not k.endswith((".name", ".revision"))]
-    return {
-        i: ", ".join(_setting(k, f[k]) for k in differing if k in f) for i, f in flattened.items()
-    }
-
-
-def _setting(key: str, value: str) -> str:
-    """`window_size=16`; of an implementation only the class."""
-    name = key.rsplit(".", 1)[-1]
-    return value.rsplit(".", 1)[-1] if name == "_target_" else f"{name}={value}"
 
 
 def load_experiment(folder: Path, output: Path) -> Experiment:

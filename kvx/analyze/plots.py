@@ -187,7 +187,7 @@ def by_budget(frame: pd.DataFrame, label: str) -> Figure:
 
 
 def compressed(catastrophes: pd.DataFrame) -> pd.DataFrame:
-    """The rows about all bins of points that have a full-cache twin, of kinds in the plot."""
+    """The rows about all bins of points with a full cache beside them, of kinds in the plot."""
     shown = catastrophes["kind"].isin(PANELS) & (catastrophes["bin"] == ALL_BINS)
     return catastrophes[shown & (catastrophes["n_pairs"] > 0)]
 

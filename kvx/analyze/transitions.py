@@ -18,9 +18,9 @@ KEYS = ["variant_id", "variant", "model", "dataset", "press", "controller", "see
 
 
 def transitions(experiment: Experiment, stats: list[Row], config: AnalyzeConfig) -> list[Row]:
-    """One row per curve: a press's budgets of one kind, begun at their full-cache twin.
+    """One row per curve: a press's budgets of one kind, begun at their full cache.
 
-    A curve without a twin, or without a compressed point, has no row.
+    A curve without a full cache, or without a compressed point, has no row.
     """
     frame = pd.DataFrame(stats)
     overall = frame[frame["primary"] & (frame["bin"] == ALL_BINS)].set_index("point_id")
@@ -31,11 +31,11 @@ def transitions(experiment: Experiment, stats: list[Row], config: AnalyzeConfig)
             curves.setdefault(key, []).append(point)
     rows = []
     for key, points in curves.items():
-        twin = experiment.twin(points[0])
-        if twin is None:
+        full = experiment.full_cache(points[0])
+        if full is None:
             continue
         points.sort(key=lambda point: point.budget_asked, reverse=True)
-        ids = [twin.id, *(p.id for p in points)]
+        ids = [full.id, *(p.id for p in points)]
         rows.append(dict(zip(KEYS, key, strict=True)) | _curve(experiment, ids, overall, config))
     return rows
 
@@ -99,8 +99,8 @@ def _clear_failure_rates(
     rates = curve["failure_rate"].to_numpy(dtype=float).copy()
     for i, point_id in enumerate(ids[1:], 1):
         pairs = experiment.side_by_side(point_id, ids[0])
-        here, twin = (pairs[name][pairs["primary"]] for name in ("failed", "failed_twin"))
-        more, fewer = int((here & ~twin).sum()), int((~here & twin).sum())
+        here, there = (pairs[name][pairs["primary"]] for name in ("failed", "failed_full"))
+        more, fewer = int((here & ~there).sum()), int((~here & there).sum())
         if mcnemar_exact(more, fewer) > alpha:
             rates[i] = np.nan
     return rates

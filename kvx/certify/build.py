@@ -140,7 +140,7 @@ def certify(
     Raises `UserError` if no group of prompts could be certified at any budget.
     """
     settings, first = reader.settings, curve.first
-    twin = experiment.twin(first)
+    twin = experiment.full_cache(first)
     if twin is None:
         raise UserError("no full cache to compare with; run press=none too")
     losses = {p.id: reader.of(p, twin) for p in curve.points}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvx.analyze.frames import differences
+from kvx.analyze.naming import told_apart
 from kvx.config.certify import CertifyConfig
 from kvx.config.controller import RECORD
 from kvx.config.controller_files import TARGET
@@ -80,7 +80,9 @@ def steering(
 
 def all_series(points: Sequence[PointRecord]) -> list[Series]:
     """Every curve below the full cache: by variant, press, controller, seed and kind of budget."""
-    presses, controllers = _labels(points, "press"), _labels(points, "controller")
+    names = {node: {p.id: str(p.info[node]) for p in points} for node in ("press", "controller")}
+    presses = told_apart(names["press"], {p.id: press_parameters(p.info) for p in points})
+    controllers = told_apart(names["controller"], {p.id: _parameters(p) for p in points})
     found: dict[tuple[Any, ...], list[PointRecord]] = defaultdict(list)
     for point in points:
         info = point.info
@@ -118,17 +120,6 @@ def chosen(series: Sequence[Series], settings: CertifyConfig) -> list[Series]:
     return kept
 
 
-def _labels(points: Sequence[PointRecord], node: str) -> dict[str, str]:
-    """Point id → name, with the parameters that differ where one name has several."""
-    labels: dict[str, str] = {}
-    for name in {p.info[node] for p in points}:
-        same = {p.id: _parameters(p, node) for p in points if p.info[node] == name}
-        labels |= {i: f"{name}({s})" if s else str(name) for i, s in differences(same).items()}
-    return labels
-
-
-def _parameters(point: PointRecord, node: str) -> Any:
-    if node == "controller":
-        own = steering_of(point)
-        return own | ({"code": told(own["code"])} if "code" in own else {})
-    return press_parameters(point.info)
+def _parameters(point: PointRecord) -> dict[str, Any]:
+    own = steering_of(point)
+    return own | ({"code": told(own["code"])} if "code" in own else {})

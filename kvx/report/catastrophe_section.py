@@ -54,7 +54,7 @@ def notes(stats: pd.DataFrame, seen: pd.DataFrame) -> Iterator[str]:
         )
     compared = stats[stats["twin_point_id"].notna()]
     if not len(compared):
-        yield "No compressed point has a full-cache twin, so there is no excess."
+        yield "No compressed point has a full cache beside it, so there is no excess."
         return
     known = compared.groupby("kind")["n_pairs"].max()
     if not known["amnesia"]:

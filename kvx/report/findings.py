@@ -33,7 +33,7 @@ def findings(
     """
     compared = comparisons[comparisons["primary"] & ~is_full(comparisons)]
     if not len(compared):
-        return ["There is no compressed point with a full-cache twin, so nothing can be compared."]
+        return ["No compressed point has a full cache beside it, so nothing can be compared."]
     edges = stats[["point_id", "bin", "bin_low_tokens", "bin_high_tokens"]].to_dict("records")
     ranges = {(row["point_id"], row["bin"]): token_range(row) for row in edges}
     several = stats["variant_id"].nunique() > 1

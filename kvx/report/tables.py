@@ -85,7 +85,7 @@ def budget_table(
 def comparison_table(comparisons: pd.DataFrame) -> str:
     overall = comparisons[(comparisons["bin"] == ALL_BINS) & ~is_full(comparisons)]
     if not len(overall):
-        return "No compressed point has a full-cache twin."
+        return "No compressed point has a full cache beside it."
 
     def cells(row: pd.Series) -> Cells:
         return (

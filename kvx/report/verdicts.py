@@ -1,4 +1,4 @@
-"""What may be said of a point against its full-cache twin, and from how many examples on.
+"""What may be said of a point against its full cache, and from how many examples on.
 
 An exact two-sided test of pairs cannot reach the 5% level with fewer than 6 of them, even if all
 are lost; an interval may exclude zero all the same. Below that number no verdict is given.

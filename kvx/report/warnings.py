@@ -42,7 +42,7 @@ def warnings(
         *_cut(overall),
         *_degenerate(overall, requests),
         *_lost(overall),
-        *_without_twin(overall, comparisons),
+        *_without_full_cache(overall, comparisons),
         *_small(bins),
         *_unsteady(overall),
     ]
@@ -67,9 +67,10 @@ def _floor(full: pd.DataFrame, floor: float) -> Iterator[str]:
         ranges = ", ".join(dict.fromkeys(token_range(r) for _, r in rows.iterrows()))
         first = rows.iloc[0]
         yield (
-            f"**Baseline floor.** {first['model']} with the full cache scores below {floor:g} on "
-            f"{first['dataset']} at {ranges} tokens (mean {rows['mean'].mean():.2f}). There is "
-            "little to lose there: a small difference does not mean that compression does no harm."
+            f"**Full cache at the floor.** {first['model']} with the full cache scores below "
+            f"{floor:g} on {first['dataset']} at {ranges} tokens (mean {rows['mean'].mean():.2f}). "
+            "There is little to lose there: a small difference does not mean that compression does "
+            "no harm."
         )
 
 
@@ -78,7 +79,7 @@ def _cap(full: pd.DataFrame) -> Iterator[str]:
     if len(capped):
         ranges = ", ".join(dict.fromkeys(token_range(r) for _, r in capped.iterrows()))
         yield (
-            f"**Baseline at the token cap.** With the full cache up to "
+            "**Full cache at the token cap.** With the full cache up to "
             f"{capped['truncated_rate'].max():.0%} of the responses at {ranges} tokens are cut at "
             "max_new_tokens: whether compression keeps generations from ending cannot be seen "
             "there."
@@ -125,12 +126,12 @@ def _lost(overall: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _without_twin(overall: pd.DataFrame, comparisons: pd.DataFrame) -> Iterator[str]:
+def _without_full_cache(overall: pd.DataFrame, comparisons: pd.DataFrame) -> Iterator[str]:
     compressed = overall.loc[~is_full(overall), "point_id"]
     alone = [p for p in compressed if p not in set(comparisons["point_id"])]
     if alone:
         yield (
-            f"**No full-cache twin** for {', '.join(alone)}: run budget=1.0 too to know what "
+            f"**No full cache** beside {', '.join(alone)}: run budget=1.0 too to know what "
             "compression cost."
         )
 

@@ -86,13 +86,8 @@ def load(config: Config, folder: Path, wants_model: bool) -> Recorded:
         )  # fmt: skip
         cards.append(None if seen is None else seen.cards[name])
     source = "No trained model is among the controllers." if seen is None else seen.source
-    budgets = pd.DataFrame(
-        [(p.id, p.info["budget_kind"], p.budget_asked, p.info["budget_label"])
-         for p in experiment.points],
-        columns=["point_id", *BUDGET, "budget_label"],
-    )  # fmt: skip
-    about = data.frame[["point_id", "dataset", "press", "degenerate"]].merge(budgets, "left")
-    about["cluster"] = data.frame["prompt"].to_numpy()
+    told = ["point_id", "dataset", "press", *BUDGET, "budget_label", "degenerate"]
+    about = data.frame[told].assign(cluster=data.frame["prompt"]).reset_index(drop=True)
     return Recorded(traces, about, cards, source)
 
 

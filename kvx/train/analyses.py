@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kvx.analyze.columns import BUDGET
 from kvx.config.train import LeaveOut, Target, TrainConfig
 from kvx.errors import UserError
 from kvx.guard.hazard import HazardModel
@@ -89,12 +90,14 @@ def _gate(judge: Judge) -> None:
 
 
 def _by_group(judge: Judge, cross: CrossFit) -> None:
-    """The headline model's figures for each dataset, press, budget and model."""
+    """The headline model's figures for each dataset, press, budget that was asked for and model."""
+    frame = judge.data.frame.reset_index(drop=True)
     for column in ("dataset", "press", "budget", "model"):
-        values = judge.data.frame[column].to_numpy().astype(str)
-        groups = np.unique(values[judge.data.compressed])
-        for group in groups if len(groups) > 1 else ():
-            judge.judge(f"by_{column}", group, cross, values == group)
+        by = frame[judge.data.compressed].groupby(BUDGET if column == "budget" else column)
+        name = "budget_label" if column == "budget" else column
+        named = sorted((str(rows[name].iloc[0]), rows.index) for _, rows in by)
+        for group, rows in named if len(named) > 1 else ():
+            judge.judge(f"by_{column}", group, cross, frame.index.isin(rows))
 
 
 def _leave_out(judge: Judge, group: LeaveOut, analysis: str) -> None:

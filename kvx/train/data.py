@@ -95,7 +95,7 @@ def load(experiment: Experiment, labels: Labels, degenerate: bool) -> Data:
     """
     points = [p for p in experiment.points if p.info["controller"] == "none"]
     for point in points:
-        if experiment.twin(point) is None:
+        if experiment.full_cache(point) is None:
             raise UserError(
                 f"{experiment.dir}: {point.id} has no baseline; run it with budget=1.0 too "
                 "(press=none, or the same press)"
@@ -186,7 +186,9 @@ def _of_point(
             "request_id": requests["request_id"].to_numpy(), "point_id": point.id,
             "prompt": requests["cluster"].astype(str).to_numpy(), "dataset": info["dataset"],
             "model": info["model"], "press": prefill["press"],
-            "method": NO_PRESS if full else method_of(info), "budget": budget, "full_cache": full,
+            "method": NO_PRESS if full else method_of(info), "budget": budget,
+            "budget_kind": info["budget_kind"], "budget_asked": point.budget_asked,
+            "budget_label": info["budget_label"], "full_cache": full,
             "degenerate": requests["degenerate"].to_numpy(bool),
             "detected": [None if ids is None else first_report(ids) for ids in token_ids],
         }

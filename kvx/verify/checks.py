@@ -95,7 +95,7 @@ def _baseline(experiment: Experiment, points: list[PointRecord]) -> Finding:
     )
     alone = 0
     for point in points:
-        twin = experiment.twin(point)
+        twin = experiment.full_cache(point)
         if twin is None:
             return _found("baseline", f"{point.id} has none; run budget=1.0 too", fails=True)
         if missing := examples[point.id] - examples[twin.id]:
