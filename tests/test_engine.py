@@ -96,7 +96,8 @@ def test_texts_equal_kvpress_pipeline_on_smollm2(tmp_path: Path) -> None:
         make_work(
             tmp_path, "model=smollm2", "dataset=niah", "dataset.source.n_examples=6",
             "dataset.source.min_words=100", "dataset.source.max_words=300",
-            "dataset.binning.n_bins=1", f"press={press}", "budget=0.5", n=3,
+            "dataset.binning.n_bins=1", f"press={press}", "budget=0.5",
+            "decoding.max_new_tokens=12", n=3,
         )
         for press in KVPRESS
     ]  # fmt: skip
