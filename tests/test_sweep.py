@@ -159,6 +159,47 @@ def test_any_sweep_is_what_hydra_makes_of_it(in_hydra: None, columns: list[list[
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        # options that Hydra has to compose, with values that are set on one after the other
+        [["controller=balanced", "controller=relax_only"], ["controller.k=2", "controller.k=3"],
+         ["budget.ratio=0.5", "budget.ratio=0.25"]],
+        [["experiment=one", "experiment=two"], ["seed=3", "seed=4"],
+         ["press.degenerate_at_tokens='${dataset.sampling.n_per_bin}'",
+          "press.degenerate_at_tokens=2"]],
+        [["press=global", "press=nested"], ["decoding.max_new_tokens=2"],
+         ["dataset.max_new_tokens=3", "dataset.max_new_tokens=4"]],
+        # no options at all
+        [["press=snapkv"], ["press.method.window_size=16", "press.method.window_size=32"],
+         ["experiment_name=a", "experiment_name=run-${seed}-${press.name}"]],
+        [["press=snapkv"], ["run={shard_requests:3}", "run={shard_requests:4}"],
+         ["seed=${budget.tokens}", "seed=4"], ["budget.tokens=16", "budget.tokens=32"]],
+        # controllers, each with the fields of its class
+        [["controller=none", "controller=ngram", "controller=gate"],
+         ["controller.cooldown=4", "controller.cooldown=5"]],
+        [["controller=none", "controller=ngram"], ["controller.rate=0.5"]],
+    ],
+)  # fmt: skip
+def test_values_beside_any_options_are_set_as_hydra_sets_them(
+    in_hydra: None, columns: list[list[str]]
+) -> None:
+    rows = points(columns)
+    expected = outcome(lambda: [typed(hydras(row)) for row in rows])
+    assert outcome(lambda: compose_sweep(rows, Counting())) == expected
+    assert outcome(lambda: compose_sweep(rows[::-1], Counting())) == (
+        expected[::-1] if isinstance(expected, list) else expected
+    )
+
+
+def test_controllers_need_no_more_compositions_than_presses(in_hydra: None) -> None:
+    rows = points([["controller=none", "controller=ngram", "controller=gate"],
+                   [f"budget.ratio={i / 20}" for i in range(1, 21)], ["press=knorm"]])  # fmt: skip
+    composer = Counting()
+    compose_sweep(rows, composer)
+    assert composer.asked == 1
+
+
 def test_a_big_sweep_needs_one_composition(in_hydra: None) -> None:
     presses = ["snapkv", "streaming", "knorm", "keydiff", "tova"]
     columns = [[f"press={p}" for p in presses], [f"budget.ratio={i / 20}" for i in range(1, 21)],
