@@ -20,8 +20,8 @@ class ArgumentError(UserError, ValueError):
 
 EXTRAS = {  # what an extra of kvx installs, by the name that is imported
     "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve",
-    "openai": "openai", "aiolimiter": "openai", "tenacity": "openai", "dotenv": "openai",
-    "submitit": "slurm", "xgboost": "guard",
+    "openai": "openai", "anyio": "openai", "aiolimiter": "openai", "tenacity": "openai",
+    "dotenv": "openai", "submitit": "slurm", "xgboost": "guard",
 }  # fmt: skip
 
 
@@ -60,6 +60,18 @@ def first_line(error: BaseException) -> str:
     """The first line of its message, or its type where it has none."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0].strip() if lines else type(error).__name__
+
+
+def unreadable(path: object, error: Exception) -> UserError:
+    """Why a file cannot be read, in one line."""
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{path}: is a directory; name a file")
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror.lower()
+    if isinstance(error, UnicodeDecodeError):
+        reason = f"byte {error.start} is not UTF-8; save it as UTF-8"
+    return UserError(f"{path}: cannot be read ({reason})")
 
 
 def show_traceback(error: BaseException, of: object) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -254,3 +255,11 @@ def request_id(point_id: str, example_id: str) -> str:
 
 def experiment_dir(config: Config) -> Path:
     return Path(config.paths.output) / "runs" / config.experiment_name
+
+
+def by_experiment(points: Iterable[Point]) -> dict[Path, list[Point]]:
+    """The points by their experiment's directory."""
+    found: dict[Path, list[Point]] = {}
+    for point in points:
+        found.setdefault(experiment_dir(point.config), []).append(point)
+    return found

@@ -90,7 +90,7 @@ def test_an_adapter_brings_its_own_tokenizer_and_finds_a_base_beside_it(tmp_path
     [
         ({"base_model_name_or_path": None}, "is an adapter that names no base"),
         ({"base_model_name_or_path": "/nowhere"}, r"no model in /nowhere;.*model=m is an adapter"),
-        ({"peft_type": "PROMPT_TUNING"}, "peft_type=PROMPT_TUNING adds tokens of its own"),
+        ({"peft_type": "PROMPT_TUNING"}, "peft_type=PROMPT_TUNING adds its own tokens"),
         ({"peft_type": "ZORK"}, "cannot be merged into its base"),
         ({"r": 8}, "cannot be merged into its base: .*size mismatch"),
         ({"target_modules": ["q_proj"]}, r"does not fit its base .*v_proj\.lora_A"),
@@ -120,7 +120,7 @@ def test_an_adapters_damaged_files_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said):
             check_files(files_of(model_config(folder)), "m")
     (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"adapter_config\.json: is no JSON"):
+    with pytest.raises(UserError, match=r"adapter_config\.json: is not JSON"):
         load(model_config(folder))
 
 
@@ -243,7 +243,7 @@ def test_a_gguf_file_that_cannot_be_used_is_one_line(folder: Path) -> None:
         (lambda: overwrite(path, 24, b"\xff" * 8), "is cut off or damaged"),
         (lambda: overwrite(path, type_of_output(path), b"\xe7\x03\0\0"), "is cut off or damaged"),
         (lambda: path.write_text(POINTER), "is a git-lfs pointer"),
-        (lambda: path.write_bytes(b"no such thing"), "is no GGUF file|is a file; give"),
+        (lambda: path.write_bytes(b"no such thing"), "is not a GGUF file|is a file; give"),
         (lambda: gguf_model(path, "zork"), "architecture zork is not supported"),
         (lambda: gguf_model(path, leave_out="layers.1.mlp"), r"no weights for model\.layers\.1"),
         (lambda: gguf_model(path, parts=3), "is one of 3 parts; join them first"),

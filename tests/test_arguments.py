@@ -99,7 +99,7 @@ SWEPT = "# @package _global_\nexperiment_name: mine\nhydra: {%ssweeper: {params:
          ["experiment=mine"], "run.shard_s=1,2: several values, but run.shard_s tells no points"),
         ("experiment/mine.yaml",
          SWEPT % ("mode: MULTIRUN, ", "press: '[snapkv,knorm]', budget: '0.5,0.2'"),
-         ["experiment=mine"], "press=[snapkv,knorm]: a list is no press"),
+         ["experiment=mine"], "press=[snapkv,knorm]: press takes one option"),
     ],
 )  # fmt: skip
 def test_files_are_held_to_the_schema_too(
@@ -143,7 +143,7 @@ def test_an_experiment_sweeps_budgets_as_the_command_line_does(
         (["press=snapkv,knorm", "--cfg", "job"], "leave out -m"),
         (["hydra/launcher=kvx_local", "+hydra.launcher.workrs=2", "seed=0,1"],
          "hydra.launcher.workrs: no such field; did you mean hydra.launcher.workers?"),
-        (["dataset.until.x=a", "seed=0,1"], "'x': no place of a list; give the whole list"),
+        (["dataset.until.x=a", "seed=0,1"], "'x': is inside a list; give the whole list"),
         (["score.metrics=[nope]", "seed=0,1"], "score.metrics: unknown metric 'nope'"),
         (["++hydra.joob.name=x", "seed=0,1"], "hydra.joob: no such field; did you mean hydra.job?"),
         (["++hydra.sweeper.parms.press=knorm", "seed=0,1"], "hydra.sweeper.parms: no such field"),

@@ -369,5 +369,5 @@ def test_runs_refuse_certificates(kvx: Kvx, stage: str, arguments: list[str]) ->
     outcome = kvx(stage, "press=snapkv", *arguments)
     assert outcome.code == 2
     (line,) = [line for line in outcome.err.splitlines() if line]
-    assert "only kvx.serve takes a certificate; give a run numbers" in line
+    assert "only kvx.serve takes a certificate; write e.g. budget" in line
     assert not Path("outputs").exists()

@@ -230,7 +230,7 @@ def test_contexts_in_csv_are_what_pandas_wrote(name: str, tmp_path: Path) -> Non
 def test_numpy_s_print_is_no_context(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     pd.DataFrame([row(context="{'parts': array(['a'], dtype=object)}", answers="x")]).to_csv(path)
-    with pytest.raises(UserError, match="row 1: 'context': numpy's print of arrays"):
+    with pytest.raises(UserError, match="row 1: 'context': a printed numpy array"):
         list(LocalSource(str(path)).examples())
 
 

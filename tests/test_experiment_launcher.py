@@ -49,7 +49,7 @@ def test_the_command_line_has_the_last_word(kvx: Kvx, conf: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["experiment=alone"], "hydra/launcher=kvx_local: works on sweeps; add -m"),
+        (["experiment=alone"], "hydra/launcher=kvx_local: only for sweeps; add -m"),
         (
             ["-m", "experiment=alone,workers"],
             "a sweep over experiments has one launcher: give hydra/launcher=kvx_local",

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvx.cli.command import compose
-from kvx.data.model_checks import check_files, check_libraries
+from kvx.data.model_checks import check_files
 from kvx.data.model_folder import files_of
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens
 from kvx.engines.kvpress import model as loaded_models
@@ -68,16 +68,16 @@ def sharded(then: Callable[[Path], Any]) -> Callable[[Path], Any]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut": (lambda d: cut(d / WEIGHTS, 300_000), r"is cut off \(300000 of 634504 bytes\)"),
+    "cut": (lambda d: cut(d / WEIGHTS, 300_000), r"is cut off or damaged \(incomplete metadata"),
     "cut in the header": (lambda d: cut(d / WEIGHTS, 30), "is cut off or damaged"),
     "seven bytes": (lambda d: cut(d / WEIGHTS, 7), "is cut off or damaged"),
     "empty": (lambda d: cut(d / WEIGHTS, 0), "is empty"),
     "pointer": (lambda d: (d / WEIGHTS).write_text(POINTER), "is a git-lfs pointer"),
     "no safetensors": (
         lambda d: (d / WEIGHTS).write_bytes(struct.pack("<Q", 4) + b"abcd"),
-        "is no safetensors file",
+        r"is cut off or damaged \(invalid",
     ),
-    "a folder": (lambda d: ((d / WEIGHTS).unlink(), (d / WEIGHTS).mkdir()), "cannot be read"),
+    "a folder": (lambda d: ((d / WEIGHTS).unlink(), (d / WEIGHTS).mkdir()), "is a directory"),
     "none": (without(WEIGHTS), "no model.safetensors in"),
     "another name": (
         lambda d: (d / WEIGHTS).rename(d / "consolidated.safetensors"),
@@ -102,7 +102,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index pointer": (sharded(lambda d: (d / INDEX).write_text(POINTER)), "is a git-lfs pointer"),
     "generation config": (
         lambda d: (d / "generation_config.json").write_text("{"),
-        "generation_config.json: is no JSON",
+        "generation_config.json: is not JSON",
     ),
 }
 
@@ -205,10 +205,10 @@ def test_a_quantised_checkpoint_names_the_library_it_needs(
     folder = tiny_model(tmp_path / "m", quantization_config=config)
     if find_spec(missing) is not None:
         pytest.skip(f"{missing} is installed")
-    with pytest.raises(UserError, match=rf"quantised \({config['quant_method']}.*needs {missing}"):
-        check_libraries(files_of(model_config(folder)), "m")
-    with pytest.raises(UserError, match="pip install"):
+    said = rf"(?i)cannot be loaded: .*{missing}.*(pip install|to install)"
+    with pytest.raises(UserError, match=said) as caught:
         load(model_config(folder))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("config", [{"bits": 4}, {"quant_method": "fp8"}])
@@ -225,11 +225,11 @@ def test_a_quantised_checkpoint_that_cannot_be_loaded_is_one_line(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"model_type": ', "is no JSON"),
-        (b"", "is no JSON"),
+        (b'{"model_type": ', "is not JSON"),
+        (b"", "is empty"),
         (b"[1, 2]", "is a list, not a JSON object"),
         (b'"text"', "is a str, not a JSON object"),
-        (b"\xff\xfe{}", "is no UTF-8 text"),
+        (b"\xff\xfe{}", "is not UTF-8 text"),
         (POINTER.encode(), "is a git-lfs pointer"),
         (b'{"max_position_embeddings": 10}', "Should have a `model_type` key"),
     ],
@@ -257,10 +257,10 @@ def test_a_model_without_a_length_asks_for_one(tmp_path: Path, limit: Any) -> No
     ("file", "content", "said"),
     [
         ("tokenizer.json", POINTER, "tokenizer.json: is a git-lfs pointer"),
-        ("tokenizer.json", '{"version": ', "tokenizer.json: is no JSON"),
+        ("tokenizer.json", '{"version": ', "tokenizer.json: is not JSON"),
         ("tokenizer.json", "{}", "its tokenizer cannot be loaded from"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json: is a list"),
-        ("tokenizer_config.json", "{", "tokenizer_config.json: is no JSON"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json: is not JSON"),
         ("tokenizer.json", None, "needs a tokenizer in .*, and there is none"),
     ],
 )
@@ -375,7 +375,7 @@ def test_a_device_map_that_cannot_be_is_one_line(device_map: Any, said: str) -> 
     [
         (["model.device_map=3"], r"model\.device_map=3: use auto"),
         (["model.device_map=[0,1]"], r"model\.device_map=\[0, 1\]: use auto"),
-        (["model.device_map=auto", "model.device=cuda"], r"set one of them"),
+        (["model.device_map=auto", "model.device=cuda"], "conflicts with model.device_map; set"),
     ],
 )
 def test_a_device_map_is_a_word_or_a_mapping(typed: list[str], said: str) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from kvx.config.folders import package_dir
 from kvx.config.schema import ModelConfig
+from kvx.data import model_identity
 from kvx.data.frozen_examples import load_examples
-from kvx.data.tokenizer import load_tokenizer, model_files, model_hash, tokenizer_hash
+from kvx.data.tokenizer import load_tokenizer, model_hash, tokenizer_hash
 from kvx.errors import UserError
 from kvx.identity import file_hashes
 from kvx.identity import hazard_files as hazard_files
@@ -52,7 +53,7 @@ def test_pickled_weights_are_the_model_where_there_are_no_others(tiny: Path) -> 
     raw[-1] ^= 1
     (tiny / "pytorch_model.bin").write_bytes(bytes(raw))
     assert known(tiny) != before
-    assert tiny / "pytorch_model.bin" in model_files(ModelConfig("m", str(tiny)))
+    assert tiny / "pytorch_model.bin" in model_identity.files(tiny)
 
 
 def test_what_is_not_read_does_not_count(tiny: Path) -> None:
@@ -146,7 +147,7 @@ def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
     parts = [tmp_path / f"big-0000{i}-of-00002.gguf" for i in (1, 2)]
     for part in parts:
         part.write_bytes(b"GGUF")
-    assert model_files(ModelConfig("m", str(parts[0]))) == parts
+    assert model_identity.files(parts[0]) == parts
 
 
 def test_one_process_sees_a_folder_as_it_is_now(tiny: Path) -> None:
@@ -247,7 +248,7 @@ def test_a_file_that_changes_while_it_is_read_is_no_model(
         return "0" * 64
 
     monkeypatch.setattr(file_hashes, "sha256_file", growing)
-    with pytest.raises(UserError, match="changes while it is read; wait until it is written"):
+    with pytest.raises(UserError, match="changes while being read; wait until it is written"):
         file_hashes.sha256(path)
 
 

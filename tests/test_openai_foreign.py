@@ -134,7 +134,7 @@ def test_a_server_is_told_where_to_stop_and_cut_where_it_does_not(kvx: Kvx) -> N
     assert {tuple(body["stop"]) for body in server.bodies} == {("\nQuestion:",)}
     assert set(found["text"]) == {"18\n#### 18\n"}
     assert set(found["finish_reason"]) == {"stop"}
-    assert outcome.err.count("goes on behind the stop strings") == 1
+    assert outcome.err.count("ignores the stop strings") == 1
 
 
 def test_more_stop_strings_than_a_server_takes_are_all_kept(kvx: Kvx) -> None:

@@ -29,6 +29,7 @@ from kvx.run.pools.local import Local, _Worker
 from kvx.run.pools.slurm import Slurm, SlurmWorker, _ending, gpus_of, room
 from kvx.run.progress import Meter
 from kvx.run.slurm_jobs import Submission
+from kvx.run.time_left import Load
 from kvx.run.units import Outcome, Unit
 from kvx.run.worker import run_unit, serve
 from kvx.store import journal, locks
@@ -220,7 +221,7 @@ def test_a_job_that_may_not_be_queued_again_is_interrupted_and_says_why(
     signal.signal(signal.SIGUSR2, give_up)
     try:
         with pytest.raises(UncompletedJobError, match="timed-out too many times"):
-            SlurmWorker()((Unit((), (), "s001of001-0", Measure.quality, 1),))
+            SlurmWorker()((Unit((), (), "s001of001-0", Measure.quality, Load(1)),))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -243,7 +244,7 @@ def test_units_that_run_alone_are_on_gpus_of_their_own_whoever_was_replaced(
     pool, pipe = Local(workers=4), Pipe()[0]
     worker: Any = lambda number: _Worker(number, Process(), pipe)  # type: ignore[arg-type]  # noqa: E731
     monkeypatch.setattr(pool, "_start", worker)
-    unit = Unit((), (), "alone-0", Measure.latency, 1)
+    unit = Unit((), (), "alone-0", Measure.latency, Load(1))
     workers = {number: worker(number) for number in (0, 2, 3)}  # 1 died
     chosen = [pool._idle(workers)]
     chosen[0].unit = unit
@@ -301,7 +302,7 @@ def test_a_rate_counts_what_was_answered_and_failed_points_are_left_alone(
     for point in (first, second):
         PointStore(point).recover()
     unit = Unit(tuple(both), tuple(e.example_id for e in first.manifest.entries), "s001of001-0",
-                Measure.quality, 20)  # fmt: skip
+                Measure.quality, Load(20))  # fmt: skip
     outcome = run_unit(unit, Meter([unit], show=False))
     assert outcome.failed == {first.id: "failed half-way"}
     (rate,) = journal._rates(experiment_dir(both[0]))
@@ -321,7 +322,7 @@ def test_a_worker_tells_what_it_is_doing_and_then_how_it_ended(
     (point,) = plan(asked)
     PointStore(point).recover()
     names = tuple(e.example_id for e in point.manifest.entries)
-    unit = Unit(tuple(asked), names, "s001of001-0", Measure.quality, len(names))
+    unit = Unit(tuple(asked), names, "s001of001-0", Measure.quality, Load(len(names)))
     here, there = Pipe()
     here.send(unit)
     here.send(None)

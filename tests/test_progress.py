@@ -26,7 +26,7 @@ from tests.conftest import Kvx
 
 
 def unit(n, prompt_tokens=0, output_tokens=0, measure=Measure.quality):
-    return Unit((), (), "s001of001-0", measure, n, prompt_tokens, output_tokens)
+    return Unit((), (), "s001of001-0", measure, Load(n, prompt_tokens, output_tokens))
 
 
 def lines(caplog):

@@ -97,7 +97,7 @@ def test_values_become_what_would_be_typed(fields: dict[str, object], argument: 
         ({"buget": 0.5}, "buget"),
         ({"press": []}, "press=[]: a sweep without values; give at least one"),
         ({"hydra.launcher.workers": 2}, "Hydra's own settings belong on a command line"),
-        ({"model": object()}, "model: object cannot stand in a configuration"),
+        ({"model": object()}, "model: a configuration cannot hold object"),
         ({"experiment_name": ["a", "b"], "press": "snapkv"}, "experiment_name"),
         ({"score.reasoning": ["strip", "keep"]}, "several values; score.* takes one"),
         ({"dataset.metrics": ["exact_mtach"]}, "did you mean exact_match?"),

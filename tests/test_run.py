@@ -159,7 +159,7 @@ def test_a_shard_changed_after_the_end_is_redone_though_it_can_be_read(kvx: Kvx)
     pq.write_table(table.set_column(column, table.schema.field("text"), forged), shard)
     redone = kvx("run", *SMALL)
     assert redone.code == 0
-    assert "requests.parquet is corrupt: not what it was" in redone.err
+    assert "requests.parquet is corrupt: it changed after" in redone.err
     pd.testing.assert_frame_equal(request_rows(RUNS), expected)
     traces = [pq.read_table(p) for p in RUNS.glob("points/*/traces.parquet")]
     assert sum(map(len, traces)) == len(expected)

@@ -58,7 +58,7 @@ def test_a_slice_has_all_points_of_one_model_and_latencies_come_last(points: lis
     assert [u.slice for u in units[:3]] == ["s001of003", "s002of003", "s003of003"]
     assert all(len(u.configs) == 2 for u in units)
     assert sorted(e for u in units[:3] for e in u.example_ids) == sorted(ids)
-    assert sum(u.n_requests for u in units[:3]) == 2 * len(ids)
+    assert sum(u.load.requests for u in units[:3]) == 2 * len(ids)
 
 
 def test_a_row_with_a_limit_of_its_own_counts_with_it(points: list[Point]) -> None:
@@ -67,7 +67,7 @@ def test_a_row_with_a_limit_of_its_own_counts_with_it(points: list[Point]) -> No
     point = replace(points[0], manifest=replace(points[0].manifest, entries=own))
     usual = point.config.decoding.max_new_tokens
     (unit,) = make_units([Todo(point, frozenset(e.example_id for e in own))], 1)
-    assert unit.output_tokens == 500 + len(others) * usual
+    assert unit.load.output_tokens == 500 + len(others) * usual
 
 
 def test_only_what_is_missing_is_cut(points: list[Point]) -> None:

@@ -179,7 +179,7 @@ def pytest_words() -> str:
 
 @pytest.mark.parametrize("stage", ["score", "analyze", "report"])
 def test_a_stage_before_run_says_what_to_run_first(kvx: Kvx, stage: str) -> None:
-    assert "no finished point; start with kvx.run" in refused(kvx, stage)
+    assert "no finished point; run kvx.run with" in refused(kvx, stage)
 
 
 def test_an_output_directory_that_cannot_be_written(kvx: Kvx, tmp_path: Path) -> None:

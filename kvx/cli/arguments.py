@@ -1,4 +1,4 @@
-"""What kvx makes of a command line before Hydra reads it."""
+"""Prepare a command line before Hydra reads it."""
 
 from hydra.core.override_parser.types import ChoiceSweep
 
@@ -9,12 +9,12 @@ from kvx.errors import UserError
 
 MULTIRUN = ("-m", "--multirun")
 WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
-# sections of a stage's own, of which an experiment or a server has one, whatever is swept
+# a stage's own sections: an experiment or a server has one of each, whatever is swept
 SECTIONS = tuple(s.name for s in STAGES.values() if s.name in s.reads and s.name != "run")
 
 
 def understood(argv: list[str]) -> list[str]:
-    """Arguments with their values quoted where Hydra's grammar needs it, and budgets as numbers.
+    """Arguments with values quoted where Hydra's grammar needs it, and budgets as numbers.
 
     Flags come first in the result: argparse does not take them between overrides. Raises
     `UserError` for a list where one option of a group is meant.
@@ -27,7 +27,7 @@ def understood(argv: list[str]) -> list[str]:
 
 
 def _options_last(argv: list[str]) -> list[str]:
-    """Overrides together: argparse refuses those behind `--cfg job` if others stand before it."""
+    """Overrides before options: argparse refuses overrides on both sides of `--cfg job`."""
     options: list[str] = []
     overrides: list[str] = []
     for before, argument in zip(["", *argv], argv, strict=False):
@@ -40,7 +40,7 @@ def _options_last(argv: list[str]) -> list[str]:
 def _refuse_unnamed(argument: str) -> None:
     """Raises `UserError` for `press=[knorm,snapkv]`, of which Hydra would take the last option.
 
-    So it does inside a sweep, and it takes no number for a name.
+    A list inside a sweep is refused too, and so is a number, because options have names.
     """
     override = parse(argument)
     if override is None or override.key_or_group.lstrip("/") not in GROUPS:
@@ -50,16 +50,14 @@ def _refuse_unnamed(argument: str) -> None:
     if any(isinstance(option, list) for option in options):
         flat = [o for option in options for o in (option if isinstance(option, list) else [option])]
         listed = ",".join(map(str, flat))
-        raise UserError(
-            f"{argument}: a list is no {override.key_or_group}; to sweep, type "
-            f"-m {override.key_or_group}={listed}"
-        )
+        group = override.key_or_group
+        raise UserError(f"{argument}: {group} takes one option; to sweep, type -m {group}={listed}")
     if any(isinstance(option, int | float) for option in options):
         raise UserError(f"{argument}: options have names; --help lists those of each group")
 
 
 def refuse_sweeps(name: str, argv: list[str]) -> None:
-    """Raises `UserError` for a sweep all of whose values but one would be dropped silently."""
+    """Raises `UserError` for a sweep where only one value would be used."""
     for argument in argv:
         override = parse(readable(argument))
         if override is None or not override.is_sweep_override() or not several(override):
@@ -74,13 +72,8 @@ def refuse_sweeps(name: str, argv: list[str]) -> None:
         if name == "serve":
             raise UserError(f"{argument}: several values; a server takes one")
         if section in SECTIONS:
-            raise UserError(
-                f"{argument}: several values; {section}.* takes one, with or without -m"
-            )
-        from kvx.config.distinct import (  # and all that makes a point's identity
-            undistinguished,
-            why_dropped,
-        )
+            raise UserError(f"{argument}: several values; {section}.* takes one, even with -m")
+        from kvx.config.distinct import undistinguished, why_dropped  # slow: imports identities
 
         if undistinguished(key):
             raise UserError(f"{argument}: {why_dropped(key)}")
@@ -93,10 +86,10 @@ def with_workers(argv: list[str]) -> list[str]:
 
 
 def after_options(argv: list[str]) -> list[str]:
-    """Let a fixed field of a swept group wait for the group's option.
+    """Set a field of a swept group after the group's option is chosen.
 
-    `press=snapkv,pyramidkv press.method.window_size=32`: Hydra would set the field before there is
-    a press that has it; as a sweep of one value it is set for each point.
+    With `press=snapkv,pyramidkv press.method.window_size=32`, Hydra would set the field before a
+    press has it. As a sweep of one value it is set for each point.
     """
     overrides = {a: o for a in argv if (o := parse(a)) is not None}
     swept = {o.key_or_group for o in overrides.values() if o.is_sweep_override()}
@@ -113,7 +106,7 @@ def after_options(argv: list[str]) -> list[str]:
 
 
 def drop_sweeps(argv: list[str]) -> list[str]:
-    """The arguments of `run` without its sweep: no `-m`, and the first of several values."""
+    """The arguments of `run` without their sweep: no `-m`, and the first of several values."""
     kept = ["hydra.mode=RUN"]
     for argument in understood([a for a in argv if a not in MULTIRUN]):
         override = parse(argument)
@@ -122,6 +115,5 @@ def drop_sweeps(argv: list[str]) -> list[str]:
                 raise UserError(f"{argument}: this stage works on one experiment at a time")
             argument = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
         kept.append(argument)
-    if any(a.startswith("-") for a in kept):  # --help, --cfg and the like take no mode
-        kept.remove("hydra.mode=RUN")
-    return kept
+    takes_no_mode = any(a.startswith("-") for a in kept)  # --cfg and the like
+    return kept[1:] if takes_no_mode else kept

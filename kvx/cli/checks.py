@@ -1,19 +1,11 @@
-"""What a schema cannot say: combinations and ranges, checked before anything is started."""
+"""Combinations and ranges that the schema cannot express, checked before anything starts."""
 
 from dataclasses import replace
 
 from kvx.config import conditions, fields
 from kvx.config.engine import OpenAIConfig
 from kvx.config.folder_names import check_name
-from kvx.config.schema import (
-    BudgetConfig,
-    BudgetKind,
-    Config,
-    Measure,
-    ModelConfig,
-    PressNeed,
-    PromptConfig,
-)
+from kvx.config.schema import BudgetConfig, BudgetKind, Config, Measure, PressNeed
 from kvx.data import binning
 from kvx.data.chat import RESERVED
 from kvx.errors import UserError, require
@@ -26,53 +18,35 @@ def check(config: Config, points: bool = True) -> None:
     if points:
         _check_budget(config.budget)
         _check_press(config)
-    _check_prompt(config.prompt)
     binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
     controllers.check(config.controller)
     check_name("controller.name", config.controller.name)
-    _check_measure(config)
-    if points and isinstance(config.engine, OpenAIConfig):
-        require("openai", "aiolimiter", "tenacity")
-    _check_devices(config.model)
+    engine, measure, model = config.engine, config.measure, config.model
+    if isinstance(engine, OpenAIConfig):
+        if measure is not Measure.quality and not engine.stream:
+            raise UserError(f"measure={measure.name}: first-token times need engine.stream=true")
+        if points:
+            require("openai", "aiolimiter", "tenacity")
+    if model.device_map is not None and model.device != "auto":
+        raise UserError(f"model.device={model.device}: conflicts with model.device_map; set one")
+    if reserved := [name for name in config.prompt.template_kwargs or {} if name in RESERVED]:
+        raise UserError(f"prompt.template_kwargs.{reserved[0]}: kvx sets it; leave it out")
 
 
 def refuse_certificate(config: Config) -> None:
-    """Raises `UserError` where a certificate has no use: a run measures budgets of its own."""
+    """Raises `UserError` for a certificate: a run measures budgets of its own."""
     if config.budget.kind is BudgetKind.certified or config.certificate is not None:
         asked = "budget=certified" if config.certificate is None else "certificate"
-        raise UserError(
-            f"{asked}: only kvx.serve takes a certificate; give a run numbers, such as "
-            "budget=1.0,0.5"
-        )
+        raise UserError(f"{asked}: only kvx.serve takes a certificate; write e.g. budget=1.0,0.5")
 
 
 def wants_less_of_the_full_cache(config: Config) -> bool:
-    """`press=none` at a budget it cannot keep."""
+    """Whether it is `press=none` at a budget that it cannot keep."""
     budget = config.budget
-    # what a certificate says of its press is kvx.serve's business
+    # kvx.serve checks the press of a certificate
     open_yet = budget.kind is BudgetKind.certified
     return config.press.method is None and not budget.is_full and not open_yet
-
-
-def _check_measure(config: Config) -> None:
-    engine, measure = config.engine, config.measure
-    if isinstance(engine, OpenAIConfig) and measure is not Measure.quality and not engine.stream:
-        raise UserError(f"measure={measure.name}: times to the first token need engine.stream=true")
-
-
-def _check_devices(model: ModelConfig) -> None:
-    if model.device_map is not None and model.device != "auto":
-        raise UserError(
-            f"model.device={model.device}: model.device_map says where; set one of them"
-        )
-
-
-def _check_prompt(prompt: PromptConfig) -> None:
-    if reserved := [name for name in prompt.template_kwargs or {} if name in RESERVED]:
-        raise UserError(
-            f"prompt.template_kwargs.{reserved[0]}: is not for a template to be told; kvx sets it"
-        )
 
 
 def _check_scoring(config: Config) -> None:
@@ -107,12 +81,9 @@ def _check_press(config: Config) -> None:
     if press.method is not None and "compression_ratio" in press.method:
         raise UserError(f"press={press.name}: set budget, not press.method.compression_ratio")
     conditions.check(press)
-    wants_eager = (
-        PressNeed.attention_weights in press.needs
-        and press.method is not None
-        and not config.budget.is_full
-    )
-    if wants_eager and config.model.attn_implementation not in ("auto", "eager"):
+    compresses = press.method is not None and not config.budget.is_full
+    eager = config.model.attn_implementation in ("auto", "eager")
+    if PressNeed.attention_weights in press.needs and compresses and not eager:
         raise UserError(
             f"press={press.name}: needs attention weights; "
             "set model.attn_implementation=eager or auto"

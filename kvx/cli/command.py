@@ -1,7 +1,7 @@
 """The command line of every stage: Hydra, plus numeric budgets, one-line errors and exit codes.
 
-Exit 0: done. 1: some of the work failed. 2: the request was wrong, nothing was started.
-3: not finished (kvx.status). 130: interrupted. Set HYDRA_FULL_ERROR=1 to see tracebacks.
+Exit 0: done. 1: some of the work failed. 2: the request was wrong, nothing was started. 3: not
+finished (kvx.status). 130: interrupted. Set HYDRA_FULL_ERROR=1 to see tracebacks.
 """
 
 import contextlib
@@ -20,14 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kvx.cli.arguments import (
-    WORKERS,
-    after_options,
-    drop_sweeps,
-    refuse_sweeps,
-    understood,
-    with_workers,
-)
+from kvx.cli import arguments
+from kvx.cli.arguments import WORKERS, understood
 from kvx.cli.stages import STAGES, Stage
 from kvx.config.folders import conf_dir
 from kvx.config.messages import explain, of_reading, of_yaml
@@ -36,6 +30,7 @@ from kvx.config.schema import Config, register, shared_store
 from kvx.errors import RunFailedError, Submitted, UserError, of_extra
 from kvx.identity.user_code import look_again
 
+ELSEWHERE = "set paths.output (results) or paths.multirun (logs) elsewhere"
 Work = Callable[..., Any]  # of a list of configurations, or of one where the stage aggregates
 
 
@@ -45,10 +40,13 @@ def run_stage(name: str, argv: list[str], work: Work | None = None) -> int:
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         look_again()
-        refuse_sweeps(name, argv)
+        arguments.refuse_sweeps(name, argv)
         argv = understood(argv)
-        arguments = drop_sweeps(argv) if stage.aggregates else after_options(with_workers(argv))
-        _run_hydra(stage, work, arguments)
+        if stage.aggregates:
+            argv = arguments.drop_sweeps(argv)
+        else:
+            argv = arguments.after_options(arguments.with_workers(argv))
+        _run_hydra(stage, work, argv)
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             raise
@@ -61,12 +59,14 @@ def run_stage(name: str, argv: list[str], work: Work | None = None) -> int:
 
 
 def compose(*overrides: str, stage: str = "run") -> Config:
-    """The configuration that the command line `overrides` would give; for notebooks and tests.
+    """The configuration that the command line `overrides` gives; for notebooks and tests.
 
     Raises `UserError` where the command line would end with one line.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+
+    from kvx.config.sweep import typed
 
     register()
     look_again()
@@ -74,24 +74,16 @@ def compose(*overrides: str, stage: str = "run") -> Config:
         folder = str(conf_dir().resolve())
         with shared_store(), initialize_config_dir(folder, version_base="1.3"):
             cfg = hydra_compose(stage, understood(list(overrides)))
-        return to_config(cfg)
+        return checked([typed(cfg)])[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
 
 
-def to_config(cfg: DictConfig) -> Config:
-    """The typed form of a composed configuration. Raises `UserError` if it makes no sense."""
-    from kvx.config.sweep import typed
-
-    return checked([typed(cfg)])[0]
-
-
 def checked(configs: Sequence[Config], points: bool = True) -> list[Config]:
-    """The configurations of a sweep, all of them checked before anything is started.
+    """The configurations of a sweep, all checked before anything is started.
 
-    In a sweep over presses and budgets, `press=none` stands for the full cache at every budget;
-    alone it has the one budget 1.0.
-    Without `points` the fields that only make sense for a point (press, budget) are not checked.
+    In a sweep over presses and budgets, `press=none` stands for the full cache at every budget.
+    Without `points`, fields that only a point needs (press, budget) are not checked.
     """
     from kvx.cli.checks import check, full_cache, wants_less_of_the_full_cache
 
@@ -104,13 +96,13 @@ def checked(configs: Sequence[Config], points: bool = True) -> list[Config]:
 
 
 def requested(configs: Sequence[Config], points: bool) -> list[Config]:
-    """`checked`, and what a command line asks for is all there: nothing of it is dropped."""
+    """`checked`, and nothing that the command line asks for is dropped."""
     from kvx.config.distinct import refuse_dropped
 
-    configs = checked(configs, points)
+    found = checked(configs, points)
     if points:
-        refuse_dropped(configs)
-    return configs
+        refuse_dropped(found)
+    return found
 
 
 def _run_hydra(stage: Stage, work: Work | None, argv: list[str]) -> None:
@@ -164,7 +156,7 @@ def _run_hydra(stage: Stage, work: Work | None, argv: list[str]) -> None:
 
 @contextlib.contextmanager
 def _variable(name: str, value: str | None) -> Iterator[None]:
-    """An environment variable for a while; None: not set."""
+    """Set an environment variable for a while, or unset it with None."""
     before = os.environ.pop(name, None)
     if value is not None:
         os.environ[name] = value
@@ -177,16 +169,16 @@ def _variable(name: str, value: str | None) -> Iterator[None]:
 
 
 def _refuse_workers() -> None:
-    """Raises `UserError` where workers were chosen for what is no sweep: none would start."""
+    """Raises `UserError` for a launcher with workers outside a sweep: none would start."""
     launcher = f"hydra/launcher={HydraConfig.get().runtime.choices['hydra/launcher']}"
     if launcher in WORKERS:
         raise UserError(
-            f"{launcher}: works on sweeps; add -m, or `hydra: {{mode: MULTIRUN}}` to the experiment"
+            f"{launcher}: only for sweeps; add -m, or `hydra: {{mode: MULTIRUN}}` to the experiment"
         )
 
 
 def _refuse_unswept(argv: Sequence[str]) -> None:
-    """Raises `UserError` where an experiment's sweep would be left out for want of `-m`."""
+    """Raises `UserError` where an experiment's sweep would be ignored without `-m`."""
     settings = HydraConfig.get()
     if settings.mode is not RunMode.RUN or "hydra.mode=RUN" in argv:
         return
@@ -201,7 +193,7 @@ def _refuse_unswept(argv: Sequence[str]) -> None:
 
 
 def describe(error: BaseException) -> tuple[int | None, str]:
-    """Exit code and one line for an error a user can cause; code None for one that is a bug."""
+    """Exit code and one line for an error a user can cause; code None for a bug."""
     match error:
         case KeyboardInterrupt():
             kept = "interrupted; what is finished is kept, type the same command to go on"
@@ -220,7 +212,7 @@ def describe(error: BaseException) -> tuple[int | None, str]:
             return 2, line
         case ValueError() if traceback.extract_tb(error.__traceback__)[-1].name == "update":
             place = str(error).rpartition(": ")[2]
-            return 2, f"{place}: no place of a list; give the whole list, as in decoding.until=[a]"
+            return 2, f"{place}: is inside a list; give the whole list, as in decoding.until=[a]"
         case ValueError() if "Config group override" in str(error):
             return 2, "the command line names an option by a number or nothing; see --help"
         case ValueError() if "--multirun, --cfg" in str(error):
@@ -243,19 +235,13 @@ def describe(error: BaseException) -> tuple[int | None, str]:
                 "another file"
             )
         case FileNotFoundError() if traceback.extract_tb(error.__traceback__)[-1].name == "mkdir":
-            # a folder that cannot be made: automounted homes and scratch say this, not EACCES
-            return 2, (
-                f"cannot make {error.filename}: {error.strerror}; set paths.output (results) or "
-                "paths.multirun (logs) elsewhere"
-            )
+            # automounted homes and scratch raise this, not EACCES
+            return 2, f"cannot make {error.filename}: {error.strerror}; {ELSEWHERE}"
         case (
             PermissionError()
             | NotADirectoryError()
             | FileExistsError()
             | OSError(errno=errno.EROFS)
         ):
-            return 2, (
-                f"cannot write {error.filename}: {error.strerror}; set paths.output (results) or "
-                "paths.multirun (logs) elsewhere"
-            )
+            return 2, f"cannot write {error.filename}: {error.strerror}; {ELSEWHERE}"
     return None, ""

@@ -1,8 +1,8 @@
-"""Where every command line starts: `kvx run …`, `kvx-run …` and `python -m kvx.run …` are one."""
+"""Entry points: `kvx run …`, `kvx-run …` and `python -m kvx.run …` do the same."""
 
 import difflib
-import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,14 @@ from kvx import __version__
 from kvx.cli.stages import STAGES, TOOLS
 
 HELP = ("--help", "-h")
+OVERVIEW = """\
+kvx {version}: which KV-cache compressor to use, at which budget, and how sure we are
+
+usage: kvx STAGE [OVERRIDES]    kvx STAGE --help    kvx --version
+
+{lines}
+
+Start with: kvx all experiment=demo"""
 
 
 def stage() -> None:
@@ -41,33 +49,23 @@ def kvx() -> None:
     elif name == "--version":
         print(f"kvx {__version__}")
     else:
-        print(f"kvx: {_unknown(name)}", file=sys.stderr)
+        names = [*STAGES, *TOOLS]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        print(f"kvx: {name}: no such stage; {hint}", file=sys.stderr)
         sys.exit(2)
 
 
 def overview() -> str:
     """kvx's version and its stages, a line each."""
     commands = {s.name: s.help for s in STAGES.values()} | {n: h for n, (_, h) in TOOLS.items()}
-    lines = [f"  {name:<10}{text}" for name, text in commands.items()]
-    return "\n".join(
-        [
-            f"kvx {__version__}: which KV-cache compressor to use, at which budget, and how sure "
-            "we are",
-            "",
-            "usage: kvx STAGE [OVERRIDES]    kvx STAGE --help    kvx --version",
-            "",
-            *lines,
-            "",
-            "Start with: kvx all experiment=demo",
-        ]
-    )
+    lines = "\n".join(f"  {name:<10}{text}" for name, text in commands.items())
+    return OVERVIEW.format(version=__version__, lines=lines)
 
 
 def _run(name: str, argv: Sequence[str]) -> int:
     if name in TOOLS:
-        module, _, function = TOOLS[name][0].partition(":")
-        code: int = getattr(importlib.import_module(module), function)(argv)
-        return code
+        return int(pkgutil.resolve_name(TOOLS[name][0])(argv))
     if any(argument in HELP for argument in argv):
         from kvx.cli.stage_help import stage_help
 
@@ -84,10 +82,3 @@ def _program_of(name: str) -> str:
     if program.name == "__main__.py":
         return str(program.parent / name / "__main__.py")
     return str(program.with_name(f"kvx-{name}"))
-
-
-def _unknown(name: str) -> str:
-    names = [*STAGES, *TOOLS]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-    return f"{name}: no such stage; {hint}"

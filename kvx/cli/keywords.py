@@ -1,10 +1,11 @@
-"""A sweep from Python: values become the overrides that a command line would hold, and points."""
+"""A sweep from Python: keyword values become overrides, and overrides become points."""
 
 import enum
 import numbers
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -12,7 +13,6 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
 
 from kvx.cli.arguments import after_options, refuse_sweeps, understood
 from kvx.cli.command import requested
@@ -27,7 +27,7 @@ from kvx.errors import UserError
 from kvx.identity.user_code import look_again
 
 STAGE = "all"
-# a text that Hydra's grammar reads as itself
+# text that Hydra's grammar does not reinterpret
 _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][\w./-]*", re.IGNORECASE)
 _BUDGET = re.compile(r"\d+t")
 
@@ -35,19 +35,18 @@ _BUDGET = re.compile(r"\d+t")
 def arguments(fields: Mapping[str, Any]) -> list[str]:
     """`{"press": ["snapkv", "knorm"], "seed": 1}` as `press=snapkv,knorm`, `seed=1`.
 
-    A list or tuple sweeps; of a field that is a list, only a list of lists does. Raises `UserError`
-    for a value that no configuration holds, or a field of Hydra's own.
+    A list or tuple sweeps; for a field that is a list, only a list of lists does. Raises
+    `UserError` for a value that no configuration can hold, and for a field of Hydra's own.
     """
     return [f"{key}={_values(key, value)}" for key, value in fields.items()]
 
 
 def points(argv: Sequence[str]) -> list[Config]:
-    """The configurations of `kvx.all -m argv`, with an experiment's own sweep, all checked.
+    """The checked configurations of `kvx.all -m argv`, with an experiment's own sweep.
 
-    Hydra's global state is what it was before. Raises `UserError` and Hydra's errors.
+    Hydra's global state is restored. Raises `UserError` and Hydra's errors.
     """
-    # Hydra's sweeper takes 0.1 s to import
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # slow: 0.1 s
 
     register()
     look_again()
@@ -62,11 +61,8 @@ def points(argv: Sequence[str]) -> list[Config]:
         refuse_sweeps(STAGE, own)
         rows = BasicSweeper.split_arguments(parse([*own, *argv]), None)[0]
         loader = GlobalHydra.instance().config_loader()
-        return requested(compose_sweep(rows, Composer(loader, STAGE, [], _compose)), points=True)
-
-
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    return hydra_compose(STAGE, list(overrides))
+        compose = partial(hydra_compose, STAGE)
+        return requested(compose_sweep(rows, Composer(loader, STAGE, [], compose)), points=True)
 
 
 def _values(key: str, value: Any) -> str:
@@ -114,4 +110,4 @@ def _text(key: str, value: Any) -> str:
             return f"[{','.join(map(inner, value))}]"
         case dict():
             return "{" + ",".join(f"{inner(k)}:{inner(v)}" for k, v in value.items()) + "}"
-    raise UserError(f"{key}: {type(value).__name__} cannot stand in a configuration")
+    raise UserError(f"{key}: a configuration cannot hold {type(value).__name__}")

@@ -25,28 +25,31 @@ OF_EXPERIMENTS = (
     "kvx {name} experiment_name=mine",
     "kvx {name} experiment_name=mine paths.output=/elsewhere/outputs",
 )
+TEXT = """\
+kvx {name}: {help}.
+
+Examples:
+{examples}
+
+Groups, as in press=snapkv:
+{groups}
+
+Fields with their defaults:
+{fields}
+
+--cfg job shows all that was composed, --hydra-help Hydra's own options."""
 
 
 def stage_help(stage: Stage, argv: Sequence[str] = ()) -> str:
-    """The help of `stage`; options in a folder that `argv` names with --config-dir are listed."""
+    """The help of `stage`; it lists options in folders that `argv` names with --config-dir too."""
     folders = [conf_dir(), *_folders(argv)]
     examples = EXAMPLES.get(stage.name, OF_EXPERIMENTS if stage.aggregates else SWEEPS)
-    return "\n".join(
-        [
-            f"kvx {stage.name}: {stage.help}.",
-            "",
-            "Examples:",
-            *(f"  {line.format(name=stage.name)}" for line in examples),
-            "",
-            "Groups, as in press=snapkv:",
-            *(f"  {group}: {', '.join(_options(group, folders))}" for group in GROUPS),
-            "",
-            "Fields with their defaults:",
-            describe([*stage.reads, "paths"]),
-            "",
-            "--cfg job shows all that was composed, --hydra-help Hydra's own options.",
-        ]
-    )
+    return TEXT.format(
+        name=stage.name, help=stage.help,
+        examples="\n".join(f"  {line.format(name=stage.name)}" for line in examples),
+        groups="\n".join(f"  {group}: {', '.join(_options(group, folders))}" for group in GROUPS),
+        fields=describe([*stage.reads, "paths"]),
+    )  # fmt: skip
 
 
 def _folders(argv: Sequence[str]) -> Iterator[Path]:

@@ -1,6 +1,6 @@
 """The stages of kvx. A new stage is a row here, a file with its work and `conf/<stage>.yaml`."""
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,8 @@ class Stage:
     """`work` is `module:function`, imported when it is called.
 
     The function takes the list of configurations, and `pool=` if it `takes_pool`. A stage that
-    `aggregates` works on a whole experiment, from what is on disk: it accepts the arguments of
-    `run`, ignores their sweep, and its function takes one configuration.
+    `aggregates` works on what an experiment has on disk: it accepts the arguments of `run`, ignores
+    their sweep, and its function takes one configuration.
     """
 
     name: str
@@ -28,8 +28,7 @@ class Stage:
     takes_pool: bool = False
 
     def function(self) -> Callable[..., Any]:
-        module, _, name = self.work.partition(":")
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = pkgutil.resolve_name(self.work)
         return function
 
 

@@ -16,9 +16,9 @@ from kvx.errors import UserError
 
 
 def check(binning: BinningConfig, sampling: SamplingConfig) -> None:
-    """Raises `UserError` naming the field, for what no data could be selected with.
+    """Raises `UserError` naming the field for settings that could select nothing.
 
-    These rules are of two fields: a strategy, and what it needs. Those of one field stand at it.
+    These rules relate two fields; `kvx.config.fields` checks the ranges of one.
     """
     fixed = binning.strategy is BinStrategy.edges
     if fixed:
@@ -26,10 +26,8 @@ def check(binning: BinningConfig, sampling: SamplingConfig) -> None:
     focus = sampling.strategy is SampleStrategy.focus_transition
     pinned = sampling.strategy is SampleStrategy.pinned
     for name, is_used in (("n_per_bin", not pinned), ("focus_n_per_bin", focus)):
-        if is_used and getattr(sampling, name) < 1:
-            raise UserError(
-                f"dataset.sampling.{name}={getattr(sampling, name)}: must be at least 1"
-            )
+        if is_used and (n := getattr(sampling, name)) < 1:
+            raise UserError(f"dataset.sampling.{name}={n}: must be at least 1")
     if focus:
         _focus(sampling, len(binning.edges or []) - 1 if fixed else binning.n_bins)
     if pinned and not sampling.pinned_ids:
@@ -55,8 +53,8 @@ def _focus(sampling: SamplingConfig, n_bins: int) -> None:
 def bin_edges(lengths: Sequence[int], binning: BinningConfig) -> list[int]:
     """`n_bins + 1` ascending edges in tokens; bin i is [edge i, edge i+1), the last one closed.
 
-    Quantile edges hold about the same number of examples each. Raises `UserError` if there are more
-    bins than distinct lengths, or fixed edges are not ascending.
+    Quantile edges give each bin about the same number of examples. Raises `UserError` if there are
+    more bins than distinct lengths, or fixed edges are not ascending.
     """
     if binning.strategy is BinStrategy.edges:
         return _edges(binning)
@@ -85,30 +83,27 @@ def bin_of(length: int, edges: Sequence[int]) -> int | None:
 
 
 def choose(ids_by_bin: Sequence[Sequence[str]], sampling: SamplingConfig) -> list[list[str]]:
-    """Chosen ids per bin, in the order of the data.
+    """Chosen ids per bin, in the order of the data, for settings that `check` accepts.
 
     `uniform` takes n_per_bin each, `focus_transition` takes focus_n_per_bin in focus_bins, `pinned`
-    takes exactly `pinned_ids`. A bin that holds fewer gives what it has.
+    takes exactly `pinned_ids`. A bin with fewer gives what it has.
     """
     if sampling.strategy is SampleStrategy.pinned:
-        pinned = list(sampling.pinned_ids)
+        pinned = set(sampling.pinned_ids)
         have = {i for ids in ids_by_bin for i in ids}
-        missing = [i for i in pinned if i not in have]
-        if missing:
+        if missing := [i for i in sampling.pinned_ids if i not in have]:
             raise UserError(
                 f"dataset.sampling.pinned_ids: {', '.join(missing[:3])} not in the data (or "
                 "outside the bin edges)"
             )
-        wanted = set(pinned)
-        return [[i for i in ids if i in wanted] for ids in ids_by_bin]
+        return [[i for i in ids if i in pinned] for ids in ids_by_bin]
+    focused: list[int] = []
     if sampling.strategy is SampleStrategy.focus_transition:
         _focus(sampling, len(ids_by_bin))
+        focused = sampling.focus_bins
     chosen = []
     for index, ids in enumerate(ids_by_bin):
-        focus = (
-            sampling.strategy is SampleStrategy.focus_transition and index in sampling.focus_bins
-        )
-        wanted_n = sampling.focus_n_per_bin if focus else sampling.n_per_bin
+        wanted_n = sampling.focus_n_per_bin if index in focused else sampling.n_per_bin
         rng = random.Random(f"{sampling.seed}-{index}")
         order = {i: k for k, i in enumerate(ids)}
         chosen.append(sorted(rng.sample(list(ids), min(wanted_n, len(ids))), key=order.__getitem__))

@@ -1,7 +1,7 @@
 """A tokenizer's chat template: what it makes of messages, on a given day.
 
-Templates are programs. They read the clock (`strftime_now`), take the content of a message as text
-or as a list of parts, and may refuse, repeat or change it. What they do is found by rendering.
+Templates are programs. They read the clock (`strftime_now`), take a message's content as text or as
+a list of parts, and may refuse, repeat or change it. kvx renders them to find out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Messages = Sequence[Mapping[str, Any]]
 CLOCK = "strftime_now"  # transformers' global of every template
 HINT = "set model.chat_template=false to ask without it, or mend the tokenizer's chat template"
 PROBE = "Ab 1"
-# what a rendering is told otherwise, or what would make of it another thing than a text
+# arguments of a rendering that kvx sets, or that would give something other than text
 RESERVED = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents",
     "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict",
@@ -33,10 +33,10 @@ class Form(Enum):
 
 
 def default_template(chat_template: Any) -> str | None:
-    """The template that is used where none is named; None if there is none.
+    """The template that is used if none is named; None if there is none.
 
-    `chat_template` is that of a tokenizer or of a tokenizer_config.json: a text, a mapping of
-    names, or a list of {name, template}.
+    `chat_template` comes from a tokenizer or a tokenizer_config.json: a text, a mapping of names,
+    or a list of {name, template}.
     """
     if isinstance(chat_template, list):
         named = [t for t in chat_template if isinstance(t, dict)]
@@ -47,22 +47,21 @@ def default_template(chat_template: Any) -> str | None:
 
 
 def is_dated(chat_template: Any) -> bool:
-    """Whether what a template renders may depend on the day it is rendered."""
+    """Whether what a template renders may depend on the day."""
     return CLOCK in (default_template(chat_template) or "")
 
 
 def today() -> str:
-    """The local date, as `prompt.date` is written."""
+    """The local date, in the format of `prompt.date`."""
     return datetime.now().date().isoformat()
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The chat template of `tokenizer`; `model` is the name that errors tell.
+    """The chat template of `tokenizer`; errors name `model`.
 
-    `date` (YYYY-MM-DD) is the day that the template is told, `settings` is what else it is told.
-    `system` is a message before those that have none of their own. Raises `UserError` for a
-    template without a default.
+    The template is told `date` (YYYY-MM-DD) as the day, and `settings` besides. `system` is a
+    message for conversations without one. Raises `UserError` for a template without a default.
     """
 
     tokenizer: Any
@@ -84,7 +83,7 @@ class ChatTemplate:
     @cached_property
     def form(self) -> Form:
         """Text if the template takes that, else parts. Raises `UserError` if it takes neither."""
-        said: Exception | None = None
+        refusal: Exception | None = None
         mark = _mark(PROBE)
         for form in Form:
             try:
@@ -92,12 +91,12 @@ class ChatTemplate:
             except UserError:
                 raise
             except Exception as error:  # noqa: BLE001  a template raises what it likes
-                said = said or error
+                refusal = refusal or error
             else:
                 if mark in text:
                     return form
-        if said is not None:
-            raise self._error(f"refuses a user message ({first_line(said)})")
+        if refusal is not None:
+            raise self._error(f"refuses a user message ({first_line(refusal)})")
         raise self._error("leaves out what a user message says")
 
     @cached_property
@@ -105,24 +104,16 @@ class ChatTemplate:
         """The system message, if there is one. Raises `UserError` if the template takes none."""
         if self.system is None:
             return []
-        mark = _mark(self.system + PROBE)
-        user = {"role": "user", "content": PROBE}
-        hint = "leave out prompt.system"
-        try:
-            text = self.render([{"role": "system", "content": self.system + mark}, user])
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001  a template raises what it likes
-            raise self._error(f"takes no system message ({first_line(error)})", hint) from None
-        if mark not in text:
+        mark, hint = _mark(self.system + PROBE), "leave out prompt.system"
+        messages = [
+            {"role": "system", "content": self.system + mark}, {"role": "user", "content": PROBE},
+        ]  # fmt: skip
+        if mark not in self._rendered(messages, "takes no system message", hint):
             raise self._error("leaves out a system message", hint)
         return [{"role": "system", "content": self.system}]
 
     def with_system(self, messages: Messages) -> Messages:
-        """`messages` behind the system message, unless they begin with one.
-
-        Raises `UserError` if the template takes none.
-        """
+        """`messages` behind the system message, unless they begin with one. Raises as `_first`."""
         own = bool(messages) and messages[0]["role"] in ("system", "developer")
         return messages if own else [*self._first, *messages]
 
@@ -135,8 +126,8 @@ class ChatTemplate:
     ) -> str:
         """`messages` up to where the model is to answer. Raises what the template raises.
 
-        A template that asks for the time is told `at`, else the beginning of the day `date`.
-        `settings` come before the template's own.
+        A template that asks for the time gets `at`, else the beginning of the day `date`.
+        `settings` override the template's own.
         """
         if (form or self.form) is Form.parts:
             messages = [{**m, "content": _parts(m["content"])} for m in messages]
@@ -145,35 +136,32 @@ class ChatTemplate:
             if at is None and self.date is None:
                 raise self._error("asks for the date, and none was kept", "make a new manifest")
             extra[CLOCK] = (at or datetime.fromisoformat(self.date or "")).strftime
-        return str(
-            self.tokenizer.apply_chat_template(
-                list(messages),
-                add_generation_prompt=True,
-                tokenize=False,
-                **extra,
-            )
-        )
+        extra |= {"add_generation_prompt": True, "tokenize": False}
+        return str(self.tokenizer.apply_chat_template(list(messages), **extra))
 
     def around(self, content: str) -> tuple[str, str]:
         """A user message that begins with `content`: the text up to its end, and what follows.
 
-        White space at the beginning of `content` is the template's to drop. Raises `UserError`
-        for a template that changes anything else, repeats it or leaves it out.
+        The template may drop white space at the beginning. Raises `UserError` if it changes
+        anything else, repeats the content or leaves it out.
         """
-        form, mark = self.form, _mark((self.system or "") + content)
+        mark = _mark((self.system or "") + content)
         messages = self.with_system([{"role": "user", "content": content + mark}])
-        try:
-            text = self.render(messages, form)
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001  a template raises what it likes
-            raise self._error(f"refuses a user message ({first_line(error)})") from None
+        text = self._rendered(messages, "refuses a user message")
         before, _, after = text.partition(mark)
         if (found := text.count(mark)) > 1:
             raise self._error("repeats what a user message says")
         if not found or not before.endswith(content.lstrip()):
             raise self._error("changes what a user message says")
         return before, after
+
+    def _rendered(self, messages: Messages, refusal: str, hint: str = HINT) -> str:
+        try:
+            return self.render(messages)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  a template raises what it likes
+            raise self._error(f"{refusal} ({first_line(error)})", hint) from None
 
     def _error(self, what: str, hint: str = HINT) -> UserError:
         return UserError(f"model={self.model}: its chat template {what}; {hint}")
@@ -184,9 +172,9 @@ def _parts(content: Any) -> Any:
 
 
 def _mark(content: str) -> str:
-    """A text that is not in `content`, nor begins in its end, and that no change of case reaches.
+    """A text that is not in `content`, does not begin in its end, and survives a change of case.
 
-    Its first character is not in the rest of it, so that it cannot overlap itself.
+    Its first character does not recur in it, so that it cannot overlap itself.
     """
     number = 0
     while (mark := f"@{number:04}#;") in content:

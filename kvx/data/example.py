@@ -12,10 +12,10 @@ from kvx.errors import UserError, shown
 class Example:
     """One question with its context and reference answers, before tokenising.
 
-    `cluster` names what must be resampled together (questions on one story); it defaults to the
-    example itself. `answer_prefix` and `max_new_tokens` stand for the dataset's own where a row has
-    them. A `formatted` example is in its benchmark's wording: no template is put around it. Raises
-    `UserError` for a field of another type, which would become Python's text for it.
+    `cluster` names what must be resampled together (questions on one story); by default the example
+    itself. `answer_prefix` and `max_new_tokens` override the dataset's own. A `formatted` example
+    is in its benchmark's wording: no template is put around it. Raises `UserError` for a field of a
+    wrong type, so that no Python repr gets into a prompt.
     """
 
     example_id: str
@@ -31,11 +31,10 @@ class Example:
     def __post_init__(self) -> None:
         if self.cluster == "":
             object.__setattr__(self, "cluster", self.example_id)
-        self._check("example_id", self.example_id)
-        for name in ("context", "question", "cluster", "answer_prefix"):
-            value = getattr(self, name)
-            if name != "answer_prefix" or value is not None:
-                self._check(name, value)
+        for name in ("example_id", "context", "question", "cluster"):
+            self._check(name, getattr(self, name))
+        if self.answer_prefix is not None:
+            self._check("answer_prefix", self.answer_prefix)
         if not isinstance(self.answers, tuple | list):
             raise self._wrong("answers", self.answers, "a tuple of strings")
         for answer in self.answers:
@@ -57,13 +56,10 @@ class Example:
 
 
 class DatasetSource(Protocol):
-    """A source of examples.
-
-    Implementations are dataclasses named by `_target_` in `conf/dataset`.
-    """
+    """A source of examples: a dataclass named by `_target_` in `conf/dataset`."""
 
     def revision(self) -> str:
-        """What identifies the data: changes whenever `examples()` would yield something else."""
+        """Identifies the data: changes whenever `examples()` would yield something else."""
         ...
 
     def examples(self) -> Iterator[Example]:

@@ -1,4 +1,4 @@
-"""Reading rows from the user's own files, with errors that name the file and the line."""
+"""Read rows from the user's own files, with errors that name the file and the line."""
 
 import csv
 import gzip
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from kvx.errors import UserError
+from kvx.data.values import from_json
+from kvx.errors import UserError, unreadable
 from kvx.identity.hashing import sha256_file
 
 Row = dict[str, Any]
@@ -20,12 +21,12 @@ SHOWN_NAMES, SHOWN_CHARS = 8, 24
 
 
 def existing(path: str | Path, hint: str) -> Path:
-    """`path` as a Path; `UserError` with `hint` if it is not there or out of reach."""
+    """`path` as a Path; `UserError` with `hint` if it is missing or out of reach."""
     found = Path(path).expanduser()
     try:
         found.stat()
-    except PermissionError:
-        raise UserError(f"{found}: cannot be read (permission denied)") from None
+    except PermissionError as error:
+        raise unreadable(found, error) from None
     except (OSError, ValueError):
         raise UserError(f"{found}: no such file or directory; {hint}") from None
     return found
@@ -40,7 +41,7 @@ def existing_file(path: str | Path, hint: str) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file of data. Raises `UserError` if it cannot be read."""
+    """SHA-256 of a data file. Raises `UserError` if it cannot be read."""
     try:
         return sha256_file(path)
     except OSError as error:
@@ -57,14 +58,14 @@ def read_text(path: Path) -> str:
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """Rows of a .jsonl or .jsonl.gz file, with or without a byte-order mark."""
-    yield from _guarded(path, _json_lines)
+    return _guarded(path, _json_lines)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Rows of a jsonl, json, csv, tsv or parquet file, told apart by its suffix.
 
     A JSON document may be an array of objects or an object whose `data` is one. Raises `UserError`
-    for a file that cannot be read as what its name says, and for one without rows.
+    for a file that does not fit its suffix, and for one without rows.
     """
     readers = {
         ".jsonl": _read_json, ".ndjson": _read_json, ".json": _read_json, ".csv": _read_csv,
@@ -82,12 +83,12 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def holds_only_text(path: Path) -> bool:
-    """Whether every cell of such a file is text, a list too."""
+    """Whether every cell of such a file is text, even a list."""
     return _suffix(path) in (".csv", ".tsv")
 
 
 def columns_of(row: Row) -> str:
-    """The names of a row's columns, for an error: a few of them, each cut where it gets long."""
+    """The names of a row's columns, for an error: the first few, each cut if it is long."""
     names = [" ".join(str(name).split()) for name in row]
     few = [n if len(n) <= SHOWN_CHARS else f"{n[:SHOWN_CHARS]}…" for n in names[:SHOWN_NAMES]]
     return ", ".join(few) + (f" and {len(names) - len(few)} more" if len(names) > len(few) else "")
@@ -102,18 +103,6 @@ def _guarded(path: Path, reader: Any) -> Iterator[Row]:
         yield from reader(path)
     except (csv.Error, EOFError, OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from None
-
-
-def unreadable(path: Path, error: Exception) -> UserError:
-    """Why a file cannot be read, in one line."""
-    if isinstance(error, IsADirectoryError):
-        return UserError(f"{path}: is a directory; name a file")
-    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror.lower()
-    if isinstance(error, UnicodeDecodeError):
-        reason = f"byte {error.start} is not UTF-8; save it as UTF-8"
-    return UserError(f"{path}: cannot be read ({reason})")
 
 
 def _open(path: Path, newline: str | None = None) -> IO[str]:
@@ -131,13 +120,10 @@ def _open(path: Path, newline: str | None = None) -> IO[str]:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    """JSON Lines, or one JSON document: which one it is, its first line tells."""
+    """JSON Lines, or one JSON document; the first line shows which."""
     with _open(path) as file:
         first = next((line for line in file if line.strip()), "")
-    try:
-        row = json.loads(first) if first else {}
-    except ValueError:
-        row = None
+    row = from_json(first) if first else {}
     if isinstance(row, dict) and not isinstance(row.get("data"), list) and not _by_column(row):
         yield from _json_lines(path)
         return

@@ -5,8 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from kvx.data.example import Example
-from kvx.data.files import unreadable
-from kvx.errors import UserError
+from kvx.errors import UserError, unreadable
 from kvx.identity.file_hashes import sha256
 
 
@@ -18,7 +17,7 @@ def load_examples(folder: Path) -> dict[str, Example]:
 
 @lru_cache(maxsize=16)
 def _load(path: Path, content: str) -> dict[str, Example]:
-    import pyarrow.parquet as pq  # importing it costs more than finding nothing to do
+    import pyarrow.parquet as pq  # slow to import
 
     try:
         rows = pq.read_table(path, partitioning=None).to_pylist()
@@ -41,11 +40,11 @@ def _load(path: Path, content: str) -> dict[str, Example]:
 
 
 def examples_file(folder: Path) -> Path:
-    """The examples of the manifest in `folder`. Raises `UserError` if they are not there."""
+    """The examples of the manifest in `folder`. Raises `UserError` if they are missing."""
     path = folder / "examples.parquet"
     if not path.is_file():
         raise UserError(
-            f"{path}: missing; copy it beside the runs, or make it anew with kvx.prepare and the "
-            "arguments of the run"
+            f"{path}: missing; copy it there, or make it again with kvx.prepare and the arguments "
+            "of the run"
         )
     return path

@@ -1,9 +1,9 @@
-"""What the head of a GGUF file says, without reading the weights (the format's own description:
-ggml's docs/gguf.md).
+"""What the head of a GGUF file says, without reading the weights (format: ggml's docs/gguf.md).
 
 `gguf.GGUFReader` takes 14 s for the head of a 150k-token vocabulary, this 0.2 s.
 """
 
+import math
 import struct
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,7 @@ def is_gguf(path: Path) -> bool:
 def _metadata(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
-            raise UserError(f"{path}: is no GGUF file; fetch it again")
+            raise UserError(f"{path}: is not a GGUF file; fetch it again")
         try:
             version, n_tensors, n_values = _unpack(file, "<IQQ")
             if version not in (2, 3):
@@ -59,16 +59,16 @@ def _metadata(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """The values at the head of a GGUF file; arrays count only by their length.
+    """The values at the head of a GGUF file; of an array only its length.
 
-    Raises `UserError` for a file that is none, or that ends before its last weight.
+    Raises `UserError` for another kind of file, or one that ends before its last weight.
     """
     stat = path.stat()
     return _metadata(path, stat.st_size, stat.st_mtime_ns)
 
 
 def config(path: Path) -> dict[str, Any]:
-    """The sizes that a config.json would tell."""
+    """The sizes that a config.json would hold."""
     found = metadata(path)
     prefix = f"{found.get('general.architecture')}."
     return {
@@ -79,7 +79,7 @@ def config(path: Path) -> dict[str, Any]:
 
 
 def _check_tensors(file: BinaryIO, n_tensors: int, alignment: int, size: int) -> None:
-    """Raises `EOFError` where the file ends before its last tensor."""
+    """Raises `EOFError` if the file ends before its last tensor."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     end = 0
@@ -88,9 +88,7 @@ def _check_tensors(file: BinaryIO, n_tensors: int, alignment: int, size: int) ->
         (n_dimensions,) = _unpack(file, "<I")
         shape = _unpack(file, f"<{n_dimensions}Q")
         kind, offset = _unpack(file, "<IQ")
-        n = 1
-        for length in shape:
-            n *= length
+        n = math.prod(shape)
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         end = max(end, offset + n // block * block_bytes)
     start = -(-file.tell() // alignment) * alignment
@@ -104,14 +102,7 @@ def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
 
 def _string(file: BinaryIO) -> str:
     (length,) = _unpack(file, "<Q")
-    return _exactly(file, length).decode()
-
-
-def _exactly(file: BinaryIO, length: int) -> bytes:
-    found = file.read(length)
-    if len(found) < length:
-        raise EOFError
-    return found
+    return str(_unpack(file, f"<{length}s")[0].decode())
 
 
 def _value(file: BinaryIO, kind: int) -> Any:

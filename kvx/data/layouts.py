@@ -29,7 +29,7 @@ _RULER_LAST = re.compile(r"\b(?:Question:|What|Which|Who|Whose|Where|When|Why|Ho
 
 @dataclass(frozen=True)
 class Layout:
-    """`columns`: where each role may stand, the first that is there counts.
+    """`columns`: where each role may stand; the first column that exists counts.
 
     `rows` makes rows of questions out of a row of the file (`many`: several of one). With
     `wants_question` a row without a question is refused. `formatted` rows hold the benchmark's own
@@ -67,13 +67,13 @@ def _squad(row: Row, at: str) -> Iterator[Row]:
 
 
 def _ruler(row: Row, at: str) -> Iterator[Row]:
-    """RULER's `input` is the whole prompt; what it asks stands at its end."""
+    """RULER's `input` is the whole prompt; the question is its end."""
     context, question = split_question(text(row.get("input"), f"{at}: 'input'"))
     yield {**row, "input": context, "question": question}
 
 
 def _plain(row: Row, at: str) -> Iterator[Row]:
-    """Columns as they are; with LongBench v2's `choice_A` .. beside the question."""
+    """Columns as they are; LongBench v2's `choice_A` .. join the question."""
     options = [row[f"choice_{letter}"] for letter in OPTIONS if f"choice_{letter}" in row]
     yield _with_options(row, options, "question", at) if options and "answer" in row else row
 
@@ -85,7 +85,7 @@ def _infinitebench(row: Row, at: str) -> Iterator[Row]:
 
 
 def _with_options(row: Row, options: Any, question: str, at: str) -> Row:
-    """Multiple choice: the options stand with the question; an answer is one's text or letter."""
+    """Multiple choice: options join the question; an answer is an option's text or its letter."""
     names = [text(option, f"{at}: 'options'") for option in options]
     lines = [f"{letter}. {name}" for letter, name in zip(OPTIONS, names, strict=False)]
     given = row["answer"] if isinstance(row.get("answer"), list) else [row.get("answer")]
@@ -130,7 +130,7 @@ NAMES = (AUTO, *LAYOUTS)
 
 
 def detected(row: Row) -> str:
-    """The layout that a row's columns speak for; `plain` if no benchmark's."""
+    """The layout that a row's columns suggest; `plain` if they suggest no benchmark's."""
     has = set(row)
     if ("paragraphs" in has or "qas" in has) and "question" not in has:
         return "squad"
@@ -144,10 +144,10 @@ def detected(row: Row) -> str:
 
 
 def split_question(prompt: str) -> tuple[str, str]:
-    """A prompt that ends in its question as context and question; no question if none is found.
+    """Split a prompt that ends in its question; the question is empty if none is found.
 
-    RULER's own questions are known by how they begin; any other by the last question word before
-    a question mark.
+    RULER's own questions are found by how they begin, others by the last question word before a
+    question mark.
     """
     found = list(_RULER_QUESTION.finditer(prompt))
     if found:
@@ -161,12 +161,12 @@ def split_question(prompt: str) -> tuple[str, str]:
 
 
 def context_of(value: Any, at: str, cells: bool = False) -> str:
-    """A context as text. Passages are joined by a rule:
+    """A context as text; passages are joined as their benchmark does.
 
-    HotpotQA's titled sentences as LongBench writes them (`Passage 1:`, title, text), HELMET's
-    passages as HELMET does (`Document (Title: ..): ..`), plain paragraphs by a blank line. Where
-    the file holds nothing but text (`cells`, a csv), so are those that a cell writes as Python
-    does. Raises `UserError` for anything else.
+    HotpotQA's titled sentences become LongBench's `Passage 1:`, title, text; HELMET's passages
+    `Document (Title: ..): ..`; plain paragraphs are separated by a blank line. If the file holds
+    nothing but text (`cells`, a csv), lists written as Python literals count too. Raises
+    `UserError` for anything else.
     """
     if isinstance(value, str) and value[:1] in ("[", "{"):
         return text(_joined_cell(value, at, cells) or value, at)
@@ -178,8 +178,9 @@ def context_of(value: Any, at: str, cells: bool = False) -> str:
 
 
 def _joined_cell(cell: str, at: str, cells: bool) -> str | None:
-    """The passages that a text writes in JSON or Python; None if it is a text for itself."""
-    may_be_titled = cell[:2] in ("[[", "[(", "[{", "{'") and _may_be_titled(cell)
+    """The passages that a text writes in JSON or Python; None if it is plain text."""
+    pairs = cell.startswith(("[[", "[("))
+    may_be_titled = pairs or (cell.startswith(("[{", "{'")) and "sentences" in cell)
     found = literal(cell) if cells or may_be_titled else None
     if isinstance(found, list | dict) and found and (joined := _titled(found)):
         return joined
@@ -189,13 +190,9 @@ def _joined_cell(cell: str, at: str, cells: bool) -> str | None:
         return _documents(found, at)
     if isinstance(found, list) and (joined := _paragraphs(found)):
         return joined
-    if "array([" in cell:  # numpy wrote this, and nobody meant it for a model
-        raise UserError(f"{at}: numpy's print of arrays where text is needed; write it as text")
+    if "array([" in cell:  # printed by numpy, and not meant for a model
+        raise UserError(f"{at}: a printed numpy array where text is needed; write it as text")
     return None
-
-
-def _may_be_titled(cell: str) -> bool:
-    return cell[:2] in ("[[", "[(") or "sentences" in cell
 
 
 def _titled(value: Any) -> str | None:
@@ -242,9 +239,7 @@ def _body(passage: Row) -> Any:
 
 
 def _paragraphs(value: Any) -> str | None:
-    return (
-        "\n\n".join(value) if value and not isinstance(value, dict) and _are_texts(value) else None
-    )
+    return "\n\n".join(value) if value and _are_texts(value) else None
 
 
 def _are_texts(value: Any) -> bool:

@@ -1,8 +1,8 @@
 """The manifest: the frozen, binned selection of examples that every point of an experiment runs.
 
-It lives in `<output>/data/processed/<name>__<task>/<key>/`, where `key` is a digest of everything
-that decides it: the data's revision, the sampling, the templates and the model's tokenizer. Another
-tokenizer or sampling therefore never overwrites a manifest that points already depend on.
+It lives in `<output>/data/processed/<name>__<task>/<key>/`. `key` is a digest of everything that
+decides it: the data's revision, the sampling, the templates and the model's tokenizer. So another
+tokenizer or sampling never overwrites a manifest that points depend on.
 """
 
 import dataclasses
@@ -43,10 +43,10 @@ class Bin:
 
 @dataclass(frozen=True)
 class Entry:
-    """One chosen example; the hash is that of its context, question and answers.
+    """One chosen example; `sha256` is that of its context, question and answers.
 
-    `context_tokens_cut` is how many tokens of its context were dropped for it to fit the model;
-    `max_new_tokens` stands for the run's where its row of the data has one.
+    `context_tokens_cut` tokens of its context were dropped to fit the model. `max_new_tokens`
+    overrides the run's where the example's row has one.
     """
 
     example_id: str
@@ -72,8 +72,7 @@ class Manifest:
     bins: tuple[Bin, ...]
     entries: tuple[Entry, ...]
     sampling: dict[str, Any]
-    # the day that the chat template is told (YYYY-MM-DD); None if it asks for none
-    date: str | None = None
+    date: str | None = None  # YYYY-MM-DD for the chat template; None if it asks for none
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,7 +85,7 @@ class Manifest:
 
 
 def _body(manifest: Manifest) -> dict[str, Any]:
-    """Without what came later and is at its default: older manifests keep their hash."""
+    """Omits later fields that are at their default, so older manifests keep their hash."""
     fields = dataclasses.asdict(manifest)
     if manifest.date is None:
         del fields["date"]
@@ -104,7 +103,7 @@ def dataset_id(dataset: DatasetConfig) -> str:
 
 def make_source(dataset: DatasetConfig) -> DatasetSource:
     """The dataset's source object. Raises `UserError` for a wrong field or implementation."""
-    user_code.sources_of(dataset.source)  # what changed since it was imported is imported again
+    user_code.sources_of(dataset.source)  # drops modules that changed since they were imported
     try:
         source: DatasetSource = hydra.utils.instantiate(dataset.source, _convert_="all")
     except hydra.errors.InstantiationException as error:
@@ -128,7 +127,7 @@ def _innermost(error: BaseException) -> str:
 
 
 def examples_of(source: DatasetSource) -> Iterator[Example]:
-    """The examples of `source`. Raises `UserError` for what a class of the user's raises."""
+    """The examples of `source`. Raises `UserError` for what a user's class raises."""
     kind = type(source)
     try:
         yield from source.examples()
@@ -148,7 +147,7 @@ def examples_of(source: DatasetSource) -> Iterator[Example]:
 def manifest_key(config: Config, revision: str) -> str:
     """Digest of everything that decides which examples and prompts the manifest holds."""
     d = config.dataset
-    # the day itself is not in it: tomorrow the same command line finds the same manifest
+    # without the day itself, so that tomorrow the same command finds the same manifest
     dated = {"date": config.prompt.date or "when made"} if chat_is_dated(config.model) else {}
     code = user_code.identity_of(user_code.sources_of(d.source))
     prompt = resolved(config.prompt)
@@ -170,9 +169,9 @@ def manifest_key(config: Config, revision: str) -> str:
 
 
 def _source(dataset: DatasetConfig) -> dict[str, Any]:
-    """The source's fields without what its revision stands for, as its class says (`identity_of`).
+    """The source's fields that its revision does not cover, as its class says (`identity_of`).
 
-    A field that came later changes no key at its default.
+    A field that was added later changes no key at its default.
     """
     fields = {k: v for k, v in dataset.source.items() if k not in ("path", "haystack")}
     try:
@@ -185,7 +184,7 @@ def _source(dataset: DatasetConfig) -> dict[str, Any]:
 
 
 def _sampling(dataset: DatasetConfig) -> dict[str, Any]:
-    """What decides which examples are chosen; of a hazard model, which prompts it was made with."""
+    """What decides which examples are chosen; for a hazard model, the prompts it was trained on."""
     fields = dataclasses.asdict(dataset.sampling)
     unseen_by = fields.pop("unseen_by")
     if unseen_by is not None:

@@ -1,4 +1,4 @@
-"""Where a model's files are, and what kind of model they are; torch is not needed for that."""
+"""Where a model's files are, and what kind of model they are; does not import torch."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from typing import Any
 from kvx.config.schema import ModelConfig
 from kvx.data import gguf_file
 from kvx.data.model_identity import ADAPTER, HUB_IGNORED, HUB_PATTERNS
-from kvx.errors import UserError
+from kvx.errors import UserError, unreadable
 
-LFS = "version https://git-lfs"  # how a pointer begins that stands where git-lfs has a file
+LFS = "version https://git-lfs"  # the first line of a git-lfs pointer
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -33,8 +33,7 @@ class ModelFiles:
     """`folder` holds configuration and tokenizer, if they are local.
 
     `gguf`: the file that is the model. `adapter`: the folder of a peft adapter, whose `base` the
-    rest describes. `hub` is the id of a model whose files the hub's cache holds, or will, at
-    `revision`.
+    rest describes. `hub`: the id of a model in the hub's cache, at `revision`.
     """
 
     folder: Path
@@ -65,27 +64,23 @@ class ModelFiles:
 
 
 def files_of(model: ModelConfig) -> ModelFiles:
-    """What `model.path` names. Raises `UserError` for what is no model."""
+    """What `model.path` names. Raises `UserError` if it is not a model."""
     path = Path(model.path).expanduser()
     try:
         if path.is_file():
-            return _one_file(model, path)
+            if gguf_file.is_gguf(path) and path.suffix == ".gguf":
+                return ModelFiles(path.parent, gguf=path)
+            refuse_pointer(path)
+            raise UserError(f"model.path={path}: is a file; give a model's folder or a .gguf file")
         if path.is_dir():
             os.listdir(path)  # raises here, and not in what comes later
             return _local_folder(model, path)
     except OSError as error:
-        raise UserError(f"model.path={path}: cannot be read ({error.strerror})") from None
+        raise unreadable(f"model.path={path}", error) from None
     folder = _hub_dir(model.path, model.revision, model.name)
-    # the commit that is known now: a branch may move before the weights are loaded
+    # the commit as of now: a branch may move before the weights are loaded
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else model.revision
     return ModelFiles(folder, hub=model.path, revision=commit)
-
-
-def _one_file(model: ModelConfig, path: Path) -> ModelFiles:
-    if gguf_file.is_gguf(path) and path.suffix == ".gguf":
-        return ModelFiles(path.parent, gguf=path)
-    refuse_pointer(path)
-    raise UserError(f"model.path={path}: is a file; give a model's folder, or a .gguf file")
 
 
 def _local_folder(model: ModelConfig, path: Path) -> ModelFiles:
@@ -128,15 +123,14 @@ def _adapter(model: ModelConfig, path: Path) -> ModelFiles:
     base = ModelConfig(
         name=f"{model.name}'s base",
         path=str(beside if not Path(named).expanduser().exists() and beside.is_dir() else named),
-        # peft's `revision` is the base's; one of model.path would be the adapter's, a folder here
+        # peft's `revision` is the base's; the adapter itself is a local folder
         revision=revision if isinstance(revision, str) else None,
     )
     try:
         files = files_of(base)
     except UserError as error:
-        raise UserError(
-            f"{error} (model={model.name} is an adapter of it; or set {where})"
-        ) from None
+        hint = f"(model={model.name} is an adapter of it; or set {where})"
+        raise UserError(f"{error} {hint}") from None
     if files.adapter is not None or files.gguf is not None:
         kind = "another adapter" if files.adapter else "a GGUF file"
         raise UserError(f"model={model.name}: is an adapter of {kind} ({named}); merge that first")
@@ -152,12 +146,10 @@ def _hub_dir(repo: str, revision: str | None, name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        patterns, ignored = [*HUB_PATTERNS, *VOCABULARIES, "*.py"], list(HUB_IGNORED)
         folder = Path(
             snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=[*HUB_PATTERNS, *VOCABULARIES, "*.py"],
-                ignore_patterns=list(HUB_IGNORED),
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignored
             )
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
@@ -179,16 +171,12 @@ def has_vocabulary(folder: Path) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """A file of a model's folder. Raises `UserError` for one that cannot be read or is no text."""
+    """A file of a model's folder. Raises `UserError` if it cannot be read or is not UTF-8 text."""
+    refuse_pointer(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is no UTF-8 text; {FETCH_AGAIN}") from None
-    if text.startswith(LFS):
-        raise UserError(f"{path}: is a git-lfs pointer, not the file itself; {FETCH_AGAIN}")
-    return text
+        raise UserError(f"{path}: is not UTF-8 text; {FETCH_AGAIN}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -196,7 +184,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON ({error}); {FETCH_AGAIN}") from None
+        raise UserError(f"{path}: is not JSON ({error}); {FETCH_AGAIN}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: is a {type(value).__name__}, not a JSON object; {FETCH_AGAIN}")
     return value
@@ -208,7 +196,7 @@ def refuse_pointer(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(len(LFS))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise unreadable(path, error) from None
     if head == LFS.encode():
         raise UserError(f"{path}: is a git-lfs pointer, not the file itself; {FETCH_AGAIN}")
     if not head:
@@ -216,7 +204,7 @@ def refuse_pointer(path: Path) -> None:
 
 
 def loading_reason(error: Exception) -> str:
-    """In one line why a library did not load something: its own first sentence, or what it is."""
+    """Why a library could not load something, in one line: its first sentence and its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any("trust_remote_code" in line for line in lines):
         return (

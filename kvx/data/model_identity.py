@@ -1,9 +1,9 @@
 """Which files of a local model shape its answers, and the identity of their content.
 
-Counted is what transformers' and peft's `from_pretrained` read: configurations, every file of the
-tokenizer, the weights as transformers chooses them, an adapter, GGUF, and the code that an
-`auto_map` names. A file that it might read counts too: to know a model twice costs a run, to take
-one for another costs the truth.
+These are the files that transformers' and peft's `from_pretrained` read: configurations, every file
+of the tokenizer, the weights as transformers chooses them, an adapter, GGUF, and the code that an
+`auto_map` names. Files that might be read count too: a model counted twice costs a run, two models
+taken for one give wrong results.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kvx.errors import UserError
+from kvx.errors import unreadable
 from kvx.identity import file_hashes
 from kvx.identity.hashing import digest
 
@@ -52,7 +52,7 @@ HUB_PATTERNS = (
 )
 HUB_IGNORED = tuple(f"*{suffix}" for suffix in _NOT_READ if suffix != ".py")
 
-# up to this size the hash that kvx had for weights before it read them whole read all of them
+# an older kvx hashed weights in pieces, which covered files of up to this size completely
 _OLD_PIECES, _OLD_PIECE_BYTES = 64, 1 << 16
 OLD_BYTES = _OLD_PIECES * _OLD_PIECE_BYTES
 
@@ -63,29 +63,30 @@ def files(here: Path) -> list[Path]:
     own = {*tokenizer_files(here), *weights(here), *_named(folder), *_code(folder)}
     names = (*CONFIG_FILES, *_SETTINGS)
     own |= {folder / name for name in names if (folder / name).is_file()}
-    return sorted(own | set(_indexes(folder)))
+    return sorted(own.union(folder.glob("*.index.json")))
 
 
 def tokenizer_files(here: Path) -> list[Path]:
-    """Of these files, those that decide how text becomes tokens; of a GGUF file, itself."""
+    """Of these, the files that decide how text becomes tokens; for a GGUF file, itself."""
     folder = _folder(here)
     found = {
         file
-        for file in _entries(folder)
-        if file.suffix not in _NOT_READ
-        and not file.name.endswith(".index.json")
+        for file in folder.iterdir()
+        if file.is_file()
+        and not file.name.startswith(".")
+        and not file.name.endswith((".index.json", *_NOT_READ))
         and any(fnmatch(file.name, pattern) for pattern in _TOKENIZER)
     }
     found |= {f for name in _TEMPLATES for f in (folder / name).glob("*") if f.is_file()}
     named = _json(folder / "tokenizer_config.json")
     found |= {f for f in _named_in(folder, named) if f.suffix not in _NOT_READ}
-    if isinstance(named, dict) and "auto_map" in named:
+    if "auto_map" in named:
         found |= set(folder.rglob("*.py"))
     return sorted(found) or _ggufs(here)
 
 
 def weights(here: Path) -> list[Path]:
-    """As transformers chooses them: safetensors, else what torch has pickled, else GGUF."""
+    """As transformers chooses them: safetensors, else torch's pickles, else GGUF."""
     folder = _folder(here)
     if here != folder:
         return _ggufs(here)
@@ -99,25 +100,27 @@ def weights(here: Path) -> list[Path]:
         trained = any(fnmatch(file.name, pattern) for pattern in _OF_TRAINING)
         if not trained and (not chosen or file.name.startswith("adapter")):
             found.add(file)
-    for index in _indexes(folder):
-        if not chosen or index.name in SAFETENSORS:
-            found |= set(_shards(index))
+    for index in folder.glob("*.index.json"):
+        named = _json(index).get("weight_map")
+        if isinstance(named, dict) and (not chosen or index.name in SAFETENSORS):
+            found |= {folder / str(name) for name in named.values()}
     return sorted(f for f in found if f.is_file()) or _ggufs(here)
 
 
 def parts(here: Path, what: str) -> list[Any]:
-    """The identity of a local model's files, as plain data. Raises `UserError` if one cannot be
-    read.
+    """The identity of a local model's files, as plain data. Raises `UserError` for unreadable
+    files.
 
-    Ids of models whose every file was read whole before stay what they were: their tokenizer and
-    configuration by known names, and no safetensors of more than `OLD_BYTES`.
+    Keeps the ids of models that older versions hashed whole: known names of tokenizer and
+    configuration, and no safetensors of more than `OLD_BYTES`.
     """
     folder = _folder(here)
     sha = _sha256_of(files, here, what)
     names = {file: _name(file, folder) for file in sha}
     known = {n: sha[f] for f, n in names.items() if n in (*TOKENIZER_FILES, *CONFIG_FILES)}
     safe = [f for f in sha if f.suffix == ".safetensors" and f.parent == folder]
-    found: list[Any] = [digest(known, 12), [[f.name, _weight(f, sha[f])] for f in safe]]
+    old = {f: _old_sha256(sha[f], f) for f in safe if f.stat().st_size <= OLD_BYTES}
+    found: list[Any] = [digest(known, 12), [[f.name, old.get(f, sha[f])] for f in safe]]
     others = {n: sha[f] for f, n in names.items() if n not in known and f not in safe}
     return [*found, others] if others else found
 
@@ -128,7 +131,8 @@ def tokenizer_parts(here: Path) -> dict[str, Any]:
     read = _sha256_of(tokenizer_files, here, str(here))
     found: dict[str, Any] = {_name(file, folder): sha for file, sha in read.items()}
     own, model = _json(folder / "tokenizer_config.json"), _json(folder / "config.json")
-    if isinstance(model, dict) and isinstance(own, dict) and "tokenizer_class" not in own:
+    has_own = (folder / "tokenizer_config.json").is_file()
+    if model and has_own and "tokenizer_class" not in own:
         found["class"] = [model.get("model_type"), model.get("tokenizer_class")]
     return found
 
@@ -137,16 +141,12 @@ def _sha256_of(chosen: Callable[[Path], list[Path]], here: Path, what: str) -> d
     try:
         return file_hashes.sha256_of(chosen(here), what)
     except OSError as error:
-        raise UserError(f"{here}: cannot be read ({error.strerror})") from None
-
-
-def _weight(file: Path, sha: str) -> str:
-    return _old_sha256(sha, file) if file.stat().st_size <= OLD_BYTES else sha
+        raise unreadable(here, error) from None
 
 
 @lru_cache(maxsize=1024)
 def _old_sha256(sha: str, file: Path) -> str:
-    """The hash that kvx had before of a file with this `sha`: of pieces that overlap."""
+    """The hash that an older kvx had of a file with this `sha`: of pieces that overlap."""
     size = file.stat().st_size
     found = hashlib.sha256(str(size).encode())
     with file.open("rb") as handle:
@@ -161,7 +161,7 @@ def _folder(here: Path) -> Path:
 
 
 def _ggufs(here: Path) -> list[Path]:
-    """Of a file its other parts too (`-00001-of-00003.gguf`); of a folder all there are."""
+    """A file with its other parts (`-00001-of-00003.gguf`); for a folder all there are."""
     if here.is_dir():
         return sorted(here.glob("*.gguf"))
     stem, _, count = here.stem.rpartition("-of-")
@@ -171,25 +171,10 @@ def _ggufs(here: Path) -> list[Path]:
     return sorted(f for f in here.parent.glob("*.gguf") if fnmatch(f.stem, f"{whole}-*-of-{count}"))
 
 
-def _entries(folder: Path) -> list[Path]:
-    return [f for f in folder.iterdir() if not f.name.startswith(".") and f.is_file()]
-
-
-def _indexes(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.index.json"))
-
-
-def _shards(index: Path) -> Iterator[Path]:
-    found = _json(index)
-    names = found.get("weight_map") if isinstance(found, dict) else None
-    if isinstance(names, dict):
-        yield from (index.parent / n for n in set(map(str, names.values())))
-
-
 def _code(folder: Path) -> list[Path]:
     """Every module of a model that brings its own classes."""
     brings = any(
-        isinstance(found := _json(folder / name), dict) and "auto_map" in found
+        "auto_map" in _json(folder / name)
         for name in ("config.json", "tokenizer_config.json", "processor_config.json")
     )
     return sorted(folder.rglob("*.py")) if brings else []
@@ -213,12 +198,13 @@ def _named_in(folder: Path, value: Any) -> Iterator[Path]:
             return
 
 
-def _json(path: Path) -> Any:
-    """What is in a JSON file; None if it is not there or no JSON, which loading will tell."""
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if the file is missing or broken, which loading reports."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _name(file: Path, folder: Path) -> str:

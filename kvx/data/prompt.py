@@ -1,7 +1,7 @@
 """From an example to the two token sequences an engine needs.
 
 A prompt has a compressed part (what the press sees) and a rest, forwarded after compression. As in
-kvpress's own pipeline: the context goes through the chat template up to a separator; the question,
+kvpress's own pipeline, the context goes through the chat template up to a separator; the question,
 the template's closing text and the answer prefix follow.
 """
 
@@ -22,7 +22,7 @@ class PromptParts:
     """Token ids of a prompt.
 
     `compressed_ids` pass through the press, `rest_ids` (may be empty) come after it. A prompt that
-    `opens_reasoning` ends with a tag such as <think>: what is generated begins as reasoning.
+    `opens_reasoning` ends with a tag such as <think>: the answer begins as reasoning.
     """
 
     compressed_ids: list[int]
@@ -37,7 +37,7 @@ class PromptParts:
 class PromptBuilder:
     """Builds prompts for one tokenizer, dataset template and `prompt` configuration.
 
-    `date` is the manifest's: what a chat template that asks for the day is told.
+    `date` is the manifest's, for a chat template that asks for the day.
     """
 
     def __init__(self, tokenizer: Any, config: Config, date: str | None = None) -> None:
@@ -49,8 +49,8 @@ class PromptBuilder:
         if config.model.chat_template and tokenizer.chat_template is not None:
             name = config.model.name
             self.chat = ChatTemplate(tokenizer, name, date, self.system, self.settings)
-        elif not _is_rendered_elsewhere(config):
-            refuse_template_fields(config)
+        elif not (isinstance(config.engine, OpenAIConfig) and config.engine.api is Api.chat):
+            refuse_template_fields(config)  # no server renders it either
 
     @property
     def date(self) -> str | None:
@@ -67,7 +67,7 @@ class PromptBuilder:
         return digest([parts, chat, self.query_aware, *dated, *told], 12)
 
     def parts(self, example: Example) -> PromptParts:
-        """Tokenise `example`; see the module docstring for which part is which."""
+        """Tokenise `example`; see the module docstring for the parts."""
         compressed, rest = self.texts(example)
         opened = reasoning.opens(compressed + rest)
         return PromptParts(self._encode(compressed), self._encode(rest), opened)
@@ -75,23 +75,24 @@ class PromptBuilder:
     def texts(self, example: Example) -> tuple[str, str]:
         """The compressed part and the rest, with all that a template adds."""
         context, question, answer_prefix = self._filled(example)
-        before, after = self._wrap(context)
+        before, after = (self.tokenizer.bos_token or "") + context, "\n"
+        if self.chat is not None:
+            before, after = self.chat.around(context)
         if self.query_aware:
             return before + question, after + answer_prefix
         return before, question + after + answer_prefix
 
     def message(self, example: Example) -> str:
-        """The user message, for a server that has the chat template itself.
+        """The user message, for a server that applies the chat template itself.
 
-        The answer prefix ends it: a message cannot begin the answer.
+        The answer prefix ends it, because a message cannot begin the answer.
         """
         context, question, answer_prefix = self._filled(example)
         return context + (f"{question}\n{answer_prefix}" if answer_prefix else question)
 
     def _filled(self, example: Example) -> tuple[str, str, str]:
-        """Context, question and answer prefix in the dataset's templates.
-
-        A row's own answer prefix stands for the template's.
+        """Context, question and answer prefix in the dataset's templates; a row's own prefix
+        counts.
         """
         template, prefix = self.template, example.answer_prefix
         if prefix is None:
@@ -106,13 +107,8 @@ class PromptBuilder:
         )
 
     def context_tokens(self, example: Example) -> int:
-        """Tokens of the context alone, without template or question: what bins are made of."""
+        """Tokens of the context alone, without template or question, which decide the bin."""
         return len(self._encode(example.context))
-
-    def _wrap(self, context: str) -> tuple[str, str]:
-        if self.chat is None:
-            return (self.tokenizer.bos_token or "") + context, "\n"
-        return self.chat.around(context)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
@@ -120,7 +116,7 @@ class PromptBuilder:
 
 
 def refuse_template_fields(config: Config) -> None:
-    """Raises `UserError` for what only a chat template takes."""
+    """Raises `UserError` for fields that need a chat template."""
     prompt = config.prompt
     field = "system" if prompt.system is not None else "template_kwargs"
     if prompt.system is not None or prompt.template_kwargs:
@@ -130,19 +126,11 @@ def refuse_template_fields(config: Config) -> None:
         )
 
 
-def _is_rendered_elsewhere(config: Config) -> bool:
-    """Whether a server puts its own chat template around the messages."""
-    return isinstance(config.engine, OpenAIConfig) and config.engine.api is Api.chat
-
-
 def truncate_context(context: str, n_tokens: int, tokenizer: Any, middle: bool) -> str:
     """`context` cut to about `n_tokens`: the middle dropped (as LongBench does) or the head."""
     ids = tokenizer.encode(context, add_special_tokens=False)
     if len(ids) <= n_tokens:
         return context
     half = n_tokens // 2
-    if not middle:
-        return str(tokenizer.decode(ids[len(ids) - n_tokens :], skip_special_tokens=True))
-    head = tokenizer.decode(ids[:half], skip_special_tokens=True)
-    tail = tokenizer.decode(ids[len(ids) - half :], skip_special_tokens=True)
-    return str(head + tail)
+    kept = [ids[:half], ids[len(ids) - half :]] if middle else [ids[len(ids) - n_tokens :]]
+    return "".join(tokenizer.decode(part, skip_special_tokens=True) for part in kept)

@@ -1,4 +1,4 @@
-"""Checks of a source's own numbers, which no schema knows."""
+"""Checks of a source's own numbers, which the schema does not know."""
 
 from kvx.errors import UserError, shown
 

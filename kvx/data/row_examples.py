@@ -1,6 +1,5 @@
 """From a row of data to an example, whichever file or benchmark it comes from."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,14 +15,14 @@ from kvx.identity.hashing import sha256_text
 
 log = logging.getLogger(__name__)
 
-VERSION = "2"  # of this reader; data that the first one read otherwise has it in its revision
+VERSION = "2"  # of this reader; in the revision of data that version 1 read differently
 
 
 @dataclass(frozen=True)
 class Reading:
     """How rows are read: their layout (or `auto`), and columns by role where they differ.
 
-    A role whose column is None is not read. `prefix` begins every id; a row without one is called
+    A role whose column is None is not read. `prefix` begins every id; a row without an id is called
     `row_id`, counted from `from_row`. `cells`: the file holds nothing but text (csv).
     """
 
@@ -54,7 +53,7 @@ def check_fields(fields: Mapping[str, str | None]) -> None:
 def examples(rows: Iterable[Row], where: str, reading: Reading) -> Iterator[Example]:
     """The examples of `rows`. Raises `UserError` naming `where`, row and column for bad data.
 
-    Questions that SQuAD marks as unanswerable are left out, and said in the log.
+    Questions that SQuAD marks as unanswerable are left out and counted in the log.
     """
     layout: Layout | None = None
     seen: dict[str, int] = {}
@@ -115,8 +114,9 @@ def _example(row: Row, layout: Layout, at: str, reading: Reading, index: int) ->
         if empty and needed:
             raise UserError(f"{at}: empty {name[role]!r}; every example needs a {role}")
     context = context_of(cell("context"), place("context"), reading.cells)
-    question = (
-        "" if values.missing(cell("question")) else values.text(cell("question"), place("question"))
+    question, answer_prefix = (
+        None if values.missing(cell(role)) else values.text(cell(role), place(role))
+        for role in ("question", "answer_prefix")
     )
     answers = values.texts(cell("answers"), place("answers"))
     if not answers:
@@ -127,23 +127,19 @@ def _example(row: Row, layout: Layout, at: str, reading: Reading, index: int) ->
     return Example(
         example_id=reading.prefix + (row_id if own_id is None else own_id),
         context=context,
-        question=question,
+        question=question or "",
         answers=answers,
         cluster=sha256_text(context)[:12] if cluster is None else cluster,
-        answer_prefix=_prefix(cell("answer_prefix"), at),
+        answer_prefix=answer_prefix,
         max_new_tokens=_limit(cell("max_new_tokens"), at),
         formatted=layout.formatted,
     )
 
 
-def _prefix(value: Any, at: str) -> str | None:
-    return None if values.missing(value) else values.text(value, f"{at}: 'answer_prefix'")
-
-
 def _limit(value: Any, at: str) -> int | None:
     if values.missing(value) or value == "":
         return None
-    try:  # pandas writes 5.0 into csv where another row has none
+    try:  # pandas writes 5.0 into a csv column with missing values
         number = Decimal(values.text(value, f"{at}: 'max_new_tokens'"))
     except InvalidOperation:
         number = Decimal(0)
@@ -155,9 +151,9 @@ def _limit(value: Any, at: str) -> int | None:
 
 
 def were_plain(rows: Iterable[Row], fields: Mapping[str, str | None], cells: bool = False) -> bool:
-    """Whether version 1 read these rows, with the same meaning: strings, numbers, flat lists.
+    """Whether version 1 read these rows with the same meaning: strings, numbers, flat lists.
 
-    It took other types for their Python text, zero for missing, and knew no columns but five.
+    It turned other types into their Python text, took zero for missing, and knew five columns.
     """
     name = {role: fields.get(role, role) for role in ROLES}
     return all(
@@ -183,16 +179,8 @@ def _was_plain(
     answers = cells["answers"]
     if isinstance(answers, str):
         found = values.listed(answers)
-        if found is not answers and not _is_json(answers):
+        if found is not answers and values.from_json(answers) is None:
             return False
         answers = found
     items = answers if isinstance(answers, list) else [answers]
     return all(v is None or isinstance(v, str) or type(v) is int for v in items)
-
-
-def _is_json(cell: str) -> bool:
-    try:
-        json.loads(cell)
-    except ValueError:
-        return False
-    return True

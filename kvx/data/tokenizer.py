@@ -7,13 +7,7 @@ from typing import Any
 from kvx.config.schema import ModelConfig
 from kvx.data import model_identity
 from kvx.data.chat import is_dated
-from kvx.data.model_folder import (
-    files_of,
-    has_vocabulary,
-    loading_reason,
-    read_json,
-    read_text,
-)
+from kvx.data.model_folder import files_of, has_vocabulary, loading_reason, read_json, read_text
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
 
@@ -21,17 +15,17 @@ from kvx.identity.hashing import digest
 def tokenizer_hash(model: ModelConfig) -> str:
     """Identity of the files that decide how text becomes tokens, as they are now.
 
-    Of an adapter without a tokenizer of its own, that of its base.
+    An adapter without its own tokenizer has that of its base.
     """
     found = files_of(model)
     return digest(model_identity.tokenizer_parts(found.gguf or found.tokenizer), 12)
 
 
 def model_hash(model: ModelConfig) -> str:
-    """Identity of a model as it is now: a hub model's by its commit, a local one's by every file
-    that `from_pretrained` would read, whole; an adapter's by that of its base too.
+    """Identity of a model as it is now: a hub model's commit, or the whole content of a local one.
 
-    Raises `UserError` if a file cannot be read, or an adapter's base is not there.
+    An adapter's includes that of its base. Raises `UserError` if a file cannot be read, or an
+    adapter's base is missing.
     """
     files, what = files_of(model), f"model={model.name}"
     if files.base is not None:
@@ -43,25 +37,14 @@ def model_hash(model: ModelConfig) -> str:
     return digest(model_identity.parts(files.gguf or files.folder, what), 12)
 
 
-def model_files(model: ModelConfig) -> list[Path]:
-    """Every file of a local model that is part of its identity; none of a hub model, which its
-    commit stands for.
-    """
-    found = files_of(model)
-    if found.adapter is not None:
-        return model_identity.files(found.adapter)
-    return [] if found.hub is not None else model_identity.files(found.gguf or found.folder)
-
-
 def max_context_tokens(model: ModelConfig) -> int:
     """`model.max_context_tokens`, else the model configuration's own limit."""
     if model.max_context_tokens is not None:
         return model.max_context_tokens
     config = files_of(model).read_config()
-    text = config.get("text_config")
-    limit = config.get("max_position_embeddings") or (text if isinstance(text, dict) else {}).get(
-        "max_position_embeddings"
-    )
+    inner = config.get("text_config")  # of a multimodal model
+    sizes = [c.get("max_position_embeddings") for c in (config, inner) if isinstance(c, dict)]
+    limit = next(filter(None, sizes), None)
     if not isinstance(limit, int) or limit < 1:
         raise UserError(
             f"model={model.name}: no max_position_embeddings; set model.max_context_tokens"
@@ -71,27 +54,30 @@ def max_context_tokens(model: ModelConfig) -> int:
 
 def chat_is_dated(model: ModelConfig) -> bool:
     """Whether prompts for `model` may depend on the day, from its files alone."""
-    return model.chat_template and is_dated(_chat_template(files_of(model).tokenizer))
+    folder = files_of(model).tokenizer
+    if not model.chat_template:
+        return False
+    if (alone := folder / "chat_template.jinja").is_file():  # transformers prefers it, too
+        return is_dated(read_text(alone))
+    return is_dated(_settings(folder).get("chat_template"))
 
 
-def _chat_template(folder: Path) -> Any:
-    """The template as transformers finds it: a file of its own goes before the tokenizer's."""
-    if (alone := folder / "chat_template.jinja").is_file():
-        return read_text(alone)
+def _settings(folder: Path) -> dict[str, Any]:
     config = folder / "tokenizer_config.json"
-    return read_json(config).get("chat_template") if config.is_file() else None
+    return read_json(config) if config.is_file() else {}
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The tokenizer, loaded once per process as long as its files stay as they are.
+    """The tokenizer, loaded once per process while its files stay as they are.
 
-    Raises `UserError` where there is none, or none that can be loaded.
+    Raises `UserError` if there is none, or it cannot be loaded.
     """
     files = files_of(model)
     folder = files.tokenizer
-    if not has_vocabulary(folder) and not _has_code(folder, model):
-        # of a folder without one transformers makes an empty one, of a GGUF file's not always
-        # what the model was trained with
+    # the folder's own Python may make the tokenizer, from files of any name
+    has_code = model.trust_remote_code and "auto_map" in _settings(folder)
+    if not has_vocabulary(folder) and not has_code:
+        # transformers would make an empty tokenizer, or an inexact one from a GGUF file
         what = f"{files.gguf.name} brings none that is exact" if files.gguf else "there is none"
         raise UserError(
             f"model={model.name}: needs a tokenizer in {folder}, and {what}; copy tokenizer.json "
@@ -100,17 +86,11 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return _load(folder, model.trust_remote_code, model.name, tokenizer_hash(model))
 
 
-def _has_code(folder: Path, model: ModelConfig) -> bool:
-    """Whether the folder's own Python makes the tokenizer, from files of any name."""
-    config = folder / "tokenizer_config.json"
-    return model.trust_remote_code and config.is_file() and "auto_map" in read_json(config)
-
-
 @lru_cache(maxsize=8)
 def _load(folder: Path, trust: bool, name: str, content: str) -> Any:
     from transformers import AutoTokenizer, logging
 
-    logging.set_verbosity_error()  # long contexts are kvx's business, and said in one line
+    logging.set_verbosity_error()  # kvx reports contexts that are too long itself
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except Exception as error:

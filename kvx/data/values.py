@@ -1,4 +1,4 @@
-"""What a cell of somebody's data means as text, or one line that says why it cannot be text.
+"""What a cell of the user's data means as text, or one line that says why it is not text.
 
 `at` names file, row and column in every error. Numbers keep the form they are written in: 42.0 is
 "42", 0.5 is "0.5", an id of 1e16 has all its digits. Nothing becomes text by its Python repr.
@@ -69,8 +69,10 @@ def missing(value: Any) -> bool:
 
 
 def texts(value: Any, at: str) -> tuple[str, ...]:
-    """Reference answers: a value, a (nested) list of them, SQuAD's {text: ..}, or such a list as
-    text (a cell of a csv file). Empty and missing ones are left out.
+    """Reference answers that are neither empty nor missing.
+
+    `value` is one answer, a (nested) list of them, SQuAD's {text: ..}, or such a list as text (a
+    cell of a csv file).
     """
     if isinstance(value, str):
         value = listed(value)
@@ -78,7 +80,7 @@ def texts(value: Any, at: str) -> tuple[str, ...]:
 
 
 def is_unanswerable(value: Any) -> bool:
-    """SQuAD 2's way to say that a question has no answer: no texts."""
+    """Whether SQuAD 2 marks the question as unanswerable: by a list without texts."""
     if isinstance(value, str):
         value = listed(value)
     return isinstance(value, dict) and "text" in value and not list(_leaves(value["text"], ""))
@@ -87,7 +89,7 @@ def is_unanswerable(value: Any) -> bool:
 def listed(cell: str) -> Any:
     """The list, or object with `text`, that `cell` writes in JSON or Python; else `cell` itself.
 
-    Of tuples and sets only those of strings: (1, 2) is a place, {1, 2} an answer.
+    Tuples and sets count only if they hold strings: (1, 2) is a place, {1, 2} an answer.
     """
     start = cell.lstrip()[:1]
     if start not in ("[", "{", "("):
@@ -102,22 +104,28 @@ def listed(cell: str) -> Any:
 
 
 def literal(cell: str) -> Any:
-    """What `cell` writes in JSON, Python or numpy's print; None if that is nothing of the kind."""
+    """What `cell` writes in JSON, Python or numpy's print; None if it is none of these."""
+    if (found := from_json(cell)) is not None:
+        return found
+    try:
+        return ast.literal_eval(_with_commas(cell))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+        return None
+
+
+def from_json(cell: str) -> Any:
+    """What `cell` writes in JSON; None if it is not JSON."""
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(_with_commas(cell))
-    except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
         return None
 
 
 def _with_commas(cell: str) -> str:
     """`cell` as a Python literal, which Python's and numpy's prints are not always.
 
-    numpy prints arrays without commas, and Python would join the strings of `['a' 'b']`;
-    `array([..], dtype=object)`, `np.str_('a')` and `Decimal('1')` stand for what is in them.
+    numpy prints arrays without commas, and Python would join the strings of `['a' 'b']`.
+    `array([..], dtype=object)`, `np.str_('a')` and `Decimal('1')` stand for what they contain.
     Raises `ValueError` for other names.
     """
     parts: list[str] = []

@@ -1,10 +1,10 @@
-"""SHA-256 of whole files, remembered by what the file system says of them.
+"""SHA-256 of whole files, cached under what the file system says of them.
 
-Weights take seconds per 10 GB to read, and every command asks for their identity. A hash is
-remembered beside path, inode, size and times of modification and of change (which nobody can set
-back): in this process and, of large files, in `kvx.config.folders.cache_dir()`. There each path has
-one small file, replaced atomically, so that writers need no lock; one that is damaged, or cannot be
-read or written, costs a second reading and nothing else.
+Reading weights takes seconds per 10 GB, and every command asks for their identity. A hash is kept
+with path, inode, size, mtime and ctime (which nobody can set back): in this process and, for large
+files, in `kvx.config.folders.cache_dir()`. There each path has one small file, replaced atomically,
+so writers need no lock. An entry that is damaged, or cannot be read or written, costs a second
+reading and nothing else.
 """
 
 import hashlib
@@ -18,15 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from kvx.errors import UserError
+from kvx.errors import UserError, unreadable
 from kvx.identity.hashing import sha256_file, sha256_text
 
 log = logging.getLogger(__name__)
 FOLDER = "hashes"
-LARGE_BYTES = 1 << 20  # a smaller file is read as fast as what would be remembered of it
-# file systems keep times by ticks of up to two seconds: what changed just now may change once more
-# within the same tick
-TICK_NS = 2_000_000_000
+LARGE_BYTES = 1 << 20  # a smaller file is read as fast as its cache entry
+TICK_NS = 2_000_000_000  # of a file system's clock: within a tick, a second change does not show
 TOLD_BYTES = 4 << 30  # reading more than this is announced
 READERS = 4  # files read at once
 ATTEMPTS = 3
@@ -35,7 +33,7 @@ _known: dict["Signature", str] = {}
 
 
 class Signature(NamedTuple):
-    """What changes when a file's content does; `path` is resolved."""
+    """Changes whenever a file's content does; `path` is resolved."""
 
     path: str
     inode: int
@@ -50,19 +48,18 @@ class Signature(NamedTuple):
 
 
 def signature(path: Path) -> Signature:
-    """Raises `UserError` if there is no such file, or it may not be looked at."""
+    """Raises `UserError` if there is no such file or it is out of reach."""
     try:
         resolved = path.resolve(strict=True)
         stat = resolved.stat()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return Signature(
-        str(resolved), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-    )  # fmt: skip
+        raise unreadable(path, error) from None
+    name, times = str(resolved), (stat.st_mtime_ns, stat.st_ctime_ns)
+    return Signature(name, stat.st_ino, stat.st_size, *times)
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file as it is now, whole. Raises `UserError` if it cannot be read."""
+    """SHA-256 of a whole file as it is now. Raises `UserError` if it cannot be read."""
     for _ in range(ATTEMPTS):
         before = signature(path)
         if (known := _recall(before)) is not None:
@@ -71,20 +68,20 @@ def sha256(path: Path) -> str:
         try:
             found = sha256_file(path)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            raise unreadable(path, error) from None
         if signature(path) == before:
             if settled:
                 _remember(before, found)
             return found
-    raise UserError(f"{path}: changes while it is read; wait until it is written")
+    raise UserError(f"{path}: changes while being read; wait until it is written")
 
 
 def sha256_of(paths: Iterable[Path], what: str) -> dict[Path, str]:
-    """SHA-256 of several files, several at a time; `what` they are is told if that takes long."""
+    """SHA-256 of several files, read in parallel; a log line says so if `what` is large."""
     paths = list(paths)
     unread = [s for s in map(signature, paths) if _recall(s) is None]
     if (size := sum(s.size for s in unread)) > TOLD_BYTES:
-        log.info("%s: reading %.0f GB of files to know them by their content", what, size / 1e9)
+        log.info("%s: reading %.0f GB of files to identify them by content", what, size / 1e9)
     if len(unread) < 2 or size < LARGE_BYTES:
         return {path: sha256(path) for path in paths}
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:

@@ -20,13 +20,13 @@ def sha256_text(text: str) -> str:
 def package_digest() -> str:
     """Identity of kvx's own code and templates: tables made by other code are stale.
 
-    All of it, so that no list of files can miss one. Computed once: a process keeps its code.
+    It covers every file, so no list can miss one; computed once per process.
     """
     return digest_of_tree(Path(__file__).parents[1])
 
 
 def digest_of_tree(folder: Path) -> str:
-    """Identity of the code and templates below `folder`, the same wherever it lies."""
+    """Identity of the code and templates below `folder`, wherever it lies."""
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".py", ".j2"))
     return digest([[f.relative_to(folder).as_posix(), sha256_file(f)] for f in files], 16)
 

@@ -1,9 +1,6 @@
-"""Where a hazard model lies, and its identity. Imports nothing that takes time to import."""
+"""Where a hazard model lies, and its identity. Imports nothing slow."""
 
-import hashlib
 import json
-from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 from kvx.errors import UserError
@@ -16,7 +13,7 @@ DEFAULT = Path(__file__).parents[1] / "guard" / "default"
 
 
 def folder_of(model: str | None) -> Path:
-    """The directory that `guard.model` names; null: the packaged model's."""
+    """The directory that `guard.model` names; the packaged model's for null."""
     return DEFAULT if model is None else Path(model).expanduser()
 
 
@@ -25,17 +22,17 @@ def read(folder: Path) -> tuple[bytes, str]:
     try:
         return (folder / MODEL).read_bytes(), (folder / CARD).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "is no text"
+        why = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"{folder}: no hazard model ({why}); make one with kvx.train") from None
 
 
 def prompt_hash(cluster: str) -> str:
-    """How a card names a prompt: by what examples on the same text share."""
+    """A prompt's name on a card: examples on the same text share it."""
     return sha256_text(cluster)[:12]
 
 
 def prompts_of(model: str) -> frozenset[str]:
-    """Hashes of the prompts that a model was made with; `default` is the packaged one.
+    """Hashes of the prompts that a model was trained on; `default` is the packaged one.
 
     Raises `UserError` if there is no such model, or its card does not say.
     """
@@ -43,26 +40,21 @@ def prompts_of(model: str) -> frozenset[str]:
     try:
         return frozenset(json.loads(read(folder)[1])["data"]["prompts"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / CARD}: names no prompts; run kvx.train again") from None
+        raise UserError(f"{folder / CARD}: lists no prompts; run kvx.train again") from None
 
 
 def identity(folder: Path) -> str:
-    """The same wherever the same two files lie. Raises what `read` does."""
-    content: tuple[str, ...] = ()
-    with suppress(UserError):  # reading them says what is wrong
-        content = tuple(sha256(folder / name) for name in (MODEL, CARD))
-    return _identity(folder, content)
+    """Of the content of the two files, wherever they lie. Raises what `read` does."""
+    try:
+        return digest([sha256(folder / name) for name in (MODEL, CARD)], 12)
+    except UserError:
+        read(folder)  # says what to do
+        raise
 
 
 def is_still(folder: Path, known: str) -> bool:
-    """Whether the files of a folder are those of an `identity`."""
+    """Whether the files of a folder still have this `identity`."""
     try:
         return identity(folder) == known
     except UserError:
         return False
-
-
-@lru_cache(maxsize=64)
-def _identity(folder: Path, content: tuple[str, ...]) -> str:
-    raw, card = read(folder)
-    return digest([hashlib.sha256(raw).hexdigest(), sha256_text(card)], 12)

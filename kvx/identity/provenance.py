@@ -11,22 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 from kvx import __version__
 from kvx.config.folders import package_dir
 
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "kvpress",
-    "hydra-core",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "scipy",
-)
-# of these another version may give other tokens
-OF_TOKENS = ("torch", "transformers", "kvpress")
-# what in the environment changes how sums are rounded
+OF_TOKENS = ("torch", "transformers", "kvpress")  # another version may give other tokens
+LIBRARIES = (*OF_TOKENS, "hydra-core", "numpy", "pandas", "pyarrow", "scipy")
+# variables that change how sums are rounded
 ENVIRONMENT = (
     "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ONEDNN_DEFAULT_FPMATH_MODE", "PYTORCH_SDP_KERNEL",
@@ -43,9 +35,8 @@ def command_line() -> str:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout kvx runs from, `-dirty` if it has changes.
-
-    None for an installed wheel.
+    """Commit of the checkout kvx runs from, `-dirty` if it has changes; None for an installed
+    wheel.
     """
 
     def git(*arguments: str) -> str:
@@ -74,17 +65,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+def usable_cores() -> int:
+    """Cores that the container or job may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @cache
 def hardware() -> dict[str, Any]:
-    """CPU, cores and memory; the GPU too once torch is loaded (it is not imported for this)."""
+    """CPU, cores and memory; the GPU too if torch is loaded (it is not imported for this)."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
         cpu = found[1]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    described: dict[str, Any] = {"cpu": cpu, "cores": cores, "system": platform.platform()}
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        described["memory_bytes"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    described: dict[str, Any] = {
+        "cpu": cpu, "cores": usable_cores(), "system": platform.platform(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }  # fmt: skip
     torch = sys.modules.get("torch")
     if torch is not None:
         described["torch_threads"] = torch.get_num_threads()

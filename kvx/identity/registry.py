@@ -1,4 +1,4 @@
-"""Things of one kind by name: kvx's own, those of entry points, and a user's by dotted path."""
+"""Objects of one kind by name: kvx's own, those of entry points, and a user's by dotted path."""
 
 import difflib
 import importlib
@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Objects of the class `of`.
 
-    kvx's own are the module-level objects of the modules in `package`, imported when a name is
-    first looked up. Entry points in `group` and dotted paths name all others.
+    kvx's own are the module-level objects of the modules in `package`, imported on the first
+    lookup. Entry points in `group` and dotted paths name all others.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Registry(Generic[T]):
         return [*self.built_in, *sorted(p.name for p in self._entry_points())]
 
     def sources(self, names: Iterable[str]) -> dict[str, str]:
-        """What stands for the code of those of `names` that are not kvx's own."""
+        """The source of each of `names` that is not kvx's own."""
         paths = {name: self._path(name) for name in names if name not in self.built_in}
         found = {name: user_code.source_of(path) for name, path in paths.items() if path}
         return {name: source for name, source in found.items() if source is not None}
@@ -57,18 +57,16 @@ class Registry(Generic[T]):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}? There is" if near else "choose from"
             raise UserError(f"{field}: unknown {self.kind} {name!r}; {hint} {', '.join(known)}")
-        user_code.source_of(path)  # a module that changed since it was imported is imported again
-        module, _, attribute = path.rpartition(".")
+        user_code.source_of(path)  # drops the module if it changed since it was imported
         try:
-            value = getattr(importlib.import_module(module), attribute)
+            value = pkgutil.resolve_name(":".join(path.rsplit(".", 1)))
         except Exception as error:
             show_traceback(error, path)
             said = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(f"{field}: {self.kind} {name!r} cannot be imported ({said})") from error
         if not isinstance(value, self.of):
-            raise UserError(
-                f"{field}: {name!r} is not a {self.kind}; decorate it with @{self.kind}"
-            )
+            said = f"{name!r} is not a {self.kind}; decorate it with @{self.kind}"
+            raise UserError(f"{field}: {said}")
         return value
 
     def _path(self, name: str) -> str | None:

@@ -7,7 +7,7 @@ import marshal
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
@@ -16,49 +16,60 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# the text of each module of the user's when it was last looked at
+# SHA-256 of each user module's text when it was last looked at
 _seen: dict[str, str] = {}
-# the modules of a class and of all that it imports, of each class that was looked at
+# for each class that was looked at: its module and all that it imports
 _together: set[frozenset[str]] = set()
 
 
-def refresh(modules: Sequence[tuple[str, str, str]]) -> None:
-    """See to it that what is imported is what the files say: (name, file, SHA-256) of each.
+@dataclass(frozen=True)
+class Module:
+    """A user's module: its file, that file's content, and the module names it imports."""
 
-    If one was imported and has changed, all of them are forgotten, since those that import it hold
-    what it was, and so is what imports it for another class; whoever needs them next imports them
-    anew.
+    name: str
+    file: str
+    sha256: str
+    imports: tuple[str, ...]
+
+
+def refresh(modules: Sequence[Module]) -> None:
+    """Make sure that imported modules are what their files say.
+
+    If one was imported and has changed, all are forgotten, because those that import it hold the
+    old one. So are those that were looked at together with it for another class. The next import
+    reads them anew.
     """
-    _together.add(frozenset(name for name, _, _ in modules))
-    old = [name for name, file, sha256 in modules if _is_old(name, file, sha256)]
-    for name, file, sha256 in modules:
-        _drop_old_bytecode(file)
-        _seen[name] = sha256
+    _together.add(frozenset(module.name for module in modules))
+    old = [module.name for module in modules if _is_old(module)]
+    for module in modules:
+        _drop_old_bytecode(module.file)
+        _seen[module.name] = module.sha256
     if old:
         log.info("%s changed since this process imported it: imported again", ", ".join(old))
-        forget([name for group in _together if not group.isdisjoint(old) for name in group])
+        forget(name for group in _together if not group.isdisjoint(old) for name in group)
 
 
-def forget(modules: Sequence[str]) -> None:
-    """See to it that whoever needs these modules next imports them anew."""
-    for name in modules:
+def forget(names: Iterable[str]) -> None:
+    """Make the next import of these modules read them anew."""
+    for name in names:
         if name != "__main__":
             sys.modules.pop(name, None)
 
 
-def _is_old(name: str, file: str, sha256: str) -> bool:
-    module = sys.modules.get(name)
-    if module is None or name == "__main__":
+def _is_old(found: Module) -> bool:
+    module = sys.modules.get(found.name)
+    if module is None or found.name == "__main__":
         return False
-    if name in _seen:
-        return _seen[name] != sha256
-    return _was_another(module, Path(file))
+    if found.name in _seen:
+        return _seen[found.name] != found.sha256
+    return _was_another(module, Path(found.file))
 
 
 def _was_another(module: ModuleType, file: Path) -> bool:
-    """Whether a module that was loaded before anybody looked was made from another text.
+    """Whether a module that was loaded before its first look was made from another text.
 
-    Python notes in its cache time and size of the text that it compiled, where it may write one.
+    Python's bytecode cache, where it may write one, holds time and size of the text that it
+    compiled.
     """
     cached = getattr(module, "__cached__", None)
     if cached is None or sys.dont_write_bytecode or not os.access(Path(cached).parent, os.W_OK):
@@ -76,16 +87,14 @@ def _was_another(module: ModuleType, file: Path) -> bool:
 
 
 def _drop_old_bytecode(file: str) -> None:
-    """Remove Python's cache of an older text, which it cannot tell from one of the same size that
-    was written in the same second.
-    """
+    """Remove a cache that Python cannot tell from one of a text of the same size and second."""
     if not file.endswith(".py"):
         return
     try:
         cached = Path(cache_from_source(file))
         if cached.stat().st_mtime_ns <= Path(file).stat().st_ctime_ns:
             cached.unlink()
-    except (OSError, NotImplementedError):  # none there, or not ours to remove
+    except (OSError, NotImplementedError):  # there is none, or it is not ours to remove
         return
 
 
@@ -98,8 +107,8 @@ class Typed:
 
 
 def digest_of_main(name: str) -> Typed | None:
-    """SHA-256 of what a class or function typed into a notebook does: of its compiled code and that
-    of everything else typed there which it uses. None if there is no such name.
+    """SHA-256 of the compiled code of a class or function typed into a notebook, and of everything
+    typed there that it uses. None if there is no such name.
     """
     module = sys.modules["__main__"]
     parts: dict[str, bytes] = {}
@@ -147,7 +156,7 @@ def _plain(value: Any) -> bytes | None:
     if isinstance(value, bool | int | float | str | tuple | list | dict | None):
         try:
             return json.dumps(value, sort_keys=True).encode()
-        except (TypeError, ValueError):  # holds what has no text of its own
+        except (TypeError, ValueError):  # it holds something that JSON cannot
             return None
     if isinstance(value, type) and value.__module__ == "__main__":
         own = {k: v for k, v in vars(value).items() if not k.startswith("__")}

@@ -1,16 +1,17 @@
 """The source of classes that a configuration names: found and hashed without importing them.
 
-Importing a user's module would import torch, and a command that finds nothing to do has no need of
-it. A module is therefore looked up as Python would, and what it imports is read from its text.
+Importing a user's module may import torch, which a command that has nothing to do does not need. So
+modules are looked up as Python would, and their imports are read from their text.
 
-A class of the standard library, of kvx or of an installed distribution is known by a version;
-everything else is the user's own code (a module on PYTHONPATH, an editable install, a notebook),
-and known by its text and that of every module of the user that it imports, however indirectly.
+A class of the standard library, of kvx or of an installed distribution is known by a version.
+Everything else is the user's own (a module on PYTHONPATH, an editable install, a notebook), known
+by its text and that of every user module it imports, directly or not.
 """
 
 import ast
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,34 +25,24 @@ from kvx import __version__
 from kvx.errors import UserError
 from kvx.identity import file_hashes
 from kvx.identity.hashing import digest, sha256_text
-from kvx.identity.reload import digest_of_main, forget, refresh
+from kvx.identity.reload import Module, digest_of_main, forget, refresh
 
 MAIN = "__main__"
-# what else a configuration may name where Hydra wants a `_target_`: the class is in `path`
+# with these as `_target_`, the class is named in `path`
 GETTERS = ("hydra.utils.get_class", "hydra.utils.get_method", "hydra.utils.get_object")
-# versions that all points were run with before there were versions in an identity
+# versions that points ran with before identities held versions
 BEFORE = {"kvpress": "kvpress 0.5.5"}
 NOT_NOTED = "not noted"
 LIBRARIES = ("kvpress", "transformers", "torch")
 
 
-@dataclass(frozen=True)
-class Module:
-    """A module of the user's: its file, that file's bytes, and the module names it imports."""
-
-    name: str
-    file: str
-    sha256: str
-    imports: tuple[str, ...]
-
-
 def sources_of(node: Any) -> dict[str, str]:
-    """What stands for the code of every class named in `node`, a part of a configuration.
+    """The source of every class named in `node`, a part of a configuration.
 
     `<distribution> <version>` for installed classes, 64 hex digits for the user's own. Classes that
-    do not exist are left out: whoever makes the object says so. A module that changed since this
-    process imported it is forgotten, so that the next import reads it. Raises `UserError` if a file
-    cannot be read.
+    do not exist are left out: making the object reports them. A module that changed since it was
+    imported is forgotten, so that the next import reads it. Raises `UserError` if a file cannot be
+    read.
     """
     found = {target: source_of(target) for target in sorted(set(targets(node)))}
     return {target: source for target, source in found.items() if source is not None}
@@ -67,10 +58,10 @@ def look_again() -> None:
 
 
 def identity_of(sources: Mapping[str, str]) -> dict[str, str]:
-    """Of `sources`, what tells points apart.
+    """The part of `sources` that tells points apart.
 
-    kvx's own classes have versions of their own, and what all points were run with before is not
-    said: their ids stay what they were.
+    kvx's own classes are left out, and so are the versions that all older points ran with: their
+    ids stay valid.
     """
     return {
         target: source
@@ -80,9 +71,9 @@ def identity_of(sources: Mapping[str, str]) -> dict[str, str]:
 
 
 def press_code(info: Mapping[str, Any]) -> dict[str, str]:
-    """`identity_of` the press of a finished point, by its `point.json`.
+    """`identity_of` the press of a finished point, from its `point.json`.
 
-    An older kvx noted versions there, and nothing of a user's own code.
+    An older kvx recorded versions there, and nothing of a user's own code.
     """
     method = info["config"]["press"]["method"]
     found = info.get("sources")
@@ -97,19 +88,19 @@ def press_code(info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def press_parameters(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells presses of one name apart: the parameters, and the code where it counts."""
+    """What tells presses of one name apart: their parameters, and their code where it counts."""
     method = dict(info["config"]["press"]["method"] or {})
     code = press_code(info)
     return method | ({"code": told(code)} if code else {})
 
 
 def told(code: Mapping[str, str]) -> str:
-    """An identity of code for people: a version, or the first digits of a digest."""
+    """Code for people: a version, or the first digits of a digest."""
     return " ".join(dict.fromkeys(s[:8] if is_users(s) else s for s in code.values()))
 
 
 def is_users(source: str) -> bool:
-    """Whether it stands for a user's own code."""
+    """Whether it is a user's own code."""
     return len(source) == 64 and " " not in source
 
 
@@ -129,7 +120,7 @@ def targets(node: Any) -> Iterator[str]:
 
 
 def source_of(target: str) -> str | None:
-    """What stands for the code of `target`; None if there is no such module."""
+    """The source of `target`; None if there is no such module."""
     top = target.partition(".")[0]
     if top == "kvx":
         return f"kvx {__version__}"
@@ -140,17 +131,17 @@ def source_of(target: str) -> str | None:
     if top == MAIN and getattr(sys.modules[MAIN], "__file__", None) is None:
         return _typed(target.removeprefix(f"{MAIN}."))
     if (known := _known.get(target)) is not None and known.is_current():
-        _refresh(known.modules)
+        refresh(known.modules)
         return known.source
     if known is not None and any(_real_file(m.file).is_dir() for m in known.modules):
-        forget([m.name for m in known.modules])  # a file is gone: importing fails, as anew
+        forget(module.name for module in known.modules)  # a file is gone: the import must fail
     first = _module_of(target)
     if first is None:
         return None
     if not _is_users(top) and top not in LIBRARIES and (version := _version(top)) is not None:
         return version
     modules = _closure([first], top)
-    _refresh(modules)
+    refresh(modules)
     source = sha256_text(digest([[m.name, m.sha256] for m in modules], 64))
     if top in LIBRARIES:
         source = f"{_version(top) or top} edited {source[:16]}"
@@ -159,18 +150,18 @@ def source_of(target: str) -> str | None:
 
 
 def _typed(name: str) -> str | None:
-    """What stands for a class that was typed into a notebook, and what it uses of modules."""
+    """The source of a class that was typed into a notebook, with the modules that it uses."""
     typed = digest_of_main(name)
     if typed is None:
         return None
     modules = _closure(typed.modules)
-    _refresh(modules)
+    refresh(modules)
     return sha256_text(digest([typed.sha256, [[m.name, m.sha256] for m in modules]], 64))
 
 
 @dataclass(frozen=True)
 class Known:
-    """A source, and the modules whose files it was read from as they were then."""
+    """A source, and the state of the files that it was read from."""
 
     source: str
     modules: tuple[Module, ...]
@@ -200,14 +191,8 @@ def _real_file(name: str) -> Path:
     return path
 
 
-def _refresh(modules: tuple[Module, ...]) -> None:
-    refresh([(module.name, module.file, module.sha256) for module in modules])
-
-
 def _closure(first: Iterable[str], own: str | None = None) -> tuple[Module, ...]:
-    """Modules of the user's with all that they import of the user's, by name; `own` is theirs
-    wherever it lies.
-    """
+    """User modules with all that they import, by name; `own` counts wherever it lies."""
     found: dict[str, Module] = {}
     waiting = list(first)
     while waiting:
@@ -216,11 +201,9 @@ def _closure(first: Iterable[str], own: str | None = None) -> tuple[Module, ...]
             top = part.partition(".")[0]
             if part in found or not (top == own or _is_users(top)):
                 continue
-            module = _read(part)
-            if module is None:
-                continue
-            found[part] = module
-            waiting += module.imports
+            if (module := _read(part)) is not None:
+                found[part] = module
+                waiting += module.imports
     return tuple(found[name] for name in sorted(found))
 
 
@@ -241,7 +224,7 @@ def _module_of(target: str) -> str | None:
 
 
 def _read(name: str) -> Module | None:
-    """A module's content; None for one without a file (a namespace) or without existence."""
+    """A module's content; None if it has no file (a namespace) or does not exist."""
     if name == MAIN:
         file = str(sys.modules[MAIN].__file__)
         return _parsed(name, file, file_hashes.sha256(Path(file)), False)
@@ -263,37 +246,32 @@ def _read(name: str) -> Module | None:
 
 @lru_cache(maxsize=4096)
 def _parsed(name: str, file: str, sha256: str, package: bool) -> Module:
-    """What is compiled has no text to read imports from, and stands for itself alone."""
+    """Compiled code has no text to read imports from: it stands for itself alone."""
     if not file.endswith(".py"):
         return Module(name, file, sha256, ())
     return Module(name, file, sha256, _imports(Path(file).read_bytes(), name, package))
 
 
 def _imports(text: str | bytes, name: str, package: bool) -> tuple[str, ...]:
-    """Every module that a text may import, within functions too; of `from a import b` a and a.b."""
+    """Every module that a text may import, also in functions; of `from a import b` a and a.b."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return ()  # importing it will say so
     found: set[str] = set()
+    inside = name if package else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node.module, node.level, name, package)
-            if base is not None:
-                found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+            try:
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), inside)
+            except ImportError:  # beyond the top: importing it will say so
+                continue
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and (called := _imported_by_call(node)) is not None:
             found.add(called)
     return tuple(sorted(found))
-
-
-def _absolute(module: str | None, level: int, name: str, package: bool) -> str | None:
-    if level == 0:
-        return module
-    parts = name.split(".")
-    parts = parts[: len(parts) - level + package]
-    return ".".join([*parts, *([module] if module else [])]) or None
 
 
 def _imported_by_call(node: ast.Call) -> str | None:
@@ -307,16 +285,16 @@ def _imported_by_call(node: ast.Call) -> str | None:
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
-    """As `importlib.util.find_spec`, which would import the parents of a module."""
+    """Like `importlib.util.find_spec`, which would import the parents of a module."""
     path: list[str] | None = None
     spec = None
     for part in _with_parents(name):
         spec = _find(part, path)
         if spec is None:
             return None
-        path = _locations(spec)
-        if path is None and part != name:
+        if spec.submodule_search_locations is None and part != name:
             return None
+        path = list(spec.submodule_search_locations or ())
     return spec
 
 
@@ -328,23 +306,18 @@ def _find(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec |
             continue
         if spec is not None:
             return spec
-    # a namespace within a package that nobody imported, which Python would do first
+    # a namespace inside a package that is not imported yet, as Python would do first
     inside = [Path(place) / name.rpartition(".")[2] for place in path or ()]
     if folders := [str(folder) for folder in inside if folder.is_dir()]:
         spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = folders
         return spec
-    loaded = sys.modules.get(name)  # made by hand, or found by a finder that is gone
+    loaded = sys.modules.get(name)  # made by hand, or by a finder that is gone
     return getattr(loaded, "__spec__", None)
 
 
-def _locations(spec: importlib.machinery.ModuleSpec) -> list[str] | None:
-    found = spec.submodule_search_locations
-    return None if found is None else list(found)
-
-
 def _is_users(top: str) -> bool:
-    """Whether a top-level module is the user's own: no installed library, nothing of Python's."""
+    """Whether a top-level module is the user's own: not installed, not Python's."""
     if top in ("kvx", *LIBRARIES) or top in sys.stdlib_module_names:
         return False
     if top == MAIN:
@@ -352,7 +325,7 @@ def _is_users(top: str) -> bool:
     spec = _find(top, None)
     if spec is None:
         return False
-    places = [spec.origin] if spec.origin is not None else _locations(spec) or []
+    places = [spec.origin] if spec.origin is not None else spec.submodule_search_locations or ()
     return any(place not in ("built-in", "frozen") and not _is_installed(place) for place in places)
 
 
@@ -366,7 +339,7 @@ def _is_installed(place: str) -> bool:
 
 @lru_cache(maxsize=8)
 def _is_checkout(top: str) -> bool:
-    """Whether a library lies where somebody may edit it, so that its version says too little."""
+    """Whether a library can be edited where it lies, so that its version does not identify it."""
     spec = _find(top, None)
     return spec is not None and spec.origin is not None and not _is_installed(spec.origin)
 
@@ -379,8 +352,10 @@ def _standard_folders() -> tuple[Path, ...]:
 
 @lru_cache(maxsize=64)
 def _version(top: str) -> str | None:
-    """`<distribution> <version>`; beside it, for what is no library that every run has, a digest of
-    what was installed: a version is easily installed twice. None if no distribution has it.
+    """`<distribution> <version>`; None if no distribution has it.
+
+    Libraries that every run has are known by version. For others a digest of the installed files is
+    added, because a version is easily installed twice.
     """
     if top in LIBRARIES:
         try:

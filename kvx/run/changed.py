@@ -1,4 +1,4 @@
-"""What a run says before it makes points that were made before, from other code, files or data."""
+"""What a run says before it makes points again because code, files or data changed."""
 
 import json
 import logging
@@ -20,9 +20,7 @@ Lines = Iterator[tuple[tuple[str, ...], str]]
 
 
 def tell(missing: Sequence[Point], points: Sequence[Point]) -> None:
-    """One line for each thing that makes points of the same command new, and for each version of a
-    library that other answers of the command were made with.
-    """
+    """Log why points of the same command are new, and which libraries had other versions before."""
     folder = experiment_dir(points[0].config)
     infos = {str(info["id"]): info for info in _described(folder)}
     lines: dict[tuple[str, ...], str] = {}
@@ -33,7 +31,7 @@ def tell(missing: Sequence[Point], points: Sequence[Point]) -> None:
 
 
 def _described(folder: Path) -> Iterator[Json]:
-    """Every point's `point.json`, the oldest first; not what an older kvx or a hand left."""
+    """Every point's `point.json`, oldest first; damaged ones are skipped."""
     paths = {path: path.stat().st_mtime_ns for path in (folder / "points").glob("*/point.json")}
     for path in sorted(paths, key=lambda p: paths[p]):
         try:
@@ -45,7 +43,7 @@ def _described(folder: Path) -> Iterator[Json]:
 
 
 def _changes(missing: Sequence[Point], infos: Mapping[str, Json]) -> Lines:
-    """Why points are new though earlier ones had the same configuration, but for the budget."""
+    """Why points are new though earlier ones had the same configuration, except for the budget."""
     earlier = {_asked(info["config"]): info for info in infos.values()}  # the last begun
     for point in missing:
         same = earlier.get(_asked(resolved(point.config)))
@@ -65,10 +63,7 @@ def _differences(point: Point, old: Json) -> Lines:
     if old.get("model_hash") != model_hash(point.config.model):
         line = f"the files of model={model} {since}: {new}"
         if before is None:
-            line = (
-                f"{old['id']} was run by an older kvx, which knew model={model} by a part of its "
-                f"files: {new}"
-            )
+            line = f"an older kvx ran {old['id']} and hashed only parts of model={model}: {new}"
         yield ("model", model), line
     elif old["manifest"].get("source_revision") != point.manifest.source_revision:
         yield ("data",), f"the data of {point.manifest.dataset_id} {since}: {new}"
@@ -88,19 +83,16 @@ def _code(point: Point, old: Json, since: str, new: str) -> Lines:
         if before is not None and before.get(target, source) != source:
             yield ("code", target), f"the code of {target} {since}: {new}"
         elif before is None and is_users(source):
-            line = f"{old['id']} was run by an older kvx, which did not note the code of {target}"
-            yield ("code", target), f"{line}: {new}"
+            line = f"an older kvx ran {old['id']} and did not record the code of {target}: {new}"
+            yield ("code", target), line
 
 
 def _versions(points: Sequence[Point], infos: Mapping[str, Json]) -> Lines:
-    """Libraries of which points of this command were run, or begun, with another version."""
+    """Libraries whose version differs from when points of this command were run or begun."""
     here = provenance.versions()
     for point in points:
         there = infos.get(point.id, {}).get("provenance", {}).get("versions", {})
         for name in provenance.OF_TOKENS:
             if name in there and name in here and there[name] != here[name]:
-                yield (
-                    (name, there[name]),
-                    f"{point.id} was begun with {name} {there[name]}, this is {here[name]}: what "
-                    "is compared then differs in more than the budget",
-                )
+                line = f"{point.id} was begun with {name} {there[name]}, this is {here[name]}: "
+                yield (name, there[name]), line + "comparisons differ in more than the budget"

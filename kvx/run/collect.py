@@ -1,4 +1,4 @@
-"""From the engine's stream of results to shards on disk, point by point."""
+"""Write the engine's stream of results to shards on disk, point by point."""
 
 import contextlib
 import logging
@@ -15,18 +15,17 @@ from kvx.store.point_dir import PointStore
 
 log = logging.getLogger(__name__)
 
-# of a run's time that writing shards early may take; hundreds of points at once wait longer
-WRITING_SHARE = 0.05
+WRITING_SHARE = 0.05  # of a run's time that writing shards early may take
+Result = Response | Measurement
 
 
 class Collector:
     """Writes a shard every few requests or seconds, and finishes a point with its last one.
 
-    Where hundreds of points run together, a point's share of the seconds is a row or two: then they
-    are written as often as a small part of the run's time allows.
-
-    `failed` holds the points that could not be completed, and why; `answered` the prompt tokens of
-    every request that got an answer.
+    If hundreds of points run together, few rows arrive per point and second. Then shards are
+    written as often as `WRITING_SHARE` of the run's time allows. `failed` holds the points that
+    could not be completed, and why; `answered` the prompt tokens of every request that got an
+    answer.
     """
 
     def __init__(
@@ -43,8 +42,7 @@ class Collector:
         everything: list[PointWork | LatencyWork] = [*work, *latency]
         for item in everything:
             self._left[item.point.dir] += len(item.requests)
-        self._responses: dict[Path, list[tuple[Response, datetime]]] = {f: [] for f in self._left}
-        self._measured: dict[Path, list[tuple[Measurement, datetime]]] = {f: [] for f in self._left}
+        self._pending: dict[Path, list[tuple[Result, datetime]]] = {f: [] for f in self._left}
         self._begun = time.monotonic()
         self._writing_s = 0.0
         self._written = dict.fromkeys(self._left, self._begun)
@@ -52,14 +50,14 @@ class Collector:
             if not self._left[point.dir]:  # killed between its last shard and DONE
                 self._complete(point)
 
-    def consume(self, items: Iterable[Response | Measurement | PointFailed]) -> None:
-        """Take all the engine yields; what has arrived is written even if that is cut short."""
+    def consume(self, items: Iterable[Result | PointFailed]) -> None:
+        """Take all that the engine yields; what has arrived is written even after an error."""
         iterator = iter(items)
         try:
             for item in iterator:
                 self._put(item)
         except KeyboardInterrupt as interrupt:
-            if isinstance(iterator, Generator):  # answers of a server wait while others are written
+            if isinstance(iterator, Generator):  # a server's answers may have arrived meanwhile
                 with contextlib.suppress(KeyboardInterrupt, StopIteration):
                     self._put(iterator.throw(interrupt))
                     for item in iterator:
@@ -69,54 +67,41 @@ class Collector:
             for folder in self._left:
                 self._flush(folder)
 
-    def _put(self, item: Response | Measurement | PointFailed) -> None:
+    def _put(self, item: Result | PointFailed) -> None:
         if isinstance(item, PointFailed):
-            self._fail(item)
-        else:
-            self._take(item)
-
-    def _take(self, item: Response | Measurement) -> None:
-        point, now = item.request.point, datetime.now(UTC)
-        folder = point.dir
-        if isinstance(item, Response):
-            self._responses[folder].append((item, now))
-            if item.error_message is None:
-                self.answered.append(item.request.entry.prompt_tokens)
-        else:
-            self._measured[folder].append((item, now))
+            self._pending[item.point.dir] = []
+            self.stores[item.point.dir].fail(item.message)
+            self._note_failed(item.point, item.message)
+            return
+        point = item.request.point
+        folder, settings, now_s = point.dir, point.config.run, time.monotonic()
+        self._pending[folder].append((item, datetime.now(UTC)))
+        if isinstance(item, Response) and item.error_message is None:
+            self.answered.append(item.request.entry.prompt_tokens)
         self._left[folder] -= 1
         self.meter.advance(point.id)
-        settings = point.config.run
-        pending = len(self._responses[folder]) + len(self._measured[folder])
-        elapsed_s = time.monotonic() - self._begun
-        waited_s = time.monotonic() - self._written[folder]
-        late = waited_s > settings.shard_s and self._writing_s < WRITING_SHARE * elapsed_s
+        late = now_s - self._written[folder] > settings.shard_s
+        affordable = self._writing_s < WRITING_SHARE * (now_s - self._begun)
         if self._left[folder] == 0:
             self._complete(point)
-        elif pending >= settings.shard_requests or late:
+        elif len(self._pending[folder]) >= settings.shard_requests or (late and affordable):
             self._flush(folder)
-
-    def _fail(self, failure: PointFailed) -> None:
-        folder = failure.point.dir
-        self._responses[folder], self._measured[folder] = [], []
-        self.failed[folder] = failure.message
-        self.stores[folder].fail(failure.message)
-        log.error("run: point %s failed: %s", failure.point.id, failure.message)
 
     def _complete(self, point: Point) -> None:
         self._flush(point.dir)
-        reason = self.stores[point.dir].finish()
-        if reason is not None:
-            self.failed[point.dir] = reason
-            log.error("run: point %s failed: %s", point.id, reason)
+        if (reason := self.stores[point.dir].finish()) is not None:
+            self._note_failed(point, reason)
+
+    def _note_failed(self, point: Point, reason: str) -> None:
+        self.failed[point.dir] = reason
+        log.error("run: point %s failed: %s", point.id, reason)
 
     def _flush(self, folder: Path) -> None:
-        start = time.monotonic()
-        if self._responses[folder]:
-            self.stores[folder].write(self._responses[folder])
-            self._responses[folder] = []
-        if self._measured[folder]:
-            self.stores[folder].write_latency(self._measured[folder])
-            self._measured[folder] = []
+        start, pending = time.monotonic(), self._pending[folder]
+        if answers := [(item, at) for item, at in pending if isinstance(item, Response)]:
+            self.stores[folder].write(answers)
+        if measured := [(item, at) for item, at in pending if isinstance(item, Measurement)]:
+            self.stores[folder].write_latency(measured)
+        self._pending[folder] = []
         self._written[folder] = time.monotonic()
         self._writing_s += self._written[folder] - start

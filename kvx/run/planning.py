@@ -18,9 +18,8 @@ from kvx.prepare.build import ensure_manifest
 def plan(configs: Sequence[Config]) -> list[Point]:
     """The distinct points of `configs`, each with its manifest (prepared if there is none yet).
 
-    A point that is asked for both answers and latencies is asked for both. Raises `UserError` if
-    it is asked for different latencies, for a controller that cannot act in it, or for what a
-    certificate says.
+    A point that is asked for both answers and latencies gets both. Raises `UserError` for different
+    latency settings of one point, a controller that cannot act in it, or a certificate.
     """
     for config in configs:
         refuse_certificate(config)
@@ -50,14 +49,14 @@ def _decides_manifest(config: Config) -> str:
 
 
 def _both(one: Point, other: Point) -> Point:
-    """What two configurations of the same point ask for."""
+    """One point for what two configurations of the same point ask for."""
     if not other.wants_latency:
         one, other = other, one
     if one.wants_latency:
         for name, value in asdict(one.config.latency).items():
             if value != (another := getattr(other.config.latency, name)):
                 raise UserError(
-                    f"latency.{name}={value},{another}: a point's latencies are measured one way; "
+                    f"latency.{name}={value},{another}: a point has one latency setting; "
                     "choose one value"
                 )
     if one.config.measure is other.config.measure:

@@ -1,22 +1,15 @@
 """Progress of long work: a live bar on a terminal, a log line every few seconds elsewhere."""
 
-import contextlib
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kvx.config.schema import Measure
 from kvx.engines.activity import ACTIVITY, Seen
@@ -36,23 +29,20 @@ class Advances(Protocol):
     def advance(self, what: str) -> None: ...
 
 
-class Heartbeat:
-    """Calls `beat` every `TICK_S` seconds in a thread of its own: also while nothing happens here.
-
-    Not while `beat` is called already.
-    """
+class Heartbeat(AbstractContextManager["Heartbeat"]):
+    """Calls `beat` every `TICK_S` seconds in its own thread, also while the main one is busy."""
 
     def __init__(self, beat: Callable[[], None]) -> None:
         self._beat, self._over = beat, threading.Event()
         self._thread = threading.Thread(target=self._run, name="kvx progress", daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> "Heartbeat":
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._over.wait(TICK_S):
@@ -66,7 +56,7 @@ class Due:
         self._start = self._last = now
 
     def is_due(self, now: float) -> bool:
-        """Whether it is now; counts as written then."""
+        """Whether the next line is due; if so, it counts as written."""
         early = now - self._start < FIRST_MINUTES_S
         if now - self._last < LOG_EVERY_S[0 if early else 1]:
             return False
@@ -74,7 +64,7 @@ class Due:
         return True
 
 
-@contextlib.contextmanager
+@contextmanager
 def waiting(doing: str) -> Iterator[None]:
     """Log what this process is doing every few seconds, where nothing can be counted yet.
 
@@ -89,19 +79,15 @@ def waiting(doing: str) -> Iterator[None]:
         if due.is_due(now):
             log.info("run: %s, %.0f s so far", ACTIVITY.seen.doing or doing, now - begun)
 
-    heart = Heartbeat(beat)
-    heart.start()
-    try:
+    with Heartbeat(beat):
         yield
-    finally:
-        heart.stop()
 
 
-class Meter:
+class Meter(AbstractContextManager["Meter"]):
     """Counts requests of `units`; shows what is being done, the rate and the time left.
 
-    Workers in other processes are `heard`; what this one does is seen without being told. `width`
-    workers share the answers.
+    Other processes report by `heard`; this one is observed directly. `width` workers share the
+    answers.
     """
 
     def __init__(self, units: Sequence[Unit], show: bool, width: int = 1) -> None:
@@ -121,7 +107,7 @@ class Meter:
         self._last: dict[Hashable, Seen] = {HERE: ACTIVITY.seen}
         self._what = ""
         self._lock = threading.RLock()
-        self._heart = Heartbeat(self.beat)
+        self._heart, self._shown = Heartbeat(self.beat), ExitStack()
         self._bar: Progress | None = None
         if show and sys.stderr.isatty():
             self._bar = Progress(
@@ -133,26 +119,19 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         if self._bar is not None:
-            self._bar.start()
-        self._heart.start()
+            self._shown.enter_context(self._bar)
+        self._shown.enter_context(self._heart)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self._heart.stop()
-        if self._bar is not None:
-            self._bar.stop()
+    def __exit__(self, *_: object) -> None:
+        self._shown.close()
 
     @property
     def done(self) -> int:
         return sum(pace.done for pace in self._paces.values())
 
     def begin(self, unit: Unit) -> None:
-        """Requests that are done from now on are of this unit's kind."""
+        """Requests that finish from now on are of this unit's kind."""
         with self._lock:
             self._kind = unit.measure
 
@@ -172,7 +151,7 @@ class Meter:
             self._learn(worker, seen)
 
     def gone(self, worker: Hashable) -> None:
-        """This process does nothing any more."""
+        """This process has ended."""
         with self._lock:
             self._last.pop(worker, None)
 
@@ -182,7 +161,7 @@ class Meter:
         self._last[worker] = seen
 
     def beat(self) -> None:
-        """Show what is new; a line if it is time for one."""
+        """Show what is new; write a line if one is due."""
         with self._lock:
             now = time.monotonic()
             due = self._due.is_due(now)
@@ -220,9 +199,6 @@ class Meter:
         rate = self._paces[self._kind].per_s(now) if self._kind in self._paces else None
         minutes, rest = divmod(round(seconds), 60)
         told = f"about {minutes} min {rest:02d} s left"
-        return f"{_rate(rate)}, {told}" if rate else told
-
-
-def _rate(per_s: float) -> str:
-    """`2.5/s`, or `7.5/min` where it is slower than one a second."""
-    return f"{per_s:.1f}/s" if per_s >= 1 else f"{60 * per_s:.1f}/min"
+        if not rate:
+            return told
+        return f"{rate:.1f}/s, {told}" if rate >= 1 else f"{60 * rate:.1f}/min, {told}"

@@ -1,6 +1,6 @@
 """SLURM jobs that were submitted for an experiment, and which of them still wait or run.
 
-Kept in `jobs.json` of the experiment, so that a second command does not do the same work again.
+`jobs.json` of the experiment records them, so that a second command does not repeat their work.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvx.errors import UserError
-from kvx.points import Point, experiment_dir
+from kvx.points import Point, by_experiment
 from kvx.store.atomic import write_text
 from kvx.store.locks import alone
 
@@ -29,14 +29,6 @@ class Submission:
     submitted_at: str
 
 
-def experiments(points: Iterable[Point]) -> dict[Path, list[str]]:
-    """The points' ids by experiment directory."""
-    found: dict[Path, list[str]] = {}
-    for point in points:
-        found.setdefault(experiment_dir(point.config), []).append(point.id)
-    return found
-
-
 def read(folder: Path) -> list[Submission]:
     """What was submitted for the experiment in `folder`."""
     try:
@@ -47,7 +39,7 @@ def read(folder: Path) -> list[Submission]:
 
 
 def remember(folder: Path, submission: Submission) -> None:
-    """Add to the experiment's record; what is over is dropped from it."""
+    """Add to the experiment's record, and drop jobs that have ended from it."""
     with alone(folder / LOCK):
         before = read(folder)
         active = active_jobs(i for entry in before for i in entry.job_ids)
@@ -57,28 +49,33 @@ def remember(folder: Path, submission: Submission) -> None:
 
 
 def active_jobs(job_ids: Iterable[str]) -> dict[str, str] | None:
-    """State of those jobs (array elements one by one) that wait or run; None if SLURM is silent.
+    """State of those jobs (array elements one by one) that wait or run; None if squeue fails.
 
-    A job that waits has the reason with it: `PENDING (Resources)`.
+    A waiting job's state includes the reason: `PENDING (Resources)`.
     """
     wanted = sorted({job_id.partition("_")[0] for job_id in job_ids})
     if not wanted:
         return {}
-    # not by -j: one unknown id among them, and squeue names none
-    command = ["squeue", "--me", "-h", "-r", "-o", "%i|%T|%r"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    if asked.returncode:
+    # not by -j: one unknown id makes squeue fail for all
+    listed = ask_slurm("squeue", "--me", "-h", "-r", "-o", "%i|%T|%r")
+    if listed is None:
         return None
     states = {}
-    for line in asked.stdout.splitlines():
+    for line in listed.splitlines():
         job, state, reason = line.split("|", 2)
         if job.partition("_")[0] in wanted:
             waits = state == "PENDING" and reason != "None"
             states[job] = f"{state} ({reason})" if waits else state
     return states
+
+
+def ask_slurm(*command: str) -> str | None:
+    """What one of SLURM's commands prints; None if it fails or is missing."""
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return None if asked.returncode else asked.stdout
 
 
 def in_words(active: dict[str, str]) -> list[str]:
@@ -91,10 +88,7 @@ def in_words(active: dict[str, str]) -> list[str]:
 
 
 def active_submissions(folder: Path) -> list[tuple[Submission, dict[str, str]]]:
-    """Submissions for the experiment in `folder` that wait or run, with their jobs' states.
-
-    None where SLURM does not say.
-    """
+    """Submissions for the experiment in `folder` that wait or run, with their jobs' states."""
     found = [(entry, active_jobs(entry.job_ids)) for entry in read(folder)]
     return [(entry, states) for entry, states in found if states]
 
@@ -105,20 +99,17 @@ def _running(job_ids: Sequence[str], active: dict[str, str]) -> bool:
 
 def refuse_if_submitted(points: Sequence[Point]) -> None:
     """Raises `UserError` if jobs submitted earlier may still wait for or work on the points."""
-    for folder, ids in experiments(points).items():
-        ours = [s for s in read(folder) if not set(s.point_ids).isdisjoint(ids)]
-        active = active_jobs(i for s in ours for i in s.job_ids)
+    for folder, same in by_experiment(points).items():
+        ids = {point.id for point in same}
+        jobs = [i for s in read(folder) if not ids.isdisjoint(s.point_ids) for i in s.job_ids]
+        active = active_jobs(jobs)
         if active is None:
-            asked = ", ".join(i for s in ours for i in s.job_ids)
             raise UserError(
-                f"squeue does not say whether SLURM jobs {asked} still work on these points; type "
-                f"the command where it does, or delete {folder / RECORD} if they have ended"
+                f"squeue cannot tell whether SLURM jobs {', '.join(jobs)} still work on these "
+                f"points; run it where squeue works, or delete {folder / RECORD} if they have ended"
             )
-        busy = [i for s in ours for i in s.job_ids if _running([i], active)]
-        if busy:
-            many = "jobs" if len(busy) > 1 else "job"
-            do = "still wait for or work" if len(busy) > 1 else "still waits for or works"
+        if busy := [job for job in jobs if _running([job], active)]:
             raise UserError(
-                f"SLURM {many} {', '.join(busy)} {do} on these points; "
-                f"let them end, or end them with: scancel {' '.join(busy)}"
+                f"SLURM job {', '.join(busy)} still waits or runs for these points; let it end, or "
+                f"end it with: scancel {' '.join(busy)}"
             )

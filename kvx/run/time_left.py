@@ -1,13 +1,13 @@
-"""How long a run still takes, learned from the work that was done.
+"""How long a run still takes, learned from the work done so far.
 
-An engine that tells of its prefills and steps is timed by them: seconds per prompt token taken on,
-seconds per generated token, and how many tokens an answer has. What was slow long ago (a first
-prefill, a loaded machine) counts less and less. Other engines are timed by their finished requests,
-the last ones only.
+An engine that reports its prefills and steps is timed by them: seconds per prompt token, seconds
+per generated token, and tokens per answer. Old measurements (a first prefill, a loaded machine)
+fade. Other engines are timed by their most recent finished requests.
 """
 
+import operator
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from kvx.engines.activity import Seen
 
@@ -20,19 +20,15 @@ WINDOW_S, WINDOW_SHARE = 30.0, 0.25  # seconds of finished requests to look back
 class Load:
     """Work of one kind: requests, their prompt tokens, and the tokens their answers may have."""
 
-    requests: int
-    prompt_tokens: int
-    output_tokens: int
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
 
     def __add__(self, other: "Load") -> "Load":
-        return Load(
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.output_tokens + other.output_tokens,
-        )
+        return Load(*map(operator.add, astuple(self), astuple(other)))
 
 
-NOTHING = Load(0, 0, 0)
+NOTHING = Load()
 
 
 @dataclass
@@ -52,7 +48,7 @@ class _Rate:
 
 
 class Pace:
-    """Of `load`, all answers or all latencies, shared by `width` workers from `now` on."""
+    """The pace of `load`, all answers or all latencies, shared by `width` workers from `now` on."""
 
     def __init__(self, load: Load, now: float, width: int = 1) -> None:
         self.load, self.width, self.done = load, width, 0
@@ -63,7 +59,7 @@ class Pace:
         self._start = now
 
     def learn(self, before: Seen, after: Seen) -> None:
-        """What one worker did in between."""
+        """Add what one worker did in between."""
         begun_tokens = after.begun_tokens - before.begun_tokens
         output_tokens = after.output_tokens - before.output_tokens
         self._begun_tokens += begun_tokens
@@ -84,13 +80,13 @@ class Pace:
         return max(0, self.load.requests - self.done)
 
     def per_s(self, now: float) -> float | None:
-        """Requests finished per second, of late; None while they are too few to say."""
+        """Recently finished requests per second; None while they are too few."""
         if self.done < min(EARLY_REQUESTS, EARLY_SHARE * self.load.requests):
             return None
         since = now - max(WINDOW_S, WINDOW_SHARE * (now - self._start))
         while len(self._finished) > 1 and self._finished[1][0] <= since:
             self._finished.popleft()
-        # from one finished request to the next: what came before the first tells of a start
+        # from one finished request to the next: the time before the first is start-up
         first = self._finished[min(1, len(self._finished) - 1)][0]
         n = max(count for at, count in self._finished if at <= first)
         if self.done - n < EARLY_REQUESTS:
@@ -108,8 +104,7 @@ class Pace:
         if per_prompt is None or per_output is None:  # this engine tells nothing
             return self.left / rate if rate else None
         prompts = max(0, self.load.prompt_tokens - self._begun_tokens)
-        # tokens of the answers that run still count for those that are finished: the likeliest
-        # length where some have not been seen to end
+        # counts tokens of unfinished answers for the finished ones: the likeliest final length
         length = self._output_tokens / self.done
         capped = min(length * self.load.requests, self.load.output_tokens)
         outputs = max(0.0, capped - self._output_tokens)

@@ -1,7 +1,6 @@
 """Units of work: one model, one manifest, a slice of its examples, and all points that need them.
 
-Scaling out cuts the examples, not the points: whoever works on an example needs one prefill for
-all of its points.
+Examples are split among workers, points are not: all points of an example share one prefill.
 """
 
 import secrets
@@ -48,20 +47,14 @@ def todo_of(point: Point, present: Present) -> Todo:
 class Unit:
     """What one worker does without asking again.
 
-    `writer` names its shards: the slice and the run, alike in no two units of any runs.
+    `writer` names its shards: slice and run, which no two units share.
     """
 
     configs: tuple[Config, ...]
-    example_ids: tuple[str, ...]  # none where latencies are measured: the points know their own
+    example_ids: tuple[str, ...]  # empty for latencies: the points know their own
     writer: str
     measure: Measure
-    n_requests: int  # to show progress by, with the tokens of their prompts and of longest answers
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-
-    @property
-    def load(self) -> Load:
-        return Load(self.n_requests, self.prompt_tokens, self.output_tokens)
+    load: Load  # for progress
 
     @property
     def model(self) -> str:
@@ -79,8 +72,8 @@ class Unit:
 class Outcome:
     """How a unit ended: points that failed and why, or why the unit itself did.
 
-    `lost` is what happened to its worker; `refused` a wrong request that only shows where the model
-    is. What it wrote before that counts all the same.
+    `lost` is what happened to its worker; `refused` a wrong request that only the worker could
+    detect. What was written before counts all the same.
     """
 
     unit: Unit
@@ -99,25 +92,20 @@ def by_engine(points: Sequence[Point]) -> list[list[Point]]:
     return list(models.values())
 
 
-def group_points(points: Sequence[Point]) -> list[list[Point]]:
-    """Points that one loaded model can serve from one prefill; groups of one model together."""
-    groups: list[list[Point]] = []
-    for same_model in by_engine(points):
-        manifests: dict[Path, list[Point]] = {}
-        for point in same_model:
-            manifests.setdefault(point.manifest_dir, []).append(point)
-        groups += manifests.values()
-    return groups
-
-
 def make_units(todo: Sequence[Todo], slices: int) -> list[Unit]:
     """All missing work: the examples of each group cut into at most `slices`, then the latencies.
 
-    Slices are balanced by prompt tokens. Latencies of a group are one unit: they must run alone.
+    A group shares prefills: one model, one manifest. Slices are balanced by prompt tokens. A
+    group's latencies are one unit, because they must run alone.
     """
     run = secrets.token_hex(4)
     missing = {item.point.dir: item for item in todo}
-    groups = [[missing[p.dir] for p in group] for group in group_points([t.point for t in todo])]
+    groups: list[list[Todo]] = []
+    for same_model in by_engine([item.point for item in todo]):
+        manifests: dict[Path, list[Todo]] = {}
+        for point in same_model:
+            manifests.setdefault(point.manifest_dir, []).append(missing[point.dir])
+        groups += manifests.values()
     answers = [unit for group in groups for unit in _answers(group, slices, run)]
     return answers + [unit for group in groups for unit in _latencies(group, run)]
 
@@ -132,35 +120,33 @@ def _answers(group: Sequence[Todo], slices: int, run: str) -> list[Unit]:
     for number, part in enumerate(parts, start=1):
         items = [item for item in group if not item.example_ids.isdisjoint(part)]
         asked = [item.example_ids.intersection(part) for item in items]
-        units.append(
-            Unit(
-                configs=tuple(item.point.config for item in items), example_ids=part,
-                writer=f"s{number:03d}of{len(parts):03d}-{run}", measure=Measure.quality,
-                n_requests=sum(map(len, asked)),
-                prompt_tokens=sum(tokens[example] for ids in asked for example in ids),
-                output_tokens=sum(
-                    limits.get(i, item.point.config.decoding.max_new_tokens)
-                    for ids, item in zip(asked, items, strict=True)
-                    for i in ids
-                ),
-            )
-        )  # fmt: skip
+        longest = sum(
+            limits.get(i, item.point.config.decoding.max_new_tokens)
+            for ids, item in zip(asked, items, strict=True)
+            for i in ids
+        )
+        load = Load(sum(map(len, asked)), sum(tokens[i] for ids in asked for i in ids), longest)
+        configs = tuple(item.point.config for item in items)
+        writer = f"s{number:03d}of{len(parts):03d}-{run}"
+        units.append(Unit(configs, part, writer, Measure.quality, load))
     return units
 
 
 def _latencies(group: Sequence[Todo], run: str) -> list[Unit]:
     items = [item for item in group if item.latencies]
     configs = tuple(item.point.config for item in items)
-    n = sum(item.latencies for item in items)
-    prompts = sum(item.latency_tokens for item in items)
-    outputs = sum(item.latencies * item.point.config.decoding.max_new_tokens for item in items)
-    return [Unit(configs, (), f"alone-{run}", Measure.latency, n, prompts, outputs)] if n else []
+    load = Load(
+        sum(item.latencies for item in items),
+        sum(item.latency_tokens for item in items),
+        sum(item.latencies * item.point.config.decoding.max_new_tokens for item in items),
+    )
+    return [Unit(configs, (), f"alone-{run}", Measure.latency, load)] if items else []
 
 
 def balanced(costs: Sequence[tuple[str, int]], n: int) -> list[tuple[str, ...]]:
     """Cut items into at most `n` parts of nearly equal cost; order is kept within each.
 
-    The dearest first, each to the part that costs least so far.
+    The most expensive first, each to the cheapest part so far.
     """
     n = max(1, min(n, len(costs)))
     total, chosen = [0] * n, [set[int]() for _ in range(n)]

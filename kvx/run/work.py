@@ -1,4 +1,4 @@
-"""What is still to be done for a point, and letting an engine answer it."""
+"""What is still to be done for a point, and how an engine does it."""
 
 import logging
 import math
@@ -6,13 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from kvx.data.frozen_examples import load_examples
-from kvx.engines.base import (
-    Engine,
-    LatencyWork,
-    Measurement,
-    PointFailed,
-    PointWork,
-)
+from kvx.engines.base import Engine, LatencyWork, Measurement, PointFailed, PointWork
 from kvx.points import Point, Request
 from kvx.run.collect import Collector
 from kvx.stats.repeats import others_share, spread, unsteady
@@ -20,6 +14,7 @@ from kvx.store import journal
 from kvx.store.layout import Present
 
 log = logging.getLogger(__name__)
+Measured = Measurement | PointFailed
 
 
 def answer(engine: Engine, collector: Collector, work: Sequence[PointWork]) -> None:
@@ -28,13 +23,9 @@ def answer(engine: Engine, collector: Collector, work: Sequence[PointWork]) -> N
     begun = time.monotonic()
     try:
         collector.consume(engine.generate(work))
-    finally:  # if it is cut short, what was answered until then tells of the rate too
-        points, seconds, answered = (
-            [w.point for w in work],
-            time.monotonic() - begun,
-            collector.answered,
-        )
-        journal.record_rate(points, seconds, len(answered), sum(answered))
+    finally:  # a run that is cut short has a rate, too
+        seconds, answered = time.monotonic() - begun, collector.answered
+        journal.record_rate([w.point for w in work], seconds, len(answered), sum(answered))
 
 
 def measure(engine: Engine, collector: Collector, work: Sequence[LatencyWork]) -> None:
@@ -42,9 +33,7 @@ def measure(engine: Engine, collector: Collector, work: Sequence[LatencyWork]) -
     work = [item for item in work if item.requests]
     seen: list[Measurement] = []
 
-    def noted(
-        items: Iterable[Measurement | PointFailed],
-    ) -> Iterator[Measurement | PointFailed]:
+    def noted(items: Iterable[Measured]) -> Iterator[Measured]:
         for item in items:
             if isinstance(item, Measurement) and item.timing is not None:
                 seen.append(item)
@@ -54,12 +43,12 @@ def measure(engine: Engine, collector: Collector, work: Sequence[LatencyWork]) -
     if reasons := unsteady(*_disturbances(seen)):
         log.warning(
             "run: latencies were measured on a loaded machine: %s; points took turns, so all were "
-            "slowed alike, but small differences say nothing", ", ".join(reasons),
+            "slowed alike, but do not trust small differences", ", ".join(reasons),
         )  # fmt: skip
 
 
 def _disturbances(seen: Sequence[Measurement]) -> tuple[float, float, float | None]:
-    """Of measurements with a timing: spread of repeats, share of the cores and GPU of others."""
+    """Spread of repeats, and the shares of cores and GPU that other processes took."""
     seconds = [m.timing.latency_s for m in seen if m.timing is not None]
     shares = [math.nan if m.others_cpu_share is None else m.others_cpu_share for m in seen]
     on_gpu = [m.gpu_others for m in seen if m.gpu_others is not None]
@@ -70,18 +59,24 @@ def _disturbances(seen: Sequence[Measurement]) -> tuple[float, float, float | No
     )
 
 
-def answers_work(point: Point, present: Present) -> PointWork:
-    """The requests without an answer yet; none if the configuration asks for latencies only."""
+def answers_work(
+    point: Point, present: Present, example_ids: Iterable[str] | None = None
+) -> PointWork:
+    """The requests without an answer yet; none if the configuration asks for latencies only.
+
+    If `example_ids` are given, only requests on these.
+    """
     if not point.wants_answers:
         return PointWork(point, ())
     examples = load_examples(point.manifest_dir)
-    requests = [Request(point, entry) for entry in point.manifest.entries]
+    wanted = examples.keys() if example_ids is None else set(example_ids)
+    requests = [Request(point, e) for e in point.manifest.entries if e.example_id in wanted]
     missing = [r for r in requests if r.id not in present.request_ids]
     return PointWork(point, tuple((r, examples[r.entry.example_id]) for r in missing))
 
 
 def latency_work(point: Point, present: Present) -> LatencyWork:
-    """Latency items that are still to be measured; empty unless latency is asked for."""
+    """Latencies that are still to be measured; none unless the configuration asks for them."""
     if not point.wants_latency:
         return LatencyWork(point, ())
     examples = load_examples(point.manifest_dir)

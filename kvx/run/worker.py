@@ -1,7 +1,7 @@
 """Work on units: in this process, or as a process that is handed one after the other.
 
-`python -m kvx.run.worker FD` is such a process: units come through the connection on that file
-descriptor, progress and outcomes go back through it.
+`python -m kvx.run.worker FD` is such a process: it gets units through the connection on that file
+descriptor, and sends progress and outcomes back.
 """
 
 import contextlib
@@ -10,16 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import hydra.utils
 
 from kvx.config.schema import Config, Measure
 from kvx.engines.activity import ACTIVITY, Seen
-from kvx.engines.base import Engine, PointWork
-from kvx.errors import UserError
-from kvx.points import Point
+from kvx.engines.base import Engine
+from kvx.errors import UserError, first_line
 from kvx.run.collect import Collector
 from kvx.run.planning import plan
 from kvx.run.progress import Advances
@@ -49,31 +47,19 @@ def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
     stores = {p.dir: PointStore(p) for p in points}
     try:
         present = {p.dir: stores[p.dir].resume(unit.writer) for p in points}
-        points = [p for p in points if not _has_failed(p)]  # for another worker: nothing counts
+        points = [p for p in points if layout.read_failed(p.dir) is None]  # failed elsewhere
         if unit.measure is Measure.latency:
             alone = [latency_work(p, present[p.dir]) for p in points]
             collector = Collector([], stores, meter, alone)
             measure(engine, collector, alone)
         else:
-            work = [_slice(answers_work(p, present[p.dir]), unit) for p in points]
+            work = [answers_work(p, present[p.dir], unit.example_ids) for p in points]
             collector = Collector(work, stores, meter)
             answer(engine, collector, work)
         return Outcome(unit, {d.name: message for d, message in collector.failed.items()})
     finally:
         for store in stores.values():
             store.close()
-
-
-def _slice(work: PointWork, unit: Unit) -> PointWork:
-    """The part of a point's work that is in the unit's slice of the examples."""
-    wanted = set(unit.example_ids)
-    return replace(
-        work, requests=tuple(pair for pair in work.requests if pair[1].example_id in wanted)
-    )
-
-
-def _has_failed(point: Point) -> bool:
-    return layout.read_failed(point.dir) is not None
 
 
 def attempt(unit: Unit, meter: Advances) -> Outcome:
@@ -88,7 +74,7 @@ def attempt(unit: Unit, meter: Advances) -> Outcome:
         reason = describe(error)[1]
         if not reason:  # not the user's doing
             log.exception("run: %s ended early", unit)
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
         return Outcome(unit, lost=reason)
 
 

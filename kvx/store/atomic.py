@@ -13,7 +13,7 @@ def _fsync_dir(folder: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` atomically; nothing is left behind if that fails."""
+    """Replace `path` by `data` atomically; a failure leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

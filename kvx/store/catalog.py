@@ -1,8 +1,8 @@
-"""Reading an experiment: its finished points, their requests, scores and failures."""
+"""Read an experiment: its finished points, their requests, scores and failures."""
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class PointRecord:
         return self.info.get("guard") is not None
 
     def content_sha256(self, *kinds: str) -> str:
-        """Identity of what the point measured; of `kinds` of it alone if any are given."""
+        """Identity of what the point measured; only of `kinds`, if any are given."""
         names = [f"{kind}.parquet" for kind in kinds or KINDS]
         return digest([self.done.files[n]["sha256"] for n in names if n in self.done.files], 16)
 
@@ -57,37 +57,40 @@ class PointRecord:
         names = str(self.info["dataset"]), str(self.info["manifest"]["key"])
         if not all(map(is_name, names)):
             raise UserError(
-                f"{self.dir / 'point.json'}: dataset and manifest.key must be names of folders; "
-                "the file was edited: delete the point and run it again"
+                f"{self.dir / 'point.json'}: was edited (dataset or manifest.key is not a folder's "
+                "name); delete the point and run it again"
             )
         return output / "data" / "processed" / names[0] / names[1]
 
 
 def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
-    """Several Parquet files as one frame. Raises `UserError` naming a file that cannot be read."""
+    """Several Parquet files as one frame. Raises `UserError` naming a file that cannot be read.
+
+    Measured: pyarrow.dataset and DuckDB read 500 points no faster than file after file.
+    """
     tables = map(contents.read_table, paths)
     frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     return frame
 
 
 def requests_of(points: Sequence[PointRecord]) -> pd.DataFrame:
-    """Every request of points that have answers; nulls where an older kvx had no such column."""
+    """Every request of points that have answers; columns that an older kvx lacked are null."""
     frame = read_frame([layout.merged(p.dir, REQUESTS) for p in points])
     return frame.reindex(columns=schemas.REQUESTS.names)
 
 
 def latency_of(points: Sequence[PointRecord]) -> pd.DataFrame:
-    """Every measurement of requests that ran alone; no row where nothing was measured."""
+    """Every measurement of requests that ran alone."""
     return _merged(points, LATENCY, schemas.LATENCY)
 
 
 def events_of(points: Sequence[PointRecord]) -> pd.DataFrame:
-    """What controllers did, by point, request and index; no row where there was none."""
+    """What controllers did, by point, request and index."""
     return _merged(points, EVENTS, schemas.EVENTS)
 
 
 def _merged(points: Sequence[PointRecord], kind: str, schema: pa.Schema) -> pd.DataFrame:
-    """A table of the points that have it; nulls where an older kvx had no such column."""
+    """A table of the points that have it; columns that an older kvx lacked are null."""
     paths = [layout.merged(p.dir, kind) for p in points if p.done.holds(kind)]
     frame = read_frame(paths) if paths else schema.empty_table().to_pandas()
     return frame.reindex(columns=schema.names)
@@ -110,35 +113,33 @@ def finished_points(experiment: Path) -> list[PointRecord]:
             "measure=quality or measure=both"
         )
     if not records:
-        raise UserError(
-            f"{experiment}: no finished point; start with kvx.run and the same arguments"
-        )
+        raise UserError(f"{experiment}: no finished point; run kvx.run with the same arguments")
     return records
 
 
 def answered_points(experiment: Path) -> list[PointRecord]:
-    """As `finished_points`, silently and possibly empty."""
-    left_out = unfinished_points(experiment)
+    """`finished_points` without a log or an error; may be empty."""
     records = []
-    for folder in sorted((experiment / "points").glob("*/")):
-        done = layout.read_done(folder)
-        if folder.name not in left_out and done is not None:
+    for folder, state in _states(experiment):
+        if isinstance(state, Done):
             info = json.loads((folder / "point.json").read_text())
-            if info["budget_kind"] == "ratio":  # older runs told six digits of it
+            if info["budget_kind"] == "ratio":  # older runs rounded the label to six digits
                 info["budget_label"] = exact(info["budget"])
-            records.append(PointRecord(folder, info, done))
+            records.append(PointRecord(folder, info, state))
     return records
 
 
 def unfinished_points(experiment: Path) -> dict[str, str]:
     """Points that no table holds, and why."""
-    reasons = {}
+    return {f.name: state for f, state in _states(experiment) if isinstance(state, str)}
+
+
+def _states(experiment: Path) -> Iterator[tuple[Path, Done | str]]:
+    """Each point's DONE, or why no table holds the point; sorted by id."""
     for folder in sorted((experiment / "points").glob("*/")):
-        failed, done = layout.read_failed(folder), layout.read_done(folder)
-        if failed is not None:
-            reasons[folder.name] = f"failed: {failed}"
-        elif done is None:
-            reasons[folder.name] = "unfinished"
-        elif not done.holds(REQUESTS):
-            reasons[folder.name] = LATENCY_ONLY
-    return reasons
+        if (failed := layout.read_failed(folder)) is not None:
+            yield folder, f"failed: {failed}"
+        elif (done := layout.read_done(folder)) is None:
+            yield folder, "unfinished"
+        else:
+            yield folder, done if done.holds(REQUESTS) else LATENCY_ONLY

@@ -1,4 +1,4 @@
-"""What is in the files that a point's directory holds."""
+"""Read the files of a point's directory."""
 
 import logging
 import time
@@ -18,13 +18,11 @@ SCHEMAS = {
     REQUESTS: schemas.REQUESTS, TRACES: schemas.TRACES, EVENTS: schemas.EVENTS,
     LATENCY: schemas.LATENCY,
 }  # fmt: skip
-# a merge may take shards away between listing and reading them, and a network file system may show
-# what came in their place late
-SETTLE_S = 60.0
+SETTLE_S = 60.0  # until a network file system shows the result of a merge that removed shards
 
 
 class UnreadableError(Exception):
-    """A file that is not what a writer of this version leaves; the message says why."""
+    """A file that this version's writers would not leave; the message says why."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(reason)
@@ -45,44 +43,32 @@ def read_table(path: Path) -> pa.Table:
 
 
 def read(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One file of `kind`; nulls in columns that an older kvx did not have.
+    """One file of `kind`; columns that an older kvx did not write are null.
 
-    Raises `UnreadableError` for one that is damaged or has another schema, `FileNotFoundError` if
-    it is gone.
+    Raises `UnreadableError` for a damaged file or another schema, `FileNotFoundError` if it is
+    gone.
     """
     wanted = SCHEMAS[kind]
     try:
         with pq.ParquetFile(path) as file:
-            lacking = _lacking(file.schema_arrow, wanted)
-            if lacking is None:
+            found = file.schema_arrow
+            lacking = {f.name for f in wanted if f.nullable} - set(found.names)
+            if not found.equals(pa.schema([f for f in wanted if f.name not in lacking])):
                 raise UnreadableError(path, "made by another version of kvx")
             names = wanted.names if columns is None else list(columns)
             table = file.read(columns=[n for n in names if n not in lacking])
-            return _filled(table, pa.schema([wanted.field(n) for n in names]))
+            for name in lacking.intersection(names):
+                nulls = pa.nulls(table.num_rows, wanted.field(name).type)
+                table = table.append_column(wanted.field(name), nulls)
+            return table.select(names)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
         raise UnreadableError(path, first_line(error)) from None
 
 
-def _lacking(found: pa.Schema, wanted: pa.Schema) -> set[str] | None:
-    """The optional columns that `found` is without; None if it differs in anything else."""
-    lacking = {f.name for f in wanted if f.nullable} - set(found.names)
-    return (
-        lacking if found.equals(pa.schema([f for f in wanted if f.name not in lacking])) else None
-    )
-
-
-def _filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        table[f.name] if f.name in table.column_names else pa.nulls(table.num_rows, f.type)
-        for f in schema
-    ]
-    return pa.table(columns, schema=schema)
-
-
 def count_rows(path: Path) -> int:
-    """Rows of a file, from its last bytes alone. Raises what `read` does."""
+    """Rows of a file, from its footer alone. Raises what `read` does."""
     try:
         return int(pq.read_metadata(path).num_rows)
     except FileNotFoundError:
@@ -120,7 +106,7 @@ def _columns(folder: Path, kind: str, columns: list[str]) -> list[tuple[Any, ...
         except FileNotFoundError:
             if path != layout.merged(folder, kind):
                 raise
-            log.warning("%s is gone", path)  # not by a merge: those replace it in one step
+            log.warning("%s is gone", path)  # not by a merge, which replaces it in one step
             continue
         rows += zip(*(table[name].to_pylist() for name in columns), strict=True)
     return rows

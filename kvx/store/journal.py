@@ -1,6 +1,6 @@
 """What an experiment was asked to do, and how fast it went: sweep.json and rates.json.
 
-Both lie in the experiment's directory and only help to plan and to watch; no result is made from
+Both lie in the experiment's directory and only help to plan and to watch: no result is made from
 them. Several runs may write to them at the same time.
 """
 
@@ -15,19 +15,19 @@ from typing import Any
 from kvx.config.folder_names import is_name
 from kvx.data.tokenizer import model_hash
 from kvx.identity.provenance import command_line
-from kvx.points import Point, budget_label, experiment_dir
+from kvx.points import Point, budget_label, by_experiment, experiment_dir
 from kvx.store.atomic import write_text
 from kvx.store.locks import alone
 from kvx.store.records import machine
 
 SWEEP, RATES, LOCK = "sweep.json", "rates.json", ".sweep.lock"
 RATED_REQUESTS = 20  # fewer say little about how fast a run is
-OLD_WEIGHT = 0.5  # of what was known before a run: a rate learns, and forgets a loaded machine
+OLD_WEIGHT = 0.5  # of earlier rates: a rate learns, and forgets a loaded machine
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast one process answered requests of a model, loading it included."""
+    """How fast one process answered requests of a model, including the time to load it."""
 
     model_hash: str
     machine: str
@@ -40,11 +40,8 @@ class Rate:
 
 
 def begin(points: Iterable[Point]) -> None:
-    """Note what is asked for, before any of it is there; several sweeps add up."""
-    by_experiment: dict[Path, list[Point]] = {}
-    for point in points:
-        by_experiment.setdefault(experiment_dir(point.config), []).append(point)
-    for folder, asked in by_experiment.items():
+    """Note what is asked for before any of it is there; several sweeps add up."""
+    for folder, asked in by_experiment(points).items():
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder / LOCK):
             sweep = read(folder)
@@ -58,7 +55,7 @@ def begin(points: Iterable[Point]) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """`points` (by id: press, budget, how many requests and latencies) and `runs` (command, at).
 
-    Empty for an experiment that was never begun.
+    Both are empty for an experiment that was never begun.
     """
     try:
         sweep: dict[str, Any] = json.loads((folder / SWEEP).read_text())
@@ -80,7 +77,7 @@ def _larger(known: dict[str, Any], point: Point) -> dict[str, Any]:
 
 
 def record_rate(points: Iterable[Point], seconds: float, requests: int, prompt_tokens: int) -> None:
-    """Note how fast requests of one model were answered by this process."""
+    """Note how fast this process answered requests of one model."""
     points = list(points)
     if requests < RATED_REQUESTS:
         return
@@ -99,7 +96,7 @@ def record_rate(points: Iterable[Point], seconds: float, requests: int, prompt_t
 
 
 def latest_rate(runs: Path, model: str) -> Rate | None:
-    """The last rate of the model with this hash in any experiment of `runs`; this machine first."""
+    """The latest rate of this model in any experiment of `runs`; this machine's own come first."""
     rates = [r for path in runs.glob(f"*/{RATES}") for r in _rates(path.parent)]
     mine = [r for r in rates if r.model_hash == model]
     return max(mine, key=lambda r: (r.node == platform.node(), r.at), default=None)

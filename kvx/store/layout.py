@@ -1,7 +1,7 @@
 """Which files a point's directory holds, and which of them count.
 
-While a point is worked on, each writer adds shards of its own (`requests-<writer>-00000.parquet`).
-When nothing is missing they are merged into one file per kind (`requests.parquet`) and DONE names
+While a point is worked on, each writer adds its own shards (`requests-<writer>-00000.parquet`).
+When nothing is missing they are merged into one file per kind (`requests.parquet`), and DONE names
 those files; from then on only they count.
 """
 
@@ -17,7 +17,7 @@ from kvx.identity.hashing import sha256_file
 from kvx.store.atomic import write_text
 
 REQUESTS, TRACES, EVENTS, LATENCY = "requests", "traces", "events", "latency"
-# written together with requests, and worth nothing without them
+# written together with requests, and useless without them
 BESIDE = (TRACES, EVENTS)
 ANSWERS = (REQUESTS, *BESIDE)
 KINDS = (*ANSWERS, LATENCY)
@@ -28,7 +28,7 @@ class Done:
     """What DONE says: how much was measured, and in which files.
 
     `latency` holds the repeats of each example that ran alone; `files` the size, mtime_ns and
-    sha256 of each merged file by its name. A kind whose file is not named was not completed.
+    sha256 of each merged file by its name. A kind without a file there was not completed.
     """
 
     requests: int
@@ -44,7 +44,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Present:
-    """What is there already: request ids, and (request id, repeat) of latencies."""
+    """What is there: request ids, and (request id, repeat) of latencies."""
 
     request_ids: set[str]
     latency: set[tuple[str, int]]
@@ -59,15 +59,12 @@ def shards(folder: Path, kind: str) -> list[Path]:
 
 
 def files(folder: Path, kind: str) -> list[Path]:
-    """The files that count, the merged one first. Raises nothing: no file is an empty list."""
+    """The files that count, the merged one first; empty if there are none."""
     path = merged(folder, kind)
-    if (done := read_done(folder)) is not None and (done.holds(kind) or done.holds(_main(kind))):
+    main = REQUESTS if kind in BESIDE else kind
+    if (done := read_done(folder)) is not None and (done.holds(kind) or done.holds(main)):
         return [path] if done.holds(kind) else []
     return [*([path] if path.exists() else []), *shards(folder, kind)]
-
-
-def _main(kind: str) -> str:
-    return REQUESTS if kind in BESIDE else kind
 
 
 def beside(requests: Path, kind: str) -> Path:
@@ -76,13 +73,13 @@ def beside(requests: Path, kind: str) -> Path:
 
 
 def requests_of(path: Path) -> Path:
-    """The reverse: the requests without which a file of traces or events was never there."""
+    """The requests that a file of traces or events belongs to."""
     kind = path.stem.partition("-")[0]
     return path.with_name(REQUESTS + path.name.removeprefix(kind))
 
 
 def read_done(folder: Path) -> Done | None:
-    """None for a point that is not finished, or was by a version that wrote another DONE."""
+    """None for a point that is not finished, or whose DONE is of another version."""
     try:
         return Done(**json.loads((folder / "DONE").read_text()))
     except (OSError, json.JSONDecodeError, TypeError):
@@ -90,7 +87,7 @@ def read_done(folder: Path) -> Done | None:
 
 
 def read_failed(folder: Path) -> str | None:
-    """Why the point could not go on, if it failed."""
+    """Why the point failed; None if it did not."""
     try:
         return (folder / "FAILED").read_text().strip()
     except FileNotFoundError:
@@ -116,7 +113,7 @@ def write_done(
 def changed(folder: Path, done: Done) -> list[str]:
     """Names of the files that are gone or not what DONE says.
 
-    Equal size and time of change are trusted; the content is only hashed if they differ.
+    Equal size and mtime are trusted; the content is hashed only if they differ.
     """
     found = []
     for name, was in done.files.items():

@@ -1,11 +1,11 @@
 """Who works on a point: kernel locks, freed whatever way their holder ends.
 
-Every point directory has a `.lock` file. The parent of a run claims its points alone, prepares
-them, and shares the claim with its workers, each of which joins the points it writes to. A second
-parent is refused as long as anybody is left. One lock file per point, not per sweep: points of
-overlapping sweeps are told apart, and `kvx.status` can ask for each of them who is at work. The
-price is an open file per point and process, so the soft limit on those is raised as needed.
-filelock's shared locks are those of a SQLite file, which no claim can be turned into.
+Every point directory has a `.lock` file. The parent of a run claims its points exclusively,
+prepares them, and shares the claim with its workers, which join the points they write to. A second
+parent is refused until the last of them is gone. There is a lock per point, not per sweep, because
+sweeps may overlap and `kvx.status` asks for each point who is at work. The price is an open file
+per point and process, so the soft limit is raised as needed. filelock and portalocker cannot turn
+an exclusive claim into a shared one.
 """
 
 import errno
@@ -23,8 +23,8 @@ from kvx.errors import UserError
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
-CLAIM_WAIT_S = 0.3  # longer than anybody who only looks (`is_held`) holds a lock
-JOIN_WAIT_S = 10.0  # longer than a refused claim holds the locks it did get
+CLAIM_WAIT_S = 0.3  # longer than `is_held` holds a lock
+JOIN_WAIT_S = 10.0  # longer than a refused claim holds the locks it got
 SPARE_FILES = 256  # for everything that is not a lock
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR)
@@ -39,8 +39,8 @@ class Claim(AbstractContextManager["Claim"]):
     def share(self) -> None:
         """Let workers join; another claim still fails.
 
-        The kernel converts a lock by freeing it first. Raises `UserError` if another parent was
-        quick enough to take it.
+        The kernel converts a lock by freeing it first. Raises `UserError` if another parent takes
+        it in between.
         """
         for folder, handle in self._handles.items():
             _wait(handle, fcntl.LOCK_SH, JOIN_WAIT_S, folder)
@@ -55,9 +55,9 @@ class Claim(AbstractContextManager["Claim"]):
 
 
 def claim(folders: Sequence[Path]) -> Claim:
-    """All of `folders` (made if need be), for this process alone.
+    """Lock all `folders` (made if need be) for this process alone.
 
-    Raises `UserError`, and holds nothing then, if another process works on any of them.
+    Raises `UserError`, and holds nothing, if another process works on any of them.
     """
     return _take(folders, fcntl.LOCK_EX, CLAIM_WAIT_S)
 
@@ -65,16 +65,16 @@ def claim(folders: Sequence[Path]) -> Claim:
 def join(folder: Path) -> Claim:
     """A worker's share in a point that its parent has claimed.
 
-    Raises `UserError` if another process keeps the point for itself.
+    Raises `UserError` if another process holds the point alone.
     """
     return _take([folder], fcntl.LOCK_SH, JOIN_WAIT_S)
 
 
 def is_held(folder: Path) -> bool:
-    """Whether any process works on the point. False where the file system knows no locks."""
+    """Whether any process works on the point; False where the file system has no locks."""
     try:
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # nobody ever claimed it, or it is not ours to lock
+    except OSError:  # never claimed, or not ours to lock
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +102,7 @@ def alone(path: Path) -> Iterator[None]:
 def _take(folders: Sequence[Path], mode: int, wait_s: float) -> Claim:
     handles: dict[Path, int] = {}
     try:
-        for folder in sorted(set(folders)):  # in one order: of two parents one gets them all
+        for folder in sorted(set(folders)):  # in one order, so that one of two parents gets all
             folder.mkdir(parents=True, exist_ok=True)
             handles[folder] = _open(folder / LOCK)
             _wait(handles[folder], mode, wait_s, folder)

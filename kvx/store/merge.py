@@ -1,9 +1,8 @@
-"""Many writers' shards as one table per kind: no row twice, in the manifest's order."""
+"""Merge many writers' shards into one table per kind: no row twice, in the manifest's order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,54 +28,47 @@ class Answers:
 def answers(folder: Path, request_ids: Sequence[str]) -> Answers | None:
     """The rows of `request_ids`, in that order; None if one of them is missing.
 
-    Of a request that is there twice the first counts, the merged file before the shards, these by
-    name; its trace and events are those written with it. Raises what `contents.read` does.
+    If a request occurs twice, the first one counts: the merged file before the shards, shards by
+    name. Its trace and events are those written with it. Raises what `contents.read` does.
     """
-    place = {request_id: i for i, request_id in enumerate(request_ids)}
-    rows = [SCHEMAS[REQUESTS].empty_table()]
-    others = {kind: [SCHEMAS[kind].empty_table()] for kind in BESIDE}
-    seen: set[str] = set()
+    tables = {kind: [SCHEMAS[kind].empty_table()] for kind in (REQUESTS, *BESIDE)}
+    left = set(request_ids)
     for path in layout.files(folder, REQUESTS):
         table = contents.read(path, REQUESTS)
-        new = [i for i in table["request_id"].to_pylist() if i in place and i not in seen]
-        fresh = set(new)
-        rows.append(_only(table, fresh))
-        seen |= fresh
-        for kind, tables in others.items():
+        new = left.intersection(table["request_id"].to_pylist())
+        fresh = pa.array(list(new), pa.string())
+        left -= new
+        tables[REQUESTS].append(_first(table, fresh))
+        for kind in BESIDE:
             if (partner := layout.beside(path, kind)).exists():
-                tables.append(_only(contents.read(partner, kind), fresh))
-    if len(seen) < len(place):
+                index = ("index",) if kind == EVENTS else ()  # only events have several rows
+                tables[kind].append(_first(contents.read(partner, kind), fresh, *index))
+    if left:
         return None
-    traces, events = (_ordered(others[kind], place) for kind in (TRACES, EVENTS))
-    return Answers(_ordered(rows, place), traces, events)
+    whole = {kind: _ordered(pa.concat_tables(some), request_ids) for kind, some in tables.items()}
+    return Answers(whole[REQUESTS], whole[TRACES], whole[EVENTS])
 
 
 def latency(folder: Path, request_ids: Sequence[str]) -> pa.Table:
-    """Every latency row once, by the order of `request_ids`, then by repeat."""
-    place = {request_id: i for i, request_id in enumerate(request_ids)}
+    """Every latency row once, in the order of `request_ids`, then by repeat."""
     tables = [contents.read(path, LATENCY) for path in layout.files(folder, LATENCY)]
     table = pa.concat_tables([SCHEMAS[LATENCY].empty_table(), *tables])
-    first: dict[tuple[int, int], int] = {}
-    keys = zip(table["request_id"].to_pylist(), table["repeat"].to_pylist(), strict=True)
-    for i, (request_id, repeat) in enumerate(keys):
-        if request_id in place:
-            first.setdefault((place[request_id], repeat), i)
-    return table.take(pa.array([first[key] for key in sorted(first)], pa.int64()))
+    return _ordered(
+        _first(table, pa.array(request_ids, pa.string()), "repeat"), request_ids, "repeat"
+    )
 
 
-def _only(table: pa.Table, ids: set[str]) -> pa.Table:
-    """The rows of `ids`, each once: events have an index, of other kinds a request has one row."""
-    ids_of = table["request_id"].to_pylist()
-    indices = table["index"].to_pylist() if "index" in table.column_names else [0] * len(ids_of)
-    first: dict[tuple[str, int], int] = {}
-    for i, (request_id, index) in enumerate(zip(ids_of, indices, strict=True)):
-        if request_id in ids:
-            first.setdefault((request_id, index), i)
-    keep = list(first.values())
-    return table if len(keep) == len(table) else table.take(pa.array(keep, pa.int64()))
+def _first(table: pa.Table, ids: pa.Array, *more: str) -> pa.Table:
+    """The rows of `ids`, the first of those that agree in request and the columns `more`."""
+    table = table.filter(pc.is_in(table["request_id"], ids))
+    first: dict[tuple[object, ...], int] = {}
+    columns = [table[name].to_pylist() for name in ("request_id", *more)]
+    for row, key in enumerate(zip(*columns, strict=True)):
+        first.setdefault(key, row)
+    return table.take(pa.array(list(first.values()), pa.int64()))
 
 
-def _ordered(tables: list[pa.Table], place: dict[str, int]) -> pa.Table:
-    table = pa.concat_tables(tables)
-    order: list[Any] = [place[i] for i in table["request_id"].to_pylist()]
-    return table.take(pa.array(sorted(range(len(order)), key=order.__getitem__), pa.int64()))
+def _ordered(table: pa.Table, request_ids: Sequence[str], *then: str) -> pa.Table:
+    place = pc.index_in(table["request_id"], pa.array(request_ids, pa.string()))
+    keys = pa.table({"place": place, **{name: table[name] for name in then}})
+    return table.take(pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]))

@@ -14,7 +14,7 @@ quarantine/                       files that could not be read
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,11 @@ FINISH_LOCK = ".finish.lock"
 
 
 class PointStore:
-    """What it holds survives a kill at any moment, of any of its writers.
+    """Survives a kill of any of its writers at any moment.
 
-    The parent of a run, which has claimed the point (`kvx.store.locks`), asks `recover` what is
-    there. Each worker has a writer's name of its own, which no other uses at the same time:
-    `resume`, any number of `write` and `write_latency`, `finish`, `close`.
+    The parent of a run claims the point (`kvx.store.locks`) and asks `recover` what is there. Each
+    worker has a unique writer's name: `resume`, any number of `write` and `write_latency`,
+    `finish`, `close`.
     """
 
     def __init__(self, point: Point) -> None:
@@ -65,51 +65,48 @@ class PointStore:
         self._share: locks.Claim | None = None
 
     def recover(self) -> Present:
-        """Make the directory ready to be worked on; what is already there.
+        """Prepare the directory for work; returns what is already there.
 
-        Only for who has claimed the point. Removes what killed writers left half written, moves
-        unreadable or changed files to quarantine/ so that they are done again, and takes DONE away
-        if something is missing. Raises `UserError` if the point was run with another manifest.
+        The caller must hold the point's lock. Removes what killed writers left half written, moves
+        unreadable or changed files to quarantine/ so that they are redone, and removes DONE if
+        something is missing. Raises `UserError` if the point was run with another manifest.
         """
         self.dir.mkdir(parents=True, exist_ok=True)
         completion.check_manifest(self.point)
         for unfinished in self.dir.glob(".*.tmp"):
             unfinished.unlink()
         if (self.dir / "FAILED").exists():  # what a failed point measured cannot be trusted
-            for stale in ["DONE", *_names(self.dir.glob("*.parquet")), "point.json", "FAILED"]:
-                (self.dir / stale).unlink(missing_ok=True)
+            stale = map(self.dir.joinpath, ("DONE", "point.json", "FAILED"))
+            for path in (*self.dir.glob("*.parquet"), *stale):
+                path.unlink(missing_ok=True)
+        is_done = False
         if (done := layout.read_done(self.dir)) is not None:
             changed = layout.changed(self.dir, done)
             for name in changed:
-                self._quarantine(self.dir / name, "not what it was when the point finished")
+                self._quarantine(self.dir / name, "it changed after the point finished")
             self._remove_merged_shards(done, changed)
-            if (
-                changed
-                or not completion.covers(self.point, done)
-                or completion.has_something_to_retry(self.point, done)
-            ):
-                (self.dir / "DONE").unlink()
-        else:
+            is_whole = not changed and completion.covers(self.point, done)
+            is_done = is_whole and not completion.has_something_to_retry(self.point, done)
+        if not is_done:
             (self.dir / "DONE").unlink(missing_ok=True)
-        if not (self.dir / "DONE").exists():
             self._check_files()
             self._drop_failed()
         if not (self.dir / "point.json").exists():
             self._describe()
-        elif not (self.dir / "DONE").exists():
+        elif not is_done:
             self._note_versions()
         return contents.present(self.dir)
 
     def resume(self, writer: str) -> Present:
-        """Join the point as `writer`; what is there now, whoever wrote it.
+        """Join the point as `writer`; returns what is there now, whoever wrote it.
 
-        `writer` may have written before: its numbering goes on, what it left half written goes.
-        Raises `UserError` if another run keeps the point for itself, or if no run has made it
-        ready: then the worker computes another id than the one who sent it.
+        `writer` may have written before: its numbering goes on, and what it left half written is
+        removed. Raises `UserError` if another run holds the point, or if no run has prepared it:
+        then this worker computes another id than the process that sent it.
         """
         if not (self.dir / "point.json").exists():
             raise UserError(
-                f"{self.dir}: no run has made this point ready; did kvx, the configuration or the "
+                f"{self.dir}: no run has prepared this point; did kvx, the configuration or the "
                 "model change after the job was submitted? type the command again"
             )
         self._share = locks.join(self.dir)
@@ -133,7 +130,7 @@ class PointStore:
             self._share = None
 
     def write(self, responses: Sequence[tuple[Response, datetime]]) -> None:
-        """One new shard of requests, and of their traces and events.
+        """Write one new shard of requests, and of their traces and events.
 
         A killed write leaves nothing behind; one that is interrupted and repeated replaces itself.
         """
@@ -147,7 +144,7 @@ class PointStore:
         self._next[REQUESTS] += 1
 
     def write_latency(self, measurements: Sequence[tuple[Measurement, datetime]]) -> None:
-        """One new shard of latencies."""
+        """Write one new shard of latencies."""
         rows = [latency_row(*item) for item in measurements]
         write_table(self._shard(LATENCY), rows, schemas.LATENCY)
         self._next[LATENCY] += 1
@@ -158,8 +155,8 @@ class PointStore:
     def finish(self) -> str | None:
         """Merge all shards and mark the point complete, if nothing is missing.
 
-        Any process may call this at any time. Returns why the point failed: now, because not one
-        request got a response, or before.
+        Any process may call this at any time. Returns why the point failed: before, or now because
+        no request got a response.
         """
         if self._is_surely_unfinished():
             return layout.read_failed(self.dir)
@@ -168,9 +165,8 @@ class PointStore:
                 return reason
             if layout.read_done(self.dir) is not None:
                 return None
-            # whoever wrote these had this lock, and was killed
-            merged = [layout.merged(self.dir, kind).name for kind in KINDS]
-            for name in (*merged, "DONE", "FAILED"):
+            # left by a killed holder of this lock
+            for name in (*(f"{kind}.parquet" for kind in KINDS), "DONE", "FAILED"):
                 for unfinished in self.dir.glob(f".{name}.*.tmp"):
                     unfinished.unlink(missing_ok=True)
             try:
@@ -191,7 +187,7 @@ class PointStore:
         (self.dir / "DONE").unlink(missing_ok=True)
 
     def _is_surely_unfinished(self) -> bool:
-        """A cheap look that spares most calls of `finish` the reading of every shard."""
+        """A cheap check that spares most calls of `finish` from reading every shard."""
         asked = {
             REQUESTS: len(self.point.manifest.entries) if self.point.wants_answers else 0,
             LATENCY: len(self.point.latency_items),
@@ -220,21 +216,26 @@ class PointStore:
             reason = _first_error(latency if answers is None else answers.requests)
             self._fail(f"every request failed ({reason})")
             return layout.read_failed(self.dir)
-        kinds = []
+        merged: dict[str, pa.Table] = {}
         if answers is not None:
-            # these first: alone they are worth nothing, so a kill in between loses nothing
-            added = bool(layout.shards(self.dir, REQUESTS))
+            # requests last: the others do not count without them, so a kill loses nothing
             if answers.traces.num_rows:
-                kinds.append(self._put(TRACES, answers.traces, added))
+                merged[TRACES] = answers.traces
             if is_guarded(point.config):
-                kinds.append(self._put(EVENTS, answers.events, added))
-            kinds.append(self._put(REQUESTS, answers.requests, added))
+                merged[EVENTS] = answers.events
+            merged[REQUESTS] = answers.requests
         # latencies that this run did not ask for, and that none has completed, wait in their shards
-        if point.wants_latency or layout.merged(self.dir, LATENCY).exists():
-            kinds.append(self._put(LATENCY, latency, bool(layout.shards(self.dir, LATENCY))))
-        keep = LATENCY in kinds
+        keep = point.wants_latency or layout.merged(self.dir, LATENCY).exists()
+        if keep:
+            merged[LATENCY] = latency
+        # what is merged and got no more shards stays as it is
+        added = {k for k in (REQUESTS, LATENCY) if layout.shards(self.dir, k)}
+        for kind, table in merged.items():
+            path, main = layout.merged(self.dir, kind), LATENCY if kind == LATENCY else REQUESTS
+            if main in added or not path.exists():
+                write_arrow(path, table)
         layout.write_done(
-            self.dir, kinds,
+            self.dir, merged,
             requests=0 if answers is None else answers.requests.num_rows,
             without_response=0 if answers is None else answers.requests.num_rows - responses,
             latency=measured if keep else {}, latency_failed=failed if keep else 0,
@@ -243,15 +244,8 @@ class PointStore:
             self._remove_merged_shards(done, ())
         return None
 
-    def _put(self, kind: str, table: pa.Table, added: bool) -> str:
-        """Write the merged file, unless it is there and nothing was added to it."""
-        path = layout.merged(self.dir, kind)
-        if added or not path.exists():
-            write_arrow(path, table)
-        return kind
-
     def _remove_merged_shards(self, done: Done, changed: Sequence[str]) -> None:
-        """Delete shards whose rows are in a merged file that is what it should be."""
+        """Delete shards whose rows are in an unchanged merged file."""
         for kinds in (ANSWERS, (LATENCY,)):
             names = [layout.merged(self.dir, kind).name for kind in kinds]
             if done.holds(kinds[0]) and not set(names) & set(changed):
@@ -259,7 +253,7 @@ class PointStore:
                     shard.unlink(missing_ok=True)
 
     def _check_files(self) -> None:
-        """Move what is not sound away; what lies beside no requests was never there."""
+        """Quarantine damaged files; remove traces and events without requests."""
         for path in (p for kind in BESIDE for p in layout.files(self.dir, kind)):
             if not layout.requests_of(path).exists():
                 path.unlink()
@@ -271,31 +265,30 @@ class PointStore:
                     self._quarantine(path, str(error))
 
     def _drop_failed(self) -> None:
-        """With `run.retry_failed`, take the rows without a result out, so that they are redone."""
+        """With `run.retry_failed`, remove the rows without a result, so that they are redone."""
         if not self.point.config.run.retry_failed:
             return
         asked = {REQUESTS: self.point.wants_answers, LATENCY: self.point.wants_latency}
-        for kind in (kind for kind, wanted in asked.items() if wanted):
-            for path in layout.files(self.dir, kind):
-                table = contents.read(path, kind)
-                kept = table.filter(pc.is_null(table["error_type"]))
-                if kept.num_rows < table.num_rows:
-                    write_arrow(path, kept)
+        for kind, path in [(k, p) for k in asked if asked[k] for p in layout.files(self.dir, k)]:
+            table = contents.read(path, kind)
+            kept = table.filter(pc.is_null(table["error_type"]))
+            if kept.num_rows < table.num_rows:
+                write_arrow(path, kept)
 
     def _quarantine(self, path: Path, reason: str) -> None:
-        """Move a file aside, requests with what lies beside them, so that it is done again."""
-        kind, dash, rest = path.stem.partition("-")
-        names = [f"{k}{dash}{rest}" for k in ((LATENCY,) if kind == LATENCY else ANSWERS)]
+        """Move a file aside (requests with what lies beside them), so that it is redone."""
+        kind = path.stem.partition("-")[0]
         folder = self.dir / "quarantine"
         folder.mkdir(exist_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        for file in (self.dir / f"{name}.parquet" for name in names):
+        for other in (LATENCY,) if kind == LATENCY else ANSWERS:
+            file = path.with_name(other + path.name.removeprefix(kind))
             if file.exists():
                 log.warning("run: %s is corrupt (%s); quarantined and redone", file, reason)
                 file.rename(folder / f"{file.stem}.{stamp}.parquet")
 
     def _note_versions(self) -> None:
-        """That what is missing is made with other libraries than what is there."""
+        """Note that what is missing is made with other libraries than what is there."""
         path, here = self.dir / "point.json", provenance.versions()
         info = json.loads(path.read_text())
         known = [info["provenance"]["versions"], *info.get("resumed_with", [])]
@@ -304,7 +297,7 @@ class PointStore:
             write_text(path, json.dumps(info, indent=1) + "\n")
 
     def _describe(self) -> None:
-        point, config = self.point, self.point.config
+        point, config, kind = self.point, self.point.config, self.point.config.budget.kind.name
         described: dict[str, Any] = {
             "id": point.id,
             "variant_id": point.variant_id,
@@ -314,9 +307,9 @@ class PointStore:
             "dataset": point.manifest.dataset_id,
             "press": config.press.name,
             "budget_label": budget_label(config.budget),
-            "budget_kind": config.budget.kind.name,
-            "budget": config.budget.ratio if config.budget.kind.name == "ratio" else None,
-            "budget_tokens": config.budget.tokens if config.budget.kind.name == "tokens" else None,
+            "budget_kind": kind,
+            "budget": config.budget.ratio if kind == "ratio" else None,
+            "budget_tokens": config.budget.tokens if kind == "tokens" else None,
             "controller": config.controller.name,
             "guard": guard_identity(config) if is_guarded(config) else None,
             "seed": config.seed,
@@ -340,16 +333,11 @@ class PointStore:
         write_text(self.dir / "point.json", json.dumps(described, indent=1) + "\n")
 
 
-def _names(paths: Iterable[Path]) -> list[str]:
-    return [path.name for path in paths]
-
-
 def _repeats(latency: pa.Table) -> dict[str, list[int]]:
     """The repeats of each example in a table of latencies."""
     found: dict[str, list[int]] = defaultdict(list)
-    examples, repeats = latency["example_id"].to_pylist(), latency["repeat"].to_pylist()
-    for example_id, repeat in zip(examples, repeats, strict=True):
-        found[example_id].append(repeat)
+    for row in latency.select(["example_id", "repeat"]).to_pylist():
+        found[row["example_id"]].append(row["repeat"])
     return dict(found)
 
 

@@ -1,7 +1,8 @@
-"""What an engine yields, as rows of the pinned schemas."""
+"""Turn what an engine yields into rows of the pinned schemas."""
 
 import json
 import math
+from dataclasses import asdict
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -13,15 +14,16 @@ from kvx.identity import provenance
 from kvx.points import Request
 
 Row = dict[str, Any]
-TIMES = ("ttft_s", "tpot_s", "latency_s", "prefill_s", "decode_s")
 
 
 def request_row(response: Response, finished: datetime) -> Row:
     """One row of `requests`."""
     request: Request = response.request
     entry, timing, kv = request.entry, response.timing, response.kv
-    measured = None if kv is None else kv.entries_effective
-    reason = request.point.degenerate_reason(entry.compressed_tokens, measured)
+    effective = None if kv is None else kv.entries_effective
+    reason = request.point.degenerate_reason(entry.compressed_tokens, effective)
+    measured_here = BudgetProof.MEASURED if response.budget_verified else BudgetProof.NONE
+    ids = response.token_ids
     row: Row = {
         "request_id": request.id, "point_id": request.point.id, "example_id": entry.example_id,
         "cluster": entry.cluster, "bin": entry.bin, "context_tokens": entry.context_tokens,
@@ -29,8 +31,9 @@ def request_row(response: Response, finished: datetime) -> Row:
         "context_tokens_cut": entry.context_tokens_cut, "max_new_tokens": request.max_new_tokens,
         "has_response": response.has_response, "budget_verified": response.budget_verified,
         "degenerate": reason is not None, "degenerate_reason": reason, "finished_at": finished,
-        "text": response.text, "token_ids": response.token_ids,
-        "output_tokens": _output_tokens(response), "budget_proof": _proof(response),
+        "text": response.text, "token_ids": ids,
+        "output_tokens": response.output_tokens if ids is None else len(ids),
+        "budget_proof": (response.budget_proof or measured_here).value,
         "finish_reason": response.finish_reason, "error_type": response.error_type,
         "error_message": response.error_message, "peak_memory_bytes": response.peak_memory_bytes,
         "made_with": _made_with(response), "reasoning": response.reasoning,
@@ -38,19 +41,14 @@ def request_row(response: Response, finished: datetime) -> Row:
         "opens_reasoning": response.opens_reasoning,
     }  # fmt: skip
     if timing is not None:
-        row |= {name: getattr(timing, name) for name in TIMES}
+        row |= asdict(timing)
     if kv is not None:
-        row |= {
-            "kv_entries_nominal": kv.entries_nominal, "kv_entries_effective": kv.entries_effective,
-            "kv_entries_physical": kv.entries_physical, "kv_bytes_nominal": kv.bytes_nominal,
-            "kv_bytes_effective": kv.bytes_effective, "kv_bytes_physical": kv.bytes_physical,
-            "kv_bytes_full": kv.bytes_full, "kv_bytes_peak": kv.bytes_peak,
-        }  # fmt: skip
+        row |= {f"kv_{name}": value for name, value in asdict(kv).items()}
     return row | ({} if response.guard is None else _guard_columns(response.guard))
 
 
 def _guard_columns(guard: Guarded) -> Row:
-    """What a controller did to a response, summed up."""
+    """A summary of what a controller did to a response."""
     return {
         "guard_mean_budget": guard.mean_budget, "guard_decoded_tokens": guard.decoded_tokens,
         "guard_recomputed_tokens": guard.recomputed_tokens, "guard_events": len(guard.events),
@@ -60,23 +58,14 @@ def _guard_columns(guard: Guarded) -> Row:
 
 
 def _made_with(response: Response) -> str:
-    """What a response may depend on though it does not name its point, as JSON."""
-    if response.machine is not None:  # our batches are none of a server's
+    """What a response may depend on beyond its point's identity, as JSON."""
+    if response.machine is not None:  # a server: our batch settings play no part
         return json.dumps({"machine": response.machine})
     config = response.request.point.config
     settings = made_with(config)
-    if is_guarded(config):  # a prefill of its own, or what the shared one left behind
+    if is_guarded(config):  # whether its prefill was shared or its own
         settings["guard.shadow"] = config.guard.shadow.name
     return json.dumps({**settings, "machine": machine()}, sort_keys=True)
-
-
-def _output_tokens(response: Response) -> int | None:
-    return response.output_tokens if response.token_ids is None else len(response.token_ids)
-
-
-def _proof(response: Response) -> str:
-    measured = BudgetProof.MEASURED if response.budget_verified else BudgetProof.NONE
-    return (response.budget_proof or measured).value
 
 
 def trace_row(response: Response) -> Row | None:
@@ -91,14 +80,12 @@ def trace_row(response: Response) -> Row | None:
         "arrival_s": trace.arrival_s, "score_evicted": trace.score_evicted,
     }  # fmt: skip
     if trace.probe is not None:
-        row |= {
-            "probe_kl_nats": trace.probe.kl_nats, "probe_same_top1": trace.probe.same_top1,
-        }  # fmt: skip
+        row |= {f"probe_{name}": value for name, value in asdict(trace.probe).items()}
     return row | (trace.signals or {})
 
 
 def event_rows(response: Response) -> list[Row]:
-    """One row of `events` for each thing that a controller did to the response, in its order."""
+    """One row of `events` for each thing that a controller did to the response, in order."""
     request = response.request
     about = {
         "request_id": request.id, "point_id": request.point.id,
@@ -106,12 +93,8 @@ def event_rows(response: Response) -> list[Row]:
     }  # fmt: skip
     return [
         {
-            **about, "index": index, "token": event.token, "mode": event.mode,
-            "action": event.action, "reason": event.reason, "hazard": _known(event.hazard),
-            "probe_nats": _known(event.probe_nats), "budget_before": event.budget_before,
-            "budget_after": event.budget_after, "n_kept": event.n_kept,
-            "tokens_dropped": len(event.dropped_ids), "dropped_ids": event.dropped_ids,
-            "milliseconds": event.milliseconds,
+            **about, "index": index, **asdict(event), "hazard": _known(event.hazard),
+            "probe_nats": _known(event.probe_nats), "tokens_dropped": len(event.dropped_ids),
         }
         for index, event in enumerate(response.guard.events if response.guard else [])
     ]  # fmt: skip
@@ -135,9 +118,7 @@ def latency_row(measurement: Measurement, finished: datetime) -> Row:
         "others_cpu_share": measurement.others_cpu_share, "gpu_others": measurement.gpu_others,
         "error_type": measurement.error_type, "error_message": measurement.error_message,
     }  # fmt: skip
-    if timing is not None:
-        row |= {name: getattr(timing, name) for name in TIMES}
-    return row
+    return row if timing is None else row | asdict(timing)
 
 
 @cache

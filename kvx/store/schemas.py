@@ -26,13 +26,13 @@ EXAMPLES = _schema(
     },
     {},
 )
-# of data whose rows have settings of their own; other manifests keep the file they had
+# only for data whose rows have their own settings, so other manifests keep their file
 EXAMPLE_SETTINGS = {"answer_prefix": S, "max_new_tokens": I32, "formatted": B}
 EXAMPLES_WITH_SETTINGS = pa.schema(
     [*EXAMPLES, *(pa.field(n, t, nullable=True) for n, t in EXAMPLE_SETTINGS.items())]
 )
 
-# one row per request: what was asked, what came back, and what was measured on the way
+# one row per request: what was asked, answered and measured
 REQUESTS = _schema(
     {
         "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32,
@@ -117,7 +117,7 @@ FAILURES = _schema(
     {"message": S},
 )  # fmt: skip
 
-# one row per response: what can be seen of it alone; tokens are words where `unit` says so
+# one row per response, judged alone; tokens are words where `unit` says so
 CATASTROPHES = _schema(
     {
         "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32,
@@ -132,7 +132,7 @@ CATASTROPHES = _schema(
 # what kvx.score writes beside each point's requests, in this order
 SCORED = {"catastrophes": CATASTROPHES, "failures": FAILURES, "scores": SCORES}
 
-# what every analysed row says about the point it belongs to
+# columns about the point, in every analysed row
 _CURVE = {
     "variant_id": S, "variant": S, "model": S, "dataset": S, "press": S, "controller": S,
     "seed": I64, "budget_kind": S,
@@ -206,7 +206,7 @@ GUARD_STATS = _schema(
     },
 )  # fmt: skip
 
-# every controller over all points it followed; `versus`: how it differs from another one
+# every controller over all its points; `versus`: compared with another controller
 CONTROLLER_STATS = _schema(
     {"group": S, "controller": S, "figure": S, "n": I64, "n_clusters": I64},
     {
@@ -215,7 +215,7 @@ CONTROLLER_STATS = _schema(
     },
 )  # fmt: skip
 
-# controllers replayed over recorded traces; whatever is prevented is so at best, an upper bound
+# controllers replayed over recorded traces; what they prevent is an upper bound
 SIMULATION = _schema(
     {
         "role": S, "controller": S, "family": S, "group": S, "n_traces": I64, "n_prompts": I64,
@@ -247,7 +247,7 @@ EVALUATION = _schema(
     {"value": F64, "ci_low": F64, "ci_high": F64},
 )  # fmt: skip
 
-# one row per trace: hazards by a model that knows no token of its prompt
+# one row per trace: hazards by a model that was not trained on its prompt
 PREDICTIONS = _schema(
     {
         "request_id": S, "prompt": S, "fold": I32, "part": S, "role": S,

@@ -1,4 +1,4 @@
-"""Parquet files: a pinned schema in, all or nothing on disk, and what they were made from."""
+"""Write Parquet files atomically with a pinned schema, and record what they were made from."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,9 +18,8 @@ def write_table(
 ) -> None:
     """Write `rows` with exactly `schema`; `inputs` is a hash of what they were made from.
 
-    With it goes the digest of the code that made them.
-
-    Raises `pyarrow.ArrowInvalid` if a row does not fit the schema, `OSError` if the disk is full.
+    The digest of the code that made them is stored with it. Raises `pyarrow.ArrowInvalid` if a row
+    does not fit the schema, `OSError` if the disk is full.
     """
     table = pa.Table.from_pylist(list(rows), schema=schema)
     if inputs is not None:
@@ -43,9 +42,9 @@ def read_inputs(path: Path) -> str | None:
 
 
 def is_by_other_code(path: Path) -> bool:
-    """Whether a table says what it was made from, but other code of kvx made it."""
-    said = _metadata(path)
-    return INPUTS_KEY in said and said.get(CODE_KEY) != package_digest()
+    """Whether a table records its inputs, but other code of kvx made it."""
+    found = _metadata(path)
+    return INPUTS_KEY in found and found.get(CODE_KEY) != package_digest()
 
 
 def _metadata(path: Path) -> dict[bytes, str]:

@@ -1,4 +1,4 @@
-"""kv_transition.sqlite: an export of an experiment's Parquet, never a second truth."""
+"""kv_transition.sqlite: an export of an experiment's Parquet files, which stay the only truth."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 REQUEST = (
     "request_id", "point_id", "example_id", "bin", "context_tokens", "prompt_tokens",
@@ -23,7 +24,7 @@ RESPONSE = (
 
 
 def export(path: Path, tables: dict[str, pd.DataFrame]) -> None:
-    """Write `tables` as a new SQLite file, replacing the old one at once."""
+    """Write `tables` as a new SQLite file that replaces the old one at once."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -40,9 +41,7 @@ def export(path: Path, tables: dict[str, pd.DataFrame]) -> None:
 def request_tables(
     requests: pd.DataFrame, latency: pd.DataFrame, events: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
-    """Requests (with their proved budgets), responses, telemetry (what ran alone for times) and
-    what controllers did.
-    """
+    """Requests with proved budgets, responses, telemetry (latencies), and controllers' events."""
     answered = requests[requests["has_response"]]
     return {
         "requests": requests[list(REQUEST)],
@@ -63,7 +62,7 @@ def manifest_tables(
             {k: v for k, v in manifest.items() if k not in ("bins", "entries", "sampling")}
         )
         bins += [{"manifest_key": key, **b} for b in manifest["bins"]]
-        # a manifest leaves out that nothing was cut
+        # a manifest omits the field where nothing was cut
         entries += [
             {"manifest_key": key, "context_tokens_cut": 0, **entry} for entry in manifest["entries"]
         ]
@@ -79,13 +78,9 @@ def _plain(frame: pd.DataFrame) -> pd.DataFrame:
     for name in out.columns:
         if isinstance(out[name].dtype, pd.DatetimeTZDtype):
             out[name] = out[name].map(lambda t: t.isoformat())
-        elif out[name].dtype == object and not _is_text(out[name]):
+        elif out[name].dtype == object and infer_dtype(out[name]) not in ("string", "empty"):
             out[name] = out[name].map(_cell)
     return out
-
-
-def _is_text(column: pd.Series) -> bool:
-    return pd.api.types.infer_dtype(column, skipna=True) in ("string", "empty")
 
 
 def _cell(value: Any) -> Any:

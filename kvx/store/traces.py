@@ -1,4 +1,4 @@
-"""Traces on disk as arrays end to end (`kvx.guard.trace_arrays`)."""
+"""Read traces from disk as arrays (`kvx.guard.trace_arrays`)."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -60,7 +60,7 @@ def holds(table: pa.Table) -> list[Holds]:
 def to_traces(table: pa.Table, prefill: Mapping[str, NDArray[Any]]) -> Traces:
     """The rows of `read_traces` that have a trace, as arrays.
 
-    `prefill` has what `requests` knows, one item per row: budget, prompt_tokens, kept_tokens,
+    `prefill` has one item per row of what `requests` knows: budget, prompt_tokens, kept_tokens,
     max_new_tokens and press.
     """
     lengths = _lengths(table["entropy_nats"])

@@ -1,16 +1,13 @@
-"""GSM8K test problems.
-
-The context is worked examples and the problem, so that there is a cache to compress.
-"""
+"""GSM8K test problems, each behind worked examples, so that there is a cache to compress."""
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvx.data.example import Example
-from kvx.data.files import columns_of, fingerprint, read_jsonl
+from kvx.data.files import fingerprint, read_jsonl
 from kvx.data.ranges import check_range
-from kvx.data.texts import stories_file
+from kvx.data.texts import required, stories_file
 from kvx.data.values import missing, text
 from kvx.errors import UserError
 
@@ -40,7 +37,8 @@ class Gsm8kSource:
     def examples(self) -> Iterator[Example]:
         file = stories_file(self.path)
         docs = [
-            {**(doc := row.get("doc", row)), **_texts(doc, f"{file}: row {number}")}
+            row.get("doc", row)
+            | required(row.get("doc", row), ("question", "answer"), f"{file}: row {number}")
             for number, row in enumerate(read_jsonl(file), 1)
         ]
         if len(docs) <= N_RESERVED:
@@ -61,13 +59,3 @@ class Gsm8kSource:
                 answers=(text(answer, f"{file}: row {index + 1}: 'short_answer'"),),
                 meta={"n_shots": len(shots)},
             )
-
-
-def _texts(doc: object, at: str) -> dict[str, str]:
-    """Question and answer of a problem. Raises `UserError` if they are not there."""
-    if not isinstance(doc, dict) or not {"question", "answer"} <= set(doc):
-        raise UserError(
-            f"{at}: needs question and answer, has "
-            f"{columns_of(doc) if isinstance(doc, dict) else type(doc).__name__}"
-        )
-    return {name: text(doc[name], f"{at}: {name!r}") for name in ("question", "answer")}

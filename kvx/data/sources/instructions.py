@@ -1,24 +1,28 @@
-"""Checkable instructions before, inside or after a text: does the model still do what it was told?
+"""Checkable instructions before, inside or after a text, to test whether the model follows them.
 
-The texts are State of the Union speeches and NarrativeQA summaries, so that nothing comes from a
-hub. An instruction before or inside the text stands in what a press compresses; one after it stands
-with the question, which is not compressed unless `prompt.query_aware` says so.
+The texts are State of the Union speeches and NarrativeQA summaries, so nothing comes from a hub. A
+press compresses an instruction before or inside the text. One after it belongs to the question,
+which is not compressed unless `prompt.query_aware` is set.
 """
 
-import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 from kvx.data.example import Example
-from kvx.data.files import Row, columns_of, fingerprint, read_jsonl, read_text
+from kvx.data.files import fingerprint, read_jsonl, read_text
 from kvx.data.ranges import check_least, check_range
-from kvx.data.texts import excerpt, speech_files, stories_file, story_name
-from kvx.data.values import text
+from kvx.data.texts import (
+    excerpt,
+    log_uniform,
+    required,
+    speech_files,
+    stories_file,
+    story_name,
+)
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
 from kvx.scoring.instructions import Instruction
@@ -79,8 +83,8 @@ class Text:
 class InstructionsSource:
     """`n_examples` instructions on texts of `min_words`..`max_words` words (log-uniform).
 
-    `kinds` says how often each kind comes among the others; every placement comes as often as the
-    next. `texts` names `speeches` (in `haystack`), `stories` (in `path`), or both.
+    `kinds` gives each kind's share; placements are equally frequent. `texts` names `speeches` (in
+    `haystack`), `stories` (in `path`), or both.
     """
 
     haystack: str
@@ -118,15 +122,13 @@ class InstructionsSource:
             for _ in range(n)
         ]
         random.Random(self.seed).shuffle(order)
-        span = math.log(self.max_words / self.min_words)
         pools = [getattr(self, f"_{name}") for name in self.texts]
         for index, (kind, placement) in zip(range(self.n_examples), cycle(order), strict=False):
             rng = random.Random(f"{self.seed}-{index}")
             text = rng.choice(rng.choice(pools))
-            length = round(self.min_words * math.exp(rng.random() * span))
-            yield _example(
-                f"instructions-{self.seed}-{index:05d}", text, length, kind, placement, rng
-            )
+            length = log_uniform(self.min_words, self.max_words, rng)
+            yield _example(f"instructions-{self.seed}-{index:05d}", text, length, kind, placement,
+                           rng)  # fmt: skip
 
     @cached_property
     def _speeches(self) -> list[Text]:
@@ -145,7 +147,10 @@ class InstructionsSource:
     @cached_property
     def _stories(self) -> list[Text]:
         file = stories_file(self.path)
-        passages = sorted({_passage(r, file, n) for n, r in enumerate(read_jsonl(file), 1)})
+        rows = enumerate(read_jsonl(file), 1)
+        passages = sorted(
+            {required(r, ["passage"], f"{file}: row {n}")["passage"] for n, r in rows}
+        )
         stories = [passage.strip() for passage in passages]
         if not stories:
             raise UserError(f"{self.path}: dataset.source.path holds no story")
@@ -156,12 +161,6 @@ class InstructionsSource:
                 body += f"\n\n{more}"
             texts.append(Text(story_name(passages[first]), body, anywhere=False))
         return texts
-
-
-def _passage(row: Row, file: Path, number: int) -> str:
-    if "passage" not in row:
-        raise UserError(f"{file}: row {number}: no passage; it has {columns_of(row)}")
-    return text(row["passage"], f"{file}: row {number}: 'passage'")
 
 
 def _check_names(name: str, given: list[str], known: tuple[str, ...]) -> None:

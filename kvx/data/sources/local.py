@@ -1,6 +1,4 @@
-"""The user's own jsonl, json, csv, tsv or parquet file, in a benchmark's layout or with a field
-mapping.
-"""
+"""The user's own jsonl, json, csv, tsv or parquet file, in a benchmark's layout or a mapped one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ class LocalSource:
     """Examples of a data file.
 
     `fields` maps id, context, question, answers, cluster, answer_prefix and max_new_tokens to the
-    file's column names (only context, question and answers must be there); a column of null is not
+    file's column names (only context, question and answers must exist); a column of null is not
     read. `layout` is one of `kvx.data.layouts.NAMES`.
     """
 
@@ -35,7 +33,7 @@ class LocalSource:
 
     @staticmethod
     def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
-        """What of the fields decides the examples; those that came later only if they are set."""
+        """The fields that decide the examples; later fields only if they are set."""
         told = {k: v for k, v in fields.items() if k != "layout" or v != AUTO}
         columns = {**(told.get("fields") or {})}
         for role in ("answer_prefix", "max_new_tokens"):
@@ -61,7 +59,7 @@ class LocalSource:
 def _reads_as_before(
     path: Path, size: int, mtime_ns: int, layout: str, fields: tuple[tuple[str, str | None], ...]
 ) -> bool:
-    """Whether the first version of this reader read the file as this one does: ids stay valid."""
+    """Whether version 1 of this reader read the file alike, so that ids stay valid."""
     return layout == "auto" and row_examples.were_plain(
         read_rows(path), dict(fields), holds_only_text(path)
     )

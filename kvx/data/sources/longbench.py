@@ -1,7 +1,4 @@
-"""LongBench, from a directory of its jsonl files or from the hub.
-
-Source: https://arxiv.org/abs/2308.14508.
-"""
+"""LongBench (https://arxiv.org/abs/2308.14508), from a directory of its jsonl files or the hub."""
 
 import re
 from collections.abc import Iterator
@@ -28,8 +25,8 @@ class LongBenchSource:
 
     They come from `<path>/<task>.jsonl`, else from the hub dataset `hub` at commit `hub_revision`.
     The hub's rows are in kvpress's form (context, question, answer_prefix, answers,
-    max_new_tokens): they hold LongBench's prompt already, and the dataset's template is not used.
-    Without `row_limits`, `decoding.max_new_tokens` holds for all rows.
+    max_new_tokens): they contain LongBench's prompt, so the dataset's template is not used. Without
+    `row_limits`, `decoding.max_new_tokens` holds for all rows.
     """
 
     task: str
@@ -40,7 +37,7 @@ class LongBenchSource:
 
     @staticmethod
     def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
-        """What of the fields decides the examples; `revision` names the commit."""
+        """The fields that decide the examples; `revision` names the commit."""
         told = {k: v for k, v in fields.items() if k != "row_limits" or not v}
         return {**told, "hub_revision": None}
 
@@ -54,10 +51,8 @@ class LongBenchSource:
         if self.path:
             file = self._file()
             asked = ({"input": row.get("question"), **row} for row in read_jsonl(file))
-            alike = row_examples.were_plain(asked, FIELDS)
-            return (
-                f"longbench-{VERSION if alike else row_examples.VERSION}-{fingerprint(file)[:12]}"
-            )
+            version = VERSION if row_examples.were_plain(asked, FIELDS) else row_examples.VERSION
+            return f"longbench-{version}-{fingerprint(file)[:12]}"
         return f"longbench-{row_examples.VERSION}-{self.hub}@{self._commit()}"
 
     def examples(self) -> Iterator[Example]:
@@ -72,7 +67,7 @@ class LongBenchSource:
         return row_examples.examples(chain([first], found), f"LongBench {self.task}", reading)
 
     def _commit(self) -> str:
-        """Raises `UserError` for what could name other data tomorrow."""
+        """Raises `UserError` for a revision that could name other data tomorrow."""
         if re.fullmatch(r"[0-9a-f]{40}", self.hub_revision or "") is None:
             raise UserError(
                 f"dataset.source.hub_revision={self.hub_revision}: name a commit of {self.hub} (40 "

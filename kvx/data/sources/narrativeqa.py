@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvx.data.example import Example
-from kvx.data.files import Row, columns_of, fingerprint, read_jsonl
+from kvx.data.files import Row, fingerprint, read_jsonl
 from kvx.data.ranges import check_least
-from kvx.data.texts import stories_file, story_name
-from kvx.data.values import text, texts
+from kvx.data.texts import required, stories_file, story_name
+from kvx.data.values import texts
 from kvx.errors import UserError
 
 VERSION = "1"
@@ -67,11 +67,7 @@ class NarrativeQASource:
 
 def _texts(row: Row, at: str) -> dict[str, Any]:
     """Question, passage and references (the file holds each list of them as Python text)."""
-    lacking = [name for name in ("question", "answer", "passage") if name not in row]
-    if lacking:
-        raise UserError(f"{at}: no {lacking[0]}; it has {columns_of(row)}")
-    found: dict[str, Any] = {n: text(row[n], f"{at}: {n!r}") for n in ("question", "passage")}
-    answers = texts(row["answer"], f"{at}: 'answer'")
+    answers = texts(row.get("answer"), f"{at}: 'answer'")
     if not answers:
         raise UserError(f"{at}: no answers in 'answer'; every example needs one")
-    return found | {"answer": answers}
+    return {**required(row, ("question", "passage"), at), "answer": answers}

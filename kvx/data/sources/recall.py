@@ -1,10 +1,6 @@
-"""The embedded recall task: `key v1 .. vk .` facts hidden in filler.
-
-It is made for the tiny recall model.
-"""
+"""The embedded recall task for the tiny recall model: `key v1 .. vk .` facts hidden in filler."""
 
 import json
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +9,7 @@ from pathlib import Path
 from kvx.config.folders import package_dir
 from kvx.data.example import Example
 from kvx.data.ranges import check_least, check_range
+from kvx.data.texts import log_uniform
 from kvx.errors import UserError
 from kvx.identity.hashing import sha256_file
 
@@ -25,7 +22,7 @@ def words_file() -> Path:
 
 @dataclass
 class RecallSource:
-    """Generated: `n_examples` contexts of `min_words`..`max_words` words (log-uniform), seeded."""
+    """`n_examples` generated, seeded contexts of `min_words`..`max_words` words (log-uniform)."""
 
     n_examples: int = 400
     min_words: int = 200
@@ -54,8 +51,7 @@ class RecallSource:
         words = json.loads(words_file().read_text())
         for index in range(self.n_examples):
             rng = random.Random(f"{self.seed}-{index}")
-            span = math.log(self.max_words / self.min_words)
-            length = round(self.min_words * math.exp(rng.random() * span))
+            length = log_uniform(self.min_words, self.max_words, rng)
             yield self._example(index, length, words, rng)
 
     def _example(

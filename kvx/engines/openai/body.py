@@ -1,4 +1,4 @@
-"""What is sent for a request: the prompt, the decoding fields, and where the budget lives."""
+"""What is sent for a request: the prompt, the decoding fields, and the budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ MOST_STOPS = 4  # that OpenAI's API takes; answers are cut at all of them here
 
 @dataclass(frozen=True)
 class Route:
-    """How the budget of a point reaches a server, and which one that is."""
+    """How the budget of a point reaches a server, and which server that is."""
 
     url: str
     by_endpoint: bool
@@ -36,16 +36,14 @@ class Route:
 
 
 def route(point: Point) -> Route:
-    """Raises `UserError` where no server is named for the point."""
+    """Raises `UserError` if no server is named for the point."""
     engine, budget = settings(point.config), point.config.budget
     by_body = "budget" in placeholders.names(engine.extra_body)
     if not engine.endpoints:
         if not engine.base_url:
             name = environment.BASE_URL
-            raise UserError(
-                f"engine=openai: which server? set engine.base_url, or {name}"
-                f"{environment.unread(name)}"
-            )
+            hint = environment.unread(name)
+            raise UserError(f"engine=openai: which server? set engine.base_url, or {name}{hint}")
         return Route(engine.base_url.rstrip("/"), False, by_body)
     urls = endpoints(engine.endpoints)
     if budget.key not in urls:
@@ -57,9 +55,9 @@ def route(point: Point) -> Route:
 
 
 def endpoints(raw: Any) -> dict[tuple[BudgetKind, float | int], str]:
-    """The URLs by `BudgetConfig.key`, whichever way a budget was typed (`1`, `1.0`, `256t`).
+    """The URLs by `BudgetConfig.key`, however a budget was typed (`1`, `1.0`, `256t`).
 
-    Raises `UserError` for what is no such mapping.
+    Raises `UserError` if `raw` is not such a mapping.
     """
     if not isinstance(raw, Mapping) or not raw:
         raise UserError("engine.endpoints: write {1.0: http://a:8000/v1, 0.2: http://b:8000/v1}")
@@ -121,7 +119,7 @@ class BodyBuilder:
         if is_kvx:
             in_tokens = config.budget.kind is BudgetKind.tokens
             asked = {"budget_tokens" if in_tokens else "budget": budget}
-            # no point of this engine has a controller: a guarding server shall not follow it
+            # no point of this engine has a controller: a guarding server must not use its own
             context = {"compress_chars": compress_chars, "controller": config.controller.name}
             body[KVX] = {"press": press, **asked, **context}
         return body | (placeholders.fill(engine.extra_body, press, budget) or {})
@@ -134,7 +132,7 @@ class BodyBuilder:
     def _text(self, example: Example) -> tuple[str, int]:
         """The prompt or message, and how many characters of the rendered prompt are compressed.
 
-        Put together once for all points that ask for it in a row.
+        Kept for the next point that asks for the same example.
         """
         if self._last is None or self._last[0] is not example:
             compressed, rest = self.prompts.texts(example)

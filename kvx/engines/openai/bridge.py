@@ -1,85 +1,49 @@
-"""An event loop in a thread of its own, behind an ordinary iterator.
+"""An event loop in its own thread, behind an ordinary iterator.
 
-What consumes the iterator writes files in between: in a loop of the same thread that would let
-streams wait and time-outs run.
+The consumer of the iterator writes files in between; in a loop of the same thread, streams would
+wait for that and time-outs would run.
 """
 
-import asyncio
-import contextlib
 import queue
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TypeVar
+
+from anyio.from_thread import start_blocking_portal
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _End:
-    error: BaseException | None = None
-
-
 def iterate(work: Callable[[Callable[[T], None]], Awaitable[None]]) -> Iterator[T]:
-    """What `work` hands to its argument, as it comes; raises what `work` raises.
+    """Yield what `work` hands to its argument, as it comes; raises what `work` raises.
 
     Closing the iterator cancels `work` and waits for it. So does an interruption, here or thrown
-    in; what has arrived by then still comes before it is raised.
+    in; what arrived until then is still yielded before it is raised.
     """
-    items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
-    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
-
-    async def whole() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        begun.set_result((asyncio.get_running_loop(), task))
+    items: queue.SimpleQueue[T | Future[None]] = queue.SimpleQueue()
+    interrupted: KeyboardInterrupt | None = None
+    with start_blocking_portal() as portal:
+        ended: Future[None] = portal.start_task_soon(work, items.put)
+        ended.add_done_callback(items.put)
         try:
-            await work(items.put)
-        except BaseExceptionGroup as group:  # of tasks that ended together: the first says why
-            raise group.exceptions[0] from None
-
-    def run() -> None:
-        end = _End()
-        try:
-            asyncio.run(whole())
-        except BaseException as error:  # noqa: BLE001  raised again in the consumer's thread
-            end = _End(error)
-        finally:
-            items.put(end)
-
-    thread = threading.Thread(target=run, name="kvx-openai", daemon=True)
-    thread.start()
-    item: T | _End | None = None
-
-    def stop() -> None:
-        loop, task = begun.result()
-        with contextlib.suppress(RuntimeError):  # it ended by itself just now
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-
-    try:
-        while not isinstance(item := items.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
-    except KeyboardInterrupt:
-        stop()
-        while not isinstance(item, _End):
-            if not isinstance(item := items.get(), _End):
+            while not isinstance(item := items.get(), Future):
                 yield item
-        raise
-    finally:
-        if not isinstance(item, _End):
-            stop()
-        thread.join()
+        except KeyboardInterrupt as error:
+            interrupted = error
+        finally:
+            ended.cancel()
+    while not items.empty():
+        if not isinstance(item := items.get(), Future):
+            yield item
+    if interrupted is not None:
+        raise interrupted
+    try:
+        ended.result()
+    except BaseExceptionGroup as group:  # of tasks that ended together: the first says why
+        raise group.exceptions[0] from None
 
 
 def call(work: Callable[[], Awaitable[T]]) -> T:
-    """The result of `work`, from anywhere: also inside a notebook's running event loop."""
-
-    async def once(put: Callable[[T], None]) -> None:
-        put(await work())
-
-    (result,) = iterate(once)
-    return result
+    """The result of `work`, also inside a notebook's running event loop."""
+    with start_blocking_portal() as portal:
+        return portal.call(work)

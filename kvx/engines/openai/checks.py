@@ -1,4 +1,4 @@
-"""What the schema cannot say about `engine=openai`; needs no server and imports no client."""
+"""Checks of `engine=openai` that the schema cannot express; needs no server and no client."""
 
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -11,10 +11,10 @@ SECRET = 8  # characters: shorter keys ("none", "EMPTY") are words
 
 
 def check_url(url: str) -> None:
-    """Raises `UserError` for what is no address, or holds a password."""
+    """Raises `UserError` for what is not an address, or holds a password."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"{url}: no address of a server; write e.g. http://127.0.0.1:8000/v1")
+        raise UserError(f"{url}: not a server's address; write e.g. http://127.0.0.1:8000/v1")
     if parts.username is not None or parts.password is not None:
         raise UserError(
             f"{parts.hostname}: a name or password in the address would be saved with the results; "
@@ -22,7 +22,7 @@ def check_url(url: str) -> None:
         )
     if parts.query or parts.fragment:
         raise UserError(
-            f"{parts.hostname}: nothing can follow the path of the address, and ?… would be saved "
+            f"{parts.hostname}: remove what follows the path of the address; it would be saved "
             "with the results"
         )
 
@@ -32,22 +32,21 @@ def check_key(key: str | None, engine: OpenAIConfig) -> None:
     if key is None:
         return
     if not (key.isascii() and key.isprintable()):
-        raise UserError("OPENAI_API_KEY: holds a character that no HTTP header can")
+        raise UserError("OPENAI_API_KEY: holds a character that an HTTP header cannot")
     if len(key) >= SECRET and key in repr(engine):
         raise UserError(
-            "the key stands in a field of engine, which is saved with the results; OPENAI_API_KEY "
-            "is sent by itself"
+            "the key is in a field of engine, which is saved with the results; remove it, "
+            "OPENAI_API_KEY is sent anyway"
         )
 
 
 def refuse_workers(points: Sequence[Point]) -> None:
-    """Raises `UserError` where several processes would each keep a limit meant for all of them."""
+    """Raises `UserError` where several processes would each apply a limit meant for all of them."""
     for point in points:
         engine = point.config.engine
-        if isinstance(engine, OpenAIConfig):
-            limits = engine.rate_limit
-            if limits.max_rpm is not None or limits.max_tpm is not None:
-                raise UserError(
-                    "engine.rate_limit holds for one process, and one is enough to keep a server "
-                    "busy; leave hydra/launcher out"
-                )
+        limits = engine.rate_limit if isinstance(engine, OpenAIConfig) else None
+        if limits is not None and (limits.max_rpm is not None or limits.max_tpm is not None):
+            raise UserError(
+                "engine.rate_limit holds for one process, and one is enough to keep a server busy; "
+                "leave hydra/launcher out"
+            )

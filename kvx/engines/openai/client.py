@@ -20,18 +20,19 @@ from kvx.engines.openai.reply import Parser, Reply
 from kvx.engines.openai.sse import Events
 from kvx.scoring.failures import FailureType
 
+ANYTHING = cast(Any, object)  # the client's word for "parse nothing"
 PATHS = {Api.completions: "/completions", Api.chat: "/chat/completions"}
 KVX = "kvx"  # what a kvx server says it is owned by
 HIDDEN = "[OPENAI_API_KEY]"
 NO_KEY = "none"  # the client insists on one
 LISTING_S = 15.0
 SLACK = 0.1  # of the time between tokens, by which its time-out may come too early
-DRAIN_S = 0.1  # for the last bytes of a stream: a connection that was read to its end is used again
+DRAIN_S = 0.1  # for the last bytes of a stream: only then is the connection used again
 
 
 @dataclass(frozen=True)
 class About:
-    """What a server lists: model names, and whether it is kvx.serve. None: it has no such list."""
+    """What a server lists: model names (None: it has no list), and whether it is kvx.serve."""
 
     models: Sequence[str] | None
     is_kvx: bool
@@ -44,7 +45,7 @@ def settings(config: Config) -> OpenAIConfig:
 
 
 class Client:
-    """A server; use it as an async context manager, in one event loop."""
+    """A server, for one event loop; close it when done."""
 
     def __init__(self, url: str, config: Config) -> None:
         self.url, self.engine = url, settings(config)
@@ -56,11 +57,7 @@ class Client:
             timeout=Timeout(None, connect=self.limits.connect_s),
         )  # fmt: skip
 
-    async def __aenter__(self) -> "Client":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        self.close = self._client.close
 
     async def ask(
         self, body: Mapping[str, Any], total_s: float, until: Sequence[str] = ()
@@ -77,7 +74,7 @@ class Client:
             fault = faults.of_error(error)
             if fault.status in faults.NO_PATH and "model" not in fault.message.lower():
                 fault.message += f" ({faults.OTHER_API[self.engine.api.name]})"
-        except (ValueError, RecursionError) as error:  # JSON that is none
+        except (ValueError, RecursionError) as error:  # broken JSON
             fault = Fault(f"the answer is not JSON ({error})")
         raise self._shown(fault) from None
 
@@ -85,7 +82,7 @@ class Client:
         """What the server lists. Raises `Fault` if nobody answers or the key is refused."""
         try:
             async with asyncio.timeout(LISTING_S):
-                listed = await self._client.get("/models", cast_to=cast(Any, object))
+                listed = await self._client.get("/models", cast_to=ANYTHING)
         except openai.APIStatusError as error:
             if error.status_code in (401, 403):
                 raise self._shown(faults.of_error(error)) from None
@@ -104,17 +101,20 @@ class Client:
         return About([str(model.get("id")) for model in entries], is_kvx)
 
     async def has(self, api: Api) -> bool:
-        """Whether the server has the path of `api`. False only if it says so; asks it for nothing.
+        """Whether the server has the path of `api`; False only if the server says so.
 
-        A path that there is answers GET with 405 on most servers; those that say 404 to a wrong
-        method too (llama.cpp, Ollama) are sent a request without a prompt.
+        A path that exists answers GET with 405 on most servers. Servers that answer 404 to a wrong
+        method, too (llama.cpp, Ollama), are sent a request without a prompt.
         """
         name = str(self.engine.model)
-        asked: list[dict[str, Any] | None] = [None, {"model": name, "max_tokens": 1}]
-        for body in asked:
+        touch: object
+        for body in (None, {"model": name, "max_tokens": 1}):
             try:
                 async with asyncio.timeout(LISTING_S):
-                    said = await self._touch(PATHS[api], body)
+                    if body is None:
+                        touch = await self._client.get(PATHS[api], cast_to=ANYTHING)
+                    else:
+                        touch = await self._client.post(PATHS[api], body=body, cast_to=ANYTHING)
             except openai.APIStatusError as error:
                 missing = (404,) if body is None else faults.NO_PATH
                 if error.status_code not in missing or faults.is_about_model(error):
@@ -122,15 +122,9 @@ class Client:
                 continue
             except (openai.APIError, TimeoutError, ValueError):
                 return True  # the first request will say what is wrong
-            if not faults.is_wrong_path(said):
+            if not faults.is_wrong_path(touch):
                 return True
         return False
-
-    async def _touch(self, path: str, body: dict[str, Any] | None) -> object:
-        anything = cast(Any, object)
-        if body is None:
-            return await self._client.get(path, cast_to=anything)
-        return await self._client.post(path, body=body, cast_to=anything)
 
     async def _ask(self, body: Mapping[str, Any], total_s: float, parser: Parser) -> Reply:
         begun, whole = time.perf_counter(), True
@@ -143,20 +137,30 @@ class Client:
                 else:
                     parser.feed(await self._post(body), time.perf_counter() - begun)
         except TimeoutError:
-            raise self._too_slow(parser, total_s if total.expired() else None) from None
+            if total.expired():  # it would be as slow again
+                what, again = f"stopped after {total_s:g} s", False
+            elif parser.first_s is None:
+                what, again = f"no token within {self.limits.first_token_s:g} s", True
+            else:
+                what, again = f"no token for {self.limits.between_tokens_s:g} s", True
+            raise Fault(what, FailureType.TIMEOUT, transient=again) from None
         return parser.finish(time.perf_counter() - begun, self.engine.stream, whole)
 
     async def _read(
         self, body: Mapping[str, Any], parser: Parser, begun: float, pause: asyncio.Timeout
     ) -> bool:
-        """Feed the parser with a stream; `pause` is moved on while tokens come.
+        """Feed the parser with a stream, moving `pause` on while tokens come.
 
-        Whether the server marked the end of the stream.
+        Returns whether the server marked the end of the stream.
         """
         loop, between_s, events = asyncio.get_running_loop(), self.limits.between_tokens_s, Events()
         moved_s = -between_s
+        path, kind = PATHS[self.engine.api], AsyncStream[object]
+        opened = await self._client.post(
+            path, body=dict(body), cast_to=ANYTHING, stream=True, stream_cls=kind
+        )
         async with (
-            await self._open(body) as stream,
+            opened as stream,
             contextlib.aclosing(_pieces(stream.response)) as pieces,
         ):
             async for piece in pieces:
@@ -172,31 +176,17 @@ class Client:
                     pause.reschedule(loop.time() + between_s)
         return False
 
-    async def _open(self, body: Mapping[str, Any]) -> AsyncStream[object]:
-        return await self._client.post(
-            PATHS[self.engine.api], body=dict(body), cast_to=cast(Any, object), stream=True,
-            stream_cls=AsyncStream[object],
-        )  # fmt: skip
-
     async def _post(self, body: Mapping[str, Any]) -> object:
-        answer: object = await self._client.post(
-            PATHS[self.engine.api], body=dict(body), cast_to=cast(Any, object)
-        )
+        path = PATHS[self.engine.api]
+        answer: object = await self._client.post(path, body=dict(body), cast_to=ANYTHING)
         if not isinstance(answer, dict):
             raise Fault("the answer is not JSON")
         if faults.is_wrong_path(answer):
             raise faults.of_object(answer.get("error"))
         return answer
 
-    def _too_slow(self, parser: Parser, total_s: float | None) -> Fault:
-        if total_s is not None:  # it would be as slow again
-            return Fault(f"stopped after {total_s:g} s", FailureType.TIMEOUT, transient=False)
-        if parser.first_s is None:
-            return Fault(f"no token within {self.limits.first_token_s:g} s", FailureType.TIMEOUT)
-        return Fault(f"no token for {self.limits.between_tokens_s:g} s", FailureType.TIMEOUT)
-
     def _shown(self, fault: Fault) -> Fault:
-        """Without the key, which servers like to repeat, and then cut: half a key is one, too."""
+        """The fault without the key, which servers may repeat, and may cut in half."""
         text = fault.message.replace(self._key, HIDDEN) if self._key else fault.message
         fault.message = faults.line(text)
         return fault

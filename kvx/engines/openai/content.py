@@ -1,4 +1,4 @@
-"""What one part of a reply says: text, reasoning, refusal, scored tokens, and what was used."""
+"""What one part of a reply says: text, reasoning, refusal, scored tokens, and usage."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Said:
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A token's text, its log-prob (nan where none was given) and the likeliest ones', if given."""
+    """A token's text, its log-prob (nan if not given) and the likeliest ones', if given."""
 
     text: str
     logprob: float = math.nan
@@ -29,17 +29,17 @@ class ScoredToken:
 
 
 def of_chat(choice: dict[str, Any]) -> Said:
-    """Of a choice of /chat/completions. Raises `TypeError` where text is no text."""
+    """Read a choice of /chat/completions. Raises `TypeError` if the text is not a string."""
     message = choice.get("delta") or choice.get("message") or {}
     text, thought = _text(message.get("content"))
     refusal = message.get("refusal") or ""
     if not isinstance(refusal, str):
-        raise TypeError("the refusal is no string")
+        raise TypeError("the refusal is not a string")
     return Said(text, _reasoning(message) + thought, refusal)
 
 
 def of_completion(choice: dict[str, Any]) -> Said:
-    """Of a choice of /completions. Raises `KeyError` if it says nothing, `TypeError` as above."""
+    """Read a choice of /completions. Raises `KeyError` if it is empty, `TypeError` as above."""
     if choice.get("finish_reason") is None and "text" not in choice:
         raise KeyError("text")
     text, thought = _text(choice.get("text"))
@@ -56,7 +56,7 @@ def _text(content: Any) -> tuple[str, str]:
     if content is None or isinstance(content, str):
         return content or "", ""
     if not isinstance(content, list):
-        raise TypeError("the text is no string")
+        raise TypeError("the text is not a string")
     texts, thoughts = [], []
     for part in content:
         if isinstance(part, str):
@@ -88,7 +88,7 @@ def scored_tokens(logprobs: Any) -> list[ScoredToken]:
 
 
 def _tops(of: Any) -> tuple[float, ...]:
-    """The likeliest log-probs, highest first; none if any of them is no number."""
+    """The likeliest log-probs, highest first; empty if any of them is not a number."""
     if isinstance(of, dict) and "top_logprobs" in of:
         items = _list(of["top_logprobs"])
         values = [i.get("logprob") if isinstance(i, dict) else None for i in items]
@@ -103,7 +103,7 @@ def _list(value: Any) -> Sequence[Any]:
 
 
 def _number(value: Any) -> float:
-    """A log-prob; nan for what is none. -inf is one: the token cannot come."""
+    """A log-prob; nan if it is not a number. -inf is one: the token cannot come."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     try:
@@ -115,7 +115,7 @@ def _number(value: Any) -> float:
 def used(usage: dict[str, Any]) -> tuple[int | None, int | None]:
     """Tokens that were generated, and how many of them were reasoning; None where not told.
 
-    Some servers (xAI) leave reasoning out of `completion_tokens`; the total says so.
+    Some servers (xAI) leave reasoning out of `completion_tokens`, as the total shows.
     """
     completion = _count(usage.get("completion_tokens"))
     details = usage.get("completion_tokens_details")

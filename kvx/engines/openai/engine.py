@@ -1,7 +1,7 @@
 """engine=openai: any server with OpenAI's API. Needs no torch.
 
-A budget is believed if the server's own accounting proves it; else a probe before the start says
-whether it has an effect, and every row is marked as not verified.
+A budget counts as verified if the server's own accounting proves it. Otherwise a probe before the
+start tells whether the budget has an effect, and every row is marked as not verified.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class OpenAIEngine:
                 )
         _check_presses(points)
         _warn_of_the_day(points)
-        call(lambda: _visit(points))
+        call(partial(_visit, points))
 
     def generate(self, work: Sequence[PointWork]) -> Iterator[Answer]:
         work = [item for item in work if item.requests]
@@ -75,14 +75,14 @@ class OpenAIEngine:
 
 
 def _warn_of_the_day(points: Sequence[Point]) -> None:
-    """A server renders chats itself, with the day on which it is asked."""
+    """Warn that a server renders chats itself, with the day on which it is asked."""
     for point in points:
         config, date = point.config, point.manifest.date
         if date is not None and settings(config).api is Api.chat:
             log.warning(
                 "run: model=%s: its chat template writes the day into prompts; with "
-                "engine.api=chat the server does so, and answers of another day are to other "
-                "prompts (engine.api=completions sends the prompts of %s)", config.model.name, date,
+                "engine.api=chat the server writes its own, so prompts change every day "
+                "(engine.api=completions sends the prompts of %s)", config.model.name, date,
             )  # fmt: skip
             return
 
@@ -98,7 +98,7 @@ def _check_presses(points: Sequence[Point]) -> None:
         if known.setdefault(press.name, press) != press:
             raise UserError(
                 f"press={press.name}: its parameters are not sent, so points that differ in them "
-                "would be the same requests; run one, with a server that was started with it"
+                "would send the same requests; run one, with a server started with it"
             )
     if not engine.endpoints or "press" in placeholders.names(engine.extra_body):
         return
@@ -141,12 +141,11 @@ async def _answer_all(work: Sequence[PointWork], put: Callable[[Answer], None]) 
 
 
 def _by_example(work: Sequence[PointWork]) -> list[tuple[Request, Example]]:
-    """All points' requests of an example together: servers keep the prefixes they saw last."""
-    order: dict[str, int] = {}
-    pairs = [pair for item in work for pair in item.requests]
-    for _, example in pairs:
-        order.setdefault(example.example_id, len(order))
-    return sorted(pairs, key=lambda pair: order[pair[1].example_id])
+    """All points' requests of an example together, because servers cache recent prefixes."""
+    pairs: dict[str, list[tuple[Request, Example]]] = {}
+    for request, example in (pair for item in work for pair in item.requests):
+        pairs.setdefault(example.example_id, []).append((request, example))
+    return [pair for same in pairs.values() for pair in same]
 
 
 async def _probe(session: Session, work: Sequence[PointWork]) -> dict[Path, Finding]:
@@ -168,16 +167,27 @@ async def _probe(session: Session, work: Sequence[PointWork]) -> dict[Path, Find
     return findings
 
 
+async def _ask(session: Session, request: Request, example: Example) -> Reply | PointFailed:
+    """The reply; a failed point if the server's accounting contradicts it. Raises `Fault`."""
+    reply = await session.ask(request, example)
+    if reply.accounting is not None:
+        told = session.lane(request.point).is_kvx
+        reason = proof.contradiction(request, reply.accounting, told)
+        if reason is not None:
+            return PointFailed(request.point, reason)
+    return reply
+
+
 async def _answer(session: Session, request: Request, example: Example, known: Finding) -> Answer:
     try:
-        reply = await session.ask(request, example)
+        reply = await _ask(session, request, example)
     except Fault as fault:
         return Response(
             request, None, error_type=fault.kind.value, error_message=fault.message,
             budget_proof=BudgetProof.NONE, machine=route(request.point).url,
         )  # fmt: skip
-    if (wrong := _contradiction(session, request, reply)) is not None:
-        return wrong
+    if isinstance(reply, PointFailed):
+        return reply
     said, builder = reply.accounting, session.builder(request.point)
     opened = builder.opens_reasoning(example) and reply.reasoning is None
     thought, tokens = reply.reasoning, reply.reasoning_tokens
@@ -202,14 +212,6 @@ async def _answer(session: Session, request: Request, example: Example, known: F
     )
 
 
-def _contradiction(session: Session, request: Request, reply: Reply) -> PointFailed | None:
-    if reply.accounting is None:
-        return None
-    told = session.lane(request.point).is_kvx
-    reason = proof.contradiction(request, reply.accounting, told)
-    return None if reason is None else PointFailed(request.point, reason)
-
-
 async def _measure_all(work: Sequence[LatencyWork], put: Callable[[Measured], None]) -> None:
     async with Session([item.point for item in work], concurrency=1) as session:
         for item in work:
@@ -229,13 +231,13 @@ async def _measure_all(work: Sequence[LatencyWork], put: Callable[[Measured], No
 async def _measure(session: Session, request: Request, example: Example, repeat: int) -> Measured:
     where = f"{route(request.point).url}, timed by its client"
     try:
-        reply = await session.ask(request, example)
+        reply = await _ask(session, request, example)
     except Fault as fault:
         return Measurement(
             request, repeat, machine=where, error_type=fault.kind.value, error_message=fault.message
         )
-    if (wrong := _contradiction(session, request, reply)) is not None:
-        return wrong
+    if isinstance(reply, PointFailed):
+        return reply
     said = reply.accounting
     return Measurement(
         request, repeat, reply.timing, reply.output_tokens,

@@ -13,8 +13,8 @@ from kvx.scoring.failures import FailureType, classify_error
 LONGEST_MESSAGE = 500
 # 409 is a conflict that a later attempt may not meet; 425 asks for one
 TRANSIENT_4XX = (408, 409, 425, 429)
-EXHAUSTED = "insufficient_quota"  # a 429 that no waiting cures
-NO_PATH = (404, 405, 501)  # also of a model that there is not
+EXHAUSTED = "insufficient_quota"  # a 429 that waiting does not cure
+NO_PATH = (404, 405, 501)  # also for an unknown model
 WRONG_PATH = "Unexpected endpoint"  # LM Studio, with status 200
 OTHER_API = {
     "completions": "this server may have no /completions: try engine.api=chat",
@@ -39,7 +39,7 @@ class Fault(Exception):  # noqa: N818
 
     @property
     def is_push_back(self) -> bool:
-        """Whether the server shows that it has too much to do."""
+        """Whether the server shows that it is overloaded."""
         busy = self.kind in (FailureType.RATE_LIMITED, FailureType.TIMEOUT)
         return busy or self.status in (502, 503)
 
@@ -49,8 +49,7 @@ def of_error(error: openai.APIError) -> Fault:
     if isinstance(error, openai.APITimeoutError):
         return Fault("no connection in time", FailureType.TIMEOUT)
     if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__ or error
-        return lost(cause)
+        return lost(error.__cause__ or error)
     if not isinstance(error, openai.APIStatusError):
         return _of_status(error.message, None, None)
     text = _said(error)
@@ -63,7 +62,7 @@ def of_error(error: openai.APIError) -> Fault:
 
 
 def of_object(error: Any) -> Fault:
-    """The fault behind an error object where an answer should be: a stream has begun with 200."""
+    """The fault behind an error object in a stream that began with status 200."""
     said, code = error, None
     if isinstance(error, Mapping):
         said, code = error.get("message") or "an error without a message", error.get("code")
@@ -73,7 +72,7 @@ def of_object(error: Any) -> Fault:
 
 
 def is_about_model(error: openai.APIStatusError) -> bool:
-    """Whether a server that answered 404 misses the model, not the path."""
+    """Whether a server that answered 404 lacks the model, not the path."""
     return "model" in _said(error).lower()
 
 
@@ -125,7 +124,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _amount(value: str | None) -> float | None:
-    """A number that can be waited for; "nan" and "inf" are none."""
+    """A finite number of at least 0, or None."""
     try:
         number = float(value) if value is not None else math.nan
     except ValueError:
@@ -134,6 +133,6 @@ def _amount(value: str | None) -> float | None:
 
 
 def line(text: str) -> str:
-    """One line that every file can hold, cut where it gets long."""
+    """One line that every file can hold, cut if it is long."""
     text = " ".join(text.encode(errors="replace").decode().split())
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"

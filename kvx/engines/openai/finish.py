@@ -48,7 +48,7 @@ _MEANING = {word: meaning for meaning, words in SAID.items() for word in words}
 def meaning(said: Any) -> str | None:
     """What `finish_reason` means; an unknown one is kept as it is, None stands for none.
 
-    SGLang's own API wraps it: {"type": "length", "length": 64}. What is no text says nothing.
+    SGLang's own API wraps it: {"type": "length", "length": 64}. What is not text says nothing.
     """
     if isinstance(said, dict):
         said = said.get("type")

@@ -13,18 +13,17 @@ from kvx.config.engine import AUTO, RateLimitConfig
 
 START = 4
 WINDOW = 4  # attempts at one limit before it is judged; as many as the limit, where that is more
-# of the gain in throughput that more concurrency would bring if latency held
+# shares of the gain in throughput that more concurrency would bring at constant latency
 WORTH_DOUBLING, WORTH_ONE_MORE = 0.1, 0.25
 HOLD_WINDOWS = 8  # after a step back, before the next try
-# what one new token costs, in prompt tokens: latencies of unlike requests become comparable
-TOKEN_COST = 20
+TOKEN_COST = 20  # of a new token, in prompt tokens: makes latencies of unlike requests comparable
 MINUTE_S = 60.0
 
 
 class Pace:
-    """A limit on concurrent attempts that finds the server's pace.
+    """A limit on concurrent attempts that adapts to the server.
 
-    By Little's law concurrency / latency is throughput: the limit doubles while that brings at
+    By Little's law, concurrency / latency is throughput. The limit doubles while that brings at
     least 10% more, then grows by one while that brings a quarter of what it could, and steps back
     when latency rises as fast as concurrency. It is halved when the server pushes back, once per
     congestion.
@@ -61,7 +60,7 @@ class Pace:
     def succeeded(self, begun: float, latency_s: float, prompt: int, new: int) -> None:
         """An attempt that began at `begun` (monotonic) was answered; tokens of its prompt and text.
 
-        Only attempts that saw nothing but the present limit tell something about it.
+        Only attempts that began under the present limit are counted.
         """
         if not self.adapts or begun < self._changed:
             return
@@ -70,7 +69,9 @@ class Pace:
             self._judge(self.limit / statistics.median(self._costs))
 
     def pushed_back(self, begun: float) -> None:
-        """429, a time-out or the like: half as many; those that began before know nothing new."""
+        """Halve the limit after a 429, a time-out or the like, unless the attempt began before a
+        change.
+        """
         if self.adapts and begun >= self._changed:
             self._doubles, self._best, self._hold = False, None, HOLD_WINDOWS
             self._set(self.limit // 2)
@@ -92,7 +93,9 @@ class Pace:
         self._set(back)
 
     def _wanted(self) -> float:
-        """Throughput, as a multiple of the best at a lower limit, that makes more worth trying."""
+        """The multiple of the best throughput at a lower limit that makes a higher one worth
+        trying.
+        """
         return 1 + WORTH_DOUBLING if self._doubles else 1 + WORTH_ONE_MORE / self.limit
 
     def _set(self, limit: int) -> None:
@@ -126,7 +129,7 @@ class Rate:
 
 
 class Minute:
-    """`max_rate` in any minute, whenever in it: for requests of which two may be too much."""
+    """At most `max_rate` in any minute, for requests of which two may be too much."""
 
     def __init__(self, max_rate: int) -> None:
         self.max_rate = max_rate

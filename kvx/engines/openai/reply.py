@@ -1,7 +1,7 @@
-"""Putting a reply together from the parts a server sends; a pure parser with its own checks.
+"""Assemble a reply from the parts a server sends; a pure parser with its own checks.
 
-The openai client does not validate what it parses, so every field that is used is checked here. An
-optional one (log-probs, usage) that is not as it should be is left out, and the answer stays.
+The openai client does not validate what it parses, so every field that is used is checked here. If
+an optional one (log-probs, usage) is wrong, it is left out and the answer stays.
 """
 
 import math
@@ -38,9 +38,9 @@ class Accounting:
 class Reply:
     """A complete answer. `tokens` (their text) and `trace` are there if log-probs were given.
 
-    `reasoning` is what the server sent beside the text, None if nothing; its tokens are among
-    `output_tokens`, and their number is `reasoning_tokens` where the server tells it. `cut`: the
-    server went on behind a stop string.
+    `reasoning` is what the server sent beside the text; its tokens are among `output_tokens`, and
+    `reasoning_tokens` is their number if the server tells it. `cut`: the server went on behind a
+    stop string.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Reply:
 class Parser:
     """Takes the parts of one reply in order: chunks of a stream, or one whole response.
 
-    `until` are the stop strings, at which the text is cut where the server did not stop.
+    `until` are the stop strings, at which the text is cut if the server did not stop.
     """
 
     api: Api
@@ -76,13 +76,12 @@ class Parser:
     last_s: float | None = None
 
     def feed(self, part: Any, at_s: float) -> None:
-        """One part that came `at_s` seconds after sending. Raises `Fault` for a wrong schema."""
+        """Take one part that came `at_s` seconds after sending. Raises `Fault` if it is wrong."""
         try:
             self._feed(part, at_s)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise Fault(
-                f"the answer has a wrong schema ({type(error).__name__}: {error})"
-            ) from None
+            what = f"the answer has a wrong schema ({type(error).__name__}: {error})"
+            raise Fault(what) from None
 
     def _feed(self, part: Any, at_s: float) -> None:
         if not isinstance(part, dict):
@@ -100,7 +99,7 @@ class Parser:
             return  # some servers end a stream so
         choices = part["choices"]
         if not isinstance(choices, list):
-            raise TypeError("choices is no list")
+            raise TypeError("choices is not a list")
         for choice in choices:
             if choice is not None and choice.get("index") in (None, 0, "0"):  # there is only one
                 self._choice(choice, at_s)
@@ -113,17 +112,16 @@ class Parser:
         self.text.append(said.text)
         self.reasoning.append(said.reasoning)
         self.refusal.append(said.refusal)
-        # what a model thinks comes token by token, too
         if said.text or said.reasoning or said.refusal or tokens:
             self.first_s = at_s if self.first_s is None else self.first_s
             self.last_s = at_s
         self.finish_reason = meaning(choice.get("finish_reason")) or self.finish_reason
 
     def _restart(self, kept: dict[str, Any]) -> None:
-        """A guarding server takes back what it streamed beyond so many characters and tokens."""
+        """A guarding server takes back what it streamed beyond this many characters and tokens."""
         n_characters, n_tokens = int(kept["kept_characters"]), int(kept["kept_tokens"])
         if min(n_characters, n_tokens) < 0:
-            raise ValueError("a restart keeps less than nothing")
+            raise ValueError("a restart keeps a negative number")
         self.text = ["".join(self.text)[:n_characters]]
         del self.scored[n_tokens:]
         del self.arrival_s[n_tokens:]
@@ -131,7 +129,7 @@ class Parser:
     def finish(self, total_s: float, streamed: bool, whole: bool = False) -> Reply:
         """The whole reply, `total_s` seconds after sending. Raises `Fault` if it is not whole.
 
-        With `whole` the server has marked its end: then it need not say why.
+        With `whole` the server has marked the end and need not give a reason.
         """
         text, refusal, thought = (
             storable("".join(pieces)) for pieces in (self.text, self.refusal, self.reasoning)
@@ -166,7 +164,7 @@ class Parser:
     def _trace(self, streamed: bool, n_tokens: int | None) -> Trace | None:
         """None unless every token has its log-prob and the likeliest ones beside it.
 
-        Beside reasoning, some servers score the answer's tokens only: not all of `n_tokens`.
+        Some servers score only the answer's tokens, not the reasoning's: fewer than `n_tokens`.
         """
         if n_tokens is not None and len(self.scored) + 1 < n_tokens:  # the stop token may lack
             return None
@@ -182,9 +180,9 @@ class Parser:
 
 
 def entropy_nats(chosen: list[float], tops: list[list[float]]) -> list[float]:
-    """Entropy per token of the likeliest tokens and the rest taken as one outcome: a lower bound.
+    """Entropy per token, a lower bound: all but the likeliest tokens count as one outcome.
 
-    A `chosen` token counts too where it is not among the `tops` (highest first).
+    A `chosen` token counts even if it is not among the `tops` (highest first).
     """
     known = [
         top if logprob >= top[-1] else [*top, logprob]
@@ -199,14 +197,14 @@ def entropy_nats(chosen: list[float], tops: list[list[float]]) -> list[float]:
 
 
 def accounting(raw: dict[str, Any]) -> Accounting:
-    """Raises what `Parser.feed` turns into a fault if a field is missing or no number."""
+    """Raises what `Parser.feed` turns into a fault if a field is missing or not a number."""
     kv, types = raw["kv"], {f.name: f.type for f in fields(KVUse)}
     numbers = {name: float(kv[name]) for name in types}
     if not all(0 <= value < MOST_BYTES for value in numbers.values()):  # nor is NaN
-        raise ValueError("kv holds what is no amount")
+        raise ValueError("kv holds something that is not an amount")
     budget = float(raw["budget"])
     if not math.isfinite(budget):
-        raise ValueError("the budget is no number")
+        raise ValueError("the budget is not a number")
     use = KVUse(**{n: int(v) if types[n] is int else v for n, v in numbers.items()})  # type: ignore[arg-type]
     press, kind = storable(str(raw["press"])), storable(str(raw["budget_kind"]))
     return Accounting(press, budget, kind, use, raw.get("method"))

@@ -1,4 +1,4 @@
-"""The servers of one run: their pace, the rate limit, and trying again."""
+"""The servers of one run: their pace, the rate limit, and retries."""
 
 import logging
 import random
@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import tenacity
 
@@ -37,7 +36,7 @@ class Lane:
 
 
 class Session:
-    """Use as an async context manager; `concurrency` replaces the configured one."""
+    """An async context manager; `concurrency` replaces the configured one."""
 
     def __init__(self, points: Sequence[Point], concurrency: int | None = None) -> None:
         self.config: Config = points[0].config
@@ -54,7 +53,7 @@ class Session:
 
     async def __aenter__(self) -> "Session":
         for url, lane in self.lanes.items():
-            await self._stack.enter_async_context(lane.client)
+            self._stack.push_async_callback(lane.client.close)
             try:
                 about = await lane.client.about()
             except Fault as fault:
@@ -73,14 +72,14 @@ class Session:
 
     @property
     def width(self) -> int:
-        """How many requests are worth holding: in flight, or waiting to be tried again."""
+        """How many requests are worth holding: in flight, or waiting for a retry."""
         return 2 * sum(lane.pace.most for lane in self.lanes.values())
 
     def lane(self, point: Point) -> Lane:
         return self.lanes[route(point).url]
 
     async def ask(self, request: Request, example: Example) -> Reply:
-        """The answer to one request, tried again as often as configured. Raises `Fault`."""
+        """The answer to one request, retried as configured. Raises `Fault`."""
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(1 + self.engine.max_retries),
             retry=tenacity.retry_if_exception(self._is_worth_retrying),
@@ -109,8 +108,8 @@ class Session:
             if reply.cut and lane.stops:
                 lane.stops = False
                 log.warning(
-                    "run: %s goes on behind the stop strings (decoding.until): its texts are cut "
-                    "here, its token counts and times are of all it generated", lane.client.url,
+                    "run: %s ignores the stop strings (decoding.until): its texts are cut here, "
+                    "its token counts and times include what was cut", lane.client.url,
                 )  # fmt: skip
             lane.pace.succeeded(
                 begun, reply.timing.latency_s, entry.prompt_tokens, reply.output_tokens or 1
@@ -118,8 +117,8 @@ class Session:
             return reply
 
     async def _send(self, lane: Lane, request: Request, example: Example) -> Reply:
-        asks = lane.gives_logprobs
-        body = self._body(lane, request, example)
+        builder, asks = self.builder(request.point), lane.gives_logprobs
+        body = builder.body(request, example, lane.is_kvx, asks)
         decoding = request.point.config.decoding
         total_s = decoding.timeout_s or self.engine.timeouts.total_s
         try:
@@ -131,18 +130,14 @@ class Session:
             if lane.gives_logprobs:
                 lane.gives_logprobs = False
                 log.warning(
-                    "run: %s gives no such log-probs (%s): answers will have no traces; perhaps "
-                    "engine.top_logprobs=5 is allowed", lane.client.url, fault.message,
+                    "run: %s refuses these log-probs (%s): answers will have no traces; "
+                    "engine.top_logprobs=5 may be allowed", lane.client.url, fault.message,
                 )  # fmt: skip
-            again = self._body(lane, request, example)
+            again = builder.body(request, example, lane.is_kvx, logprobs=False)
             return await lane.client.ask(again, total_s, decoding.until)
 
-    def _body(self, lane: Lane, request: Request, example: Example) -> dict[str, Any]:
-        builder = self.builder(request.point)
-        return builder.body(request, example, lane.is_kvx, lane.gives_logprobs)
-
     def builder(self, point: Point) -> BodyBuilder:
-        """What makes the requests of a point, and of all that differ from it in budgets only."""
+        """Makes the requests of a point, and of all that differ from it in budgets only."""
         variant = point.variant_id
         if variant not in self._builders:
             self._builders[variant] = BodyBuilder(point.config, point.manifest.date)
@@ -159,10 +154,10 @@ class Session:
                 raise UserError(
                     f"engine.api={api.name}: {url} has no {PATHS[api]}; set engine.api={other.name}"
                 )
-            whole = (
-                url.rstrip("/").removesuffix(PATHS[Api.chat]).removesuffix(PATHS[Api.completions])
-            )
-            whole = whole if whole.endswith("/v1") else f"{whole}/v1"
+            whole = url.rstrip("/")
+            for path in (PATHS[Api.chat], PATHS[Api.completions], "/v1"):
+                whole = whole.removesuffix(path)
+            whole += "/v1"
             end = "" if url == whole else f"; most servers' addresses end in /v1: {whole}"
             raise UserError(f"{url}: has neither {PATHS[api]} nor {PATHS[other]} (HTTP 404){end}")
 
@@ -173,7 +168,7 @@ class Session:
 
 
 def _backoff_s(state: tenacity.RetryCallState) -> float:
-    """What the server asks for, or twice as long each time; with jitter on top in both cases."""
+    """What the server asks for, or twice as long each time; plus jitter in both cases."""
     backoff: float = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (state.attempt_number - 1))
     error = state.outcome.exception() if state.outcome is not None else None
     asked = error.retry_after_s if isinstance(error, Fault) else None
@@ -187,7 +182,7 @@ def urls_of(points: Iterable[Point]) -> list[str]:
 
 
 def tokens_of(request: Request) -> int:
-    """What a request can use of a limit on tokens."""
+    """The most tokens that a request can use of a limit."""
     return request.entry.prompt_tokens + request.max_new_tokens
 
 

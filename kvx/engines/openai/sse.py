@@ -1,6 +1,6 @@
-"""The events of a stream from its bytes, as they come.
+"""Parse the events of a stream from its bytes, as they come.
 
-What the openai client does for each event costs more than all else that is done for a token.
+The openai client's own parser costs more than all else that is done for a token.
 """
 
 import json
@@ -19,7 +19,7 @@ class Events:
         self._data: list[bytes] = []  # of an event that goes on
 
     def feed(self, piece: bytes) -> Iterator[Any]:
-        """The values whose events end in `piece`. Raises `ValueError` for what is no JSON."""
+        """The values whose events end in `piece`. Raises `ValueError` for broken JSON."""
         *lines, self._line = (self._line + piece).split(b"\n")
         for line in lines:
             if line.startswith(DATA):

@@ -9,7 +9,7 @@ from kvx.run.units import Outcome, Unit
 
 class Pool(Protocol):
     def check(self, points: Sequence[Point]) -> None:
-        """Raises `UserError` for points that cannot be run, as far as that shows from here."""
+        """Raises `UserError` for points that cannot be run, as far as this process can tell."""
         ...
 
     def slices(self, points: Sequence[Point]) -> int:
@@ -19,7 +19,7 @@ class Pool(Protocol):
     def run(self, units: Sequence[Unit]) -> list[Outcome]:
         """Work on all units (at least one); one outcome for each.
 
-        Those that measure latency run alone and last. Raises `Submitted` where the work
-        goes on without us.
+        Those that measure latency run alone and last. Raises `Submitted` if the work goes on
+        without this process.
         """
         ...

@@ -1,7 +1,7 @@
 """hydra/launcher=kvx_local: worker processes of this machine, one per GPU or as many as asked for.
 
-A worker that dies loses the slice it was working on, at most what it had not yet written of it; a
-new one takes its place as long as there are slices left.
+A worker that dies loses at most what it had not yet written of its slice. A new one takes its place
+while there are slices left.
 """
 
 import logging
@@ -20,30 +20,25 @@ from kvx.config.schema import SHARING, SHARING_GPU, Measure
 from kvx.engines.activity import Seen
 from kvx.engines.openai import checks
 from kvx.errors import UserError
+from kvx.identity.provenance import usable_cores
 from kvx.points import Point
 from kvx.run.progress import Meter
 from kvx.run.units import Outcome, Unit
 
 log = logging.getLogger(__name__)
-SLICES_PER_WORKER = 2  # the last ones to finish wait for less, and a dead worker loses less
+SLICES_PER_WORKER = 2  # shortens the wait for the last worker and what a dead one loses
 CORES_PER_WORKER = 4
 PATIENCE_S = 30.0  # for workers that were asked to end
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; without torch."""
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; does not import torch."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
-
-
-def usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what a container or a job may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass
@@ -85,13 +80,11 @@ class Local:
                 f"model.device={chosen[0]}: each worker of hydra/launcher=kvx_local sees one GPU "
                 "of its own; set model.device=cuda, and CUDA_VISIBLE_DEVICES to the GPUs to use"
             )
-
         spread = [p for p in points if p.config.model.device_map is not None]
         if spread and len(self.gpus) > 1:
             raise UserError(
                 f"model.device_map={spread[0].config.model.device_map}: each worker of "
-                "hydra/launcher=kvx_local sees one GPU of its own; without it one process may use "
-                "several"
+                "hydra/launcher=kvx_local sees one GPU; leave hydra/launcher out to use several"
             )
 
     def slices(self, points: Sequence[Point]) -> int:
@@ -106,7 +99,7 @@ class Local:
         try:
             with Meter(units, show, min(self.workers, len(answers) or 1)) as meter:
                 done = self._run(answers, self.workers, workers, meter)
-                # one GPU each is alone enough, one core each is not
+                # latencies do not disturb each other on GPUs of their own; on cores they do
                 done += self._run(alone, min(len(self.gpus) or 1, self.workers), workers, meter)
         except BaseException:
             _end(workers.values(), interrupt=True)
@@ -128,7 +121,7 @@ class Local:
                 busy.append(worker)
                 try:
                     worker.connection.send(worker.unit)
-                except OSError:  # it died while idle: found out below
+                except OSError:  # it died while idle; `_receive` notices
                     log.debug("%s does not listen", worker)
             for connection in wait([w.connection for w in busy]):
                 worker = next(w for w in busy if w.connection is connection)
@@ -142,7 +135,7 @@ class Local:
         return outcomes
 
     def _idle(self, workers: dict[int, _Worker]) -> _Worker:
-        """A worker without a unit, a new one if need be, where the fewest others are at work."""
+        """A worker without a unit, or a new one, on the GPU with the least work."""
         for worker in list(workers.values()):
             if worker.unit is None and worker.process.poll() is not None:
                 worker.connection.close()
@@ -156,6 +149,7 @@ class Local:
         return workers[number]
 
     def _start(self, number: int) -> _Worker:
+        """Start a fresh interpreter, which has no lock, thread or CUDA context of ours."""
         environment = self._environment(number)
         here, there = Pipe()
         with there:
@@ -166,7 +160,7 @@ class Local:
         return worker
 
     def _environment(self, number: int) -> dict[str, str]:
-        """Of a worker: its GPU, its cores, and with how many others it shares what memory."""
+        """A worker's GPU and cores, and how many workers share them."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.curdir for p in sys.path)}
         environment[SHARING] = str(self.workers)
         if self.gpus:
@@ -199,7 +193,7 @@ def _receive(worker: _Worker, meter: Meter) -> Outcome | None:
 
 
 def _end(workers: Iterable[_Worker], interrupt: bool) -> None:
-    """Let workers go; those that are at work write what they have first."""
+    """End workers; those that are at work write what they have first."""
     for worker in workers:
         if interrupt:
             worker.process.send_signal(signal.SIGINT)

@@ -1,8 +1,8 @@
 """hydra/launcher=kvx_slurm: jobs of SLURM arrays, each with its slice of the examples.
 
-Array element k takes slice k of every model and manifest, one model after the other; latencies come
-in jobs of their own when all answers are there. What is done is decided from our own files: SLURM
-is only asked whether jobs are still in the queue, by `squeue`, so no accounting is needed.
+Array element k takes slice k of every model and manifest, one model after the other. Latencies
+follow in their own jobs when all answers are there. What is done is decided from our own files.
+SLURM is asked by `squeue` only, because submitit's results and states need accounting (`sacct`).
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from typing import Any
 from kvx.config.schema import Measure
 from kvx.engines.openai import checks
 from kvx.errors import Submitted, UserError
-from kvx.points import Point, experiment_dir
+from kvx.points import Point, by_experiment, experiment_dir
 from kvx.run import slurm_jobs
 from kvx.run.progress import Meter
 from kvx.run.units import Outcome, Unit
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 PLAIN = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes",
          "name", "stderr_to_stdout")  # fmt: skip
 PAUSE_S = (0.5, 15.0)  # between two looks at the queue: at first, at most
-# states of nodes that start no jobs, and the mark of those that do not respond
+# states of nodes that start no jobs, and the mark of nodes that do not respond
 OUT_OF_SERVICE = re.compile(r"down|drain|drng|fail|futr|inval|maint|unk|.*\*")
 SETTLE_S = 5.0  # until files of jobs that left the queue are seen here
 SAY_EVERY_S = 10.0  # at most, where only the queue's reasons change
-# what a refusal of sbatch may be about
+# settings that sbatch may refuse
 ASKED = ("partition", "account", "qos", "constraint", "gres", "gpus_per_node", "gpus_per_task",
          "cpus_per_task", "mem_gb", "timeout_min", "additional_parameters")  # fmt: skip
-# how SLURM's daemons write into a job's log why they ended it, and what to do about it
+# what SLURM's daemons write into a job's log when they end it, and what to do about it
 ENDINGS = (
     (r"exceeded (?:job )?memory limit|oom.?kill|out.of.memory",
      "out of memory; more with hydra.launcher.mem_gb="),
@@ -92,7 +92,7 @@ def _metered(unit: Unit, attempt: Callable[[Unit, Meter], Outcome]) -> Outcome:
 
 
 def _requeue_or_interrupt(requeue: Callable[..., Any], *signalled: Any) -> None:
-    """Submitit's handler; where it gives up its exception must not pass for one of the engine's."""
+    """Run submitit's handler; if it gives up, its exception must not look like the engine's."""
     from submitit.core.utils import UncompletedJobError
 
     try:
@@ -108,8 +108,8 @@ class Slurm:
         for name in ("nodes", "tasks_per_node"):
             if settings[name] != 1:
                 raise UserError(
-                    f"hydra.launcher.{name}={settings[name]}: a job is one worker; set "
-                    "hydra.launcher.slices to have more of them"
+                    f"hydra.launcher.{name}={settings[name]}: a job is one worker; for more, set "
+                    "hydra.launcher.slices"
                 )
         if slices is not None and slices < 1:
             raise UserError(f"hydra.launcher.slices={slices}: must be at least 1")
@@ -130,7 +130,7 @@ class Slurm:
         if missing := [name for name in needed if shutil.which(name) is None]:
             raise UserError(
                 f"hydra/launcher=kvx_slurm: there is no {missing[0]} here; "
-                "type the command on a machine of the cluster"
+                "run the command on a machine of the cluster"
             )
 
     def slices(self, points: Sequence[Point]) -> int:
@@ -161,7 +161,7 @@ class Slurm:
     def _submit(
         self, work: Sequence[Work], after: Sequence[str] = (), alone: bool = False
     ) -> list[tuple[Any, Work]]:
-        """Submit arrays and write down their ids; jobs with what each of them works on.
+        """Submit arrays and record their ids; returns jobs with what each of them works on.
 
         They start when the jobs `after` have ended. `alone`: nothing else may slow them down.
         """
@@ -201,7 +201,8 @@ class Slurm:
     def _remember(self, job_ids: list[str]) -> None:
         logs = str(self.folder).replace("%j", "*")
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        for folder, ids in slurm_jobs.experiments(self.points).items():
+        for folder, points in by_experiment(self.points).items():
+            ids = [point.id for point in points]
             slurm_jobs.remember(folder, slurm_jobs.Submission(job_ids, ids, logs, at))
 
     def _say_where(self, n: int, where: str) -> None:
@@ -222,7 +223,7 @@ def _ids(submitted: Sequence[tuple[Any, Work]]) -> list[str]:
 
 
 def _wait(submitted: Sequence[Any]) -> None:
-    """Until every job has left a result or the queue."""
+    """Wait until every job has left a result or the queue."""
     pause_s, settled_at = PAUSE_S[0], None
     said, said_at, before = "", time.monotonic(), 0
     while True:
@@ -267,9 +268,7 @@ def _outcomes(job: Any, work: Work) -> list[Outcome]:
 def _ending(job_log: Path) -> str | None:
     """Why SLURM's daemons ended a job, from what they wrote at the end of its log."""
     try:
-        with job_log.open("rb") as file:
-            file.seek(max(0, job_log.stat().st_size - 10_000))
-            tail = file.read().decode(errors="replace")
+        tail = job_log.read_bytes()[-10_000:].decode(errors="replace")
     except OSError:
         return None
     lines = [line for line in tail.splitlines() if line.startswith(("slurmstepd", "srun"))]
@@ -281,27 +280,24 @@ def _ending(job_log: Path) -> str | None:
 
 def _state(job_id: str) -> str:
     """SLURM's word for how a job ended, as long as it remembers."""
-    command = ["squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T"]
-    asked = subprocess.run(command, capture_output=True, text=True)
-    return asked.stdout.strip() or "no result"
+    said = slurm_jobs.ask_slurm("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%T")
+    return (said or "").strip() or "no result"
 
 
 def room(settings: dict[str, Any]) -> int:
     """How many jobs of these settings fit at once into the partitions they go to.
 
-    Nodes that are busy count, those that take no jobs do not. Raises `UserError` without `sinfo`.
+    Busy nodes count, nodes that take no jobs do not. Raises `UserError` without `sinfo`.
     """
-    command = ["sinfo", "-h", "-N", "-o", "%P|%N|%c|%t|%G"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True).stdout.split()
-    except FileNotFoundError:
+    listed = slurm_jobs.ask_slurm("sinfo", "-h", "-N", "-o", "%P|%N|%c|%t|%G")
+    if listed is None:
         raise UserError(
-            "hydra/launcher=kvx_slurm: there is no sinfo here to ask how many jobs fit; set "
+            "hydra/launcher=kvx_slurm: no sinfo here tells how many jobs fit; set "
             "hydra.launcher.slices"
-        ) from None
+        )
     asked = settings["partition"].split(",") if settings["partition"] else None
     nodes = {}
-    for line in listed:
+    for line in listed.split():
         partition, node, cores, state, gres = line.split("|", 4)
         if OUT_OF_SERVICE.match(state):
             continue
@@ -326,10 +322,7 @@ def gpus_of(settings: dict[str, Any]) -> int:
 
 
 def max_array_size() -> int:
-    """SLURM's limit on the elements of one array; its own default if it does not say."""
-    try:
-        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
-    except FileNotFoundError:
-        return 1001
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown.stdout)
+    """SLURM's limit on the elements of one array, or its default if it does not say."""
+    shown = slurm_jobs.ask_slurm("scontrol", "show", "config") or ""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
     return max(1, int(found[1]) if found else 1001)
