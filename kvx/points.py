@@ -12,7 +12,7 @@ from typing import Any
 from kvx.config import conditions
 from kvx.config.controller import RECORD
 from kvx.config.guard import GuardConfig, Shadow
-from kvx.config.identity import is_guarded, resolved
+from kvx.config.identity import is_guarded, resolved, unlabelled
 from kvx.config.numbers import exact
 from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
 from kvx.data.manifest import Entry, Manifest
@@ -103,8 +103,8 @@ class Point:
             del fields[name]
         # the manifest stands for the data, its own hash for the model: neither knows a path
         fields["dataset"] = self.manifest.identity
-        del fields["model"]["name"]
-        fields["model"]["hash"] = model_hash(self.config.model)
+        model = self.config.model
+        fields["model"] = {**unlabelled(model), "hash": model_hash(model)}
         if code := user_code.identity_of(user_code.sources_of(fields["engine"])):
             fields["sources"] = code
         return digest(fields)

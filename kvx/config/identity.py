@@ -31,6 +31,12 @@ def resolved(value: Any) -> Any:
     return value
 
 
+def unlabelled(value: Any) -> dict[str, Any]:
+    """A part of a configuration as `resolved`, without what tables call it."""
+    labels = {f.name for f in dataclasses.fields(value) if about(f).label}
+    return {name: plain for name, plain in resolved(value).items() if name not in labels}
+
+
 def _recorded(controller: ControllerConfig) -> dict[str, Any]:
     """A controller as it is in a point's record: kvx's own as before there were classes."""
     fields = {f.name: resolved(getattr(controller, f.name)) for f in dataclasses.fields(controller)}

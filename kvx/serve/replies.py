@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvx.config.identity import resolved
-from kvx.config.schema import BudgetKind
 from kvx.engines.base import BudgetProof, kept_as_asked
 from kvx.guard.events import INTERVENTIONS, Guarded, GuardEvent
 from kvx.serve.jobs import Done, Job
@@ -151,12 +150,11 @@ class CompletionReply(Reply):
 def proof(job: Job, done: Done) -> Json:
     """The budget and what the cache really held: `"kvx"` of every answer."""
     config = job.request.point.config
-    in_tokens = config.budget.kind is BudgetKind.tokens
     controller = config.controller.name
     certified = job.certified
     return {
         "press": config.press.name,
-        "budget": config.budget.tokens if in_tokens else config.budget.ratio,
+        "budget": config.budget.amount,
         "budget_kind": config.budget.kind.name,
         "method": resolved(config.press.method),
         "kv": dataclasses.asdict(done.kv),
