@@ -143,7 +143,7 @@ def _memory(points: Sequence[Point]) -> list[Memory]:
         key = (model.name, dataset, budget_label(point.config.budget))
         if key in rows or (per_token := kv_bytes_per_token(model)) is None:
             continue
-        largest = [n for _, n in sorted(largest_prompts(point.manifest).items())]
+        largest = largest_prompts(point.manifest)
         kept = [point.kept_tokens(n) * per_token for n in largest]
         full = (model.name, dataset, "1")
         rows.setdefault(full, Memory(*full, largest, [n * per_token for n in largest]))
