@@ -144,7 +144,7 @@ def _memory(points: Sequence[Point]) -> list[Memory]:
         about, own = (model.name, dataset), point.config.budget
         if (*about, *own.key) in rows or (per_token := kv_bytes_per_token(model)) is None:
             continue
-        largest = [n for _, n in sorted(largest_prompts(point.manifest).items())]
+        largest = largest_prompts(point.manifest)
         kept = [point.kept_tokens(n) for n in largest]
         for budget, entries in ((BudgetConfig(), largest), (own, kept)):
             row = Memory(*about, budget_label(budget), largest, [n * per_token for n in entries])

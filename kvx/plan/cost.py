@@ -33,12 +33,10 @@ def kv_bytes_per_token(model: ModelConfig) -> int | None:
     return int(2 * layers * kv_heads * head_dim * item)
 
 
-def largest_prompts(manifest: Manifest) -> dict[int, int]:
+def largest_prompts(manifest: Manifest) -> list[int]:
     """Tokens of the largest compressed prompt part in each bin."""
-    largest: dict[int, int] = {}
-    for entry in manifest.entries:
-        largest[entry.bin] = max(largest.get(entry.bin, 0), entry.compressed_tokens)
-    return largest
+    bins = sorted({entry.bin for entry in manifest.entries})
+    return [max(e.compressed_tokens for e in manifest.entries if e.bin == b) for b in bins]
 
 
 def calibrate(points: Sequence[Point]) -> float:

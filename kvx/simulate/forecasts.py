@@ -76,20 +76,17 @@ def own(experiment: Experiment) -> Forecasts:
     frame = read_frame([guard / PREDICTIONS])
     # predictions of an older kvx have no gates
     columns = frame.reindex(columns=[form.format(p.name) for form in _OF_FOLD for p in Point])
-    known: dict[int, Thresholds] = {}
-    cards = {}
-    values = columns.to_numpy(float)
-    for request_id, fold, row in zip(frame["request_id"], frame["fold"], values, strict=True):
-        if fold not in known:  # one object per fold: its policies are made once
-            hazard, gate = (dict(zip(Point, part, strict=True)) for part in np.split(row, 2))
-            gate = {p: nats for p, nats in gate.items() if not np.isnan(nats)}
-            known[fold] = Thresholds(hazard, gate)
-        cards[request_id] = known[fold]
+    known = {}  # one object per fold: its policies are made once
+    for fold, row in columns.astype(float).groupby(frame["fold"]).first().iterrows():
+        hazard, gate = (dict(zip(Point, part, strict=True)) for part in np.split(row.to_numpy(), 2))
+        known[fold] = Thresholds(hazard, {p: n for p, n in gate.items() if not np.isnan(n)})
     source = (
         f"Each forecast ({_kind(card)}) is that of a model of other prompts, with thresholds "
         f"chosen on other prompts: the {card['training']['folds']} outer folds of `kvx.train`."
     )
-    return Forecasts(dict(zip(frame["request_id"], frame["hazard"], strict=True)), cards, source)
+    requests = frame["request_id"].tolist()
+    cards = dict(zip(requests, frame["fold"].map(known), strict=True))
+    return Forecasts(dict(zip(requests, frame["hazard"], strict=True)), cards, source)
 
 
 def packaged(data: Data, folder: Path) -> Forecasts:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from kvx.analyze.plots import COLOURS, DASHES, MARKERS, STYLE, new_figure, save
 from kvx.simulate.page import CONTROLLER, SWEEP
@@ -40,10 +42,10 @@ def pareto(table: pd.DataFrame, path: Path) -> None:
         save(figure, path)
 
 
-def _reach(row: pd.Series, name: str) -> list[list[float]]:
+def _reach(row: pd.Series, name: str) -> NDArray[np.float64]:
     """The whiskers of a share: down and up to the ends of its interval; 0 without one."""
-    away = (row[name] - row[f"{name}_ci_low"], row[f"{name}_ci_high"] - row[name])
-    return [[max(0.0, float(a)) if pd.notna(a) else 0.0] for a in away]
+    away = [[row[name] - row[f"{name}_ci_low"]], [row[f"{name}_ci_high"] - row[name]]]
+    return np.asarray(np.clip(np.nan_to_num(away), 0.0, None), float)
 
 
 def _families(axis: Axes, swept: pd.DataFrame, x: str) -> None:
@@ -65,16 +67,15 @@ def _families(axis: Axes, swept: pd.DataFrame, x: str) -> None:
 def _controllers(axis: Axes, single: pd.DataFrame, x: str, first: int) -> None:
     for i, (_, row) in enumerate(single.iterrows()):
         colour = COLOURS[(first + i) % len(COLOURS)]
-        where = float(row[x]), float(row["prevented"])
-        reach = {name: _reach(row, name) for name in (x, "prevented")}
         axis.errorbar(
-            *where,
+            float(row[x]),
+            float(row["prevented"]),
             fmt=MARKERS[i % len(MARKERS)],
             color=colour,
             markersize=7,
             linestyle="",
-            xerr=reach[x],
-            yerr=reach["prevented"],
+            xerr=_reach(row, x),
+            yerr=_reach(row, "prevented"),
             elinewidth=0.7,
             markeredgecolor="black",
             markeredgewidth=0.6,

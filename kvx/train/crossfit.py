@@ -83,18 +83,16 @@ def settings_of(config: TrainConfig) -> FitSettings:
 def outer_folds(data: Data, config: TrainConfig) -> NDArray[np.int64]:
     """The fold of each trace [n]."""
     of = folds(data.strata, config.folds, config.seed)
-    return np.array([of[prompt] for prompt in data.frame["prompt"]], dtype=np.int64)
+    return np.asarray(data.frame["prompt"].map(of), np.int64)
 
 
 def inner_parts(data: Data, among: Mask, config: TrainConfig) -> NDArray[np.str_]:
     """Each trace's part, "" for those not `among`."""
-    prompts = set(data.frame["prompt"][among])
-    strata = {prompt: group for prompt, group in data.strata.items() if prompt in prompts}
-    of = parts(strata, config.shares, config.seed)
-    return np.array(
-        [of[p] if kept else "" for p, kept in zip(data.frame["prompt"], among, strict=True)],
-        dtype=np.str_,
-    )
+    prompts = data.frame["prompt"]
+    chosen = set(prompts[among])
+    strata = {prompt: group for prompt, group in data.strata.items() if prompt in chosen}
+    part = prompts.map(parts(strata, config.shares, config.seed)).where(among, "")
+    return np.asarray(part, np.str_)
 
 
 def fit_parts(

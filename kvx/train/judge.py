@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Results:
-    """Rows of `schemas.EVALUATION`, and what could not be done, and why."""
+    """Rows of `schemas.EVALUATION`, and the reasons why analyses were skipped."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Judge:
-    """One view of the data: what a catastrophe's start is, is in `table`."""
+    """One view of the data; its `table` says where a catastrophe starts."""
 
     table: Table
     config: TrainConfig
