@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 with_torch=
 if [ "${1:-}" = --torch ]; then with_torch=1; shift; fi
-heavy='torch|transformers|kvpress|xgboost|openai|datasets|gguf'
+heavy='torch|transformers|kvpress|xgboost|datasets|gguf'
 light="tests/test_limits.py tests/test_kvpress_import.py tests/test_stats_bootstrap.py
   tests/test_stats_intervals.py tests/test_stats_paired.py tests/test_stats_transition.py
   tests/test_certify_stats.py tests/test_detectors.py tests/test_metrics.py tests/test_failures.py"
