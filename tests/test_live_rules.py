@@ -91,20 +91,24 @@ guards = st.builds(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def reactive(point: Any) -> Point:
+    found: Point = point("controller=reactive")
+    return found
+
+
 @settings(deadline=None, max_examples=50)
 @given(one=guards, other=guards)
 def test_two_guards_share_a_point_exactly_if_they_give_the_same_results(
-    point: Any, one: GuardConfig, other: GuardConfig
+    reactive: Point, one: GuardConfig, other: GuardConfig
 ) -> None:
     def what_counts(guard: GuardConfig) -> list[object]:
         return [guard.shadow is Shadow.none, guard.ladder, guard.max_interventions, guard.let_go]
 
-    base = point("controller=reactive")
-
     def id_of(guard: GuardConfig) -> str:
         fields.check(guard, "guard.")
-        config = Config(**{**vars(base.config), "guard": guard})
-        return str(base.beside(config).id)
+        config = Config(**{**vars(reactive.config), "guard": guard})
+        return str(reactive.beside(config).id)
 
     assert (id_of(one) == id_of(other)) == (what_counts(one) == what_counts(other))
 

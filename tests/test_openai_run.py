@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import Kvx, finish, kvx_process, request_rows
+from conftest import Kvx, kvx_process, request_rows
 from fault_server import KEY, OK, FaultServer, answer_to, prompt_of, serving
 
 from kvx.engines.openai import session
@@ -121,7 +121,7 @@ class Stops:
         return OK if self.goes_on or n < self.answers else "slow_first"
 
 
-def test_a_killed_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
+def test_a_killed_run_asks_only_for_what_is_missing(kvx: Kvx, tmp_path: Path) -> None:
     stops = Stops(60)
     with serving(FaultServer(stops)) as server:
         arguments = small(
@@ -137,7 +137,7 @@ def test_a_killed_run_asks_only_for_what_is_missing(tmp_path: Path) -> None:
         before = len(request_rows(tmp_path / "outputs/runs/e"))
         assert 50 <= before <= 60
         asked, stops.goes_on = len(server.bodies), True
-        outcome = finish(kvx_process(tmp_path, "run", *arguments))
+        outcome = kvx("run", *arguments)
         assert outcome.code == 0, outcome.err
         found = request_rows(tmp_path / "outputs/runs/e")
         assert len(found) == 150
