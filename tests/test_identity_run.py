@@ -212,4 +212,4 @@ def test_names_in_files_lead_nowhere_else(kvx: Kvx) -> None:
     assert kvx("run", *SMALL).code == 0
     (path,) = Path("outputs/runs/default/points").glob("*/point.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "../../../evil"}))
-    assert "must be names of folders" in kvx("score", *SMALL).err
+    assert "is not a folder's name" in kvx("score", *SMALL).err
