@@ -183,7 +183,7 @@ def test_a_server_without_logprobs_still_answers(caplog: pytest.LogCaptureFixtur
         found = responses(server, "engine.max_retries=0")
         assert all(r.has_response and r.trace is None for r in found)
         assert "logprobs" not in server.bodies[-1]
-        assert caplog.text.count("no such log-probs") == 1
+        assert caplog.text.count("refuses these log-probs") == 1
 
 
 def test_the_key_is_hidden_in_what_a_server_repeats() -> None:

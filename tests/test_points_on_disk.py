@@ -123,7 +123,7 @@ def test_runs_without_the_data_beside_them(kvx: Kvx) -> None:
     for stage in ("score", "analyze"):
         outcome = kvx(stage)
         assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
-        assert "examples.parquet: missing; copy it beside the runs, or" in outcome.err
+        assert "examples.parquet: missing; copy it there, or" in outcome.err
         if stage == "score":
             aside.rename(examples)
             assert kvx("score").code == 0

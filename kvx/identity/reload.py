@@ -87,7 +87,7 @@ def _was_another(module: ModuleType, file: Path) -> bool:
 
 
 def _drop_old_bytecode(file: str) -> None:
-    """Remove a cache that Python cannot tell from one of a text of the same size and second."""
+    """Remove a bytecode cache that Python may wrongly trust: same size, same second."""
     if not file.endswith(".py"):
         return
     try:

@@ -56,7 +56,6 @@ class Client:
             api_key=self._key or NO_KEY, base_url=url, max_retries=0,
             timeout=Timeout(None, connect=self.limits.connect_s),
         )  # fmt: skip
-
         self.close = self._client.close
 
     async def ask(
@@ -107,14 +106,14 @@ class Client:
         method, too (llama.cpp, Ollama), are sent a request without a prompt.
         """
         name = str(self.engine.model)
-        touch: object
+        answer: object
         for body in (None, {"model": name, "max_tokens": 1}):
             try:
                 async with asyncio.timeout(LISTING_S):
                     if body is None:
-                        touch = await self._client.get(PATHS[api], cast_to=ANYTHING)
+                        answer = await self._client.get(PATHS[api], cast_to=ANYTHING)
                     else:
-                        touch = await self._client.post(PATHS[api], body=body, cast_to=ANYTHING)
+                        answer = await self._client.post(PATHS[api], body=body, cast_to=ANYTHING)
             except openai.APIStatusError as error:
                 missing = (404,) if body is None else faults.NO_PATH
                 if error.status_code not in missing or faults.is_about_model(error):
@@ -122,7 +121,7 @@ class Client:
                 continue
             except (openai.APIError, TimeoutError, ValueError):
                 return True  # the first request will say what is wrong
-            if not faults.is_wrong_path(touch):
+            if not faults.is_wrong_path(answer):
                 return True
         return False
 
