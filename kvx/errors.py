@@ -1,4 +1,4 @@
-"""How a command can end early. `kvx.cli.command` turns each into one line and an exit code."""
+"""How a command can end early; `kvx.cli.command` makes one line and an exit code of each."""
 
 import importlib.util
 import os
@@ -26,7 +26,7 @@ EXTRAS = {  # what an extra of kvx installs, by the name that is imported
 
 
 def of_extra(error: BaseException) -> str | None:
-    """How to install what is missing, in one line; None if no extra of kvx has it."""
+    """How to install a missing module, in one line; None if no extra of kvx contains it."""
     name = (getattr(error, "name", None) or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or name not in EXTRAS:
         return None
@@ -47,13 +47,13 @@ class RunFailedError(Exception):
 
 
 class UnfinishedError(RunFailedError):
-    """What was looked at is not finished (exit 3); nothing went wrong."""
+    """The experiment is not finished (exit 3); nothing went wrong."""
 
     exit_code = 3
 
 
 class Submitted(Exception):  # noqa: N818
-    """The work was handed to a queue and goes on without us (exit 0); says how to watch it."""
+    """The work was handed to a queue and continues there (exit 0); says how to watch it."""
 
 
 def first_line(error: BaseException) -> str:
@@ -75,7 +75,7 @@ def unreadable(path: object, error: Exception) -> UserError:
 
 
 def show_traceback(error: BaseException, of: object) -> None:
-    """With HYDRA_FULL_ERROR=1: where an error that is told in one line was raised, on stderr.
+    """With HYDRA_FULL_ERROR=1, print where an error was raised that is reported in one line.
 
     The same traceback is shown once for each `of`: a press that raises does so in every request.
     """

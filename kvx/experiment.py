@@ -66,7 +66,7 @@ class Sweep:
         return experiment_dir(self.configs[0])
 
     def point_ids(self) -> list[str]:
-        """The ids of the points; makes the manifest if there is none yet."""
+        """The ids of the points; makes the manifest if it does not exist."""
         from kvx.run.planning import plan
 
         with _in_one_line(), _told():
@@ -146,7 +146,7 @@ class Sweep:
 
 @contextlib.contextmanager
 def _in_one_line() -> Iterator[None]:
-    """Errors that the command line tells in one line, as exceptions with that line."""
+    """Errors that the command line prints in one line, as exceptions with that line."""
     try:
         yield
     except (UserError, RunFailedError):

@@ -21,9 +21,9 @@ from kvx.guard.own_code import controller_sources
 from kvx.identity import hazard_files, user_code
 from kvx.identity.hashing import digest
 
-# what tells the points of a variant apart, and where they lie
+# what distinguishes the points of a variant, and where they are stored
 OWN = ("experiment_name", "press", "budget", "controller", "guard", "seed")
-# kvpress's press that moves what it keeps to the first positions
+# kvpress's press that moves kept entries to the first positions
 PACKING = "KeyRerotationPress"
 SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name not in OWN)
 
@@ -38,7 +38,7 @@ def controller_identity(config: Config) -> dict[str, Any]:
     if not controller.acts:
         return {"name": plain["name"]}
     if not plain["card_gate"] or plain["prefill_gate_nats"] is not None:
-        plain["gate_point"] = None  # nobody asks
+        plain["gate_point"] = None  # not read
     return {n: value for n, value in plain.items() if n not in RECORD or value != RECORD[n]}
 
 
@@ -101,7 +101,7 @@ class Point:
         fields = resolved(self.config)
         for name in OWN:
             del fields[name]
-        # the manifest stands for the data, its own hash for the model: neither knows a path
+        # the manifest stands for the data, its hash for the model; both are free of paths
         fields["dataset"] = self.manifest.identity
         model = self.config.model
         fields["model"] = {**unlabelled(model), "hash": model_hash(model)}
@@ -130,17 +130,17 @@ class Point:
 
     @cached_property
     def press_sources(self) -> dict[str, str]:
-        """What stands for the code of the press, and of what it wraps, when this was planned."""
+        """The identity of the press's code, and of what it wraps, when this was planned."""
         return user_code.sources_of(self.config.press.method)
 
     @cached_property
     def controller_sources(self) -> dict[str, str]:
-        """What stands for the code of a controller of the user's own, when this was planned."""
+        """The identity of the code of a user's controller when this was planned."""
         return controller_sources(self.config.controller)
 
     @cached_property
     def sources(self) -> dict[str, str]:
-        """What stands for the code of each class that the configuration names."""
+        """The identity of the code of each class that the configuration names."""
         c = self.config
         others = user_code.sources_of([c.dataset.source, resolved(c.engine)])
         return self.press_sources | self.controller_sources | others
@@ -170,7 +170,7 @@ class Point:
 
     @cached_property
     def latency_items(self) -> list[tuple[Entry, int]]:
-        """What is measured alone: (entry, repeat) of the first `latency.n_per_bin` of each bin.
+        """The latency measurements: (entry, repeat) of the first `latency.n_per_bin` of each bin.
 
         Empty unless the configuration asks for latency. All entries come before any is repeated.
         """
@@ -208,7 +208,7 @@ class Point:
         return 1.0 - (budget.tokens + 0.5) / n_tokens  # the half guards against float rounding
 
     def degenerate_reason(self, n_tokens: int, measured: float | None = None) -> str | None:
-        """Why this press is not what it is meant to be with a prompt of `n_tokens`; None if it is.
+        """Why this press acts as another method for a prompt of `n_tokens`; None if it does not.
 
         `measured` are the entries per head that it kept, where that is known. Raises `UserError`
         for a condition that cannot be evaluated.
@@ -242,7 +242,7 @@ class Request:
 
     @property
     def decoding(self) -> DecodingConfig | None:
-        """How it is decoded, if not as the other requests of its point."""
+        """Its own decoding, if it differs from the point's other requests."""
         own = self.entry.max_new_tokens
         if own is None:
             return None

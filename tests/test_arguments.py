@@ -35,7 +35,7 @@ from tests.conftest import Kvx
         ("++dataset.sampling.n_per_bins=3", "did you mean dataset.sampling.n_per_bin?"),
         ("press=[knorm,snapkv]", "to sweep, type -m press=knorm,snapkv"),
         ("press=snapkv,[knorm,tova]", "to sweep, type -m press=snapkv,knorm,tova"),
-        ("budget=[0.5,0.2]", "a list is no budget; to sweep, type -m budget=0.5,0.2"),
+        ("budget=[0.5,0.2]", "a list is not a budget; to sweep, type -m budget=0.5,0.2"),
         ("+press=3", "+press=3: options have names"),
         ("++score.metric=[qa_f1]", "score.metric: no such field; did you mean score.metrics?"),
     ],
@@ -50,7 +50,7 @@ def test_a_key_that_no_field_takes_is_refused(typed: str, says: str) -> None:
 def test_an_added_budget_is_the_budget_and_quotes_are_not_shown() -> None:
     for typed in ("+budget=0.5", "++budget=0.5"):
         assert compose("press=knorm", typed).budget.ratio == 0.5
-    with pytest.raises(UserError, match=r": '0\.5' is no budget"):
+    with pytest.raises(UserError, match=r": '0\.5' is not a budget"):
         understood(['budget="0.5","0.2"'])
 
 
@@ -240,16 +240,16 @@ def test_a_token_budget_is_typed_as_it_is_told() -> None:
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        ("1.0,true", "'true' is no budget"),
-        ("true", "'true' is no budget"),
+        ("1.0,true", "'true' is not a budget"),
+        ("true", "'true' is not a budget"),
         ("256t,0.5", "mixes numbers and token counts"),
         ("256t,tokens", "mixes token counts and option names"),
         ("range(0.1,1.1,0.1)", "has 11 values in Hydra, the last is 1.1, more than the full cache; "
                                "type budget=range(0.1,1.05,0.1)"),
         ("interval(0.1,1)", "cannot be swept; list the budgets"),
         ("range(0.1,1,0)", "cannot be swept; list the budgets"),
-        ("256T", "'256T' is no budget"),
-        ("0.5t", "'0.5t' is no budget"),
+        ("256T", "'256T' is not a budget"),
+        ("0.5t", "'0.5t' is not a budget"),
     ],
 )  # fmt: skip
 def test_what_is_no_budget_is_one_line(typed: str, says: str) -> None:
@@ -262,7 +262,7 @@ def test_servers_are_found_by_the_whole_budget() -> None:
     urls = endpoints({0.12345678: "http://a/v1", "0.123457": "http://b/v1", "64t": "http://c/v1"})
     ratio = BudgetKind.ratio
     assert list(urls) == [(ratio, 0.12345678), (ratio, 0.123457), (BudgetKind.tokens, 64)]
-    with pytest.raises(UserError, match="True is no budget"):
+    with pytest.raises(UserError, match="True is not a budget"):
         endpoints({True: "http://a/v1"})
 
 

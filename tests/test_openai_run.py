@@ -333,7 +333,7 @@ def test_what_identifies_a_point_is_not_where_its_server_is(kvx: Kvx) -> None:
         ("engine.concurrency=0", "engine.concurrency=0: must be auto, or at least 1"),
         ("engine.concurrency=fast", "engine.concurrency=fast: must be auto"),
         ("engine.rate_limit.max_tpm=10", "one request needs up to"),
-        ("engine.endpoints={a: http://x}", "'a' is no budget"),
+        ("engine.endpoints={a: http://x}", "'a' is not a budget"),
         ("engine.extra_body=5", "engine.extra_body=5: must be a mapping"),
         ("engine.top_logprobs=50", "must be between 0 and 20"),
     ],

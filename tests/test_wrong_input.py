@@ -39,7 +39,7 @@ def refused(kvx: Kvx, stage: str, *arguments: str) -> str:
         (["dataset=squad"], "dataset=squad: unknown dataset"),
         (["budget=0", "press=snapkv"], "budget=0: must be above 0"),
         (["budget=1.7", "press=snapkv"], "budget=1.7: must be above 0 and at most 1"),
-        (["budget=abc"], "budget=abc: 'abc' is no budget"),
+        (["budget=abc"], "budget=abc: 'abc' is not a budget"),
         (["-m", "budget=0.5,tokens"], "mixes numbers and option names"),
         (["-m", "press=snapkv", "budget=0.5,1.7"], "budget=1.7"),
         (["budget=tokens", "budget.tokens=0", "press=snapkv"], "budget.tokens=0"),

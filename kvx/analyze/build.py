@@ -29,7 +29,7 @@ TABLES = {
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
     "guard_stats": schemas.GUARD_STATS,
     "controller_stats": schemas.CONTROLLER_STATS,
-    "bin_stats": schemas.BIN_STATS,  # last: its inputs hash says that everything is there
+    "bin_stats": schemas.BIN_STATS,  # last: its inputs hash marks the whole analysis as done
 }
 
 

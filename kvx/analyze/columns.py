@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 ALL_BINS = -1  # the value of `bin` in rows about all bins together
 ALL = "all"  # the group of all rows
 
-# what tells the budgets of a press apart; `budget_label` is only for people
+# distinguishes the budgets of a press; `budget_label` is only for people
 BUDGET = ["budget_kind", "budget_asked"]
 
 Columns = dict[str, NDArray[Any]]

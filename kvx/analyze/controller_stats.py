@@ -142,7 +142,7 @@ def _differences(both: pd.DataFrame, by: Resampler) -> Iterator[Figure]:
 
 
 def _budgets(frame: pd.DataFrame, end: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """Of each response [n] its mean budget, and what it weighs: decoded steps x prompt entries."""
+    """Each response's [n] mean budget and its weight: decoded steps x prompt entries."""
     steps = floats(frame, f"guard_decoded_tokens{end}") * floats(frame, f"compressed_tokens{end}")
     budgets = floats(frame, f"guard_mean_budget{end}")
     known = ~np.isnan(budgets * steps)

@@ -95,7 +95,7 @@ class Experiment:
         return judged.sort_values("pair", kind="stable")
 
     def side_by_side(self, point_id: str, full_id: str) -> Columns:
-        """What is judged of a point beside the full cache's `score_full` and `failed_full`.
+        """A point's judged requests beside the full cache's `score_full` and `failed_full`.
 
         One row per example and metric. Raises `UserError` if the two do not have the same ones.
         """
@@ -150,7 +150,7 @@ class Experiment:
 
     @cached_property
     def lower_is_better(self) -> set[str]:
-        """Metrics that are better where they are lower, as they said when they were scored."""
+        """Metrics of which lower is better, as recorded when they were scored."""
         said = self.scores.drop_duplicates("metric")
         return set(said.loc[~said["higher_is_better"].astype(bool), "metric"])
 
@@ -214,7 +214,7 @@ class Experiment:
         return found
 
     def series_columns(self, point: PointRecord) -> dict[str, Any]:
-        """What every analysed row says about its point; a token budget has its mean fraction.
+        """Columns that every row has about its point; a token budget has its mean fraction.
 
         A press that keeps another number by its method stands at the budget that it kept.
         """

@@ -27,7 +27,7 @@ from kvx.learning.ranking import Resampler
 from kvx.scoring.catastrophes import CATASTROPHES, TOKENS
 from kvx.scoring.loops import INSTANT as INSTANT_TOKENS
 
-IDLE = ("watch", "alarm")  # nothing was done, so nobody waited
+IDLE = ("watch", "alarm")  # no action, so no pause
 DONE = tuple(action for action in ACTIONS if action not in IDLE)
 
 
@@ -100,7 +100,7 @@ def numbers(clusters: pd.Series) -> NDArray[np.int64]:
 
 
 def use(own: pd.DataFrame, events: pd.DataFrame) -> Use:
-    """What the responses `own` used; `prompt` numbers their prompts."""
+    """Resources used by the responses `own`; `prompt` numbers their prompts."""
     prompts = own.drop_duplicates("request_id").set_index("request_id")["prompt"]
     waits = events[events["action"].isin(DONE) & events["request_id"].isin(prompts.index)]
     return Use(

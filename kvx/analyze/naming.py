@@ -1,4 +1,4 @@
-"""What tables call presses, controllers and variants: a name, and the settings that differ."""
+"""Labels of presses, controllers and variants in tables: a name, and the settings that differ."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def differences(configs: dict[str, Any]) -> dict[str, str]:
     flattened = {i: flat(c) for i, c in configs.items()}
     keys = sorted({k for f in flattened.values() for k in f})
     differing = [k for k in keys if len({f.get(k) for f in flattened.values()}) > 1]
-    # model and dataset names are said already
+    # the label has model and dataset names already
     differing = [k for k in differing if not k.endswith((".name", ".revision"))]
     return {
         i: ", ".join(_setting(k, f[k]) for k in differing if k in f) for i, f in flattened.items()

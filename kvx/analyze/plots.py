@@ -37,7 +37,7 @@ STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
-CLOSE = 1.15  # budgets on a log scale whose names would run into each other
+CLOSE = 1.15  # ratio of budgets on a log scale below which labels would overlap
 CAP_POINTS = 6.0  # width of a whisker's ends
 Interval = tuple[str, str, str]  # columns: the middle, and where its whisker ends
 MEAN: Interval = ("mean", "ci_low", "ci_high")
@@ -244,7 +244,7 @@ def _over_budgets(
 def _arrays(
     frame: pd.DataFrame, x: str, interval: Interval
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Where points and whiskers are, and which points are degenerate."""
+    """Positions of points and whiskers, and which points are degenerate."""
     y = frame[list(interval)].to_numpy(dtype=float)
     return frame[x].to_numpy(dtype=float), y, (frame["n_degenerate"] > 0).to_numpy()
 

@@ -77,7 +77,7 @@ def _curve(
 
 
 def _clusters(clusters: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> int:
-    """Of how many clusters there is a score."""
+    """The number of clusters with a score."""
     return len(set(clusters[~np.isnan(scores)].tolist()))
 
 

@@ -22,7 +22,7 @@ def with_budgets(argv: list[str]) -> list[str]:
 
 
 def _rewritten(argument: str) -> list[str]:
-    argument = argument.lstrip("+")  # there is a budget already: nothing to add
+    argument = argument.lstrip("+")  # the configuration has a budget already
     override = parse(argument)
     if override is None:
         raise UserError(f"{argument}: cannot be read; write e.g. budget=1.0,0.5,0.2")
@@ -51,7 +51,7 @@ def _values(argument: str, override: Override) -> list[Any]:
     value = override.value()
     if isinstance(value, list):
         listed = ",".join(map(str, value))
-        raise UserError(f"{argument}: a list is no budget; to sweep, type -m budget={listed}")
+        raise UserError(f"{argument}: a list is not a budget; to sweep, type -m budget={listed}")
     if not override.is_sweep_override():
         return [value]
     try:
@@ -78,13 +78,13 @@ def _kind(argument: str, value: Any) -> tuple[str, Any]:
         return "options", value
     shown = str(value).lower() if isinstance(value, bool) else str(value)
     raise UserError(
-        f"{argument}: {shown!r} is no budget; give a fraction such as 0.5, or a number of tokens "
-        "such as 256t"
+        f"{argument}: {shown!r} is not a budget; give a fraction such as 0.5, or a number of "
+        "tokens such as 256t"
     )
 
 
 def _check_range(argument: str, asked: RangeSweep, values: list[float]) -> None:
-    """Raises `UserError` for a range whose rounding goes past the full cache."""
+    """Raises `UserError` for a range that rounding extends past the full cache."""
     beyond = [v for v in values if v > 1]
     if beyond and asked.step is not None and asked.step > 0 and min(values) <= 1:
         end = exact(float(f"{1 + float(asked.step) / 2:.{RANGE_DIGITS}g}"))

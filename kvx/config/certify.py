@@ -9,7 +9,7 @@ SHARE = "between 0 and 1, for example 0.05"
 
 
 class Loss(Enum):
-    """What a prompt loses against its full-cache twin, between 0 and 1."""
+    """A prompt's loss against the full cache, between 0 and 1."""
 
     failure = "failure"  # 1: no answer, or none in the right form, where the full cache gave one
     catastrophe = "catastrophe"  # 1: derailed where the full cache did not

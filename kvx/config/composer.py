@@ -11,7 +11,7 @@ Compose = Callable[[Sequence[str]], DictConfig]  # Hydra's composition of one po
 
 
 class NotLocalError(Exception):
-    """An option's file cannot be told to fill nothing but its own node."""
+    """An option's file may fill more than its own node."""
 
 
 class Composer:
@@ -29,7 +29,7 @@ class Composer:
         return bool(self._loader.repository.group_exists(key))
 
     def is_local(self, group: str, option: str) -> bool:
-        """Whether the option's file has neither a package of its own nor a defaults list."""
+        """Whether the option's file has neither a `@package` header nor a defaults list."""
         loaded = self._load(f"{group}/{option}")
         return loaded is not None and not loaded.defaults_list and not loaded.header.get("package")
 

@@ -1,4 +1,4 @@
-"""Conditions in a press's YAML: at which prompts and budgets it is not what its name says.
+"""Conditions in a press's YAML: at which prompts and budgets it acts as another method.
 
 A condition is an expression of numbers, comparisons and `and`, `or`, `not`, `if else`, over
 
@@ -94,7 +94,7 @@ def _parsed(condition: str) -> ast.AST:
 
 
 class _Condition(SimpleEval):  # type: ignore[misc]
-    """What simpleeval can do less strings, items, methods and keyword arguments."""
+    """simpleeval without strings, items, methods and keyword arguments."""
 
     nodes: dict[type[ast.AST], Callable[..., Any]]
 

@@ -24,7 +24,7 @@ class OperatingPoint(Enum):
 
 @dataclass
 class ControllerConfig:
-    """A controller's settings: the fields of its class, which `_target_` names as that of a press.
+    """A controller's settings: the fields of its class, named by `_target_` like a press's class.
 
     kvx's own classes are in `kvx.guard.controllers`. Each takes only the fields that it has; below
     are those of all of them. A class of the user's own has what it declares.

@@ -66,7 +66,7 @@ def made(settings: Any) -> ControllerConfig:
 
 
 def _check_class(cls: type[ControllerConfig], target: str, fields: set[str]) -> None:
-    """Raises `UserError` for a class whose settings would be ignored, or taken for kvx's."""
+    """Raises `UserError` for a class whose settings would be ignored or confused with kvx's."""
     if cls.__module__.partition(".")[0] == "kvx":
         return
     annotations = inspect.get_annotations(cls)
@@ -83,7 +83,7 @@ def _check_class(cls: type[ControllerConfig], target: str, fields: set[str]) -> 
 
 
 def _of_class(annotation: Any) -> bool:
-    """Whether it says ClassVar; it is a text after `from __future__ import annotations`."""
+    """Whether it is a ClassVar; after `from __future__ import annotations` it is a string."""
     return get_origin(annotation) is ClassVar or "ClassVar" in str(annotation)
 
 
@@ -112,7 +112,7 @@ def _no_such_field(key: str, settings: Mapping[str, Any], fields: set[str]) -> s
 
 
 def _instead_of_kind(kind: Any) -> str:
-    """What to choose where `controller.kind` was typed, which is not a field any more."""
+    """A hint for `controller.kind`, which no longer is a field."""
     of_kind = [n for n in names() if getattr(class_named(read(n)[TARGET]), "kind", None) == kind]
     choice = ", ".join(f"controller={n}" for n in of_kind) or f"controller={choices()}"
     return f"controller.kind={kind}: not a field; choose a controller by its name: {choice}"

@@ -12,7 +12,7 @@ from kvx.config.folder_names import folder_name
 
 
 class Overflow(Enum):
-    """What to do with a context that does not fit the model."""
+    """How to treat a context that does not fit the model."""
 
     error = "error"
     truncate_middle = "truncate_middle"

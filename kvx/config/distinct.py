@@ -98,7 +98,7 @@ def _refuse_unread_of_guard(configs: Sequence[Config]) -> None:
 
 
 class _Parts:
-    """What of a node makes points, and the rest of it; each computed once for shared nodes."""
+    """The part of a node that makes points, and the rest; computed once for shared nodes."""
 
     def __init__(self, guarded: bool) -> None:
         self.guarded = guarded  # any point of the sweep
@@ -108,7 +108,7 @@ class _Parts:
         return self._once("distinct", config, name, _distinct)
 
     def rest(self, config: Config, name: str) -> Any:
-        """What is left; nothing of what the grid of a sweep repeats for points without it."""
+        """The rest, without what a sweep's grid repeats for points that do not read it."""
         if name in ("controller", "guard") and self.guarded and not is_guarded(config):
             return None
         return self._once("rest", config, name, _rest)

@@ -14,7 +14,7 @@ AUTO = "auto"
 
 @dataclass
 class EngineConfig:
-    """What decides how fast answers come and how much memory that takes.
+    """Fields that decide speed and memory, not answers.
 
     Which rows are decoded together changes how sums are rounded: a near tie can tip.
     """
@@ -41,7 +41,7 @@ class EngineConfig:
 
 
 class Api(Enum):
-    """Which endpoint of an OpenAI-compatible server is asked."""
+    """The endpoint of an OpenAI-compatible server."""
 
     completions = "completions"  # the rendered prompt, as engine=kvpress sees it
     chat = "chat"  # one user message; the server's own template
@@ -79,7 +79,7 @@ def _mapping(body: Any) -> str | None:
 
 @dataclass
 class OpenAIConfig(EngineConfig):
-    """A server with OpenAI's API. Where it is and how fast it is asked is not part of a result.
+    """A server with OpenAI's API. Its address and the pace of requests are not part of an id.
 
     `endpoints` and `extra_body` are untyped, because a typed mapping takes no new keys from the
     command line.

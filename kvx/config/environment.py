@@ -1,4 +1,4 @@
-"""Where the server is, its key and model's name: the environment, else `.env` in this directory.
+"""The server's address, key and model name: from the environment, else from `.env` here.
 
 Only names that are meant for a client of OpenAI's API, or for kvx: many tools set `BASE_URL` for
 purposes of their own, and prompts and key would go there. `.env` is this project's own file, so
@@ -37,7 +37,7 @@ def read(name: str) -> str | None:
 
 
 def unread(name: str) -> str:
-    """What to say to who set the older name in the environment, where it does not hold; or ''."""
+    """A hint if the environment has the older name, which is not read there; else ''."""
     old = OLD.get(name)
     if old is None or old not in os.environ:
         return ""

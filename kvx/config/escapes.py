@@ -1,4 +1,4 @@
-r"""What is typed for characters that a command line cannot hold: `\n`, `\r`, `\t`, `\\`."""
+r"""How characters are typed that a command line cannot hold: `\n`, `\r`, `\t`, `\\`."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is wrong with the value of a field, where more than a range decides it."""
+"""Checks of a field's value that are more than a range."""
 
 from collections.abc import Mapping
 from datetime import date

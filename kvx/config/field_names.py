@@ -30,7 +30,7 @@ def refuse_unknown(node: Any, path: str = "") -> None:
 
 
 def no_such_field(key: str, known: Collection[str] | None = None) -> str:
-    """What to say of a dotted key that no field takes: the nearest field, or those there are.
+    """A hint for a dotted key that no field takes: the nearest field, or the existing ones.
 
     `known` are the names that could stand in its place; None: those of kvx's schema.
     """
@@ -48,7 +48,7 @@ def no_such_field(key: str, known: Collection[str] | None = None) -> str:
 
 
 def nearest(key: str, known: Collection[str]) -> str | None:
-    """The field that the dotted `key` is nearest to: of its name, else beside it, else anywhere."""
+    """The nearest field to the dotted `key`: with the same name, else beside it, else anywhere."""
     section, _, name = key.rpartition(".")
     everything = list(paths())
     same = [path for path in everything if path.rpartition(".")[2] == name]

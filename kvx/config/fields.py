@@ -1,4 +1,4 @@
-"""What the schema says of a field, once and at the field: help, range, and what it can change.
+"""A field's help, range, and what it can change: defined once, at the field.
 
 `kvx.points` makes a point's id of the fields that can change its results. `kvx.config.help` prints
 the rest, for `--help` and for docs/fields.md.
@@ -19,7 +19,7 @@ Check = Callable[[Any], str | None]  # of a value: what is wrong with it
 
 @dataclass(frozen=True)
 class Limits:
-    """What a number must satisfy; `words` replaces the text made of the bounds."""
+    """The bounds of a number; `words` replaces the text made from them."""
 
     at_least: float | None = None
     above: float | None = None
@@ -66,7 +66,7 @@ class About:
     recorded: bool = False
     # came later: at its default it changes no id
     added: bool = False
-    # makes no other id by itself, but what it leads to may, so it can be swept
+    # does not change an id by itself, but what it leads to may: it can be swept
     sweeps: bool = False
     # shapes how answers are scored, and makes no points
     scoring: bool = False

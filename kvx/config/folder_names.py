@@ -16,7 +16,7 @@ def check_name(field: str, name: str, most_bytes: int = MOST_BYTES) -> None:
 
 
 def folder_name(name: str, most_bytes: int = MOST_BYTES) -> str | None:
-    """What keeps `name` from being a folder's, as a check of a field; None if nothing does."""
+    """Why `name` cannot name a folder, as a check of a field; None if it can."""
     if (wrong := _wrong(name, most_bytes)) is None:
         return None
     said = name if name.isprintable() and len(name) < 60 else shown(name)

@@ -1,4 +1,4 @@
-"""Where kvx's own files lie: its package, its configuration tree, what it has fetched."""
+"""The folders of kvx's own files: package, configuration tree, fetched assets."""
 
 import os
 from pathlib import Path

@@ -9,7 +9,7 @@ from kvx.config.numbers import exact
 
 
 class Shadow(Enum):
-    """Where a sequence gets its prompt's full KV from when its budget is raised."""
+    """The source of a prompt's full KV when a budget is raised."""
 
     host = "host"  # kept beside the compressed cache: pinned host memory (CUDA), memory (CPU)
     recompute = "recompute"  # the prompt is prefilled again
@@ -17,7 +17,7 @@ class Shadow(Enum):
 
 
 class StreamPolicy(Enum):
-    """What a reader of a stream sees of text that may be taken back."""
+    """When a stream shows text that may be taken back."""
 
     hold = "hold"  # only what lies behind the checkpoint
     restart = "restart"  # everything at once, and a marker where it begins anew
@@ -36,7 +36,7 @@ def _ascending(steps: Sequence[float]) -> str | None:
 
 @dataclass
 class GuardConfig:
-    """How a controller acts on running sequences; without one, these fields do nothing."""
+    """How a controller acts on running sequences. Without one, these fields have no effect."""
 
     shadow: Shadow = option(
         Shadow.host,

@@ -1,4 +1,4 @@
-"""What the schema says of its fields, as text for --help and as the page docs/fields.md.
+"""The schema's fields as text for --help and as the page docs/fields.md.
 
 `python -m kvx.config.help > docs/fields.md` writes the page anew.
 """

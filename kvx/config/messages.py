@@ -45,7 +45,7 @@ _UNKNOWN_KEY = re.compile(r"Key '[^']+' not in '\w+'")
 
 
 def _of_an_override(text: str, cause: str) -> str | None:
-    """What is wrong with one argument of the command line; None if the error names none."""
+    """The error in one argument of the command line; None if the error names no argument."""
     if found := re.search(
         r"Could not find '(\w+)/([^']+)'\s+Available options in '\w+':\s+([\s\S]+)", text
     ):
@@ -68,7 +68,7 @@ def _of_an_override(text: str, cause: str) -> str | None:
 
 
 def of_yaml(error: Exception) -> str | None:
-    """One line for a file that is no YAML; None for any other error."""
+    """One line for a file that is not YAML; None for any other error."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return None

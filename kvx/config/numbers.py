@@ -1,4 +1,4 @@
-"""How numbers, sizes and times are written."""
+"""Numbers, sizes and times as text."""
 
 
 def plural(n: int, noun: str) -> str:

@@ -24,7 +24,7 @@ def as_typed(raw: Any, resolved: Any) -> Any:
 
 
 def names(template: Any) -> set[str]:
-    """Which of `press` and `budget` the template asks for."""
+    """Which of `press` and `budget` the template contains."""
     if isinstance(template, str):
         return {found[1] for found in _PLACEHOLDER.finditer(template)}
     if isinstance(template, dict):

@@ -44,7 +44,7 @@ class BudgetKind(Enum):
 
 
 class PressNeed(Enum):
-    """What a press asks of the engine beyond scoring and dropping entries after each layer.
+    """What a press needs beyond scoring and dropping entries after each layer.
 
     Presses that only change what stays in the cache share one prefill; the others prefill alone. A
     press must not write into the keys and values it is given: other points read them too.
@@ -58,10 +58,10 @@ class PressNeed(Enum):
 
 
 class Keeps(Enum):
-    """How many entries a press keeps of those that a budget asks for."""
+    """Whether a press keeps the number of entries that a budget asks for."""
 
     asked = "asked"  # as many, but for rounding; a point that keeps another number fails
-    by_method = "by_method"  # another number, by its method: the point is told by what it kept
+    by_method = "by_method"  # another number, by its method: the point is named by what it kept
 
 
 class Measure(Enum):
@@ -80,7 +80,7 @@ class Reasoning(Enum):
 
 
 class Signals(Enum):
-    """What is recorded of every generated token."""
+    """The signals recorded for every generated token."""
 
     off = "off"
     light = "light"  # log-prob and entropy of the chosen token
@@ -89,7 +89,7 @@ class Signals(Enum):
 
 @dataclass
 class Degenerate:
-    """At which prompts and budgets a press is not what its name says, and what it is instead."""
+    """The prompts and budgets at which a press acts as another method, and which one."""
 
     when: str = option(
         MISSING,
@@ -124,7 +124,7 @@ class PressConfig:
     tolerance_tokens: int = option(
         1,
         "how far the measured number of kept entries may be from the asked one; beyond a rounding "
-        "of 1 the point is told by what it kept",
+        "of 1 the point is named by what it kept",
         at_least=0,
     )
     keeps: Keeps = option(
@@ -155,7 +155,7 @@ class BudgetConfig:
 
     @property
     def key(self) -> tuple[BudgetKind, float | int]:
-        """What tells it from other budgets."""
+        """Distinguishes it from other budgets."""
         return self.kind, self.amount
 
     @property
@@ -251,7 +251,7 @@ class LatencyConfig:
 
 @dataclass
 class ScoreConfig:
-    """What replaces that of the points' runs; null: what they were run with."""
+    """Settings that replace those of the points' runs; null: those they were run with."""
 
     metrics: list[str] | None = option(None, "metrics of an answer", scoring=True)
     answer_format: str | None = option(

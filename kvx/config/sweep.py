@@ -224,7 +224,7 @@ class _Sweep:
         return family.composed[choices]
 
     def _understand(self, family: _Family) -> None:
-        """Find the parts; forget them if Hydra made another node of its own choice from them."""
+        """Find the parts; discard them if Hydra composes another node from them."""
         first, composed = family.first, self._composed(family, family.first)
         try:
             family.parts = self.composer.parts([*self.fixed, *self._choices(first)])
@@ -254,7 +254,7 @@ class _Sweep:
     def _raw(self, family: _Family, row: Overrides) -> DictConfig:
         """A point's configuration, interpolations unresolved; it lasts until the next point's."""
         draft, family.draft = family.draft, None  # an error leaves none behind
-        # nothing that Hydra has to compose tells the points of the family apart
+        # the points of the family do not differ in anything that Hydra has to compose
         local = family.parts is not None or not self.narrow
         if draft is None or not local or not self.replaceable:
             base = self._composed(family, family.first if local else row)

@@ -7,21 +7,21 @@ from kvx.config.fields import option
 
 
 class Labels(Enum):
-    """Which catastrophes are to be foreseen."""
+    """The catastrophes to forecast."""
 
     excess = "excess"  # those that the full-cache twin does not share
     any = "any"
 
 
 class Target(Enum):
-    """What the model that is written foresees within its horizon."""
+    """What the written model forecasts within its horizon."""
 
     onset = "onset"  # the first token of a loop
     detection = "detection"  # the token with which the loop detector first reports it
 
 
 class ClassWeight(Enum):
-    """What a positive token weighs, by the number n of negatives per positive."""
+    """The weight of a positive token, by the number n of negatives per positive."""
 
     balanced = "balanced"  # n
     sqrt = "sqrt"  # its square root
@@ -106,7 +106,7 @@ class TrainConfig:
 
 @dataclass
 class VerifyConfig:
-    """What an experiment must hold to be learnt from: prompts, and events in so many prompts."""
+    """What training needs of an experiment: prompts, and prompts with events."""
 
     min_prompts: int = option(
         30, "fewer: a warning; fewer than a split needs: a failure", at_least=0

@@ -1,4 +1,4 @@
-"""What this process is doing, for progress: counters that engines raise and anybody may read.
+"""Counters of what this process is doing, for progress: raised by engines, read by anyone.
 
 An engine whose requests take minutes tells of prefills, layers and steps, so that progress moves
 before the first request is finished. Engines that tell nothing are measured by their answers.
@@ -13,7 +13,7 @@ from kvx.points import Request
 
 @dataclass(frozen=True)
 class Seen:
-    """Counters since the process began. A phase's seconds run until the next one is told of.
+    """Counters since the process began. A phase's seconds run until the next phase is reported.
 
     `begun_tokens` are the prompt tokens of requests that were taken on, each counted for itself;
     `passed_tokens` those that went through the model, a prefix that requests share once.
@@ -74,7 +74,7 @@ class Activity:
         self._tell()
 
     def _count(self, phase: str | None, passed: int = 0, rows: int = 0) -> None:
-        """The time until now goes to the phase that was told of last."""
+        """The time until now counts for the latest phase."""
         now, seen = time.monotonic(), self._seen
         spent = {name: now - self._at if self._phase == name else 0 for name in PHASES}
         self._phase, self._at = phase, now

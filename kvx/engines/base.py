@@ -14,7 +14,7 @@ from kvx.points import Point, Request
 
 @dataclass(frozen=True)
 class PointWork:
-    """What is still to be done for one point: its missing requests with their examples."""
+    """The work left for one point: its missing requests with their examples."""
 
     point: Point
     requests: tuple[tuple[Request, Example], ...]
@@ -93,19 +93,19 @@ class Trace:
 
 
 class BudgetProof(StrEnum):
-    """How it is known, or not, that a response was made with the asked budget.
+    """How the budget of a response is proved, if it is.
 
     Only the first three count as proof: what a probe finds says that a budget has some effect, not
     how much was kept.
     """
 
     MEASURED = "measured"  # in the cache, in this process
-    BY_METHOD = "by_method"  # measured or told by the server; the press keeps another number
+    BY_METHOD = "by_method"  # measured, or reported by the server; the press keeps another number
     SERVER = "server"  # the server's own accounting, in the response
     PROBE_DIFFERS = "probe_differs"  # other tokens or log-probs at the lowest budget
     PROBE_SAME = "probe_same"  # the same tokens and log-probs: the budget is ignored
     PROBE_UNCLEAR = "probe_unclear"  # no log-probs, or they vary by themselves
-    NOT_SENT = "not_sent"  # nothing in the requests tells budgets apart
+    NOT_SENT = "not_sent"  # nothing in the requests distinguishes budgets
     NONE = "none"  # the request failed, or the budget was not probed
 
 
@@ -128,7 +128,7 @@ def kept_as_asked(press: PressConfig, asked: float, kept: float) -> BudgetProof 
 
 @dataclass(frozen=True)
 class Response:
-    """What came back for one request, with its own measurements. What was not measured is None.
+    """The response to one request, with its measurements; None where not measured.
 
     `output_tokens` is the server's count, where it gives no `token_ids`; `machine` its address,
     None for what this process generated. `reasoning` is what a server sent beside the text,
@@ -192,7 +192,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class LatencyWork:
-    """What is still to be measured for one point: (request, example, repeat)."""
+    """The measurements left for one point: (request, example, repeat)."""
 
     point: Point
     requests: tuple[tuple[Request, Example, int], ...]

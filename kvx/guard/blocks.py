@@ -85,7 +85,7 @@ class TopLogprobs(Block):
 
 
 class Position(Block):
-    """Where the token stands: its number, its share of the cap, and whether there is one before."""
+    """The token's position: its number, its share of the cap, and whether one came before."""
 
     names = ("token", "token_share", "has_previous")
 
@@ -99,7 +99,7 @@ class Position(Block):
 
 
 class Windows(Block):
-    """Mean and standard deviation of signals over the last `sizes` tokens, or what there is."""
+    """Mean and standard deviation of signals over the last `sizes` tokens (fewer at the start)."""
 
     def __init__(self, signals: Sequence[str], sizes: Sequence[int]) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Windows(Block):
     def start(self, prefill: Signals, rows: int) -> None:
         shape = (rows, len(self.needs))
         self.rings = {"values": np.zeros((LONGEST, *shape), np.int64)}
-        self.cells = {  # of each window, what it has added up
+        self.cells = {  # the running sums of each window
             name: np.zeros((rows, len(self.sizes), len(self.needs)), np.int64)
             for name in ("sum", "squares")
         }
@@ -229,7 +229,7 @@ class Likeness(Block):
 
 
 class Prefill(Block):
-    """What is known before the first token, the same at every token of a row."""
+    """Features known before the first token; constant within a row."""
 
     NAMES = (
         *(f"probe_kl_{back}" for back in PROBE_BACK), "probe_kl_mean", "probe_kl_max",

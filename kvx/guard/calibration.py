@@ -1,4 +1,4 @@
-"""Turning a model's scores into probabilities, with the parameters of its card.
+"""Turns a model's scores into probabilities, with the parameters of its card.
 
 `kvx.learning.calibrating` finds them.
 """
@@ -12,7 +12,7 @@ from scipy.special import expit
 
 def probability(calibration: dict[str, Any], score: NDArray[Any]) -> NDArray[np.float32]:
     """Calibrated probabilities of scores on the logit scale. Raises `KeyError` or `ValueError` for
-    parameters that are none.
+    invalid parameters.
     """
     if calibration["kind"] == "platt":
         p = expit(calibration["slope"] * score.astype(np.float64) + calibration["intercept"])

@@ -1,4 +1,4 @@
-"""What a live controller did to one sequence, as it is stored and told. Knows no torch."""
+"""A live controller's actions on one sequence, as stored and reported. Imports no torch."""
 
 from dataclasses import dataclass
 

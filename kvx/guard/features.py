@@ -119,7 +119,7 @@ class FeatureState:
         return len(self._t)
 
     def add(self, prefill: Signals) -> None:
-        """Rows that start now join after the ones there are; see `traces.PREFILL` for `prefill`."""
+        """Append new rows after the existing ones; see `traces.PREFILL` for `prefill`."""
         fresh = FeatureState(self.names)
         rows = len(prefill["budget"])
         for block in fresh._blocks:

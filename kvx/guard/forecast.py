@@ -71,7 +71,7 @@ class Forecaster:
         self._seen[key] = kept
 
     def _arrange(self, keys: Sequence[int]) -> FeatureState | None:
-        """Bring the state to the rows `keys`, in that order; what it had besides."""
+        """Reorder the state to the rows `keys`; returns the rest."""
         if self._order == list(keys):
             return None
         place = {key: i for i, key in enumerate(self._order)}
@@ -96,7 +96,7 @@ def _rows(rows: Sequence[int]) -> NDArray[np.intp]:
 
 
 def _table(known: Known) -> Signals:
-    """What is known of one row, as `FeatureState.add` takes it."""
+    """What is known of a row, as `FeatureState.add` expects it."""
     table: dict[str, NDArray[Any]] = {}
     for name, value in known.items():
         if name.startswith("probe_"):

@@ -51,7 +51,7 @@ class HazardModel:
         return float(self.card["thresholds"][operating_point]["hazard"])
 
     def score(self, features: Floats) -> Floats:
-        """What the trees say, on the logit scale, before calibration: [rows]."""
+        """Scores on the logit scale, before calibration: [rows]."""
         margin: Floats = self.booster.inplace_predict(features, predict_type="margin")
         return margin
 
@@ -60,14 +60,14 @@ class HazardModel:
         return self.hazard(self.score(features))
 
     def hazard(self, score: Floats) -> Floats:
-        """What a `score` on the logit scale means: calibrated, in [0, 1]."""
+        """The calibrated probability of a `score` on the logit scale, in [0, 1]."""
         return calibration.probability(self.card["calibration"], score)
 
     def with_card(self, **entries: Any) -> "HazardModel":
         return replace(self, card={**self.card, **entries})
 
     def files(self) -> dict[str, bytes]:
-        """What is to be written, by file name; the card names the model it belongs to."""
+        """The files to write, by name; the card names the model it belongs to."""
         model = bytes(self.booster.save_raw("json"))
         card = {**self.card, "model_sha256": hashlib.sha256(model).hexdigest()}
         return {MODEL: model, CARD: (in_lines(card) + "\n").encode()}

@@ -1,4 +1,4 @@
-"""What is done to one running sequence: a controller's decisions as changes of its cache.
+"""A controller's decisions on one running sequence, as changes of its cache.
 
 Pure: whoever decodes asks after every token, carries the change out, and says how long it took.
 """
@@ -14,7 +14,7 @@ from kvx.guard.loop_follower import LoopDetector, repeated_tail
 
 FULL, ALWAYS, LET_GO = 1.0, "always_safe", "let_go"
 ROUNDING = 1e-9  # of budgets
-SEEN = ("loop", "repetition")  # reasons that are no forecast
+SEEN = ("loop", "repetition")  # reasons other than a forecast
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class SequenceGuard:
 
     @property
     def settled(self) -> int:
-        """How many tokens can be shown, if none is to be shown that the next alarm takes back."""
+        """How many tokens can be shown without the risk that the next alarm takes one back."""
         n = len(self.tokens)
         if self._over or not self._left():
             return n

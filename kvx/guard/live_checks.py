@@ -1,4 +1,4 @@
-"""What a controller can steer while a run generates, and what it cannot: checked before the start.
+"""Checks, before the start, whether a controller can steer what a run generates.
 
 `Controller.check` is about the controller itself, wherever it is used.
 """

@@ -19,7 +19,7 @@ def first_report(token_ids: Sequence[Hashable]) -> int | None:
 
 
 def repeated_tail(token_ids: Sequence[Hashable]) -> int:
-    """How many tokens at the end stood together before, overlapping or not.
+    """Length of the longest suffix that occurred before, overlapping or not.
 
     Of a loop that is not long enough to be reported, the tokens since its onset.
     """

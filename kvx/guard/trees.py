@@ -55,7 +55,7 @@ class Trees:
         self._base = np.float32(-math.log(np.float32(1) / base - np.float32(1)))
 
     def margin(self, features: Floats) -> Floats:
-        """What the trees say of `features` [rows, columns], on the logit scale: float32 [rows]."""
+        """Scores of `features` [rows, columns] on the logit scale: float32 [rows]."""
         rows = np.arange(len(features))
         at = np.repeat(self._roots[:, None], len(features), axis=1)
         for _ in range(self._depth):

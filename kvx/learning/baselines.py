@@ -1,4 +1,4 @@
-"""What any hazard model has to beat: detectors that need no training."""
+"""Baselines that a hazard model has to beat: detectors without training."""
 
 from collections import Counter, deque
 from collections.abc import Sequence

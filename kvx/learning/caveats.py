@@ -1,4 +1,4 @@
-"""What a hazard model's origin says against figures of the guard that uses it."""
+"""Caveats from a hazard model's origin on figures of the guard that uses it."""
 
 import json
 from collections.abc import Iterable, Iterator

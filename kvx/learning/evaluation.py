@@ -76,7 +76,7 @@ def highest(
 
 
 def first_alarm(scored: Scored, thresholds: ArrayLike) -> NDArray[np.float64]:
-    """The first usable token whose score reaches its trace's threshold [n]; nan without one."""
+    """The first usable token whose score reaches its trace's threshold [n]; nan if none does."""
     limit = np.repeat(np.broadcast_to(np.asarray(thresholds), scored.lengths.shape), scored.lengths)
     at = np.where(scored.usable & (scored.score >= limit), positions(scored.lengths), np.inf)
     found = np.full(len(scored.lengths), np.nan)
@@ -126,7 +126,7 @@ def trace_metrics(scored: Scored, resampler: Resampler) -> list[Metric]:
 def alarm_metrics(
     scored: Scored, thresholds: NDArray[np.float64], resampler: Resampler, name: str
 ) -> list[Metric]:
-    """What alarms at `thresholds` [n] do: recall, false positives, leads, false alarms.
+    """Alarms at `thresholds` [n]: recall, false positives, leads, false alarms.
 
     `thresholds` were chosen on prompts that are not among these. Leads are of the events that were
     caught; `lead_median_roomy` of those that start only after 64 tokens.
@@ -167,7 +167,7 @@ def alarm_metrics(
 
 
 def false_alarms(scored: Scored, thresholds: ArrayLike) -> NDArray[np.int64]:
-    """How many times each trace's score rises to its threshold, at tokens that are not positive."""
+    """How often each trace's score rises to its threshold at tokens that are not positive."""
     limit = np.repeat(np.broadcast_to(np.asarray(thresholds), scored.lengths.shape), scored.lengths)
     above = scored.usable & (scored.score >= limit)
     before = np.concatenate([[False], above[:-1]]) & (positions(scored.lengths) > 0)

@@ -29,7 +29,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """XGBoost's parameters by its own names where they are its own."""
+    """XGBoost's parameters under XGBoost's names."""
 
     rounds: int = TrainConfig.rounds
     patience: int = TrainConfig.patience

@@ -1,4 +1,4 @@
-"""What the hazard model learns: does a catastrophe start within the next H tokens?"""
+"""The labels of the hazard model: does a catastrophe start within the next H tokens?"""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -12,7 +12,7 @@ from kvx.scoring.loops import INSTANT
 
 
 class Role(IntEnum):
-    """What a trace is to training and metrics."""
+    """The role of a trace in training and metrics."""
 
     NEGATIVE = 0  # no catastrophe
     EVENT = 1  # one with a known onset
@@ -82,7 +82,7 @@ def usable_tokens(lengths: ArrayLike, about: Targets) -> NDArray[np.bool_]:
 
 
 def _to_onset(lengths: ArrayLike, onset: ArrayLike) -> NDArray[np.float64]:
-    """How many tokens each token stands before the onset of its trace; nan without one."""
+    """The distance in tokens from each token to its trace's onset; nan without one."""
     sizes = np.asarray(lengths, np.int64)
     left: NDArray[np.float64] = np.repeat(np.asarray(onset, np.float64), sizes) - positions(sizes)
     return left

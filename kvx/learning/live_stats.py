@@ -1,4 +1,4 @@
-"""What a live controller cost and what it was good for: figures of one guarded point, by prompt.
+"""Costs and benefits of a live controller: one guarded point's figures, by prompt.
 
 An *excess* catastrophe is one that the full-cache twin of the same prompt does not show. One is
 *prevented* if the point without the controller shows it and the guarded response does not; it is
@@ -44,7 +44,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Use:
-    """What the responses [n] of a guarded point used; nan where it was not measured.
+    """Resources used by the responses [n] of a guarded point; nan where not measured.
 
     Budgets are shares of the prompt's `entries`, `mean_budget` over all `decoded` steps;
     `intervened`, `decoded`, `output`, `dropped` (taken back) and `recomputed` count. `clusters` are
@@ -109,7 +109,7 @@ def device_budget(use: Use) -> tuple[float, int]:
 
 
 def _steps(use: Use) -> Floats:
-    """What each response [n] weighs in a mean over all decoded steps and prompt entries."""
+    """The weight of each response [n] in a mean over all decoded steps and prompt entries."""
     return use.decoded * use.entries
 
 
@@ -147,7 +147,7 @@ def cost_figures(use: Use, by: Resampler) -> list[Figure]:
 
 
 def effect_figures(pairs: Pairs, by: Resampler) -> list[Figure]:
-    """What was prevented and caused of each kind, answers lost and won, false interventions."""
+    """Catastrophes prevented and caused, by kind; answers lost and won; false interventions."""
     return [
         *(figure for kind in KINDS for figure in _of_kind(kind, pairs, by)),
         *_answers(pairs, by),
@@ -182,7 +182,7 @@ def _answers(pairs: Pairs, by: Resampler) -> Iterator[Figure]:
 
 
 def _false_interventions(pairs: Pairs, by: Resampler) -> Iterator[Figure]:
-    """Where compression caused nothing, and where nothing at all is wrong without a controller."""
+    """Masks: compression caused nothing; nothing is wrong without a controller."""
     for name, nothing in (
         ("false_interventions", pairs.there[ANY] == 0),
         ("false_interventions_sound", (pairs.there[ANY] == 0) & (pairs.derailed == 0)),

@@ -94,7 +94,7 @@ class Resampler:
         return totals
 
     def estimate(self, value: float, draws: NDArray[np.float64], clusters: ArrayLike) -> Estimate:
-        """`value` with the interval of its `draws`; unknown from fewer than two prompts."""
+        """`value` with the interval of its `draws`; unknown for fewer than two prompts."""
         if len(np.unique(np.asarray(clusters))) < 2:
             return Estimate(value, UNKNOWN_INTERVAL)
         return Estimate(value, percentile_interval(draws, self.confidence))

@@ -61,7 +61,7 @@ class Trace:
 
     @property
     def deadline(self) -> int:
-        """Where the catastrophe starts; of one without an onset (it never ends), the last token."""
+        """The token at which the catastrophe starts; the last one if it never ends."""
         return self.n_tokens - 1 if self.onset is None else self.onset
 
     @property
@@ -105,7 +105,7 @@ def observations(
     probe_nats: float = math.nan,
     repeated: Sequence[int] | None = None,
 ) -> list[Observation]:
-    """What a controller sees of a response of n tokens: n + 1 observations, the prefill's first.
+    """A controller's observations of a response of n tokens: n + 1, the prefill's first.
 
     Everything is [n]; `hazard` may hold nan. `loop_onsets` holds the onset where the sequence is in
     a loop that is known by then, `repeated` the `repeated_tails` (without: 0). Raises `ValueError`
@@ -184,7 +184,7 @@ def replay(trace: Trace, policy: Policy) -> Outcome:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What became of every trace, [n] each; means over the controllers where there were several.
+    """The outcome of every trace, [n] each; means over repeats if there are several.
 
     `lead_tokens` is nan where there is none.
     """
@@ -326,7 +326,7 @@ def _ratio(
 
 
 def pareto_front(prevented: ArrayLike, false_triggers: ArrayLike, mean_budget: ArrayLike) -> Bools:
-    """Which of the choices [n] no other beats: at least as good in all three, better in one.
+    """Which choices [n] are on the Pareto front: none is as good in all and better in one.
 
     Higher is better in `prevented`, lower in the two others. Choices with a nan are on no front.
     """

@@ -1,4 +1,4 @@
-"""Which prompts are learnt from and which are kept: the same prompt never stands on two sides.
+"""Splits by prompt into training and held-out data; no prompt is on both sides.
 
 scikit-learn's GroupKFold would deal the same prompts to other folds, and so change every figure.
 """

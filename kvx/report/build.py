@@ -112,7 +112,7 @@ def _context(
 
 
 def _forecasting(points: list[PointRecord], config: Config) -> Iterator[GuardedPoint]:
-    """The points whose controllers have a forecast, as far as their prompts are still there."""
+    """The points whose controllers have a forecast and whose prompts still exist."""
     for point in points:
         made = point.info["config"]
         manifest = point.manifest_dir(Path(config.paths.output)) / "manifest.json"
@@ -125,7 +125,7 @@ def _forecasting(points: list[PointRecord], config: Config) -> Iterator[GuardedP
 
 
 def _controllers(stats: pd.DataFrame) -> dict[str, str]:
-    """The tables of controllers over all points; empty where there is none."""
+    """The tables of controllers over all points; empty without controllers."""
     if stats.empty:
         return {}
     return {

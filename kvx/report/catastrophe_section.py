@@ -46,7 +46,7 @@ def _cell(row: Any) -> str:
 
 
 def notes(stats: pd.DataFrame, seen: pd.DataFrame) -> Iterator[str]:
-    """What the table cannot show, and why; `stats` and `seen` are one variant's tables."""
+    """What is missing from the table, and why; `stats` and `seen` are one variant's tables."""
     if (seen["unit"] == WORDS).any():
         yield (
             "Where a server gave no token ids, or an answer was cut at a stop string when it was "

@@ -24,7 +24,7 @@ def prevented_table(stats: pd.DataFrame, group: str = ALL) -> str:
 
 
 def price_table(stats: pd.DataFrame, group: str = ALL) -> str:
-    """Per controller: what it cost, in memory, tokens, time and answers."""
+    """The costs of each controller in memory, tokens, time and answers."""
 
     def cells(figures: Figures) -> Cells:
         def of(name: str, form: str = "{:.2f}") -> str:

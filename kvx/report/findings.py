@@ -59,7 +59,7 @@ def _cost(
     used: dict[str, float],
     alpha: float,
 ) -> str:
-    """What one budget cost over all bins, and in which bins most."""
+    """The loss at one budget over all bins, and the bins with the largest."""
     loss = verdict(row, alpha) is Verdict.loss
     test = f"; McNemar p = {row['mcnemar_p']:.2g}" if pd.notna(row["mcnemar_p"]) else ""
     point = row["point_id"]
@@ -87,7 +87,7 @@ def _cost(
 
 
 def _attribution(row: pd.Series) -> str:
-    """How much of a loss failed examples could explain: their exact share of the difference."""
+    """The share of a loss that failed examples could explain, exactly."""
     share, cut = (
         min(max(row[c] / row["difference"], 0.0), 1.0)
         for c in ("difference_from_failures", "difference_from_truncated")

@@ -11,7 +11,7 @@ from kvx.report.catastrophe_section import HEADERS
 from kvx.report.tables import Cells, number, per_point
 
 NO_KIND = ""
-FEW = 20  # catastrophes: a share of fewer says little
+FEW = 20  # catastrophes; a share of fewer is too uncertain
 PREVENTED = {kind: f"prevented: {HEADERS.get(kind, 'instant loops')}" for kind in KINDS}
 Figures = dict[tuple[str, str], Any]
 
@@ -59,7 +59,7 @@ def prevented_table(stats: pd.DataFrame) -> str:
 
 
 def effect_table(stats: pd.DataFrame) -> str:
-    """Per guarded point: excess rates without and with it, what it caused, answers, false ones."""
+    """Per guarded point: excess rates without and with it, caused ones, answers, false alarms."""
 
     def cells(figures: Figures) -> Cells:
         change = figures["excess_difference", ANY]
@@ -80,7 +80,7 @@ def effect_table(stats: pd.DataFrame) -> str:
 
 
 def notes(stats: pd.DataFrame) -> Iterator[str]:
-    """What the tables cannot show, and why."""
+    """What is missing from the tables, and why."""
     points = stats.drop_duplicates("point_id")
     alone = points.loc[points["unguarded_point_id"].isna(), "point_id"]
     if len(alone):

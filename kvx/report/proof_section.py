@@ -1,4 +1,4 @@
-"""How each budget is known to have been applied, in words for the report's first page."""
+"""The proof of each budget, in words for the report's first page."""
 
 from collections.abc import Iterable
 

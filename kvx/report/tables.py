@@ -35,7 +35,7 @@ def _none_first(column: pd.Series) -> pd.Series:
 
 
 def mark(row: pd.Series) -> str:
-    """A dagger where the press cannot do what it is meant to."""
+    """A dagger if the press acts as another method."""
     return f" {DEGENERATE}" if row["n_degenerate"] else ""
 
 
@@ -66,7 +66,7 @@ def accuracy_table(frame: pd.DataFrame) -> str:
 def budget_table(
     overall: pd.DataFrame, found: dict[str, list[BudgetProof]], used: dict[str, float]
 ) -> str:
-    """What presses kept; with controllers also what was on the device on average (`used`)."""
+    """The share that presses kept; with controllers also the mean on the device (`used`)."""
 
     def cells(row: pd.Series) -> Cells:
         point = row["point_id"]

@@ -1,4 +1,4 @@
-"""What may be said of a point against its full cache, and from how many examples on.
+"""Verdicts on a point against its full cache, and how many examples they need.
 
 An exact two-sided test of pairs cannot reach the 5% level with fewer than 6 of them, even if all
 are lost; an interval may exclude zero all the same. Below that number no verdict is given.
@@ -44,7 +44,7 @@ def verdict(row: Any, alpha: float) -> Verdict:
 
 
 def in_words(row: Any, alpha: float) -> str:
-    """`a loss of exact match`, or why there is no verdict on it."""
+    """`a loss of exact match`, or why there is no verdict."""
     found, metric = verdict(row, alpha), row["metric"].replace("_", " ")
     if found is Verdict.too_few:
         return f"{too_few(row, alpha)} for a verdict on {metric}"

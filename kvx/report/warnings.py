@@ -1,4 +1,4 @@
-"""What a reader must know before believing a number."""
+"""Warnings that a reader must know before trusting a number."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ def warnings(
     config: AnalyzeConfig,
     requests: pd.DataFrame,
 ) -> list[str]:
-    """Sentences, most serious first; empty if there is nothing to warn of.
+    """Sentences, most serious first; empty without a warning.
 
     `caveats` are what is to be said of hazard models, `requests` those of all points.
     """

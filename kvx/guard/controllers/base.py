@@ -1,4 +1,4 @@
-"""What every controller has: its settings, what it needs, and the three modes it moves between.
+"""The base of controllers: settings, needs, and the three modes that they move between.
 
 NORMAL keeps the point's budget. ALERT says that the hazard has reached `tau_low`: checkpoints are
 kept close, nothing else changes. SAFE is entered after `k` tokens in a row at or above `tau_high`
@@ -21,7 +21,7 @@ from kvx.scoring.loops import REPORT_TOKENS
 PREFILL = -1  # the token index of what is seen before the first token
 RULE_LOW, RULE_HIGH = 0.5, 1.0  # scores other than a hazard: a share of what is an alarm
 
-ON_LOOP = "whether a loop that is there is an alarm too"  # the help of a field of several classes
+ON_LOOP = "whether a loop that has begun is an alarm too"  # the help of a field of several classes
 
 
 class Mode(IntEnum):
@@ -31,7 +31,7 @@ class Mode(IntEnum):
 
 
 class Observation(NamedTuple):
-    """What is known of a sequence after token number `token` (0-based; -1: before the first).
+    """Observations of a sequence after token number `token` (0-based; -1: before the first).
 
     `hazard` is the probability that a catastrophe starts within the horizon, nan where there is no
     forecast. `loop_onset` is the token at which a loop began, None unless the sequence is in one
@@ -65,7 +65,7 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a hazard model's card says of its operating points: the `hazard` that is an alarm, and
+    """The operating points in a hazard model's card: the `hazard` that is an alarm, and
     the divergence in nats at the gate before the first token.
     """
 
@@ -84,7 +84,7 @@ class Thresholds:
 
 
 class Scores(Protocol):
-    """What a controller makes of one sequence, token by token."""
+    """A controller's state for one sequence, token by token."""
 
     def step(self, seen: Observation) -> tuple[float, str]:
         """The score after a token, and the reason that an alarm by it would have."""
