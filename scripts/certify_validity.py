@@ -23,9 +23,9 @@ from kvx.certify.series import all_series
 from kvx.config.certify import CertifyConfig, Loss
 from kvx.errors import UserError
 from kvx.report.tables import markdown
-from kvx.stats.certify import PValue, binomial_p, hoeffding_bentkus_p
 from kvx.stats.intervals import clopper_pearson
 from kvx.stats.resplits import Kept, halves, redraws, synthetic
+from kvx.stats.risk_control import PValue, binomial_p, hoeffding_bentkus_p
 
 ALPHA, DELTA, DRAWS, SPLITS = 0.05, 0.05, 20_000, 1_000
 ABOVE = 1e-9  # a risk this little above alpha breaks the promise

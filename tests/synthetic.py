@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from kvx.guard.trace_arrays import PROBE_TOKENS, TOKEN_SIGNALS, TOP, Traces, starts_of
 from kvx.learning.labels import targets
-from kvx.train.data import REPEATED, Data
+from kvx.train.trace_data import REPEATED, Data
 
 PRESSES = ("none", "snapkv", "knorm")
 DELAY = 20  # tokens from the onset of a loop to its detection

@@ -17,7 +17,7 @@ from kvx.certify.losses import LossReader
 from kvx.certify.series import all_series, chosen
 from kvx.cli.command import run_stage
 from kvx.config.certify import CertifyConfig, Loss
-from kvx.stats.certify import binomial_p
+from kvx.stats.risk_control import binomial_p
 from kvx.store.catalog import PointRecord
 from tests.conftest import Kvx
 

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from kvx.stats.certify import (
+from kvx.stats.intervals import clopper_pearson
+from kvx.stats.resplits import halves, redraws, synthetic
+from kvx.stats.risk_control import (
     binomial_p,
     cluster_means,
     fixed_sequence,
     hoeffding_bentkus_p,
     prompts_needed,
 )
-from kvx.stats.intervals import clopper_pearson
-from kvx.stats.resplits import halves, redraws, synthetic
 
 ALPHAS = st.floats(0.01, 0.6)
 TESTS = (binomial_p, hoeffding_bentkus_p)

@@ -20,7 +20,7 @@ from kvx.run.planning import plan
 from kvx.scoring.loops import find_loop
 from kvx.simulate import forecasts
 from kvx.simulate.recorded import loop_onsets
-from kvx.train.data import load, prompt_ids
+from kvx.train.trace_data import load, prompt_ids
 from kvx.verify import checks
 from tests.conftest import Kvx
 

@@ -33,11 +33,6 @@ SYMMETRIC = {
     "__main__", "arguments", "base", "build", "checks", "engine", "guarded", "hazard",
     "instructions", "local", "page", "proof",
 }  # fmt: skip
-# two jobs under one name; new ones are refused
-TWINS = {
-    "certify": {"kvx.certify", "kvx.stats.certify"},
-    "data": {"kvx.data", "kvx.train.data"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -107,4 +102,4 @@ def test_a_name_says_one_thing(graph: grimp.ImportGraph) -> None:
         name = module.rpartition(".")[2]
         if name not in SYMMETRIC and (room(module) != "config" or name not in rooms):
             named[name].add(module)  # kvx.config.<room> is the configuration of a room
-    assert {name: modules for name, modules in named.items() if len(modules) > 1} == TWINS
+    assert {name: modules for name, modules in named.items() if len(modules) > 1} == {}

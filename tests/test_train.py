@@ -22,9 +22,9 @@ from kvx.learning.splits import PARTS, folds, parts
 from kvx.train import analyses, detection, page
 from kvx.train.build import check, check_data, predictions
 from kvx.train.crossfit import Table, crossfit, fit_parts, inner_parts, outer_folds
-from kvx.train.data import prompt_ids
 from kvx.train.judge import Judge, Results
 from kvx.train.prefill_gate import caused, crossfit_gates, gates, probe_nats
+from kvx.train.trace_data import prompt_ids
 
 QUICK = {"rounds": 30, "patience": 10, "n_boot": 200, "threads": 1}
 prompts = st.dictionaries(st.text(max_size=5), st.sampled_from("abc"), min_size=10, max_size=60)

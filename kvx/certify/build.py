@@ -22,7 +22,7 @@ from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest
 from kvx.identity.user_code import press_code
 from kvx.points import experiment_dir
-from kvx.stats.certify import PValue, fixed_sequence, prompts_needed
+from kvx.stats.risk_control import PValue, fixed_sequence, prompts_needed
 from kvx.store.atomic import write_text
 from kvx.store.catalog import PointRecord, finished_points
 from kvx.store.shards import read_inputs

@@ -17,7 +17,7 @@ from kvx.data.frozen_examples import load_examples
 from kvx.errors import UserError
 from kvx.learning.live_stats import device_budget
 from kvx.scoring.metrics import METRICS
-from kvx.stats.certify import PValue, binomial_p, cluster_means, hoeffding_bentkus_p
+from kvx.stats.risk_control import PValue, binomial_p, cluster_means, hoeffding_bentkus_p
 from kvx.store.catalog import PointRecord
 
 

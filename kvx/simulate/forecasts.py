@@ -23,7 +23,7 @@ from kvx.identity import hazard_files
 from kvx.store.catalog import read_frame
 from kvx.store.shards import read_inputs
 from kvx.train.build import FOLDER, PREDICTIONS, data_hash
-from kvx.train.data import Data, prompt_ids
+from kvx.train.trace_data import Data, prompt_ids
 
 OTHERWISE = (
     "run kvx.train with the same arguments, or simulate controllers without a model: "

@@ -18,7 +18,7 @@ from kvx.learning.simulation import Trace, observations
 from kvx.simulate import forecasts
 from kvx.store.catalog import finished_points
 from kvx.store.shards import read_inputs
-from kvx.train import data as learning
+from kvx.train import trace_data as learning
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvx.stats.certify import PValue, fixed_sequence
+from kvx.stats.risk_control import PValue, fixed_sequence
 
 Draw = Callable[[np.random.Generator], NDArray[np.float64]]  # losses [budgets, n]
 

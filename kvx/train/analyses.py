@@ -14,12 +14,12 @@ from kvx.learning.evaluation import group_auroc, token_metrics, trace_metrics
 from kvx.learning.fitting import OPERATING_POINTS
 from kvx.learning.labels import token_labels
 from kvx.train.crossfit import CrossFit, Table, crossfit
-from kvx.train.data import prompt_ids
 from kvx.train.detection import before_detection, until_detection, without
 from kvx.train.early import early_metrics
 from kvx.train.judge import Judge, Results
 from kvx.train.prefill_gate import GATE, gate_metrics, has_probe
 from kvx.train.reference import untrained
+from kvx.train.trace_data import prompt_ids
 
 HEADLINE = "headline"
 

@@ -29,9 +29,9 @@ from kvx.store.layout import REQUESTS, TRACES
 from kvx.store.shards import read_inputs, write_table
 from kvx.train import analyses, detection, page
 from kvx.train.crossfit import CrossFit, Table, fit_parts, inner_parts, outer_folds
-from kvx.train.data import Data, load, prompt_ids
 from kvx.train.judge import Results
 from kvx.train.prefill_gate import GATE, crossfit_gates, gates
+from kvx.train.trace_data import Data, load, prompt_ids
 
 log = logging.getLogger(__name__)
 FOLDER = "guard"

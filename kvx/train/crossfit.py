@@ -17,7 +17,7 @@ from kvx.learning.evaluation import highest
 from kvx.learning.fitting import OPERATING_POINTS, Examples, FitSettings, fit, threshold_at
 from kvx.learning.labels import Role, token_labels, usable_tokens
 from kvx.learning.splits import PARTS, folds, parts
-from kvx.train.data import Data
+from kvx.train.trace_data import Data
 
 Mask = NDArray[np.bool_]
 BALANCE = {ClassWeight.balanced: 1.0, ClassWeight.sqrt: 0.5, ClassWeight.none: 0.0}

@@ -16,7 +16,7 @@ from kvx.guard.features import SETS
 from kvx.learning.evaluation import Metric, Scored, all_metrics
 from kvx.learning.ranking import Resampler
 from kvx.train.crossfit import CrossFit, Mask, Table, crossfit
-from kvx.train.data import Data
+from kvx.train.trace_data import Data
 
 log = logging.getLogger(__name__)
 

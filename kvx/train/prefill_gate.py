@@ -17,7 +17,7 @@ from kvx.learning.fitting import OPERATING_POINTS, threshold_at
 from kvx.learning.ranking import Resampler
 from kvx.scoring.loops import INSTANT
 from kvx.train.crossfit import Mask
-from kvx.train.data import Data
+from kvx.train.trace_data import Data
 
 GATE = "gate"
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from kvx.learning.baselines import entropy_cusum
 from kvx.learning.labels import Role
 from kvx.train.crossfit import CrossFit, crossfit_fixed
-from kvx.train.data import REPEATED
 from kvx.train.judge import Judge
+from kvx.train.trace_data import REPEATED
 
 NGRAM, CUSUM = "n-gram repetition", "entropy CUSUM"
 

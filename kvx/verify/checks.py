@@ -15,7 +15,7 @@ from kvx.scoring.loops import INSTANT
 from kvx.store.catalog import PointRecord
 from kvx.store.traces import Holds, holds, read_traces
 from kvx.train import crossfit
-from kvx.train.data import Data, load, outcomes_of
+from kvx.train.trace_data import Data, load, outcomes_of
 
 _NUMBERS = (
     "logprob", "entropy_nats", "top1_prob", "top5_prob", "entropy_rest_nats",
