@@ -4,10 +4,11 @@ import asyncio
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from kvx.config.sweep import references
 from kvx.engines.base import BudgetProof, KVUse
 from kvx.engines.openai import proof, rate_limits
 from kvx.engines.openai.body import BodyBuilder, endpoints
+from kvx.engines.openai.bridge import iterate
 from kvx.engines.openai.checks import check_key
 from kvx.engines.openai.fault import Fault
 from kvx.engines.openai.rate_limits import Pace, Rate
@@ -378,3 +380,49 @@ def test_no_minute_holds_two_requests_that_are_too_much_together(monkeypatch: An
         assert sum(n for when, n in taken if at <= when < at + 0.299) <= 1000
     assert taken[-1][0] - taken[0][0] >= 0.6
     assert len(stamps) >= 6
+
+
+def test_an_interrupted_iterator_cancels_and_gives_what_arrived() -> None:
+    async def work(put: Callable[[int], None]) -> None:
+        put(1)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            put(2)
+
+    items = iterate(work)
+    assert next(items) == 1
+    assert cast(Any, items).throw(KeyboardInterrupt()) == 2
+    with pytest.raises(KeyboardInterrupt):
+        next(items)
+
+
+def test_closing_the_iterator_cancels_and_waits() -> None:
+    ended: list[int] = []
+
+    async def work(put: Callable[[int], None]) -> None:
+        put(1)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(1)
+
+    items = iterate(work)
+    assert next(items) == 1
+    cast(Any, items).close()
+    assert ended == [1]
+
+
+def test_the_first_error_of_several_tasks_is_raised() -> None:
+    async def fail() -> None:
+        raise UserError("no such server")
+
+    async def work(put: Callable[[int], None]) -> None:
+        async with asyncio.TaskGroup() as group:
+            put(1)
+            group.create_task(fail())
+
+    items = iterate(work)
+    assert next(items) == 1
+    with pytest.raises(UserError, match="no such server"):
+        next(items)
