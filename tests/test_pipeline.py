@@ -89,8 +89,8 @@ def test_bin_stats_follow_from_the_scores(demo: Kvx) -> None:
     for _, row in graded.iterrows():
         same = scores["point_id"].eq(row["point_id"]) & scores["metric"].eq("qa_f1")
         cell = scores[same & scores["bin"].eq(row["bin"])]
-        scores = [(cell["score"], cell["cluster"].tolist())]
-        (estimate,) = bootstrap_means(scores, 10_000, 0.95, 0)
+        cells = [(cell["score"], cell["cluster"].tolist())]
+        (estimate,) = bootstrap_means(cells, 10_000, 0.95, 0)
         assert row["n"] == len(cell) == 8
         assert row["mean"] == pytest.approx(cell["score"].mean())
         assert row["sd"] == pytest.approx(cell["score"].std())
