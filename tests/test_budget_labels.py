@@ -14,7 +14,8 @@ import pytest
 
 from kvx.analyze.build import TABLES
 from kvx.analyze.frames import keeps_another_number
-from kvx.config.schema import AnalyzeConfig, BudgetConfig, BudgetKind
+from kvx.config.analyze import AnalyzeConfig
+from kvx.config.schema import BudgetConfig, BudgetKind
 from kvx.data.example import Example
 from kvx.engines.base import BudgetProof
 from kvx.engines.openai import proof

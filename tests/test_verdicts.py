@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from kvx.config.schema import AnalyzeConfig
+from kvx.config.analyze import AnalyzeConfig
 from kvx.report.findings import findings
 from kvx.report.verdicts import Verdict, in_words, verdict
 from kvx.stats.intervals import UNKNOWN_INTERVAL

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kvx.analyze.columns import ALL_BINS, Columns, by_bin, by_metric, take
 from kvx.analyze.frames import Experiment
-from kvx.config.schema import AnalyzeConfig
+from kvx.config.analyze import AnalyzeConfig
 from kvx.scoring.failures import FailureType
 from kvx.stats.bootstrap import Cell, MeanEstimate, bootstrap_means
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, clopper_pearson
@@ -190,16 +190,21 @@ def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
         pairs = experiment.side_by_side(point.id, full.id)
         for metric, primary, group in by_metric(pairs):
             about = {
-                **series, "twin_point_id": full.id, "metric": metric, "primary": primary,
+                **series,
+                "twin_point_id": full.id,
+                "metric": metric,
+                "primary": primary,
                 "higher_is_better": metric not in experiment.lower_is_better,
-            }  # fmt: skip
+            }
             for index, cell in by_bin(group):
                 rows.append({**about, "bin": index})
                 cells.append(cell)
     found = paired_differences(
         [(cell["score"], cell["score_full"], cell["cluster"].tolist()) for cell in cells],
-        config.n_boot, config.confidence, config.seed,
-    )  # fmt: skip
+        config.n_boot,
+        config.confidence,
+        config.seed,
+    )
     binary = experiment.binary_metrics
     return [
         row | _compare(cell, difference, row["metric"] in binary, row["higher_is_better"], config)

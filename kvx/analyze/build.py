@@ -14,7 +14,8 @@ from kvx.analyze.controller_stats import controller_stats
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.analyze.guard_stats import guard_stats
 from kvx.analyze.transitions import transitions
-from kvx.config.schema import AnalyzeConfig, Config
+from kvx.config.analyze import AnalyzeConfig
+from kvx.config.schema import Config
 from kvx.data.frozen_examples import examples_file
 from kvx.identity.hashing import digest, package_digest
 from kvx.points import experiment_dir

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from kvx.analyze.bin_stats import BOOTSTRAP, EXACT, NEWCOMBE, Row, null, unless_constant
 from kvx.analyze.columns import ByPoint, by_bin
 from kvx.analyze.frames import Experiment
-from kvx.config.schema import AnalyzeConfig
+from kvx.config.analyze import AnalyzeConfig
 from kvx.scoring.catastrophes import KINDS, pair
 from kvx.stats.bootstrap import bootstrap_means
 from kvx.stats.intervals import Interval, clopper_pearson

@@ -13,7 +13,7 @@ from kvx.analyze.bin_stats import Row
 from kvx.analyze.columns import BUDGET, groups
 from kvx.analyze.frames import Experiment
 from kvx.analyze.guard_stats import beside, floats, numbers, pairs, responses, row_of, use
-from kvx.config.schema import AnalyzeConfig
+from kvx.config.analyze import AnalyzeConfig
 from kvx.learning.live_stats import ANY, BOOTSTRAP, KINDS, Figure, cost_figures, effect_figures
 from kvx.learning.ranking import Resampler
 
@@ -103,9 +103,12 @@ def _nearest(larger: pd.DataFrame, used: float) -> pd.DataFrame:
 def _idle(frame: pd.DataFrame) -> pd.DataFrame:
     """Responses without a controller, as one that never does anything."""
     return frame.assign(
-        guard_interventions=0, guard_mean_budget=frame["nominal"], guard_recomputed_tokens=0,
-        guard_decoded_tokens=frame["output_tokens"], kv_bytes_host=0,
-    )  # fmt: skip
+        guard_interventions=0,
+        guard_mean_budget=frame["nominal"],
+        guard_recomputed_tokens=0,
+        guard_decoded_tokens=frame["output_tokens"],
+        kv_bytes_host=0,
+    )
 
 
 def _versus(chosen: pd.DataFrame, by: Resampler) -> list[Row]:
@@ -158,9 +161,15 @@ def _budget_difference(both: pd.DataFrame, by: Resampler) -> Figure:
     )
     prompts = len(np.unique(clusters))
     return Figure(
-        "mean_budget_difference", None, len(both), prompts, None, found.value, found.interval,
+        "mean_budget_difference",
+        None,
+        len(both),
+        prompts,
+        None,
+        found.value,
+        found.interval,
         BOOTSTRAP,
-    )  # fmt: skip
+    )
 
 
 def _mean(

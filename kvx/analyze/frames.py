@@ -88,9 +88,10 @@ class Experiment:
         examples, _ = pd.factorize(self.scores["example_id"])
         metrics, names = pd.factorize(self.scores["metric"])
         judged = self.scores.assign(
-            kind=known(requests["kind"]), degenerate=known(requests["degenerate"]),
+            kind=known(requests["kind"]),
+            degenerate=known(requests["degenerate"]),
             pair=examples * len(names) + metrics,
-        )  # fmt: skip
+        )
         judged["failed"] = judged["kind"].notna()
         return judged.sort_values("pair", kind="stable")
 
@@ -174,7 +175,7 @@ class Experiment:
             }
             for p in self.points
             if p.is_guarded
-        }  # fmt: skip
+        }
         return names | told_apart({i: names[i] for i in settings}, settings)
 
     @cached_property
@@ -292,9 +293,16 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
     kinds = requests["request_id"].map(failures.set_index("request_id")["error_type"])
     requests = requests.assign(kind=kinds.astype(object), failed=kinds.notna())
     experiment = Experiment(
-        folder, points, manifests, requests, scores, failures, latency, catastrophes,
+        folder,
+        points,
+        manifests,
+        requests,
+        scores,
+        failures,
+        latency,
+        catastrophes,
         events_of(points),
-    )  # fmt: skip
+    )
     check_counts(experiment)
     check_metrics(points, scores)
     return experiment

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.catastrophe_stats import judged
 from kvx.analyze.frames import Experiment
-from kvx.config.schema import AnalyzeConfig
+from kvx.config.analyze import AnalyzeConfig
 from kvx.guard.events import ACTIONS
 from kvx.learning.live_stats import (
     ANY,

@@ -44,9 +44,11 @@ MEAN: Interval = ("mean", "ci_low", "ci_high")
 EXCESS: Interval = ("excess", "excess_ci_low", "excess_ci_high")
 # the panels of the plot of catastrophes
 PANELS = {
-    "looping": "looping", "non_termination": "non-termination", "amnesia": "instruction amnesia",
+    "looping": "looping",
+    "non_termination": "non-termination",
+    "amnesia": "instruction amnesia",
     "silent_failure": "silent failure",
-}  # fmt: skip
+}
 
 
 class Curve(NamedTuple):
@@ -82,9 +84,11 @@ def draw_all(
         }  # fmt: skip
         if len(measured):
             figures["latency_p50_by_bin"] = by_bin(
-                measured, "latency in s (median; whisker: p95)",
-                ("latency_p50_s", "latency_p50_s", "latency_p95_s"), unit_interval=False,
-            )  # fmt: skip
+                measured,
+                "latency in s (median; whisker: p95)",
+                ("latency_p50_s", "latency_p50_s", "latency_p95_s"),
+                unit_interval=False,
+            )
         compared = plain(compressed(catastrophes[catastrophes["variant_id"] == variant]))
         if len(compared):
             label = f"excess over the full cache ({percent})"
@@ -251,9 +255,7 @@ def _arrays(
 
 def _style(number: int, label: object) -> dict[str, Any]:
     i = number % len(COLOURS)
-    return {
-        "color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i], "label": str(label),
-    }  # fmt: skip
+    return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i], "label": str(label)}
 
 
 def _draw(axis: Axes, curves: Sequence[Curve]) -> None:
@@ -266,9 +268,15 @@ def _draw(axis: Axes, curves: Sequence[Curve]) -> None:
         axis.plot(x, y[:, 0], **style)
         if hollow.any():
             axis.plot(
-                x[hollow], y[hollow, 0], linestyle="", marker=style["marker"], zorder=5,
-                markerfacecolor="white", markeredgecolor=style["color"], label="_degenerate",
-            )  # fmt: skip
+                x[hollow],
+                y[hollow, 0],
+                linestyle="",
+                marker=style["marker"],
+                zorder=5,
+                markerfacecolor="white",
+                markeredgecolor=style["color"],
+                label="_degenerate",
+            )
         known = ~np.isnan(y).any(axis=1)
         at, ends = x[known], (y[known].min(axis=1), y[known].max(axis=1))
         whiskers.append(np.stack([np.stack([at, end], 1) for end in ends], 1))
@@ -277,9 +285,14 @@ def _draw(axis: Axes, curves: Sequence[Curve]) -> None:
     axis.add_collection(LineCollection(list(segments), colors=colours))
     caps = segments.reshape(-1, 2)
     axis.scatter(
-        caps[:, 0], caps[:, 1], marker="_", s=CAP_POINTS**2, linewidths=1.0,
-        c=np.repeat(colours, 2).tolist(), zorder=2,
-    )  # fmt: skip
+        caps[:, 0],
+        caps[:, 1],
+        marker="_",
+        s=CAP_POINTS**2,
+        linewidths=1.0,
+        c=np.repeat(colours, 2).tolist(),
+        zorder=2,
+    )
 
 
 def _legend(figure: Figure, axes: Any, frame: pd.DataFrame, title: str) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment, paired_table
-from kvx.config.schema import AnalyzeConfig
+from kvx.config.analyze import AnalyzeConfig
 from kvx.stats.paired import mcnemar_exact
 from kvx.stats.transition import find_transition, instability_zone, mean_of_bin_means
 from kvx.store.catalog import PointRecord
@@ -47,18 +47,27 @@ def _curve(
     bins, curve = about["bin"], overall.loc[ids]
     rank = [float(-i) for i in range(len(ids))]  # budgets may tie as fractions, not as ranks
     found = find_transition(
-        rank, scores, bins, about["cluster"].tolist(), config.transition_drop, config.n_boot,
+        rank,
+        scores,
+        bins,
+        about["cluster"].tolist(),
+        config.transition_drop,
+        config.n_boot,
         config.seed,
-    )  # fmt: skip
+    )
     metric = str(curve["metric"].iloc[0])
     # of a 0/1 score the spread is a function of the mean, and of few scores it is mostly chance
     tells = metric not in experiment.binary_metrics and curve["n"].min() >= FEW
     spread = curve["sd"] if tells else np.full(len(ids), np.nan)
     zone = instability_zone(
-        rank, _means(scores, bins), np.asarray(spread, dtype=float),
+        rank,
+        _means(scores, bins),
+        np.asarray(spread, dtype=float),
         _clear_failure_rates(experiment, ids, curve, 1 - config.confidence),
-        config.transition_drop, config.spread_jump, config.failure_jump,
-    )  # fmt: skip
+        config.transition_drop,
+        config.spread_jump,
+        config.failure_jump,
+    )
     at = None if found.budget is None else int(-found.budget)
     above = None if at is None else curve["budget_label"].iloc[at - 1]
     return {

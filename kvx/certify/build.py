@@ -109,10 +109,12 @@ def targets(
         if (value := getattr(settings, name)) != getattr(usual, name):
             promise.append(f"{name}{value}")
     paths = {
-        s: folder / FOLDER / (s.variant_id if several else "")
+        s: folder
+        / FOLDER
+        / (s.variant_id if several else "")
         / f"{'-'.join([s.file_name, *promise])}.json"
         for s in curves
-    }  # fmt: skip
+    }
     names = Counter(str(path).casefold() for path in paths.values())
     for curve, path in paths.items():
         if names[str(path).casefold()] > 1 or len(path.name.encode()) > LONGEST_NAME:
@@ -173,26 +175,42 @@ def certify(
     added = requests["compressed_tokens"] - requests["context_tokens"]  # by the template
     return Certificate(
         experiment=experiment.dir.name,
-        model={"name": info["model"], "hash": info["model_hash"],
-               "dtype": info["config"]["model"]["dtype"]},
-        press={"name": info["press"], "label": curve.press,
-               "method": info["config"]["press"]["method"], "code": press_code(info)},
+        model={
+            "name": info["model"],
+            "hash": info["model_hash"],
+            "dtype": info["config"]["model"]["dtype"],
+        },
+        press={
+            "name": info["press"],
+            "label": curve.press,
+            "method": info["config"]["press"]["method"],
+            "code": press_code(info),
+        },
         controller={**steering_of(first), "label": curve.controller},
         setup={
-            "dataset": info["dataset"], "manifest": info["manifest"]["key"],
-            "manifest_sha256": info["manifest"]["sha256"], "variant": curve.variant_id,
-            "full_cache_point": twin.id, "engine": info["engine"], "seed": info["seed"],
+            "dataset": info["dataset"],
+            "manifest": info["manifest"]["key"],
+            "manifest_sha256": info["manifest"]["sha256"],
+            "variant": curve.variant_id,
+            "full_cache_point": twin.id,
+            "engine": info["engine"],
+            "seed": info["seed"],
             "query_aware": info["config"]["prompt"]["query_aware"],
             "decoding": decoding,
-            "compressed_tokens": [
-                edges[0][1] + int(added.min()), edges[-1][2] + int(added.max())
-            ],
+            "compressed_tokens": [edges[0][1] + int(added.min()), edges[-1][2] + int(added.max())],
         },
-        loss=settings.loss.name, metric=reader.metric(first), alpha=settings.alpha,
-        delta=settings.delta, delta_per_group=delta, test=test, curves=curves,
-        groups=tuple(groups), kvx=__version__, code=package_digest(),
+        loss=settings.loss.name,
+        metric=reader.metric(first),
+        alpha=settings.alpha,
+        delta=settings.delta,
+        delta_per_group=delta,
+        test=test,
+        curves=curves,
+        groups=tuple(groups),
+        kvx=__version__,
+        code=package_digest(),
         inputs=inputs,
-    )  # fmt: skip
+    )
 
 
 def tested(
@@ -214,11 +232,19 @@ def tested(
         n, total = len(own.by_prompt), float(own.by_prompt.sum())
         if own.obstacle is None:
             p_values[len(rows)] = p_value(total, n, alpha)
-        rows.append(Tested(
-            budget=info["budget_label"], ratio=info["budget"], tokens=info["budget_tokens"],
-            point_id=point.id, n=n, total_loss=total, p=None, verdict=Verdict.LEFT_OUT,
-            reason=own.obstacle,
-        ))  # fmt: skip
+        rows.append(
+            Tested(
+                budget=info["budget_label"],
+                ratio=info["budget"],
+                tokens=info["budget_tokens"],
+                point_id=point.id,
+                n=n,
+                total_loss=total,
+                p=None,
+                verdict=Verdict.LEFT_OUT,
+                reason=own.obstacle,
+            )
+        )
     n_certified = fixed_sequence(p_values.values(), delta)
     for place, (i, p) in enumerate(p_values.items()):
         changes: dict[str, Any] = {"p": p, "verdict": Verdict.CERTIFIED}

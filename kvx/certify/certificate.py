@@ -155,10 +155,16 @@ def read(path: Path) -> Certificate:
         raise refused("was changed after kvx.certify wrote it")
     del found["kvx_certificate"], found["budget"]
     groups = tuple(
-        Group(**{**g, "tests": tuple(Tested(**{**t, "verdict": Verdict(t["verdict"])})
-                                     for t in g["tests"])})
+        Group(
+            **{
+                **g,
+                "tests": tuple(
+                    Tested(**{**t, "verdict": Verdict(t["verdict"])}) for t in g["tests"]
+                ),
+            }
+        )
         for g in found.pop("groups")
-    )  # fmt: skip
+    )
     return Certificate(**found, groups=groups)
 
 

@@ -104,9 +104,10 @@ class LossReader:
         losses = np.where(theirs["has_response"], losses, np.nan)
         proved = ours["budget_verified"] & theirs["budget_verified"]
         obstacles = np.where(
-            ours["degenerate"], "degenerate: the press is not what it is meant to be",
+            ours["degenerate"],
+            "degenerate: the press is not what it is meant to be",
             np.where(proved, "", "the budget is not verified"),
-        )  # fmt: skip
+        )
         return PointLosses(
             losses,
             ours["cluster"].to_numpy(dtype=object),

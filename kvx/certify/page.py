@@ -39,15 +39,23 @@ def write(made: Certificate, file: str) -> str:
     left_out = sum(g.n_left_out for g in made.groups)
     return render(
         Path(__file__).with_name("certificate.md.j2"),
-        made=made, best=made.budget, guard=guard, file=file, bins=not whole(made.groups[0]),
-        alpha=percent(made.alpha), delta=percent(made.delta), confidence=_confidence(made),
-        kept=made.device_use and _kept(made.device_use), n=f"{sum(g.n for g in made.groups):,}",
+        made=made,
+        best=made.budget,
+        guard=guard,
+        file=file,
+        bins=not whole(made.groups[0]),
+        alpha=percent(made.alpha),
+        delta=percent(made.delta),
+        confidence=_confidence(made),
+        kept=made.device_use and _kept(made.device_use),
+        n=f"{sum(g.n for g in made.groups):,}",
         left_out=left_out and plural(left_out, "example"),
         tables="\n\n".join(map(_table, made.groups)),
         on_device=any(t.mean_budget is not None for g in made.groups for t in g.tests),
         press=_fields({"name": made.press["name"], **(made.press["method"] or {})}),
-        controller=_fields(made.controller) if guard else "none", conditions=conditions(made),
-    )  # fmt: skip
+        controller=_fields(made.controller) if guard else "none",
+        conditions=conditions(made),
+    )
 
 
 def _confidence(made: Certificate) -> str:

@@ -90,9 +90,12 @@ def all_series(points: Sequence[PointRecord]) -> list[Series]:
         if point.is_full_cache or press["method"] is None:
             continue
         key = (
-            info["variant_id"], digest([press, press_code(info)]), digest(controller), info["seed"],
+            info["variant_id"],
+            digest([press, press_code(info)]),
+            digest(controller),
+            info["seed"],
             info["budget_kind"],
-        )  # fmt: skip
+        )
         found[key].append(point)
     made = []
     for group in found.values():

@@ -45,11 +45,12 @@ def stage_help(stage: Stage, argv: Sequence[str] = ()) -> str:
     folders = [conf_dir(), *_folders(argv)]
     examples = EXAMPLES.get(stage.name, OF_EXPERIMENTS if stage.aggregates else SWEEPS)
     return TEXT.format(
-        name=stage.name, help=stage.help,
+        name=stage.name,
+        help=stage.help,
         examples="\n".join(f"  {line.format(name=stage.name)}" for line in examples),
         groups="\n".join(f"  {group}: {', '.join(_options(group, folders))}" for group in GROUPS),
         fields=describe([*stage.reads, "paths"]),
-    )  # fmt: skip
+    )
 
 
 def _folders(argv: Sequence[str]) -> Iterator[Path]:

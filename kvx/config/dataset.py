@@ -116,6 +116,9 @@ class DatasetConfig:
         64, "tokens of an answer at most", taken_over="decoding.max_new_tokens", at_least=1
     )
     until: list[str] = option(
-        [], "stop strings: the text ends before the first of them",
-        added=True, taken_over="decoding.until", check=stops,
-    )  # fmt: skip
+        [],
+        "stop strings: the text ends before the first of them",
+        added=True,
+        taken_over="decoding.until",
+        check=stops,
+    )

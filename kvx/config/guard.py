@@ -45,9 +45,10 @@ class GuardConfig:
         identity=_is_none,
     )
     model: str | None = option(
-        None, "directory of a hazard model (model.json and card.json); null: the packaged one",
+        None,
+        "directory of a hazard model (model.json and card.json); null: the packaged one",
         derived=True,
-    )  # fmt: skip
+    )
     ladder: list[float] = option(
         [0.25, 0.5], "budgets that the gate tries one after the other, before 1.0", check=_ascending
     )

@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from kvx.config import field_checks
+from kvx.config.analyze import AnalyzeConfig
 from kvx.config.certify import CertifyConfig
 from kvx.config.controller import ControllerConfig
 from kvx.config.dataset import DatasetConfig, stops
@@ -185,8 +186,10 @@ class ModelConfig:
     device_map: Any = option(
         None,
         "several devices for one model, as accelerate names them: auto, balanced, or a mapping",
-        recorded=True, added=True, check=field_checks.devices,
-    )  # fmt: skip
+        recorded=True,
+        added=True,
+        check=field_checks.devices,
+    )
     trust_remote_code: bool = option(
         False, "run Python files that lie in the model's folder", added=True
     )
@@ -201,8 +204,10 @@ class PromptConfig:
         None,
         "the day (2026-01-31) that a chat template is told which asks for one; null: the day the "
         "manifest was made, and today for kvx.serve. The manifest's own is part of its points' ids",
-        neutral=True, derived=True, check=field_checks.day,
-    )  # fmt: skip
+        neutral=True,
+        derived=True,
+        check=field_checks.day,
+    )
     system: str | None = option(
         None, "a system message before the user's, through the model's chat template", added=True
     )
@@ -210,8 +215,9 @@ class PromptConfig:
     template_kwargs: Any = option(
         None,
         "arguments handed to the chat template, such as {enable_thinking: true}",
-        added=True, check=field_checks.template_kwargs,
-    )  # fmt: skip
+        added=True,
+        check=field_checks.template_kwargs,
+    )
 
 
 @dataclass
@@ -267,26 +273,6 @@ class ScoreConfig:
     )
 
 
-@dataclass
-class AnalyzeConfig:
-    confidence: float = option(0.95, "level of the confidence intervals", above=0, below=1)
-    n_boot: int = option(10_000, "bootstrap samples", at_least=100)
-    seed: int = option(0, "seed of the bootstrap", at_least=0)
-    transition_drop: float = option(
-        0.15,
-        "classic rule: the mean of bin means falls by this much below the next higher budget",
-        above=0,
-    )
-    spread_jump: float = option(0.10, "instability zone: the sd of scores, or …", above=0)
-    failure_jump: float = option(
-        0.10, "… the failure rate goes up by this much while the mean has not collapsed", above=0
-    )
-    baseline_floor: float = option(
-        0.20, "below this score, the full cache leaves no room to see damage",
-        at_least=0, at_most=1,
-    )  # fmt: skip
-
-
 class PlanFormat(Enum):
     text = "text"
     json = "json"
@@ -320,9 +306,11 @@ class Config:
     """Everything one point needs. One object a point travels through every stage."""
 
     experiment_name: str = option(
-        "default", "results go to <paths.output>/runs/<experiment_name>",
-        sweeps=True, check=folder_name,
-    )  # fmt: skip
+        "default",
+        "results go to <paths.output>/runs/<experiment_name>",
+        sweeps=True,
+        check=folder_name,
+    )
     seed: int = option(0, "seed of a point's sampling")
     dataset: DatasetConfig = option(DatasetConfig)
     engine: EngineConfig = option(EngineConfig)
@@ -341,8 +329,9 @@ class Config:
     measure: Measure = option(
         Measure.quality,
         "quality: answers, shared and batched; latency: requests alone, at batch 1; or both",
-        neutral=True, sweeps=True,
-    )  # fmt: skip
+        neutral=True,
+        sweeps=True,
+    )
     latency: LatencyConfig = option(LatencyConfig, neutral=True)
     run: RunConfig = option(RunConfig, neutral=True)
     score: ScoreConfig = option(ScoreConfig, neutral=True)

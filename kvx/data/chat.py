@@ -106,8 +106,9 @@ class ChatTemplate:
             return []
         mark, hint = _mark(self.system + PROBE), "leave out prompt.system"
         messages = [
-            {"role": "system", "content": self.system + mark}, {"role": "user", "content": PROBE},
-        ]  # fmt: skip
+            {"role": "system", "content": self.system + mark},
+            {"role": "user", "content": PROBE},
+        ]
         if mark not in self._rendered(messages, "takes no system message", hint):
             raise self._error("leaves out a system message", hint)
         return [{"role": "system", "content": self.system}]

@@ -42,8 +42,11 @@ def git_commit() -> str | None:
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", str(package_dir().parent), *arguments],
-            capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != package_dir().parent:
@@ -80,9 +83,11 @@ def hardware() -> dict[str, Any]:
     if info.is_file() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
         cpu = found[1]
     described: dict[str, Any] = {
-        "cpu": cpu, "cores": usable_cores(), "system": platform.platform(),
+        "cpu": cpu,
+        "cores": usable_cores(),
+        "system": platform.platform(),
         "memory_bytes": psutil.virtual_memory().total,
-    }  # fmt: skip
+    }
     torch = sys.modules.get("torch")
     if torch is not None:
         described["torch_threads"] = torch.get_num_threads()

@@ -67,9 +67,13 @@ def fit(
     import xgboost as xgb
 
     booster = xgb.train(
-        parameters, learnt, settings.rounds, evals=[(watched, "validation")],
-        early_stopping_rounds=settings.patience, verbose_eval=False,
-    )  # fmt: skip
+        parameters,
+        learnt,
+        settings.rounds,
+        evals=[(watched, "validation")],
+        early_stopping_rounds=settings.patience,
+        verbose_eval=False,
+    )
     booster = booster[: booster.best_iteration + 1]
     booster.set_param({"nthread": 1})
     model = HazardModel(

@@ -160,20 +160,22 @@ def _estimate(points: Sequence[Point], tokens: int) -> Estimate:
     if config.plan.calibrate:
         per_token = calibrate(points)
         return Estimate(
-            name, tokens * per_token,
+            name,
+            tokens * per_token,
             f"at most: {per_token * 1000:.2f} ms per prompt token, measured on one short prompt "
             "alone; points that share prefills take less",
-        )  # fmt: skip
+        )
     rate = latest_rate(runs_dir(points[0]), model_hash(config.model))
     if rate is None:
         how = "no earlier run of this model to estimate from"
         return Estimate(name, None, f"{how}; plan.calibrate=true measures one prompt")
     per_s = rate.prompt_tokens / rate.seconds
     return Estimate(
-        name, tokens / per_s,
+        name,
+        tokens / per_s,
         f"one process at {per_s:,.0f} prompt tokens/s, as in {rate.requests} requests of "
         f"{rate.points} points on {rate.machine} ({rate.at[:10]})",
-    )  # fmt: skip
+    )
 
 
 def _show(plan: Plan, console: Console) -> None:

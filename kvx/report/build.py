@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from kvx.analyze import plots, tradeoff
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
-from kvx.config.schema import AnalyzeConfig, Config
+from kvx.config.analyze import AnalyzeConfig
+from kvx.config.schema import Config
 from kvx.engines.base import BudgetProof
 from kvx.errors import UserError
 from kvx.guard.controllers import Hazard
@@ -119,9 +120,11 @@ def _forecasting(points: list[PointRecord], config: Config) -> Iterator[GuardedP
         if made["controller"].get("kind") == Hazard.kind and manifest.is_file():
             entries = json.loads(manifest.read_text())["entries"]
             yield GuardedPoint(
-                str(point.info["controller"]), made["guard"]["model"], str(point.info["model"]),
+                str(point.info["controller"]),
+                made["guard"]["model"],
+                str(point.info["model"]),
                 tuple(str(e["cluster"]) for e in entries),
-            )  # fmt: skip
+            )
 
 
 def _controllers(stats: pd.DataFrame) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS, is_full
-from kvx.config.schema import AnalyzeConfig
+from kvx.config.analyze import AnalyzeConfig
 from kvx.report.verdicts import Verdict, in_words, verdict
 from kvx.report.wording import DEGENERATE, full_name, interval, token_range
 from kvx.stats.paired import least_pairs

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS, is_full
-from kvx.config.schema import AnalyzeConfig
+from kvx.config.analyze import AnalyzeConfig
 from kvx.report.wording import token_range
 from kvx.stats.repeats import unsteady
 

@@ -34,8 +34,10 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         requests = sum(len(p.manifest.entries) for p in points)
         log.info(
             "run: all %d points are complete (%d requests); nothing to do → %s",
-            len(points), requests, where,
-        )  # fmt: skip
+            len(points),
+            requests,
+            where,
+        )
         return points
     from kvx.run import changed
     from kvx.run.progress import waiting

@@ -43,8 +43,9 @@ def measure(engine: Engine, collector: Collector, work: Sequence[LatencyWork]) -
     if reasons := unsteady(*_disturbances(seen)):
         log.warning(
             "run: latencies were measured on a loaded machine: %s; points took turns, so all were "
-            "slowed alike, but do not trust small differences", ", ".join(reasons),
-        )  # fmt: skip
+            "slowed alike, but do not trust small differences",
+            ", ".join(reasons),
+        )
 
 
 def _disturbances(seen: Sequence[Measurement]) -> tuple[float, float, float | None]:

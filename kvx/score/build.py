@@ -64,9 +64,12 @@ def judged(request: Request, judging: Judging) -> Answer:
     """The part of a response that is judged; the stored text stays as it is."""
     strips = judging.reasoning is Reasoning.strip
     answer = answer_of(
-        request["text"], _known(request["finish_reason"]), judging.until, strips,
+        request["text"],
+        _known(request["finish_reason"]),
+        judging.until,
+        strips,
         opened=_known(request["opens_reasoning"]) is True,
-    )  # fmt: skip
+    )
     beside = strips and _known(request["reasoning"]) is not None
     if beside and not answer.text.strip():  # the server split off reasoning, and no text is left
         return replace(answer, unfinished=True)
@@ -86,18 +89,22 @@ def score_request(
             thought = _known(request["reasoning_tokens"])
             score = measured(name, metric, answer.text, references, request["request_id"])
             row |= {
-                "score": score.value, "prediction_normalized": score.prediction,
+                "score": score.value,
+                "prediction_normalized": score.prediction,
                 "reference_normalized": score.reference,
                 "reasoning_tokens": None if thought is None else int(thought),
-            }  # fmt: skip
+            }
         rows.append(row)
     return rows
 
 
 def catastrophe_rows(
-    requests: list[Request], examples: dict[str, Example], answers: dict[str, Answer],
-    scores: list[Row], failures: list[Row],
-) -> list[Row]:  # fmt: skip
+    requests: list[Request],
+    examples: dict[str, Example],
+    answers: dict[str, Answer],
+    scores: list[Row],
+    failures: list[Row],
+) -> list[Row]:
     """One row per response: what the detectors find in it, its primary score and failure.
 
     Loops are sought in everything generated, reasoning too; instructions and names in the answer.
@@ -113,9 +120,13 @@ def catastrophe_rows(
         answer = answers[request["request_id"]]
         row = {k: request[k] for k in KEYS}
         seen = inspect(
-            answer.text, None if ids is None or answer.cut else ids.tolist(), answer.finish_reason,
-            example.question, example.answers, _generated(request, answer),
-        )  # fmt: skip
+            answer.text,
+            None if ids is None or answer.cut else ids.tolist(),
+            answer.finish_reason,
+            example.question,
+            example.answers,
+            _generated(request, answer),
+        )
         found = {"score": score[row["request_id"]], "failure": failure.get(row["request_id"])}
         rows.append(row | seen | found)
     return rows

@@ -142,7 +142,9 @@ def _judge(one: Flags, other: Flags) -> Flags:
     fluent = (one["failure"] == 0) & (looping == 0) & (cut == 0)
     wrong = (score < RIGHT) & (score_there >= RIGHT) & fluent & (amnesia != 1)
     return {
-        "looping": looping, "non_termination": cut, "amnesia": amnesia,
+        "looping": looping,
+        "non_termination": cut,
+        "amnesia": amnesia,
         "silent_failure": _known(wrong, score, score_there),
         "any": np.fmax(np.fmax(looping, cut), amnesia),
-    }  # fmt: skip
+    }

@@ -77,8 +77,12 @@ def simulate_experiment(config: Config) -> Path:
     pareto_plot.pareto(frame[frame["group"] == ALL], plot)
     write_text(text, page.write(frame, paired, recorded, controllers, config))
     write_table(table, rows, schemas.SIMULATION, inputs)
-    log.info("simulate: %d traces, %d controllers → %s", len(recorded.traces),
-             frame[frame["role"] == CONTROLLER]["controller"].nunique(), text)  # fmt: skip
+    log.info(
+        "simulate: %d traces, %d controllers → %s",
+        len(recorded.traces),
+        frame[frame["role"] == CONTROLLER]["controller"].nunique(),
+        text,
+    )
     return text
 
 
@@ -132,19 +136,24 @@ def simulate_recorded(
         add(SWEEP, step, ALL, everything, found)
     whole = [row for row in rows if row["group"] == ALL]
     front = pareto_front(
-        *([np.nan if r[name] is None else r[name] for r in whole]
-          for name in ("prevented", "false_trigger_rate", "mean_budget"))
-    )  # fmt: skip
+        *(
+            [np.nan if r[name] is None else r[name] for r in whole]
+            for name in ("prevented", "false_trigger_rate", "mean_budget")
+        )
+    )
     for row, is_best in zip(whole, front, strict=True):
         row["on_front"] = bool(is_best)
     outcomes = [
-        pd.DataFrame({
-            "controller": e.name, "cluster": clusters,
-            "catastrophe": [t.catastrophe for t in traces],
-            **{name: getattr(done[e.name], name) for name in OUTCOMES},
-        })
+        pd.DataFrame(
+            {
+                "controller": e.name,
+                "cluster": clusters,
+                "catastrophe": [t.catastrophe for t in traces],
+                **{name: getattr(done[e.name], name) for name in OUTCOMES},
+            }
+        )
         for e in listed
-    ]  # fmt: skip
+    ]
     return rows, pd.concat(outcomes)
 
 

@@ -55,8 +55,9 @@ def _with_parts(controller: ControllerConfig) -> list[ControllerConfig]:
     """A controller, and each of two rules alone where it has two."""
     own = [controller]
     if isinstance(controller, RuleBased) and None not in (
-        controller.repetition_count, controller.entropy_cusum_nats
-    ):  # fmt: skip
+        controller.repetition_count,
+        controller.entropy_cusum_nats,
+    ):
         name = controller.name
         repetition = replace(controller, name=f"{name}, repetition alone", entropy_cusum_nats=None)
         entropy = replace(controller, name=f"{name}, entropy alone", repetition_count=None)

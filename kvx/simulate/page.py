@@ -48,14 +48,20 @@ def write(
     on_front = front[front["role"] == CONTROLLER]["controller"]
     return render(
         Path(__file__).with_name("simulate.md.j2"),
-        name=config.experiment_name, settings=settings, plural=plural, row=whole.iloc[0].to_dict(),
-        about=recorded.about, degenerate=int(recorded.about["degenerate"].sum()),
-        source=recorded.source, confidence=percent(settings.confidence),
+        name=config.experiment_name,
+        settings=settings,
+        plural=plural,
+        row=whole.iloc[0].to_dict(),
+        about=recorded.about,
+        degenerate=int(recorded.about["degenerate"].sum()),
+        source=recorded.source,
+        confidence=percent(settings.confidence),
         table=_table(["controller"], whole, COLUMNS),
-        against=_against(outcomes, controllers, settings), groups=_groups(single, settings),
+        against=_against(outcomes, controllers, settings),
+        groups=_groups(single, settings),
         on_front=", ".join(f"`{name}`" for name in on_front),
         front=_front(front[front["role"] == SWEEP]),
-    )  # fmt: skip
+    )
 
 
 def _table(first: list[str], rows: pd.DataFrame, columns: Iterable[str]) -> str:
@@ -108,8 +114,13 @@ def _against(
             ends = ", ".join(number(v, form) for v in d.interval)
             cells.append(f"{number(d.difference, form)} [{ends}]")
         rows.append(cells)
-    header = ["minus `reactive`", "prevented at best", "false triggers", "mean budget per response",
-              "dropped tokens per response"]  # fmt: skip
+    header = [
+        "minus `reactive`",
+        "prevented at best",
+        "false triggers",
+        "mean budget per response",
+        "dropped tokens per response",
+    ]
     return markdown(header, rows) + (
         "\n\nDifferences on the same responses, with intervals by resampling prompts. The reactive "
         "guard has no model: it waits for a loop and rolls back before it."
@@ -129,8 +140,11 @@ def _groups(single: pd.DataFrame, settings: SimulateConfig) -> str:
 def _front(swept: pd.DataFrame) -> str:
     """Swept thresholds on the front, without intervals."""
     cells = [
-        [row["family"], f"{row['threshold']:.3g}",
-         *(number(row[column], form) for column, form in map(COLUMNS.__getitem__, OF_FRONT))]
+        [
+            row["family"],
+            f"{row['threshold']:.3g}",
+            *(number(row[column], form) for column, form in map(COLUMNS.__getitem__, OF_FRONT)),
+        ]
         for _, row in swept.sort_values(["family", "threshold"]).iterrows()
-    ]  # fmt: skip
+    ]
     return markdown(["family", "threshold", *OF_FRONT], cells) if cells else ""

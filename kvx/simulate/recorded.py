@@ -71,19 +71,25 @@ def load(config: Config, folder: Path, wants_model: bool) -> Recorded:
         n = len(signals["entropy_nats"])
         hazard = np.full(n, np.nan) if seen is None else seen.hazard[name]
         observed = observations(
-            hazard, signals["entropy_nats"], loop_onsets(ids[name], n),
+            hazard,
+            signals["entropy_nats"],
+            loop_onsets(ids[name], n),
             np.nan_to_num(signals["repetition_count"]).astype(int).tolist(),
             float(data.traces.prefill["probe_kl_nats"][i, -1]),
             repeated_tails(ids[name]) if isinstance(ids[name], np.ndarray) else None,
-        )  # fmt: skip
+        )
         excess = bool(row["excess"] or row["unplaced"])
         traces.append(
             Trace(
-                name, observed, float(row["budget"]), int(prompts[name]), catastrophe=excess,
+                name,
+                observed,
+                float(row["budget"]),
+                int(prompts[name]),
+                catastrophe=excess,
                 derails=excess or bool(row["looping"] or row["capped"]),
                 onset=int(row["onset"]) if row["excess"] and not np.isnan(row["onset"]) else None,
             )
-        )  # fmt: skip
+        )
         cards.append(None if seen is None else seen.cards[name])
     source = "No trained model is among the controllers." if seen is None else seen.source
     told = ["point_id", "dataset", "press", *BUDGET, "budget_label", "degenerate"]

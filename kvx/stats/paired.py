@@ -63,11 +63,16 @@ def _paired(
     n_lost, n_won = int((left < right).sum()), int((left > right).sum())
     binary = bool(np.isin([left, right], (0, 1)).all())
     return PairedDifference(
-        n_pairs=estimate.n, n_clusters=estimate.n_clusters, mean_a=_mean(left),
-        mean_b=_mean(right), difference=estimate.mean, interval=estimate.interval,
-        n_lost=n_lost, n_won=n_won,
+        n_pairs=estimate.n,
+        n_clusters=estimate.n_clusters,
+        mean_a=_mean(left),
+        mean_b=_mean(right),
+        difference=estimate.mean,
+        interval=estimate.interval,
+        n_lost=n_lost,
+        n_won=n_won,
         mcnemar_p=mcnemar_exact(n_lost, n_won) if binary and estimate.n else None,
-    )  # fmt: skip
+    )
 
 
 def mcnemar_exact(n_lost: int, n_won: int) -> float:

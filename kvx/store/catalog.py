@@ -105,8 +105,10 @@ def finished_points(experiment: Path) -> list[PointRecord]:
     if left_out:
         log.warning(
             "%d of %d points are unfinished, failed or without answers, and left out: %s",
-            len(left_out), len(left_out) + len(records), ", ".join(list(left_out)[:5]),
-        )  # fmt: skip
+            len(left_out),
+            len(left_out) + len(records),
+            ", ".join(list(left_out)[:5]),
+        )
     if not records and LATENCY_ONLY in left_out.values():
         raise UserError(
             f"{experiment}: no finished point has answers, only latencies; run with "

@@ -15,9 +15,11 @@ from kvx.store.layout import EVENTS, LATENCY, REQUESTS, TRACES, Present
 
 log = logging.getLogger(__name__)
 SCHEMAS = {
-    REQUESTS: schemas.REQUESTS, TRACES: schemas.TRACES, EVENTS: schemas.EVENTS,
+    REQUESTS: schemas.REQUESTS,
+    TRACES: schemas.TRACES,
+    EVENTS: schemas.EVENTS,
     LATENCY: schemas.LATENCY,
-}  # fmt: skip
+}
 SETTLE_S = 60.0  # until a network file system shows the result of a merge that removed shards
 
 

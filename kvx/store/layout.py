@@ -95,16 +95,22 @@ def read_failed(folder: Path) -> str | None:
 
 
 def write_done(
-    folder: Path, kinds: Iterable[str], requests: int, without_response: int,
-    latency: dict[str, list[int]], latency_failed: int,
-) -> None:  # fmt: skip
+    folder: Path,
+    kinds: Iterable[str],
+    requests: int,
+    without_response: int,
+    latency: dict[str, list[int]],
+    latency_failed: int,
+) -> None:
     """Mark the point complete: the merged files of `kinds` are all of it."""
     names = {}
     for path in (merged(folder, kind) for kind in kinds):
         stat = path.stat()
         names[path.name] = {
-            "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256_file(path),
-        }  # fmt: skip
+            "size": stat.st_size,
+            "mtime_ns": stat.st_mtime_ns,
+            "sha256": sha256_file(path),
+        }
     at = datetime.now(UTC).isoformat(timespec="seconds")
     done = Done(requests, without_response, latency, latency_failed, at, names)
     write_text(folder / "DONE", json.dumps(asdict(done)) + "\n")

@@ -235,11 +235,13 @@ class PointStore:
             if main in added or not path.exists():
                 write_arrow(path, table)
         layout.write_done(
-            self.dir, merged,
+            self.dir,
+            merged,
             requests=0 if answers is None else answers.requests.num_rows,
             without_response=0 if answers is None else answers.requests.num_rows - responses,
-            latency=measured if keep else {}, latency_failed=failed if keep else 0,
-        )  # fmt: skip
+            latency=measured if keep else {},
+            latency_failed=failed if keep else 0,
+        )
         if (done := layout.read_done(self.dir)) is not None:
             self._remove_merged_shards(done, ())
         return None

@@ -88,16 +88,21 @@ def event_rows(response: Response) -> list[Row]:
     """One row of `events` for each thing that a controller did to the response, in order."""
     request = response.request
     about = {
-        "request_id": request.id, "point_id": request.point.id,
+        "request_id": request.id,
+        "point_id": request.point.id,
         "example_id": request.entry.example_id,
-    }  # fmt: skip
+    }
     return [
         {
-            **about, "index": index, **asdict(event), "hazard": _known(event.hazard),
-            "probe_nats": _known(event.probe_nats), "tokens_dropped": len(event.dropped_ids),
+            **about,
+            "index": index,
+            **asdict(event),
+            "hazard": _known(event.hazard),
+            "probe_nats": _known(event.probe_nats),
+            "tokens_dropped": len(event.dropped_ids),
         }
         for index, event in enumerate(response.guard.events if response.guard else [])
-    ]  # fmt: skip
+    ]
 
 
 def _known(value: float | None) -> float | None:

@@ -64,9 +64,12 @@ def _as_the_original_counted(judge: Judge, cross: CrossFit) -> None:
     label = token_labels(lengths, onset, judge.config.horizon)
     label |= positions(lengths) >= np.repeat(onset, lengths)  # false where there is none
     metric = group_auroc(
-        cross.score[rows], label[rows], np.repeat(data.clusters, lengths)[rows], judge.resampler,
+        cross.score[rows],
+        label[rows],
+        np.repeat(data.clusters, lengths)[rows],
+        judge.resampler,
         "auroc_with_tokens_after_onset",
-    )  # fmt: skip
+    )
     judge.add(HEADLINE, judge.config.features, [replace(metric, unit="tokens")])
 
 
@@ -142,9 +145,13 @@ def _leave_out(judge: Judge, group: LeaveOut, analysis: str) -> None:
 
 
 def compare(
-    table: Table, config: TrainConfig, fold: NDArray[np.int64], name: str, model: HazardModel,
+    table: Table,
+    config: TrainConfig,
+    fold: NDArray[np.int64],
+    name: str,
+    model: HazardModel,
     results: Results,
-) -> None:  # fmt: skip
+) -> None:
     """The figures of a model made elsewhere, with its own thresholds, on prompts new to it."""
     data = table.data
     fresh = ~np.isin(prompt_ids(data), model.card.get("data", {}).get("prompts", []))

@@ -60,9 +60,12 @@ def train_experiment(config: Config) -> None:
     table = Table.of(data)
     log.info(
         "train: %d traces of %d prompts, %d events, %d tokens × %d features (%.0f s)",
-        len(data), data.n_prompts, int(data.about.events.sum()), *table.features.shape,
+        len(data),
+        data.n_prompts,
+        int(data.about.events.sum()),
+        *table.features.shape,
         time.perf_counter() - started,
-    )  # fmt: skip
+    )
     fold = outer_folds(data, train)
     results, cross = analyses.evaluate(table, train, fold)
     if compared is not None:
@@ -71,9 +74,10 @@ def train_experiment(config: Config) -> None:
     part = inner_parts(data, everything, train)
     aimed = table if train.target is Target.onset else table.until_detection()
     model = fit_parts(aimed, part, names, train.horizon, train).with_card(
-        gate=gates(data, everything), features={"set": train.features, "names": list(names)},
+        gate=gates(data, everything),
+        features={"set": train.features, "names": list(names)},
         **card_entries(experiment, data, train, results),
-    )  # fmt: skip
+    )
     for name, content in model.files().items():
         write_bytes(out / name, content)
     rows = predictions(data, cross, crossfit_gates(data, train, fold), fold, part)

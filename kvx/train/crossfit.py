@@ -72,12 +72,18 @@ class CrossFit:
 
 def settings_of(config: TrainConfig) -> FitSettings:
     return FitSettings(
-        rounds=config.rounds, patience=config.patience, max_depth=config.max_depth, eta=config.eta,
-        subsample=config.subsample, colsample_bytree=config.colsample_bytree,
-        min_child_weight=config.min_child_weight, seed=config.seed,
-        balance=BALANCE[config.class_weight], calibration=config.calibration.name,
+        rounds=config.rounds,
+        patience=config.patience,
+        max_depth=config.max_depth,
+        eta=config.eta,
+        subsample=config.subsample,
+        colsample_bytree=config.colsample_bytree,
+        min_child_weight=config.min_child_weight,
+        seed=config.seed,
+        balance=BALANCE[config.class_weight],
+        calibration=config.calibration.name,
         threads=config.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1,
-    )  # fmt: skip
+    )
 
 
 def outer_folds(data: Data, config: TrainConfig) -> NDArray[np.int64]:
@@ -140,9 +146,14 @@ def thresholds(data: Data, among: Mask, score: NDArray[np.float32]) -> dict[str,
 
 
 def crossfit(
-    table: Table, names: Sequence[str], horizon: int, config: TrainConfig, fold: NDArray[np.int64],
-    learnt: Mask | None = None, tested: Mask | None = None,
-) -> CrossFit:  # fmt: skip
+    table: Table,
+    names: Sequence[str],
+    horizon: int,
+    config: TrainConfig,
+    fold: NDArray[np.int64],
+    learnt: Mask | None = None,
+    tested: Mask | None = None,
+) -> CrossFit:
     """Each fold's traces scored by a model of the others'.
 
     Only `learnt` traces are learnt from and only `tested` ones scored, if given.

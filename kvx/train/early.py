@@ -32,8 +32,10 @@ def early_metrics(
     later = events & (data.about.onset >= FIRST)
     first = data.traces.starts[:-1]
     eighth = first + np.minimum(data.traces.lengths, FIRST) - 1
-    columns = {name: table.features[:, table.columns([name])[0]] for name in (
-        PROBE, "budget", "first_8_entropy_nats")}  # fmt: skip
+    columns = {
+        name: table.features[:, table.columns([name])[0]]
+        for name in (PROBE, "budget", "first_8_entropy_nats")
+    }
     found = []
     for what, positive, rows in (
         ("instant", data.about.instant, kept),
@@ -59,9 +61,12 @@ def early_metrics(
 
 
 def _crossfit(
-    features: Floats, positive: NDArray[np.bool_], rows: NDArray[np.bool_],
-    fold: NDArray[np.int64], seed: int,
-) -> NDArray[np.float32]:  # fmt: skip
+    features: Floats,
+    positive: NDArray[np.bool_],
+    rows: NDArray[np.bool_],
+    fold: NDArray[np.int64],
+    seed: int,
+) -> NDArray[np.float32]:
     """Scores [n] of each fold's traces by a small model of the others; nan without both classes."""
     score = np.full(len(features), np.nan, np.float32)
     for k in np.unique(fold):

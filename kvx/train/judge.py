@@ -73,15 +73,23 @@ class Judge:
         """The judged traces among `rows`, with their scores."""
         data, rows = self.data, rows & self.data.judged
         return Scored(
-            data.traces.lengths[rows], score[self.table.tokens(rows)], data.about.take(rows),
-            data.clusters[rows], horizon or self.config.horizon,
+            data.traces.lengths[rows],
+            score[self.table.tokens(rows)],
+            data.about.take(rows),
+            data.clusters[rows],
+            horizon or self.config.horizon,
             data.frame["onset"].to_numpy(float)[rows],
-        )  # fmt: skip
+        )
 
     def judge(
-        self, analysis: str, name: str, cross: CrossFit, rows: Mask | None = None,
-        probability: bool = True, horizon: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        analysis: str,
+        name: str,
+        cross: CrossFit,
+        rows: Mask | None = None,
+        probability: bool = True,
+        horizon: int | None = None,
+    ) -> None:
         """Add all metrics of the judged traces that have a token before their onset."""
         kept = self.data.judged & ~self.data.about.instant
         kept = kept if rows is None else kept & rows
@@ -91,9 +99,12 @@ class Judge:
         self.add(analysis, name, metrics, scored.clusters)
 
     def add(
-        self, analysis: str, name: str, metrics: Sequence[Metric],
+        self,
+        analysis: str,
+        name: str,
+        metrics: Sequence[Metric],
         clusters: NDArray[np.int64] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Add rows of figures; they are of the prompts `clusters`, or of all."""
         of = self.data.clusters if clusters is None else clusters
         for m in metrics:

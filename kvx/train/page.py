@@ -25,10 +25,11 @@ _FEW = {
     "trace AUROC": "trace_auroc",
 }  # fmt: skip
 _LATE = {
-    **_FEW, "median lead": "balanced.lead_median",
+    **_FEW,
+    "median lead": "balanced.lead_median",
     "median lead, onset ≥ 64": "balanced.lead_median_roomy",
     "false alarms / 1,000 tokens": "balanced.false_alarms_per_1000_tokens",
-}  # fmt: skip
+}
 _ALARMS = {
     "recall": "recall", "false positives": "false_positive_rate",
     "lead ≥ 32": "recall_with_lead_32", "lead ≥ 64": "recall_with_lead_64",
@@ -37,10 +38,11 @@ _ALARMS = {
     "false alarms / 1,000 tokens": "false_alarms_per_1000_tokens",
 }  # fmt: skip
 _GATES = {
-    "false gates": "false_gate_rate", "excess catastrophes stopped": "recall",
+    "false gates": "false_gate_rate",
+    "excess catastrophes stopped": "recall",
     "excess loops stopped": "recall_of_loops",
     f"loops from token {INSTANT} or before": "recall_of_instant",
-}  # fmt: skip
+}
 _SECTIONS = (
     ("features", "Feature sets", "feature set"),
     ("baseline", "Detectors that need no training", "detector"),
@@ -64,20 +66,33 @@ def document(experiment: str, card: Mapping[str, Any], results: Results) -> str:
     groups = [(g.name, found[detection.without(g)]) for g in LeaveOut]
     return render(
         Path(__file__).with_name("train.md.j2"),
-        name=experiment, card=card, instant=INSTANT, first=FIRST, skipped=results.skipped,
+        name=experiment,
+        card=card,
+        instant=INSTANT,
+        first=FIRST,
+        skipped=results.skipped,
         headline=_table("feature set", found[HEADLINE]),
-        inflated=_figure(own["auroc_with_tokens_after_onset"]), alarms=_alarms(own),
+        inflated=_figure(own["auroc_with_tokens_after_onset"]),
+        alarms=_alarms(own),
         early=_counted(("which catastrophe: by what", "AUROC", "catastrophes", "traces"), early),
-        gates=found[GATE] and markdown(["gate", *_GATES], [
-            [_point(name), *(f"{_figure(row := rows[m])} of {row['n']}" for m in _GATES.values())]
-            for name, rows in found[GATE].items()
-        ]),
+        gates=found[GATE]
+        and markdown(
+            ["gate", *_GATES],
+            [
+                [
+                    _point(name),
+                    *(f"{_figure(row := rows[m])} of {row['n']}" for m in _GATES.values()),
+                ]
+                for name, rows in found[GATE].items()
+            ],
+        ),
         positions=at and _counted(("tokens", "AUROC", "positive tokens", "tokens in all"), at),
-        late=late and _table("by what", late, _LATE), onset_name=detection.onset_name(features),
+        late=late and _table("by what", late, _LATE),
+        onset_name=detection.onset_name(features),
         delay={m.removeprefix("delay_"): number(r["value"], "{:.0f}") for m, r in delay.items()},
         late_without=[(name, _table(name, rows, _LATE)) for name, rows in groups if rows],
         sections=[(title, _table(label, found[a])) for a, title, label in _SECTIONS if found[a]],
-    )  # fmt: skip
+    )
 
 
 def in_short(results: Results) -> str:

@@ -61,9 +61,11 @@ def gate_metrics(
     loops = data.frame["excess"].to_numpy(bool)
     instant = loops & (data.frame["onset"].to_numpy(float) <= INSTANT)
     groups = {
-        "false_gate_rate": ~lost, "recall": lost, "recall_of_loops": loops,
+        "false_gate_rate": ~lost,
+        "recall": lost,
+        "recall_of_loops": loops,
         "recall_of_instant": instant,
-    }  # fmt: skip
+    }
     for name, limit in crossfit_gates(data, config, fold).items():
         judged = data.compressed & has_probe(data) & ~np.isnan(limit)
         stopped = nats >= limit

@@ -126,10 +126,12 @@ def outcomes_of(experiment: Experiment) -> pd.DataFrame:
         {
             "onset": seen["loop_onset"].astype(float).where(in_tokens),
             "unplaced": unplaced | (looping & ~in_tokens),
-            "excess": looping & (flags["twin_looping"] == 0), "capped": capped, "looping": looping,
+            "excess": looping & (flags["twin_looping"] == 0),
+            "capped": capped,
+            "looping": looping,
             "paired": flags["twin_any"].notna(),
         }
-    ).set_index(seen["request_id"])  # fmt: skip
+    ).set_index(seen["request_id"])
 
 
 def prompt_ids(data: Data) -> list[str]:
@@ -183,16 +185,22 @@ def _of_point(
     }
     frame = pd.DataFrame(
         {
-            "request_id": requests["request_id"].to_numpy(), "point_id": point.id,
-            "prompt": requests["cluster"].astype(str).to_numpy(), "dataset": info["dataset"],
-            "model": info["model"], "press": prefill["press"],
-            "method": NO_PRESS if full else method_of(info), "budget": budget,
-            "budget_kind": info["budget_kind"], "budget_asked": point.budget_asked,
-            "budget_label": info["budget_label"], "full_cache": full,
+            "request_id": requests["request_id"].to_numpy(),
+            "point_id": point.id,
+            "prompt": requests["cluster"].astype(str).to_numpy(),
+            "dataset": info["dataset"],
+            "model": info["model"],
+            "press": prefill["press"],
+            "method": NO_PRESS if full else method_of(info),
+            "budget": budget,
+            "budget_kind": info["budget_kind"],
+            "budget_asked": point.budget_asked,
+            "budget_label": info["budget_label"],
+            "full_cache": full,
             "degenerate": requests["degenerate"].to_numpy(bool),
             "detected": [None if ids is None else first_report(ids) for ids in token_ids],
         }
-    ).astype({"detected": float})  # fmt: skip
+    ).astype({"detected": float})
     known = outcomes.reindex(frame["request_id"]).reset_index(drop=True)
     traces = to_traces(table, prefill)
     signals = {**traces.signals, REPEATED: _repeated(token_ids, traces)}

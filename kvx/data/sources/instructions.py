@@ -127,8 +127,9 @@ class InstructionsSource:
             rng = random.Random(f"{self.seed}-{index}")
             text = rng.choice(rng.choice(pools))
             length = log_uniform(self.min_words, self.max_words, rng)
-            yield _example(f"instructions-{self.seed}-{index:05d}", text, length, kind, placement,
-                           rng)  # fmt: skip
+            yield _example(
+                f"instructions-{self.seed}-{index:05d}", text, length, kind, placement, rng
+            )
 
     @cached_property
     def _speeches(self) -> list[Text]:

@@ -274,10 +274,11 @@ class LiveGuard(StepObserver):
                 "thinking": [ids[i] in self._thinking for i in own],
             }
             given = {
-                name: np.array(counted[name], np.float32) if name in counted
+                name: np.array(counted[name], np.float32)
+                if name in counted
                 else getattr(signals, name)[at]
                 for name in forecaster.needs
-            }  # fmt: skip
+            }
             hazard[own] = forecaster.step([id(seen[i].row) for i in own], given)
 
     def on_end(self, rows: Sequence[Row]) -> None:

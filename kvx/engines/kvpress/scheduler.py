@@ -144,8 +144,9 @@ class Scheduler(Generic[T]):
         """Give up tasks, waiting or running; nothing more is said of them."""
         gone = {id(task) for task in tasks}
         self._suspects = deque(task for task in self._suspects if id(task) not in gone)
-        groups = [replace(g, tasks=tuple(t for t in g.tasks if id(t) not in gone))
-                  for g in self._waiting]  # fmt: skip
+        groups = [
+            replace(g, tasks=tuple(t for t in g.tasks if id(t) not in gone)) for g in self._waiting
+        ]
         self._waiting = deque(group for group in groups if group.tasks)
         running = [self._running.pop(key) for key in gone & self._running.keys()]
         self.decoder.end([task.row for task in running if task.row is not None], DROPPED)

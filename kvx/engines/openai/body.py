@@ -102,9 +102,12 @@ class BodyBuilder:
         else:
             body["prompt"] = text
         body |= {
-            "max_tokens": request.max_new_tokens, "temperature": decoding.temperature,
-            "top_p": decoding.top_p, "seed": seed_of(request), "n": 1,
-        }  # fmt: skip
+            "max_tokens": request.max_new_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "seed": seed_of(request),
+            "n": 1,
+        }
         if decoding.until:
             body["stop"] = decoding.until[:MOST_STOPS]
         if decoding.top_k > 0:

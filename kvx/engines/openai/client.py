@@ -53,9 +53,11 @@ class Client:
         self._key = environment.read(environment.API_KEY)
         checks.check_key(self._key, self.engine)
         self._client = AsyncOpenAI(
-            api_key=self._key or NO_KEY, base_url=url, max_retries=0,
+            api_key=self._key or NO_KEY,
+            base_url=url,
+            max_retries=0,
             timeout=Timeout(None, connect=self.limits.connect_s),
-        )  # fmt: skip
+        )
         self.close = self._client.close
 
     async def ask(

@@ -82,8 +82,10 @@ def _warn_of_the_day(points: Sequence[Point]) -> None:
             log.warning(
                 "run: model=%s: its chat template writes the day into prompts; with "
                 "engine.api=chat the server writes its own, so prompts change every day "
-                "(engine.api=completions sends the prompts of %s)", config.model.name, date,
-            )  # fmt: skip
+                "(engine.api=completions sends the prompts of %s)",
+                config.model.name,
+                date,
+            )
             return
 
 
@@ -183,9 +185,13 @@ async def _answer(session: Session, request: Request, example: Example, known: F
         reply = await _ask(session, request, example)
     except Fault as fault:
         return Response(
-            request, None, error_type=fault.kind.value, error_message=fault.message,
-            budget_proof=BudgetProof.NONE, machine=route(request.point).url,
-        )  # fmt: skip
+            request,
+            None,
+            error_type=fault.kind.value,
+            error_message=fault.message,
+            budget_proof=BudgetProof.NONE,
+            machine=route(request.point).url,
+        )
     if isinstance(reply, PointFailed):
         return reply
     said, builder = reply.accounting, session.builder(request.point)
@@ -240,6 +246,10 @@ async def _measure(session: Session, request: Request, example: Example, repeat:
         return reply
     said = reply.accounting
     return Measurement(
-        request, repeat, reply.timing, reply.output_tokens,
-        kv_bytes_peak=None if said is None else said.kv.bytes_peak, machine=where,
-    )  # fmt: skip
+        request,
+        repeat,
+        reply.timing,
+        reply.output_tokens,
+        kv_bytes_peak=None if said is None else said.kv.bytes_peak,
+        machine=where,
+    )

@@ -174,9 +174,13 @@ class Parser:
             return None
         entropy = entropy_nats(logprob, top)
         return Trace(
-            None, logprob, entropy, source="top20", top_logprobs=top,
+            None,
+            logprob,
+            entropy,
+            source="top20",
+            top_logprobs=top,
             arrival_s=self.arrival_s if streamed else None,
-        )  # fmt: skip
+        )
 
 
 def entropy_nats(chosen: list[float], tops: list[list[float]]) -> list[float]:

@@ -63,8 +63,10 @@ class Session:
             if about.models is not None and self.engine.model not in about.models:
                 log.warning(
                     "run: %s lists no model %s (it lists %s); set engine.model",
-                    url, self.engine.model, ", ".join(about.models[:5]) or "none",
-                )  # fmt: skip
+                    url,
+                    self.engine.model,
+                    ", ".join(about.models[:5]) or "none",
+                )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -109,8 +111,9 @@ class Session:
                 lane.stops = False
                 log.warning(
                     "run: %s ignores the stop strings (decoding.until): its texts are cut here, "
-                    "its token counts and times include what was cut", lane.client.url,
-                )  # fmt: skip
+                    "its token counts and times include what was cut",
+                    lane.client.url,
+                )
             lane.pace.succeeded(
                 begun, reply.timing.latency_s, entry.prompt_tokens, reply.output_tokens or 1
             )
@@ -131,8 +134,10 @@ class Session:
                 lane.gives_logprobs = False
                 log.warning(
                     "run: %s refuses these log-probs (%s): answers will have no traces; "
-                    "engine.top_logprobs=5 may be allowed", lane.client.url, fault.message,
-                )  # fmt: skip
+                    "engine.top_logprobs=5 may be allowed",
+                    lane.client.url,
+                    fault.message,
+                )
             again = builder.body(request, example, lane.is_kvx, logprobs=False)
             return await lane.client.ask(again, total_s, decoding.until)
 

@@ -195,8 +195,9 @@ class Alarms(Controller):
         1.0,
         "budget of a sequence in SAFE, never less than its own; a live sequence that derails there "
         "too gets the full cache",
-        above=0, at_most=1,
-    )  # fmt: skip
+        above=0,
+        at_most=1,
+    )
     rollback: bool = option(
         True, "whether an alarm takes tokens back; false: it only raises the budget"
     )

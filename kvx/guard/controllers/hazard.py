@@ -26,13 +26,15 @@ class Hazard(Alarms):
     tau_high: float | None = option(
         None,
         "probability from which the forecast is an alarm; null: the card's at operating_point",
-        at_least=0, at_most=1,
-    )  # fmt: skip
+        at_least=0,
+        at_most=1,
+    )
     tau_low: float | None = option(
         None,
         "probability below which a token is calm; null: half of tau_high",
-        at_least=0, at_most=1,
-    )  # fmt: skip
+        at_least=0,
+        at_most=1,
+    )
     on_loop: bool = option(False, ON_LOOP)
     card_gate: bool = option(
         False,

@@ -19,8 +19,9 @@ class Random(Alarms):
         None,
         "probability of an alarm per token; null: kvx.simulate takes that of simulate.match, and a "
         "live run needs a value",
-        at_least=0, at_most=1,
-    )  # fmt: skip
+        at_least=0,
+        at_most=1,
+    )
     seed: int = option(0, "seed of the draws", at_least=0)
 
     @property

@@ -56,9 +56,11 @@ def start_worker(connection: Connection, environment: dict[str, str]) -> subproc
     """A fresh interpreter at the other end: no lock, thread or CUDA context of ours."""
     return subprocess.Popen(
         [sys.executable, "-m", "kvx.run.worker", str(connection.fileno())],
-        env=environment, pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL,
+        env=environment,
+        pass_fds=[connection.fileno()],
+        stdin=subprocess.DEVNULL,
         process_group=0,  # a terminal's Ctrl-C is ours to pass on, once
-    )  # fmt: skip
+    )
 
 
 class Local:

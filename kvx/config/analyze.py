@@ -1,0 +1,24 @@
+"""Configuration of kvx.analyze."""
+
+from dataclasses import dataclass
+
+from kvx.config.fields import option
+
+
+@dataclass
+class AnalyzeConfig:
+    confidence: float = option(0.95, "level of the confidence intervals", above=0, below=1)
+    n_boot: int = option(10_000, "bootstrap samples", at_least=100)
+    seed: int = option(0, "seed of the bootstrap", at_least=0)
+    transition_drop: float = option(
+        0.15,
+        "classic rule: the mean of bin means falls by this much below the next higher budget",
+        above=0,
+    )
+    spread_jump: float = option(0.10, "instability zone: the sd of scores, or …", above=0)
+    failure_jump: float = option(
+        0.10, "… the failure rate goes up by this much while the mean has not collapsed", above=0
+    )
+    baseline_floor: float = option(
+        0.20, "below this score, the full cache leaves no room to see damage", at_least=0, at_most=1
+    )
