@@ -142,10 +142,10 @@ def certify(
     Raises `UserError` if no group of prompts could be certified at any budget.
     """
     settings, first = reader.settings, curve.first
-    twin = experiment.full_cache(first)
-    if twin is None:
+    full = experiment.full_cache(first)
+    if full is None:
         raise UserError("no full cache to compare with; run press=none too")
-    losses = {p.id: reader.of(p, twin) for p in curve.points}
+    losses = {p.id: reader.of(p, full) for p in curve.points}
     test, p_value = reader.test(first)
     manifest = experiment.manifest(first)
     edges = [(b["index"], b["low_tokens"], b["high_tokens"]) for b in manifest["bins"]]
@@ -192,7 +192,7 @@ def certify(
             "manifest": info["manifest"]["key"],
             "manifest_sha256": info["manifest"]["sha256"],
             "variant": curve.variant_id,
-            "full_cache_point": twin.id,
+            "full_cache_point": full.id,
             "engine": info["engine"],
             "seed": info["seed"],
             "query_aware": info["config"]["prompt"]["query_aware"],

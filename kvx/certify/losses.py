@@ -1,4 +1,4 @@
-"""What each prompt of a point loses against its full-cache twin."""
+"""What each prompt of a point loses against its full cache."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from kvx.store.catalog import PointRecord
 
 @dataclass(frozen=True)
 class PointLosses:
-    """The losses [n] of a point's examples, nan where the twin gave no answer to compare with.
+    """The losses [n] of a point's examples, nan where the full cache gave no answer.
 
     `obstacles` [n] say why the answer proves nothing about its budget; empty where it does.
     """
@@ -88,16 +88,16 @@ class LossReader:
             return "exact binomial", binomial_p
         return "Hoeffding–Bentkus", hoeffding_bentkus_p
 
-    def of(self, point: PointRecord, twin: PointRecord) -> PointLosses:
-        """One loss per example of the twin's manifest.
+    def of(self, point: PointRecord, full: PointRecord) -> PointLosses:
+        """One loss per example of the full cache's manifest.
 
-        An example without an answer here has lost everything. One without an answer of the twin is
+        An example without an answer here has lost everything. One that the full cache left open is
         left out (nan): it had nothing to lose.
         """
-        ours, theirs = self.requests(point), self.requests(twin)
+        ours, theirs = self.requests(point), self.requests(full)
         if not ours.index.equals(theirs.index):
             raise UserError(
-                f"{self.experiment.dir}: {point.id} and {twin.id} did not run the same examples; "
+                f"{self.experiment.dir}: {point.id} and {full.id} did not run the same examples; "
                 "run kvx.run again"
             )
         losses = np.where(ours["has_response"], self._lost(ours, theirs, point), 1.0)

@@ -9,7 +9,7 @@ from kvx.config.fields import option
 class Labels(Enum):
     """The catastrophes to forecast."""
 
-    excess = "excess"  # those that the full-cache twin does not share
+    excess = "excess"  # those that the full cache does not share
     any = "any"
 
 

@@ -41,10 +41,10 @@ class Targets:
 
 def targets(onset: ArrayLike, unplaced: ArrayLike, excess: ArrayLike, excess_only: bool) -> Targets:
     """Roles from each response's `onset` (nan: none), whether compression caused it a catastrophe
-    that has no onset (`unplaced`), and whether its full-cache twin is free of what has one
+    that has no onset (`unplaced`), and whether its full cache is free of what has one
     (`excess`); all [n].
 
-    With `excess_only`, a catastrophe that the twin shares is left out: compression did not cause
+    With `excess_only`, one that the full cache shares is left out: compression did not cause
     it, and it is no example of a sound generation either. One without an onset is left out unless
     there is one with an onset too: an alarm in it is neither early nor false.
     """

@@ -1,6 +1,6 @@
 """Costs and benefits of a live controller: one guarded point's figures, by prompt.
 
-An *excess* catastrophe is one that the full-cache twin of the same prompt does not show. One is
+An *excess* catastrophe is one that the full cache of the same prompt does not show. One is
 *prevented* if the point without the controller shows it and the guarded response does not; it is
 *caused* the other way round. A *false intervention* is one where there was nothing to prevent.
 """
@@ -86,9 +86,9 @@ class Pairs:
 
 
 def excess(flag: ArrayLike, of_twin: ArrayLike) -> Floats:
-    """Whether it is so here and not in the twin: 1, 0, or nan where one of the two is not known."""
-    here, twin = np.asarray(flag, float), np.asarray(of_twin, float)
-    return np.where(np.isnan(here + twin), np.nan, (here == 1) & (twin == 0))
+    """Whether it is so here and not in the full cache: 1, 0, or nan where one is unknown."""
+    here, full = np.asarray(flag, float), np.asarray(of_twin, float)
+    return np.where(np.isnan(here + full), np.nan, (here == 1) & (full == 0))
 
 
 def any_of(flags: Mapping[str, Floats]) -> Floats:

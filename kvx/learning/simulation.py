@@ -33,9 +33,9 @@ class Trace:
 
     `observations`: the prefill's (token -1), then one for each token. `budget` is the point's,
     `entries` the number of prompt entries per head and layer, the weight of this trace in mean
-    budgets. `catastrophe`: it derails and its full-cache twin does not (excess); `derails`: it
-    does, whatever the twin. `onset` is the token at which a catastrophe starts, None if there is
-    none or it has no such token.
+    budgets. `catastrophe`: it derails and its full cache does not (excess); `derails`: it
+    does, whatever the full cache. `onset` is the token at which a catastrophe starts, None if
+    there is none or it has no such token.
     """
 
     key: str

@@ -1,7 +1,7 @@
-"""Catastrophes of responses beside their full-cache twins: pure functions on tables.
+"""Catastrophes of responses beside their full caches: pure functions on tables.
 
 A row of `store.schemas.CATASTROPHES` holds what a response shows alone; `pair` adds what only the
-comparison with the twin's answer to the same example shows.
+comparison with the full cache's answer to the same example shows.
 """
 
 from collections.abc import Hashable, Sequence
@@ -20,7 +20,7 @@ CATASTROPHES = ("looping", "non_termination", "amnesia")
 KINDS = (*CATASTROPHES, "silent_failure", "any")
 TOKENS, WORDS = "token", "word"
 REPETITION, SERVER_RULE = "repetition", "server"
-DRIFT_HAD = 0.5  # share of the question's names and numbers that the twin's answer must mention
+DRIFT_HAD = 0.5  # share of the question's names and numbers that the full cache mentions
 RIGHT = 0.5  # the least score of a right answer
 MAY_BE_UNKNOWN = ("amnesia", "silent_failure")
 # what `pair` judges by
@@ -69,32 +69,32 @@ def _all(kept: list[bool | None]) -> bool | None:
     return None if not kept or None in kept else True
 
 
-def pair(own: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
-    """Each response of a point beside its twin's to the same example; one row per example of both.
+def pair(own: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
+    """Each response of a point beside the full cache's to the same example, for examples of both.
 
-    `own` and `twin` hold CATASTROPHES rows of one point each; of several points if `own` has a
+    `own` and `full` hold CATASTROPHES rows of one point each; of several points if `own` has a
     column `twin_point_id`. The result keeps the rows' order and the columns of `own`, and adds
-    `<kind>`, `twin_<kind>` and `excess_<kind>` (here and not in the twin) for each of `KINDS`:
+    `<kind>`, `twin_<kind>` and `excess_<kind>` (here, not in the full cache) for each of `KINDS`:
 
     - `looping`, `non_termination` (the token cap was reached): what the response shows alone.
-    - `amnesia`: an instruction that the twin kept is broken here, or the answer mentions none of
-      the question's names and numbers where the twin's mentions half or more. Null where neither
+    - `amnesia`: an instruction that the full cache kept is broken, or the answer mentions none of
+      the question's names and numbers where the full cache's has half or more. Null where neither
       can be judged. `twin_amnesia` is the reverse: what chance alone does.
-    - `silent_failure`: ended, fluent (no failure, no loop), wrong where the twin was right, and no
+    - `silent_failure`: ended, fluent (no failure, no loop), wrong where the full cache is right, no
       amnesia; `twin_silent_failure` is the reverse. Null where one of the two has no score.
     - `any`: looping, non-termination or amnesia, as far as they can be judged.
 
     `onset` is that of the loop (index of the generated token), null without one. Amnesia and silent
     failure have pandas' `boolean` type, the others are plain bools. Raises `KeyError` for a missing
-    column, `pandas.errors.MergeError` for a twin with an example twice.
+    column, `pandas.errors.MergeError` for a full cache with an example twice.
     """
     key = ["example_id"]
     if "twin_point_id" in own.columns:
         key = ["twin_point_id", "example_id"]
-        twin = twin.drop(columns="twin_point_id", errors="ignore")
-        twin = twin.rename(columns={"point_id": "twin_point_id"})
+        full = full.drop(columns="twin_point_id", errors="ignore")
+        full = full.rename(columns={"point_id": "twin_point_id"})
     mine = own.drop(columns=["looping"]).assign(**{f"here_{n}": own[n] for n in JUDGED})
-    theirs = twin[key].assign(**{f"there_{n}": twin[n] for n in JUDGED})
+    theirs = full[key].assign(**{f"there_{n}": full[n] for n in JUDGED})
     both = mine.merge(theirs, on=key, how="inner", validate="m:1")
     here, there = (_flags(both, side) for side in ("here", "there"))
     found, found_there = _judge(here, there), _judge(there, here)

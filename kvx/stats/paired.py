@@ -1,4 +1,4 @@
-"""A point against its full-cache twin, example by example."""
+"""A point against its full cache, example by example."""
 
 import math
 from collections.abc import Collection, Hashable, Sequence
@@ -103,7 +103,7 @@ def least_pairs(alpha: float) -> int:
 def newcombe_interval(both: int, lost: int, won: int, neither: int, confidence: float) -> Interval:
     """Interval of the difference of two paired proportions, (both + won)/n - (both + lost)/n.
 
-    For independent pairs of right/wrong answers: `lost` counts pairs right only under the twin,
+    For independent right/wrong pairs: `lost` counts pairs right only with the full cache,
     `won` pairs right only here. Unlike a bootstrap it does not shrink to nothing where every pair
     is lost. (nan, nan) without pairs. Raises `ValueError` for negative counts.
 
@@ -114,7 +114,7 @@ def newcombe_interval(both: int, lost: int, won: int, neither: int, confidence: 
     n = both + lost + won + neither
     if n == 0:
         return UNKNOWN_INTERVAL
-    here, twin = (both + won) / n, (both + lost) / n
+    here, full = (both + won) / n, (both + lost) / n
     low_here, high_here = wilson(both + won, n, confidence)
     low_twin, high_twin = wilson(both + lost, n, confidence)
     margins = math.sqrt((both + lost) * (won + neither) * (both + won) * (lost + neither))
@@ -126,10 +126,10 @@ def newcombe_interval(both: int, lost: int, won: int, neither: int, confidence: 
     def reach(ours: float, theirs: float) -> float:
         return math.sqrt(max(ours**2 - 2 * phi * ours * theirs + theirs**2, 0.0))
 
-    difference = here - twin
+    difference = here - full
     return Interval(
-        max(difference - reach(here - low_here, high_twin - twin), -1.0),
-        min(difference + reach(high_here - here, twin - low_twin), 1.0),
+        max(difference - reach(here - low_here, high_twin - full), -1.0),
+        min(difference + reach(high_here - here, full - low_twin), 1.0),
     )
 
 
@@ -140,12 +140,12 @@ def failure_attribution(score: ArrayLike, twin_score: ArrayLike, failed: ArrayLi
     pairs; negative for a loss. Pairs with a nan on either side are dropped, so a failure counts
     only if it was scored. nan with no pair. Raises `ValueError` on shapes that differ.
     """
-    scores, twins = score_array(score), score_array(twin_score)
+    scores, full = score_array(score), score_array(twin_score)
     failures = np.asarray(failed, dtype=bool)
-    shapes = [a.shape for a in (scores, twins, failures)]
+    shapes = [a.shape for a in (scores, full, failures)]
     if len(set(shapes)) > 1:
         raise ValueError("score {}, twin_score {} and failed {}: must pair up".format(*shapes))
-    difference = scores - twins
+    difference = scores - full
     return _mean(np.where(failures, difference, 0.0)[~np.isnan(difference)])
 
 

@@ -158,7 +158,7 @@ BIN_STATS = _schema(
     },
 )  # fmt: skip
 
-# paired with the full-cache twin, example by example; bin -1 is all bins together
+# paired with the full cache, example by example; bin -1 is all bins together
 COMPARISONS = _schema(
     {
         **_SERIES, "twin_point_id": S, "bin": I32, "metric": S, "primary": B,
@@ -184,7 +184,7 @@ TRANSITIONS = _schema(
     },
 )  # fmt: skip
 
-# per kind of catastrophe, beside the full-cache twin; bin -1 is all bins together
+# per kind of catastrophe, beside the full cache; bin -1 is all bins together
 CATASTROPHE_STATS = _schema(
     {
         **_SERIES, "bin": I32, "kind": S, "n": I64, "n_pairs": I64, "n_clusters": I64,

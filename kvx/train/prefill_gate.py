@@ -79,7 +79,7 @@ def gate_metrics(
 
 
 def caused(data: Data) -> Mask:
-    """Responses [n] with a catastrophe that the full-cache twin does not share, placed or not."""
+    """Responses [n] with a catastrophe that the full cache does not share, placed or not."""
     return np.asarray(data.frame["excess"].to_numpy(bool) | data.frame["unplaced"].to_numpy(bool))
 
 

@@ -89,9 +89,9 @@ class Data:
 def load(experiment: Experiment, labels: Labels, degenerate: bool) -> Data:
     """Every response with a trace, full caches once per example and variant.
 
-    A compressed response whose twin failed is left out: what compression caused is not known.
+    A compressed response whose full cache failed is left out: what compression caused is not known.
     Raises `UserError` if traces are missing or too light, or compressed points have no full-cache
-    twin.
+    full cache.
     """
     points = [p for p in experiment.points if p.info["controller"] == "none"]
     for point in points:
@@ -114,9 +114,9 @@ def load(experiment: Experiment, labels: Labels, degenerate: bool) -> Data:
 
 def outcomes_of(experiment: Experiment) -> pd.DataFrame:
     """By request id: `onset` of its loop (nan: none), `unplaced` and `excess` (`labels.targets`),
-    `capped`, `looping`, and whether there is a twin's response beside it (`paired`).
+    `capped`, `looping`, and whether there is a full cache's response beside it (`paired`).
 
-    Reaching the cap counts as a catastrophe only where the twin did not.
+    Reaching the cap counts as a catastrophe only where the full cache did not.
     """
     seen, flags = experiment.catastrophes, judged(experiment)
     in_tokens = seen["unit"] == TOKENS  # an onset in words has no place in a trace

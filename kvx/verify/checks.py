@@ -95,13 +95,13 @@ def _baseline(experiment: Experiment, points: list[PointRecord]) -> Finding:
     )
     alone = 0
     for point in points:
-        twin = experiment.full_cache(point)
-        if twin is None:
+        full = experiment.full_cache(point)
+        if full is None:
             return _found("baseline", f"{point.id} has none; run budget=1.0 too", fails=True)
-        if missing := examples[point.id] - examples[twin.id]:
-            reason = f"{twin.id} lacks {len(missing)} examples of {point.id}"
+        if missing := examples[point.id] - examples[full.id]:
+            reason = f"{full.id} lacks {len(missing)} examples of {point.id}"
             return _found("baseline", reason, fails=True)
-        alone += len(answered.get(point.id, set()) - answered.get(twin.id, set()))
+        alone += len(answered.get(point.id, set()) - answered.get(full.id, set()))
     n = sum(p.is_full_cache for p in points)
     compressed = len(points) - n
     reason = f"{compressed} compressed points, {n} with the full cache"
