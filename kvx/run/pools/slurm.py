@@ -60,14 +60,14 @@ class SlurmWorker:
         from submitit.core.job_environment import JobEnvironment
         from submitit.core.utils import UncompletedJobError
 
-        from kvx.run.worker import attempt, interrupted, log_to_stderr
+        from kvx.run.worker import attempt, log_to_stderr
 
         if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
             os.environ.setdefault("OMP_NUM_THREADS", cores)
         # cancelled or pre-empted: write what there is in the seconds before SIGKILL
         ending = signal.Signals["SIG" + JobEnvironment.USR_SIG]
         requeue = signal.getsignal(ending)
-        signal.signal(signal.SIGTERM, interrupted)
+        signal.signal(signal.SIGTERM, _end_once)
         if callable(requeue):
             signal.signal(ending, partial(_requeue_or_interrupt, requeue))
         log_to_stderr()
@@ -89,6 +89,12 @@ class SlurmWorker:
 def _metered(unit: Unit, attempt: Callable[[Unit, Meter], Outcome]) -> Outcome:
     with Meter([unit], show=False) as meter:
         return attempt(unit, meter)
+
+
+def _end_once(*_: object) -> None:
+    """End, but write what there is; SLURM may ask again while that goes on."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _requeue_or_interrupt(requeue: Callable[..., Any], *signalled: Any) -> None:
