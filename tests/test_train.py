@@ -17,7 +17,6 @@ from kvx.guard import features
 from kvx.guard.hazard import HazardModel
 from kvx.guard.trace_arrays import positions
 from kvx.learning.labels import Role
-from kvx.learning.ranking import Resampler
 from kvx.learning.splits import PARTS, folds, parts
 from kvx.train import analyses, detection, page
 from kvx.train.build import check, check_data, predictions
@@ -124,8 +123,7 @@ def test_a_budget_in_tokens_is_one_group_whatever_share_of_a_prompt_it_is(evalua
         budget_label=np.where(tokens, "64t", frame["budget_label"]),
     )
     changed = replace(table, data=replace(table.data, frame=frame))
-    prompts = len(np.unique(table.data.clusters))
-    judge = Judge(changed, config, fold, Resampler(prompts, 100, 0.95, 0), Results())
+    judge = Judge(changed, replace(config, n_boot=100), fold)
     analyses._by_group(judge, cross)
     rows = [r for r in judge.results.rows if r["analysis"] == "by_budget"]
     assert {r["name"] for r in rows} == {"64t", "0.2"}

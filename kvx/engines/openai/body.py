@@ -69,7 +69,7 @@ def endpoints(raw: Any) -> dict[tuple[BudgetKind, float | int], str]:
             in_tokens = TOKENS.fullmatch(key) if isinstance(key, str) else None
             budget = (BudgetKind.tokens, int(in_tokens[1])) if in_tokens else (RATIO, float(key))
         except (TypeError, ValueError):
-            raise UserError(f"engine.endpoints: {key!r} is no budget") from None
+            raise UserError(f"engine.endpoints: {key!r} is not a budget") from None
         found[budget] = str(url).rstrip("/")
     return found
 
