@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kvx.cli.command import compose
 from kvx.config.folders import conf_dir
 from kvx.config.schema import SHARING
-from kvx.engines.base import PointWork, Response, Trace
+from kvx.engines.base import PointFailed, PointWork, Response, Trace
 from kvx.engines.kvpress import batch, forward
 from kvx.engines.kvpress.account import Account, RowCost
 from kvx.engines.kvpress.batch import Batch
@@ -254,6 +254,34 @@ def test_a_long_question_is_taken_in_several_passes(
     whole = tokens(work)
     monkeypatch.setattr(forward, "QUESTION_TOKENS", 8)  # of all rows together
     assert tokens(work) == whole
+
+
+@dataclass
+class LatePress(KnormPress):
+    """Knorm that keeps too much of all prompts but the first it sees."""
+
+    lengths: ClassVar[list[int]] = []
+
+    def compress(self, module: Any, hidden: Any, keys: Any, values: Any, *rest: Any) -> Any:
+        kept = super().compress(module, hidden, keys, values, *rest)
+        if keys.shape[2] not in self.lengths:
+            self.lengths.append(keys.shape[2])
+        return kept if self.lengths.index(keys.shape[2]) == 0 else (keys, values)
+
+
+def test_a_point_that_fails_late_leaves_the_rows_beside_its_own(tmp_path: Path) -> None:
+    good = recall(tmp_path, "press=knorm", "budget=0.5", n=2)
+    method = f"press.method._target_={LatePress.__module__}.LatePress"
+    late = recall(tmp_path, "press=knorm", "press.name=late", method, "budget=0.5", n=2)
+    assert len({e.entry.compressed_tokens for e, _ in good.requests}) == 2
+    expected = tokens([good])
+    LatePress.lengths.clear()
+    found = list(KVPressEngine(late.point.config).generate([late, good]))
+    (failed,) = [item for item in found if isinstance(item, PointFailed)]
+    assert failed.point.dir == late.point.dir
+    assert "was asked to keep" in failed.message
+    answers = {r.request.id: r.token_ids for r in found if isinstance(r, Response)}
+    assert {k: v for k, v in answers.items() if k in expected} == expected
 
 
 class MoodyPress(KnormPress):

@@ -30,6 +30,7 @@ def live(configs: Sequence[Config]) -> list[Config]:
     for config in configs:
         if is_guarded(config):
             check_possible(config)
+            check_code(config.controller)
     idle = [is_guarded(c) and keeps_all(c) for c in configs]
     if configs and all(idle):
         raise UserError(
@@ -57,6 +58,7 @@ def check_served(config: Config) -> None:
     """Raises `UserError` if a server's controller cannot act, or not on the server's own press."""
     if is_guarded(config):
         check_possible(config)
+        check_code(config.controller)
         _check_models([config] if config.controller.needs_hazard else [])
 
 
@@ -84,7 +86,6 @@ def check_possible(config: Config) -> None:
             f"{name}: press={press.name} changes the forward pass, so the entries it drops are not "
             "the full cache's; use a press that only evicts, such as snapkv, knorm or streaming"
         )
-    check_code(controller)
     check_live(controller)
 
 

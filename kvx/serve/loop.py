@@ -74,7 +74,8 @@ class DecodeLoop(threading.Thread):
             interleaved=True,
             begin=self._begun,
         )
-        self._load = Load(0, 0, 0, 0)  # as the last turn left it
+        self._load = Load(0, 0, 0, 0)  # as the last turn left it, without what waits
+        self._waiting: tuple[Job, ...] = ()
         self._changed = threading.Condition()
         self._new: list[Job] = []  # submitted since the last turn
         self._closed_at: float | None = None  # when running rows are cut, on perf_counter
@@ -85,7 +86,8 @@ class DecodeLoop(threading.Thread):
     @property
     def load(self) -> Load:
         with self._changed:
-            return replace(self._load, waiting=self._load.waiting + len(self._new))
+            waiting = sum(not job.cancelled for job in (*self._waiting, *self._new))
+            return replace(self._load, waiting=waiting)
 
     def submit(self, job: Job) -> None:
         """Raises `ApiError` if the server takes nothing more."""
@@ -155,9 +157,10 @@ class DecodeLoop(threading.Thread):
     def _look(self) -> None:
         scheduler = self.scheduler
         running = scheduler.running
+        self._waiting = tuple(scheduler.waiting)
         self._load = Load(
             len(running),
-            len(scheduler.waiting),
+            len(self._waiting),
             scheduler.decoder.bytes,
             shadow_bytes([job.row for job in running if job.row is not None]),
         )

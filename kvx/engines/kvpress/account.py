@@ -60,11 +60,12 @@ class Account:
         """Bytes that requests of one prompt need beside their rows.
 
         That is the full cache they are compared with while the question passes, and a guard's copy
-        of the prompt. When the question has passed, a guarded row that is rebuilt takes the place
-        of the full cache: it is there twice for a moment.
+        of the prompt (less its indices, a few bytes per entry). Later a guarded row that is
+        rebuilt, and so there twice for a moment, takes no more than that full cache did.
         """
         entry = requests[0].entry
-        full = entry.prompt_tokens if probed else 0
+        new = max(request.max_new_tokens for request in requests)
+        full = entry.prompt_tokens + new if probed else 0
         copied = self.shadows and any(
             r.point.guarded and r.point.config.guard.shadow is Shadow.host for r in requests
         )
@@ -74,13 +75,15 @@ class Account:
     def taken(self, rows: Sequence[Row], cache_bytes: int) -> int:
         """Bytes that running `rows` with caches of `cache_bytes` hold and may still claim."""
         held = cache_bytes + len(rows) * self.cost.logits_bytes
-        claims = [
-            (1 - row.guard.budget) * row.origin.n_compressed
+        guarded = [
+            (row.guard.budget, row.origin)
             for row in rows
             if row.guard is not None and row.origin is not None
         ]
+        claims = sum((1 - budget) * origin.n_compressed for budget, origin in guarded)
         # one row at a time is there twice, while it is rebuilt
-        claimed = round((sum(claims) + max(claims, default=0)) * self.cost.entry_bytes)
+        twice = max((b * origin.n_compressed + origin.room for b, origin in guarded), default=0)
+        claimed = round((claims + twice) * self.cost.entry_bytes)
         return held + claimed + (shadow_bytes(rows) if self.shadows else 0)
 
     def check(self, request: Request) -> None:

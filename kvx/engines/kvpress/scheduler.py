@@ -140,6 +140,7 @@ class Scheduler(Generic[T]):
         together = sum(task.bytes for task in tasks)
         self._waiting.append(_Group(tuple(tasks), together if group_bytes is None else group_bytes))
 
+    @torch.inference_mode()
     def drop(self, tasks: Iterable[T]) -> None:
         """Give up tasks, waiting or running; nothing more is said of them."""
         gone = {id(task) for task in tasks}

@@ -18,7 +18,8 @@ def iterate(work: Callable[[Callable[[T], None]], Awaitable[None]]) -> Iterator[
     """Yield what `work` hands to its argument, as it comes; raises what `work` raises.
 
     Closing the iterator cancels `work` and waits for it. So does an interruption, here or thrown
-    in; what arrived until then is still yielded before it is raised.
+    in; what arrived until then is still yielded before it is raised. Every await of a cancelled
+    `work` is cancelled: a clean-up that awaits needs `anyio.CancelScope(shield=True)`.
     """
     items: queue.SimpleQueue[T | Future[None]] = queue.SimpleQueue()
     interrupted: KeyboardInterrupt | None = None
