@@ -181,7 +181,7 @@ def test_the_server_tells_templates_the_same(tmp_path: Path) -> None:
 
 def test_a_request_with_settings_needs_a_template_and_sets_nothing_of_kvx(tmp_path: Path) -> None:
     message = {"role": "user", "content": "hi"}
-    with pytest.raises(ValueError, match="tokenize is not for a chat template"):
+    with pytest.raises(ValueError, match="tokenize cannot be set for a chat template"):
         ChatRequest(model="m", messages=[message], chat_template_kwargs={"tokenize": True})
     config = config_of(tiny_model(tmp_path / "m", PLAIN_CHAT), "model.chat_template=false")
     splitter = PromptSplitter(load_tokenizer(config.model), config, 1000)
