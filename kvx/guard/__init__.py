@@ -1,14 +1,15 @@
 """KVGuard beside a running generation: signals, forecasts, and controllers that relax its budget.
 
-Everything but `signals` is numpy on arrays: no torch, no Hydra, no file.
+Only `signals` imports torch; the rest is numpy on arrays.
 """
 
-import importlib
 from typing import Any
+
+import kvx
 
 
 def __getattr__(name: str) -> Any:
-    """`kvx.guard.guarded` is `kvx.guarded`: it stands above the engine, which stands above this."""
+    """`kvx.guard.guarded` is an older name of `kvx.guarded`."""
     if name == "guarded":
-        return importlib.import_module("kvx.engines.guarded").guarded
+        return kvx.guarded
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
