@@ -78,6 +78,8 @@ class SlurmWorker:
                 raise error.__cause__ from None
             log.error("run: this job was ended from outside; what it has answered is written")
             raise SystemExit(INTERRUPTED) from None
+        finally:
+            _ignore_sigterm()  # it ends by itself now
 
     def checkpoint(self, units: Work) -> Any:
         """Out of time: submitit queues the same work again, which finds what is done."""
@@ -93,14 +95,20 @@ def _metered(unit: Unit, attempt: Callable[[Unit, Meter], Outcome]) -> Outcome:
 
 def _end_once(*_: object) -> None:
     """End, but write what there is; SLURM may ask again while that goes on."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _ignore_sigterm()
     raise KeyboardInterrupt
+
+
+def _ignore_sigterm() -> None:
+    """A signal while Python ends would be a traceback in the job's log; SIGKILL follows anyway."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _requeue_or_interrupt(requeue: Callable[..., Any], *signalled: Any) -> None:
     """Run submitit's handler; if it gives up, its exception must not look like the engine's."""
     from submitit.core.utils import UncompletedJobError
 
+    _ignore_sigterm()  # a job that is queued again gets one too
     try:
         requeue(*signalled)
     except UncompletedJobError as error:
