@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.analyze.columns import ALL_BINS, ByPoint, by_bin, by_metric
+from kvx.analyze.naming import differences
 
 ROW = st.tuples(
     st.sampled_from("abc"), st.integers(0, 3), st.sampled_from(["f1", "em"]), st.floats(0, 1)
@@ -28,3 +29,8 @@ def test_a_cut_holds_the_rows_of_its_point_bin_and_metric(rows: list[tuple[objec
                 assert primary == (metric == "em")
                 expected = here.loc[here["metric"] == metric, "score"].to_numpy()
                 assert np.array_equal(cell["score"], expected)
+
+
+def test_a_label_stays_in_one_line_whatever_a_template_holds() -> None:
+    configs = {"a": {"template": "{context}\nQ:"}, "b": {"template": "{context}\n"}}
+    assert differences(configs) == {"a": r"template={context}\nQ:", "b": r"template={context}\n"}

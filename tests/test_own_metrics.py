@@ -169,7 +169,7 @@ def test_a_rise_is_a_loss_where_lower_is_better(kvx: Kvx, mine: Path) -> None:
     assert rows.loc[binary, "difference"] == pytest.approx(10 / 40)
     # the full cache has room to get worse: it is at 0.05, and 1 would be the worst
     assert not rows.loc[binary, "baseline_floor"]
-    shown = f"{binary.replace('_', ' ')} (lower is better)"
+    shown = f"{binary} (lower is better)"
     low, high = rows.loc[binary, ["ci_low", "ci_high"]]
     change = f"+0.25 [{low:+.2f}, {high:+.2f}]"
     said = f"| knorm | 0.5 | {shown} | 0.05 | 0.30 | {change} | 40 | 12 | 2 |"

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from kvx.analyze.build import analyze_experiment
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.naming import metric_title
 from kvx.config.schema import Config, Measure
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
@@ -61,7 +62,7 @@ def print_summary(stats: pd.DataFrame) -> None:
     stats = stats[stats["primary"]]
     for _, frame in stats.groupby("variant_id", sort=False):
         first = frame.iloc[0]
-        metric = first["metric"].replace("_", " ")
+        metric = metric_title(first["metric"])
         table = Table(
             title=f"{metric} of {first['variant'].replace(', ', ' on ', 1)}, by context tokens",
             box=None,

@@ -17,10 +17,15 @@ def told_apart(names: Mapping[str, str], settings: Mapping[str, Any]) -> dict[st
     return found
 
 
+def metric_title(name: str) -> str:
+    """`exact match`; a metric of the user's keeps its dotted name."""
+    return name if "." in name else name.replace("_", " ")
+
+
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
     """A nested configuration as `a.b: text`."""
     if not isinstance(value, dict):
-        return {prefix: str(value)}
+        return {prefix: str(value).replace("\n", "\\n")}  # a template's, in one line
     found: dict[str, str] = {}
     for key, inner in value.items():
         found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))

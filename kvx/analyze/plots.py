@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from kvx.analyze.columns import ALL_BINS, is_full
+from kvx.analyze.naming import metric_title
 from kvx.store.atomic import write_bytes
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933")
@@ -69,7 +70,7 @@ def draw_all(
     written = []
     for variant, frame in variants:
         target = folder if len(variants) == 1 else folder / str(variant)
-        metric = str(frame["metric"].iloc[0]).replace("_", " ")
+        metric = metric_title(str(frame["metric"].iloc[0]))
         percent = f"{100 * confidence:g}% CI"
         measured, frame = frame[frame["n_latency"] > 0], plain(frame)
         figures = {

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from kvx.analyze import plots, tradeoff
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.naming import metric_title
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
 from kvx.engines.base import BudgetProof
@@ -167,7 +168,7 @@ def _variants(
                 "budgets": ", ".join(dict.fromkeys(budgets)),
                 "n": info["manifest"]["n_requests"], "n_bins": frame["bin"].nunique() - 1,
                 "tokens": token_range(overall.iloc[0]),
-                "metric": overall["metric"].iloc[0].replace("_", " "),
+                "metric": metric_title(overall["metric"].iloc[0]),
                 "sees": f"the context{' and' if query_aware else ', not'} the question",
                 "methods": _methods(frame, config), "paired_methods": _methods(compared, config),
                 "degenerate": bool(overall["n_degenerate"].any()),

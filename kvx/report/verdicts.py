@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from kvx.analyze.naming import metric_title
 from kvx.config.numbers import plural
 from kvx.stats.paired import least_pairs
 
@@ -45,7 +46,7 @@ def verdict(row: Any, alpha: float) -> Verdict:
 
 def in_words(row: Any, alpha: float) -> str:
     """`a loss of exact match`, or why there is no verdict."""
-    found, metric = verdict(row, alpha), row["metric"].replace("_", " ")
+    found, metric = verdict(row, alpha), metric_title(row["metric"])
     if found is Verdict.too_few:
         return f"{too_few(row, alpha)} for a verdict on {metric}"
     if found is Verdict.at_odds:

@@ -4,6 +4,8 @@ from typing import Any
 
 import pandas as pd
 
+from kvx.analyze.naming import metric_title
+
 DEGENERATE = "†"
 
 
@@ -30,7 +32,7 @@ def full_name(row: Any, several: bool) -> str:
 
 def metric_name(row: Any) -> str:
     """`exact match`, and `distance (lower is better)`."""
-    name = str(row["metric"]).replace("_", " ")
+    name = metric_title(str(row["metric"]))
     return name if row["higher_is_better"] else f"{name} (lower is better)"
 
 
