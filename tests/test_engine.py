@@ -19,8 +19,9 @@ from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.forward import forward
-from kvx.engines.kvpress.prefill import PromptCaches, PromptRow, kv_use, prefill
+from kvx.engines.kvpress.prefill import PromptCaches, prefill
 from kvx.engines.kvpress.press import PointPress
+from kvx.engines.kvpress.prompt_row import PromptRow, kv_use
 from kvx.engines.kvpress.sequence import Action, Prefill, Row, StepObserver, Stop
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Point, Request
@@ -152,8 +153,8 @@ def test_random_eviction_differs_between_layers_and_not_between_runs(
         for some, every in zip(
             small.buckets[0]._layers.values(), full.buckets[0]._layers.values(), strict=True
         ):
-            rows = some.keys[0, 0, : some.entries]
-            chosen.append(torch.cdist(rows, every.keys[0, 0, : every.entries]).argmin(1))
+            rows = some.keys[0, 0, : some.end]
+            chosen.append(torch.cdist(rows, every.keys[0, 0, : every.end]).argmin(1))
         kept.append([c.sort().values for c in chosen])
     assert not torch.equal(kept[0][0], kept[0][1])
     assert torch.equal(kept[0][0], kept[1][0])

@@ -9,8 +9,9 @@ import torch
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.forward import extend
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.prefill import PromptRow, prefill
+from kvx.engines.kvpress.prefill import prefill
 from kvx.engines.kvpress.press import PointPress
+from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.recompute import Recompute
 from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.shadow import PromptShadow, RowShadow, row_shadow
@@ -114,7 +115,7 @@ def test_recompute_makes_the_same_caches_without_a_copy(tmp_path: Path) -> None:
     prompt = compressed(tmp_path, "press=knorm")
     assert prompt.row.press is not None
     source = Recompute(
-        prompt.loaded, prompt.ids, prompt.row.press, 0.25, 3, prompt.shadow.hidden
+        prompt.loaded, prompt.ids, prompt.row.press, 0.25, 3, prompt.shadow.logits
     )  # fmt: skip
     assert source.bytes == 0
     with torch.inference_mode():

@@ -16,17 +16,18 @@ from kvx.cli.command import compose
 from kvx.config.folders import conf_dir
 from kvx.config.schema import SHARING
 from kvx.engines.base import PointFailed, PointWork, Response, Trace
-from kvx.engines.kvpress import batch, forward
+from kvx.engines.kvpress import admission, batch, forward
+from kvx.engines.kvpress import prefill as prefill_module
 from kvx.engines.kvpress.account import Account, RowCost
 from kvx.engines.kvpress.batch import Batch
-from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.cache import SLACK, Bucket
 from kvx.engines.kvpress.chunks import chunks
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
+from kvx.engines.kvpress.layers import CachedLayer
 from kvx.engines.kvpress.lengths import group_by_length, padded
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.memory import free_bytes
-from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.sequence import StepObserver
 from kvx.engines.kvpress.shared_scores import remember_average_rope
 from kvx.errors import UserError
@@ -108,16 +109,17 @@ def test_one_look_at_the_vocabulary_gives_all_points_their_first_logits(
 ) -> None:
     """Where nothing follows what is compressed: hundreds of rows would each cost a product."""
     work = points(tmp_path, ["none", "snapkv", "knorm"], "prompt.query_aware=true", n=2)
-    logits = LoadedModel.logits
-    asked: list[torch.Tensor] = []
+    prefilled = prefill_module.prefill
+    given: list[torch.Tensor] = []
 
-    def asking(self: LoadedModel, hidden: torch.Tensor) -> torch.Tensor:
-        asked.append(hidden)
-        return logits(self, hidden)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        caches = prefilled(*args, **kwargs)
+        given.append(caches.logits)
+        return caches
 
-    monkeypatch.setattr(LoadedModel, "logits", asking)
+    monkeypatch.setattr(admission, "prefill", noting)
     assert len(tokens(work)) == 2 * 5
-    assert len(asked) == 2
+    assert [logits.ndim for logits in given] == [1, 1]  # of the last token, once a prompt
 
 
 @dataclass
@@ -336,44 +338,67 @@ def test_buckets_hold_every_row_once_and_waste_little(lengths: list[int]) -> Non
         assert longest <= padded(shortest)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
     question=st.integers(1, 4),
+    window=st.sampled_from([None, 2, 3, 5, 8]),
+    chunked=st.booleans(),
+    softcap=st.sampled_from([None, 1.5]),
+    with_sinks=st.booleans(),
     seed=st.integers(0, 1000),
     data=st.data(),
 )
 def test_ragged_attention_equals_each_row_alone(
-    lengths: list[int], question: int, seed: int, data: st.DataObject
+    lengths: list[int],
+    question: int,
+    window: int | None,
+    chunked: bool,
+    softcap: float | None,
+    with_sinks: bool,
+    seed: int,
+    data: st.DataObject,
 ) -> None:
-    """Question, two steps, and a row that leaves in between: what each row's own cache gives."""
+    """Question, steps beyond a window's slack, rows that leave: what each row's own cache gives."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
     kv_heads, groups, size = 2, 3, 4
+    sinks = draw(kv_heads * groups) if with_sinks else None
     caches = [(draw(1, kv_heads, n, size), draw(1, kv_heads, n, size)) for n in lengths]
-    bucket = Bucket(len(lengths), room=question + 2)
-    bucket.fill(0, caches)
-    for n in (question, 1, 1):
+    steps = (question, 1, 1) if window is None else (question, *[1] * (SLACK + 3), question, 1)
+    bucket = Bucket(len(lengths), room=sum(steps))
+    layer = CachedLayer(0, None, 0, window, chunked and window is not None)
+    bucket.fill(layer, caches)
+    for n in steps:
         rows = len(caches)
         query = draw(rows, kv_heads * groups, n, size)
         keys, values = draw(rows, kv_heads, n, size), draw(rows, kv_heads, n, size)
+        positions = torch.tensor([[c[0].shape[2]] for c in caches]) + torch.arange(n)
         bucket.append(0, keys, values)
-        got = bucket.attend(0, query, None)
+        got = bucket.attend(0, query, positions, softcap=softcap, sinks=sinks)
         bucket.advance(n)
         for i in range(rows):
             k = torch.cat([caches[i][0], keys[i : i + 1]], dim=2)
             v = torch.cat([caches[i][1], values[i : i + 1]], dim=2)
             caches[i] = (k, v)
-            seen = torch.ones(n, k.shape[2], dtype=torch.bool).tril(k.shape[2] - n)
-            alone = torch.nn.functional.scaled_dot_product_attention(
-                query[i : i + 1],
-                k.repeat_interleave(groups, 1),
-                v.repeat_interleave(groups, 1),
-                attn_mask=seen,
-            )
+            at, asked = torch.arange(k.shape[2]), positions[i][:, None]
+            seen = at <= asked
+            if layer.chunked:
+                seen &= at // window == asked // window
+            elif window is not None:
+                seen &= at > asked - window
+            scores = query[i : i + 1] @ k.repeat_interleave(groups, 1).transpose(2, 3) / size**0.5
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            scores = scores.masked_fill(~seen, -torch.inf)
+            if sinks is not None:
+                extra = sinks.view(1, -1, 1, 1).expand(1, kv_heads * groups, n, 1)
+                scores = torch.cat([scores, extra], dim=-1)
+            weights = scores.softmax(-1)[..., : k.shape[2]]
+            alone = weights @ v.repeat_interleave(groups, 1)
             torch.testing.assert_close(got[i : i + 1], alone, atol=1e-5, rtol=1e-4)
         if rows > 1 and data.draw(st.booleans()):
             slot = data.draw(st.integers(0, rows - 1))

@@ -53,6 +53,7 @@ class KVUse:
     bytes_physical: int
     bytes_full: int
     bytes_peak: int
+    compressed_share: float | None = None
 
 
 @dataclass(frozen=True)

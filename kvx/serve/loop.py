@@ -17,6 +17,7 @@ from kvx.config.schema import Config
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.account import Account, shadow_bytes
 from kvx.engines.kvpress.guarded import LiveGuard
+from kvx.engines.kvpress.layers import Layers, layers_of
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit
@@ -208,7 +209,7 @@ class DecodeLoop(threading.Thread):
                 return
             reason = "stop" if job.transcript.stopped else str(row.finish_reason)
             guard = None if row.guard is None else row.guard.result(bytes_host(row))
-            done = Done(reason, job.n_tokens, _kv_of(job, row), guard)
+            done = Done(reason, job.n_tokens, _kv_of(job, row, layers_of(self.loaded.model)), guard)
             self._out += [(job, event) for event in (*left, done)]
 
     def _flush(self) -> None:
@@ -217,10 +218,10 @@ class DecodeLoop(threading.Thread):
             self._out = []
 
 
-def _kv_of(job: Job, row: Row) -> KVUse:
+def _kv_of(job: Job, row: Row, layers: Layers) -> KVUse:
     """The row's cache now that it has ended; as `engine=kvpress` reports it."""
     assert row.kv is not None
-    return kv_at_end(row.kv, row, len(job.parts.compressed_ids))
+    return kv_at_end(row.kv, row, len(job.parts.compressed_ids), layers)
 
 
 def _refusal(refused: Refused[Job]) -> ApiError:

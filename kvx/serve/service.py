@@ -17,10 +17,10 @@ from kvx.config.schema import Config
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.prompt import PromptParts
 from kvx.data.tokenizer import max_context_tokens
-from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.guarded import live_policy
 from kvx.engines.kvpress.press_check import check_on_model
+from kvx.engines.kvpress.sharing import ragged_obstacle
 from kvx.errors import UserError
 from kvx.points import Point, Request
 from kvx.serve.api_errors import ApiError, invalid

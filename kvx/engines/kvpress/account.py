@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from kvx.config.guard import Shadow
 from kvx.config.schema import Keeps, PressNeed
+from kvx.engines.kvpress.cache import SLACK
+from kvx.engines.kvpress.layers import Layers
 from kvx.engines.kvpress.lengths import padded
 from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.shadow import RowShadow
@@ -17,14 +19,20 @@ from kvx.points import Point, Request
 
 @dataclass(frozen=True)
 class RowCost:
-    """Bytes of one token's keys and values in all layers, and of one row's logits at a step.
+    """Bytes of one token's keys and values in layers of full attention, and of a step's logits.
 
-    `full` where every row holds its whole prompt, whatever its budget.
+    `layers` tells what a row holds beside these. `full` where every row holds its whole prompt,
+    whatever its budget.
     """
 
     entry_bytes: int
     logits_bytes: int
     full: bool = False
+    layers: Layers | None = None
+
+    def beside(self, tokens: int) -> int:
+        """Bytes of a row's windows and states. A window's buffers have room for some more."""
+        return 0 if self.layers is None else self.layers.row_bytes(tokens, SLACK)
 
     def of(self, point: Point, request: Request) -> int:
         """Bytes a row needs at most until it ends. A guarded row may be given its whole prompt."""
@@ -37,7 +45,8 @@ class RowCost:
             kept = min(kept, padded(asked))
         room = entry.prompt_tokens - entry.compressed_tokens
         entries = kept + room + request.max_new_tokens
-        return entries * self.entry_bytes + self.logits_bytes
+        beside = self.beside(entry.prompt_tokens + request.max_new_tokens)
+        return entries * self.entry_bytes + beside + self.logits_bytes
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,8 @@ class Account:
             r.point.guarded and r.point.config.guard.shadow is Shadow.host for r in requests
         )
         shadow = entry.compressed_tokens if copied else 0
-        return (full + shadow) * self.cost.entry_bytes
+        windows = sum(self.cost.beside(tokens) for tokens in (full, shadow) if tokens)
+        return (full + shadow) * self.cost.entry_bytes + windows
 
     def taken(self, rows: Sequence[Row], cache_bytes: int) -> int:
         """Bytes that running `rows` with caches of `cache_bytes` hold and may still claim."""
@@ -84,6 +94,7 @@ class Account:
         # one row at a time is there twice, while it is rebuilt
         twice = max((b * origin.n_compressed + origin.room for b, origin in guarded), default=0)
         claimed = round((claims + twice) * self.cost.entry_bytes)
+        claimed += max((self.cost.beside(o.n_compressed + o.room) for _, o in guarded), default=0)
         return held + claimed + (shadow_bytes(rows) if self.shadows else 0)
 
     def check(self, request: Request) -> None:

@@ -15,8 +15,9 @@ from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.forward import question
 from kvx.engines.kvpress.guarded import shadow_of, source_of
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.prefill import PromptRow, RowPress, kv_use, prefill
+from kvx.engines.kvpress.prefill import prefill
 from kvx.engines.kvpress.probe import mean_share, probes, reference_of
+from kvx.engines.kvpress.prompt_row import PromptRow, RowPress, kv_use
 from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.sequence import Origin, Prefill, Row, drop, without
 from kvx.engines.kvpress.shadow import PromptShadow
@@ -130,10 +131,10 @@ def admit(loaded: LoadedModel, group: Sequence[Submission]) -> Admission:
         if not alone:
             raise
         return Admission([], [], torch.empty(0), [(0, error)])
-    hidden = [caches.hidden] * len(rows)
+    own = [caches.logits] * len(rows)
     if alone and len(prompts) > 1:
         beside = prefill(loaded, ids, prompts[1:], room, alone=False)
-        hidden[1:] = [beside.hidden]
+        own[1:] = [beside.logits]
         caches = caches.beside(beside)
     refused = []
     for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
@@ -143,7 +144,7 @@ def admit(loaded: LoadedModel, group: Sequence[Submission]) -> Admission:
         if row.guard is None:  # what a guard may give back lies where it was
             row.pack(prompt.packed(n))
             continue
-        source = source_of(loaded, ids, prompt, row.guard, caches.hidden)
+        source = source_of(loaded, ids, prompt, row.guard, caches.logits)
         row.origin = Origin(source, n, rest, max_new_tokens, group[index].press_name)
     buckets = _filled(caches.buckets, caches.rows, rows, {index for index, _ in refused})
     running = [row for _, members in buckets for row in members]
@@ -153,9 +154,7 @@ def admit(loaded: LoadedModel, group: Sequence[Submission]) -> Admission:
         keep = PROBE_TOKENS if probing else 1
         logits = question(loaded, [bucket for bucket, _ in buckets], running, rest, keep)
     else:
-        different = {id(h): h for h in hidden}  # mostly one for all
-        last = {key: loaded.logits(h)[None] for key, h in different.items()}
-        of = {id(row): last[id(h)] for row, h in zip(rows, hidden, strict=True)}
+        of = {id(row): after[None] for row, after in zip(rows, own, strict=True)}
         logits = torch.stack([of[id(row)] for row in running])
     seen = {id(row): i for i, row in enumerate(running)}
     reference = None if full is None else seen.get(id(rows[full]))

@@ -3,62 +3,136 @@
 It is registered without a mask function, so transformers builds no mask; the cache masks each row.
 """
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import kvpress  # noqa: F401  its import patches every registered function; ours must be registered later
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Cache
 
-from kvx.engines.kvpress.cache import RaggedCache
+from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.positions import own_scale
+from kvx.engines.kvpress.states import set_states, states_of
 
 RAGGED = "kvx_ragged"
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """What a forward pass over the rows of several buckets attends to, one bucket after another.
+
+    `positions` [rows, n] are those of the tokens that pass.
+    """
+
+    buckets: Sequence[Bucket]
+    positions: torch.Tensor
+
+    def append(self, layer_idx: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write the new entries [rows, KV heads, n, head size] of a layer."""
+        start = 0
+        for bucket in self.buckets:
+            end = start + bucket.n_rows
+            bucket.append(layer_idx, keys[start:end], values[start:end])
+            start = end
+
+    def attend(self, layer_idx: int, query: torch.Tensor, **how: Any) -> torch.Tensor:
+        """Attention of query [rows, heads, n, head size]; `how` as in `Bucket.attend`."""
+        if len(self.buckets) == 1:
+            return self.buckets[0].attend(layer_idx, query, self.positions, **how)
+        sizes = [bucket.n_rows for bucket in self.buckets]
+        parts = [
+            bucket.attend(layer_idx, some, at, **how)
+            for bucket, some, at in zip(
+                self.buckets,
+                torch.split(query, sizes),
+                torch.split(self.positions, sizes),
+                strict=True,
+            )
+        ]
+        return torch.cat(parts)
+
+    def advance(self) -> None:
+        """The tokens have passed through every layer."""
+        for bucket in self.buckets:
+            bucket.advance(self.positions.shape[1])
+
+
+@dataclass(frozen=True)
+class RaggedLayer:
+    """What attention gets in place of a layer's keys and values."""
+
+    rows: Ragged
+    layer_idx: int
+
+    def to(self, *_: Any, **__: Any) -> "RaggedLayer":
+        """Models that share a layer's keys and values move them to where they need them."""
+        return self
+
+
+class RaggedCache(Cache):  # type: ignore[misc]
+    """What a model of attention layers only takes for its cache in one forward pass."""
+
+    def __init__(self, rows: Ragged, length: int) -> None:
+        super().__init__(layers=[])
+        self.rows, self.length = rows, length
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Nothing is returned that is a tensor."""
+        self.rows.append(layer_idx, key_states, value_states)
+        layer = RaggedLayer(self.rows, layer_idx)
+        return layer, layer
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The first row's; every forward pass gets its positions."""
+        return self.length
+
+
+def cache_for(rows: Ragged, length: int) -> Any:
+    """A cache for one forward pass; `length` is the position of the first row's first token.
+
+    Rows with states get their vessel, which holds the states of all of them.
+    """
+    own = RaggedCache(rows, length)
+    vessel = rows.buckets[0].vessel
+    if vessel is None:
+        return own
+    vessel.update, vessel.get_seq_length = own.update, own.get_seq_length
+    held = [bucket.states for bucket in rows.buckets]
+    set_states(
+        vessel,
+        held[0] if len(held) == 1 else {key: torch.cat([h[key] for h in held]) for key in held[0]},
+    )
+    return vessel
+
+
+def take_states(rows: Ragged, cache: Any) -> None:
+    """Give every bucket its rows' states back after a forward pass."""
+    if rows.buckets[0].vessel is None:
+        return
+    found = states_of(cache)
+    sizes = [bucket.n_rows for bucket in rows.buckets]
+    for key, state in found.items():
+        for bucket, part in zip(rows.buckets, torch.split(state, sizes), strict=True):
+            bucket.states[key] = part
 
 
 def ragged_attention(
     module: Any,
     query: torch.Tensor,
-    key: RaggedCache,
-    value: int,
+    key: RaggedLayer,
+    value: RaggedLayer,
     attention_mask: None,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Output [rows, n, heads, head size] for query [rows, heads, n, head size].
-
-    `key` and `value` are what `RaggedCache.update` returned: the cache and the layer's index.
-    """
-    return key.attend(value, query, scaling).transpose(1, 2), None
+    """Output [rows, n, heads, head size] for query [rows, heads, n, head size]."""
+    if (scale := own_scale(module, key.rows.positions)) is not None:
+        query = query * scale.to(query)
+    out = key.rows.attend(key.layer_idx, query, scaling=scaling, softcap=softcap, sinks=s_aux)
+    return out.transpose(1, 2), None
 
 
 AttentionInterface.register(RAGGED, ragged_attention)
-
-
-@contextlib.contextmanager
-def ragged(model: Any) -> Iterator[None]:
-    """The model attends through a `RaggedCache` inside this context."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = RAGGED
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
-
-
-def ragged_obstacle(model: Any) -> str | None:
-    """What this model's attention does that rows of different length cannot, if anything."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        return f"layers of {', '.join(sorted(kinds - {'full_attention'}))}"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return "sliding-window attention"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "capped attention logits"
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if (kind := rope.get("rope_type", rope.get("type"))) in ("dynamic", "longrope"):
-        return f"{kind} rotary embeddings, which depend on the longest row"
-    if not getattr(model, "_supports_attention_backend", False):
-        return "attention that cannot be replaced"
-    return None

@@ -11,7 +11,6 @@ from kvx.engines.activity import ACTIVITY
 from kvx.engines.base import PointFailed, PointWork, Response, seed_of
 from kvx.engines.kvpress.account import Account
 from kvx.engines.kvpress.admission import Submission
-from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.chunks import Chunk, chunks
 from kvx.engines.kvpress.guarded import LiveGuard, guard_of
 from kvx.engines.kvpress.linear import fast_linears
@@ -21,6 +20,7 @@ from kvx.engines.kvpress.press import PointPress, runs_alone
 from kvx.engines.kvpress.proof import BudgetContradictedError, failure, response_of
 from kvx.engines.kvpress.scheduler import Finished, Refused, Scheduler, Task
 from kvx.engines.kvpress.sequence import Row, StepObserver
+from kvx.engines.kvpress.sharing import ragged_obstacle
 from kvx.points import Point, Request
 from kvx.text.incremental import StopTokens, StopWatch
 

@@ -1,120 +1,175 @@
 """The KV cache of many sequences at once: rows of similar length share preallocated buffers.
 
 Nothing is concatenated or repeated per step: a bucket's buffers are allocated once, its rows are
-aligned to the right, so that every step writes one column and reads a view.
+aligned to the right, so that every step writes one column and reads a view. A layer with a window
+keeps no more than it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache
 
-KV = tuple[torch.Tensor, torch.Tensor]
+from kvx.engines.kvpress.grouped_attention import additive, attend
+from kvx.engines.kvpress.layers import CachedLayer
+from kvx.engines.kvpress.states import KV, StateKey
+
+SLACK = 64  # tokens that a window's buffers can take before its oldest ones are dropped
 
 
 @dataclass
 class _Layer:
-    """Keys and values [rows, KV heads, capacity, head size] and the padding of shorter rows."""
+    """Keys and values [rows, KV heads, capacity, head size], filled up to column `end`.
+
+    `starts` is the first column of each row, None if it is 0 for all. A query sees at most `window`
+    columns, None: all.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
-    entries: int  # of the longest row, before anything was appended
-    padding: tuple[int, ...] | None  # per row, None if all rows are equally long
+    end: int
+    starts: tuple[int, ...] | None
+    window: int | None
+    chunked: bool
 
-    def mask(self, end: int, n: int, groups: int) -> torch.Tensor | None:
-        """Additive mask: which of the first `end` columns `n` new queries per head may not see.
+    @property
+    def needed(self) -> int:
+        """How many of the latest columns the next query may see."""
+        return self.end if self.window is None else min(self.end, self.window - 1)
 
-        [rows or 1, 1, groups * n, end]; None if they see everything.
+    def reserve(self, n: int) -> None:
+        """Make room for `n` columns; a window's oldest ones are dropped for it."""
+        capacity, kept = self.keys.shape[2], self.needed
+        if self.end + n <= capacity:
+            return
+        assert self.window is not None, "a row is longer than its room"
+        gone = self.end - kept
+        live = [t[:, :, gone : self.end] for t in (self.keys, self.values)]
+        if kept + n > capacity:
+            wide = self.window - 1 + max(n, SLACK)
+            self.keys, self.values = (t.new_empty(*t.shape[:2], wide, t.shape[3]) for t in live)
+        else:
+            live = [t.clone() for t in live]  # both lie in the same memory
+        for buffer, part in zip((self.keys, self.values), live, strict=True):
+            buffer[:, :, :kept] = part
+        self.end = kept
+        if self.starts is not None:
+            starts = tuple(max(start - gone, 0) for start in self.starts)
+            self.starts = starts if any(starts) else None
+
+    def mask(self, n: int, positions: torch.Tensor | None) -> tuple[int, torch.Tensor | None]:
+        """The first column that one of the last `n` queries may see, and what is hidden from it on.
+
+        [rows or 1, n, columns], True where hidden; None if they see everything. `positions`
+        [rows, n] are the queries', for windows that begin at multiples of their size.
         """
-        if self.padding is None and n == 1:
-            return None
-        device, dtype = self.keys.device, self.keys.dtype
-        columns = torch.arange(end, device=device)
-        hidden = columns[None] > torch.arange(end - n, end, device=device)[:, None]  # [n, end]
-        hidden = hidden[None].repeat(1, groups, 1)
-        if self.padding is not None:
-            padding = torch.tensor(self.padding, device=device)
-            hidden = hidden | (columns[None] < padding[:, None])[:, None]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
-        return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+        end, window = self.end, self.window
+        first = 0 if window is None else max(0, end - n - (window - 1))
+        late = self.starts is not None and max(self.starts) > first
+        if n == 1 and not late and not self.chunked:
+            return first, None
+        device = self.keys.device
+        columns = torch.arange(first, end, device=device)
+        age = torch.arange(end - n, end, device=device)[:, None] - columns  # [n, columns]
+        hidden = (age < 0)[None]
+        if self.chunked and window is not None:
+            assert positions is not None
+            hidden = hidden | (age > (positions % window)[..., None])
+        elif window is not None and n > 1:
+            hidden = hidden | (age >= window)
+        if late:
+            starts = torch.tensor(self.starts, device=device)
+            hidden = hidden | (columns < starts[:, None])[:, None]
+        return first, hidden
 
 
 class Bucket:
     """Running rows of similar length, filled layer by layer during the prefill.
 
-    `room` is how many entries each row may append: the question and what is generated.
+    `room` is how many entries each row may append: the question and what is generated. Where a
+    model has states beside its keys and values, `vessel` is a cache of transformers that its
+    layers find them in.
     """
 
     def __init__(self, n_rows: int, room: int) -> None:
         self.n_rows, self.room = n_rows, room
         self.appended = 0  # entries behind every row's prompt
+        self.states: dict[StateKey, torch.Tensor] = {}  # [rows, ...] each
+        self.vessel: Any = None
         self._layers: dict[int, _Layer] = {}
-        self._masks: dict[tuple[Any, ...], torch.Tensor | None] = {}
+        self._masks: dict[tuple[Any, ...], tuple[int, torch.Tensor | None]] = {}
 
     @property
     def bytes(self) -> int:
-        """Allocated for keys and values."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for layer in self._layers.values()
-            for tensor in (layer.keys, layer.values)
-        )
+        """Allocated for keys, values and states."""
+        tensors = [t for layer in self._layers.values() for t in (layer.keys, layer.values)]
+        tensors += self.states.values()
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def fill(self, layer_idx: int, rows: Sequence[KV]) -> None:
+    def fill(self, layer: CachedLayer, rows: Sequence[KV]) -> None:
         """Store one layer: keys and values [1, KV heads, entries, head size] of every row."""
+        if layer.window is not None:
+            rows = [tuple(last(t, layer.window - 1) for t in row) for row in rows]  # type: ignore[misc]
         lengths = [keys.shape[2] for keys, _ in rows]
         longest = max(lengths)
         keys, values = rows[0]
-        shape = (len(rows), keys.shape[1], longest + self.room)
-        layer = _Layer(
+        room = self.room if layer.window is None else min(self.room, SLACK)
+        shape = (len(rows), keys.shape[1], longest + room)
+        stored = _Layer(
             keys.new_empty(*shape, keys.shape[3]),
             values.new_empty(*shape, values.shape[3]),
             longest,
             None,
+            layer.window,
+            layer.chunked,
         )
         for slot, (keys, values) in enumerate(rows):
             start = longest - lengths[slot]
-            for buffer, source in ((layer.keys, keys), (layer.values, values)):
+            for buffer, source in ((stored.keys, keys), (stored.values, values)):
                 buffer[slot, :, :start] = 0  # hidden, but garbage may hold NaN
                 buffer[slot, :, start:longest] = source[0]
         if min(lengths) < longest:
-            layer.padding = tuple(longest - n for n in lengths)
-        self._layers[layer_idx] = layer
+            stored.starts = tuple(longest - n for n in lengths)
+        self._layers[layer.index] = stored
+
+    def keep_states(self, states: Mapping[StateKey, torch.Tensor], vessel: Any) -> None:
+        """Every row begins with `states` [1, ...] of the prompt."""
+        rows = self.n_rows
+        self.states = {key: t.repeat(rows, *[1] * (t.ndim - 1)) for key, t in states.items()}
+        self.vessel = vessel
 
     def append(self, layer_idx: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write the new entries [rows, KV heads, n, head size] of a forward pass."""
-        layer = self._layers[layer_idx]
-        start = layer.entries + self.appended
-        assert start + keys.shape[2] <= layer.keys.shape[2], "a row is longer than its room"
-        layer.keys[: self.n_rows, :, start : start + keys.shape[2]] = keys
-        layer.values[: self.n_rows, :, start : start + keys.shape[2]] = values
+        layer, n = self._layers[layer_idx], keys.shape[2]
+        layer.reserve(n)
+        layer.keys[: self.n_rows, :, layer.end : layer.end + n] = keys
+        layer.values[: self.n_rows, :, layer.end : layer.end + n] = values
+        layer.end += n
 
-    def attend(self, layer_idx: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-        """Attention of query [rows, heads, n, head size] to all its rows' entries, same shape.
+    def attend(
+        self, layer_idx: int, query: torch.Tensor, positions: torch.Tensor, **how: Any
+    ) -> torch.Tensor:
+        """Attention of query [rows, heads, n, head size] to its rows' entries; values' head size.
 
-        The query heads of one KV head are its queries: keys and values are read once, not repeated.
+        The entries of the queries' own tokens have been appended. `positions` [rows, n] are the
+        queries'; `how` as in `grouped_attention.attend`.
         """
-        layer = self._layers[layer_idx]
-        rows, heads, n, size = query.shape
-        kv_heads = layer.keys.shape[1]
-        end = layer.entries + self.appended + n
-        groups = heads // kv_heads
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query.reshape(rows, kv_heads, groups * n, size),
-            layer.keys[:rows, :, :end],
-            layer.values[:rows, :, :end],
-            attn_mask=self._mask(layer, end, n, groups),
-            scale=scaling,
-        )
-        return out.reshape(rows, heads, n, -1)
+        layer, n = self._layers[layer_idx], query.shape[2]
+        first, mask = self._mask(layer, n, positions, query)
+        keys, values = (t[: self.n_rows, :, first : layer.end] for t in (layer.keys, layer.values))
+        return attend(query, keys, values, mask, **how)
 
-    def _mask(self, layer: _Layer, end: int, n: int, groups: int) -> torch.Tensor | None:
+    def _mask(
+        self, layer: _Layer, n: int, positions: torch.Tensor, query: torch.Tensor
+    ) -> tuple[int, torch.Tensor | None]:
         """Layers on a device that keep the same entries share one mask per forward pass."""
-        key = (end, n, layer.padding, layer.keys.device)
+        groups, device = query.shape[1] // layer.keys.shape[1], layer.keys.device
+        key = (layer.end, n, layer.starts, layer.window, layer.chunked, groups, device)
         if key not in self._masks:
-            self._masks[key] = layer.mask(end, n, groups)
+            first, hidden = layer.mask(n, positions.to(device) if layer.chunked else None)
+            mask = None if hidden is None else additive(hidden, groups, query.dtype)
+            self._masks[key] = first, mask
         return self._masks[key]
 
     def advance(self, n: int) -> None:
@@ -126,9 +181,18 @@ class Bucket:
         """Append to this bucket's row what the row in `slot` of `other` has appended."""
         n = other.appended
         for layer_idx, layer in other._layers.items():
-            some = slice(layer.entries, layer.entries + n)
+            if layer.window is None:
+                some = slice(layer.end - n, layer.end)
+                keys, values = (t[slot : slot + 1, :, some] for t in (layer.keys, layer.values))
+                self.append(layer_idx, keys, values)
+                continue
+            start = 0 if layer.starts is None else layer.starts[slot]
+            some = slice(max(start, layer.end - layer.needed), layer.end)
             keys, values = (t[slot : slot + 1, :, some] for t in (layer.keys, layer.values))
-            self.append(layer_idx, keys, values)
+            self.fill(
+                CachedLayer(layer_idx, None, 0, layer.window, layer.chunked), [(keys, values)]
+            )
+        self.states = {key: t[slot : slot + 1].clone() for key, t in other.states.items()}
         self.advance(n)
 
     def drop(self, slot: int) -> None:
@@ -138,48 +202,19 @@ class Bucket:
             if slot != last:
                 layer.keys[slot] = layer.keys[last]
                 layer.values[slot] = layer.values[last]
-            if layer.padding is not None:
-                padding = list(layer.padding)
-                padding[slot] = padding[last]
-                layer.padding = tuple(padding[:last])
+            if layer.starts is not None:
+                starts = list(layer.starts)
+                starts[slot] = starts[last]
+                layer.starts = tuple(starts[:last])
             if 2 * last <= layer.keys.shape[0]:  # free unused memory, a layer at a time
                 layer.keys, layer.values = layer.keys[:last].clone(), layer.values[:last].clone()
+        for key, state in self.states.items():
+            rows = [*range(slot), last, *range(slot + 1, last)] if slot != last else range(last)
+            self.states[key] = state[list(rows)]
         self.n_rows = last
         self._masks.clear()
 
 
-class RaggedCache(Cache):  # type: ignore[misc]
-    """What transformers sees of several buckets in one forward pass.
-
-    The batch holds the buckets' rows one after another. `update` hands the attention function the
-    cache itself in place of the keys.
-    """
-
-    def __init__(self, buckets: Sequence[Bucket]) -> None:
-        super().__init__(layers=[])
-        self.buckets = buckets
-
-    def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
-        start = 0
-        for bucket in self.buckets:
-            end = start + bucket.n_rows
-            bucket.append(layer_idx, key_states[start:end], value_states[start:end])
-            start = end
-        return self, layer_idx
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Not used: rows differ, and every forward pass gets its positions."""
-        return 0
-
-    def attend(self, layer_idx: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-        """Attention of query [rows, heads, n, head size]."""
-        sizes = [bucket.n_rows for bucket in self.buckets]
-        parts = [
-            bucket.attend(layer_idx, part, scaling)
-            for bucket, part in zip(self.buckets, torch.split(query, sizes), strict=True)
-        ]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def advance(self, n: int) -> None:
-        for bucket in self.buckets:
-            bucket.advance(n)
+def last(tensor: torch.Tensor, n: int) -> torch.Tensor:
+    """Its last `n` entries [.., .., entries, ..], or all of them."""
+    return tensor[:, :, max(0, tensor.shape[2] - n) :]

@@ -12,14 +12,14 @@ from kvx.data.tokenizer import model_hash
 from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
 from kvx.engines.kvpress import latency
 from kvx.engines.kvpress.account import Account, RowCost
-from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.guarded import renew_hazard_models
-from kvx.engines.kvpress.measure import entry_bytes
+from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.memory import free_for_caches
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
 from kvx.engines.kvpress.press_check import check_on_model, check_press
 from kvx.engines.kvpress.progress_hooks import reporting_progress
+from kvx.engines.kvpress.sharing import ragged_obstacle
 from kvx.points import Point, Request
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,8 @@ class KVPressEngine:
         model = self.loaded.model
         vocabulary: int = model.config.get_text_config().vocab_size
         full = ragged_obstacle(model) is not None
-        cost = RowCost(entry_bytes(model), 4 * LOGITS_COPIES * vocabulary, full)
+        layers = layers_of(model)
+        cost = RowCost(layers.entry_bytes, 4 * LOGITS_COPIES * vocabulary, full, layers)
         # on CUDA, shadows lie in the host's memory
         return Account(cost, self._cap_bytes(), shadows=self.loaded.device.type != "cuda")
 

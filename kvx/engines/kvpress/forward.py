@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
-from kvx.engines.kvpress.attention import ragged
-from kvx.engines.kvpress.cache import Bucket, RaggedCache
+from kvx.engines.kvpress.attention import RAGGED, Ragged, cache_for, take_states
+from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.layers import attending_through
 from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.sequence import Row
 
 # a pass over the question takes at most so many tokens of all rows together, and so many pairs of
@@ -32,16 +34,23 @@ def forward(
     The ids join its cache. Where there are fewer than `keep`, there are as many logits.
     """
     n = ids.shape[1]
+    if n > 1 and buckets[0].vessel is not None:  # a state takes one token at a time
+        steps = [forward(loaded, buckets, rows, column) for column in torch.split(ids, 1, dim=1)]
+        return torch.cat(steps[-keep:], dim=1)
     starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
-    cache = RaggedCache(buckets)
-    with ragged(loaded.model):
+    passing = Ragged(buckets, starts + torch.arange(n, device=loaded.device))
+    cache = cache_for(passing, rows[0].position)
+    with attending_through(loaded.model, RAGGED):
         out: Any = loaded.model(
             input_ids=ids,
             past_key_values=cache,
-            position_ids=starts + torch.arange(n, device=loaded.device),
+            position_ids=passing.positions,
             logits_to_keep=keep,
+            use_cache=True,
+            **cache_positions(loaded.model, passing.positions[0]),
         )
-    cache.advance(n)
+    take_states(passing, cache)
+    passing.advance()
     for row in rows:
         row.position += n
     logits: torch.Tensor = out.logits

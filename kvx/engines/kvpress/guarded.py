@@ -15,7 +15,7 @@ from kvx.config.identity import is_guarded
 from kvx.engines.kvpress.forward import extend
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
-from kvx.engines.kvpress.prefill import PromptRow
+from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.recompute import Recompute
 from kvx.engines.kvpress.sequence import Action, Prefill, Rebuild, Row, Source, StepObserver
 from kvx.engines.kvpress.shadow import FULL, PromptShadow, RowShadow, row_shadow
@@ -85,12 +85,12 @@ def source_of(
     ids: Sequence[int],
     prompt: PromptRow,
     guard: SequenceGuard,
-    hidden: torch.Tensor,
+    logits: torch.Tensor,
 ) -> Source | None:
     """Where the prompt `ids` of a prefilled row can be taken from again; None if it cannot."""
     if guard.config.shadow is Shadow.recompute and prompt.press is not None:
         seed = prompt.stream.seed
-        return Recompute(loaded, ids, prompt.press, guard.base, seed, hidden)
+        return Recompute(loaded, ids, prompt.press, guard.base, seed, logits)
     return prompt.shadow
 
 

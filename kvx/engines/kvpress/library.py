@@ -6,14 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from kvpress.presses.base_press import SUPPORTED_MODELS
 from transformers import DynamicCache, PreTrainedModel
 
 from kvx.config.controller import ControllerConfig
 from kvx.config.guard import GuardConfig, Shadow
 from kvx.data.prompt import PromptParts
 from kvx.engines.kvpress.admission import Submission
-from kvx.engines.kvpress.attention import ragged_obstacle
 from kvx.engines.kvpress.call import check_call, check_generator, prompts, vocabulary
 from kvx.engines.kvpress.generation import (
     OWN,
@@ -36,14 +34,12 @@ from kvx.engines.kvpress.press_object import object_press
 from kvx.engines.kvpress.scheduler import Refused, Scheduler, Task
 from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.shadow import FULL
+from kvx.engines.kvpress.sharing import ragged_obstacle
 from kvx.errors import ArgumentError, UserError, first_line
 from kvx.guard.controllers.base import check_live
 from kvx.guard.events import Guarded, GuardEvent
 from kvx.guard.features import FeatureState
 from kvx.guard.live import SequenceGuard
-
-# kvpress supports Gemma3 too, whose layers slide
-MODELS = tuple(cls for cls in SUPPORTED_MODELS if not cls.__name__.startswith("Gemma3"))
 
 
 class GuardedModel:
@@ -209,13 +205,8 @@ def _check_model(model: Any) -> None:
             f"model={name}: is not a transformers model; give what "
             "AutoModelForCausalLM.from_pretrained(...) returns"
         )
-    if not isinstance(model, SUPPORTED_MODELS):
-        known = ", ".join(cls.__name__ for cls in MODELS)
-        raise ArgumentError(f"model={name}: cannot be guarded; use one of {known}")
     if (obstacle := ragged_obstacle(model)) is not None:
-        raise ArgumentError(
-            f"model={name}: has {obstacle}; use a model with full attention in every layer"
-        )
+        raise ArgumentError(f"model={name}: cannot be guarded: it has {obstacle}")
     if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
         raise ArgumentError(f"model={name}: is spread over devices; load it on one")
 

@@ -4,26 +4,27 @@ kvpress replaces the hidden keys inside its patched attention functions, so thes
 through them; such a press saves no memory, and its rows share no prefill.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from kvx.config.schema import DecodingConfig
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.admission import Submission
+from kvx.engines.kvpress.compress import hooked, watch, with_head_size
 from kvx.engines.kvpress.decode import Sampler, take
-from kvx.engines.kvpress.measure import cache_bytes, cache_entries, clear_masks, masked_entries
+from kvx.engines.kvpress.layers import layers_of
+from kvx.engines.kvpress.measure import clear_masks, masked_entries
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.parts import packs
-from kvx.engines.kvpress.prefill import watch, with_head_size
+from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.probe import mean_share, probes
 from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
+from kvx.engines.kvpress.states import kv_of, new_cache
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.guard.trace_arrays import PROBE_TOKENS
 
@@ -54,20 +55,42 @@ def prefill_masked(
     """The prompt as kvpress's pipeline runs it, with logits of its last `keep` tokens."""
     model, n = loaded.model, len(parts.compressed_ids)
     clear_masks(model)
-    cache = DynamicCache()
+    cache = new_cache(model)
     ids = torch.tensor([parts.compressed_ids], device=loaded.device)
     evicted = watch(press) if watched and press is not None else None
-    with with_head_size(model), press(model) if press is not None else contextlib.nullcontext():
-        hidden = model.model(input_ids=ids, past_key_values=cache).last_hidden_state
+    with with_head_size(model), hooked(model, press):
+        out = model(input_ids=ids, past_key_values=cache, logits_to_keep=1, use_cache=True)
     kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
-    start = cache.get_seq_length() if press is not None and packs(press) else n
-    if not parts.rest_ids:
-        return Masked(cache, loaded.logits(hidden[0, -1:]), kv, start, share)
-    rest = torch.tensor([parts.rest_ids], device=loaded.device)
-    end = start + rest.shape[1]
-    positions = torch.arange(start, end, device=loaded.device)[None]
-    out = model(input_ids=rest, past_key_values=cache, position_ids=positions, logits_to_keep=keep)
-    return Masked(cache, out.logits[0], kv, end, share)
+    start = round(kv.entries_physical) if press is not None and packs(press) else n
+    logits, at_once = out.logits[0].to(loaded.device), len(parts.rest_ids)
+    if layers_of(model).recurrent:
+        at_once = 1  # a state takes one token at a time
+    ends = torch.arange(start, start + len(parts.rest_ids), device=loaded.device)
+    rest = torch.tensor(parts.rest_ids, device=loaded.device, dtype=torch.long)
+    after: list[torch.Tensor] = []
+    parts_at = (torch.split(t, max(1, at_once)) for t in (rest, ends))
+    for some, positions in zip(*parts_at, strict=True) if len(rest) else ():
+        after.append(_step(model, cache, some[None], positions[None], keep))
+    if after:
+        logits = torch.cat(after)[-keep:]
+    return Masked(cache, logits, kv, start + len(parts.rest_ids), share)
+
+
+def _step(
+    model: Any, cache: Any, ids: torch.Tensor, positions: torch.Tensor, keep: int = 1
+) -> torch.Tensor:
+    """Logits [tokens, vocab] after the last `keep` of `ids` [1, n] at `positions` [1, n]."""
+    told = cache_positions(model, positions[0]) if layers_of(model).recurrent else {}
+    out = model(
+        input_ids=ids,
+        past_key_values=cache,
+        position_ids=positions,
+        logits_to_keep=keep,
+        use_cache=True,
+        **told,
+    )
+    logits: torch.Tensor = out.logits[0]
+    return logits
 
 
 def generate_masked(
@@ -122,27 +145,29 @@ def _decode(
                 row.finish_reason = row.finish_reason or action.reason
         if row.finish_reason is not None:
             return
-        out = loaded.model(
-            input_ids=tokens[:, None],
-            past_key_values=cache,
-            position_ids=torch.tensor([[row.position]], device=loaded.device),
-        )
+        position = torch.tensor([[row.position]], device=loaded.device)
+        logits = _step(loaded.model, cache, tokens[:, None], position)
         row.position += 1
-        logits = out.logits[:, -1]
 
 
 def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int) -> KVUse:
-    physical = cache_entries(cache)
-    effective = physical - masked_entries(model, cache)
-    held = cache_bytes(cache)
-    per_entry = held / physical
+    layers = layers_of(model)
+    held = [kv_of(cache, layer.index) for layer in layers.full]
+    if not held:
+        raise ValueError("the model has no layer of full attention to compress")
+    physical = sum(keys.shape[2] for keys, _ in held) / len(held)
+    effective = physical - masked_entries(layers.full, [keys.shape[1] for keys, _ in held])
+    taken = sum(t.numel() * t.element_size() for kv in held for t in kv)
+    fixed, per_entry = layers.row_bytes(n_tokens), taken / physical
+    full = n_tokens * per_entry
     return KVUse(
         entries_nominal=float(kept_tokens),
         entries_effective=effective,
         entries_physical=physical,
-        bytes_nominal=round(kept_tokens * per_entry),
-        bytes_effective=round(effective * per_entry),
-        bytes_physical=held,
-        bytes_full=round(n_tokens * per_entry),
-        bytes_peak=held,
+        bytes_nominal=round(kept_tokens * per_entry) + fixed,
+        bytes_effective=round(effective * per_entry) + fixed,
+        bytes_physical=taken + fixed,
+        bytes_full=round(full) + fixed,
+        bytes_peak=taken + fixed,
+        compressed_share=full / (full + fixed),
     )

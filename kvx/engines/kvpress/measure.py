@@ -2,37 +2,25 @@
 
 import contextlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kvx.engines.kvpress.layers import CachedLayer
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values a cache holds (views count what they show)."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for layer in cache.layers
-        for tensor in (layer.keys, layer.values)
-    )
+def masked_entries(layers: Sequence[CachedLayer], heads: Sequence[int]) -> float:
+    """Entries per KV head that a mask press hides from attention, mean over `layers`.
 
-
-def cache_entries(cache: Any) -> float:
-    """Entries per KV head, mean over layers."""
-    lengths: list[int] = [layer.keys.shape[2] for layer in cache.layers]
-    return sum(lengths) / len(lengths)
-
-
-def masked_entries(model: Any, cache: Any) -> float:
-    """Entries per KV head that a mask press hides from attention, mean over layers."""
-    hidden = 0
-    for layer in model.modules():
-        if (indices := getattr(layer, "masked_key_indices", None)) is not None:
-            hidden += len(indices[0])
-    heads: int = sum(layer.keys.shape[1] for layer in cache.layers)
-    return hidden / heads
+    `heads` are their numbers of KV heads.
+    """
+    found = [getattr(layer.attention, "masked_key_indices", None) for layer in layers]
+    hidden = sum(len(indices[0]) for indices in found if indices is not None)
+    return hidden / sum(heads)
 
 
 def clear_masks(model: Any) -> None:
@@ -40,14 +28,6 @@ def clear_masks(model: Any) -> None:
     for module in model.modules():
         if getattr(module, "masked_key_indices", None) is not None:
             module.masked_key_indices = None
-
-
-def entry_bytes(model: Any) -> int:
-    """Bytes of one token's keys and values in all layers, from the model's configuration."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
 class PeakMemory:

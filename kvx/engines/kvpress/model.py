@@ -46,11 +46,6 @@ class LoadedModel:
             return Counter([self.device])
         return Counter(next(layer.parameters()).device for layer in layers)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of the model's last hidden state, on the device of its inputs."""
-        found: torch.Tensor = self.model.lm_head(hidden)
-        return found.to(self.device)
-
     @cached_property
     def thinking_ids(self) -> frozenset[int]:
         """Tokens at which a model reconsiders (`kvx.guard.signals`); none without a tokenizer."""

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from kvx.config.schema import DecodingConfig
 from kvx.engines.base import BudgetProof, KVUse, Response, Trace, kept_as_asked
+from kvx.engines.kvpress.layers import Layers, layers_of
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT
 from kvx.engines.kvpress.parts import own_line, press_line
@@ -19,15 +20,18 @@ class BudgetContradictedError(Exception):
     """The cache does not hold what the budget asked for."""
 
 
-def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int) -> KVUse:
+def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int, layers: Layers) -> KVUse:
     """The peak of a finished row's cache: its highest budget, and what was appended."""
-    per_entry = kv.bytes_physical / kv.entries_physical
-    peak = kv.bytes_physical + (row.position + row.packed - compressed_tokens) * per_entry
+    compressed = kv.bytes_full * (1.0 if kv.compressed_share is None else kv.compressed_share)
+    per_entry, fixed = compressed / compressed_tokens, kv.bytes_full - compressed
+    appended = row.position + row.packed - compressed_tokens
+    grown = layers.row_bytes(compressed_tokens + appended) - layers.row_bytes(compressed_tokens)
+    peak = kv.bytes_physical + appended * per_entry + grown
     if row.guard is not None:
         rest = len(row.origin.rest_ids) if row.origin is not None else 0
         for budget, tokens in row.guard.longest.items():
-            prompt = max(kv.bytes_physical, budget * kv.bytes_full)
-            peak = max(peak, prompt + (rest + tokens) * per_entry)
+            prompt = max(kv.bytes_physical, budget * compressed + fixed)
+            peak = max(peak, prompt + (rest + tokens) * per_entry + grown)
     return replace(kv, bytes_peak=round(peak))
 
 
@@ -71,7 +75,7 @@ def response_of(
         opens_reasoning=row.opens_reasoning,
         error_type=FailureType.TIMEOUT.value if timed_out else None,
         error_message=f"stopped after {decoding.timeout_s:g} s" if timed_out else None,
-        kv=kv_at_end(row.kv, row, row.request.entry.compressed_tokens),
+        kv=kv_at_end(row.kv, row, row.request.entry.compressed_tokens, layers_of(loaded.model)),
         budget_verified=True,
         budget_proof=prove_budget(row.request.point, row.kv),
         trace=trace,

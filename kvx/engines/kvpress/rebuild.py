@@ -40,7 +40,7 @@ def rebuild(
     row.tokens = tokens
     first = None
     if not tokens:
-        first = loaded.logits(origin.source.hidden)[None] if logits is None else logits
+        first = origin.source.logits[None] if logits is None else logits
     synchronize(*loaded.devices)
     guard.carried_out(change, len(following), 1000 * (time.perf_counter() - began))
     return bucket, first

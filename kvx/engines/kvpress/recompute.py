@@ -7,14 +7,15 @@ import torch
 
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.model import LoadedModel
-from kvx.engines.kvpress.prefill import PromptRow, RowPress, prefill
+from kvx.engines.kvpress.prefill import prefill
+from kvx.engines.kvpress.prompt_row import PromptRow, RowPress
 from kvx.engines.kvpress.shadow import FULL
 from kvx.engines.kvpress.streams import RandomStream
 
 
 @dataclass
 class Recompute:
-    """A row's prompt, from its tokens; `hidden` as in `Source`.
+    """A row's prompt, from its tokens; `logits` as in `Source`.
 
     It is prefilled with the attention that the model has when this is made.
     """
@@ -24,7 +25,7 @@ class Recompute:
     press: RowPress
     nominal: float
     seed: int
-    hidden: torch.Tensor
+    logits: torch.Tensor
     bytes: int = 0  # beside the device
     attention: str = field(init=False)
 

@@ -19,8 +19,8 @@ class Source(Protocol):
     """Where the compressed part of a row's prompt comes from, at any budget."""
 
     @property
-    def hidden(self) -> torch.Tensor:
-        """The model's last hidden state [hidden size] of its last token."""
+    def logits(self) -> torch.Tensor:
+        """Logits [vocab] after its last token."""
         ...
 
     def bucket(self, budget: float, room: int) -> Bucket:

@@ -5,13 +5,15 @@ own cache. What a press keeps is stored as indices wherever they reproduce its e
 further budget then costs a few bytes per entry.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from kvx.engines.kvpress.cache import KV, Bucket
+from kvx.engines.kvpress.cache import Bucket, last
+from kvx.engines.kvpress.layers import CachedLayer
+from kvx.engines.kvpress.states import KV, StateKey
 
 FULL = 1.0
 
@@ -19,20 +21,38 @@ FULL = 1.0
 class PromptShadow:
     """The full cache of one prompt, layer by layer; shared by all guarded rows of the prompt.
 
-    `hidden` is the model's last hidden state [hidden size] of the last token of the prompt.
+    `logits` [vocab] are the model's after its last token.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.hidden: torch.Tensor | None = None
+        self.logits: torch.Tensor | None = None
         self._layers: dict[int, KV] = {}
+        self._kinds: dict[int, CachedLayer] = {}
+        self._states: dict[StateKey, torch.Tensor] = {}
+        self._vessel: Any = None
         self._devices: dict[int, torch.device] = {}  # where each layer computes
 
-    def store(self, layer_idx: int, full: KV) -> None:
-        """Keep keys and values [1, KV heads, entries, head size] of a layer."""
+    def store(self, layer: CachedLayer, full: KV) -> None:
+        """Keep keys and values [1, KV heads, entries, head size]; of a window its end."""
+        if layer.window is not None:
+            full = last(full[0], layer.window - 1).clone(), last(full[1], layer.window - 1).clone()
         keys, values = (self._away(tensor) for tensor in full)
-        self._layers[layer_idx] = keys, values
-        self._devices[layer_idx] = full[0].device
+        self._kinds[layer.index] = layer
+        self._layers[layer.index] = keys, values
+        self._devices[layer.index] = full[0].device
+
+    def finish(
+        self, logits: torch.Tensor, states: Mapping[StateKey, torch.Tensor], vessel: Any
+    ) -> None:
+        """The prefill is done; `states` are those after its last token, `vessel` as in `Bucket`."""
+        self.logits, self._vessel = logits, vessel
+        self._states = {key: state.clone() for key, state in states.items()}
+
+    def begin(self, bucket: Bucket) -> None:
+        """Give the `bucket` the states behind the prompt."""
+        if self._states:
+            bucket.keep_states(self._states, self._vessel)
 
     def load(self, layer_idx: int) -> KV:
         """A layer's full keys and values, on its device."""
@@ -44,13 +64,14 @@ class PromptShadow:
         return self._devices[layer_idx]
 
     @property
-    def layers(self) -> int:
-        return len(self._layers)
+    def layers(self) -> list[CachedLayer]:
+        return list(self._kinds.values())
 
     @property
     def bytes(self) -> int:
         """Beside the device's caches."""
-        return sum(_bytes(tensor) for layer in self._layers.values() for tensor in layer)
+        held = sum(_bytes(tensor) for layer in self._layers.values() for tensor in layer)
+        return held + sum(_bytes(state) for state in self._states.values())
 
     def _away(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":
@@ -104,14 +125,16 @@ class RowShadow:
         Raises `KeyError` for a budget that was not prepared.
         """
         bucket = Bucket(1, room)
-        for layer_idx in range(self.prompt.layers):
-            bucket.fill(layer_idx, [self._layer(budget, layer_idx)])
+        for layer in self.prompt.layers:
+            full = layer.window is not None  # no budget changes a window
+            bucket.fill(layer, [self._layer(FULL if full else budget, layer.index)])
+        self.prompt.begin(bucket)
         return bucket
 
     @property
-    def hidden(self) -> torch.Tensor:
-        assert self.prompt.hidden is not None
-        return self.prompt.hidden
+    def logits(self) -> torch.Tensor:
+        assert self.prompt.logits is not None
+        return self.prompt.logits
 
     @property
     def bytes(self) -> int:

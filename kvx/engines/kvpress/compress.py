@@ -1,0 +1,306 @@
+"""Presses in a forward pass: what each of them keeps of a layer, as the layer passes."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from kvpress import BasePress, PyramidKVPress
+
+from kvx.engines.kvpress.layers import CachedLayer, layers_of
+from kvx.engines.kvpress.parts import own_method, packs, parts_of
+from kvx.engines.kvpress.probe import EvictedMass
+from kvx.engines.kvpress.prompt_row import PromptRow
+from kvx.engines.kvpress.shadow import FULL, Scores
+from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
+from kvx.engines.kvpress.states import KV, decoder_of, empty
+from kvx.engines.kvpress.streams import RandomStream
+
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def in_own_press(model: Any, row: PromptRow) -> Iterator[None]:
+    """The model under the press of a `row`, for presses that change the forward pass."""
+    press = None if row.press is None else row.press.build()
+    if press is not None:
+        row.packs = packs(press)
+        if row.watched:
+            row.evicted = watch(press)
+    with hooked(model, press):
+        yield
+
+
+@contextlib.contextmanager
+def hooked(model: Any, press: Any | None) -> Iterator[None]:
+    """The model under a press's own hook, on layers of full attention.
+
+    A press with a context of its own gets the model as it is.
+    """
+    if press is None:
+        yield
+        return
+    if type(press).__call__ is not BasePress.__call__:
+        with press(model):
+            yield
+        return
+    press.post_init_from_model(model)
+    modules = [layer.attention for layer in layers_of(model).full]
+    rotary = _rotary_by_device(model, modules)
+    with contextlib.ExitStack() as stack:
+        for attention in modules:
+            stack.enter_context(_with_rotary(attention, rotary[_device(attention)]))
+            handle = attention.register_forward_hook(press.forward_hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def watch(press: Any) -> EvictedMass | None:
+    """Observe what `press` drops inside its own context; None for a press without scores."""
+    if not hasattr(press, "score"):
+        return None
+    evicted, compress = EvictedMass(press), press.compress
+
+    def watched(*args: Any, **kwargs: Any) -> KV:
+        kept: KV = compress(*args, **kwargs)
+        evicted.kept(kept[0].shape[2])
+        return kept
+
+    press.compress = watched
+    return evicted
+
+
+@contextlib.contextmanager
+def with_head_size(model: Any) -> Iterator[None]:
+    """Set `head_dim` in the model's configuration where it is missing.
+
+    CriticalKV reads it there. Qwen2, among others, has it on its attention modules only.
+    """
+    config = model.config.get_text_config()
+    width, heads = (getattr(config, n, None) for n in ("hidden_size", "num_attention_heads"))
+    if getattr(config, "head_dim", None) is not None or not (width and heads):
+        yield
+        return
+    before = vars(config).get("head_dim", _ABSENT)
+    config.head_dim = width // heads
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            del config.head_dim
+        else:
+            config.head_dim = before
+
+
+@contextlib.contextmanager
+def compressing(
+    model: Any,
+    cache: Any,
+    rows: Sequence[PromptRow],
+    store: Callable[[CachedLayer, Sequence[KV]], None],
+) -> Iterator[None]:
+    """Every row's press compresses each layer after its attention; the full layer is then dropped.
+
+    Does for many presses what kvpress's context manager and hook do for one. Scores that do not
+    depend on the budget are computed once for all budgets of a press.
+    """
+    scores = SharedScores()
+    presses = [_made(model, row, None, scores) for row in rows]
+    for row, press in zip(rows, presses, strict=True):
+        row.packs = press is not None and packs(press)
+        if hasattr(press, "score") and row.watched:
+            row.evicted = EvictedMass(press)
+    shadows = {id(r.shadow.prompt): r.shadow.prompt for r in rows if r.shadow is not None}
+    others = [_OtherBudgets(model, row, presses[i], scores) for i, row in enumerate(rows)]
+
+    layers = layers_of(model)
+    passed: list[tuple[int, KV]] = []  # the layer that attends now
+
+    def compress(
+        module: Any,
+        layer: CachedLayer,
+        row: PromptRow,
+        press: Any,
+        full: KV,
+        weights: Any,
+        kwargs: dict[str, Any],
+    ) -> KV:
+        stub = (full[0][:, :, :1], full[1][:, :, :1])
+        if row.error is not None:
+            return stub
+        if press is None or not (layer.window is None or row.everywhere):
+            return full
+        try:
+            with row.stream.drawing(), _among(press, module, layer, layers.full):
+                kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
+            check_kept(press, full, kept)
+        except Exception as error:  # noqa: BLE001  this row fails; the others go on
+            row.error = error
+            return stub
+        if row.evicted is not None:
+            row.evicted.kept(kept[0].shape[2])
+        return kept
+
+    def remember(
+        module: Any, at: int, row: PromptRow, other: "_OtherBudgets", full: KV, *rest: Any
+    ) -> None:
+        try:
+            other.store(module, at, full, *rest)
+        except Exception as error:  # noqa: BLE001  this row fails; the others go on
+            row.error = row.error or error
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        index, full = passed.pop()
+        layer = layers.cached[index]
+        seen = {"hidden_states": args[0], **kwargs} if args else kwargs
+        scores.forget()
+        compressed = [
+            compress(module, layer, row, press, full, output[1], seen)
+            for row, press in zip(rows, presses, strict=True)
+        ]
+        for shadow in shadows.values():
+            shadow.store(layer, full)
+        for row, other, kept in zip(rows, others, compressed, strict=True):
+            if row.shadow is not None and row.error is None and layer.window is None:
+                remember(module, index, row, other, full, kept, output[1], seen)
+        store(layer, compressed)
+        empty(cache, index)
+
+    update = cache.update
+
+    def remembered(keys: torch.Tensor, values: torch.Tensor, index: int, *a: Any, **k: Any) -> Any:
+        found = update(keys, values, index, *a, **k)
+        passed.append((index, (keys, values)))  # all of them: a window's cache keeps its end only
+        return found
+
+    cache.update = remembered
+    modules = list({id(x.attention): x.attention for x in layers.cached.values()}.values())
+    rotary = _rotary_by_device(model, modules)
+    with contextlib.ExitStack() as stack:
+        for attention in modules:
+            stack.enter_context(_with_rotary(attention, rotary[_device(attention)]))
+            handle = attention.register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _device(module: Any) -> torch.device:
+    device: torch.device = next(module.parameters()).device
+    return device
+
+
+def _rotary_by_device(model: Any, modules: Sequence[Any]) -> dict[torch.device, Any]:
+    """The rotary embedding on every device that has layers; its own where the model has one."""
+    own = getattr(decoder_of(model), "rotary_emb", None)
+    devices = list(dict.fromkeys(_device(module) for module in modules))
+    if own is None or len(devices) == 1:
+        return dict.fromkeys(devices, own)
+    # accelerate's hook would move the output
+    from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
+
+    copies = {d: remove_hook_from_module(copy.deepcopy(own)) for d in devices}
+    return {device: rotary.to(device) for device, rotary in copies.items()}
+
+
+@contextlib.contextmanager
+def _with_rotary(module: Any, rotary: Any | None) -> Iterator[None]:
+    """An attention `module` with the model's `rotary` embedding, which kvpress's presses read."""
+    before = getattr(module, "rotary_emb", None)
+    if rotary is None or before is rotary:
+        yield
+        return
+    module.rotary_emb = rotary
+    try:
+        yield
+    finally:
+        del module.rotary_emb
+        if before is not None:
+            module.rotary_emb = before
+
+
+@contextlib.contextmanager
+def _among(
+    press: Any, module: Any, layer: CachedLayer, compressed: Sequence[CachedLayer]
+) -> Iterator[None]:
+    """Where budgets go by the layer's number: it is counted among the compressed layers only."""
+    count = getattr(module.config, "num_hidden_layers", None) if hasattr(module, "config") else None
+    if count == len(compressed) or not any(isinstance(p, PyramidKVPress) for p in parts_of(press)):
+        yield
+        return
+    before = module.layer_idx
+    module.layer_idx = [other.index for other in compressed].index(layer.index)
+    module.config.num_hidden_layers = len(compressed)
+    try:
+        yield
+    finally:
+        module.layer_idx, module.config.num_hidden_layers = before, count
+
+
+def check_kept(press: Any, full: KV, kept: Any) -> None:
+    """Raises `ValueError` if `kept` is not a part of a layer's `full` keys and values."""
+    name, where = f"{type(press).__name__}.compress", own_method(type(press))
+    name += "" if where is None else f" ({where})"
+    if not (isinstance(kept, tuple | list) and len(kept) == 2):
+        raise ValueError(f"{name} returned a {type(kept).__name__}, not keys and values")
+    for what, old, new in zip(("keys", "values"), full, kept, strict=True):
+        if not isinstance(new, torch.Tensor):
+            raise ValueError(f"{name} returned {what} that are a {type(new).__name__}")
+        before, after = list(old.shape), list(new.shape)
+        if (
+            new.dtype != old.dtype
+            or len(after) != 4
+            or before[:2] + before[3:] != (after[:2] + after[3:])
+        ):
+            raise ValueError(
+                f"{name} returned {what} {after} of {new.dtype}, of {before} of {old.dtype}; only "
+                "the number of entries, the third of these, may change"
+            )
+    if kept[0].shape[2] != kept[1].shape[2]:
+        raise ValueError(f"{name} kept {kept[0].shape[2]} keys and {kept[1].shape[2]} values")
+    if kept[0].shape[2] == 0:
+        raise ValueError(f"{name} kept no entry at all")
+
+
+def _made(model: Any, row: PromptRow, budget: float | None, scores: SharedScores) -> Any | None:
+    """A press for `row`, of its own or another `budget`, ready for this model."""
+    if row.press is None:
+        return None
+    asked = row.press if budget is None else row.press.at(budget)
+    press = asked.build()
+    if press is not None:
+        press.post_init_from_model(model)
+        remember_average_rope(press)
+        if hasattr(press, "score") and asked.method_key is not None:
+            scores.share(press, asked.method_key)
+    return press
+
+
+class _OtherBudgets:
+    """What a row's press keeps at each budget of its shadow, computed during the prefill."""
+
+    def __init__(self, model: Any, row: PromptRow, press: Any, scores: SharedScores) -> None:
+        self._row = row
+        self._own = Scores(press)
+        self._others: list[tuple[float, Any, Scores]] = []
+        shadow = row.shadow
+        budgets = shadow.budgets if shadow is not None else ()
+        for budget in budgets:
+            if shadow is not None and budget != shadow.nominal:
+                other = _made(model, row, budget, scores)
+                self._others.append((budget, other, Scores(other)))
+        # equal to the row's own stream, which is not drawn from
+        self._streams = [RandomStream(row.stream.seed, row.stream.devices) for _ in self._others]
+
+    def store(
+        self, module: Any, at: int, full: KV, kept: KV, weights: Any, kwargs: dict[str, Any]
+    ) -> None:
+        shadow = self._row.shadow
+        assert shadow is not None
+        if shadow.nominal < FULL:
+            shadow.store(shadow.nominal, at, full, kept, self._own.take())
+        hidden = kwargs["hidden_states"]
+        for (budget, press, scores), stream in zip(self._others, self._streams, strict=True):
+            with stream.drawing():
+                more = press.compress(module, hidden, *full, weights, kwargs)
+            shadow.store(budget, at, full, more, scores.take())

@@ -1,0 +1,172 @@
+"""What each layer of a model keeps of the tokens that it has seen.
+
+It is found by running the model on a few tokens: whatever calls its cache's `update` and then
+attends through transformers' attention interface has keys and values.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import kvpress  # noqa: F401  its import patches every registered function; ours must be registered later
+import torch
+from transformers import AttentionInterface
+
+from kvx.engines.kvpress.states import empty, new_cache, states_of
+
+SURVEY = "kvx_survey"
+TOKENS = 4
+WINDOWED = ("sliding_attention", "chunked_attention", "hybrid_sliding")
+
+
+@dataclass(frozen=True)
+class CachedLayer:
+    """A layer with keys and values of its own.
+
+    A query sees the last `window` tokens, its own included, or all of them (None). `chunked`
+    windows begin where the position is a multiple of their size.
+    """
+
+    index: int
+    attention: Any
+    entry_bytes: int  # of one token's keys and values
+    window: int | None = None
+    chunked: bool = False
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A model's layers with keys and values, by index, and the bytes of a row's other states.
+
+    `obstacle` says why its attention cannot be replaced, where it cannot.
+    """
+
+    cached: dict[int, CachedLayer]
+    state_bytes: int = 0
+    obstacle: str | None = None
+
+    @property
+    def full(self) -> list[CachedLayer]:
+        """Those whose queries see every token."""
+        return [layer for layer in self.cached.values() if layer.window is None]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether rows have states that every token changes."""
+        return self.state_bytes > 0
+
+    @property
+    def entry_bytes(self) -> int:
+        """Of one token in all layers of full attention."""
+        return sum(layer.entry_bytes for layer in self.full)
+
+    def row_bytes(self, tokens: int, slack: int = 0) -> int:
+        """Of what a row of so many tokens holds beside its layers of full attention.
+
+        Windows with `slack` keep so many tokens more than they need.
+        """
+        windows = [(x.entry_bytes, x.window) for x in self.cached.values() if x.window is not None]
+        held = sum(size * min(tokens, window - 1 + slack) for size, window in windows)
+        return held + self.state_bytes
+
+
+_known: WeakKeyDictionary[Any, Layers] = WeakKeyDictionary()
+
+
+def layers_of(model: Any) -> Layers:
+    """The layers of a model, found once."""
+    if model not in _known:
+        _known[model] = _survey(model)
+    return _known[model]
+
+
+@contextmanager
+def attending_through(model: Any, implementation: str) -> Iterator[None]:
+    """The model uses an attention implementation inside this context."""
+    configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = implementation
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name
+
+
+class _Seen:
+    """Stands for a layer's keys and values in the survey."""
+
+    def __init__(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.index, self.keys, self.values = index, keys, values
+
+    def to(self, *_: Any, **__: Any) -> "_Seen":
+        return self
+
+
+_attended: list[tuple[Any, _Seen, dict[str, Any]]] = []
+
+
+def _note(
+    module: Any,
+    query: torch.Tensor,
+    key: _Seen,
+    value: _Seen,
+    attention_mask: None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    _attended.append((module, key, kwargs))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key.keys, value.values, is_causal=True, enable_gqa=True
+    )
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(SURVEY, _note)
+
+
+@torch.inference_mode()
+def _survey(model: Any) -> Layers:
+    cache = new_cache(model)
+    _attended.clear()
+    update = cache.update
+
+    def noted(keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *a: Any, **k: Any) -> Any:
+        update(keys, values, layer_idx, *a, **k)
+        found = _Seen(layer_idx, keys, values)
+        return found, found
+
+    cache.update = noted
+    ids = torch.arange(TOKENS, device=model.device)[None]
+    try:
+        with attending_through(model, SURVEY):
+            model(input_ids=ids, past_key_values=cache, use_cache=True)
+        attended = {seen.index: (module, seen, kwargs) for module, seen, kwargs in _attended[::-1]}
+    except Exception as error:  # noqa: BLE001  a family with attention of another kind
+        return Layers({}, obstacle=f"attention that cannot be replaced ({type(error).__name__})")
+    finally:
+        _attended.clear()
+    types = getattr(model.config.get_text_config(), "layer_types", None)
+    found = {}
+    for index, (module, seen, kwargs) in sorted(attended.items()):
+        kind = types[index] if types is not None and index < len(types) else None
+        size = sum(t[:, :, 0].numel() * t.element_size() for t in (seen.keys, seen.values))
+        window = _window(model, module, kind, kwargs)
+        found[index] = CachedLayer(index, module, size, window, kind == "chunked_attention")
+        empty(cache, index)
+    states = sum(t.numel() * t.element_size() for t in states_of(cache).values())
+    return Layers(found, states)
+
+
+def _window(model: Any, module: Any, kind: str | None, kwargs: dict[str, Any]) -> int | None:
+    config = model.config.get_text_config()
+    if kind == "chunked_attention":
+        return int(config.attention_chunk_size)
+    if kind is not None and kind not in WINDOWED:
+        return None
+    window = kwargs.get("sliding_window") or getattr(config, "sliding_window", None)
+    if kind is None and not getattr(config, "use_sliding_window", True):
+        return None
+    return None if window is None else int(window)

@@ -1,0 +1,78 @@
+"""Whether rows of different length can pass through a model together: tried once per model."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from kvx.engines.kvpress.forward import forward
+from kvx.engines.kvpress.layers import layers_of
+from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.prefill import prefill
+from kvx.engines.kvpress.prompt_row import PromptRow
+from kvx.engines.kvpress.sequence import Row
+from kvx.engines.kvpress.states import new_cache
+from kvx.engines.kvpress.streams import RandomStream
+
+# prompts of the trial, in tokens, and how many follow each
+PROMPTS, FOLLOWING = (9, 5), 2
+# largest difference of logits that rounding explains, as a share of their norm
+ROUNDING, ROUNDING_HALF = 1e-3, 0.1
+
+_known: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+
+
+def ragged_obstacle(model: Any) -> str | None:
+    """Why rows of different length cannot share this model's forward passes; None if they can.
+
+    Found once: two short prompts go through together, and each through the model alone.
+    """
+    if model not in _known:
+        _known[model] = _known_obstacle(model) or _tried(model)
+    return _known[model]
+
+
+def _known_obstacle(model: Any) -> str | None:
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    for kind in ("dynamic", "longrope"):
+        if kind in kinds:
+            return f"{kind} rotary embeddings, which depend on the longest row"
+    layers = layers_of(model)
+    if layers.obstacle is not None:
+        return layers.obstacle
+    return None if layers.cached else "no layer with keys and values"
+
+
+@torch.inference_mode()
+def _tried(model: Any) -> str | None:
+    loaded = LoadedModel(model, None, model.device, frozenset())
+    ids = torch.arange(sum(PROMPTS) + 2 * FOLLOWING, device=loaded.device)
+    ids = ids * 7919 % model.config.get_text_config().vocab_size
+    sequences = torch.split(ids, [n + FOLLOWING for n in PROMPTS])
+    try:
+        buckets, rows = [], []
+        for n, sequence in zip(PROMPTS, sequences, strict=True):
+            row = PromptRow(None, n, RandomStream(0, loaded.devices))
+            (bucket,) = prefill(loaded, sequence[:n].tolist(), [row], FOLLOWING, False).buckets
+            buckets.append(bucket)
+            rows.append(Row(None, n))
+        following = torch.stack([s[-FOLLOWING:] for s in sequences])
+        together = forward(loaded, buckets, rows, following[:, :1])[:, -1]
+        together = forward(loaded, buckets, rows, following[:, 1:])[:, -1]
+    except Exception as error:  # noqa: BLE001  a family whose attention works otherwise
+        return f"attention that cannot be replaced ({type(error).__name__}: {error})".split("\n")[0]
+    alone = [_alone(model, sequence) for sequence in sequences]
+    allowed = ROUNDING if model.dtype == torch.float32 else ROUNDING_HALF
+    for shared, own in zip(together.float(), torch.stack(alone).float(), strict=True):
+        if not torch.linalg.norm(shared - own) <= allowed * torch.linalg.norm(own):
+            return "layers that rows of different length would change"
+    return None
+
+
+def _alone(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [vocab] after `ids`. With a cache, which some models need to share layers' entries."""
+    out = model(input_ids=ids[None], past_key_values=new_cache(model), use_cache=True)
+    logits: torch.Tensor = out.logits[0, -1]
+    return logits

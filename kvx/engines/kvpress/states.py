@@ -1,0 +1,108 @@
+"""Transformers' cache objects: a new one for a model, and what it holds beside keys and values.
+
+Linear attention, convolutions and state-space layers keep a state of constant size per row. Until
+the caches of transformers took them in, each such family had a cache class of its own.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+
+KV = tuple[torch.Tensor, torch.Tensor]
+# where a cache or one of its layers keeps states, as a list by layer or a dictionary
+STATES = ("conv_states", "ssm_states", "recurrent_states", "conv_cache", "linear_cache")
+# where it stands in its cache: attribute, layer (None: of the cache itself), key there
+StateKey = tuple[str, int | None, Any]
+
+
+def new_cache(model: Any) -> Any:
+    """An empty cache for one row, of the class that the model's family needs."""
+    own = _own_class(model)
+    if own is None:
+        return DynamicCache(config=model.config)
+    config = model.config.get_text_config()
+    known = {
+        "config": config,
+        "batch_size": 1,
+        "max_batch_size": 1,
+        "dtype": model.dtype,
+        "device": model.device,
+        "devices": [next(layer.parameters()).device for layer in decoder_of(model).layers],
+    }
+    takes = inspect.signature(own.__init__).parameters
+    return own(**{name: value for name, value in known.items() if name in takes})
+
+
+def decoder_of(model: Any) -> Any:
+    """The stack of decoder layers, inside a model for several kinds of input too."""
+    body = getattr(model, "model", model)
+    return getattr(body, "language_model", body)
+
+
+def _own_class(model: Any) -> Any | None:
+    """The cache class that the model's own module defines."""
+    module = sys.modules[type(decoder_of(model)).__module__]
+    for name, found in vars(module).items():
+        if not inspect.isclass(found) or found.__module__ != module.__name__:
+            continue
+        if name.endswith("Cache") and hasattr(found, "update"):
+            return found
+    return None
+
+
+def holds_layers(cache: Any) -> bool:
+    """Whether it is one of transformers' caches of layers, not a family's own."""
+    return isinstance(cache, Cache)
+
+
+def kv_of(cache: Any, layer_idx: int) -> KV:
+    """A layer's keys and values [1, KV heads, entries, head size]."""
+    if holds_layers(cache):
+        layer = cache.layers[layer_idx]
+        return layer.keys, layer.values
+    return cache.key_cache[layer_idx], cache.value_cache[layer_idx]
+
+
+def empty(cache: Any, layer_idx: int) -> None:
+    """Forget a layer's keys and values; they are someone else's now."""
+    if holds_layers(cache):
+        layer = cache.layers[layer_idx]
+        if layer.keys is not None:
+            layer.keys = layer.keys[:, :, :0].clone()
+            layer.values = layer.values[:, :, :0].clone()
+    else:
+        for entries in (cache.key_cache, cache.value_cache):
+            entries[layer_idx] = entries[layer_idx][..., :0].clone()
+
+
+def _places(cache: Any) -> Iterator[tuple[str, int | None, Any]]:
+    """Containers of states: attribute, layer and what is there."""
+    for name in STATES:
+        if isinstance(found := getattr(cache, name, None), list | dict):
+            yield name, None, found
+    for index, layer in enumerate(getattr(cache, "layers", None) or ()):
+        for name in STATES:
+            if isinstance(found := getattr(layer, name, None), list | dict):
+                yield name, index, found
+
+
+def states_of(cache: Any) -> dict[StateKey, torch.Tensor]:
+    """All states [rows, ...] in a cache, by where they stand."""
+    found: dict[StateKey, torch.Tensor] = {}
+    for name, layer, place in _places(cache):
+        items = place.items() if isinstance(place, dict) else enumerate(place)
+        for key, state in items:
+            if isinstance(state, torch.Tensor) and state.numel():
+                found[name, layer, key] = state
+    return found
+
+
+def set_states(cache: Any, states: Mapping[StateKey, torch.Tensor]) -> None:
+    """Put `states`, found by `states_of` in a cache of the same model, into this one."""
+    for (name, layer, key), state in states.items():
+        owner = cache if layer is None else cache.layers[layer]
+        getattr(owner, name)[key] = state
