@@ -65,6 +65,13 @@ class Keeps(Enum):
     by_method = "by_method"  # another number, by its method: the point is named by what it kept
 
 
+class PressLayers(Enum):
+    """Which layers of a model a press compresses, where only some see every token."""
+
+    full = "full"  # those of full attention
+    all = "all"  # those with a window too, for prompts that are no longer than it
+
+
 class Measure(Enum):
     """Answers from shared, batched work, or latencies of requests that run alone."""
 
@@ -133,6 +140,11 @@ class PressConfig:
     )
     degenerate_when: list[Degenerate] = option(
         [], "when else a point is degenerate, request by request", added=True
+    )
+    layers: PressLayers = option(
+        PressLayers.full,
+        "which layers it compresses: those of full attention, or those with a window too",
+        added=True,
     )
 
 

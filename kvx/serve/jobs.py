@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kvx.config.guard import StreamPolicy
+from kvx.config.schema import PressLayers
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.admission import Submission
@@ -128,6 +129,7 @@ class Job(Task):
             probed=self.guarded,
             guard=guard,
             row=None if self.guarded else row,
+            everywhere=config.press.layers is PressLayers.all,
             alone=runs_alone(point) and not self.guarded,
             attention=resolve_attention(config),
         )

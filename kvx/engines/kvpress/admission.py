@@ -35,9 +35,10 @@ class Submission:
     A `watched` sequence records the score mass that its press drops; a `probed` one is compared
     with the full cache before its first token. `guard` and `until` make a new object for every
     attempt. `row` is a running sequence to go on with: its tokens are part of the prompt's rest.
-    One that is `alone` runs inside its press's own context, for presses that change the forward
-    pass; one `in_transformers` is decoded by transformers, with its cache. `attention` is the
-    implementation that the prefill needs, where it matters. The row's `owner` is who wants it.
+    A press that works `everywhere` compresses layers with a window too. A sequence that is `alone`
+    runs inside its press's own context, for presses that change the forward pass; one
+    `in_transformers` is decoded by transformers, with its cache. `attention` is the implementation
+    that the prefill needs, where it matters. The row's `owner` is who wants it.
     """
 
     parts: PromptParts
@@ -54,6 +55,7 @@ class Submission:
     guard: Callable[[], SequenceGuard] | None = None
     until: Callable[[], StopWatch] | None = None
     row: Row | None = None
+    everywhere: bool = False
     alone: bool = False
     in_transformers: bool = False
     attention: str | None = None
@@ -114,6 +116,7 @@ def admit(loaded: LoadedModel, group: Sequence[Submission]) -> Admission:
             asked.kept_tokens,
             RandomStream(asked.seed, loaded.devices),
             watched=asked.watched,
+            everywhere=asked.everywhere,
             shadow=None if row.guard is None else shadow_of(row.guard, shadow),
         )
         for asked, row in zip(group, rows, strict=True)

@@ -3,8 +3,11 @@
 It is registered without a mask function, so transformers builds no mask; the cache masks each row.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import kvpress  # noqa: F401  its import patches every registered function; ours must be registered later
@@ -12,8 +15,9 @@ import torch
 from transformers import AttentionInterface, Cache
 
 from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.layers import attending_through
 from kvx.engines.kvpress.positions import own_scale
-from kvx.engines.kvpress.states import set_states, states_of
+from kvx.engines.kvpress.states import KV, set_states, states_of
 
 RAGGED = "kvx_ragged"
 
@@ -22,11 +26,20 @@ RAGGED = "kvx_ragged"
 class Ragged:
     """What a forward pass over the rows of several buckets attends to, one bucket after another.
 
-    `positions` [rows, n] are those of the tokens that pass.
+    `positions` [rows, n] are those of the tokens that pass. `latent`: the model computes its keys
+    and values from the entries.
     """
 
     buckets: Sequence[Bucket]
     positions: torch.Tensor
+    latent: bool = False
+    latest: list[int] = field(default_factory=list)  # layers whose entries are computed with
+
+    @cached_property
+    def _each(self) -> list[tuple[Bucket, torch.Tensor]]:
+        """The buckets with their rows' positions."""
+        sizes = [bucket.n_rows for bucket in self.buckets]
+        return list(zip(self.buckets, torch.split(self.positions, sizes), strict=True))
 
     def append(self, layer_idx: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write the new entries [rows, KV heads, n, head size] of a layer."""
@@ -36,19 +49,40 @@ class Ragged:
             bucket.append(layer_idx, keys[start:end], values[start:end])
             start = end
 
+    def padded(self, layer_idx: int) -> KV:
+        """All rows' entries of a layer, of equal length: zeros stand before shorter ones.
+
+        For models that compute keys and values from what is cached, `attend` takes the rest.
+        """
+        parts = [bucket.entries(layer_idx, self.positions.shape[1]) for bucket in self.buckets]
+        longest = max(keys.shape[2] for keys, _ in parts)
+        both = [
+            [torch.nn.functional.pad(t, (0, 0, longest - t.shape[2], 0)) for t in part]
+            for part in zip(*parts, strict=True)
+        ]
+        self.latest.append(layer_idx)
+        return torch.cat(both[0]), torch.cat(both[1])
+
+    def attend_computed(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, **how: Any
+    ) -> torch.Tensor:
+        """As `attend`, with keys and values [rows, KV heads, entries, ...] of the latest layer."""
+        parts, start, layer_idx = [], 0, self.latest.pop()
+        for bucket, at in self._each:
+            some, start = slice(start, start + bucket.n_rows), start + bucket.n_rows
+            n = bucket.entries(layer_idx, query.shape[2])[0].shape[2]
+            own = keys[some, :, keys.shape[2] - n :], values[some, :, values.shape[2] - n :]
+            parts.append(bucket.attend(layer_idx, query[some], at, own, **how))
+        return torch.cat(parts)
+
     def attend(self, layer_idx: int, query: torch.Tensor, **how: Any) -> torch.Tensor:
         """Attention of query [rows, heads, n, head size]; `how` as in `Bucket.attend`."""
         if len(self.buckets) == 1:
             return self.buckets[0].attend(layer_idx, query, self.positions, **how)
-        sizes = [bucket.n_rows for bucket in self.buckets]
+        queries = torch.split(query, [bucket.n_rows for bucket in self.buckets])
         parts = [
             bucket.attend(layer_idx, some, at, **how)
-            for bucket, some, at in zip(
-                self.buckets,
-                torch.split(query, sizes),
-                torch.split(self.positions, sizes),
-                strict=True,
-            )
+            for (bucket, at), some in zip(self._each, queries, strict=True)
         ]
         return torch.cat(parts)
 
@@ -62,7 +96,6 @@ class Ragged:
 class RaggedLayer:
     """What attention gets in place of a layer's keys and values."""
 
-    rows: Ragged
     layer_idx: int
 
     def to(self, *_: Any, **__: Any) -> "RaggedLayer":
@@ -78,9 +111,11 @@ class RaggedCache(Cache):  # type: ignore[misc]
         self.rows, self.length = rows, length
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
-        """Nothing is returned that is a tensor."""
+        """Nothing is returned that is a tensor, unless the model is latent."""
         self.rows.append(layer_idx, key_states, value_states)
-        layer = RaggedLayer(self.rows, layer_idx)
+        if self.rows.latent:
+            return self.rows.padded(layer_idx)
+        layer = RaggedLayer(layer_idx)
         return layer, layer
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -117,11 +152,25 @@ def take_states(rows: Ragged, cache: Any) -> None:
             bucket.states[key] = part
 
 
+_passing: ContextVar[Ragged] = ContextVar("rows of the forward pass")
+
+
+@contextmanager
+def ragged(model: Any, rows: Ragged) -> Iterator[None]:
+    """The model attends to `rows` inside this context."""
+    token = _passing.set(rows)
+    try:
+        with attending_through(model, RAGGED):
+            yield
+    finally:
+        _passing.reset(token)
+
+
 def ragged_attention(
     module: Any,
     query: torch.Tensor,
-    key: RaggedLayer,
-    value: RaggedLayer,
+    key: RaggedLayer | torch.Tensor,
+    value: RaggedLayer | torch.Tensor,
     attention_mask: None,
     scaling: float | None = None,
     softcap: float | None = None,
@@ -129,9 +178,15 @@ def ragged_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Output [rows, n, heads, head size] for query [rows, heads, n, head size]."""
-    if (scale := own_scale(module, key.rows.positions)) is not None:
+    rows = _passing.get()
+    if (scale := own_scale(module, rows.positions)) is not None:
         query = query * scale.to(query)
-    out = key.rows.attend(key.layer_idx, query, scaling=scaling, softcap=softcap, sinks=s_aux)
+    how: dict[str, Any] = {"scaling": scaling, "softcap": softcap, "sinks": s_aux}
+    if isinstance(key, torch.Tensor):
+        assert isinstance(value, torch.Tensor)
+        out = rows.attend_computed(query, key, value, **how)
+    else:
+        out = rows.attend(key.layer_idx, query, **how)
     return out.transpose(1, 2), None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from kvx.config.schema import Config, PressNeed, Signals
+from kvx.config.schema import Config, PressLayers, PressNeed, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.engines.activity import ACTIVITY
@@ -152,6 +152,7 @@ class Batch:
             probed=probed,
             guard=guard_of(request),
             until=self._watch(),
+            everywhere=point.config.press.layers is PressLayers.all,
             alone=asked.alone and not point.guarded,
             in_transformers=in_transformers,
         )

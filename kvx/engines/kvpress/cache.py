@@ -58,17 +58,20 @@ class _Layer:
             starts = tuple(max(start - gone, 0) for start in self.starts)
             self.starts = starts if any(starts) else None
 
-    def mask(self, n: int, positions: torch.Tensor | None) -> tuple[int, torch.Tensor | None]:
-        """The first column that one of the last `n` queries may see, and what is hidden from it on.
+    def first(self, n: int) -> int:
+        """The first column that one of the last `n` queries may see."""
+        return 0 if self.window is None else max(0, self.end - n - (self.window - 1))
+
+    def mask(self, n: int, positions: torch.Tensor | None) -> torch.Tensor | None:
+        """What is hidden from the last `n` queries, from the `first` column on.
 
         [rows or 1, n, columns], True where hidden; None if they see everything. `positions`
         [rows, n] are the queries', for windows that begin at multiples of their size.
         """
-        end, window = self.end, self.window
-        first = 0 if window is None else max(0, end - n - (window - 1))
+        end, window, first = self.end, self.window, self.first(n)
         late = self.starts is not None and max(self.starts) > first
         if n == 1 and not late and not self.chunked:
-            return first, None
+            return None
         device = self.keys.device
         columns = torch.arange(first, end, device=device)
         age = torch.arange(end - n, end, device=device)[:, None] - columns  # [n, columns]
@@ -81,7 +84,7 @@ class _Layer:
         if late:
             starts = torch.tensor(self.starts, device=device)
             hidden = hidden | (columns < starts[:, None])[:, None]
-        return first, hidden
+        return hidden
 
 
 class Bucket:
@@ -98,7 +101,7 @@ class Bucket:
         self.states: dict[StateKey, torch.Tensor] = {}  # [rows, ...] each
         self.vessel: Any = None
         self._layers: dict[int, _Layer] = {}
-        self._masks: dict[tuple[Any, ...], tuple[int, torch.Tensor | None]] = {}
+        self._masks: dict[tuple[Any, ...], torch.Tensor | None] = {}
 
     @property
     def bytes(self) -> int:
@@ -147,29 +150,41 @@ class Bucket:
         layer.values[: self.n_rows, :, layer.end : layer.end + n] = values
         layer.end += n
 
+    def entries(self, layer_idx: int, n: int) -> KV:
+        """A layer's entries that one of `n` new queries may see, their own included."""
+        layer = self._layers[layer_idx]
+        some = slice(layer.first(n), layer.end)
+        return layer.keys[: self.n_rows, :, some], layer.values[: self.n_rows, :, some]
+
     def attend(
-        self, layer_idx: int, query: torch.Tensor, positions: torch.Tensor, **how: Any
+        self,
+        layer_idx: int,
+        query: torch.Tensor,
+        positions: torch.Tensor,
+        computed: KV | None = None,
+        **how: Any,
     ) -> torch.Tensor:
         """Attention of query [rows, heads, n, head size] to its rows' entries; values' head size.
 
         The entries of the queries' own tokens have been appended. `positions` [rows, n] are the
-        queries'; `how` as in `grouped_attention.attend`.
+        queries'; `how` as in `grouped_attention.attend`. Keys and values that were `computed` from
+        the entries take their place.
         """
-        layer, n = self._layers[layer_idx], query.shape[2]
-        first, mask = self._mask(layer, n, positions, query)
-        keys, values = (t[: self.n_rows, :, first : layer.end] for t in (layer.keys, layer.values))
+        n = query.shape[2]
+        keys, values = self.entries(layer_idx, n) if computed is None else computed
+        mask = self._mask(self._layers[layer_idx], n, positions, query, keys.shape[1])
         return attend(query, keys, values, mask, **how)
 
     def _mask(
-        self, layer: _Layer, n: int, positions: torch.Tensor, query: torch.Tensor
-    ) -> tuple[int, torch.Tensor | None]:
+        self, layer: _Layer, n: int, positions: torch.Tensor, query: torch.Tensor, kv_heads: int
+    ) -> torch.Tensor | None:
         """Layers on a device that keep the same entries share one mask per forward pass."""
-        groups, device = query.shape[1] // layer.keys.shape[1], layer.keys.device
+        groups, device = query.shape[1] // kv_heads, layer.keys.device
         key = (layer.end, n, layer.starts, layer.window, layer.chunked, groups, device)
         if key not in self._masks:
-            first, hidden = layer.mask(n, positions.to(device) if layer.chunked else None)
+            hidden = layer.mask(n, positions.to(device) if layer.chunked else None)
             mask = None if hidden is None else additive(hidden, groups, query.dtype)
-            self._masks[key] = first, mask
+            self._masks[key] = mask
         return self._masks[key]
 
     def advance(self, n: int) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from kvpress import BasePress, PyramidKVPress
+from kvpress import BasePress, PyramidKVPress, ScorerPress
+from kvpress.utils import compute_n_kept
 
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.parts import own_method, packs, parts_of
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow
-from kvx.engines.kvpress.shadow import FULL, Scores
+from kvx.engines.kvpress.shadow import FULL, Scores, gather
 from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
 from kvx.engines.kvpress.states import KV, decoder_of, empty
 from kvx.engines.kvpress.streams import RandomStream
@@ -132,8 +133,9 @@ def compressing(
         if press is None or not (layer.window is None or row.everywhere):
             return full
         try:
+            check_window(layer, full)
             with row.stream.drawing(), _among(press, module, layer, layers.full):
-                kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
+                kept = compressed(press, module, full, weights, kwargs)
             check_kept(press, full, kept)
         except Exception as error:  # noqa: BLE001  this row fails; the others go on
             row.error = error
@@ -219,6 +221,34 @@ def _with_rotary(module: Any, rotary: Any | None) -> Iterator[None]:
             module.rotary_emb = before
 
 
+def compressed(press: Any, module: Any, full: KV, weights: Any, kwargs: dict[str, Any]) -> KV:
+    """What a press keeps of a layer.
+
+    kvpress gathers keys and values with the module's `head_dim`, which is not their width where
+    they are made of latents: there a press that only scores is asked for its scores.
+    """
+    hidden, widths = kwargs["hidden_states"], {tensor.shape[-1] for tensor in full}
+    scores_only = getattr(type(press), "compress", None) is ScorerPress.compress
+    if not scores_only or widths == {getattr(module, "head_dim", None)}:
+        kept: KV = press.compress(module, hidden, *full, weights, kwargs)
+        return kept
+    scores = press.score(module, hidden, *full, weights, kwargs)
+    n = compute_n_kept(full[0].shape[2], press.compression_ratio)
+    indices = scores.topk(n, dim=-1).indices
+    keys, values = (gather(tensor, indices) for tensor in full)
+    return keys, values
+
+
+def check_window(layer: CachedLayer, full: KV) -> None:
+    """Raises `ValueError` for a prompt whose beginning a layer to be compressed no longer sees."""
+    n = full[0].shape[2]
+    if layer.window is not None and n > layer.window:
+        raise ValueError(
+            f"press.layers=all: layer {layer.index} sees {layer.window} tokens and the prompt has "
+            f"{n}; use shorter contexts or press.layers=full"
+        )
+
+
 @contextlib.contextmanager
 def _among(
     press: Any, module: Any, layer: CachedLayer, compressed: Sequence[CachedLayer]
@@ -299,8 +329,7 @@ class _OtherBudgets:
         assert shadow is not None
         if shadow.nominal < FULL:
             shadow.store(shadow.nominal, at, full, kept, self._own.take())
-        hidden = kwargs["hidden_states"]
         for (budget, press, scores), stream in zip(self._others, self._streams, strict=True):
             with stream.drawing():
-                more = press.compress(module, hidden, *full, weights, kwargs)
+                more = compressed(press, module, full, weights, kwargs)
             shadow.store(budget, at, full, more, scores.take())

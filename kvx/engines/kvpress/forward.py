@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from kvx.engines.kvpress.attention import RAGGED, Ragged, cache_for, take_states
+from kvx.engines.kvpress.attention import Ragged, cache_for, ragged, take_states
 from kvx.engines.kvpress.cache import Bucket
-from kvx.engines.kvpress.layers import attending_through
+from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.sequence import Row
@@ -38,16 +38,17 @@ def forward(
         steps = [forward(loaded, buckets, rows, column) for column in torch.split(ids, 1, dim=1)]
         return torch.cat(steps[-keep:], dim=1)
     starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
-    passing = Ragged(buckets, starts + torch.arange(n, device=loaded.device))
+    positions = starts + torch.arange(n, device=loaded.device)
+    passing = Ragged(buckets, positions, layers_of(loaded.model).latent)
     cache = cache_for(passing, rows[0].position)
-    with attending_through(loaded.model, RAGGED):
+    with ragged(loaded.model, passing):
         out: Any = loaded.model(
             input_ids=ids,
             past_key_values=cache,
-            position_ids=passing.positions,
+            position_ids=positions,
             logits_to_keep=keep,
             use_cache=True,
-            **cache_positions(loaded.model, passing.positions[0]),
+            **cache_positions(loaded.model, positions[0]),
         )
     take_states(passing, cache)
     passing.advance()

@@ -14,7 +14,7 @@ import kvpress  # noqa: F401  its import patches every registered function; ours
 import torch
 from transformers import AttentionInterface
 
-from kvx.engines.kvpress.states import empty, new_cache, states_of
+from kvx.engines.kvpress.states import new_cache, states_of
 
 SURVEY = "kvx_survey"
 TOKENS = 4
@@ -40,11 +40,13 @@ class CachedLayer:
 class Layers:
     """A model's layers with keys and values, by index, and the bytes of a row's other states.
 
+    A model that is `latent` computes its keys and values from what its cache returns.
     `obstacle` says why its attention cannot be replaced, where it cannot.
     """
 
     cached: dict[int, CachedLayer]
     state_bytes: int = 0
+    latent: bool = False
     obstacle: str | None = None
 
     @property
@@ -106,20 +108,24 @@ class _Seen:
         return self
 
 
-_attended: list[tuple[Any, _Seen, dict[str, Any]]] = []
+_stored: list[_Seen] = []
+_attended: dict[int, tuple[Any, _Seen, dict[str, Any]]] = {}
 
 
 def _note(
     module: Any,
     query: torch.Tensor,
-    key: _Seen,
-    value: _Seen,
+    key: Any,
+    value: Any,
     attention_mask: None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    _attended.append((module, key, kwargs))
+    seen = key if isinstance(key, _Seen) else _stored[-1]
+    _attended.setdefault(seen.index, (module, seen, kwargs))
+    if isinstance(key, _Seen):
+        key, value = key.keys, key.values
     out = torch.nn.functional.scaled_dot_product_attention(
-        query, key.keys, value.values, is_causal=True, enable_gqa=True
+        query, key, value, is_causal=True, enable_gqa=True
     )
     return out.transpose(1, 2), None
 
@@ -129,35 +135,44 @@ AttentionInterface.register(SURVEY, _note)
 
 @torch.inference_mode()
 def _survey(model: Any) -> Layers:
-    cache = new_cache(model)
-    _attended.clear()
-    update = cache.update
-
-    def noted(keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *a: Any, **k: Any) -> Any:
-        update(keys, values, layer_idx, *a, **k)
-        found = _Seen(layer_idx, keys, values)
-        return found, found
-
-    cache.update = noted
-    ids = torch.arange(TOKENS, device=model.device)[None]
     try:
-        with attending_through(model, SURVEY):
-            model(input_ids=ids, past_key_values=cache, use_cache=True)
-        attended = {seen.index: (module, seen, kwargs) for module, seen, kwargs in _attended[::-1]}
-    except Exception as error:  # noqa: BLE001  a family with attention of another kind
-        return Layers({}, obstacle=f"attention that cannot be replaced ({type(error).__name__})")
-    finally:
-        _attended.clear()
+        cache, latent = _run(model, latent=False), False
+    except Exception:  # noqa: BLE001  it computes with what its cache returns
+        try:
+            cache, latent = _run(model, latent=True), True
+        except Exception as error:  # noqa: BLE001  a family with attention of another kind
+            reason = f"attention that cannot be replaced ({type(error).__name__})"
+            return Layers({}, obstacle=reason)
     types = getattr(model.config.get_text_config(), "layer_types", None)
     found = {}
-    for index, (module, seen, kwargs) in sorted(attended.items()):
+    for index, (module, seen, kwargs) in sorted(_attended.items()):
         kind = types[index] if types is not None and index < len(types) else None
         size = sum(t[:, :, 0].numel() * t.element_size() for t in (seen.keys, seen.values))
         window = _window(model, module, kind, kwargs)
         found[index] = CachedLayer(index, module, size, window, kind == "chunked_attention")
-        empty(cache, index)
+    _attended.clear()
+    _stored.clear()
     states = sum(t.numel() * t.element_size() for t in states_of(cache).values())
-    return Layers(found, states)
+    return Layers(found, states, latent)
+
+
+def _run(model: Any, latent: bool) -> Any:
+    """A few tokens through the model; the cache they went to."""
+    cache = new_cache(model)
+    _attended.clear()
+    _stored.clear()
+    update = cache.update
+
+    def noted(keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *a: Any, **k: Any) -> Any:
+        found = update(keys, values, layer_idx, *a, **k)
+        _stored.append(_Seen(layer_idx, keys, values))
+        return found if latent else (_stored[-1], _stored[-1])
+
+    cache.update = noted
+    ids = torch.arange(TOKENS, device=model.device)[None]
+    with attending_through(model, SURVEY):
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache
 
 
 def _window(model: Any, module: Any, kind: str | None, kwargs: dict[str, Any]) -> int | None:

@@ -28,6 +28,7 @@ from kvx.engines.kvpress.guarded import (
     live_policy,
     renew_hazard_models,
 )
+from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
 from kvx.engines.kvpress.press_object import object_press
@@ -207,6 +208,10 @@ def _check_model(model: Any) -> None:
         )
     if (obstacle := ragged_obstacle(model)) is not None:
         raise ArgumentError(f"model={name}: cannot be guarded: it has {obstacle}")
+    if not layers_of(model).full:
+        raise ArgumentError(
+            f"model={name}: has no layer of full attention, and windows are not compressed here"
+        )
     if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
         raise ArgumentError(f"model={name}: is spread over devices; load it on one")
 

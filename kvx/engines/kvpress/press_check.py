@@ -8,7 +8,8 @@ import hydra.utils
 import kvpress
 from kvpress import BasePress, ScorerPress
 
-from kvx.config.schema import PressNeed
+from kvx.config.schema import PressConfig, PressLayers, PressNeed
+from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
 from kvx.errors import UserError, first_line
@@ -95,7 +96,16 @@ def check_on_model(point: Point, model: Any) -> None:
     config = point.config.press
     if config.method is None:
         return
-    press = instantiate(config.method, 0.5)
+    press, layers = instantiate(config.method, 0.5), layers_of(model)
+    if not layers.full and config.layers is PressLayers.full:
+        window = max(layer.window or 0 for layer in layers.cached.values())
+        raise UserError(
+            f"press={config.name}: every layer of {type(model).__name__} has a window, of up to "
+            f"{window} tokens, and none has full attention; press.layers=all compresses windows, "
+            "of prompts that are no longer than them"
+        )
+    if len(layers.full) < len(layers.cached) or layers.recurrent:
+        _check_mixed(config, press, type(model).__name__)
     try:
         press.post_init_from_model(model)
     except Exception as error:
@@ -104,6 +114,21 @@ def check_on_model(point: Point, model: Any) -> None:
             f"press={config.name}: {type(press).__name__} cannot be used with {name}: "
             f"{_told(error)}"
         ) from error
+
+
+def _check_mixed(config: PressConfig, press: Any, model: str) -> None:
+    """Raises `UserError` for a press that cannot leave out layers that keep no whole prompt."""
+    kind, alone = type(press), ALONE & set(config.needs)
+    if alone and kind.__call__ is not BasePress.__call__:
+        raise UserError(
+            f"press={config.name}: {kind.__name__} works on all layers of a model, and those of "
+            f"{model} are not all of full attention; use another press"
+        )
+    if alone and config.layers is PressLayers.all:
+        raise UserError(
+            f"press={config.name}: hides entries or changes the forward pass, which works "
+            "in layers of full attention only; use press.layers=full"
+        )
 
 
 def _why_not_made(error: Exception, method: Mapping[str, Any]) -> str:

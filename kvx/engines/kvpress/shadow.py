@@ -112,7 +112,7 @@ class RowShadow:
         n = kept[0].shape[2]
         if scores is not None and n <= scores.shape[-1]:
             indices = scores.topk(n, dim=-1).indices
-            if all(torch.equal(_gather(f, indices), k) for f, k in zip(full, kept, strict=True)):
+            if all(torch.equal(gather(f, indices), k) for f, k in zip(full, kept, strict=True)):
                 away = indices.to(torch.int32)
                 self._kept[budget, layer_idx] = _Kept(indices=self.prompt._away(away))
                 return
@@ -150,7 +150,7 @@ class RowShadow:
         assert kept.indices is not None
         keys, values = self.prompt.load(layer_idx)
         indices = kept.indices.to(device).long()
-        return _gather(keys, indices), _gather(values, indices)
+        return gather(keys, indices), gather(values, indices)
 
 
 class Scores:
@@ -173,7 +173,8 @@ class Scores:
         return found
 
 
-def _gather(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+def gather(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Entries [rows, KV heads, kept, head size] at `indices` [rows, KV heads, kept]."""
     return tensor.gather(2, indices[..., None].expand(*indices.shape, tensor.shape[-1]))
 
 
