@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,29 +16,29 @@ from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.shadow import FULL, Scores, gather
 from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
-from kvx.engines.kvpress.states import KV, decoder_of, empty
+from kvx.engines.kvpress.states import KV, decoder_of, empty, kv_of, put
 from kvx.engines.kvpress.streams import RandomStream
 
 _ABSENT = object()
 
 
 @contextlib.contextmanager
-def in_own_press(model: Any, row: PromptRow) -> Iterator[None]:
+def in_own_press(model: Any, row: PromptRow, cache: Any) -> Iterator[None]:
     """The model under the press of a `row`, for presses that change the forward pass."""
     press = None if row.press is None else row.press.build()
     if press is not None:
         row.packs = packs(press)
         if row.watched:
             row.evicted = watch(press)
-    with hooked(model, press):
+    with hooked(model, press, cache, row.press is not None and row.press.reads_weights):
         yield
 
 
 @contextlib.contextmanager
-def hooked(model: Any, press: Any | None) -> Iterator[None]:
-    """The model under a press's own hook, on layers of full attention.
+def hooked(model: Any, press: Any | None, cache: Any, reads_weights: bool) -> Iterator[None]:
+    """The model under a press, on layers of full attention, for a prefill into an empty `cache`.
 
-    A press with a context of its own gets the model as it is.
+    A press with a context or a hook of its own gets the model, or its layers, as they are.
     """
     if press is None:
         yield
@@ -47,14 +48,29 @@ def hooked(model: Any, press: Any | None) -> Iterator[None]:
             yield
         return
     press.post_init_from_model(model)
-    modules = [layer.attention for layer in layers_of(model).full]
+    layers = {id(layer.attention): layer for layer in layers_of(model).full}
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if type(press).forward_hook is not BasePress.forward_hook:
+            return press.forward_hook(module, args, kwargs, output)
+        index, seen = layers[id(module)].index, seen_by(args, kwargs)
+        weights = output[1] if reads_weights else None  # some presses refuse them
+        put(cache, index, compressed(press, module, kv_of(cache, index), weights, seen))
+        return output
+
+    modules = [layer.attention for layer in layers.values()]
     rotary = _rotary_by_device(model, modules)
     with contextlib.ExitStack() as stack:
         for attention in modules:
             stack.enter_context(_with_rotary(attention, rotary[_device(attention)]))
-            handle = attention.register_forward_hook(press.forward_hook, with_kwargs=True)
+            handle = attention.register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def seen_by(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What an attention module was called with, by name."""
+    return {"hidden_states": args[0], **kwargs} if args else kwargs
 
 
 def watch(press: Any) -> EvictedMass | None:
@@ -155,17 +171,17 @@ def compressing(
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         index, full = passed.pop()
         layer = layers.cached[index]
-        seen = {"hidden_states": args[0], **kwargs} if args else kwargs
+        seen = seen_by(args, kwargs)
         scores.forget()
         compressed = [
-            compress(module, layer, row, press, full, output[1], seen)
+            compress(module, layer, row, press, full, _weights(row, output), seen)
             for row, press in zip(rows, presses, strict=True)
         ]
         for shadow in shadows.values():
             shadow.store(layer, full)
         for row, other, kept in zip(rows, others, compressed, strict=True):
             if row.shadow is not None and row.error is None and layer.window is None:
-                remember(module, index, row, other, full, kept, output[1], seen)
+                remember(module, index, row, other, full, kept, _weights(row, output), seen)
         store(layer, compressed)
         empty(cache, index)
 
@@ -185,6 +201,11 @@ def compressing(
             handle = attention.register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def _weights(row: PromptRow, output: Any) -> Any:
+    """Attention weights [1, heads, n, n], for a press that reads them: some refuse them."""
+    return output[1] if row.press is not None and row.press.reads_weights else None
 
 
 def _device(module: Any) -> torch.device:
@@ -221,6 +242,11 @@ def _with_rotary(module: Any, rotary: Any | None) -> Iterator[None]:
             module.rotary_emb = before
 
 
+def _uniform(press: Any, module: Any, n: int) -> int:
+    kept: int = compute_n_kept(n, press.compression_ratio)
+    return kept
+
+
 def compressed(press: Any, module: Any, full: KV, weights: Any, kwargs: dict[str, Any]) -> KV:
     """What a press keeps of a layer.
 
@@ -228,12 +254,14 @@ def compressed(press: Any, module: Any, full: KV, weights: Any, kwargs: dict[str
     they are made of latents: there a press that only scores is asked for its scores.
     """
     hidden, widths = kwargs["hidden_states"], {tensor.shape[-1] for tensor in full}
-    scores_only = getattr(type(press), "compress", None) is ScorerPress.compress
-    if not scores_only or widths == {getattr(module, "head_dim", None)}:
+    own = getattr(type(press), "compress", None)
+    gathers = own in (ScorerPress.compress, PyramidKVPress.compress)
+    if not gathers or widths == {getattr(module, "head_dim", None)}:
         kept: KV = press.compress(module, hidden, *full, weights, kwargs)
         return kept
-    scores = press.score(module, hidden, *full, weights, kwargs)
-    n = compute_n_kept(full[0].shape[2], press.compression_ratio)
+    scores, n = press.score(module, hidden, *full, weights, kwargs), full[0].shape[2]
+    pyramid = own is PyramidKVPress.compress
+    n = press.get_layer_budget(module, n) if pyramid else _uniform(press, module, n)
     indices = scores.topk(n, dim=-1).indices
     keys, values = (gather(tensor, indices) for tensor in full)
     return keys, values
@@ -254,10 +282,14 @@ def _among(
     press: Any, module: Any, layer: CachedLayer, compressed: Sequence[CachedLayer]
 ) -> Iterator[None]:
     """Where budgets go by the layer's number: it is counted among the compressed layers only."""
-    count = getattr(module.config, "num_hidden_layers", None) if hasattr(module, "config") else None
-    if count == len(compressed) or not any(isinstance(p, PyramidKVPress) for p in parts_of(press)):
+    count = module.config.num_hidden_layers if hasattr(module, "config") else None
+    pyramids = [part for part in parts_of(press) if isinstance(part, PyramidKVPress)]
+    if count in (None, len(compressed)) or not pyramids:
         yield
         return
+    if len(compressed) == 1:  # no pyramid: kvpress would give it the widest layer's budget
+        for part in pyramids:
+            part.get_layer_budget = partial(_uniform, part)
     before = module.layer_idx
     module.layer_idx = [other.index for other in compressed].index(layer.index)
     module.config.num_hidden_layers = len(compressed)

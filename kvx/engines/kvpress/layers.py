@@ -40,13 +40,15 @@ class CachedLayer:
 class Layers:
     """A model's layers with keys and values, by index, and the bytes of a row's other states.
 
-    A model that is `latent` computes its keys and values from what its cache returns.
+    A model that is `latent` computes its keys and values from what its cache returns. Where layers
+    are `shared`, several attention modules read one layer's entries, or one module serves several.
     `obstacle` says why its attention cannot be replaced, where it cannot.
     """
 
     cached: dict[int, CachedLayer]
     state_bytes: int = 0
     latent: bool = False
+    shared: bool = False
     obstacle: str | None = None
 
     @property
@@ -109,6 +111,7 @@ class _Seen:
 
 
 _stored: list[_Seen] = []
+_readers: list[Any] = []  # of another layer's entries
 _attended: dict[int, tuple[Any, _Seen, dict[str, Any]]] = {}
 
 
@@ -121,7 +124,8 @@ def _note(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     seen = key if isinstance(key, _Seen) else _stored[-1]
-    _attended.setdefault(seen.index, (module, seen, kwargs))
+    if _attended.setdefault(seen.index, (module, seen, kwargs))[0] is not module:
+        _readers.append(module)
     if isinstance(key, _Seen):
         key, value = key.keys, key.values
     out = torch.nn.functional.scaled_dot_product_attention(
@@ -150,17 +154,18 @@ def _survey(model: Any) -> Layers:
         size = sum(t[:, :, 0].numel() * t.element_size() for t in (seen.keys, seen.values))
         window = _window(model, module, kind, kwargs)
         found[index] = CachedLayer(index, module, size, window, kind == "chunked_attention")
-    _attended.clear()
-    _stored.clear()
+    shared = bool(_readers) or len({id(x.attention) for x in found.values()}) < len(found)
+    for seen_by_survey in (_attended, _stored, _readers):
+        seen_by_survey.clear()
     states = sum(t.numel() * t.element_size() for t in states_of(cache).values())
-    return Layers(found, states, latent)
+    return Layers(found, states, latent, shared)
 
 
 def _run(model: Any, latent: bool) -> Any:
     """A few tokens through the model; the cache they went to."""
     cache = new_cache(model)
-    _attended.clear()
-    _stored.clear()
+    for before in (_attended, _stored, _readers):
+        before.clear()
     update = cache.update
 
     def noted(keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *a: Any, **k: Any) -> Any:

@@ -51,6 +51,7 @@ def prefill_masked(
     kept_tokens: int,
     keep: int = 1,
     watched: bool = False,
+    reads_weights: bool = False,
 ) -> Masked:
     """The prompt as kvpress's pipeline runs it, with logits of its last `keep` tokens."""
     model, n = loaded.model, len(parts.compressed_ids)
@@ -58,7 +59,7 @@ def prefill_masked(
     cache = new_cache(model)
     ids = torch.tensor([parts.compressed_ids], device=loaded.device)
     evicted = watch(press) if watched and press is not None else None
-    with with_head_size(model), hooked(model, press):
+    with with_head_size(model), hooked(model, press, cache, reads_weights):
         out = model(input_ids=ids, past_key_values=cache, logits_to_keep=1, use_cache=True)
     kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
     start = round(kv.entries_physical) if press is not None and packs(press) else n
@@ -109,7 +110,10 @@ def generate_masked(
     if asked.probed and press is not None:
         beside = prefill_masked(loaded, parts, None, n, keep).logits
     with RandomStream(asked.seed, loaded.devices).drawing():
-        prompt = prefill_masked(loaded, parts, press, asked.kept_tokens, keep, asked.watched)
+        weights = asked.press is not None and asked.press.reads_weights
+        prompt = prefill_masked(
+            loaded, parts, press, asked.kept_tokens, keep, asked.watched, weights
+        )
     if asked.request is not None:
         prove_budget(asked.request.point, prompt.kv)
     row = asked.begin()

@@ -63,7 +63,7 @@ def prefill(
     batch = torch.tensor([list(ids)], device=loaded.device)
     if alone:
         (row,) = rows
-        with row.stream.drawing(), with_head_size(model), in_own_press(model, row):
+        with row.stream.drawing(), with_head_size(model), in_own_press(model, row, cache):
             out = model(input_ids=batch, past_key_values=cache, logits_to_keep=1, use_cache=True)
         for index, layer in layers.cached.items():
             store(layer, [kv_of(cache, index)])

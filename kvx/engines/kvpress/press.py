@@ -41,6 +41,11 @@ class PointPress:
         return replace(self, budget=budget)
 
     @property
+    def reads_weights(self) -> bool:
+        """Whether the press reads attention weights."""
+        return PressNeed.attention_weights in self.point.config.press.needs
+
+    @property
     def method_key(self) -> str | None:
         """The same for presses that differ in their budget only; None if that changes scores."""
         config = self.point.config.press

@@ -12,6 +12,7 @@ from kvx.config.schema import PressConfig, PressLayers, PressNeed
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
+from kvx.engines.kvpress.sharing import ragged_obstacle
 from kvx.errors import UserError, first_line
 from kvx.guard.own_code import check_code
 from kvx.identity.user_code import sources_of
@@ -106,6 +107,16 @@ def check_on_model(point: Point, model: Any) -> None:
         )
     if len(layers.full) < len(layers.cached) or layers.recurrent:
         _check_mixed(config, press, type(model).__name__)
+    if layers.shared and PressNeed.masks in config.needs:
+        raise UserError(
+            f"press={config.name}: hides entries from the attention of one layer, and layers of "
+            f"{type(model).__name__} share their entries or their weights; use another press"
+        )
+    if PressNeed.uneven_layers in config.needs and (reason := ragged_obstacle(model)) is not None:
+        raise UserError(
+            f"press={config.name}: keeps another number of entries in each layer, and "
+            f"{type(model).__name__} has {reason}; use another press"
+        )
     try:
         press.post_init_from_model(model)
     except Exception as error:

@@ -4,7 +4,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvpress import BasePress
+from kvpress import BasePress, ObservedAttentionPress
 
 from kvx.engines.kvpress.parts import DECODING, MASKING, parts_of
 from kvx.errors import ArgumentError, first_line, shown
@@ -34,6 +34,13 @@ class ObjectPress:
 
     def at(self, budget: float) -> "ObjectPress":
         return replace(self, budget=budget)
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether the press may read attention weights; kvpress's own that do not refuse them."""
+        return not type(self.press).__module__.startswith("kvpress.") or any(
+            isinstance(part, ObservedAttentionPress) for part in parts_of(self.press)
+        )
 
     @property
     def method_key(self) -> str | None:

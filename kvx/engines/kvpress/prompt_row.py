@@ -23,6 +23,11 @@ class RowPress(Protocol):
         ...
 
     @property
+    def reads_weights(self) -> bool:
+        """Whether the press reads attention weights."""
+        ...
+
+    @property
     def method_key(self) -> str | None:
         """Equal for presses with equal scores; None where no other press has them."""
         ...

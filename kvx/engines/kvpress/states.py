@@ -67,16 +67,19 @@ def kv_of(cache: Any, layer_idx: int) -> KV:
     return cache.key_cache[layer_idx], cache.value_cache[layer_idx]
 
 
+def put(cache: Any, layer_idx: int, kv: KV) -> None:
+    """Store keys and values in place of a layer's own."""
+    if holds_layers(cache):
+        cache.layers[layer_idx].keys, cache.layers[layer_idx].values = kv
+    else:
+        cache.key_cache[layer_idx], cache.value_cache[layer_idx] = kv
+
+
 def empty(cache: Any, layer_idx: int) -> None:
     """Forget a layer's keys and values; they are someone else's now."""
-    if holds_layers(cache):
-        layer = cache.layers[layer_idx]
-        if layer.keys is not None:
-            layer.keys = layer.keys[:, :, :0].clone()
-            layer.values = layer.values[:, :, :0].clone()
-    else:
-        for entries in (cache.key_cache, cache.value_cache):
-            entries[layer_idx] = entries[layer_idx][..., :0].clone()
+    keys, values = kv_of(cache, layer_idx)
+    if keys is not None:
+        put(cache, layer_idx, (keys[..., :0, :].clone(), values[..., :0, :].clone()))
 
 
 def _places(cache: Any) -> Iterator[tuple[str, int | None, Any]]:
