@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python scripts/family_matrix.py    # all that is missing, with this stack
     PYTHONPATH=. python scripts/family_matrix.py --families llama gemma3 --presses snapkv
-    PYTHONPATH=. python scripts/family_matrix.py --page    # both stacks' results into docs/models.md
+    PYTHONPATH=. python scripts/family_matrix.py --page  # both stacks' results into docs/models.md
 
 Results go to docs/results/families-<transformers version>.json, a family at a time. A run that was
 stopped goes on where it was. With `--presses`, `--budgets` or `--set` nothing is stored.

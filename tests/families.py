@@ -166,7 +166,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "granite_hybrid": Family(
         "granitemoehybrid", {**MAMBA, **FOUR, "layer_types": ["mamba", "attention"] * 2,
-        "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32}, scale=0.1,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32},
+        scale=0.1,
     ),
     "cohere": Family("cohere", {"logit_scale": 0.25}),
     "cohere2": Family("cohere2", {**WIDE, **MIXED, "logit_scale": 0.25}),
