@@ -25,6 +25,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from tests.family_adapted import adapting
+
 KV = tuple[torch.Tensor, torch.Tensor]
 # of transformers before 5.3, where models with recurrent layers have caches of their own
 OWN_CACHES = ("DynamicCache", "HybridConvCache", "MiniMaxCache")
@@ -58,16 +60,18 @@ def compressed(
     press: Any | None,
     n_new: int,
     seed: int = 0,
+    adapted: bool = False,
 ) -> Answer:
     """The answer after `press` has compressed the cache of the `context`.
 
-    Raises what the press raises, and `NotImplementedError` for one that scores all layers of a
+    `adapted` gives the press what it looks for in another place on this family, or finds wrong
+    there (`family_adapted`). Raises what the press raises, and `NotImplementedError` for one that scores all layers of a
     model in which not all keep every token.
     """
     with fresh_rotary(model) as rotary, torch.random.fork_rng():
         torch.manual_seed(seed)
         cache = empty_cache(model)
-        layers = _Layers(model, cache, rotary)
+        layers = Layers(model, cache, rotary)
         if press is None:
             _prefill(model, cache, context)
         elif type(press).__call__ is not _base_press().__call__:
@@ -79,8 +83,9 @@ def compressed(
             layers.take_masks()
         else:
             press.post_init_from_model(model)
-            with layers.compressing(press):
-                _prefill(model, cache, context)
+            with adapting(model, press, layers) if adapted else contextlib.nullcontext():
+                with layers.compressing(press):
+                    _prefill(model, cache, context)
         with layers.at(len(context)) as position:
             for some in [rest] if layers.all_attend else [[token] for token in rest]:
                 logits = [_pass(model, cache, some, position)]
@@ -148,7 +153,7 @@ def fresh_rotary(model: Any) -> Iterator[_Rotary]:
         before.restore()
 
 
-class _Layers:
+class Layers:
     """A model's attention modules with the layers of one cache."""
 
     def __init__(self, model: Any, cache: Any, rotary: _Rotary) -> None:
@@ -173,6 +178,9 @@ class _Layers:
             self.rotary.save()
             kept = press.compress(module, hidden, *full, output[1], kwargs)
             self.rotary.restore()  # what the press asked it for is no part of the sequence
+            for before, after in zip(full, kept, strict=True):
+                if before.shape[:2] + before.shape[3:] != after.shape[:2] + after.shape[3:]:
+                    raise ValueError(f"{list(before.shape)} cut to {list(after.shape)}")
             self._store(index, kept)
             self.shortened.add(index)
             self._take_mask(module, index)
@@ -219,6 +227,21 @@ class _Layers:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def full_layers(self) -> list[int]:
+        """The layers that keep every token, found with a cache of their own."""
+        other = Layers(self.model, empty_cache(self.model), self.rotary)
+        found: list[int] = []
+
+        def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            if not _reads_another(module) and other.entries(_index(module, kwargs)) is not None:
+                found.append(_index(module, kwargs))
+
+        handles = [m.register_forward_hook(hook, with_kwargs=True) for m in self.modules]
+        _prefill(self.model, other.cache, [4, 5, 6, 7])
+        for handle in handles:
+            handle.remove()
+        return found
 
     def entries(self, index: int) -> KV | None:
         """Keys and values of a layer that keeps every token; None of another."""
