@@ -65,8 +65,8 @@ def compressed(
     """The answer after `press` has compressed the cache of the `context`.
 
     `adapted` gives the press what it looks for in another place on this family, or finds wrong
-    there (`family_adapted`). Raises what the press raises, and `NotImplementedError` for one that scores all layers of a
-    model in which not all keep every token.
+    there (`family_adapted`). Raises what the press raises, and `NotImplementedError` for one that
+    scores all layers of a model in which not all keep every token.
     """
     with fresh_rotary(model) as rotary, torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -83,9 +83,9 @@ def compressed(
             layers.take_masks()
         else:
             press.post_init_from_model(model)
-            with adapting(model, press, layers) if adapted else contextlib.nullcontext():
-                with layers.compressing(press):
-                    _prefill(model, cache, context)
+            lacks = adapting(model, press, layers, context) if adapted else contextlib.nullcontext()
+            with lacks, layers.compressing(press):
+                _prefill(model, cache, context)
         with layers.at(len(context)) as position:
             for some in [rest] if layers.all_attend else [[token] for token in rest]:
                 logits = [_pass(model, cache, some, position)]
@@ -241,6 +241,25 @@ class Layers:
         _prefill(self.model, other.cache, [4, 5, 6, 7])
         for handle in handles:
             handle.remove()
+        return found
+
+    def weights(self, ids: Sequence[int]) -> dict[int, torch.Tensor]:
+        """By layer, the attention weights [1, heads, n, n] of a pass with eager attention."""
+        found: dict[int, torch.Tensor] = {}
+
+        def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            if len(output) > 1 and isinstance(output[1], torch.Tensor):
+                found[_index(module, kwargs)] = output[1]
+
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        handles = [m.register_forward_hook(hook, with_kwargs=True) for m in self.modules]
+        self.rotary.save()
+        _prefill(self.model, empty_cache(self.model), ids)
+        self.rotary.restore()
+        for handle in handles:
+            handle.remove()
+        self.model.set_attn_implementation(before)
         return found
 
     def entries(self, index: int) -> KV | None:
