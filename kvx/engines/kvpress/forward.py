@@ -1,5 +1,6 @@
 """One forward pass over rows of different length."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,8 +36,10 @@ def forward(
     """
     n = ids.shape[1]
     if n > 1 and buckets[0].vessel is not None:  # a state takes one token at a time
-        steps = [forward(loaded, buckets, rows, column) for column in torch.split(ids, 1, dim=1)]
-        return torch.cat(steps[-keep:], dim=1)
+        last = deque[torch.Tensor](maxlen=keep)
+        for column in torch.split(ids, 1, dim=1):
+            last.append(forward(loaded, buckets, rows, column))
+        return torch.cat(list(last), dim=1)
     starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
     positions = starts + torch.arange(n, device=loaded.device)
     passing = Ragged(buckets, positions, layers_of(loaded.model).latent)

@@ -19,7 +19,8 @@ PROMPTS, FOLLOWING = (9, 5), 2
 # largest difference of logits that rounding explains, as a share of their norm
 ROUNDING, ROUNDING_HALF = 1e-3, 0.1
 
-_known: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+# by model, and by the attention implementation that it prefills with
+_known: WeakKeyDictionary[Any, dict[str, str | None]] = WeakKeyDictionary()
 
 
 def ragged_obstacle(model: Any) -> str | None:
@@ -27,13 +28,17 @@ def ragged_obstacle(model: Any) -> str | None:
 
     Found once: two short prompts go through together, and each through the model alone.
     """
-    if model not in _known:
-        _known[model] = _known_obstacle(model) or _tried(model)
-    return _known[model]
+    found, attention = _known.setdefault(model, {}), str(model.config._attn_implementation)
+    if attention not in found:
+        found[attention] = _known_obstacle(model) or _tried(model)
+    return found[attention]
 
 
 def _known_obstacle(model: Any) -> str | None:
     config = model.config.get_text_config()
+    capped = getattr(config, "attn_logit_softcapping", None)
+    if capped and str(model.config._attn_implementation) == "sdpa":
+        return "a cap on attention scores, which sdpa leaves out (eager attention does not)"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
     for kind in ("dynamic", "longrope"):
