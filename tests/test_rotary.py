@@ -136,12 +136,25 @@ def reference(
             model.model(torch.tensor([list(prompt)]), past_key_values=cache)
         model, start = copy.deepcopy(fresh), cache.get_seq_length() if packs else len(prompt)
     for ids in passes:
-        positions = torch.arange(start, start + len(ids))[None]
-        out = model(torch.tensor([list(ids)]), past_key_values=cache, position_ids=positions)
-        start += len(ids)
+        n = len(ids)
+        options = {"position_ids": torch.arange(start, start + n)[None], "past_key_values": cache}
+        if press is not None and isinstance(model, Gemma3ForCausalLM):
+            # transformers would take the first layer's length for that of the compressed one, and
+            # let tokens see those that follow
+            options["attention_mask"] = {
+                kind: causal(cache.layers[index].keys.shape[2], n)
+                for index, kind in enumerate(model.config.layer_types)
+            }
+        out = model(torch.tensor([list(ids)]), **options)
+        start += n
     assert out is not None
     logits: torch.Tensor = out.logits[0, -1]
     return logits
+
+
+def causal(before: int, n: int) -> torch.Tensor:
+    """What `n` tokens see behind `before` entries, [1, 1, n, entries]."""
+    return torch.ones(n, before + n, dtype=torch.bool).tril(before)[None, None]
 
 
 def prompt_row(press: Any, kept: int) -> PromptRow:
