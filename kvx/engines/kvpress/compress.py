@@ -14,6 +14,7 @@ from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.parts import own_method, packs, parts_of
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow
+from kvx.engines.kvpress.rotary import unchanged
 from kvx.engines.kvpress.shadow import FULL, Scores, gather
 from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
 from kvx.engines.kvpress.states import KV, decoder_of, empty, kv_of, put
@@ -150,7 +151,11 @@ def compressing(
             return full
         try:
             check_window(layer, full)
-            with row.stream.drawing(), _among(press, module, layer, layers.full):
+            with (
+                row.stream.drawing(),
+                _among(press, module, layer, layers.full),
+                unchanged(model),
+            ):
                 kept = compressed(press, module, full, weights, kwargs)
             check_kept(press, full, kept)
         except Exception as error:  # noqa: BLE001  this row fails; the others go on
@@ -342,7 +347,7 @@ class _OtherBudgets:
     """What a row's press keeps at each budget of its shadow, computed during the prefill."""
 
     def __init__(self, model: Any, row: PromptRow, press: Any, scores: SharedScores) -> None:
-        self._row = row
+        self._row, self._model = row, model
         self._own = Scores(press)
         self._others: list[tuple[float, Any, Scores]] = []
         shadow = row.shadow
@@ -362,6 +367,6 @@ class _OtherBudgets:
         if shadow.nominal < FULL:
             shadow.store(shadow.nominal, at, full, kept, self._own.take())
         for (budget, press, scores), stream in zip(self._others, self._streams, strict=True):
-            with stream.drawing():
+            with stream.drawing(), unchanged(self._model):
                 more = compressed(press, module, full, weights, kwargs)
             shadow.store(budget, at, full, more, scores.take())

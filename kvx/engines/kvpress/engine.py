@@ -52,8 +52,9 @@ class KVPressEngine:
         methods = {repr(point.config.press.method): point for point in points}
         for point in methods.values():
             check_on_model(point, self.loaded.model)
-        for point in points:
-            self.loaded.set_attention(resolve_attention(point.config))
+        with self.loaded.own_attention():
+            for point in points:
+                self.loaded.set_attention(resolve_attention(point.config))
         if self.config.engine.max_cache_gib is None:
             return  # a row larger than what is free runs alone
         account = self.account()
@@ -69,12 +70,13 @@ class KVPressEngine:
             )
         for items in _groups(work):
             config, date = items[0].point.config, items[0].point.manifest.date
-            self.loaded.set_attention(resolve_attention(config))
-            with reporting_progress(self.loaded.model):
+            with self.loaded.own_attention(), reporting_progress(self.loaded.model):
+                self.loaded.set_attention(resolve_attention(config))
                 yield from Batch(self.loaded, config, account, date=date).run(items)
 
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
-        yield from latency.measure(self.loaded, work, self.account())
+        with self.loaded.own_attention():
+            yield from latency.measure(self.loaded, work, self.account())
 
     def account(self) -> Account:
         """What rows cost, and the bytes that all caches together may take."""

@@ -11,6 +11,7 @@ from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.positions import cache_positions
+from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Row
 
 # a pass over the question takes at most so many tokens of all rows together, and so many pairs of
@@ -29,22 +30,27 @@ def forward(
     rows: Sequence[Row],
     ids: torch.Tensor,
     keep: int = 1,
+    lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits [rows, keep, vocab] after the last of each row's `ids` [rows, n].
 
-    The ids join its cache. Where there are fewer than `keep`, there are as many logits.
+    The ids join its cache. Where there are fewer than `keep`, there are as many logits. `lengths`
+    is for ids that are only a part of what belongs to one pass (`own_positions`).
     """
     n = ids.shape[1]
     if n > 1 and buckets[0].vessel is not None:  # a state takes one token at a time
+        if lengths is None:
+            lengths = torch.tensor([[row.position + n] for row in rows])
         last = deque[torch.Tensor](maxlen=keep)
-        for column in torch.split(ids, 1, dim=1):
-            last.append(forward(loaded, buckets, rows, column))
+        columns = zip(ids.unbind(1), lengths.expand(len(rows), n).unbind(1), strict=True)
+        for some, length in columns:
+            last.append(forward(loaded, buckets, rows, some[:, None], 1, length[:, None]))
         return torch.cat(list(last), dim=1)
     starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
     positions = starts + torch.arange(n, device=loaded.device)
     passing = Ragged(buckets, positions, layers_of(loaded.model).latent)
     cache = cache_for(passing, rows[0].position)
-    with ragged(loaded.model, passing):
+    with ragged(loaded.model, passing), own_positions(loaded.model, lengths):
         out: Any = loaded.model(
             input_ids=ids,
             past_key_values=cache,
@@ -62,16 +68,25 @@ def forward(
 
 
 def extend(
-    loaded: LoadedModel, bucket: Bucket, row: Row, ids: Sequence[int], at_once: int
+    loaded: LoadedModel,
+    bucket: Bucket,
+    row: Row,
+    ids: Sequence[int],
+    at_once: int,
+    question: int = 0,
 ) -> torch.Tensor | None:
     """Logits [1, vocab] after `ids`, which join the cache of the only row of `bucket`.
 
-    Passed `at_once` tokens at a time; None if there are none.
+    Passed `at_once` tokens at a time; None if there are none. The first `question` of them belong
+    to one pass, the others are generated tokens.
     """
     logits = None
     batch = torch.tensor([list(ids)], dtype=torch.long, device=loaded.device)
-    for some in torch.split(batch, at_once, dim=1) if len(ids) else ():
-        logits = forward(loaded, [bucket], [row], some)[:, -1]
+    lengths = row.position + 1 + torch.arange(len(ids))[None]
+    lengths[:, :question] = row.position + question
+    parts = zip(*(torch.split(whole, at_once, 1) for whole in (batch, lengths)), strict=True)
+    for some, length in parts if len(ids) else ():
+        logits = forward(loaded, [bucket], [row], some, lengths=length)[:, -1]
     return logits
 
 
@@ -88,9 +103,10 @@ def question(
     """
     ids = torch.tensor([list(rest)] * len(rows), device=loaded.device)
     entries = max(row.position + row.packed for row in rows) + len(rest)
+    lengths = torch.tensor([[row.position + len(rest)] for row in rows])
     last = torch.empty(0)
     for some in torch.split(ids, question_tokens(len(rows), entries), dim=1):
-        logits = forward(loaded, buckets, rows, some, keep)
+        logits = forward(loaded, buckets, rows, some, keep, lengths)
         several = last.numel() > 0 and logits.shape[1] < keep
         last = torch.cat([last, logits], 1)[:, -keep:] if several else logits
     return last

@@ -19,10 +19,12 @@ from kvx.engines.kvpress.decode import Sampler, take
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.measure import clear_masks, masked_entries
 from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.model_state import untouched
 from kvx.engines.kvpress.parts import packs
 from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.probe import mean_share, probes
 from kvx.engines.kvpress.proof import prove_budget
+from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
 from kvx.engines.kvpress.states import kv_of, new_cache
 from kvx.engines.kvpress.streams import RandomStream
@@ -104,6 +106,16 @@ def generate_masked(
 
     Raises `BudgetContradictedError` for a cache that holds something else than was asked.
     """
+    with untouched(loaded.model), own_positions(loaded.model):
+        return _generate(loaded, asked, config, observers)
+
+
+def _generate(
+    loaded: LoadedModel,
+    asked: Submission,
+    config: DecodingConfig,
+    observers: Sequence[StepObserver],
+) -> Row:
     parts, n = asked.parts, len(asked.parts.compressed_ids)
     press = None if asked.press is None else asked.press.build()
     keep, beside = PROBE_TOKENS if asked.probed else 1, None

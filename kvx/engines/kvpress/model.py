@@ -1,9 +1,10 @@
 """Loading a transformers model once per process, on the asked device with the asked attention."""
 
+import contextlib
 import gc
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,6 +84,15 @@ class LoadedModel:
                 raise UserError(
                     f"model.attn_implementation={implementation}: {first_line(error)}"
                 ) from None
+
+    @contextlib.contextmanager
+    def own_attention(self) -> Iterator[None]:
+        """What is set inside this context is the model's attention there only."""
+        before = self.model.config._attn_implementation
+        try:
+            yield
+        finally:
+            self.set_attention(before)
 
 
 def resolve_device(name: str) -> torch.device:

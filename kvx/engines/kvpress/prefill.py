@@ -5,6 +5,7 @@ compute does not depend on it: one forward pass serves any number of points, eac
 compressing each layer as it passes. Other presses get a forward pass of their own.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,9 @@ from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.lengths import group_by_length
 from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.model_state import untouched
 from kvx.engines.kvpress.prompt_row import PromptRow
+from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.states import KV, empty, kv_of, new_cache, states_of
 
 
@@ -61,16 +64,19 @@ def prefill(
 
     clear_masks(model)
     batch = torch.tensor([list(ids)], device=loaded.device)
+    with contextlib.ExitStack() as during:
+        for context in (untouched(model), with_head_size(model), own_positions(model)):
+            during.enter_context(context)
+        if alone:
+            during.enter_context(rows[0].stream.drawing())
+            during.enter_context(in_own_press(model, rows[0], cache))
+        else:
+            during.enter_context(compressing(model, cache, rows, store))
+        out = model(input_ids=batch, past_key_values=cache, logits_to_keep=1, use_cache=True)
     if alone:
-        (row,) = rows
-        with row.stream.drawing(), with_head_size(model), in_own_press(model, row, cache):
-            out = model(input_ids=batch, past_key_values=cache, logits_to_keep=1, use_cache=True)
         for index, layer in layers.cached.items():
             store(layer, [kv_of(cache, index)])
             empty(cache, index)  # the bucket holds it now
-    else:
-        with with_head_size(model), compressing(model, cache, rows, store):
-            out = model(input_ids=batch, past_key_values=cache, logits_to_keep=1, use_cache=True)
     logits = out.logits[0, -1].clone()  # a copy of one position: shadows keep it
     states = states_of(cache) if layers.recurrent else {}
     for row in rows:

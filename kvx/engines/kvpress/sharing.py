@@ -8,8 +8,10 @@ import torch
 from kvx.engines.kvpress.forward import forward
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.model import LoadedModel
+from kvx.engines.kvpress.model_state import untouched
 from kvx.engines.kvpress.prefill import prefill
 from kvx.engines.kvpress.prompt_row import PromptRow
+from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.states import new_cache
 from kvx.engines.kvpress.streams import RandomStream
@@ -30,7 +32,8 @@ def ragged_obstacle(model: Any) -> str | None:
     """
     found, attention = _known.setdefault(model, {}), str(model.config._attn_implementation)
     if attention not in found:
-        found[attention] = _known_obstacle(model) or _tried(model)
+        with untouched(model), own_positions(model):
+            found[attention] = _known_obstacle(model) or _tried(model)
     return found[attention]
 
 
@@ -39,11 +42,6 @@ def _known_obstacle(model: Any) -> str | None:
     capped = getattr(config, "attn_logit_softcapping", None)
     if capped and str(model.config._attn_implementation) == "sdpa":
         return "a cap on attention scores, which sdpa leaves out (eager attention does not)"
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
-    for kind in ("dynamic", "longrope"):
-        if kind in kinds:
-            return f"{kind} rotary embeddings, which depend on the longest row"
     layers = layers_of(model)
     if layers.obstacle is not None:
         return layers.obstacle
