@@ -24,6 +24,7 @@ from kvx.config.fields import option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
+from kvx.config.ranking import Queries
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
 from kvx.config.train import TrainConfig, VerifyConfig
@@ -144,6 +145,12 @@ class PressConfig:
     layers: PressLayers = option(
         PressLayers.full,
         "which layers it compresses: those of full attention, or those with a window too",
+        added=True,
+    )
+    queries: Queries = option(
+        Queries.model,
+        "whose queries it ranks by: the model's own, or those that kvpress recomputes, which on "
+        "some families are others (docs/queries.md)",
         added=True,
     )
 

@@ -1,0 +1,43 @@
+"""Which presses get the model's own queries, and what is said of points that rank otherwise."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from kvx.config.ranking import Queries
+from kvx.engines.base import Ranked
+from kvx.engines.kvpress.agreement import agreement, agreement_of, recomputed
+from kvx.engines.kvpress.model import LoadedModel, resolve_attention
+from kvx.engines.kvpress.press import instantiate, queries_of
+from kvx.engines.kvpress.queries import ModelQueries
+from kvx.points import Point
+
+_known: WeakKeyDictionary[Any, dict[tuple[str, bool], str | None]] = WeakKeyDictionary()
+
+
+class PressQueries(ModelQueries):
+    """Serves those presses of a prefill that rank by another attention than the model's."""
+
+    def serve(self, press: Any) -> None:
+        """Nothing where kvpress's queries are the model's, or are asked for."""
+        if press is None or queries_of(press) is Queries.kvpress or not recomputed(press):
+            return
+        if agreement_of(self.model).against(press) is not None:
+            super().serve(press)
+
+
+def ranked(loaded: LoadedModel, point: Point, n_tokens: int) -> Ranked | None:
+    """How a point ranks a prompt of `n_tokens`, where kvpress's way is not the model's."""
+    press = point.config.press
+    if press.method is None or point.compression_ratio(n_tokens) == 0:
+        return None
+    reason = _reason(loaded, press.method, resolve_attention(point.config) == "eager")
+    return None if reason is None else Ranked(reason, press.queries is Queries.model)
+
+
+def _reason(loaded: LoadedModel, method: dict[str, Any], weights: bool) -> str | None:
+    known, key = _known.setdefault(loaded.model, {}), (repr(method), weights)
+    if key not in known:
+        press = instantiate(method, 0.5)
+        found = recomputed(press, weights)
+        known[key] = agreement(loaded).against(press, weights) if found else None
+    return known[key]
