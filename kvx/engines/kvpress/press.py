@@ -5,7 +5,7 @@ from typing import Any
 
 import hydra.utils
 
-from kvx.config.ranking import Queries
+from kvx.config.whose_queries import Queries
 from kvx.config.schema import PressNeed
 from kvx.errors import UserError
 from kvx.points import Point

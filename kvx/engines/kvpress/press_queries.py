@@ -3,7 +3,7 @@
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from kvx.config.ranking import Queries
+from kvx.config.whose_queries import Queries
 from kvx.engines.base import Ranked
 from kvx.engines.kvpress.agreement import agreement, agreement_of, recomputed
 from kvx.engines.kvpress.model import LoadedModel, resolve_attention
