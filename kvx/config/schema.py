@@ -24,10 +24,10 @@ from kvx.config.fields import option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
-from kvx.config.whose_queries import Queries
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
 from kvx.config.train import TrainConfig, VerifyConfig
+from kvx.config.whose_queries import Queries
 
 if TYPE_CHECKING:
     Controller = ControllerConfig

@@ -9,6 +9,7 @@ from kvx.engines.kvpress.agreement import agreement, agreement_of, recomputed
 from kvx.engines.kvpress.model import LoadedModel, resolve_attention
 from kvx.engines.kvpress.press import instantiate, queries_of
 from kvx.engines.kvpress.queries import ModelQueries
+from kvx.engines.kvpress.widths import fit
 from kvx.points import Point
 
 _known: WeakKeyDictionary[Any, dict[tuple[str, bool], str | None]] = WeakKeyDictionary()
@@ -18,8 +19,11 @@ class PressQueries(ModelQueries):
     """Serves those presses of a prefill that rank by another attention than the model's."""
 
     def serve(self, press: Any) -> None:
-        """Nothing where kvpress's queries are the model's, or are asked for."""
-        if press is None or queries_of(press) is Queries.kvpress or not recomputed(press):
+        """Their widths fit; queries are kvpress's where they are the model's, or are asked for."""
+        if press is None:
+            return
+        fit(press)
+        if queries_of(press) is Queries.kvpress or not recomputed(press):
             return
         if agreement_of(self.model).against(press) is not None:
             super().serve(press)

@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 import kvpress
@@ -23,14 +23,12 @@ from kvpress.presses import (
     non_causal_attention_press,
     think_press,
 )
-from torch.nn.functional import pad
 
 from kvx.engines.kvpress.parts import parts_of
 from kvx.engines.kvpress.prerope import Rotation, rotation_of
 from kvx.engines.kvpress.replacing import replaced
 from kvx.engines.kvpress.seen import AttentionCall, Sight
 
-_ABSENT = object()
 _serving = threading.local()
 
 
@@ -140,18 +138,12 @@ class ModelQueries:
             press.score_kvzip = self._served(press.score_kvzip)
 
     def _served(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def served(module: Any, hidden: Any, keys: Any, values: Any, *rest: Any, **kw: Any) -> Any:
+        @wraps(method)
+        def served(module: Any, hidden: Any, *rest: Any, **kw: Any) -> Any:
             if not self._open:
                 raise RuntimeError("the model's queries are known during the prefill only")
-            layer = Layer(self._sight.of(module), hidden)
-            with serving(layer), _head_size(module, keys.shape[-1]):
-                size = values.shape[-1]
-                if size == keys.shape[-1]:
-                    return method(module, hidden, keys, values, *rest, **kw)
-                # presses gather both with one index
-                wide = pad(values, (0, keys.shape[-1] - size))
-                kept, kept_values = method(module, hidden, keys, wide, *rest, **kw)
-                return kept, kept_values[..., :size].contiguous()
+            with serving(Layer(self._sight.of(module), hidden)):
+                return method(module, hidden, *rest, **kw)
 
         return served
 
@@ -165,20 +157,6 @@ def serving(layer: Layer) -> Iterator[None]:
         yield
     finally:
         _serving.layer = before
-
-
-@contextlib.contextmanager
-def _head_size(module: Any, size: int) -> Iterator[None]:
-    """Presses read the width of a cached key at the attention module."""
-    before = vars(module).get("head_dim", _ABSENT)
-    module.head_dim = size
-    try:
-        yield
-    finally:
-        if before is _ABSENT:
-            del module.head_dim
-        else:
-            module.head_dim = before
 
 
 @contextlib.contextmanager
@@ -243,9 +221,9 @@ def output_projection(module: Any) -> Any:
 
 
 def _adapt(part: Any) -> None:
-    """What one press object does itself with rotary embeddings and the widths of heads."""
-    if isinstance(part, kvpress.ScorerPress | kvpress.FinchPress):
-        part.score = _scoring(part, part.score)
+    """What one press object does itself with rotary embeddings."""
+    if isinstance(part, kvpress.NonCausalAttnPress | kvpress.CompactorPress):
+        part.score = _unrotating(part.score)
     if isinstance(part, kvpress.ExpectedAttentionPress):
         part.apply_avg_rope = _mean_rope(part)
     if isinstance(part, kvpress.CapPress):
@@ -267,20 +245,16 @@ def unrotated(n: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return like.new_ones(1, n, 1), like.new_zeros(1, n, 1)
 
 
-def _scoring(part: Any, score: Callable[..., Any]) -> Callable[..., Any]:
-    """The values without padding; for presses that rotate queries again, angles of zero."""
-    rotates = isinstance(part, kvpress.NonCausalAttnPress | kvpress.CompactorPress)
+def _unrotating(score: Callable[..., Any]) -> Callable[..., Any]:
+    """For presses that rotate queries which are rotated: angles of zero."""
 
     # kvpress calls it with and without names
+    @wraps(score)
     def scored(
         module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
     ) -> Any:
-        own = _layer().seen.value.shape[-1]
-        if rotates:
-            angles = unrotated(hidden_states.shape[1], hidden_states)
-            kwargs = {**kwargs, "position_embeddings": angles}
-        if values.shape[-1] > own and values.shape[-1] == keys.shape[-1]:
-            values = values[..., :own]
+        angles = unrotated(hidden_states.shape[1], hidden_states)
+        kwargs = {**kwargs, "position_embeddings": angles}
         return score(
             module=module,
             hidden_states=hidden_states,
