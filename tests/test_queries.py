@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool1d, pad
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kvx.config.whose_queries import Queries
+from kvx.config.press_choices import Queries
 from kvx.engines.kvpress.agreement import OUTPUT, QUERIES, measure
 from kvx.engines.kvpress.compress import compressing
 from kvx.engines.kvpress.head_size import with_head_size
@@ -163,6 +163,7 @@ class Row:
         raise NotImplementedError
 
     method_key = None
+    reads_weights = False
 
 
 def kept(name: str, *presses: Any) -> dict[int, list[tuple[torch.Tensor, torch.Tensor]]]:

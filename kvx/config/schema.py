@@ -24,10 +24,10 @@ from kvx.config.fields import option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
+from kvx.config.press_choices import PressLayers, Queries
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
 from kvx.config.train import TrainConfig, VerifyConfig
-from kvx.config.whose_queries import Queries
 
 if TYPE_CHECKING:
     Controller = ControllerConfig
@@ -64,13 +64,6 @@ class Keeps(Enum):
 
     asked = "asked"  # as many, but for rounding; a point that keeps another number fails
     by_method = "by_method"  # another number, by its method: the point is named by what it kept
-
-
-class PressLayers(Enum):
-    """Which layers of a model a press compresses, where only some see every token."""
-
-    full = "full"  # those of full attention
-    all = "all"  # those with a window too, for prompts that are no longer than it
 
 
 class Measure(Enum):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from kvpress import BasePress, PyramidKVPress, ScorerPress
+from kvpress import BasePress, PyramidKVPress
 from kvpress.utils import compute_n_kept
 
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
@@ -15,7 +15,7 @@ from kvx.engines.kvpress.parts import own_method, packs, parts_of
 from kvx.engines.kvpress.press_queries import PressQueries
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow
-from kvx.engines.kvpress.shadow import FULL, Scores, gather
+from kvx.engines.kvpress.shadow import FULL, Scores
 from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
 from kvx.engines.kvpress.states import KV, decoder_of, empty, kv_of, put
 from kvx.engines.kvpress.streams import RandomStream
@@ -230,23 +230,9 @@ def _uniform(press: Any, module: Any, n: int) -> int:
 
 
 def compressed(press: Any, module: Any, full: KV, weights: Any, kwargs: dict[str, Any]) -> KV:
-    """What a press keeps of a layer.
-
-    kvpress gathers keys and values with the module's `head_dim`, which is not their width where
-    they are made of latents: there a press that only scores is asked for its scores.
-    """
-    hidden, widths = kwargs["hidden_states"], {tensor.shape[-1] for tensor in full}
-    own = getattr(type(press), "compress", None)
-    gathers = own in (ScorerPress.compress, PyramidKVPress.compress)
-    if not gathers or widths == {getattr(module, "head_dim", None)}:
-        kept: KV = press.compress(module, hidden, *full, weights, kwargs)
-        return kept
-    scores, n = press.score(module, hidden, *full, weights, kwargs), full[0].shape[2]
-    pyramid = own is PyramidKVPress.compress
-    n = press.get_layer_budget(module, n) if pyramid else _uniform(press, module, n)
-    indices = scores.topk(n, dim=-1).indices
-    keys, values = (gather(tensor, indices) for tensor in full)
-    return keys, values
+    """What a press, which `PressQueries.serve` has fitted, keeps of a layer."""
+    kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
+    return kept
 
 
 def check_window(layer: CachedLayer, full: KV) -> None:

@@ -3,10 +3,11 @@
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from kvx.config.whose_queries import Queries
+from kvx.config.press_choices import Queries
+from kvx.config.schema import PressNeed
 from kvx.engines.base import Ranked
 from kvx.engines.kvpress.agreement import agreement, agreement_of, recomputed
-from kvx.engines.kvpress.model import LoadedModel, resolve_attention
+from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.press import instantiate, queries_of
 from kvx.engines.kvpress.queries import ModelQueries
 from kvx.engines.kvpress.widths import fit
@@ -34,7 +35,7 @@ def ranked(loaded: LoadedModel, point: Point, n_tokens: int) -> Ranked | None:
     press = point.config.press
     if press.method is None or point.compression_ratio(n_tokens) == 0:
         return None
-    reason = _reason(loaded, press.method, resolve_attention(point.config) == "eager")
+    reason = _reason(loaded, press.method, PressNeed.attention_weights in press.needs)
     return None if reason is None else Ranked(reason, press.queries is Queries.model)
 
 
