@@ -1,5 +1,7 @@
 """Which presses get the model's own queries, and what is said of points that rank otherwise."""
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +14,10 @@ from kvx.engines.kvpress.press import instantiate, queries_of
 from kvx.engines.kvpress.queries import ModelQueries
 from kvx.engines.kvpress.widths import fit
 from kvx.points import Point
+
+log = logging.getLogger(__name__)
+
+TOLD_TOKENS = 1 << 20  # a prompt that every budget of less than all compresses
 
 _known: WeakKeyDictionary[Any, dict[tuple[str, bool], str | None]] = WeakKeyDictionary()
 
@@ -46,3 +52,17 @@ def _reason(loaded: LoadedModel, method: dict[str, Any], weights: bool) -> str |
         found = recomputed(press, weights)
         known[key] = agreement(loaded).against(press, weights) if found else None
     return known[key]
+
+
+def tell(loaded: LoadedModel, points: Sequence[Point]) -> None:
+    """Say once per press that kvpress's queries are not this model's, and which are used."""
+    told: set[str] = set()
+    for point in points:
+        press, found = point.config.press, ranked(loaded, point, TOLD_TOKENS)
+        if found is None or press.name in told:
+            continue
+        told.add(press.name)
+        if found.adapted:
+            log.info("run: press=%s ranks by the model's own queries: %s", press.name, found.reason)
+        else:
+            log.warning("run: press=%s is not its method here: %s", press.name, found.reason)
