@@ -490,13 +490,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 RUN = (
-    "dataset=tiny_recall", "dataset.n_per_bin=3", "dataset.binning.edges=[0,512]", "budget=1.0,0.5",
-    "press=snapkv_w16,knorm", "model=hf", "decoding.max_new_tokens=4", "experiment_name=q",
+    "-m", "experiment=demo", "experiment_name=q", "measure=quality", "model=hf", "budget=1.0,0.5",
+    "press=snapkv_w16,knorm", "dataset.source.n_examples=30", "dataset.sampling.n_per_bin=1",
+    "decoding.max_new_tokens=4",
 )  # fmt: skip
 
 
 def _rows(kvx: Any, folder: Path, *more: str) -> Any:
-    kvx("all", "-m", *RUN, f"model.path={folder}", *more)
+    assert kvx("all", *RUN, f"model.path={folder}", *more).code == 0
     rows = request_rows(Path("outputs/runs/q"))
     return rows[rows["point_id"].str.startswith("snapkv_w16-0.5")], rows
 
@@ -506,7 +507,7 @@ def test_an_adapted_press_is_marked_in_every_row_and_table(kvx: Any, folder: Pat
     assert own["adapted"].str.contains("kvpress's queries differ from the model's by").all()
     assert not own["degenerate"].any()
     assert rows[~rows.index.isin(own.index)]["adapted"].isna().all()
-    assert "Adapted press" in Path("outputs/runs/q/report/report.md").read_text()
+    assert "Adapted press" in Path("outputs/runs/q/report.md").read_text()
 
 
 def test_a_press_that_is_not_its_method_is_marked(kvx: Any, folder: Path) -> None:
@@ -515,4 +516,4 @@ def test_a_press_that_is_not_its_method_is_marked(kvx: Any, folder: Path) -> Non
     assert own["degenerate_reason"].str.startswith("not the method: kvpress's queries").all()
     assert rows["adapted"].isna().all()
     assert not rows[~rows.index.isin(own.index)]["degenerate"].any()
-    assert "not the method" in Path("outputs/runs/q/report/report.md").read_text()
+    assert "not the method: kvpress's queries" in Path("outputs/runs/q/report.md").read_text()
