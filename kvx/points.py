@@ -14,8 +14,10 @@ from kvx.config.controller import RECORD
 from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.identity import is_guarded, resolved, unlabelled
 from kvx.config.numbers import exact
+from kvx.config.press_choices import Queries
 from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
 from kvx.data.manifest import Entry, Manifest
+from kvx.data.model_attention import is_as_recomputed, recomputes
 from kvx.data.tokenizer import model_hash
 from kvx.guard.own_code import controller_sources
 from kvx.identity import hazard_files, user_code
@@ -124,9 +126,19 @@ class Point:
             name += f"-{c.controller.name}"
         if code := user_code.identity_of(self.press_sources | self.controller_sources):
             own.append({"sources": code})
+        if self._ranks_by_other_queries:
+            own.append("ranked by the model's own queries")  # once by those that kvpress makes
         if PACKING in json.dumps(resolved(c.press.method or {})):
             own.append("decoded behind packed keys")  # once it was decoded at the prompt's length
         return f"{name}-{digest(own)}"
+
+    @property
+    def _ranks_by_other_queries(self) -> bool:
+        """Whether its press ranks by queries that kvpress would make otherwise."""
+        c = self.config
+        if c.press.queries is not Queries.model or not recomputes(c.press.method):
+            return False
+        return c.engine.name == "kvpress" and not is_as_recomputed(c.model)
 
     @cached_property
     def press_sources(self) -> dict[str, str]:

@@ -132,7 +132,7 @@ def reference(
     out = None
     if press is not None:
         prompt, passes = passes[0], passes[1:]
-        with hooked(model, press):  # kvpress's hook, on layers of full attention
+        with hooked(model, press, cache, False):  # on layers of full attention
             model.model(torch.tensor([list(prompt)]), past_key_values=cache)
         model, start = copy.deepcopy(fresh), cache.get_seq_length() if packs else len(prompt)
     for ids in passes:

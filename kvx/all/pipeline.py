@@ -15,7 +15,7 @@ from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
 from kvx.report.build import report_experiment
 from kvx.report.tables import mark, ordered
-from kvx.report.wording import DEGENERATE, interval, series_name
+from kvx.report.wording import ADAPTED, DEGENERATE, interval, series_name
 from kvx.run.bundle import run_points
 from kvx.run.pools import Pool
 from kvx.score.build import score_experiment
@@ -84,9 +84,12 @@ def print_summary(stats: pd.DataFrame) -> None:
                 *(f"{row['mean']:.2f}" for row in by_bin),
                 f"{overall['mean']:.2f} {interval(overall)}",
             )
+        legend = []
         if frame["n_degenerate"].any():
-            table.caption = (
-                f"{DEGENERATE} degenerate: there the press is not what it is meant to be"
-            )
+            legend.append(f"{DEGENERATE} degenerate: there the press is not what it is meant to be")
+        if frame["n_adapted"].fillna(0).any():
+            legend.append(f"{ADAPTED} adapted: ranks by the model's own queries, unlike kvpress")
+        if legend:
+            table.caption = "\n".join(legend)
             table.caption_justify = "left"
         Console(width=max(Console().width, WIDEST)).print(table)

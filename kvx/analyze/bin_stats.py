@@ -100,6 +100,7 @@ def _failure_columns(asked: Columns) -> Row:
         "n_requests": n, "n_responses": int(asked["has_response"].sum()),
         "n_failures": k, "n_truncated": truncated,
         "n_degenerate": int(asked["degenerate"].sum()),
+        "n_adapted": int(pd.notna(asked["adapted"]).sum()),
         "budget_verified": bool(asked["budget_verified"].all()),
         "failure_rate": k / n, "truncated_rate": truncated / n,
     }  # fmt: skip

@@ -34,7 +34,7 @@ from kvx.store.shards import is_by_other_code
 USED = {
     "requests": (
         "bin", "cluster", "compressed_tokens", "has_response", "budget_verified", "degenerate",
-        "kind", "failed", "output_tokens", "kv_bytes_effective", "kv_bytes_physical",
+        "adapted", "kind", "failed", "output_tokens", "kv_bytes_effective", "kv_bytes_physical",
         "kv_bytes_full", "context_tokens_cut",
     ),
     "latency": (

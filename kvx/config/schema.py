@@ -24,6 +24,7 @@ from kvx.config.fields import option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
+from kvx.config.press_choices import PressLayers, Queries
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
 from kvx.config.train import TrainConfig, VerifyConfig
@@ -63,13 +64,6 @@ class Keeps(Enum):
 
     asked = "asked"  # as many, but for rounding; a point that keeps another number fails
     by_method = "by_method"  # another number, by its method: the point is named by what it kept
-
-
-class PressLayers(Enum):
-    """Which layers of a model a press compresses, where only some see every token."""
-
-    full = "full"  # those of full attention
-    all = "all"  # those with a window too, for prompts that are no longer than it
 
 
 class Measure(Enum):
@@ -144,6 +138,12 @@ class PressConfig:
     layers: PressLayers = option(
         PressLayers.full,
         "which layers it compresses: those of full attention, or those with a window too",
+        added=True,
+    )
+    queries: Queries = option(
+        Queries.model,
+        "whose queries it ranks by: the model's own, or those that kvpress recomputes, which on "
+        "some families are others (docs/queries.md)",
         added=True,
     )
 

@@ -128,6 +128,17 @@ def kept_as_asked(press: PressConfig, asked: float, kept: float) -> BudgetProof 
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """That kvpress's code for a press would not rank by this model's attention, and why.
+
+    `adapted`: the model's own queries were used instead. If not, the press is not its method.
+    """
+
+    reason: str
+    adapted: bool
+
+
+@dataclass(frozen=True)
 class Response:
     """The response to one request, with its measurements; None where not measured.
 
@@ -155,6 +166,7 @@ class Response:
     trace: Trace | None = None
     guard: Guarded | None = None
     machine: str | None = None
+    ranked: Ranked | None = None  # None: as kvpress's code ranks, or not at all
 
     @property
     def has_response(self) -> bool:

@@ -9,7 +9,7 @@ from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.numbers import byte_count
 from kvx.engines.base import BudgetProof
 from kvx.report import proof_section
-from kvx.report.wording import DEGENERATE, interval, metric_name, series_name, token_range
+from kvx.report.wording import ADAPTED, DEGENERATE, interval, metric_name, series_name, token_range
 
 Cells = Sequence[Any]
 ORDER = ["press", "controller", "seed", "budget"]
@@ -35,8 +35,9 @@ def _none_first(column: pd.Series) -> pd.Series:
 
 
 def mark(row: pd.Series) -> str:
-    """A dagger if the press acts as another method."""
-    return f" {DEGENERATE}" if row["n_degenerate"] else ""
+    """A dagger if the press acts as another method, a double one if kvx adapted it to the model."""
+    found = f" {DEGENERATE}" if row["n_degenerate"] else ""
+    return f"{found} {ADAPTED}" if row.get("n_adapted", 0) > 0 else found
 
 
 def per_point(frame: pd.DataFrame, header: Cells, cells: Callable[[pd.Series], Cells]) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.analyze import AnalyzeConfig
-from kvx.report.wording import token_range
+from kvx.report.wording import ADAPTED, token_range
 from kvx.stats.repeats import unsteady
 
 CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps answers from ending
@@ -41,6 +41,7 @@ def warnings(
         *_cap(full),
         *_cut(overall),
         *_degenerate(overall, requests),
+        *_adapted(overall, requests),
         *_lost(overall),
         *_without_full_cache(overall, comparisons),
         *_small(bins),
@@ -109,6 +110,22 @@ def _degenerate(overall: pd.DataFrame, requests: pd.DataFrame) -> Iterator[str]:
             f"{row['n_requests']} requests {row['press']} is not what it is meant to be{why}. Do "
             "not count these as that press's quality."
         )
+
+
+def _adapted(overall: pd.DataFrame, requests: pd.DataFrame) -> Iterator[str]:
+    """Once for all points of a press and model that have the same reason."""
+    told: set[tuple[str, str, str]] = set()
+    for _, row in overall[overall["n_adapted"].fillna(0) > 0].iterrows():
+        own = requests[requests["point_id"] == row["point_id"]]
+        for reason in own["adapted"].dropna().unique():
+            about = (str(row["press"]), str(row["model"]), str(reason))
+            if about not in told:
+                told.add(about)
+                yield (
+                    f"**Adapted press ({ADAPTED}).** {row['press']} on {row['model']} ranks by the "
+                    f"model's own queries: {reason}. With press.queries=kvpress it ranks as "
+                    "kvpress does there."
+                )
 
 
 def _without_numbers(reason: str) -> str:

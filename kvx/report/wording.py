@@ -7,6 +7,7 @@ import pandas as pd
 from kvx.analyze.naming import metric_title
 
 DEGENERATE = "†"
+ADAPTED = "‡"
 
 
 def interval(row: Any, low: str = "ci_low", high: str = "ci_high", sign: bool = False) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kvx.config.guard import StreamPolicy
-from kvx.config.schema import PressLayers
+from kvx.config.press_choices import PressLayers
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.admission import Submission

@@ -22,6 +22,9 @@ def request_row(response: Response, finished: datetime) -> Row:
     entry, timing, kv = request.entry, response.timing, response.kv
     effective = None if kv is None else kv.entries_effective
     reason = request.point.degenerate_reason(entry.compressed_tokens, effective)
+    ranked = response.ranked
+    if ranked is not None and not ranked.adapted:
+        reason = f"not the method: {ranked.reason}"
     measured_here = BudgetProof.MEASURED if response.budget_verified else BudgetProof.NONE
     ids = response.token_ids
     row: Row = {
@@ -39,6 +42,7 @@ def request_row(response: Response, finished: datetime) -> Row:
         "made_with": _made_with(response), "reasoning": response.reasoning,
         "reasoning_tokens": response.reasoning_tokens,
         "opens_reasoning": response.opens_reasoning,
+        "adapted": ranked.reason if ranked is not None and ranked.adapted else None,
     }  # fmt: skip
     if timing is not None:
         row |= asdict(timing)

@@ -42,7 +42,8 @@ REQUESTS = _schema(
     },
     {
         "text": S, "token_ids": pa.list_(I32), "output_tokens": I32, "finish_reason": S,
-        "error_type": S, "error_message": S, "degenerate_reason": S, "budget_proof": S,
+        "error_type": S, "error_message": S, "degenerate_reason": S, "adapted": S,
+        "budget_proof": S,
         "made_with": S, "context_tokens_cut": I32, "max_new_tokens": I32,
         "reasoning": S, "reasoning_tokens": I32, "opens_reasoning": B,
         "ttft_s": F64, "tpot_s": F64, "latency_s": F64, "prefill_s": F64, "decode_s": F64,
@@ -153,7 +154,7 @@ BIN_STATS = _schema(
         "latency_p50_s": F64, "latency_p95_s": F64, "ttft_p50_s": F64, "ttft_p95_s": F64,
         "tpot_p50_s": F64, "tpot_p95_s": F64, "output_tokens_mean": F64, "kv_bytes_mean": F64,
         "kv_bytes_full_mean": F64, "budget_measured": F64, "peak_memory_bytes_max": I64,
-        "n_contexts_cut": I64, "context_tokens_cut_mean": F64,
+        "n_contexts_cut": I64, "n_adapted": I64, "context_tokens_cut_mean": F64,
         "latency_spread": F64, "others_cpu_share": F64, "gpu_others_max": I64,
     },
 )  # fmt: skip

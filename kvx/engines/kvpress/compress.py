@@ -7,20 +7,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from kvpress import BasePress, PyramidKVPress, ScorerPress
+from kvpress import BasePress, PyramidKVPress
 from kvpress.utils import compute_n_kept
 
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.parts import own_method, packs, parts_of
+from kvx.engines.kvpress.press_queries import PressQueries
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.rotary import unchanged
-from kvx.engines.kvpress.shadow import FULL, Scores, gather
+from kvx.engines.kvpress.shadow import FULL, Scores
 from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
 from kvx.engines.kvpress.states import KV, decoder_of, empty, kv_of, put
 from kvx.engines.kvpress.streams import RandomStream
-
-_ABSENT = object()
 
 
 @contextlib.contextmanager
@@ -45,8 +44,10 @@ def hooked(model: Any, press: Any | None, cache: Any, reads_weights: bool) -> It
         yield
         return
     if type(press).__call__ is not BasePress.__call__:
-        with press(model):
-            yield
+        with PressQueries(model) as queries:
+            queries.serve(press)
+            with press(model):
+                yield
         return
     press.post_init_from_model(model)
     layers = {id(layer.attention): layer for layer in layers_of(model).full}
@@ -62,6 +63,7 @@ def hooked(model: Any, press: Any | None, cache: Any, reads_weights: bool) -> It
     modules = [layer.attention for layer in layers.values()]
     rotary = _rotary_by_device(model, modules)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(PressQueries(model)).serve(press)
         for attention in modules:
             stack.enter_context(_with_rotary(attention, rotary[_device(attention)]))
             handle = attention.register_forward_hook(hook, with_kwargs=True)
@@ -90,28 +92,6 @@ def watch(press: Any) -> EvictedMass | None:
 
 
 @contextlib.contextmanager
-def with_head_size(model: Any) -> Iterator[None]:
-    """Set `head_dim` in the model's configuration where it is missing.
-
-    CriticalKV reads it there. Qwen2, among others, has it on its attention modules only.
-    """
-    config = model.config.get_text_config()
-    width, heads = (getattr(config, n, None) for n in ("hidden_size", "num_attention_heads"))
-    if getattr(config, "head_dim", None) is not None or not (width and heads):
-        yield
-        return
-    before = vars(config).get("head_dim", _ABSENT)
-    config.head_dim = width // heads
-    try:
-        yield
-    finally:
-        if before is _ABSENT:
-            del config.head_dim
-        else:
-            config.head_dim = before
-
-
-@contextlib.contextmanager
 def compressing(
     model: Any,
     cache: Any,
@@ -123,14 +103,14 @@ def compressing(
     Does for many presses what kvpress's context manager and hook do for one. Scores that do not
     depend on the budget are computed once for all budgets of a press.
     """
-    scores = SharedScores()
-    presses = [_made(model, row, None, scores) for row in rows]
+    scores, queries = SharedScores(), PressQueries(model)
+    presses = [_made(model, row, None, scores, queries) for row in rows]
     for row, press in zip(rows, presses, strict=True):
         row.packs = press is not None and packs(press)
         if hasattr(press, "score") and row.watched:
             row.evicted = EvictedMass(press)
     shadows = {id(r.shadow.prompt): r.shadow.prompt for r in rows if r.shadow is not None}
-    others = [_OtherBudgets(model, row, presses[i], scores) for i, row in enumerate(rows)]
+    others = [_OtherBudgets(model, row, presses[i], scores, queries) for i, row in enumerate(rows)]
 
     layers = layers_of(model)
     passed: list[tuple[int, KV]] = []  # the layer that attends now
@@ -189,6 +169,7 @@ def compressing(
                 remember(module, index, row, other, full, kept, _weights(row, output), seen)
         store(layer, compressed)
         empty(cache, index)
+        queries.forget()
 
     update = cache.update
 
@@ -201,6 +182,7 @@ def compressing(
     modules = list({id(x.attention): x.attention for x in layers.cached.values()}.values())
     rotary = _rotary_by_device(model, modules)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(queries)
         for attention in modules:
             stack.enter_context(_with_rotary(attention, rotary[_device(attention)]))
             handle = attention.register_forward_hook(hook, with_kwargs=True)
@@ -253,23 +235,9 @@ def _uniform(press: Any, module: Any, n: int) -> int:
 
 
 def compressed(press: Any, module: Any, full: KV, weights: Any, kwargs: dict[str, Any]) -> KV:
-    """What a press keeps of a layer.
-
-    kvpress gathers keys and values with the module's `head_dim`, which is not their width where
-    they are made of latents: there a press that only scores is asked for its scores.
-    """
-    hidden, widths = kwargs["hidden_states"], {tensor.shape[-1] for tensor in full}
-    own = getattr(type(press), "compress", None)
-    gathers = own in (ScorerPress.compress, PyramidKVPress.compress)
-    if not gathers or widths == {getattr(module, "head_dim", None)}:
-        kept: KV = press.compress(module, hidden, *full, weights, kwargs)
-        return kept
-    scores, n = press.score(module, hidden, *full, weights, kwargs), full[0].shape[2]
-    pyramid = own is PyramidKVPress.compress
-    n = press.get_layer_budget(module, n) if pyramid else _uniform(press, module, n)
-    indices = scores.topk(n, dim=-1).indices
-    keys, values = (gather(tensor, indices) for tensor in full)
-    return keys, values
+    """What a press, which `PressQueries.serve` has fitted, keeps of a layer."""
+    kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
+    return kept
 
 
 def check_window(layer: CachedLayer, full: KV) -> None:
@@ -329,7 +297,13 @@ def check_kept(press: Any, full: KV, kept: Any) -> None:
         raise ValueError(f"{name} kept no entry at all")
 
 
-def _made(model: Any, row: PromptRow, budget: float | None, scores: SharedScores) -> Any | None:
+def _made(
+    model: Any,
+    row: PromptRow,
+    budget: float | None,
+    scores: SharedScores,
+    queries: PressQueries,
+) -> Any | None:
     """A press for `row`, of its own or another `budget`, ready for this model."""
     if row.press is None:
         return None
@@ -340,13 +314,21 @@ def _made(model: Any, row: PromptRow, budget: float | None, scores: SharedScores
         remember_average_rope(press)
         if hasattr(press, "score") and asked.method_key is not None:
             scores.share(press, asked.method_key)
+        queries.serve(press)
     return press
 
 
 class _OtherBudgets:
     """What a row's press keeps at each budget of its shadow, computed during the prefill."""
 
-    def __init__(self, model: Any, row: PromptRow, press: Any, scores: SharedScores) -> None:
+    def __init__(
+        self,
+        model: Any,
+        row: PromptRow,
+        press: Any,
+        scores: SharedScores,
+        queries: PressQueries,
+    ) -> None:
         self._row, self._model = row, model
         self._own = Scores(press)
         self._others: list[tuple[float, Any, Scores]] = []
@@ -354,7 +336,7 @@ class _OtherBudgets:
         budgets = shadow.budgets if shadow is not None else ()
         for budget in budgets:
             if shadow is not None and budget != shadow.nominal:
-                other = _made(model, row, budget, scores)
+                other = _made(model, row, budget, scores, queries)
                 self._others.append((budget, other, Scores(other)))
         # equal to the row's own stream, which is not drawn from
         self._streams = [RandomStream(row.stream.seed, row.stream.devices) for _ in self._others]

@@ -18,6 +18,7 @@ from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.memory import free_for_caches
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
 from kvx.engines.kvpress.press_check import check_on_model, check_press
+from kvx.engines.kvpress.press_queries import tell
 from kvx.engines.kvpress.progress_hooks import reporting_progress
 from kvx.engines.kvpress.sharing import ragged_obstacle
 from kvx.points import Point, Request
@@ -55,6 +56,7 @@ class KVPressEngine:
         with self.loaded.own_attention():
             for point in points:
                 self.loaded.set_attention(resolve_attention(point.config))
+        tell(self.loaded, points)
         if self.config.engine.max_cache_gib is None:
             return  # a row larger than what is free runs alone
         account = self.account()

@@ -14,8 +14,9 @@ from kvx.config.schema import DecodingConfig
 from kvx.data.prompt import PromptParts
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.admission import Submission
-from kvx.engines.kvpress.compress import hooked, watch, with_head_size
+from kvx.engines.kvpress.compress import hooked, watch
 from kvx.engines.kvpress.decode import Sampler, take
+from kvx.engines.kvpress.head_size import with_head_size
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.measure import clear_masks, masked_entries
 from kvx.engines.kvpress.model import LoadedModel

@@ -34,6 +34,8 @@ class LoadedModel:
     stop_ids: frozenset[int]
     # of a model that is spread over several devices: all of them, `device` (of its inputs) first
     spread: tuple[torch.device, ...] = ()
+    # the hash of its files, where it was loaded from files
+    content: str | None = None
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -146,7 +148,12 @@ def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
                 "again"
             )
         _loaded[key] = LoadedModel(
-            model, tokenizer, devices_of(model)[0], _stop_ids(model, tokenizer), devices_of(model)
+            model,
+            tokenizer,
+            devices_of(model)[0],
+            _stop_ids(model, tokenizer),
+            devices_of(model),
+            content,
         )
         ACTIVITY.say(f"{config.name} is loaded")
     return _loaded[key]

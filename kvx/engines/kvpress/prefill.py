@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from kvx.engines.kvpress.cache import Bucket
-from kvx.engines.kvpress.compress import compressing, in_own_press, with_head_size
+from kvx.engines.kvpress.compress import compressing, in_own_press
+from kvx.engines.kvpress.head_size import with_head_size
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.lengths import group_by_length
 from kvx.engines.kvpress.measure import clear_masks

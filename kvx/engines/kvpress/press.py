@@ -5,12 +5,16 @@ from typing import Any
 
 import hydra.utils
 
+from kvx.config.press_choices import Queries
 from kvx.config.schema import PressNeed
 from kvx.errors import UserError
 from kvx.points import Point
 
 # these run alone; the other needs are met in a shared forward pass
 ALONE = {PressNeed.changes_forward, PressNeed.masks}
+
+
+_QUERIES = "_kvx_queries"  # on a press
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,9 @@ class PointPress:
             ratio = 1.0 - self.budget
         if ratio == 0.0:
             return None
-        assert self.point.config.press.method is not None
-        return instantiate(self.point.config.press.method, ratio)
+        config = self.point.config.press
+        assert config.method is not None
+        return with_queries(instantiate(config.method, ratio), config.queries)
 
     def at(self, budget: float) -> "PointPress":
         return replace(self, budget=budget)
@@ -65,6 +70,18 @@ def instantiate(method: dict[str, Any], ratio: float) -> Any:
         raise UserError(f"{method['_target_']}: has no compression_ratio, so no budget can be set")
     press.compression_ratio = ratio
     return press
+
+
+def with_queries(press: Any, queries: Queries) -> Any:
+    """`press`, told whose queries it ranks by."""
+    vars(press)[_QUERIES] = queries
+    return press
+
+
+def queries_of(press: Any) -> Queries:
+    """Whose queries it ranks by: the model's own unless it was told otherwise."""
+    found: Queries = getattr(press, "__dict__", {}).get(_QUERIES, Queries.model)
+    return found
 
 
 def runs_alone(point: Point) -> bool:

@@ -8,6 +8,7 @@ from kvx.engines.kvpress.layers import Layers, layers_of
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT
 from kvx.engines.kvpress.parts import own_line, press_line
+from kvx.engines.kvpress.press_queries import ranked
 from kvx.engines.kvpress.sequence import Row
 from kvx.errors import show_traceback
 from kvx.points import Point, Request
@@ -80,6 +81,7 @@ def response_of(
         budget_proof=prove_budget(row.request.point, row.kv),
         trace=trace,
         guard=None if row.guard is None else row.guard.result(bytes_host(row)),
+        ranked=ranked(loaded, row.request.point, row.request.entry.compressed_tokens),
     )
 
 
