@@ -15,6 +15,7 @@ from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.shadow import FULL, Scores, gather
 from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
+from kvx.engines.kvpress.stack import kvpress_arguments, kvpress_hooks
 from kvx.engines.kvpress.states import KV, decoder_of, empty
 from kvx.engines.kvpress.streams import RandomStream
 
@@ -37,19 +38,20 @@ def in_own_press(model: Any, row: PromptRow) -> Iterator[None]:
 def hooked(model: Any, press: Any | None) -> Iterator[None]:
     """The model under a press's own hook, on layers of full attention.
 
-    A press with a context of its own gets the model as it is.
+    A press with a context of its own gets the model as it is. See `kvpress_hooks`.
     """
-    if press is None:
-        yield
-        return
-    if type(press).__call__ is not BasePress.__call__:
-        with press(model):
-            yield
-        return
-    press.post_init_from_model(model)
-    modules = [layer.attention for layer in layers_of(model).full]
-    rotary = _rotary_by_device(model, modules)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(kvpress_hooks(model))
+        if press is None:
+            yield
+            return
+        if type(press).__call__ is not BasePress.__call__:
+            stack.enter_context(press(model))
+            yield
+            return
+        press.post_init_from_model(model)
+        modules = [layer.attention for layer in layers_of(model).full]
+        rotary = _rotary_by_device(model, modules)
         for attention in modules:
             stack.enter_context(_with_rotary(attention, rotary[_device(attention)]))
             handle = attention.register_forward_hook(press.forward_hook, with_kwargs=True)
@@ -155,7 +157,8 @@ def compressing(
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         index, full = passed.pop()
         layer = layers.cached[index]
-        seen = {"hidden_states": args[0], **kwargs} if args else kwargs
+        given = {"hidden_states": args[0], **kwargs} if args else kwargs
+        seen = kvpress_arguments(module, given)
         scores.forget()
         compressed = [
             compress(module, layer, row, press, full, output[1], seen)

@@ -11,6 +11,7 @@ from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.sequence import Row
+from kvx.engines.kvpress.stack import cache_argument
 
 # a pass over the question takes at most so many tokens of all rows together, and so many pairs of
 # one of them and an entry it sees: more are taken in several passes
@@ -44,7 +45,7 @@ def forward(
     with ragged(loaded.model, passing):
         out: Any = loaded.model(
             input_ids=ids,
-            past_key_values=cache,
+            **cache_argument(loaded.model, cache),
             position_ids=positions,
             logits_to_keep=keep,
             use_cache=True,

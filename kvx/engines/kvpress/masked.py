@@ -24,6 +24,7 @@ from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.probe import mean_share, probes
 from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
+from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import kv_of, new_cache
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.guard.trace_arrays import PROBE_TOKENS
@@ -83,7 +84,7 @@ def _step(
     told = cache_positions(model, positions[0]) if layers_of(model).recurrent else {}
     out = model(
         input_ids=ids,
-        past_key_values=cache,
+        **cache_argument(model, cache),
         position_ids=positions,
         logits_to_keep=keep,
         use_cache=True,

@@ -17,6 +17,7 @@ from kvx.engines.kvpress.lengths import group_by_length
 from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.prompt_row import PromptRow
+from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import KV, empty, kv_of, new_cache, states_of
 
 
@@ -70,7 +71,8 @@ def prefill(
             empty(cache, index)  # the bucket holds it now
     else:
         with with_head_size(model), compressing(model, cache, rows, store):
-            out = model(input_ids=batch, past_key_values=cache, logits_to_keep=1, use_cache=True)
+            kept = cache_argument(model, cache)
+            out = model(input_ids=batch, **kept, logits_to_keep=1, use_cache=True)
     logits = out.logits[0, -1].clone()  # a copy of one position: shadows keep it
     states = states_of(cache) if layers.recurrent else {}
     for row in rows:
