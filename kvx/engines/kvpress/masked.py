@@ -60,7 +60,8 @@ def prefill_masked(
     ids = torch.tensor([parts.compressed_ids], device=loaded.device)
     evicted = watch(press) if watched and press is not None else None
     with with_head_size(model), hooked(model, press):
-        out = model(input_ids=ids, past_key_values=cache, logits_to_keep=1, use_cache=True)
+        argument = cache_argument(model, cache)
+        out = model(input_ids=ids, **argument, logits_to_keep=1, use_cache=True)
     kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
     start = round(kv.entries_physical) if press is not None and packs(press) else n
     logits, at_once = out.logits[0].to(loaded.device), len(parts.rest_ids)

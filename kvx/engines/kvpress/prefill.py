@@ -62,17 +62,17 @@ def prefill(
 
     clear_masks(model)
     batch = torch.tensor([list(ids)], device=loaded.device)
+    argument = cache_argument(model, cache)
     if alone:
         (row,) = rows
         with row.stream.drawing(), with_head_size(model), in_own_press(model, row):
-            out = model(input_ids=batch, past_key_values=cache, logits_to_keep=1, use_cache=True)
+            out = model(input_ids=batch, **argument, logits_to_keep=1, use_cache=True)
         for index, layer in layers.cached.items():
             store(layer, [kv_of(cache, index)])
             empty(cache, index)  # the bucket holds it now
     else:
         with with_head_size(model), compressing(model, cache, rows, store):
-            kept = cache_argument(model, cache)
-            out = model(input_ids=batch, **kept, logits_to_keep=1, use_cache=True)
+            out = model(input_ids=batch, **argument, logits_to_keep=1, use_cache=True)
     logits = out.logits[0, -1].clone()  # a copy of one position: shadows keep it
     states = states_of(cache) if layers.recurrent else {}
     for row in rows:

@@ -23,7 +23,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -113,34 +113,60 @@ def kvpress_arguments(module: Any, arguments: Mapping[str, Any]) -> dict[str, An
 @contextlib.contextmanager
 def pressing(model: Any, press: Any | None) -> Iterator[None]:
     """kvpress's own context of `press`, nothing for None. See `kvpress_hooks`."""
-    with (
-        kvpress_hooks(model),
-        press(model) if press is not None else contextlib.nullcontext(),
-    ):
+    with kvpress_hooks(model), press(model) if press is not None else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def kvpress_hooks(model: Any) -> Iterator[None]:
-    """Hooks that are put on the model's attention modules in here get what kvpress expects.
+    """Inside, what kvpress's presses put on the model gets the arguments that they expect.
 
-    Inside, the model may be called with `past_key_values`: presses that replace its `forward` read
-    it there.
+    These are hooks on its attention modules and, in some presses, a `forward` of the model's body.
     """
+    body = getattr(model, "model", model)
     modules = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
-    before = [vars(module).get("register_forward_hook", _ABSENT) for module in modules]
-    for module in modules:
-        module.register_forward_hook = partial(_register, module.register_forward_hook)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
+        stack.callback(body.register_forward_pre_hook(_older_name, with_kwargs=True).remove)
+        stack.enter_context(_replaced(body, "forward", _either_name(body)))
+        for module in modules:
+            register = partial(_register, module.register_forward_hook)
+            stack.enter_context(_replaced(module, "register_forward_hook", register))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """The `module` with another method, its own again afterwards."""
+    before = vars(module).get(name, _ABSENT)
+    setattr(module, name, method)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
-            yield
+        yield
     finally:
-        for module, register in zip(modules, before, strict=True):
-            if register is _ABSENT:
-                del module.register_forward_hook
-            else:
-                module.register_forward_hook = register
+        if before is _ABSENT:
+            delattr(module, name)
+        else:
+            setattr(module, name, before)
+
+
+def _older_name(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, _named(kwargs, CACHE_NAMES[-1])
+
+
+def _either_name(body: Any) -> Callable[..., Any]:
+    forward, name = body.forward, _cache_name(type(body).forward)
+
+    @wraps(forward)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **_named(kwargs, name))
+
+    return named
+
+
+def _named(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same arguments; the cache goes by this `name`."""
+    return {name if key in CACHE_NAMES else key: value for key, value in arguments.items()}
 
 
 def _register(
