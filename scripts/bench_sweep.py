@@ -39,6 +39,7 @@ from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.measure import PeakMemory, entry_bytes, synchronize
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_device
 from kvx.engines.kvpress.press import PointPress
+from kvx.engines.kvpress.stack import kvpress_hooks
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 
@@ -124,13 +125,14 @@ def run_kvpress(loaded: LoadedModel, work: list[PointWork], new_tokens: int) -> 
     for item in work:
         template = item.point.config.dataset.template
         for request, example in item.requests:
-            pipeline(
-                template.context.replace("{context}", example.context),
-                question=template.question.replace("{question}", example.question),
-                answer_prefix=template.answer_prefix.replace("{question}", example.question),
-                press=PointPress(item.point, request.entry.compressed_tokens).build(),
-                max_new_tokens=new_tokens,
-            )
+            with kvpress_hooks(loaded.model):
+                pipeline(
+                    template.context.replace("{context}", example.context),
+                    question=template.question.replace("{question}", example.question),
+                    answer_prefix=template.answer_prefix.replace("{question}", example.question),
+                    press=PointPress(item.point, request.entry.compressed_tokens).build(),
+                    max_new_tokens=new_tokens,
+                )
             answers[request.id] = recorder.ids
     return answers
 

@@ -18,6 +18,7 @@ from kvpress import KnormPress
 from kvx import guarded
 from kvx.cli.command import compose
 from kvx.engines.kvpress.model import load
+from kvx.engines.kvpress.stack import pressing
 from kvx.guard.events import GuardEvent
 
 
@@ -59,7 +60,7 @@ def main() -> None:
 
     press = KnormPress(asked.ratio)
     show("full cache", model.generate(**inputs, **options))
-    with press(model):
+    with pressing(model, press):
         show("kvpress", model.generate(**inputs, **options))
     guard = guarded(model, press, asked.controller, tokenizer=tokenizer)
     out = guard.generate(**inputs, **options)

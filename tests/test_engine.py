@@ -23,6 +23,7 @@ from kvx.engines.kvpress.prefill import PromptCaches, prefill
 from kvx.engines.kvpress.press import PointPress
 from kvx.engines.kvpress.prompt_row import PromptRow, kv_use
 from kvx.engines.kvpress.sequence import Action, Prefill, Row, StepObserver, Stop
+from kvx.engines.kvpress.stack import kvpress_hooks
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
@@ -73,13 +74,14 @@ def assert_equals_kvpress(
         assert response.token_ids is not None
         if response.token_ids[0] in engine.loaded.stop_ids:
             continue  # kvpress does not look for a stop token at the first position
-        theirs = pipeline(
-            template.context.replace("{context}", example.context),
-            question=template.question.replace("{question}", example.question),
-            answer_prefix=template.answer_prefix.replace("{question}", example.question),
-            press=press_class(compression_ratio=1 - config.budget.ratio),
-            max_new_tokens=config.decoding.max_new_tokens,
-        )["answer"]
+        with kvpress_hooks(pipeline.model):
+            theirs = pipeline(
+                template.context.replace("{context}", example.context),
+                question=template.question.replace("{question}", example.question),
+                answer_prefix=template.answer_prefix.replace("{question}", example.question),
+                press=press_class(compression_ratio=1 - config.budget.ratio),
+                max_new_tokens=config.decoding.max_new_tokens,
+            )["answer"]
         assert response.text == theirs
         compared += 1
     assert compared >= min(len(work.requests), 5)

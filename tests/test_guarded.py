@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from kvx.config.folders import package_dir
+from kvx.engines.kvpress.stack import pressing
 from kvx.guard import guarded
 from kvx.guard.controllers import Random
 from tests.guarding import NEW, PAD, a_prompt, done, gate, options, tiny_model
@@ -45,7 +46,7 @@ def chance() -> Random:
 def test_without_a_controller_it_is_kvpress_token_for_token(model: Any, name: str) -> None:
     for n in (60, 91):
         ids, press = a_prompt(n, seed=n), PRESSES[name]()
-        with press(model):
+        with pressing(model, press):
             theirs = model.generate(**options(ids))
         assert torch.equal(guarded(model, PRESSES[name](), "none").generate(**options(ids)), theirs)
 
@@ -55,7 +56,7 @@ def test_attention_weights_come_from_an_eager_model() -> None:
         package_dir() / "assets" / "tiny_recall", attn_implementation="eager"
     )
     ids, press = a_prompt(70), kvpress.ObservedAttentionPress(0.5)
-    with press(eager):
+    with pressing(eager, press):
         theirs = eager.generate(**options(ids, output_attentions=True))
     assert torch.equal(guarded(eager, press, "none").generate(**options(ids)), theirs)
     assert eager.config._attn_implementation == "eager"
@@ -153,7 +154,7 @@ def test_the_gate_compares_where_the_caches_first_differ(model: Any) -> None:
     out = guard.generate(**options(ids))
     cache, full = DynamicCache(), DynamicCache()
     with torch.inference_mode():
-        with press(model):
+        with pressing(model, press):
             first = model(ids, past_key_values=cache).logits[0, -1].argmax()[None, None]
         model(ids, past_key_values=full)
         at = {"position_ids": torch.tensor([[90]])}

@@ -23,6 +23,7 @@ from kvx.cli.command import compose
 from kvx.config.controller import OperatingPoint
 from kvx.config.folders import conf_dir
 from kvx.config.guard import Shadow
+from kvx.engines.kvpress.stack import pressing
 from kvx.errors import ArgumentError
 from kvx.guard import guarded
 from kvx.guard.controllers import Hazard, Reactive
@@ -164,7 +165,7 @@ def test_models_that_are_offered_work(name: str) -> None:
     ids = torch.randint(5, 60, (1, 40), generator=torch.Generator().manual_seed(0))
     safe = guarded(own, KnormPress(0.5), "always_safe")
     assert torch.equal(safe.generate(**options(ids)), own.generate(**options(ids)))
-    with KnormPress(0.5)(own):
+    with pressing(own, KnormPress(0.5)):
         theirs = own.generate(**options(ids))
     assert torch.equal(guarded(own, KnormPress(0.5), "none").generate(**options(ids)), theirs)
 

@@ -17,6 +17,7 @@ from kvx.config.schema import BudgetConfig, BudgetKind, Keeps, PressConfig, Pres
 from kvx.engines.base import BudgetProof, PointFailed, PointWork, Response
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.press_check import check_on_model
+from kvx.engines.kvpress.stack import kvpress_hooks
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
 from kvx.points import Request, controller_identity
@@ -181,10 +182,11 @@ def test_packed_keys_are_decoded_where_kvpress_does(
         assert response.token_ids is not None
         if response.token_ids[0] in engine.loaded.stop_ids:
             continue
-        theirs = pipeline(
-            example.context, question=f" ? {example.question}", answer_prefix="",
-            press=KeyRerotationPress(SnapKVPress(0.7, window_size=16)), max_new_tokens=24,
-        )["answer"]  # fmt: skip
+        with kvpress_hooks(pipeline.model):
+            theirs = pipeline(
+                example.context, question=f" ? {example.question}", answer_prefix="",
+                press=KeyRerotationPress(SnapKVPress(0.7, window_size=16)), max_new_tokens=24,
+            )["answer"]  # fmt: skip
         assert response.text == theirs
         compared += 1
     assert compared >= 4
@@ -253,10 +255,11 @@ def test_criticalkv_runs_where_the_configuration_says_no_head_size(
         examples = {e.example_id: e for _, e in work.requests}
         for response in found:
             example = examples[response.request.entry.example_id]
-            theirs = pipeline(
-                example.context, question=f" ? {example.question}", answer_prefix="",
-                press=CriticalKVPress(KnormPress(0.7)), max_new_tokens=6,
-            )["answer"]  # fmt: skip
+            with kvpress_hooks(pipeline.model):
+                theirs = pipeline(
+                    example.context, question=f" ? {example.question}", answer_prefix="",
+                    press=CriticalKVPress(KnormPress(0.7)), max_new_tokens=6,
+                )["answer"]  # fmt: skip
             assert response.text == theirs
     finally:
         del model.config.head_dim

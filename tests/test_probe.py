@@ -1,6 +1,5 @@
 """signals=full: the probe and the traces that a run records, against direct computations."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from kvx.engines.kvpress import admission
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.measure import clear_masks
+from kvx.engines.kvpress.stack import pressing
 from kvx.guard.signals import divergence_nats
 from kvx.store import schemas
 from tests.conftest import Kvx
@@ -59,11 +59,8 @@ def test_the_probe_is_the_divergence_from_the_full_cache(tmp_path: Path) -> None
             ids = torch.tensor([parts.compressed_ids], device=device)
             rest = torch.tensor([parts.rest_ids], device=device)
             with torch.inference_mode():
-                if press is None:
+                with pressing(model, press):
                     model(ids, past_key_values=cache)
-                else:
-                    with press(model):
-                        model(ids, past_key_values=cache)
                 positions = torch.arange(n, n + rest.shape[1])[None]
                 out = model(rest, past_key_values=cache, position_ids=positions)
             logits.append(out.logits[0, -8:])
@@ -195,7 +192,7 @@ def test_presses_that_run_alone_have_a_probe_too(
             clear_masks(model)
             cache = DynamicCache()
             ids = torch.tensor([parts.compressed_ids])
-            with torch.inference_mode(), own(model) if own else contextlib.nullcontext():
+            with torch.inference_mode(), pressing(model, own):
                 model.model(ids, past_key_values=cache)
             positions = torch.arange(n, n + rest.shape[1])[None]
             if needs != "masks" and own is not None:  # layers of different length: kvx's own loop

@@ -18,6 +18,7 @@ from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.rotary import unchanged
 from kvx.engines.kvpress.shadow import FULL, Scores
 from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
+from kvx.engines.kvpress.stack import kvpress_arguments, kvpress_hooks
 from kvx.engines.kvpress.states import KV, decoder_of, empty, kv_of, put
 from kvx.engines.kvpress.streams import RandomStream
 
@@ -44,7 +45,7 @@ def hooked(model: Any, press: Any | None, cache: Any, reads_weights: bool) -> It
         yield
         return
     if type(press).__call__ is not BasePress.__call__:
-        with PressQueries(model) as queries:
+        with PressQueries(model) as queries, kvpress_hooks(model):
             queries.serve(press)
             with press(model):
                 yield
@@ -53,9 +54,9 @@ def hooked(model: Any, press: Any | None, cache: Any, reads_weights: bool) -> It
     layers = {id(layer.attention): layer for layer in layers_of(model).full}
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        index, seen = layers[id(module)].index, seen_by(module, args, kwargs)
         if type(press).forward_hook is not BasePress.forward_hook:
-            return press.forward_hook(module, args, kwargs, output)
-        index, seen = layers[id(module)].index, seen_by(args, kwargs)
+            return press.forward_hook(module, args, seen, output)
         weights = output[1] if reads_weights else None  # some presses refuse them
         put(cache, index, compressed(press, module, kv_of(cache, index), weights, seen))
         return output
@@ -71,9 +72,13 @@ def hooked(model: Any, press: Any | None, cache: Any, reads_weights: bool) -> It
         yield
 
 
-def seen_by(args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What an attention module was called with, by name."""
-    return {"hidden_states": args[0], **kwargs} if args else kwargs
+def seen_by(module: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What an attention `module` was called with in a prefill, by the names that presses expect."""
+    seen = {"hidden_states": args[0], **kwargs} if args else dict(kwargs)
+    if seen.get("cache_position") is None:
+        hidden = seen["hidden_states"]
+        seen["cache_position"] = torch.arange(hidden.shape[1], device=hidden.device)
+    return kvpress_arguments(module, seen)
 
 
 def watch(press: Any) -> EvictedMass | None:
@@ -156,7 +161,7 @@ def compressing(
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         index, full = passed.pop()
         layer = layers.cached[index]
-        seen = seen_by(args, kwargs)
+        seen = seen_by(module, args, kwargs)
         scores.forget()
         compressed = [
             compress(module, layer, row, press, full, _weights(row, output), seen)

@@ -13,6 +13,7 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Row
+from kvx.engines.kvpress.stack import cache_argument
 
 # a pass over the question takes at most so many tokens of all rows together, and so many pairs of
 # one of them and an entry it sees: more are taken in several passes
@@ -53,7 +54,7 @@ def forward(
     with ragged(loaded.model, passing), own_positions(loaded.model, lengths):
         out: Any = loaded.model(
             input_ids=ids,
-            past_key_values=cache,
+            **cache_argument(loaded.model, cache),
             position_ids=positions,
             logits_to_keep=keep,
             use_cache=True,

@@ -11,6 +11,7 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from kvx.config.schema import DecodingConfig
+from kvx.engines.kvpress.stack import CACHE_NAMES
 from kvx.errors import ArgumentError, shown
 from kvx.guard.events import Guarded
 
@@ -39,6 +40,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "token_healing": ((False,), "leave it out"),
     "synced_gpus": ((False,), "run the model on one device"),
     "past_key_values": ((), OWN_CACHE),
+    "cache": ((), OWN_CACHE),
     "cache_implementation": (("dynamic",), OWN_CACHE),
     "cache_config": ((), OWN_CACHE),
     "use_cache": ((True,), "a guard needs the cache; leave it out"),
@@ -57,7 +59,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 CRITERIA = (MaxLengthCriteria, EosTokenCriteria)
 # arguments that transformers fills in itself
-OWN = {"attention_mask", "position_ids", "cache_position", "past_key_values", "logits_to_keep"}
+OWN = {"attention_mask", "position_ids", "cache_position", "logits_to_keep", *CACHE_NAMES}
 
 
 @dataclass

@@ -14,6 +14,7 @@ import kvpress  # noqa: F401  its import patches every registered function; ours
 import torch
 from transformers import AttentionInterface
 
+from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import new_cache, states_of
 
 SURVEY = "kvx_survey"
@@ -176,7 +177,7 @@ def _run(model: Any, latent: bool) -> Any:
     cache.update = noted
     ids = torch.arange(TOKENS, device=model.device)[None]
     with attending_through(model, SURVEY):
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        model(input_ids=ids, **cache_argument(model, cache), use_cache=True)
     return cache
 
 

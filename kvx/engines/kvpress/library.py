@@ -1,12 +1,12 @@
 """`kvx.guarded`: a transformers model that the caller made, with a guard around `generate`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from kvx.config.controller import ControllerConfig
 from kvx.config.guard import GuardConfig, Shadow
@@ -36,6 +36,7 @@ from kvx.engines.kvpress.scheduler import Refused, Scheduler, Task
 from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.shadow import FULL
 from kvx.engines.kvpress.sharing import ragged_obstacle
+from kvx.engines.kvpress.stack import given_cache, warn_of_untested
 from kvx.errors import ArgumentError, UserError, first_line
 from kvx.guard.controllers.base import check_live
 from kvx.guard.events import Guarded, GuardEvent
@@ -58,6 +59,7 @@ class GuardedModel:
         guard: GuardConfig,
     ) -> None:
         _check_model(model)
+        warn_of_untested()
         self.model = model
         self.press = object_press(press)
         self.guard: list[Guarded] = []  # of the latest call, per sequence
@@ -120,7 +122,7 @@ class GuardedModel:
             raise ArgumentError("custom_generate: guards another model; make one for this model")
         asked = {"cache_implementation": cache_implementation, "cache_config": cache_config}
         check_arguments({**asked, **{k: v for k, v in model_kwargs.items() if k not in OWN}})
-        _check_cache(model_kwargs.get("past_key_values"), generation_config)
+        _check_cache(model_kwargs, generation_config)
         check_generator(generator)
         ids = prompts(input_ids, model_kwargs.get("attention_mask"), vocabulary(model))
         n_prompt = input_ids.shape[1]
@@ -216,16 +218,17 @@ def _check_model(model: Any) -> None:
         raise ArgumentError(f"model={name}: is spread over devices; load it on one")
 
 
-def _check_cache(cache: Any, config: Any) -> None:
-    """transformers makes an empty dynamic cache itself; the caller asked for any other."""
-    if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
+def _check_cache(arguments: Mapping[str, Any], config: Any) -> None:
+    """Raises `ArgumentError` for a cache that transformers did not make itself."""
+    if (given := given_cache(arguments)) is None:
         return
+    name, cache = given
     if (asked := getattr(config, "cache_implementation", None)) is not None:
         raise ArgumentError(
             f"cache_implementation={asked}: does not work under a guard (it is what makes "
-            f"past_key_values a {type(cache).__name__}); {OWN_CACHE}"
+            f"{name} a {type(cache).__name__}); {OWN_CACHE}"
         )
-    check_arguments({"past_key_values": cache})
+    check_arguments({name: cache})
 
 
 def _device(generator: torch.Generator | None) -> torch.device:

@@ -27,6 +27,7 @@ from kvx.engines.kvpress.probe import mean_share, probes
 from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
+from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import kv_of, new_cache
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.guard.trace_arrays import PROBE_TOKENS
@@ -63,7 +64,8 @@ def prefill_masked(
     ids = torch.tensor([parts.compressed_ids], device=loaded.device)
     evicted = watch(press) if watched and press is not None else None
     with with_head_size(model), hooked(model, press, cache, reads_weights):
-        out = model(input_ids=ids, past_key_values=cache, logits_to_keep=1, use_cache=True)
+        argument = cache_argument(model, cache)
+        out = model(input_ids=ids, **argument, logits_to_keep=1, use_cache=True)
     kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
     start = round(kv.entries_physical) if press is not None and packs(press) else n
     logits, at_once = out.logits[0].to(loaded.device), len(parts.rest_ids)
@@ -87,7 +89,7 @@ def _step(
     told = cache_positions(model, positions[0]) if layers_of(model).recurrent else {}
     out = model(
         input_ids=ids,
-        past_key_values=cache,
+        **cache_argument(model, cache),
         position_ids=positions,
         logits_to_keep=keep,
         use_cache=True,

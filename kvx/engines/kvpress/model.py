@@ -15,6 +15,7 @@ from kvx.config.schema import Config, ModelConfig, PressNeed
 from kvx.data.tokenizer import load_tokenizer, model_hash
 from kvx.engines.activity import ACTIVITY
 from kvx.engines.kvpress.loading import devices_of, load_weights
+from kvx.engines.kvpress.stack import warn_of_untested
 from kvx.errors import UserError, first_line
 from kvx.guard.signals import thinking_tokens
 from kvx.text.reasoning import SPECIAL_TAGS
@@ -134,6 +135,7 @@ def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
         config.trust_remote_code, content,
     )  # fmt: skip
     if key not in _loaded:
+        warn_of_untested()
         _loaded.clear()  # one model at a time: two rarely fit
         gc.collect()
         if device.type == "cuda":

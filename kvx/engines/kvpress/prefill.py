@@ -21,6 +21,7 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.model_state import untouched
 from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.rotary import own_positions
+from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import KV, empty, kv_of, new_cache, states_of
 
 
@@ -73,12 +74,13 @@ def prefill(
             during.enter_context(in_own_press(model, rows[0], cache))
         else:
             during.enter_context(compressing(model, cache, rows, store))
-        out = model(input_ids=batch, past_key_values=cache, logits_to_keep=1, use_cache=True)
+        argument = cache_argument(model, cache)
+        out = model(input_ids=batch, **argument, logits_to_keep=1, use_cache=True)
     if alone:
         for index, layer in layers.cached.items():
             store(layer, [kv_of(cache, index)])
             empty(cache, index)  # the bucket holds it now
-    logits = out.logits[0, -1].clone()  # a copy of one position: shadows keep it
+    logits = out.logits[0, -1].clone().to(loaded.device)  # one position: shadows keep it
     states = states_of(cache) if layers.recurrent else {}
     for row in rows:
         row.fixed_bytes += sum(t.numel() * t.element_size() for t in states.values())

@@ -13,6 +13,7 @@ from kvx.engines.kvpress.prefill import prefill
 from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Row
+from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import new_cache
 from kvx.engines.kvpress.streams import RandomStream
 
@@ -76,6 +77,7 @@ def _tried(model: Any) -> str | None:
 
 def _alone(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Logits [vocab] after `ids`. With a cache, which some models need to share layers' entries."""
-    out = model(input_ids=ids[None], past_key_values=new_cache(model), use_cache=True)
+    cache = cache_argument(model, new_cache(model))
+    out = model(input_ids=ids[None], **cache, use_cache=True)
     logits: torch.Tensor = out.logits[0, -1]
     return logits
