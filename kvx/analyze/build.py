@@ -20,7 +20,12 @@ from kvx.data.frozen_examples import examples_file
 from kvx.identity.hashing import digest, package_digest
 from kvx.points import experiment_dir
 from kvx.store import schemas, sqlite
-from kvx.store.catalog import finished_points, unfinished_points
+from kvx.store.catalog import (
+    NOT_APPLICABLE,
+    finished_points,
+    not_applicable_points,
+    unfinished_points,
+)
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
@@ -39,7 +44,7 @@ def inputs_hash(experiment: Path, config: AnalyzeConfig) -> str:
     points = finished_points(experiment)
     # of what scoring writes, the scores come last
     scored = [[p.id, p.content_sha256(), read_inputs(p.dir / "scores.parquet")] for p in points]
-    left_out = unfinished_points(experiment)
+    left_out = [unfinished_points(experiment), not_applicable_points(experiment)]
     return digest([package_digest(), scored, left_out, dataclasses.asdict(config)], 16)
 
 
@@ -114,5 +119,8 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "catastrophe_stats": table("catastrophe_stats"),
             "guard_stats": table("guard_stats"),
             "controller_stats": table("controller_stats"),
+            "not_applicable": pd.DataFrame(
+                not_applicable_points(experiment.dir), columns=NOT_APPLICABLE
+            ),
         },
     )

@@ -24,6 +24,7 @@ from kvx.config.fields import option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
+from kvx.config.model_features import ModelFeature
 from kvx.config.press_choices import PressLayers, Queries
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
@@ -110,6 +111,12 @@ class PressConfig:
         None, "the press's class (_target_) and its arguments; null: the full cache"
     )
     needs: list[PressNeed] = option([], "what it asks of the engine beyond scoring and dropping")
+    requires: list[ModelFeature] = option(
+        [],
+        "what it reads of a model that not every model has; where one is missing, its points are "
+        "not applicable",
+        neutral=True,
+    )
     score_uses_budget: bool = option(
         True,
         "whether the scores of the entries depend on how many are kept; if not, budgets share them",

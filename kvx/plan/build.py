@@ -13,6 +13,7 @@ from kvx.config.schema import BudgetConfig, Config, Measure, PlanFormat
 from kvx.data.tokenizer import model_hash
 from kvx.plan.cost import calibrate, kv_bytes_per_token, largest_prompts, runs_dir
 from kvx.points import Point, budget_label, experiment_dir
+from kvx.run import applicable
 from kvx.run.planning import plan as points_of
 from kvx.run.pools import Pool
 from kvx.run.units import Todo, by_engine, make_units, todo_of
@@ -36,6 +37,7 @@ class Group:
     latencies: int = 0
     latencies_left: int = 0
     prompt_tokens_left: int = 0
+    not_applicable: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Plan:
     jobs: str
     memory: list[Memory]
     estimates: list[Estimate]
+    not_applicable: list[str]  # a line for each press and reason
 
 
 def print_plan(configs: Sequence[Config], pool: Pool | None = None) -> None:
@@ -80,21 +83,26 @@ def make_plan(points: Sequence[Point], pool: Pool | None = None) -> Plan:
     """The plan for `points`; loads no model unless `plan.calibrate` asks for it."""
     groups: dict[tuple[str, str, str], Group] = {}
     left_tokens: dict[str, int] = {}
-    todo = [_todo(point) for point in points]
+    apart = applicable.not_applicable([point for point in points if not is_done(point)])
+    todo = [_todo(point) for point in points if point.dir not in apart]
+    for point in points:
+        key = (point.config.model.name, point.manifest.dataset_id, point.config.press.name)
+        groups.setdefault(key, Group(*key)).not_applicable += point.dir in apart
     for item in todo:
         config = item.point.config
         key = (config.model.name, item.point.manifest.dataset_id, config.press.name)
-        tokens = _add(groups.setdefault(key, Group(*key)), item)
+        tokens = _add(groups[key], item)
         left_tokens[key[0]] = left_tokens.get(key[0], 0) + tokens
     return Plan(
         experiments=sorted({str(experiment_dir(p.config)) for p in points}),
         groups=list(groups.values()),
         jobs=_jobs(todo, pool),
-        memory=_memory(points),
+        memory=_memory([point for point in points if point.dir not in apart]),
         estimates=[
             _estimate([p for p in points if p.config.model.name == model], tokens)
             for model, tokens in left_tokens.items()
         ],
+        not_applicable=applicable.in_lines(points, apart),
     )
 
 
@@ -183,6 +191,8 @@ def _show(plan: Plan, console: Console) -> None:
     console.print()
     columns = [("points", "points"), ("done", "points_done"), ("requests", "requests"),
                ("left", "requests_left")]  # fmt: skip
+    if plan.not_applicable:
+        columns.insert(2, ("not applicable", "not_applicable"))
     if any(group.latencies for group in plan.groups):
         columns += [("latencies", "latencies"), ("left", "latencies_left")]
     table = _table("model", "dataset", "press", *(name for name, _ in columns))
@@ -193,6 +203,8 @@ def _show(plan: Plan, console: Console) -> None:
         totals = (sum(getattr(g, field) for g in groups) for _, field in columns)
         table.add_row(*names, *(f"{n:,}" for n in totals))
     console.print(table)
+    for line in plan.not_applicable:
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(f"jobs: {plan.jobs}", highlight=False)
     for model, dataset in dict.fromkeys((m.model, m.dataset) for m in plan.memory):
         rows = [m for m in plan.memory if (m.model, m.dataset) == (model, dataset)]

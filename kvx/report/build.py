@@ -32,6 +32,7 @@ from kvx.store.catalog import (
     PointRecord,
     finished_points,
     latency_of,
+    not_applicable_points,
     read_frame,
     requests_of,
     unfinished_points,
@@ -101,6 +102,7 @@ def _context(
             config.analyze, found,
         ),
         "proof": proof_section.sentences(found),
+        "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),
         "controllers": _controllers(controller_stats),
         "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
         "warnings": [

@@ -1,6 +1,6 @@
 """The report's tables, as Markdown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -62,6 +62,17 @@ def accuracy_table(frame: pd.DataFrame) -> str:
         cells = [f"{number(r['mean'])} {interval(r)}{mark(r)}" for r in by_bin]
         rows.append([series_name(first), first["budget_label"], *cells])
     return markdown(["press", "budget", *ranges, "all"], rows)
+
+
+def not_applicable_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A row per model, press and reason, with its budgets; empty if there is none."""
+    budgets: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        key = (row["press"], row["model"], row["reason"])
+        budgets.setdefault(key, []).append(row["budget_label"])
+    cells = [[press, model, ", ".join(dict.fromkeys(told)), why]
+             for (press, model, why), told in budgets.items()]  # fmt: skip
+    return markdown(["press", "model", "budgets", "because"], cells) if cells else ""
 
 
 def budget_table(

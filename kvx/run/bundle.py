@@ -1,7 +1,8 @@
 """Run a bundle of points: skip what is done, hand what is missing to a pool of workers."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from kvx.config.engine import OpenAIConfig
 from kvx.config.schema import Config
@@ -10,6 +11,7 @@ from kvx.data.model_folder import files_of
 from kvx.errors import RunFailedError, UserError
 from kvx.learning.caveats import GuardedPoint, caveats
 from kvx.points import Point, experiment_dir
+from kvx.run import applicable
 from kvx.run.planning import plan
 from kvx.run.pools import Pool
 from kvx.run.slurm_jobs import refuse_if_submitted
@@ -28,14 +30,17 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     without us.
     """
     points = plan(configs)
-    missing = [p for p in points if not is_done(p)]
+    undone = [p for p in points if not is_done(p)]
     where = experiment_dir(points[0].config)
-    if not missing:
-        requests = sum(len(p.manifest.entries) for p in points)
+    apart = applicable.not_applicable(undone)
+    applicable.tell(points, apart)
+    missing = [p for p in undone if p.dir not in apart]
+    if not missing and not _unnoted(apart):
+        done = [p for p in points if p.dir not in apart]
         log.info(
             "run: all %d points are complete (%d requests); nothing to do → %s",
-            len(points),
-            requests,
+            len(done),
+            sum(len(p.manifest.entries) for p in done),
             where,
         )
         return points
@@ -55,19 +60,28 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         from kvx.run.pools.inprocess import InProcess
 
         pool = InProcess()
-    with waiting("checking the points"):
-        _check_models(missing)
-        pool.check(missing)
-    with locks.claim([p.dir for p in missing]) as claim:
+    if missing:
+        with waiting("checking the points"):
+            _check_models(missing)
+            pool.check(missing)
+    with locks.claim([p.dir for p in undone]) as claim:
         refuse_if_submitted(missing)  # no new submission can start now; one may have just before
         journal.begin(points)
+        for point in undone:
+            if point.dir in apart:
+                PointStore(point).set_aside(apart[point.dir])
         todo = [todo_of(p, PointStore(p).recover()) for p in missing]
         claim.share()
-        units = make_units(todo, pool.slices(missing))
+        units = make_units(todo, pool.slices(missing)) if todo else []
         outcomes = pool.run(units) if units else []
         _judge(points, missing, outcomes)
-    log.info("run: %d points complete → %s", len(points), where)
+    log.info("run: %d points complete → %s", len(points) - len(apart), where)
     return points
+
+
+def _unnoted(reasons: Mapping[Path, str]) -> bool:
+    """Whether a reason is not in its point's directory yet."""
+    return any(layout.read_not_applicable(folder) != why for folder, why in reasons.items())
 
 
 def _check_models(points: Sequence[Point]) -> None:

@@ -35,6 +35,10 @@ class State(Enum):
     unfinished = "unfinished"  # partial results, no worker
     missing = "missing"  # no results, no worker
     failed = "failed"
+    not_applicable = "not applicable"  # its press cannot be used on its model
+
+
+WIDTHS = {State.not_applicable: 16}  # of the table's columns; the others are 11 wide
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def print_status(config: Config) -> None:
     if not points:
         raise UserError(f"{folder}: nothing was begun; start with kvx.run and the same arguments")
     states = Counter(p.state for p in points)
-    open_points = len(points) - states[State.done] - states[State.failed]
+    ended = (State.done, State.failed, State.not_applicable)
+    open_points = len(points) - sum(states[state] for state in ended)
     lines = _lines(folder, points, config.status.points)
     for entry, queue in submitted if open_points else []:
         said = ", ".join(slurm_jobs.in_words(queue))
@@ -97,6 +102,9 @@ def _point(folder: Path, asked: dict[str, Any] | None, queued: bool) -> PointSta
             folder.name, about["press"], about["budget"], state, there, wanted, errors, first
         )
 
+    if (reason := layout.read_not_applicable(folder)) is not None:
+        wanted = 0
+        return status(State.not_applicable, 0, 0, reason)
     if (reason := layout.read_failed(folder)) is not None:
         return status(State.failed, 0, 0, reason)
     done = layout.read_done(folder)
@@ -205,6 +213,10 @@ def _lines(folder: Path, points: list[PointStatus], every_point: bool) -> list[s
     errors = sum(p.errors for p in points)
     if errors:
         lines += ["", f"{errors} without a response"]
+    apart = Counter((p.press, p.first_error) for p in points if p.state is State.not_applicable)
+    lines += [""] * bool(apart)
+    lines += [f"press={press}: not applicable: {why} ({n})" for (press, why), n in apart.items()]
+    points = [p for p in points if p.state is not State.not_applicable]
     first = next((p for p in points if p.state is State.failed), None) or next(
         (p for p in points if p.first_error), None
     )
@@ -216,13 +228,13 @@ def _lines(folder: Path, points: list[PointStatus], every_point: bool) -> list[s
 def _per_press(points: list[PointStatus]) -> list[str]:
     used = [s for s in State if any(p.state is s for p in points)]
     width = max(5, *(len(p.press) for p in points))
-    head = "".join(f"{s.value:>11}" for s in used)
+    head = "".join(f"{s.value:>{WIDTHS.get(s, 11)}}" for s in used)
     lines = [f"{'press':<{width}} {'points':>7}{head} {'rows':>19}"]
     for press in dict.fromkeys(p.press for p in points):
         mine = [p for p in points if p.press == press]
         states = Counter(p.state for p in mine)
         rows = f"{sum(p.there for p in mine):,}/{sum(p.asked for p in mine):,}"
-        counts = "".join(f"{states[s]:>11}" for s in used)
+        counts = "".join(f"{states[s]:>{WIDTHS.get(s, 11)}}" for s in used)
         lines.append(f"{press:<{width}} {len(mine):>7}{counts} {rows:>19}")
     return lines
 

@@ -18,6 +18,9 @@ from kvx.store import contents, layout, schemas
 from kvx.store.layout import EVENTS, KINDS, LATENCY, REQUESTS, Done
 
 log = logging.getLogger(__name__)
+NOT_APPLICABLE = (
+    "point_id", "variant_id", "model", "dataset", "press", "budget_label", "controller", "reason",
+)  # fmt: skip
 LATENCY_ONLY = "it has no answers, only latencies"
 
 
@@ -132,13 +135,27 @@ def answered_points(experiment: Path) -> list[PointRecord]:
 
 
 def unfinished_points(experiment: Path) -> dict[str, str]:
-    """Points that no table holds, and why."""
+    """Points that no table holds though they could, and why."""
     return {f.name: state for f, state in _states(experiment) if isinstance(state, str)}
+
+
+def not_applicable_points(experiment: Path) -> list[dict[str, str]]:
+    """Points whose press cannot be used on their model: a row of `NOT_APPLICABLE` for each."""
+    rows = []
+    for folder in sorted((experiment / "points").glob("*/")):
+        if (reason := layout.read_not_applicable(folder)) is not None:
+            info = json.loads((folder / "point.json").read_text())
+            about = ("variant_id", "model", "dataset", "press", "budget_label", "controller")
+            rows.append({"point_id": folder.name, **{n: str(info[n]) for n in about}})
+            rows[-1]["reason"] = reason
+    return rows
 
 
 def _states(experiment: Path) -> Iterator[tuple[Path, Done | str]]:
     """Each point's DONE, or why no table holds the point; sorted by id."""
     for folder in sorted((experiment / "points").glob("*/")):
+        if layout.read_not_applicable(folder) is not None:
+            continue
         if (failed := layout.read_failed(folder)) is not None:
             yield folder, f"failed: {failed}"
         elif (done := layout.read_done(folder)) is None:

@@ -21,6 +21,7 @@ REQUESTS, TRACES, EVENTS, LATENCY = "requests", "traces", "events", "latency"
 BESIDE = (TRACES, EVENTS)
 ANSWERS = (REQUESTS, *BESIDE)
 KINDS = (*ANSWERS, LATENCY)
+NOT_APPLICABLE = "NOT_APPLICABLE"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,14 @@ def read_failed(folder: Path) -> str | None:
     """Why the point failed; None if it did not."""
     try:
         return (folder / "FAILED").read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def read_not_applicable(folder: Path) -> str | None:
+    """Why the point's press cannot be used on its model; None if it can, or is not known yet."""
+    try:
+        return (folder / NOT_APPLICABLE).read_text().strip()
     except FileNotFoundError:
         return None
 

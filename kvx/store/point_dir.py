@@ -8,6 +8,7 @@ latency-<writer>-00000.parquet    one row per request that ran alone
 requests.parquet ...              all of a kind in the manifest's order, once nothing is missing
 DONE                              these files, their sizes and checksums
 FAILED                            why the point could not go on
+NOT_APPLICABLE                    why its press cannot be used on its model; nothing was run
 quarantine/                       files that could not be read
 """
 
@@ -73,6 +74,9 @@ class PointStore:
         """
         self.dir.mkdir(parents=True, exist_ok=True)
         completion.check_manifest(self.point)
+        (self.dir / layout.NOT_APPLICABLE).unlink(
+            missing_ok=True
+        )  # by an older kvx or transformers
         for unfinished in self.dir.glob(".*.tmp"):
             unfinished.unlink()
         if (self.dir / "FAILED").exists():  # what a failed point measured cannot be trusted
@@ -96,6 +100,15 @@ class PointStore:
         elif not is_done:
             self._note_versions()
         return contents.present(self.dir)
+
+    def set_aside(self, reason: str) -> None:
+        """Note that the point is not applicable: nothing is run. The caller must hold its lock."""
+        self.dir.mkdir(parents=True, exist_ok=True)
+        completion.check_manifest(self.point)
+        (self.dir / "FAILED").unlink(missing_ok=True)
+        if not (self.dir / "point.json").exists():
+            self._describe()
+        write_text(self.dir / layout.NOT_APPLICABLE, reason + "\n")
 
     def resume(self, writer: str) -> Present:
         """Join the point as `writer`; returns what is there now, whoever wrote it.

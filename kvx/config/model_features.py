@@ -1,0 +1,20 @@
+"""What presses may require of a model."""
+
+from enum import Enum
+
+
+class ModelFeature(Enum):
+    """What a press reads of a model, or does with it, that not every model has.
+
+    `kvx.engines.kvpress.skeleton` finds out which a model lacks, from its configuration.
+    """
+
+    queries = "queries"  # queries recomputed from the hidden states, as kvpress does
+    window_attention = "window_attention"  # attention of such queries, unless it is handed weights
+    projected_keys = "projected_keys"  # keys before the rotary embedding, from a k_proj
+    future_rotary = "future_rotary"  # the rotary embedding of positions that are still to come
+    output_projection = "output_projection"  # o_proj, from the values of all heads
+    head_size = "head_size"  # keys and values of one size, the attention's head_dim
+    no_weights = "no_weights"  # attention that returns no weights: not eager
+    full_layers = "full_layers"  # layers whose attention sees the whole prompt
+    replay = "replay"  # the prompt run again over its own cache, in layers that hold all of it
