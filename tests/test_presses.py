@@ -47,7 +47,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "SnapKVPress": {"window_size": 16}, "PyramidKVPress": {"window_size": 16},
 }  # fmt: skip
 NEEDS = {
-    **{name: [PressNeed.masks] for name in ("AdaKVPress", "CriticalAdaKVPress", "KVzipPress")},
+    **{
+        name: [PressNeed.masks]
+        for name in ("AdaKVPress", "CriticalAdaKVPress", "KVgradPress", "KVzipPress")
+    },
     "ObservedAttentionPress": [PressNeed.attention_weights],
     "KVComposePress": [PressNeed.changes_forward],
 }
@@ -65,7 +68,6 @@ REFUSED = {
         "has no compression_ratio",
     ),
     "FinchPress": "needs a delimiter token",
-    "KVgradPress": "needs gradients",
     "RestoreKVPress": "appends entries to the prompt",
 }  # fmt: skip
 # look files up at a hub by the model's name
@@ -142,8 +144,8 @@ def test_a_press_whose_files_are_not_there_is_refused_before_any_prompt(
 @pytest.mark.parametrize(
     ("name", "need"),
     [
-        ("AdaKVPress", "masks"), ("KVzipPress", "masks"), ("KVComposePress", "changes_forward"),
-        ("ObservedAttentionPress", "attention_weights"),
+        ("AdaKVPress", "masks"), ("KVgradPress", "masks"), ("KVzipPress", "masks"),
+        ("KVComposePress", "changes_forward"), ("ObservedAttentionPress", "attention_weights"),
     ],
 )  # fmt: skip
 def test_what_is_declared_too_little_names_what_to_declare(

@@ -14,6 +14,11 @@ EXAMPLES = {
         "kvx serve press=knorm budget=0.25 controller=reactive",
         "kvx serve budget=certified certificate=FILE",
     ),
+    "presses": (
+        "kvx presses",
+        "kvx presses model=hf model.path=org/name",
+        "kvx presses model=hf model.path=org/name press.queries=kvpress",
+    ),
 }  # of stages that take no sweep; the others share those below
 SWEEPS = (
     "kvx {name} experiment=demo",

@@ -67,6 +67,8 @@ STAGES = {
         Stage("plan", "kvx.plan.build:print_plan",
               "show what a run with the same arguments would do; starts nothing",
               (*RUN, "plan"), takes_pool=True),
+        Stage("presses", "kvx.presses.build:print_presses",
+              "what every press does and needs, and whether it can be used on a model", ()),
         Stage("status", "kvx.status.build:print_status",
               "show how far an experiment is, from what is on disk; works while it runs",
               ("experiment_name", "status"), aggregates=True),

@@ -27,11 +27,11 @@ from kvx.serve.api_errors import ApiError, invalid
 from kvx.serve.guarding import with_controller
 from kvx.serve.jobs import Done, Event, Job
 from kvx.serve.loop import DecodeLoop
-from kvx.serve.presses import Presses
 from kvx.serve.prometheus import Metrics
 from kvx.serve.promise import Promise
 from kvx.serve.prompts import PromptSplitter
 from kvx.serve.requests import ChatRequest, CompletionRequest, Generation
+from kvx.serve.served_presses import Presses
 from kvx.serve.transcript import Piece, Restart, Transcript
 from kvx.text.incremental import StopStrings, TokenText
 

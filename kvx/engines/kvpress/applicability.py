@@ -20,8 +20,15 @@ from kvx.identity.hashing import digest, package_digest, sha256_file
 
 log = logging.getLogger(__name__)
 FOLDER = "features"
-SDPA = "sdpa"  # beside the features: why there is no attention but eager
+# beside the features: why there is no attention but eager, or no cache of transformers' layers
+SDPA, LAYERED_CACHE = "sdpa", "layered_cache"
 
+# what a press does not compute itself with press.queries=model
+HINT = "; press.queries=model does not"
+OF_QUERIES = {
+    ModelFeature.queries, ModelFeature.window_attention, ModelFeature.projected_keys,
+    ModelFeature.future_rotary, ModelFeature.output_projection,
+}  # fmt: skip
 # what the press does with a feature, before the model's reason not to have it
 DOES = {
     ModelFeature.full_layers: "compresses layers that hold the whole prompt",
@@ -32,7 +39,8 @@ DOES = {
     ModelFeature.output_projection: "reads the output projection of each layer",
     ModelFeature.head_size: "takes keys and values of one size",
     ModelFeature.no_weights: "takes no attention weights",
-    ModelFeature.replay: "runs the prompt again over its own cache",
+    ModelFeature.uniform_layers: "scores the whole prompt in every layer",
+    ModelFeature.replay: "runs the prompt again with kvpress's own code",
 }
 
 
@@ -54,17 +62,30 @@ def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> s
     only_eager = _only_eager(model, missing)
     if only_eager is not None and PressNeed.masks in needs:
         return f"it hides entries inside the attention function, but {only_eager}"
+    if PressNeed.masks in needs and LAYERED_CACHE in missing:
+        return f"it hides entries by kvpress's own hook, but {missing[LAYERED_CACHE]}"
     eager = only_eager is not None or PressNeed.attention_weights in needs
-    for feature in press.requires:
-        if feature is ModelFeature.no_weights:
-            why = only_eager
-        elif feature is ModelFeature.window_attention and eager:
-            why = None  # eager attention hands it the model's own
-        else:
-            why = missing.get(feature.name)
-        if why is not None:
-            return f"it {DOES[feature]}, but {why}"
+    met = _met_by_queries(press)
+    if eager:  # it hands the model's own weights to the press
+        met.add(ModelFeature.window_attention)
+    if getattr(getattr(press, "layers", None), "name", "full") == "all":
+        met.add(ModelFeature.full_layers)
+    for feature in (ModelFeature.full_layers, *press.requires):
+        why = only_eager if feature is ModelFeature.no_weights else missing.get(feature.name)
+        if why is not None and feature not in met:
+            hint = HINT if feature in OF_QUERIES and hasattr(press, "queries") else ""
+            return f"it {DOES[feature]}, but {why}{hint}"
     return None
+
+
+def _met_by_queries(press: PressConfig) -> set[ModelFeature]:
+    """What a press need not find in a model, because kvx hands it the model's own queries."""
+    queries = getattr(press, "queries", None)
+    if queries is None or queries.name != "model":
+        return set()
+    handed = OF_QUERIES & set(press.requires)
+    # then kvx also takes care of the sizes of heads
+    return handed | {ModelFeature.head_size} if handed else set()
 
 
 def _only_eager(model: ModelConfig, missing: dict[str, str]) -> str | None:
@@ -94,7 +115,7 @@ def _missing(path: str, revision: str | None, trust: bool, key: str) -> dict[str
         pass
     else:
         return found
-    from kvx.engines.kvpress.skeleton import missing_features, skeleton_of
+    from kvx.engines.kvpress.skeleton import has_layered_cache, missing_features, skeleton_of
 
     asked = ModelConfig(name="", path=path, revision=revision, trust_remote_code=trust)
     try:
@@ -105,6 +126,8 @@ def _missing(path: str, revision: str | None, trust: bool, key: str) -> dict[str
     found = {feature.name: why for feature, why in missing_features(model).items()}
     if not getattr(model, "_supports_sdpa", True):
         found[SDPA] = f"{type(model).__name__} has only eager attention, which hands out weights"
+    if not has_layered_cache(model):
+        found[LAYERED_CACHE] = f"{type(model).__name__} has a cache of another kind"
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,10 @@ import torch
 from kvpress import BasePress, PyramidKVPress
 from kvpress.utils import compute_n_kept
 
+from kvx.engines.kvpress.given import copied, may_write
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
-from kvx.engines.kvpress.parts import own_method, packs, parts_of
+from kvx.engines.kvpress.linear import own_linears
+from kvx.engines.kvpress.parts import needs_gradients, own_method, packs, parts_of
 from kvx.engines.kvpress.press_queries import PressQueries
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow
@@ -45,7 +47,8 @@ def hooked(model: Any, press: Any | None, cache: Any, reads_weights: bool) -> It
         yield
         return
     if type(press).__call__ is not BasePress.__call__:
-        with PressQueries(model) as queries, kvpress_hooks(model):
+        own = own_linears(model) if needs_gradients(press) else contextlib.nullcontext()
+        with own, PressQueries(model) as queries, kvpress_hooks(model):
             queries.serve(press)
             with press(model):
                 yield
@@ -240,7 +243,9 @@ def _uniform(press: Any, module: Any, n: int) -> int:
 
 
 def compressed(press: Any, module: Any, full: KV, weights: Any, kwargs: dict[str, Any]) -> KV:
-    """What a press, which `PressQueries.serve` has fitted, keeps of a layer."""
+    """What a press, which `PressQueries.serve` has fitted, keeps; nothing it is given is changed."""
+    if may_write(press):
+        full, weights, kwargs = copied((full, weights, kwargs))
     kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
     return kept
 

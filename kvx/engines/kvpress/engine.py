@@ -21,6 +21,7 @@ from kvx.engines.kvpress.press_check import check_on_model, check_press
 from kvx.engines.kvpress.press_queries import tell
 from kvx.engines.kvpress.progress_hooks import reporting_progress
 from kvx.engines.kvpress.sharing import ragged_obstacle
+from kvx.errors import UserError
 from kvx.points import Point, Request
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class KVPressEngine:
         methods = {repr(point.config.press.method): point for point in points}
         for point in methods.values():
             check_on_model(point, self.loaded.model)
+        self._check_controllers(points)
         with self.loaded.own_attention():
             for point in points:
                 self.loaded.set_attention(resolve_attention(point.config))
@@ -63,6 +65,16 @@ class KVPressEngine:
         for point in points:
             longest = max(point.manifest.entries, key=lambda e: e.prompt_tokens)
             account.check(Request(point, longest))
+
+    def _check_controllers(self, points: Sequence[Point]) -> None:
+        """Raises `UserError` for a controller on a model whose rows no controller can follow."""
+        guarded = next((point.config for point in points if point.guarded), None)
+        if guarded is None or (obstacle := ragged_obstacle(self.loaded.model)) is None:
+            return
+        raise UserError(
+            f"controller={guarded.controller.name}: cannot act on model={guarded.model.name}: it "
+            f"has {obstacle}; use controller=none or another model"
+        )
 
     def generate(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
         account = self.account()

@@ -30,6 +30,18 @@ def fast_linears(model: Any) -> Iterator[None]:
             module.__dict__.pop("forward", None)  # a run beside this one may have ended before
 
 
+@contextlib.contextmanager
+def own_linears(model: Any) -> Iterator[None]:
+    """The model's linear layers are torch's own inside this context: oneDNN's have no autograd."""
+    fast = [m for m in model.modules() if getattr(vars(m).get("forward"), "func", None) in _OURS]
+    forwards = [module.__dict__.pop("forward") for module in fast]
+    try:
+        yield
+    finally:
+        for module, forward in zip(fast, forwards, strict=True):
+            module.__dict__["forward"] = forward
+
+
 def _fits(layer: torch.nn.Linear) -> bool:
     weight = layer.weight
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and _works()
@@ -68,6 +80,9 @@ def _onednn_mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
     gate = _operator()(x, mlp.gate_proj.weight, mlp.gate_proj.bias, "swish", [], "")
     up = _operator().binary(x, gate, mlp.up_proj.weight, mlp.up_proj.bias, "mul")
     return _onednn_linear(mlp.down_proj, up)
+
+
+_OURS = (_onednn_linear, _onednn_mlp)
 
 
 def _operator() -> Any:

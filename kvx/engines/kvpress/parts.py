@@ -19,6 +19,10 @@ MASKING = _known(
     "AdaKVPress", "CriticalAdaKVPress", "DMSPress", "DuoAttentionPress", "FastKVzipPress",
     "KVzipPress", "LUKVPress",
 )  # fmt: skip
+# they write into the keys they are given
+WRITING = _known("ThinKPress")
+# they call backward
+DIFFERENTIATING = _known("KVgradPress")
 DECODING = (kvpress.DecodingPress, kvpress.PrefillDecodingPress)
 
 # folders of installed code, which users do not edit
@@ -35,6 +39,11 @@ def parts_of(press: Any) -> Iterator[Any]:
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, BasePress):
                 yield from parts_of(item)
+
+
+def needs_gradients(press: Any) -> bool:
+    """Whether it differentiates through the model."""
+    return any(isinstance(part, DIFFERENTIATING) for part in parts_of(press))
 
 
 def packs(press: Any) -> bool:

@@ -33,10 +33,6 @@ REFUSED: tuple[tuple[type, str], ...] = (
         kvpress.FinchPress,
         "needs a delimiter token between context and question, which kvx's prompts do not have",
     ),
-    (
-        kvpress.KVgradPress,
-        "needs gradients, and kvx runs the model without",
-    ),
 )
 
 
@@ -131,6 +127,11 @@ def check_on_model(point: Point, model: Any) -> None:
 def _check_mixed(config: PressConfig, press: Any, model: str) -> None:
     """Raises `UserError` for a press that cannot leave out layers that keep no whole prompt."""
     kind, alone = type(press), ALONE & set(config.needs)
+    if packs(press):
+        raise UserError(
+            f"press={config.name}: {kind.__name__} moves what it keeps to other positions, and "
+            f"{model} has layers with a window or a state, which do not follow; use another press"
+        )
     if alone and kind.__call__ is not BasePress.__call__:
         raise UserError(
             f"press={config.name}: {kind.__name__} works on all layers of a model, and those of "

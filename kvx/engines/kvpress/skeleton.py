@@ -15,6 +15,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3Attention
 from kvx.config.model_features import ModelFeature
 from kvx.config.schema import ModelConfig
 from kvx.data.model_folder import files_of
+from kvx.engines.kvpress.states import holds_layers, new_cache
 
 WINDOWED = ("sliding_attention", "chunked_attention")
 
@@ -63,8 +64,17 @@ def missing_features(model: Any) -> dict[ModelFeature, str]:
     found[ModelFeature.full_layers] = (
         None if full else "each layer of the model holds a window of it"
     )
+    found[ModelFeature.uniform_layers] = _no_uniform_layers(model)
     found[ModelFeature.replay] = _no_replay(model)
     return {feature: why for feature, why in found.items() if why is not None}
+
+
+def has_layered_cache(model: Any) -> bool:
+    """Whether it uses transformers' cache of layers, and none of its family's own."""
+    try:
+        return holds_layers(new_cache(model))
+    except Exception:  # noqa: BLE001  no cache can be made without the model's devices
+        return True
 
 
 def body_of(model: Any) -> Any:
@@ -171,16 +181,20 @@ def _is_latent(attention: Any) -> bool:
     return hasattr(attention, "kv_b_proj") or getattr(attention, "kv_lora_rank", None) is not None
 
 
-def _no_replay(model: Any) -> str | None:
+def _no_uniform_layers(model: Any) -> str | None:
     kinds = {kind for _, kind in _layers(model)}
-    if isinstance(model, Gemma3PreTrainedModel):
-        return "kvpress's code refuses Gemma 3"
     if "recurrent" in kinds:
-        return "the model has recurrent layers, whose state a second run would change"
+        return "the model has recurrent layers"
     if "windowed" in kinds:
         return "the model has layers that hold a window of the prompt"
     if "shared" in kinds:
         return "the model has layers that read the keys of another layer"
+    return None
+
+
+def _no_replay(model: Any) -> str | None:
+    if isinstance(model, Gemma3PreTrainedModel):
+        return "kvpress's code refuses Gemma 3"
     if not hasattr(model.config, "num_key_value_heads") or not hasattr(model.model, "layers"):
         return "the text model is one part of several"
     return None

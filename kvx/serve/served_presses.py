@@ -2,13 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from kvx.cli.checks import check
-from kvx.cli.command import compose
-from kvx.config.folders import conf_dir
+from kvx.cli.press_files import shipped_presses
 from kvx.config.schema import BudgetConfig, BudgetKind, PressConfig, PressNeed
 from kvx.engines.kvpress.press_check import check_method
 from kvx.errors import UserError
@@ -27,8 +23,10 @@ class Presses:
         self.own = own.config
         self._served: dict[str, PressConfig] = {}
         self._refused: dict[str, str] = {}
-        shipped = [_read(path) for path in sorted((conf_dir() / "press").glob("*.yaml"))]
-        for press in [*(p for p in shipped if p.name != self.own.press.name), self.own.press]:
+        for press in [
+            *(p for p in shipped_presses() if p.name != self.own.press.name),
+            self.own.press,
+        ]:
             if (reason := _obstacle(press, own)) is None:
                 self._served[press.name] = press
             else:
@@ -68,15 +66,6 @@ class Presses:
             known = ", ".join(self.names)
             raise invalid(f"unknown press; choose one of {known}", "kvx.press", "press_unknown")
         return self._served[name]
-
-
-def _read(path: Path) -> PressConfig:
-    loaded = OmegaConf.load(path)
-    if "defaults" in loaded:  # only Hydra knows how to put it together, which takes its time
-        return compose(f"press={path.stem}").press
-    press = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PressConfig), loaded))
-    assert isinstance(press, PressConfig)
-    return press
 
 
 def _obstacle(press: PressConfig, own: Point) -> str | None:
