@@ -1,21 +1,20 @@
 """What a press cannot do on a model is known from the configuration, and said without a failure."""
 
 import json
-import shutil
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from kvx.cli.press_files import shipped_presses
 from kvx.config.model_features import ModelFeature
-from kvx.config.schema import ModelConfig, PressConfig, PressNeed
+from kvx.config.schema import ModelConfig, PressConfig, PressLayers, PressNeed
 from kvx.data.prompt import PromptParts
 from kvx.engines.kvpress.applicability import missing_of, reason
 from kvx.engines.kvpress.masked import prefill_masked
@@ -26,92 +25,42 @@ from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.presses.page import page
 from tests.conftest import Kvx
-from tests.models import TINY
+from tests.families import make, write
 
-BASE: dict[str, Any] = {
-    "vocab_size": 328, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}  # fmt: skip
-MIXED = ["sliding_attention", "full_attention"]
-LATENT: dict[str, Any] = {
-    "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
-    "kv_lora_rank": 32,
-    "q_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 24,
-    "n_shared_experts": 1,
-    "num_key_value_heads": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-}  # fmt: skip
-GATED: dict[str, Any] = {
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16, "num_hidden_layers": 4,
-}  # fmt: skip
-# family, its own fields, and the features that it lacks
-FAMILIES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
-    "llama": ("llama", {}, set()),
-    "glm4": ("glm4", {}, {"queries", "window_attention", "future_rotary"}),
-    "phi3": ("phi3", {"head_dim": None}, set()),
-    "gemma3": (
-        "gemma3_text", {"sliding_window": 64, "layer_types": MIXED, "query_pre_attn_scalar": 32},
-        {"future_rotary", "uniform_layers", "replay"},
-    ),
-    "ministral": ("ministral", {"sliding_window": 64, "layer_types": MIXED}, {"uniform_layers"}),
-    "mistral": ("mistral", {"sliding_window": 64}, {"uniform_layers", "full_layers"}),
-    "qwen3_5": (
-        "qwen3_5_text", GATED,
-        {"queries", "window_attention", "future_rotary", "uniform_layers", "layered_cache"},
-    ),
-    "llama4": (
-        "llama4_text",
-        {"intermediate_size_mlp": 96, "num_local_experts": 2, "layer_types": ["full_attention"] * 2,
-         "no_rope_layers": [1, 0], "attention_chunk_size": 2048},
-        {"queries", "window_attention", "future_rotary"},
-    ),
-    "lfm2": (
-        "lfm2", {"layer_types": ["conv", "full_attention"], "head_dim": None},
-        {"output_projection", "uniform_layers", "layered_cache"},
-    ),
-    "deepseek_v3": (
-        "deepseek_v3", {**LATENT, "head_dim": None},
-        {"queries", "window_attention", "projected_keys", "head_size", "output_projection"},
-    ),
-    "gpt_oss": (
-        "gpt_oss",
-        {"layer_types": ["full_attention"] * 2, "num_local_experts": 2, "num_experts_per_tok": 1},
-        {"queries", "window_attention", "future_rotary", "sdpa"},
-    ),
+# what families lack of the features that presses may require, and of what masks need
+LACKS: dict[str, set[str]] = {
+    "llama": set(),
+    "phi3": set(),
+    "glm4": {"queries", "window_attention", "future_rotary"},
+    "gemma3_text": {"future_rotary", "uniform_layers", "replay"},
+    "gemma3n": {"future_rotary", "uniform_layers", "separate_layers"},
+    "ministral": {"uniform_layers"},
+    "mistral_window": {"uniform_layers", "full_layers"},
+    "qwen3_5_text": {"queries", "window_attention", "future_rotary", "uniform_layers"},
+    "qwen2_5_vl": {"queries", "window_attention", "future_rotary", "replay"},
+    "llama4_full": {"queries", "window_attention", "future_rotary"},
+    "lfm2": {"output_projection", "uniform_layers"},
+    "jamba": {"queries", "window_attention", "future_rotary", "uniform_layers"},
+    "deepseek_v3": {
+        "queries", "window_attention", "projected_keys", "output_projection", "head_size",
+    },
+    "gpt_oss_full": {"queries", "window_attention", "future_rotary", "sdpa"},
 }  # fmt: skip
 PRESSES = [press for press in shipped_presses() if press.method is not None]
-N_TOKENS = 150
-
-
-def config_of(family: str) -> Any:
-    kind, own, _ = FAMILIES[family]
-    fields = {n: v for n, v in {**BASE, **own}.items() if not (n == "head_dim" and v is None)}
-    return CONFIG_MAPPING[kind](**fields)
+N_TOKENS = 300
 
 
 def model_of(family: str, folder: Path) -> ModelConfig:
     """A configuration without weights."""
-    config_of(family).save_pretrained(folder)
+    make(family).config.save_pretrained(folder)
     return ModelConfig(name=family, path=str(folder))
 
 
-def with_weights(family: str, folder: Path) -> Path:
-    """A tiny random model with the embedded model's tokenizer."""
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config_of(family)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / name, folder)
-    return folder
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LACKS)
 def test_what_a_model_lacks_is_known_from_its_configuration(tmp_path: Path, family: str) -> None:
     missing = missing_of(model_of(family, tmp_path))
     assert missing is not None
-    assert set(missing) == FAMILIES[family][2]
+    assert set(missing) == LACKS[family]
 
 
 @dataclass(frozen=True)
@@ -131,6 +80,10 @@ class Half:
     def method_key(self) -> None:
         return None
 
+    @property
+    def reads_weights(self) -> bool:
+        return PressNeed.attention_weights in self.config.needs
+
 
 def raising(loaded: LoadedModel, presses: Sequence[PressConfig]) -> set[str]:
     """The presses that raise on this model, run as kvx runs them."""
@@ -138,8 +91,8 @@ def raising(loaded: LoadedModel, presses: Sequence[PressConfig]) -> set[str]:
     ids = [int(i) for i in torch.randint(3, 300, (N_TOKENS,)).tolist()]
     for eager in (False, True):
         group = [p for p in presses if (PressNeed.attention_weights in p.needs) is eager]
-        if eager or not loaded.model._supports_sdpa:
-            loaded.set_attention("eager")
+        can = loaded.model._supports_sdpa and not eager
+        loaded.set_attention("sdpa" if can else "eager")
         shared = [p for p in group if PressNeed.masks not in p.needs]
         rows = [PromptRow(Half(p), N_TOKENS // 2, RandomStream(0, loaded.devices)) for p in shared]
         prefill(loaded, ids, rows, 4, alone=False)
@@ -155,16 +108,19 @@ def raising(loaded: LoadedModel, presses: Sequence[PressConfig]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mistral"])
+# kvx itself refuses presses of windows, and masks on layers that share entries
+REFUSED = ("mistral_window", "gemma3n")
+
+
+@pytest.mark.parametrize("family", [name for name in LACKS if name not in REFUSED])
 @torch.inference_mode()
 def test_presses_that_are_applicable_are_those_that_run(tmp_path: Path, family: str) -> None:
     """Of every shipped press: a reason where kvpress's code raises, and none where it does not."""
-    folder = with_weights(family, tmp_path / "model")
-    config = ModelConfig(name=family, path=str(folder))
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    loaded = LoadedModel(
-        model, AutoTokenizer.from_pretrained(folder), torch.device("cpu"), frozenset({2})
-    )
+    config = ModelConfig(name=family, path=str(write(family, tmp_path / family)))
+    model = make(family)
+    model.config.name_or_path = config.path  # where KVzip finds the tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(config.path)
+    loaded = LoadedModel(model, tokenizer, torch.device("cpu"), frozenset({2}))
     missing = missing_of(config)
     assert missing is not None
     told = {p.name: reason(p, config, missing) for p in PRESSES}
@@ -172,11 +128,15 @@ def test_presses_that_are_applicable_are_those_that_run(tmp_path: Path, family: 
 
 
 def test_a_press_of_windows_says_which_field_helps(tmp_path: Path) -> None:
-    config = model_of("mistral", tmp_path)
+    config = model_of("mistral_window", tmp_path)
     missing = missing_of(config)
     assert missing is not None
     for press in PRESSES:
-        assert "each layer of the model holds a window" in str(reason(press, config, missing))
+        why = str(reason(press, config, missing))
+        assert "each layer of the model holds a window" in why
+        assert "press.layers=all" in why
+        told = reason(replace(press, layers=PressLayers.all), config, missing)
+        assert (told is None) is (PressNeed.masks not in press.needs)
 
 
 def test_a_chosen_attention_counts(tmp_path: Path) -> None:
@@ -184,7 +144,7 @@ def test_a_chosen_attention_counts(tmp_path: Path) -> None:
     config.attn_implementation = "eager"
     told = {press.name: reason(press, config, {}) for press in PRESSES}
     refused = {name for name, why in told.items() if why is not None}
-    assert refused == {"adakv", "kvzip", "chunkkv"}
+    assert refused == {"adakv", "kvzip"}
     assert all("model.attn_implementation=eager" in str(told[name]) for name in refused)
 
 
@@ -213,7 +173,7 @@ SMALL = (
 def test_a_sweep_goes_on_without_what_is_not_applicable(
     kvx: Kvx, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = with_weights("ministral", tmp_path / "model")
+    folder = write("ministral", tmp_path / "model")
     of_model = ("model=hf", f"model.path={folder}", "model.name=mixed", *SMALL)
     sweep = ("-m", *of_model, "press=none,knorm,kvzip", "budget=1.0,0.5,0.2")
     line = "press=kvzip on model=mixed: not applicable: it scores the whole prompt in every layer"
@@ -265,7 +225,7 @@ def printed(kvx: Kvx, capfd: pytest.CaptureFixture[str], stage: str, *arguments:
 
 
 def test_a_run_of_nothing_applicable_is_refused_in_one_line(kvx: Kvx, tmp_path: Path) -> None:
-    folder = with_weights("ministral", tmp_path / "model")
+    folder = write("ministral", tmp_path / "model")
     of_model = ("model=hf", f"model.path={folder}", "model.name=mixed", *SMALL)
     ran = kvx("run", "-m", *of_model, "press=kvzip", "budget=0.5,0.2")
     assert ran.code == 2
@@ -295,7 +255,7 @@ def test_the_presses_of_a_model_are_listed(
     found = printed(kvx, capfd, "presses", "model=hf", f"model.path={tmp_path / 'latent'}")
     lines = {line.split()[0]: line for line in found.splitlines()}
     assert set(lines) == {"press", *(press.name for press in PRESSES)}
-    assert "no: it takes keys and values of one size" in lines["knorm"]
+    assert "no: it takes keys and values of one size" in lines["lagkv"]
     plain = printed(kvx, capfd, "presses")
     assert all(line.endswith("  yes") for line in plain.splitlines()[1:])
     assert not any(Path().iterdir()) or {p.name for p in Path().iterdir()} == {"latent"}

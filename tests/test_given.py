@@ -12,8 +12,8 @@ from kvpress.pipeline import KVPressTextGenerationPipeline
 
 from kvx.config.schema import PressConfig, PressNeed
 from kvx.engines.base import PointWork
-from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.compress import compressed
+from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.given import may_write
 from kvx.engines.kvpress.linear import fast_linears, own_linears
 from kvx.points import Request
@@ -169,35 +169,20 @@ def test_a_press_that_differentiates_answers_as_in_kvpress(tmp_path: Path) -> No
 
 
 CODE = """
-import torch
 from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 
-def forward(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None,
-            **kwargs):
-    shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-    q, k, v = (p(hidden_states).view(shape).transpose(1, 2)
-               for p in (self.q_proj, self.k_proj, self.v_proj))
-    q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
-    if past_key_values is not None:
-        k, v = past_key_values.update(k, v, self.layer_idx)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
-    return self.o_proj(out.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)), None
-
-
-class OwnAttention(LlamaForCausalLM):
-    def __init__(self, config):
-        super().__init__(config)
-        for layer in self.model.layers:
-            layer.self_attn.forward = forward.__get__(layer.self_attn)
+class Mixed(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits - 0.5 * out.logits.mean(0, keepdim=True)
+        return out
 """
 
 
 def test_a_controller_on_a_model_that_cannot_share_is_refused(kvx: Kvx, tmp_path: Path) -> None:
-    """It cannot follow rows there, and used to do nothing without a word."""
-    folder = tiny_model(tmp_path / "own", auto_map={"AutoModelForCausalLM": "own.OwnAttention"})
+    """Rows change each other there, so they run alone, where no controller follows them."""
+    folder = tiny_model(tmp_path / "own", auto_map={"AutoModelForCausalLM": "own.Mixed"})
     (folder / "own.py").write_text(CODE)
     ask = (
         "model=hf", f"model.path={folder}", "model.name=own", "model.trust_remote_code=true",
@@ -208,3 +193,6 @@ def test_a_controller_on_a_model_that_cannot_share_is_refused(kvx: Kvx, tmp_path
     assert ran.code == 2
     (line,) = [line for line in ran.err.splitlines() if "controller=reactive" in line]
     assert line.startswith("kvx run: controller=reactive: cannot act on model=own: it has ")
+    ran = kvx("run", *ask)
+    assert ran.code == 0
+    assert "requests run one at a time" in ran.err

@@ -15,7 +15,6 @@ class ModelFeature(Enum):
     future_rotary = "future_rotary"  # the rotary embedding of positions that are still to come
     output_projection = "output_projection"  # o_proj, from the values of all heads
     head_size = "head_size"  # keys and values of one size, the attention's head_dim
-    no_weights = "no_weights"  # attention that returns no weights: not eager
     uniform_layers = "uniform_layers"  # every layer holds entries of its own for the whole prompt
     replay = "replay"  # the prompt run again by kvpress's own code, over its cache
     full_layers = "full_layers"  # any layer that holds the whole prompt; every press requires it

@@ -30,8 +30,7 @@ def _attention(press: PressConfig) -> str:
     """The attention implementation of transformers that it works with."""
     if PressNeed.attention_weights in press.needs:
         return "eager"
-    hides = PressNeed.masks in press.needs
-    return "not eager" if hides or ModelFeature.no_weights in press.requires else "any"
+    return "not eager" if PressNeed.masks in press.needs else "any"
 
 
 def _names(options: "list[PressNeed] | list[ModelFeature]") -> str:

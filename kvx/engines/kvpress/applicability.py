@@ -13,18 +13,20 @@ from importlib.metadata import version
 
 from kvx.config.folders import cache_dir
 from kvx.config.model_features import ModelFeature
-from kvx.config.schema import Config, ModelConfig, PressConfig, PressNeed
+from kvx.config.schema import Config, ModelConfig, PressConfig, PressLayers, PressNeed
 from kvx.data.model_folder import files_of
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest, sha256_file
 
 log = logging.getLogger(__name__)
+ALONE = {PressNeed.changes_forward, PressNeed.masks}
 FOLDER = "features"
-# beside the features: why there is no attention but eager, or no cache of transformers' layers
-SDPA, LAYERED_CACHE = "sdpa", "layered_cache"
+# beside the features: why there is no attention but eager, and why layers are not on their own
+SDPA, SEPARATE = "sdpa", "separate_layers"
 
 # what a press does not compute itself with press.queries=model
 HINT = "; press.queries=model does not"
+WINDOWS = "; press.layers=all compresses windows too"
 OF_QUERIES = {
     ModelFeature.queries, ModelFeature.window_attention, ModelFeature.projected_keys,
     ModelFeature.future_rotary, ModelFeature.output_projection,
@@ -38,7 +40,6 @@ DOES = {
     ModelFeature.future_rotary: "rotates queries to positions that are still to come",
     ModelFeature.output_projection: "reads the output projection of each layer",
     ModelFeature.head_size: "takes keys and values of one size",
-    ModelFeature.no_weights: "takes no attention weights",
     ModelFeature.uniform_layers: "scores the whole prompt in every layer",
     ModelFeature.replay: "runs the prompt again with kvpress's own code",
 }
@@ -58,24 +59,31 @@ def not_applicable(config: Config) -> str | None:
 
 def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> str | None:
     """Why `press` cannot be used on a model that lacks what `missing` names; None if it can."""
-    needs = set(press.needs)
-    only_eager = _only_eager(model, missing)
-    if only_eager is not None and PressNeed.masks in needs:
-        return f"it hides entries inside the attention function, but {only_eager}"
-    if PressNeed.masks in needs and LAYERED_CACHE in missing:
-        return f"it hides entries by kvpress's own hook, but {missing[LAYERED_CACHE]}"
-    eager = only_eager is not None or PressNeed.attention_weights in needs
+    if (why := _no_hiding(press, model, missing)) is not None:
+        return f"it hides entries from attention, but {why}"
     met = _met_by_queries(press)
-    if eager:  # it hands the model's own weights to the press
-        met.add(ModelFeature.window_attention)
-    if getattr(getattr(press, "layers", None), "name", "full") == "all":
+    if press.layers is PressLayers.all:
         met.add(ModelFeature.full_layers)
+        why = missing.get(ModelFeature.uniform_layers.name)
+        if why is not None and ALONE & set(press.needs):
+            return f"it compresses layers of full attention only, but {why}; use press.layers=full"
     for feature in (ModelFeature.full_layers, *press.requires):
-        why = only_eager if feature is ModelFeature.no_weights else missing.get(feature.name)
-        if why is not None and feature not in met:
+        if feature.name in missing and feature not in met:
             hint = HINT if feature in OF_QUERIES and hasattr(press, "queries") else ""
-            return f"it {DOES[feature]}, but {why}{hint}"
+            hint = WINDOWS if feature is ModelFeature.full_layers else hint
+            return f"it {DOES[feature]}, but {missing[feature.name]}{hint}"
     return None
+
+
+def _no_hiding(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> str | None:
+    """Why entries cannot be hidden inside the model's attention; None if they can, or are not."""
+    if PressNeed.masks not in press.needs:
+        return None
+    if model.attn_implementation == "eager":
+        return "model.attn_implementation=eager has nothing to hide them in"
+    if SDPA in missing and model.attn_implementation == "auto":
+        return missing[SDPA]
+    return missing.get(SEPARATE)
 
 
 def _met_by_queries(press: PressConfig) -> set[ModelFeature]:
@@ -86,13 +94,6 @@ def _met_by_queries(press: PressConfig) -> set[ModelFeature]:
     handed = OF_QUERIES & set(press.requires)
     # then kvx also takes care of the sizes of heads
     return handed | {ModelFeature.head_size} if handed else set()
-
-
-def _only_eager(model: ModelConfig, missing: dict[str, str]) -> str | None:
-    """Why the model attends with eager attention, whatever a press needs; None if it does not."""
-    if model.attn_implementation == "eager":
-        return "model.attn_implementation=eager hands out weights"
-    return missing.get(SDPA) if model.attn_implementation == "auto" else None
 
 
 def missing_of(model: ModelConfig) -> dict[str, str] | None:
@@ -115,7 +116,7 @@ def _missing(path: str, revision: str | None, trust: bool, key: str) -> dict[str
         pass
     else:
         return found
-    from kvx.engines.kvpress.skeleton import has_layered_cache, missing_features, skeleton_of
+    from kvx.engines.kvpress.skeleton import missing_features, not_separate, skeleton_of
 
     asked = ModelConfig(name="", path=path, revision=revision, trust_remote_code=trust)
     try:
@@ -125,9 +126,9 @@ def _missing(path: str, revision: str | None, trust: bool, key: str) -> dict[str
         return None
     found = {feature.name: why for feature, why in missing_features(model).items()}
     if not getattr(model, "_supports_sdpa", True):
-        found[SDPA] = f"{type(model).__name__} has only eager attention, which hands out weights"
-    if not has_layered_cache(model):
-        found[LAYERED_CACHE] = f"{type(model).__name__} has a cache of another kind"
+        found[SDPA] = "the model has eager attention only"
+    if (why := not_separate(model)) is not None:
+        found[SEPARATE] = why
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,9 @@ class KVPressEngine:
     def check(self, points: Sequence[Point]) -> None:
         for point in points:
             check_press(point)
-        methods = {repr(point.config.press.method): point for point in points}
+        # at budget 1.0 no press is made
+        pressed = [point for point in points if not point.config.budget.is_full]
+        methods = {repr(point.config.press.method): point for point in pressed}
         for point in methods.values():
             check_on_model(point, self.loaded.model)
         self._check_controllers(points)

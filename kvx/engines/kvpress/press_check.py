@@ -95,6 +95,11 @@ def check_on_model(point: Point, model: Any) -> None:
     if config.method is None:
         return
     press, layers = instantiate(config.method, 0.5), layers_of(model)
+    if not layers.cached:
+        raise UserError(
+            f"press={config.name}: cannot be used with {type(model).__name__}: it has "
+            f"{layers.obstacle or 'no layer with keys and values that kvx can follow'}"
+        )
     if not layers.full and config.layers is PressLayers.full:
         window = max(layer.window or 0 for layer in layers.cached.values())
         raise UserError(

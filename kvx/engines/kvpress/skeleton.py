@@ -4,18 +4,24 @@ The modules are transformers' own, on the meta device: what a press reads of the
 sizes, the rotary embedding) is there, numbers are not.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma3PreTrainedModel,
+)
 from transformers.models.phi3.modeling_phi3 import Phi3Attention
 
 from kvx.config.model_features import ModelFeature
 from kvx.config.schema import ModelConfig
 from kvx.data.model_folder import files_of
-from kvx.engines.kvpress.states import holds_layers, new_cache
+from kvx.engines.kvpress.states import decoder_of
 
 WINDOWED = ("sliding_attention", "chunked_attention")
 
@@ -33,10 +39,14 @@ def skeleton_of(config: ModelConfig) -> Any:
         extra["gguf_file"] = files.gguf.name
     whole = AutoConfig.from_pretrained(files.hub or files.folder, **extra)
     failed: Exception | None = None
-    for part in (whole, whole.get_text_config()):
+    for kind, part in (
+        (AutoModelForCausalLM, whole),
+        (AutoModelForImageTextToText, whole),
+        (AutoModelForCausalLM, whole.get_text_config()),
+    ):
         try:
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(
+                return kind.from_config(
                     copy.deepcopy(part), trust_remote_code=config.trust_remote_code
                 )
         except Exception as error:  # noqa: BLE001  a part of several may be a model by itself
@@ -69,28 +79,24 @@ def missing_features(model: Any) -> dict[ModelFeature, str]:
     return {feature: why for feature, why in found.items() if why is not None}
 
 
-def has_layered_cache(model: Any) -> bool:
-    """Whether it uses transformers' cache of layers, and none of its family's own."""
-    try:
-        return holds_layers(new_cache(model))
-    except Exception:  # noqa: BLE001  no cache can be made without the model's devices
-        return True
-
-
-def body_of(model: Any) -> Any:
-    """The part of `model` that holds its layers."""
-    body = getattr(model, "model", None)
-    return getattr(body, "language_model", body)
+def not_separate(model: Any) -> str | None:
+    """Why not every attention module has one layer's entries for itself; None if each has."""
+    found = [(module, kind) for module, kind in _layers(model) if module is not None]
+    if any(kind == "shared" for _, kind in found):
+        return "the model has layers that read the entries of another layer"
+    if len({id(module) for module, _ in found}) < len(found):
+        return "layers of the model share their weights"
+    return None
 
 
 def _layers(model: Any) -> Iterator[tuple[Any, str]]:
     """Each layer's attention module, and its kind: full, windowed, shared or recurrent."""
     config = model.config.get_text_config()
-    layers = list(getattr(body_of(model), "layers", None) or ())
+    layers = list(getattr(decoder_of(model), "layers", None) or ())
     kinds = list(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     for number, layer in enumerate(layers):
-        attention = getattr(layer, "self_attn", None)
+        attention = _attention_of(layer)
         kind = kinds[number] if number < len(kinds) else WINDOWED[0] if window else None
         if attention is None or "linear" in str(kind):
             yield None, "recurrent"
@@ -100,8 +106,16 @@ def _layers(model: Any) -> Iterator[tuple[Any, str]]:
             yield attention, "shared"
         else:
             yield attention, "full"
-        if attention is not None and hasattr(layer, "mamba"):  # both in one layer
+        if attention is not None and (hasattr(layer, "mamba") or hasattr(layer, "mamba_decoder")):
             yield None, "recurrent"
+
+
+def _attention_of(layer: Any) -> Any | None:
+    """The attention module of a layer, wherever its family keeps it."""
+    if (own := getattr(layer, "self_attn", None)) is not None:
+        return own
+    named = (m for m in layer.modules() if type(m).__name__.endswith("Attention"))
+    return next(named, None)
 
 
 def _head_dim(attention: Any) -> int | None:
@@ -129,7 +143,7 @@ def _no_projected_keys(model: Any, attention: Any) -> str | None:
 
 
 def _no_future_rotary(model: Any, attention: Any) -> str | None:
-    rotary, size = getattr(body_of(model), "rotary_emb", None), _head_dim(attention)
+    rotary, size = getattr(decoder_of(model), "rotary_emb", None), _head_dim(attention)
     if rotary is not None and isinstance(getattr(rotary, "rope_type", None), dict):
         return "the model's layers have rotary embeddings of several types"
     return None if size is None else _no_whole_rotary(model, size)
@@ -140,19 +154,24 @@ def _no_whole_rotary(model: Any, size: int) -> str | None:
 
     It is computed for a few positions: sizes and types are what kvpress's code depends on.
     """
-    rotary = getattr(body_of(model), "rotary_emb", None)
+    rotary = getattr(decoder_of(model), "rotary_emb", None)
     if rotary is None:
         return "the model has no rotary embedding"
     config = model.config.get_text_config()
     types = getattr(rotary, "rope_type", None)
     options = {"layer_type": next(iter(types))} if isinstance(types, dict) else {}
-    try:
-        real = type(rotary)(copy.deepcopy(config), device=torch.device("cpu"))
-        turned = real(torch.zeros(1, 2, size), torch.arange(2)[None], **options)
-    except Exception:  # noqa: BLE001  a class of another kind: what it does is seen when it runs
-        return None
+    real = type(rotary)(copy.deepcopy(config), device=torch.device("cpu"))
+    turned: Any = None
+    for positions in (torch.arange(2)[None], torch.zeros(3, 1, 2, dtype=torch.long)):
+        with contextlib.suppress(Exception):  # one position a token, or three
+            turned = real(torch.zeros(1, 2, size), positions, **options)
+            break
+    if turned is None:
+        return None  # a class of another kind: what it does is seen when it runs
     if isinstance(turned, torch.Tensor):
         return "the model's rotary embedding is complex"
+    if turned[0].ndim > 3:
+        return "the model's rotary embedding has three positions a token"
     wide = int(turned[0].shape[-1])
     return None if wide == size else f"the model's rotary embedding has {wide} of {size} dimensions"
 
@@ -188,7 +207,7 @@ def _no_uniform_layers(model: Any) -> str | None:
     if "windowed" in kinds:
         return "the model has layers that hold a window of the prompt"
     if "shared" in kinds:
-        return "the model has layers that read the keys of another layer"
+        return "the model has layers that read the entries of another layer"
     return None
 
 
