@@ -15,11 +15,11 @@ from kvx.config.folders import cache_dir
 from kvx.config.model_features import ModelFeature
 from kvx.config.schema import Config, ModelConfig, PressConfig, PressLayers, PressNeed
 from kvx.data.model_folder import files_of
+from kvx.engines.kvpress.press import ALONE
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest, sha256_file
 
 log = logging.getLogger(__name__)
-ALONE = {PressNeed.changes_forward, PressNeed.masks}
 FOLDER = "features"
 # beside the features: why there is no attention but eager, and why layers are not on their own
 SDPA, SEPARATE = "sdpa", "separate_layers"
@@ -100,7 +100,9 @@ def missing_of(model: ModelConfig) -> dict[str, str] | None:
     """By name, the features that a model lacks and why; None if its files do not tell."""
     try:
         files = files_of(model)
-        said = sha256_file(files.gguf or files.folder / "config.json")
+        said = [sha256_file(files.gguf or files.folder / "config.json")]
+        if model.trust_remote_code:
+            said += [sha256_file(file) for file in sorted(files.folder.glob("*.py"))]
     except (UserError, OSError):
         return None
     key = digest([said, version("transformers"), package_digest(), model.trust_remote_code], 24)
