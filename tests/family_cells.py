@@ -15,7 +15,8 @@ import torch
 
 from kvx.cli.command import compose
 from kvx.config.folders import conf_dir
-from kvx.config.schema import BudgetConfig, Config, PressConfig, PressNeed
+from kvx.config.press_choices import PressNeed
+from kvx.config.schema import BudgetConfig, Config, PressConfig
 from kvx.data.example import Example
 from kvx.data.frozen_examples import load_examples
 from kvx.data.prompt import PromptBuilder, PromptParts

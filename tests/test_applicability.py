@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from kvx.cli.press_files import shipped_presses
 from kvx.config.model_features import ModelFeature
-from kvx.config.schema import ModelConfig, PressConfig, PressLayers, PressNeed
+from kvx.config.press_choices import PressLayers, PressNeed
+from kvx.config.schema import ModelConfig, PressConfig
 from kvx.data.prompt import PromptParts
 from kvx.engines.kvpress.applicability import missing_of, reason
 from kvx.engines.kvpress.masked import prefill_masked

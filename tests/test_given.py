@@ -10,7 +10,8 @@ import torch
 from kvpress import KnormPress, KVgradPress, SnapKVPress
 from kvpress.pipeline import KVPressTextGenerationPipeline
 
-from kvx.config.schema import PressConfig, PressNeed
+from kvx.config.press_choices import PressNeed
+from kvx.config.schema import PressConfig
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.compress import compressed
 from kvx.engines.kvpress.engine import KVPressEngine

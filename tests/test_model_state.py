@@ -10,7 +10,8 @@ import torch
 from kvpress import KnormPress
 
 from kvx.config.folders import conf_dir
-from kvx.config.schema import PressConfig, PressNeed
+from kvx.config.press_choices import PressNeed
+from kvx.config.schema import PressConfig
 from kvx.engines.base import PointWork, Response
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.model import _loaded

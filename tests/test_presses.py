@@ -13,7 +13,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kvx.cli.command import compose
 from kvx.config.identity import resolved
-from kvx.config.schema import BudgetConfig, BudgetKind, Keeps, PressConfig, PressNeed
+from kvx.config.press_choices import Keeps, PressNeed
+from kvx.config.schema import BudgetConfig, BudgetKind, PressConfig
 from kvx.engines.base import BudgetProof, PointFailed, PointWork, Response
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.press_check import check_on_model

@@ -17,7 +17,7 @@ from conftest import Kvx, request_rows
 
 from kvx.cli.command import compose, run_stage
 from kvx.config.engine import Api
-from kvx.config.schema import PressNeed
+from kvx.config.press_choices import PressNeed
 from kvx.engines.kvpress import decode
 from kvx.engines.kvpress.guarded import LiveGuard
 from kvx.engines.openai.reply import Parser

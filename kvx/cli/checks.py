@@ -5,7 +5,8 @@ from dataclasses import replace
 from kvx.config import conditions, fields
 from kvx.config.engine import OpenAIConfig
 from kvx.config.folder_names import check_name
-from kvx.config.schema import BudgetConfig, BudgetKind, Config, Measure, PressNeed
+from kvx.config.press_choices import PressNeed
+from kvx.config.schema import BudgetConfig, BudgetKind, Config, Measure
 from kvx.data import binning
 from kvx.data.chat import RESERVED
 from kvx.errors import UserError, require

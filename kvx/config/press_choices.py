@@ -1,4 +1,4 @@
-"""What a press works on: which layers, and whose queries."""
+"""What a press needs and keeps, which layers it compresses, and whose queries it ranks by."""
 
 from enum import Enum
 
@@ -15,3 +15,24 @@ class Queries(Enum):
 
     model = "model"  # those that the model's attention is given: the method as its paper means it
     kvpress = "kvpress"  # those that kvpress recomputes: token for token as kvpress
+
+
+class PressNeed(Enum):
+    """What a press needs beyond scoring and dropping entries after each layer.
+
+    Presses that only change what stays in the cache share one prefill; the others prefill alone. A
+    press must not write into the keys and values it is given: other points read them too.
+    """
+
+    attention_weights = "attention_weights"  # eager attention, which returns them
+    changes_forward = "changes_forward"  # what later layers compute is not the full cache's
+    masks = "masks"  # entries are hidden from attention, not dropped
+    uneven_layers = "uneven_layers"  # layers keep different numbers of entries
+    query_in_prompt = "query_in_prompt"  # the question must be in what is compressed
+
+
+class Keeps(Enum):
+    """Whether a press keeps the number of entries that a budget asks for."""
+
+    asked = "asked"  # as many, but for rounding; a point that keeps another number fails
+    by_method = "by_method"  # another number, by its method: the point is named by what it kept

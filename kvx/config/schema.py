@@ -25,7 +25,7 @@ from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
 from kvx.config.model_features import ModelFeature
-from kvx.config.press_choices import PressLayers, Queries
+from kvx.config.press_choices import Keeps, PressLayers, PressNeed, Queries
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
 from kvx.config.train import TrainConfig, VerifyConfig
@@ -44,27 +44,6 @@ class BudgetKind(Enum):
     ratio = "ratio"
     tokens = "tokens"
     certified = "certified"  # what a certificate allows; kvx.serve puts one of the others in place
-
-
-class PressNeed(Enum):
-    """What a press needs beyond scoring and dropping entries after each layer.
-
-    Presses that only change what stays in the cache share one prefill; the others prefill alone. A
-    press must not write into the keys and values it is given: other points read them too.
-    """
-
-    attention_weights = "attention_weights"  # eager attention, which returns them
-    changes_forward = "changes_forward"  # what later layers compute is not the full cache's
-    masks = "masks"  # entries are hidden from attention, not dropped
-    uneven_layers = "uneven_layers"  # layers keep different numbers of entries
-    query_in_prompt = "query_in_prompt"  # the question must be in what is compressed
-
-
-class Keeps(Enum):
-    """Whether a press keeps the number of entries that a budget asks for."""
-
-    asked = "asked"  # as many, but for rounding; a point that keeps another number fails
-    by_method = "by_method"  # another number, by its method: the point is named by what it kept
 
 
 class Measure(Enum):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from kvx.config.schema import Config, Keeps, PressConfig
+from kvx.config.press_choices import Keeps
+from kvx.config.schema import Config, PressConfig
 from kvx.data.example import Example
 from kvx.guard.events import Guarded
 from kvx.identity.hashing import digest

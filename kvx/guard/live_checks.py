@@ -10,7 +10,8 @@ from pathlib import Path
 
 from kvx.config.guard import GuardConfig
 from kvx.config.identity import is_guarded
-from kvx.config.schema import BudgetKind, Config, PressNeed
+from kvx.config.press_choices import PressNeed
+from kvx.config.schema import BudgetKind, Config
 from kvx.errors import UserError
 from kvx.guard.controllers import NoController
 from kvx.guard.controllers.base import Thresholds, check_live, policy

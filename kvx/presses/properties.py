@@ -1,7 +1,8 @@
 """What is known of a press without a model, in the words of a table."""
 
 from kvx.config.model_features import ModelFeature
-from kvx.config.schema import Keeps, PressConfig, PressNeed
+from kvx.config.press_choices import Keeps, PressNeed
+from kvx.config.schema import PressConfig
 
 HEADER = ("press", "prefill", "attention", "keeps", "prompt tokens from", "needs", "requires")
 

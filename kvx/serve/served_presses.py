@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from kvx.cli.checks import check
 from kvx.cli.press_files import shipped_presses
-from kvx.config.schema import BudgetConfig, BudgetKind, PressConfig, PressNeed
+from kvx.config.press_choices import PressNeed
+from kvx.config.schema import BudgetConfig, BudgetKind, PressConfig
 from kvx.engines.kvpress.press_check import check_method
 from kvx.errors import UserError
 from kvx.points import Point

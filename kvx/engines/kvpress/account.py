@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvx.config.guard import Shadow
-from kvx.config.schema import Keeps, PressNeed
+from kvx.config.press_choices import Keeps, PressNeed
 from kvx.engines.kvpress.cache import SLACK
 from kvx.engines.kvpress.layers import Layers
 from kvx.engines.kvpress.lengths import padded

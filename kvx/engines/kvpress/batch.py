@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from kvx.config.press_choices import PressLayers
-from kvx.config.schema import Config, PressNeed, Signals
+from kvx.config.press_choices import PressLayers, PressNeed
+from kvx.config.schema import Config, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.engines.activity import ACTIVITY

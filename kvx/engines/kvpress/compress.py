@@ -243,7 +243,7 @@ def _uniform(press: Any, module: Any, n: int) -> int:
 
 
 def compressed(press: Any, module: Any, full: KV, weights: Any, kwargs: dict[str, Any]) -> KV:
-    """What a press, which `PressQueries.serve` has fitted, keeps; nothing it is given is changed."""
+    """What a press keeps, fitted by `PressQueries.serve`; nothing it is given is changed."""
     if may_write(press):
         full, weights, kwargs = copied((full, weights, kwargs))
     kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)

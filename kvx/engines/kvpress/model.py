@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from kvx.config.schema import Config, ModelConfig, PressNeed
+from kvx.config.press_choices import PressNeed
+from kvx.config.schema import Config, ModelConfig
 from kvx.data.tokenizer import load_tokenizer, model_hash
 from kvx.engines.activity import ACTIVITY
 from kvx.engines.kvpress.loading import devices_of, load_weights

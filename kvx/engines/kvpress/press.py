@@ -5,8 +5,7 @@ from typing import Any
 
 import hydra.utils
 
-from kvx.config.press_choices import Queries
-from kvx.config.schema import PressNeed
+from kvx.config.press_choices import PressNeed, Queries
 from kvx.errors import UserError
 from kvx.points import Point
 

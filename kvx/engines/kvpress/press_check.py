@@ -8,8 +8,8 @@ import hydra.utils
 import kvpress
 from kvpress import BasePress, ScorerPress
 
-from kvx.config.press_choices import PressLayers
-from kvx.config.schema import PressConfig, PressNeed
+from kvx.config.press_choices import PressLayers, PressNeed
+from kvx.config.schema import PressConfig
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from kvx.config.press_choices import Queries
-from kvx.config.schema import PressNeed
+from kvx.config.press_choices import PressNeed, Queries
 from kvx.engines.base import Ranked
 from kvx.engines.kvpress.agreement import agreement, agreement_of, recomputed
 from kvx.engines.kvpress.model import LoadedModel
