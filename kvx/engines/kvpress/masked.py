@@ -28,7 +28,7 @@ from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
 from kvx.engines.kvpress.stack import cache_argument
-from kvx.engines.kvpress.states import kv_of, new_cache
+from kvx.engines.kvpress.states import bytes_held, kv_of, new_cache
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.guard.trace_arrays import PROBE_TOKENS
 
@@ -172,8 +172,10 @@ def _decode(
 def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int) -> KVUse:
     layers = layers_of(model)
     held = [kv_of(cache, layer.index) for layer in layers.full]
-    if not held:
-        raise ValueError("the model has no layer of full attention to compress")
+    if not held:  # no press compresses such a model
+        taken = bytes_held(cache)
+        n = float(n_tokens)
+        return KVUse(n, n, n, taken, taken, taken, taken, taken, compressed_share=0.0)
     physical = sum(keys.shape[2] for keys, _ in held) / len(held)
     effective = physical - masked_entries(layers.full, [keys.shape[1] for keys, _ in held])
     taken = sum(t.numel() * t.element_size() for kv in held for t in kv)

@@ -59,12 +59,20 @@ def holds_layers(cache: Any) -> bool:
     return isinstance(cache, Cache)
 
 
-def kv_of(cache: Any, layer_idx: int) -> KV:
-    """A layer's keys and values [1, KV heads, entries, head size]."""
+def kv_of(cache: Any, layer_idx: int) -> Any:
+    """A layer's keys and values [1, KV heads, entries, head size]; None and None without them."""
     if holds_layers(cache):
         layer = cache.layers[layer_idx]
-        return layer.keys, layer.values
+        return getattr(layer, "keys", None), getattr(layer, "values", None)
     return cache.key_cache[layer_idx], cache.value_cache[layer_idx]
+
+
+def bytes_held(cache: Any) -> int:
+    """Bytes of all that a cache holds: keys, values and states."""
+    layers = range(len(cache.layers) if holds_layers(cache) else len(cache.key_cache))
+    tensors = [t for index in layers for t in kv_of(cache, index) if t is not None]
+    tensors += states_of(cache).values()
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def put(cache: Any, layer_idx: int, kv: KV) -> None:
