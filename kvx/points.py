@@ -17,7 +17,7 @@ from kvx.config.numbers import exact
 from kvx.config.press_choices import Queries
 from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
 from kvx.data.manifest import Entry, Manifest
-from kvx.data.model_attention import is_as_recomputed, recomputes
+from kvx.data.model_attention import has_plain_layers, is_as_recomputed, recomputes
 from kvx.data.tokenizer import model_hash
 from kvx.guard.own_code import controller_sources
 from kvx.identity import hazard_files, user_code
@@ -107,6 +107,8 @@ class Point:
         fields["dataset"] = self.manifest.identity
         model = self.config.model
         fields["model"] = {**unlabelled(model), "hash": model_hash(model)}
+        if self.config.engine.name == "kvpress" and not has_plain_layers(model):
+            fields["layers"] = "each of its own kind"  # once presses compressed windows too
         if code := user_code.identity_of(user_code.sources_of(fields["engine"])):
             fields["sources"] = code
         return digest(fields)
