@@ -78,6 +78,7 @@ def hooked(model: Any, press: Any | None, cache: Any, reads_weights: bool) -> It
 def seen_by(module: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What an attention `module` was called with in a prefill, by the names that presses expect."""
     seen = {"hidden_states": args[0], **kwargs} if args else dict(kwargs)
+    seen.setdefault("position_embeddings", None)  # of attention without any: presses ask for them
     if seen.get("cache_position") is None:
         hidden = seen["hidden_states"]
         seen["cache_position"] = torch.arange(hidden.shape[1], device=hidden.device)
@@ -113,14 +114,16 @@ def compressing(
     """
     scores, queries = SharedScores(), PressQueries(model)
     presses = [_made(model, row, None, scores, queries) for row in rows]
+    layers = layers_of(model)
     for row, press in zip(rows, presses, strict=True):
+        if press is None and not layers.full:
+            row.everywhere = True  # windows are its full cache
         row.packs = press is not None and packs(press)
         if hasattr(press, "score") and row.watched:
             row.evicted = EvictedMass(press)
     shadows = {id(r.shadow.prompt): r.shadow.prompt for r in rows if r.shadow is not None}
     others = [_OtherBudgets(model, row, presses[i], scores, queries) for i, row in enumerate(rows)]
 
-    layers = layers_of(model)
     passed: list[tuple[int, KV]] = []  # the layer that attends now
 
     def compress(

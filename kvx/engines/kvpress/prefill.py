@@ -52,8 +52,6 @@ def prefill(
     pass. A press that fails leaves its error in its row and touches no other.
     """
     model, layers = loaded.model, layers_of(loaded.model)
-    for row in rows:  # a full cache of windows is all there is
-        row.everywhere = row.everywhere or (row.press is None and not layers.full)
     groups = group_by_length([row.kept_tokens for row in rows])
     buckets = [Bucket(len(group), room) for group in groups]
     cache = new_cache(model)
