@@ -143,7 +143,7 @@ def test_the_line_ends_a_run_with_exit_2_also_where_workers_would_load(
                                     r"\[64, 128\] instead of \[64, 64\]"),
         ({"vocab_size": 400}, r"other shapes .*: lm_head\.weight \[328, 64\] instead of"),
         ({"model_type": "zork"}, "model type `zork`"),
-        ({"model_type": "t5"}, "Unrecognized configuration class"),
+        ({"model_type": "t5"}, "t5 has an encoder and a decoder"),
         ({"hidden_act": "zork"}, "cannot be loaded: "),
     ],
 )  # fmt: skip

@@ -176,7 +176,13 @@ class ModelConfig:
         "auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16")
     )
     device: str = option("auto", "such as cuda:0 or cpu; auto: a GPU if there is one")
-    attn_implementation: str = option("auto", "as transformers names it; auto: what a press needs")
+    attn_implementation: str = option(
+        "auto",
+        "as transformers names it; auto: what the press needs and the model has, sdpa before eager",
+        choices=(
+            "auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3",
+        ),
+    )  # fmt: skip
     max_context_tokens: int | None = option(
         None, "prompt and answer at most; null: the model's limit", at_least=1
     )

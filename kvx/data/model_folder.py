@@ -166,6 +166,18 @@ def _hub_dir(repo: str, revision: str | None, name: str) -> Path:
     return folder
 
 
+def hub_id_of(files: ModelFiles) -> str | None:
+    """The id of a model that came from the hub, also where its folder in the cache is given."""
+    if files.hub is not None:
+        return files.hub
+    # models--<owner>--<name>/snapshots/<commit>
+    cached = files.folder.absolute().parents
+    if len(cached) < 2 or cached[0].name != "snapshots":
+        return None
+    kind, _, name = cached[1].name.partition("--")
+    return name.replace("--", "/") if kind == "models" and name else None
+
+
 def has_vocabulary(folder: Path) -> bool:
     return any(next(folder.glob(name), None) is not None for name in VOCABULARIES)
 

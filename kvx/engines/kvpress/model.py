@@ -15,6 +15,7 @@ from kvx.config.press_choices import PressNeed
 from kvx.config.schema import Config, ModelConfig
 from kvx.data.tokenizer import load_tokenizer, model_hash
 from kvx.engines.activity import ACTIVITY
+from kvx.engines.kvpress.architecture import body_of
 from kvx.engines.kvpress.loading import devices_of, load_weights
 from kvx.engines.kvpress.stack import warn_of_untested
 from kvx.errors import UserError, first_line
@@ -45,11 +46,9 @@ class LoadedModel:
 
     def layers(self) -> Counter[torch.device]:
         """How many of the model's layers each device has."""
-        body = getattr(self.model, "model", None)
-        layers = getattr(getattr(body, "language_model", body), "layers", None)
-        if layers is None or len(self.devices) == 1:
+        if len(self.devices) == 1:
             return Counter([self.device])
-        return Counter(next(layer.parameters()).device for layer in layers)
+        return Counter(next(layer.parameters()).device for layer in self.body.layers)
 
     @cached_property
     def thinking_ids(self) -> frozenset[int]:
@@ -79,15 +78,46 @@ class LoadedModel:
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
 
+    @property
+    def body(self) -> Any:
+        """The stack of decoder layers (`layers`, `rotary_emb`), also of a multimodal model."""
+        return body_of(self.model)
+
+    @cached_property
+    def attention(self) -> str:
+        """What `model.attn_implementation=auto` is where a press needs no attention weights."""
+        has = all(getattr(part, "_supports_sdpa", False) for part in (self.model, self.body))
+        return "sdpa" if has and not self._caps_logits else "eager"
+
+    def attention_for(self, config: Config) -> str:
+        """The attention implementation that a point runs with."""
+        asked = resolve_attention(config)
+        return self.attention if asked == "auto" else asked
+
     def set_attention(self, implementation: str) -> None:
-        """Switch between attention implementations without loading the model again."""
-        if self.model.config._attn_implementation != implementation:
-            try:
-                self.model.set_attn_implementation(implementation)
-            except (ValueError, ImportError) as error:
-                raise UserError(
-                    f"model.attn_implementation={implementation}: {first_line(error)}"
-                ) from None
+        """Switch between attention implementations without loading the model again.
+
+        Raises `UserError` for one that the model does not have.
+        """
+        wanted = self.attention if implementation == "auto" else implementation
+        before = self.model.config._attn_implementation
+        if before == wanted:
+            return
+        field = f"model.attn_implementation={wanted}"
+        if wanted == "sdpa" and self._caps_logits:  # transformers 5.2 would leave the cap out
+            raise UserError(f"{field}: cannot cap attention logits, as this model does; use auto")
+        try:
+            self.model.set_attn_implementation(wanted)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"{field}: {first_line(error)}") from None
+        if self.model.config._attn_implementation == before:  # transformers only warns
+            kind = type(self.model).__name__
+            raise UserError(f"{field}: {kind} has no attention but {before}; use auto")
+
+    @property
+    def _caps_logits(self) -> bool:
+        text = self.model.config.get_text_config()
+        return getattr(text, "attn_logit_softcapping", None) is not None
 
     @contextlib.contextmanager
     def own_attention(self) -> Iterator[None]:
@@ -117,11 +147,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_attention(config: Config) -> str:
-    """`auto` is sdpa, but eager for a press that needs attention weights."""
+    """What was asked for; of `auto` eager for a press that needs attention weights."""
     asked = config.model.attn_implementation
-    if asked != "auto":
-        return asked
-    return "eager" if PressNeed.attention_weights in config.press.needs else "sdpa"
+    if asked == "auto" and PressNeed.attention_weights in config.press.needs:
+        return "eager"
+    return asked
 
 
 def load(config: ModelConfig, content: str | None = None) -> LoadedModel:

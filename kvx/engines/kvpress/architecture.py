@@ -1,0 +1,130 @@
+"""What class a configuration stands for, known before any weight is read.
+
+A model is built on torch's meta device, which takes milliseconds and no memory: where its layers
+are, and whether they keep a KV cache, is then known of every class that transformers has.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from kvx.data.model_kind import ENCODER, ENCODER_DECODER, NO_CACHE, TWO_WAY, named
+from kvx.errors import UserError
+
+# what a layer's forward pass calls the cache it writes to, by version and age of the class
+CACHES = {"past_key_values", "past_key_value", "layer_past", "cache"}
+# kinds of `config.layer_types` that keep a state of constant size, or nothing
+STATES = {"linear_attention", "mamba", "conv", "recurrent", "mlp", "moe"}
+ELSEWHERE = (
+    "keeps its layers where presses do not look for them (model.layers, or "
+    "model.language_model.layers); give a model that kvpress can compress"
+)
+
+
+def body_of(model: Any) -> Any:
+    """The stack of decoder layers: has `layers`, and `rotary_emb` where positions are rotary.
+
+    Of a multimodal model, the part for text. None where the layers are elsewhere.
+    """
+    inner = getattr(model, "model", None)
+    if inner is None:
+        return None
+    for found in (getattr(inner, "language_model", None), inner, _decoder(model)):
+        if found is not None and hasattr(found, "layers"):
+            return found
+    return None
+
+
+def auto_class(config: Any) -> Any:
+    """The Auto class that loads `config` as a language model.
+
+    Multimodal classes that transformers does not list among causal models serve for text: without
+    images, they are one. Raises `UserError` for an encoder, and for what generates no text.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto as auto
+
+    kind, own = config.model_type, getattr(config, "auto_map", None) or {}
+    encoder = type(config) in auto.MODEL_FOR_MASKED_LM_MAPPING
+    if config.is_encoder_decoder:
+        raise UserError(named(kind, ENCODER_DECODER))
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None) is True:
+        raise UserError(named(kind, TWO_WAY))
+    if "AutoModelForCausalLM" in own:
+        return AutoModelForCausalLM
+    if type(config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+        if encoder and getattr(config, "is_decoder", None) is False:
+            raise UserError(named(kind, ENCODER))
+        return AutoModelForCausalLM
+    if type(config) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise UserError(
+        named(kind, ENCODER)
+        if encoder
+        else named(kind, "is no language model that transformers can generate text with")
+    )
+
+
+def check_structure(auto: Any, config: Any) -> None:
+    """Raises `UserError` for layers that are not where presses look, or keep no KV cache.
+
+    A class that cannot be built without its weights is left to `from_pretrained`, and so is one
+    that brings its own code.
+    """
+    if getattr(config, "auto_map", None):
+        return
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config)
+    except Exception:  # noqa: BLE001  loading says what is wrong
+        return
+    if (reason := structure_obstacle(model)) is not None:
+        raise UserError(named(config.model_type, reason))
+
+
+def structure_obstacle(model: Any) -> str | None:
+    """Why no press can compress a `model`, whose weights may be on the meta device."""
+    body = body_of(model)
+    if not keeps_cache(model if body is None else body):
+        return NO_CACHE
+    if body is None or not (_seen_by_presses(model, body) or hasattr(body, "rotary_emb")):
+        return ELSEWHERE
+    return None
+
+
+def keeps_cache(body: Any) -> bool:
+    """Whether any layer writes keys and values to a cache that its caller hands in."""
+    kinds = getattr(body.config.get_text_config(), "layer_types", None)
+    if kinds:
+        return not set(kinds) <= STATES
+    return any(_attends(module) for module in body.modules())
+
+
+def open_to_presses(model: Any) -> None:
+    """Let kvpress find the body of a multimodal model that calls it otherwise.
+
+    Not as a submodule: its weights would be there twice.
+    """
+    body = body_of(model)
+    if body is not None and not _seen_by_presses(model, body):
+        object.__setattr__(model.model, "language_model", body)
+
+
+def _decoder(model: Any) -> Any:
+    try:
+        return model.get_decoder()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _seen_by_presses(model: Any, body: Any) -> bool:
+    return body is model.model or body is getattr(model.model, "language_model", None)
+
+
+def _attends(module: nn.Module) -> bool:
+    name = type(module).__name__
+    if "Attention" not in name and "MLA" not in name:
+        return False
+    return bool(CACHES & set(inspect.signature(module.forward).parameters))
