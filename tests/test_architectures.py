@@ -1,22 +1,25 @@
 """Which models load and how: multimodal ones as text, attention by class, refusals in one line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from kvx.cli.command import compose
 from kvx.data.prompt import PromptBuilder
+from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.kvpress import model as loaded_models
-from kvx.engines.kvpress.architecture import auto_class, body_of
+from kvx.engines.kvpress.architecture import auto_class, decoder_of
 from kvx.engines.kvpress.model import load
 from kvx.errors import UserError
 from tests import families
 from tests.conftest import Kvx
 from tests.families import BASE, FOUR, LLAMA4, VISION, WIDE, Family, write
-from tests.models import TINY, WEIGHTS, model_config, tiny_model
+from tests.models import TINY, WEIGHTS, change_json, model_config, tiny_model
 from tests.test_engine import answers, recall
 from tests.test_model_files import logits
 
@@ -80,7 +83,9 @@ def test_a_multimodal_model_answers_text_as_its_own_class_does(
         assert list(response.token_ids or ()) == expected
         compared.add(tuple(expected))
     assert len(compared) > 1  # it tells prompts apart
-    assert loaded.body is loaded.model.model or loaded.body is loaded.model.model.language_model
+    assert (
+        loaded.decoder is loaded.model.model or loaded.decoder is loaded.model.model.language_model
+    )
 
 
 def test_an_attention_implementation_is_what_the_class_has(tmp_path: Path) -> None:
@@ -174,7 +179,7 @@ def test_a_hybrid_keeps_its_class_and_body(tmp_path: Path) -> None:
         config = AutoConfig.from_pretrained(folder)
         assert auto_class(config) is AutoModelForCausalLM
         loaded = load(model_config(folder))
-        assert len(body_of(loaded.model).layers) == 4
+        assert len(decoder_of(loaded.model).layers) == 4
 
 
 # --- the id of a model from the hub --------------------------------------------------------------
@@ -196,3 +201,102 @@ def test_a_model_in_the_hubs_cache_keeps_its_id(
     loaded = load(model_config(path))
     assert loaded.model.config.name_or_path == "kvx/tiny-recall"
     assert load(model_config(TINY)).model.config.name_or_path == str(TINY)
+
+
+# --- the end of an answer, and other files that transformers takes as they are -------------------
+
+
+def ends(folder: Path, told: Any) -> frozenset[int]:
+    change_json(folder / "generation_config.json", eos_token_id=told)
+    return load(model_config(folder)).stop_ids
+
+
+def test_an_answer_ends_where_the_files_say(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_model(tmp_path / "m")
+    own = load_tokenizer(model_config(folder)).eos_token_id
+    assert ends(folder, 7) == {7}
+    assert ends(folder, [7, 5, 100_000]) == {7, 5}  # the last is none of its tokens
+    assert ends(folder, None) == ends(folder, []) == {own}
+    assert "names no token that ends an answer" not in caplog.text
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert ends(folder, None) == frozenset()
+    assert "names no token that ends an answer" in caplog.text
+
+
+@pytest.mark.parametrize("told", ["</s>", [2, "</s>"], 100_000, -1, True, 2.5])
+def test_an_end_that_is_no_token_is_one_line(tmp_path: Path, told: Any) -> None:
+    """Answers would go on to max_new_tokens."""
+    folder = tiny_model(tmp_path / "m")
+    with pytest.raises(UserError, match=r"eos_token_id=.* is none of its 328 tokens"):
+        ends(folder, told)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "said"),
+    [({}, "cannot be loaded"), ({"[UNK]": 0}, "finds no token in|cannot be loaded")],
+)
+def test_a_tokenizer_without_words_is_one_line(
+    tmp_path: Path, vocabulary: dict[str, int], said: str
+) -> None:
+    folder = tiny_model(tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"] |= {"vocab": vocabulary, "unk_token": "[NO]"}
+    tokenizer["added_tokens"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=f"its tokenizer .*({said})") as caught:
+        load_tokenizer(model_config(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_transformers_only_warns_of_is_an_error(tmp_path: Path) -> None:
+    """It would load the weights as if they were not quantised."""
+    folder = tiny_model(tmp_path / "a", quantization_config={"quant_method": "zork"})
+    with pytest.raises(UserError, match="is quantised by zork, which this transformers does not"):
+        load(model_config(folder))
+    folder = tiny_model(tmp_path / "b")
+    weights = load_file(folder / WEIGHTS)
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights[name] = (weights[name] * 10).to(torch.int8)
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"holds {name} as I8, but config\.json says nothing of"):
+        load(model_config(folder))
+
+
+def test_a_config_that_is_none_is_not_called_a_tokenizer(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "m", dtype="float12", torch_dtype="float12")
+    with pytest.raises(UserError, match=r"config\.json cannot be used: .*float12"):
+        load_tokenizer(model_config(folder))
+
+
+def test_weights_of_a_multimodal_model_are_checked_too(tmp_path: Path) -> None:
+    folder = write("mistral3", tmp_path / "m")
+    whole = load_file(folder / WEIGHTS)
+    lost = next(n for n in sorted(whole) if "layers.1.mlp" in n and "vision" not in n)
+    save_file({n: w for n, w in whole.items() if n != lost}, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=r"hold no weights for .*layers\.1\.mlp"):
+        load(model_config(folder))
+    more = {lost.replace("layers.1", "layers.7"): whole[lost].clone()}
+    save_file(whole | more, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=r"config\.json leaves out: .*layers\.7\.mlp"):
+        load(model_config(folder))
+
+
+def test_tied_embeddings_and_layers_that_predict_ahead_are_no_fault(tmp_path: Path) -> None:
+    """Gemma's head is its embedding; GLM stores a layer that only speculative decoding reads."""
+    folder = write("llama3_rope", tmp_path / "tied")
+    assert "lm_head.weight" not in load_file(folder / WEIGHTS)
+    model = load(model_config(folder)).model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    for name in ("glm4_moe", "deepseek_v3"):
+        folder = write(name, tmp_path / name)
+        change_json(folder / "config.json", num_nextn_predict_layers=1)
+        whole = load_file(folder / WEIGHTS)
+        last = {n: w for n, w in whole.items() if ".layers.2.self_attn" in n}
+        assert last
+        ahead = {n.replace(".layers.2.", ".layers.3."): w.clone() for n, w in last.items()}
+        save_file(whole | ahead, folder / WEIGHTS, {"format": "pt"})
+        load(model_config(folder))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvx.config.folders import package_dir
+from kvx.config.language_model import ModelConfig
 from kvx.config.numbers import duration
-from kvx.config.schema import ModelConfig
 from kvx.plan.cost import kv_bytes_per_token
 from kvx.store import locks
 from tests.conftest import Kvx

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvx.config.schema import ModelConfig
+from kvx.config.language_model import ModelConfig
 from kvx.data import gguf_file
 from kvx.data.model_identity import ADAPTER, HUB_IGNORED, HUB_PATTERNS
 from kvx.errors import UserError, unreadable

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import hydra.utils
 
-from kvx.config.schema import ModelConfig
+from kvx.config.language_model import ModelConfig
 from kvx.data.manifest import Manifest
 from kvx.data.model_folder import files_of
 from kvx.engines.base import Engine, LatencyWork, PointFailed

@@ -23,18 +23,17 @@ ELSEWHERE = (
 )
 
 
-def body_of(model: Any) -> Any:
+def decoder_of(model: Any) -> Any:
     """The stack of decoder layers: has `layers`, and `rotary_emb` where positions are rotary.
 
-    Of a multimodal model, the part for text. None where the layers are elsewhere.
+    Of a model for several kinds of input, the part for text. Where a model has its layers
+    elsewhere, what stands in the decoder's place.
     """
-    inner = getattr(model, "model", None)
-    if inner is None:
-        return None
+    inner = getattr(model, "model", model)
     for found in (getattr(inner, "language_model", None), inner, _decoder(model)):
-        if found is not None and hasattr(found, "layers"):
+        if hasattr(found, "layers"):
             return found
-    return None
+    return inner
 
 
 def auto_class(config: Any) -> Any:
@@ -86,30 +85,31 @@ def check_structure(auto: Any, config: Any) -> None:
 
 def structure_obstacle(model: Any) -> str | None:
     """Why no press can compress a `model`, whose weights may be on the meta device."""
-    body = body_of(model)
-    if not keeps_cache(model if body is None else body):
+    decoder = decoder_of(model)
+    if not keeps_cache(decoder if hasattr(decoder, "layers") else model):
         return NO_CACHE
-    if body is None or not (_seen_by_presses(model, body) or hasattr(body, "rotary_emb")):
+    if not (hasattr(model, "model") and hasattr(decoder, "layers")):
         return ELSEWHERE
-    return None
+    visible = _seen_by_presses(model, decoder) or hasattr(decoder, "rotary_emb")
+    return None if visible else ELSEWHERE
 
 
-def keeps_cache(body: Any) -> bool:
+def keeps_cache(decoder: Any) -> bool:
     """Whether any layer writes keys and values to a cache that its caller hands in."""
-    kinds = getattr(body.config.get_text_config(), "layer_types", None)
+    kinds = getattr(decoder.config.get_text_config(), "layer_types", None)
     if kinds:
         return not set(kinds) <= STATES
-    return any(_attends(module) for module in body.modules())
+    return any(_attends(module) for module in decoder.modules())
 
 
 def open_to_presses(model: Any) -> None:
-    """Let kvpress find the body of a multimodal model that calls it otherwise.
+    """Let kvpress find the decoder of a multimodal model that calls it otherwise.
 
     Not as a submodule: its weights would be there twice.
     """
-    body = body_of(model)
-    if body is not None and not _seen_by_presses(model, body):
-        object.__setattr__(model.model, "language_model", body)
+    decoder = decoder_of(model)
+    if hasattr(model, "model") and not _seen_by_presses(model, decoder):
+        object.__setattr__(model.model, "language_model", decoder)
 
 
 def _decoder(model: Any) -> Any:
@@ -119,8 +119,8 @@ def _decoder(model: Any) -> Any:
         return None
 
 
-def _seen_by_presses(model: Any, body: Any) -> bool:
-    return body is model.model or body is getattr(model.model, "language_model", None)
+def _seen_by_presses(model: Any, decoder: Any) -> bool:
+    return decoder is model.model or decoder is getattr(model.model, "language_model", None)
 
 
 def _attends(module: nn.Module) -> bool:

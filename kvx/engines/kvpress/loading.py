@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kvx.config.schema import ModelConfig
+from kvx.config.language_model import ModelConfig
 from kvx.data.model_checks import check_files, check_libraries
 from kvx.data.model_folder import (
     ModelFiles,
@@ -94,6 +94,7 @@ def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.devic
             f"model={config.name}: cannot be loaded: {loading_reason(error)}"
         ) from error
     _check_fit(model, found, config.name)
+    _check_quantised(model, config.name)
     open_to_presses(model)
     if (hub_id := hub_id_of(files)) is not None:
         model.config.name_or_path = hub_id  # some presses look up files by it
@@ -134,6 +135,17 @@ def _check_fit(model: Any, found: Mapping[str, Any], name: str) -> None:
         raise UserError(
             f"model={name}: its files hold weights that its config.json leaves out: "
             f"{_some(unused)}; fetch both from one place"
+        )
+
+
+def _check_quantised(model: Any, name: str) -> None:
+    """Raises `UserError` for a quantisation that transformers does not know, and so left out."""
+    settings = getattr(model.config, "quantization_config", None)
+    if settings and not _is_quantised(model):
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
+        raise UserError(
+            f"model={name}: is quantised by {method}, which this transformers does not know; use "
+            "another checkpoint, or remove quantization_config from config.json if it is not"
         )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from kvx.config.language_model import ModelConfig
 from kvx.config.press_choices import PressNeed
-from kvx.config.schema import Config, ModelConfig
+from kvx.config.schema import Config
 from kvx.data.tokenizer import load_tokenizer, model_hash
 from kvx.engines.activity import ACTIVITY
-from kvx.engines.kvpress.architecture import body_of
+from kvx.engines.kvpress.architecture import decoder_of
 from kvx.engines.kvpress.loading import devices_of, load_weights
 from kvx.engines.kvpress.stack import warn_of_untested
 from kvx.errors import UserError, first_line
@@ -48,7 +49,7 @@ class LoadedModel:
         """How many of the model's layers each device has."""
         if len(self.devices) == 1:
             return Counter([self.device])
-        return Counter(next(layer.parameters()).device for layer in self.body.layers)
+        return Counter(next(layer.parameters()).device for layer in self.decoder.layers)
 
     @cached_property
     def thinking_ids(self) -> frozenset[int]:
@@ -79,14 +80,14 @@ class LoadedModel:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
 
     @property
-    def body(self) -> Any:
+    def decoder(self) -> Any:
         """The stack of decoder layers (`layers`, `rotary_emb`), also of a multimodal model."""
-        return body_of(self.model)
+        return decoder_of(self.model)
 
     @cached_property
     def attention(self) -> str:
         """What `model.attn_implementation=auto` is where a press needs no attention weights."""
-        has = all(getattr(part, "_supports_sdpa", False) for part in (self.model, self.body))
+        has = all(getattr(part, "_supports_sdpa", False) for part in (self.model, self.decoder))
         return "sdpa" if has and not self._caps_logits else "eager"
 
     def attention_for(self, config: Config) -> str:
@@ -180,11 +181,12 @@ def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
                 f"model={config.name}: its files changed since this run began; type the command "
                 "again"
             )
+        stops = _stop_ids(model, tokenizer, config.name)
         _loaded[key] = LoadedModel(
             model,
             tokenizer,
             devices_of(model)[0],
-            _stop_ids(model, tokenizer),
+            stops,
             devices_of(model),
             content,
         )
@@ -196,9 +198,22 @@ def _where(config: ModelConfig, device: torch.device) -> str:
     return str(device) if config.device_map is None else f"device_map={config.device_map}"
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    stops = model.generation_config.eos_token_id
-    stop_ids = stops if isinstance(stops, list) else [stops]
-    if stops is None:
-        stop_ids = [tokenizer.eos_token_id]
-    return frozenset(s for s in stop_ids if s is not None)
+def _stop_ids(model: Any, tokenizer: Any, name: str) -> frozenset[int]:
+    """The tokens that end an answer; none where neither model nor tokenizer names one.
+
+    Raises `UserError` for what can be no token: answers would not end where they should.
+    """
+    told = model.generation_config.eos_token_id
+    if told is None or told == []:
+        told = tokenizer.eos_token_id
+    stops = [stop for stop in (told if isinstance(told, list) else [told]) if stop is not None]
+    n = model.get_input_embeddings().weight.shape[0]
+    known = frozenset(s for s in stops if type(s) is int and 0 <= s < n)
+    if any(type(stop) is not int for stop in stops) or (stops and not known):
+        raise UserError(
+            f"model={name}: eos_token_id={told} is none of its {n} tokens; correct it in "
+            "generation_config.json, or in config.json where there is no such file"
+        )
+    if not known:
+        log.warning("run: %s names no token that ends an answer", name)
+    return known
