@@ -23,6 +23,8 @@ NO_CACHE = (
 )
 # classes that encoders are saved as
 ENCODERS = ("ForMaskedLM", "ForPreTraining")
+# kinds of layers, in `layer_types`, that keep a state of constant size, or nothing
+STATES = frozenset({"linear_attention", "mamba", "conv", "recurrent", "mlp", "moe"})
 STATE_ONLY = ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm")
 
 
@@ -41,9 +43,14 @@ def unsuited(config: Mapping[str, Any]) -> str | None:
         reason = ENCODER_DECODER
     elif own and all(c.endswith(ENCODERS) for c in own) and not config.get("is_decoder"):
         reason = ENCODER
-    elif kind in STATE_ONLY:
+    elif kind in STATE_ONLY or _only_states(config):
         reason = NO_CACHE
     return None if reason is None else named(kind, reason)
+
+
+def _only_states(config: Mapping[str, Any]) -> bool:
+    kinds = config.get("layer_types")
+    return isinstance(kinds, list) and len(kinds) > 0 and STATES.issuperset(map(str, kinds))
 
 
 def named(kind: object, reason: str) -> str:

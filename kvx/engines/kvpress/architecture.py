@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from kvx.data.model_kind import ENCODER, ENCODER_DECODER, NO_CACHE, TWO_WAY, named
+from kvx.data.model_kind import ENCODER, ENCODER_DECODER, NO_CACHE, STATES, TWO_WAY, named
 from kvx.errors import UserError
 
 # what a layer's forward pass calls the cache it writes to, by version and age of the class
 CACHES = {"past_key_values", "past_key_value", "layer_past", "cache"}
-# kinds of `config.layer_types` that keep a state of constant size, or nothing
-STATES = {"linear_attention", "mamba", "conv", "recurrent", "mlp", "moe"}
 ELSEWHERE = (
     "keeps its layers where presses do not look for them (model.layers, or "
     "model.language_model.layers); give a model that kvpress can compress"

@@ -182,14 +182,11 @@ def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
                 "again"
             )
         stops = _stop_ids(model, tokenizer, config.name)
-        _loaded[key] = LoadedModel(
-            model,
-            tokenizer,
-            devices_of(model)[0],
-            stops,
-            devices_of(model),
-            content,
+        found = LoadedModel(
+            model, tokenizer, devices_of(model)[0], stops, devices_of(model), content
         )
+        found.set_attention("auto")
+        _loaded[key] = found
         ACTIVITY.say(f"{config.name} is loaded")
     return _loaded[key]
 
