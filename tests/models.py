@@ -8,7 +8,7 @@ from typing import Any
 
 from kvx.cli.command import compose
 from kvx.config.folders import package_dir
-from kvx.config.schema import ModelConfig
+from kvx.config.language_model import ModelConfig
 
 TINY = package_dir() / "assets" / "tiny_recall"
 WEIGHTS = "model.safetensors"

@@ -12,13 +12,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from kvx.data.kv_layout import KVLayout, kv_layout
 from kvx.data.model_checks import check_files
 from kvx.data.model_folder import files_of
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens
 from kvx.engines.kvpress import model as loaded_models
 from kvx.engines.kvpress.model import load
 from kvx.errors import UserError
-from kvx.plan.cost import kv_bytes_per_token
 from tests.conftest import Kvx
 from tests.models import POINTER, TINY, change_json, model_config, tiny_model
 from tests.test_model_files import cut, logits
@@ -211,7 +211,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(
     assert loaded.stop_ids == {2}
     assert len(loaded.tokenizer) == len(load_tokenizer(model_config(TINY)))
     assert max_context_tokens(config) == 1000
-    assert kv_bytes_per_token(config) == 2 * 2 * 2 * 16 * 4
+    assert kv_layout(config) == KVLayout(2 * 2 * 2 * 16 * 4)
 
 
 def test_a_run_of_a_gguf_file(kvx: Kvx, folder: Path) -> None:

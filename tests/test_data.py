@@ -248,7 +248,7 @@ def test_a_model_is_known_by_its_weights_not_by_its_name_or_path(tmp_path: Path)
     import shutil
 
     from kvx.config.folders import package_dir
-    from kvx.config.schema import ModelConfig
+    from kvx.config.language_model import ModelConfig
     from kvx.data.tokenizer import model_hash
 
     source = package_dir() / "assets" / "tiny_recall"

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvx.cli.command import compose
+from kvx.data.kv_layout import kv_layout
 from kvx.data.model_checks import check_files
 from kvx.data.model_folder import files_of
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens
 from kvx.engines.kvpress import model as loaded_models
 from kvx.engines.kvpress.model import load
 from kvx.errors import UserError
-from kvx.plan.cost import kv_bytes_per_token
 from tests.conftest import Kvx
 from tests.models import POINTER, TINY, WEIGHTS, change_json, model_config, tiny_model
 
@@ -143,7 +143,7 @@ def test_the_line_ends_a_run_with_exit_2_also_where_workers_would_load(
                                     r"\[64, 128\] instead of \[64, 64\]"),
         ({"vocab_size": 400}, r"other shapes .*: lm_head\.weight \[328, 64\] instead of"),
         ({"model_type": "zork"}, "model type `zork`"),
-        ({"model_type": "t5"}, "Unrecognized configuration class"),
+        ({"model_type": "t5"}, "t5 has an encoder and a decoder"),
         ({"hidden_act": "zork"}, "cannot be loaded: "),
     ],
 )  # fmt: skip
@@ -241,7 +241,7 @@ def test_a_config_that_is_none_is_one_line(tmp_path: Path, content: bytes, said:
     with pytest.raises(UserError, match=said):
         load(config)
     if b"max_position" not in content:
-        for function in (max_context_tokens, kv_bytes_per_token):
+        for function in (max_context_tokens, kv_layout):
             with pytest.raises(UserError, match=rf"config\.json: {said}"):
                 function(config)
 

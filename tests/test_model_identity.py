@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from kvx.config.folders import package_dir
-from kvx.config.schema import ModelConfig
+from kvx.config.language_model import ModelConfig
 from kvx.data import model_identity
 from kvx.data.frozen_examples import load_examples
 from kvx.data.tokenizer import load_tokenizer, model_hash, tokenizer_hash

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kvx.config.folders import package_dir
+from kvx.config.language_model import ModelConfig
 from kvx.config.numbers import duration
-from kvx.config.schema import ModelConfig
-from kvx.plan.cost import kv_bytes_per_token
+from kvx.data.kv_layout import KVLayout, kv_layout
 from kvx.store import locks
 from tests.conftest import Kvx
 from tests.forked import Forked
@@ -97,11 +97,11 @@ def test_kv_bytes_follow_the_models_own_configuration(tmp_path: Path) -> None:
     config = {"text_config": {**text, "hidden_size": 4096}, "torch_dtype": "bfloat16"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = ModelConfig(name="m", path=str(tmp_path))
-    assert kv_bytes_per_token(model) == 128 * 1024  # Llama-3-8B: 128 KiB per token
+    assert kv_layout(model) == KVLayout(128 * 1024)  # Llama-3-8B: 128 KiB per token
     model.dtype = "float32"
-    assert kv_bytes_per_token(model) == 256 * 1024
+    assert kv_layout(model) == KVLayout(256 * 1024)
     (tmp_path / "config.json").write_text('{"state_size": 16}')
-    assert kv_bytes_per_token(model) is None
+    assert kv_layout(model) is None
 
 
 def test_status_tells_done_from_failed_and_missing(

@@ -24,6 +24,7 @@ from kvx.config.fields import option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
+from kvx.config.language_model import ModelConfig
 from kvx.config.model_features import ModelFeature
 from kvx.config.press_choices import Keeps, PressLayers, PressNeed, Queries
 from kvx.config.serve import ServeConfig
@@ -161,36 +162,6 @@ class BudgetConfig:
     def is_full(self) -> bool:
         """Whether it asks for the full cache, of prompts of any length."""
         return self.kind is BudgetKind.ratio and self.ratio == 1.0
-
-
-@dataclass
-class ModelConfig:
-    """A transformers model: a hub id or a local directory."""
-
-    name: str = option(MISSING, "name of the model in tables", label=True)
-    path: str = option(
-        MISSING, "hub id or local directory", neutral=True, sweeps=True, derived=True
-    )
-    revision: str | None = option(None, "branch, tag or commit of a hub id")
-    dtype: str = option(
-        "auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16")
-    )
-    device: str = option("auto", "such as cuda:0 or cpu; auto: a GPU if there is one")
-    attn_implementation: str = option("auto", "as transformers names it; auto: what a press needs")
-    max_context_tokens: int | None = option(
-        None, "prompt and answer at most; null: the model's limit", at_least=1
-    )
-    chat_template: bool = option(True, "use the tokenizer's template, if it has one")
-    device_map: Any = option(
-        None,
-        "several devices for one model, as accelerate names them: auto, balanced, or a mapping",
-        recorded=True,
-        added=True,
-        check=field_checks.devices,
-    )
-    trust_remote_code: bool = option(
-        False, "run Python files that lie in the model's folder", added=True
-    )
 
 
 @dataclass

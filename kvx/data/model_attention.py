@@ -7,7 +7,7 @@ is given is measured (`kvx.engines.kvpress.agreement`).
 
 from typing import Any
 
-from kvx.config.schema import ModelConfig
+from kvx.config.language_model import ModelConfig
 from kvx.data.model_folder import files_of
 from kvx.data.tokenizer import model_hash
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvx.config.schema import ModelConfig
+from kvx.config.language_model import ModelConfig
 from kvx.data import gguf_file
 from kvx.data.model_identity import ADAPTER, HUB_IGNORED, HUB_PATTERNS
 from kvx.errors import UserError, unreadable
@@ -164,6 +164,18 @@ def _hub_dir(repo: str, revision: str | None, name: str) -> Path:
             f"`hf download {repo}` and set model.path to the folder, or to its .gguf file"
         )
     return folder
+
+
+def hub_id_of(files: ModelFiles) -> str | None:
+    """The id of a model that came from the hub, also where its folder in the cache is given."""
+    if files.hub is not None:
+        return files.hub
+    # models--<owner>--<name>/snapshots/<commit>
+    cached = files.folder.absolute().parents
+    if len(cached) < 2 or cached[0].name != "snapshots":
+        return None
+    kind, _, name = cached[1].name.partition("--")
+    return name.replace("--", "/") if kind == "models" and name else None
 
 
 def has_vocabulary(folder: Path) -> bool:

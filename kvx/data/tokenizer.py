@@ -4,12 +4,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kvx.config.schema import ModelConfig
+from kvx.config.language_model import ModelConfig
 from kvx.data import model_identity
 from kvx.data.chat import is_dated
 from kvx.data.model_folder import files_of, has_vocabulary, loading_reason, read_json, read_text
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
+
+SAMPLE = "The number is 17."
 
 
 def tokenizer_hash(model: ModelConfig) -> str:
@@ -92,11 +94,33 @@ def _load(folder: Path, trust: bool, name: str, content: str) -> Any:
 
     logging.set_verbosity_error()  # kvx reports contexts that are too long itself
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        words = tokenizer.encode(SAMPLE, add_special_tokens=False)
     except Exception as error:
         for file in sorted(folder.glob("*.json")):
             if file.name in (*model_identity.TOKENIZER_FILES, "config.json"):
                 read_json(file)  # says which one is damaged
+        _check_config(folder, trust, name)  # the tokenizer's class is chosen by it
         raise UserError(
             f"model={name}: its tokenizer cannot be loaded from {folder}: {loading_reason(error)}"
+        ) from error
+    if not words:
+        raise UserError(
+            f"model={name}: its tokenizer in {folder} finds no token in {SAMPLE!r}: its vocabulary "
+            "is empty or another's; copy tokenizer.json from the model it was made from"
+        )
+    return tokenizer
+
+
+def _check_config(folder: Path, trust: bool, name: str) -> None:
+    """Raises `UserError` for a config.json that transformers makes no configuration of."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        return
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    except Exception as error:
+        raise UserError(
+            f"model={name}: {folder}/config.json cannot be used: {loading_reason(error)}"
         ) from error

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from kvx.config.numbers import byte_count, duration, plural
 from kvx.config.schema import BudgetConfig, Config, Measure, PlanFormat
+from kvx.data.kv_layout import kv_layout
 from kvx.data.tokenizer import model_hash
-from kvx.plan.cost import calibrate, kv_bytes_per_token, largest_prompts, runs_dir
+from kvx.plan.cost import calibrate, largest_prompts, runs_dir
 from kvx.points import Point, budget_label, experiment_dir
 from kvx.run import applicable
 from kvx.run.planning import plan as points_of
@@ -150,12 +151,13 @@ def _memory(points: Sequence[Point]) -> list[Memory]:
     for point in points:
         model, dataset = point.config.model, point.manifest.dataset_id
         about, own = (model.name, dataset), point.config.budget
-        if (*about, *own.key) in rows or (per_token := kv_bytes_per_token(model)) is None:
+        if (*about, *own.key) in rows or (layout := kv_layout(model)) is None:
             continue
         largest = largest_prompts(point.manifest)
         kept = [point.kept_tokens(n) for n in largest]
         for budget, entries in ((BudgetConfig(), largest), (own, kept)):
-            row = Memory(*about, budget_label(budget), largest, [n * per_token for n in entries])
+            sizes = [layout.bytes(n, prompt) for n, prompt in zip(entries, largest, strict=True)]
+            row = Memory(*about, budget_label(budget), largest, sizes)
             rows.setdefault((*about, *budget.key), row)
     return list(rows.values())
 

@@ -5,32 +5,10 @@ from pathlib import Path
 
 import hydra.utils
 
-from kvx.config.schema import ModelConfig
 from kvx.data.manifest import Manifest
-from kvx.data.model_folder import files_of
 from kvx.engines.base import Engine, LatencyWork, PointFailed
 from kvx.errors import RunFailedError
 from kvx.points import Point, Request
-
-ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-
-
-def kv_bytes_per_token(model: ModelConfig) -> int | None:
-    """Bytes of keys and values per token: 2 · layers · KV heads · head dimension · item size.
-
-    From the model's config.json; None for a model whose config.json does not say.
-    """
-    config = files_of(model).read_text_config()
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    item = ITEM_BYTES.get(str(dtype) if model.dtype == "auto" else model.dtype)
-    heads = config.get("num_attention_heads")
-    layers, kv_heads = config.get("num_hidden_layers"), config.get("num_key_value_heads") or heads
-    head_dim = config.get("head_dim")
-    if head_dim is None and heads and config.get("hidden_size"):
-        head_dim = config["hidden_size"] // heads
-    if not (item and layers and kv_heads and head_dim):
-        return None
-    return int(2 * layers * kv_heads * head_dim * item)
 
 
 def largest_prompts(manifest: Manifest) -> list[int]:

@@ -17,6 +17,7 @@ from kvx.data.example import Example
 from kvx.data.frozen_examples import load_examples
 from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.model_folder import files_of
+from kvx.data.model_kind import check_kind
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError, shown
@@ -39,8 +40,11 @@ def ensure_manifests(configs: Sequence[Config]) -> None:
 def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     """The manifest for `config` and its folder; built if there is none for the same inputs.
 
-    Raises `UserError` for anything wrong with the data, the bins or an existing manifest.
+    Raises `UserError` for a model that keeps no KV cache, and for anything wrong with the data, the
+    bins or an existing manifest.
     """
+    if not isinstance(config.engine, OpenAIConfig):
+        check_kind(files_of(config.model), config.model.name)
     source = manifests.make_source(config.dataset)
     revision = source.revision()
     key = manifests.manifest_key(config, revision)

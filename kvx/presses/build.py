@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from kvx.cli.press_files import shipped_presses
-from kvx.config.schema import Config, ModelConfig, PressConfig
+from kvx.config.language_model import ModelConfig
+from kvx.config.schema import Config, PressConfig
 from kvx.data.model_folder import files_of
 from kvx.engines.kvpress.applicability import missing_of, reason
 from kvx.presses.properties import HEADER, properties

@@ -21,6 +21,7 @@ import torch
 from kvpress.utils import get_prerope_key_states
 
 from kvx.config.folders import cache_dir
+from kvx.engines.kvpress.architecture import decoder_of
 from kvx.engines.kvpress.head_size import with_head_size
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.model import LoadedModel
@@ -28,7 +29,6 @@ from kvx.engines.kvpress.parts import parts_of
 from kvx.engines.kvpress.queries import Layer
 from kvx.engines.kvpress.rotary_call import untouched
 from kvx.engines.kvpress.seen import Sight
-from kvx.engines.kvpress.states import decoder_of
 from kvx.errors import first_line
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,10 @@ from functools import lru_cache
 from importlib.metadata import version
 
 from kvx.config.folders import cache_dir
+from kvx.config.language_model import ModelConfig
 from kvx.config.model_features import ModelFeature
 from kvx.config.press_choices import PressLayers, PressNeed
-from kvx.config.schema import Config, ModelConfig, PressConfig
+from kvx.config.schema import Config, PressConfig
 from kvx.data.model_folder import files_of
 from kvx.engines.kvpress.press import ALONE
 from kvx.errors import UserError

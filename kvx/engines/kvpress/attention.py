@@ -187,7 +187,7 @@ def ragged_attention(
         out = rows.attend_computed(query, key, value, **how)
     else:
         out = rows.attend(key.layer_idx, query, **how)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(RAGGED, ragged_attention)

@@ -10,6 +10,7 @@ import torch
 from kvpress import BasePress, PyramidKVPress
 from kvpress.utils import compute_n_kept
 
+from kvx.engines.kvpress.architecture import decoder_of
 from kvx.engines.kvpress.given import copied, may_write
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.linear import own_linears
@@ -21,7 +22,7 @@ from kvx.engines.kvpress.rotary import unchanged
 from kvx.engines.kvpress.shadow import FULL, Scores
 from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
 from kvx.engines.kvpress.stack import kvpress_arguments, kvpress_hooks
-from kvx.engines.kvpress.states import KV, decoder_of, empty, kv_of, put
+from kvx.engines.kvpress.states import KV, empty, kv_of, put
 from kvx.engines.kvpress.streams import RandomStream
 
 

@@ -16,7 +16,7 @@ from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.guarded import renew_hazard_models
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.memory import free_for_caches
-from kvx.engines.kvpress.model import LoadedModel, load, resolve_attention
+from kvx.engines.kvpress.model import LoadedModel, load
 from kvx.engines.kvpress.press_check import check_on_model, check_press
 from kvx.engines.kvpress.press_queries import tell
 from kvx.engines.kvpress.progress_hooks import reporting_progress
@@ -59,7 +59,7 @@ class KVPressEngine:
         self._check_controllers(points)
         with self.loaded.own_attention():
             for point in points:
-                self.loaded.set_attention(resolve_attention(point.config))
+                self.loaded.set_attention(self.loaded.attention_for(point.config))
         tell(self.loaded, points)
         if self.config.engine.max_cache_gib is None:
             return  # a row larger than what is free runs alone
@@ -84,10 +84,10 @@ class KVPressEngine:
             log.warning(
                 "run: %s has %s: requests run one at a time", self.config.model.name, obstacle
             )
-        for items in _groups(work):
+        for items in _groups(self.loaded, work):
             config, date = items[0].point.config, items[0].point.manifest.date
             with self.loaded.own_attention(), reporting_progress(self.loaded.model):
-                self.loaded.set_attention(resolve_attention(config))
+                self.loaded.set_attention(self.loaded.attention_for(config))
                 yield from Batch(self.loaded, config, account, date=date).run(items)
 
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
@@ -111,10 +111,10 @@ class KVPressEngine:
         return int(free_for_caches(self.loaded.layers()) * CACHE_SHARE)
 
 
-def _groups(work: Sequence[PointWork]) -> list[list[PointWork]]:
+def _groups(loaded: LoadedModel, work: Sequence[PointWork]) -> list[list[PointWork]]:
     """Points whose prompts and decoding are the same, with the same attention: they can share."""
     groups: dict[tuple[str, str], list[PointWork]] = {}
     for item in work:
-        key = (item.point.variant_id, resolve_attention(item.point.config))
+        key = (item.point.variant_id, loaded.attention_for(item.point.config))
         groups.setdefault(key, []).append(item)
     return list(groups.values())

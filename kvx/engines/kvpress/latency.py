@@ -22,7 +22,7 @@ from kvx.engines.kvpress.batch import Batch
 from kvx.engines.kvpress.chunks import Chunk
 from kvx.engines.kvpress.machine_load import OthersLoad, gpu_others
 from kvx.engines.kvpress.measure import PeakMemory, synchronize
-from kvx.engines.kvpress.model import LoadedModel, resolve_attention
+from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.sequence import Action, StepObserver
 from kvx.points import Request
 
@@ -85,7 +85,7 @@ def measure(
 def _alone(
     loaded: LoadedModel, request: Request, example: Example, repeat: int, account: Account
 ) -> Measurement | PointFailed:
-    loaded.set_attention(resolve_attention(request.point.config))
+    loaded.set_attention(loaded.attention_for(request.point.config))
     neighbours = gpu_others(loaded.device)
     memory = PeakMemory(*loaded.devices)
     clock = Clock(*loaded.devices)

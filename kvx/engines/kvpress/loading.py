@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 
-from kvx.config.schema import ModelConfig
+from kvx.config.language_model import ModelConfig
 from kvx.data.model_checks import check_files, check_libraries
 from kvx.data.model_folder import (
     ModelFiles,
     files_of,
+    hub_id_of,
     loading_reason,
     read_json,
 )
 from kvx.data.model_identity import ADAPTER
+from kvx.data.model_kind import check_kind
+from kvx.engines.kvpress.architecture import auto_class, check_structure, open_to_presses
 from kvx.errors import UserError
 
 # buffers of older checkpoints that every model computes itself
@@ -34,6 +37,7 @@ log = logging.getLogger(__name__)
 def load_weights(config: ModelConfig, device: torch.device) -> Any:
     """The model on its device or devices, ready to generate. Raises `UserError`."""
     files = files_of(config)
+    check_kind(files, config.name)
     check_files(files, config.name)
     check_libraries(files, config.name)
     model = _from_pretrained(config, files, device)
@@ -59,26 +63,26 @@ def devices_of(model: Any) -> tuple[torch.device, ...]:
 
 
 def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     source: Any = files.hub or files.folder
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if files.hub is not None:
         extra["revision"] = files.revision
     if files.gguf is not None:
         extra["gguf_file"] = files.gguf.name
+    own, auto = _known_class(config, source, extra)
     where = config.device_map
     if where is None and files.gguf is None and "quantization_config" in files.read_config():
         where = {"": str(device)}  # quantised weights cannot be moved later
     if where is not None:
         extra["device_map"] = dict(where) if isinstance(where, Mapping) else where
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = auto.from_pretrained(
             source,
+            config=own,
             dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **extra,
@@ -90,7 +94,29 @@ def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.devic
             f"model={config.name}: cannot be loaded: {loading_reason(error)}"
         ) from error
     _check_fit(model, found, config.name)
+    _check_quantised(model, config.name)
+    open_to_presses(model)
+    if (hub_id := hub_id_of(files)) is not None:
+        model.config.name_or_path = hub_id  # some presses look up files by it
     return model
+
+
+def _known_class(config: ModelConfig, source: Any, extra: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The model's configuration and its Auto class, before any weight is read."""
+    from transformers import AutoConfig
+
+    try:
+        own = AutoConfig.from_pretrained(source, **extra)
+    except Exception as error:  # transformers and a model's own code raise many kinds of errors
+        raise UserError(
+            f"model={config.name}: cannot be loaded: {loading_reason(error)}"
+        ) from error
+    try:
+        auto = auto_class(own)
+        check_structure(auto, own)
+    except UserError as error:
+        raise UserError(f"model={config.name}: {error}") from None
+    return own, auto
 
 
 def _check_fit(model: Any, found: Mapping[str, Any], name: str) -> None:
@@ -109,6 +135,17 @@ def _check_fit(model: Any, found: Mapping[str, Any], name: str) -> None:
         raise UserError(
             f"model={name}: its files hold weights that its config.json leaves out: "
             f"{_some(unused)}; fetch both from one place"
+        )
+
+
+def _check_quantised(model: Any, name: str) -> None:
+    """Raises `UserError` for a quantisation that transformers does not know, and so left out."""
+    settings = getattr(model.config, "quantization_config", None)
+    if settings and not _is_quantised(model):
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
+        raise UserError(
+            f"model={name}: is quantised by {method}, which this transformers does not know; use "
+            "another checkpoint, or remove quantization_config from config.json if it is not"
         )
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from kvx.config.language_model import ModelConfig
 from kvx.config.press_choices import PressNeed
-from kvx.config.schema import Config, ModelConfig
+from kvx.config.schema import Config
 from kvx.data.tokenizer import load_tokenizer, model_hash
 from kvx.engines.activity import ACTIVITY
+from kvx.engines.kvpress.architecture import decoder_of
 from kvx.engines.kvpress.loading import devices_of, load_weights
 from kvx.engines.kvpress.stack import warn_of_untested
 from kvx.errors import UserError, first_line
@@ -45,11 +47,9 @@ class LoadedModel:
 
     def layers(self) -> Counter[torch.device]:
         """How many of the model's layers each device has."""
-        body = getattr(self.model, "model", None)
-        layers = getattr(getattr(body, "language_model", body), "layers", None)
-        if layers is None or len(self.devices) == 1:
+        if len(self.devices) == 1:
             return Counter([self.device])
-        return Counter(next(layer.parameters()).device for layer in layers)
+        return Counter(next(layer.parameters()).device for layer in self.decoder.layers)
 
     @cached_property
     def thinking_ids(self) -> frozenset[int]:
@@ -79,15 +79,46 @@ class LoadedModel:
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
 
+    @property
+    def decoder(self) -> Any:
+        """The stack of decoder layers (`layers`, `rotary_emb`), also of a multimodal model."""
+        return decoder_of(self.model)
+
+    @cached_property
+    def attention(self) -> str:
+        """What `model.attn_implementation=auto` is where a press needs no attention weights."""
+        has = all(getattr(part, "_supports_sdpa", False) for part in (self.model, self.decoder))
+        return "sdpa" if has and not self._caps_logits else "eager"
+
+    def attention_for(self, config: Config) -> str:
+        """The attention implementation that a point runs with."""
+        asked = resolve_attention(config)
+        return self.attention if asked == "auto" else asked
+
     def set_attention(self, implementation: str) -> None:
-        """Switch between attention implementations without loading the model again."""
-        if self.model.config._attn_implementation != implementation:
-            try:
-                self.model.set_attn_implementation(implementation)
-            except (ValueError, ImportError) as error:
-                raise UserError(
-                    f"model.attn_implementation={implementation}: {first_line(error)}"
-                ) from None
+        """Switch between attention implementations without loading the model again.
+
+        Raises `UserError` for one that the model does not have.
+        """
+        wanted = self.attention if implementation == "auto" else implementation
+        before = self.model.config._attn_implementation
+        if before == wanted:
+            return
+        field = f"model.attn_implementation={wanted}"
+        if wanted == "sdpa" and self._caps_logits:  # transformers 5.2 would leave the cap out
+            raise UserError(f"{field}: cannot cap attention logits, as this model does; use auto")
+        try:
+            self.model.set_attn_implementation(wanted)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"{field}: {first_line(error)}") from None
+        if self.model.config._attn_implementation == before:  # transformers only warns
+            kind = type(self.model).__name__
+            raise UserError(f"{field}: {kind} has no attention but {before}; use auto")
+
+    @property
+    def _caps_logits(self) -> bool:
+        text = self.model.config.get_text_config()
+        return getattr(text, "attn_logit_softcapping", None) is not None
 
     @contextlib.contextmanager
     def own_attention(self) -> Iterator[None]:
@@ -117,11 +148,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_attention(config: Config) -> str:
-    """`auto` is sdpa, but eager for a press that needs attention weights."""
+    """What was asked for; of `auto` eager for a press that needs attention weights."""
     asked = config.model.attn_implementation
-    if asked != "auto":
-        return asked
-    return "eager" if PressNeed.attention_weights in config.press.needs else "sdpa"
+    if asked == "auto" and PressNeed.attention_weights in config.press.needs:
+        return "eager"
+    return asked
 
 
 def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
@@ -150,14 +181,12 @@ def load(config: ModelConfig, content: str | None = None) -> LoadedModel:
                 f"model={config.name}: its files changed since this run began; type the command "
                 "again"
             )
-        _loaded[key] = LoadedModel(
-            model,
-            tokenizer,
-            devices_of(model)[0],
-            _stop_ids(model, tokenizer),
-            devices_of(model),
-            content,
+        stops = _stop_ids(model, tokenizer, config.name)
+        found = LoadedModel(
+            model, tokenizer, devices_of(model)[0], stops, devices_of(model), content
         )
+        found.set_attention("auto")
+        _loaded[key] = found
         ACTIVITY.say(f"{config.name} is loaded")
     return _loaded[key]
 
@@ -166,9 +195,22 @@ def _where(config: ModelConfig, device: torch.device) -> str:
     return str(device) if config.device_map is None else f"device_map={config.device_map}"
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    stops = model.generation_config.eos_token_id
-    stop_ids = stops if isinstance(stops, list) else [stops]
-    if stops is None:
-        stop_ids = [tokenizer.eos_token_id]
-    return frozenset(s for s in stop_ids if s is not None)
+def _stop_ids(model: Any, tokenizer: Any, name: str) -> frozenset[int]:
+    """The tokens that end an answer; none where neither model nor tokenizer names one.
+
+    Raises `UserError` for what can be no token: answers would not end where they should.
+    """
+    told = model.generation_config.eos_token_id
+    if told is None or told == []:
+        told = tokenizer.eos_token_id
+    stops = [stop for stop in (told if isinstance(told, list) else [told]) if stop is not None]
+    n = model.get_input_embeddings().weight.shape[0]
+    known = frozenset(s for s in stops if type(s) is int and 0 <= s < n)
+    if any(type(stop) is not int for stop in stops) or (stops and not known):
+        raise UserError(
+            f"model={name}: eos_token_id={told} is none of its {n} tokens; correct it in "
+            "generation_config.json, or in config.json where there is no such file"
+        )
+    if not known:
+        log.warning("run: %s names no token that ends an answer", name)
+    return known

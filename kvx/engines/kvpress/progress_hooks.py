@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from kvx.engines.activity import ACTIVITY
+from kvx.engines.kvpress.architecture import decoder_of
 
 # models with hooks: how often the context is open, and the hooks
 _hooked_models: WeakKeyDictionary[Any, tuple[int, list[Any]]] = WeakKeyDictionary()
@@ -34,9 +35,7 @@ def reporting_progress(model: Any) -> Iterator[None]:
 
 
 def _hooked(model: Any) -> list[Any]:
-    body = getattr(model, "model", model)
-    body = getattr(body, "language_model", body)
-    layers = list(getattr(body, "layers", ()))
+    layers = list(getattr(decoder_of(model), "layers", ()))
     return [
         layer.register_forward_pre_hook(_hook(index, len(layers)), with_kwargs=True)
         for index, layer in enumerate(layers, start=1)

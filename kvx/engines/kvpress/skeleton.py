@@ -18,10 +18,10 @@ from transformers import (
 )
 from transformers.models.phi3.modeling_phi3 import Phi3Attention
 
+from kvx.config.language_model import ModelConfig
 from kvx.config.model_features import ModelFeature
-from kvx.config.schema import ModelConfig
 from kvx.data.model_folder import files_of
-from kvx.engines.kvpress.states import decoder_of
+from kvx.engines.kvpress.architecture import decoder_of
 
 WINDOWED = ("sliding_attention", "chunked_attention")
 

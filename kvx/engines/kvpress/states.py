@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache
 
+from kvx.engines.kvpress.architecture import decoder_of
+
 KV = tuple[torch.Tensor, torch.Tensor]
 # where a cache or one of its layers keeps states, as a list by layer or a dictionary
 STATES = ("conv_states", "ssm_states", "recurrent_states", "conv_cache", "linear_cache")
@@ -35,12 +37,6 @@ def new_cache(model: Any) -> Any:
     }
     takes = inspect.signature(own.__init__).parameters
     return own(**{name: value for name, value in known.items() if name in takes})
-
-
-def decoder_of(model: Any) -> Any:
-    """The stack of decoder layers, inside a model for several kinds of input too."""
-    body = getattr(model, "model", model)
-    return getattr(body, "language_model", body)
 
 
 def _own_class(model: Any) -> Any | None:
