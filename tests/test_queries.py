@@ -7,6 +7,7 @@ model's attention module itself, given angles of zero.
 
 import contextlib
 import copy
+import json
 import math
 from functools import cache
 from pathlib import Path
@@ -23,10 +24,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from kvx.config.press_choices import Queries
 from kvx.data.model_attention import RECOMPUTING, recomputes
 from kvx.data.model_attention import SAME as SAME_TYPES
-from kvx.engines.kvpress.agreement import OUTPUT, QUERIES, RECOMPUTED, measure
-from kvx.engines.kvpress.compress import compressing
+from kvx.engines.kvpress.agreement import (
+    OUTPUT,
+    QUERIES,
+    RECOMPUTED,
+    agreement,
+    measure,
+)
+from kvx.engines.kvpress.compress import compressing, hooked
 from kvx.engines.kvpress.head_size import with_head_size
 from kvx.engines.kvpress.layers import attending_through, layers_of
+from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.press import with_queries
 from kvx.engines.kvpress.press_queries import PressQueries
 from kvx.engines.kvpress.prompt_row import PromptRow
@@ -56,7 +64,8 @@ class Layer(NamedTuple):
     """What the model itself computes in one layer of full attention."""
 
     weights: torch.Tensor  # [heads, n, n]
-    keys: torch.Tensor  # [KV heads, n, size]
+    entries: torch.Tensor  # cached keys beside cached values [cached heads, n, width]
+    keys: torch.Tensor  # what attention makes of them [KV heads, n, size]
     values: torch.Tensor
     scaling: float
     averaged: torch.Tensor  # [heads, n, size]: queries, their rotation the mean of later ones
@@ -77,11 +86,12 @@ def prompt() -> torch.Tensor:
     return torch.randint(3, families.KNOWN, (1, N), generator=draw)
 
 
-_calls: list[tuple[Any, torch.Tensor, float]] = []
+_calls: list[tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
 
 def _seen(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
-    _calls.append((module, query, float(kwargs.get("scaling") or query.shape[-1] ** -0.5)))
+    scaling = float(kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    _calls.append((scaling, query[0], key[0], value[0]))
     return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 
 
@@ -111,9 +121,10 @@ class Reference:
         self.layers = {}
         for layer in layers:
             module, kwargs, weights = self.calls[layer.index]
-            keys, values = (part[0] for part in kv_of(cache, layer.index))
+            entries = torch.cat(kv_of(cache, layer.index), dim=-1)[0]
+            _, _, keys, values = self._alone(module, kwargs)
             scaling, averaged = self._averaged(module, kwargs)
-            self.layers[layer.index] = Layer(weights[0], keys, values, scaling, averaged)
+            self.layers[layer.index] = Layer(weights[0], entries, keys, values, scaling, averaged)
 
     def _attended(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         given = {"hidden_states": args[0], **kwargs} if args else dict(kwargs)
@@ -130,8 +141,8 @@ class Reference:
         found = []
         for position in range(N, N + FUTURE):
             there = given if not made else self._at(made[0], position)
-            found.append(self._query(module, kwargs | {"position_embeddings": there}))
-        return found[0][0], torch.stack([query for _, query in found]).mean(dim=0)
+            found.append(self._alone(module, kwargs | {"position_embeddings": there}))
+        return found[0][0], torch.stack([query for _, query, *_ in found]).mean(dim=0)
 
     @staticmethod
     def _at(call: tuple[Any, Any, dict[str, Any], Any], position: int) -> Any:
@@ -141,14 +152,14 @@ class Reference:
         given = [at if torch.is_tensor(a) and not a.is_floating_point() else a for a in args]
         return copy.deepcopy(module)(*given, **named)
 
-    def _query(self, module: Any, kwargs: dict[str, Any]) -> tuple[float, torch.Tensor]:
+    def _alone(self, module: Any, kwargs: dict[str, Any]) -> tuple[float, Any, Any, Any]:
+        """The scaling, queries, keys and values of a module that is called by itself."""
         kind = type(new_cache(self.model))
         alone = {name: None if isinstance(v, kind) else v for name, v in kwargs.items()}
         _calls.clear()
         with torch.no_grad(), attending_through(self.model, SEEN):
             module(**alone)
-        _, query, scaling = _calls[-1]
-        return scaling, query[0]
+        return _calls[-1]
 
 
 @cache
@@ -206,6 +217,11 @@ def same_choice(got: list[list[int]], scores: torch.Tensor, n: int) -> None:
     for row, own in zip(got, scores, strict=True):
         least = own.topk(n).values[-1]
         assert own[row].min() >= least * (1 - 1e-4) - 1e-12
+
+
+def on_entries(scores: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+    """Of each cached head: the mean of those that are made of it."""
+    return scores.reshape(len(entries), -1, scores.shape[-1]).mean(dim=1)
 
 
 def by_group(scores: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -275,9 +291,9 @@ def test_presses_keep_what_the_models_attention_says(name: str) -> None:
     for index, layer in own.layers.items():
         every = (snapkv_scores(layer), tova_scores(layer), expected_scores(layer))
         for (keys, values), scores in zip(found[index], every, strict=True):
-            at = indices(keys, layer.keys)
-            same_choice(at, scores, n_kept)
-            assert values.shape[-1] == layer.values.shape[-1]
+            at = indices(torch.cat([keys, values], dim=-1), layer.entries)
+            same_choice(at, on_entries(scores, layer.entries), n_kept)
+            assert keys.shape[1] == values.shape[1]
 
 
 @pytest.mark.parametrize("name", [n for n in SAME if n in THERE])
@@ -356,14 +372,18 @@ def test_wrappers_pass_the_models_queries_on(name: str) -> None:
         chunks = scores.sum(dim=0).view(-1, chunk).mean(dim=-1)
         first = chunks.topk(max(1, int(len(chunks) * BUDGET))).indices.sort().values * chunk
         expected = (first[:, None] + torch.arange(chunk)).flatten().tolist()
-        assert all(row == expected for row in indices(found[layer.index][0][0], seen.keys))
+        assert all(
+            row == expected
+            for row in indices(torch.cat(found[layer.index][0], dim=-1), seen.entries)
+        )
 
         weight = getattr(layer.attention, "o_proj", None) or layer.attention.out_proj
         by_head = weight.weight.T.reshape(len(seen.weights), -1, weight.weight.shape[0])
         values = seen.values.repeat_interleave(len(by_head) // len(seen.values), dim=0)
         norms = by_group(torch.einsum("hnd,hdm->hnm", values, by_head).abs().sum(-1), len(scores))
-        keys = found[layer.index][1][0]
-        same_choice(indices(keys, seen.keys), (scores + 1e-4) * norms, keys.shape[1])
+        entries = torch.cat(found[layer.index][1], dim=-1)
+        critical_scores = on_entries((scores + 1e-4) * norms, seen.entries)
+        same_choice(indices(entries, seen.entries), critical_scores, entries.shape[1])
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "glm4", "llama4_full", "qwen3_moe", "ernie4_5"])
@@ -420,6 +440,46 @@ def test_keys_before_rotation_are_the_models(name: str) -> None:
         with torch.no_grad(), sight.open():
             module(**kwargs | {"position_embeddings": zero})
             assert (sight.of(module).key - keys).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["smollm3", "exaone4", "glm4"])
+def test_a_press_that_hides_entries_hides_those(name: str) -> None:
+    """AdaKV: the lowest scores of all heads of a layer."""
+    own, model = reference(name), model_of(name)
+    press = kvpress.AdaKVPress(kvpress.SnapKVPress(1 - BUDGET, WINDOW, KERNEL), alpha_safeguard=0.0)
+    cache = new_cache(model)
+    with torch.no_grad(), hooked(model, press, cache, reads_weights=False):
+        model(input_ids=prompt(), past_key_values=cache, use_cache=True)
+    for layer in layers_of(model).full:
+        _, heads, positions = layer.attention.masked_key_indices
+        layer.attention.masked_key_indices = None
+        scores = snapkv_scores(own.layers[layer.index])
+        kept_mask = torch.ones_like(scores, dtype=torch.bool)
+        kept_mask[heads, positions] = False
+        row = kept_mask.flatten().nonzero().flatten().tolist()
+        assert len(heads) == scores.numel() - len(row) == len(scores) * (N - int(N * BUDGET))
+        same_choice([row], scores.flatten()[None], len(row))
+
+
+def test_the_comparison_is_remembered_by_the_models_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVX_CACHE", str(tmp_path))
+    model, other = families.make("olmo2"), families.make("olmo2")
+    device = torch.device("cpu")
+    first = agreement(LoadedModel(model, None, device, frozenset(), content="c0ffee"))
+    (file,) = (tmp_path / "agreement").iterdir()
+    assert file.name.startswith("c0ffee-float32-")
+    handle = other.register_forward_pre_hook(lambda *_: pytest.fail("the model ran again"))
+    again = agreement(LoadedModel(other, None, device, frozenset(), content="c0ffee"))
+    assert again == first
+    assert first.largest > 0.1
+    handle.remove()
+
+    file.write_text("{")  # a damaged file costs a second measurement
+    third = families.make("olmo2")
+    assert agreement(LoadedModel(third, None, device, frozenset(), content="c0ffee")) == first
+    assert json.loads(file.read_text())["reasons"] == first.reasons
 
 
 def test_nothing_is_left_behind() -> None:

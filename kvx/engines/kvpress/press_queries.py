@@ -28,11 +28,10 @@ class PressQueries(ModelQueries):
         """Their widths fit; queries are kvpress's where they are the model's, or are asked for."""
         if press is None:
             return
-        fit(press)
-        if queries_of(press) is Queries.kvpress or not recomputed(press):
-            return
-        if agreement_of(self.model).against(press) is not None:
+        asked = queries_of(press) is Queries.model and recomputed(press)
+        if asked and agreement_of(self.model).against(press) is not None:
             super().serve(press)
+        fit(press)
 
 
 def ranked(loaded: LoadedModel, point: Point, n_tokens: int) -> Ranked | None:
