@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kvpress
@@ -105,6 +107,30 @@ def test_where_kvpress_is_right_it_is_left_alone(name: str) -> None:
         queries.serve(press)
         assert "get_interface" not in vars(ALL_ATTENTION_FUNCTIONS)
         assert press.compress.__wrapped__.__func__ is kvpress.SnapKVPress.compress
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_no_difference(dtype: torch.dtype) -> None:
+    for name in ("llama", "qwen3", "phi3", "gemma"):
+        found = measure(families.make(name).to(dtype))
+        assert found.reasons == {}, name
+    for name in ("qwen3_moe", "smollm3", "granite", "ernie4_5"):
+        assert measure(families.make(name).to(dtype)).reason, name
+
+
+def test_attention_that_cannot_be_seen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose modules call an attention function of their own."""
+    model = families.make("qwen3")
+    own = sys.modules[type(model).__module__]
+    hidden = SimpleNamespace(get_interface=lambda name, eager: eager)
+    monkeypatch.setattr(own, "ALL_ATTENTION_FUNCTIONS", hidden)
+    found = measure(model)
+    assert not found.seen
+    assert "cannot be compared" in str(found.against(kvpress.SnapKVPress(0.5)))
+    press = kvpress.SnapKVPress(0.5)
+    with PressQueries(model) as queries:
+        queries.serve(press)
+        assert "get_interface" not in vars(ALL_ATTENTION_FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", [n for n in OTHER if n in THERE])

@@ -58,6 +58,13 @@ SAID = {
 }
 
 
+# of a model whose attention is called by other means than transformers' interface
+UNSEEN = {
+    what: f"kvpress's {said} cannot be compared with the model's, whose attention is its own"
+    for what, said in SAID.items()
+}
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How kvpress's attention differs from the model's, per layer with full attention.
@@ -69,6 +76,11 @@ class Agreement:
 
     per_layer: dict[int, float]
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> bool:
+        """Whether the model's own queries are to be had."""
+        return bool(self.per_layer)
 
     @property
     def largest(self) -> float:
@@ -159,9 +171,12 @@ def measure(model: Any) -> Agreement:
     device = model.get_input_embeddings().weight.device
     ids = _random_ids(model.config, config.vocab_size).to(device)
     full = layers_of(model).full or layers_of(model).cached.values()
+    modules = [layer.attention for layer in full]
+    if not modules:
+        modules = [module for module in model.modules() if hasattr(module, "layer_idx")]
     handles = [
         module.register_forward_hook(compared.hook, with_kwargs=True)
-        for module in {id(layer.attention): layer.attention for layer in full}.values()
+        for module in {id(module): module for module in modules}.values()
     ]
     try:
         with compared.sight.open(), with_head_size(model):
@@ -169,7 +184,7 @@ def measure(model: Any) -> Agreement:
     finally:
         for handle in handles:
             handle.remove()
-    return Agreement(compared.per_layer, compared.told())
+    return Agreement(compared.per_layer, compared.told() if compared.per_layer else UNSEEN)
 
 
 def _random_ids(config: Any, vocabulary: int) -> torch.Tensor:
