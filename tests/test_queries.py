@@ -1,242 +1,58 @@
-"""Presses rank by the model's own attention, on every family (docs/queries.md).
-
-The references share nothing with the code they check: attention weights are those that
-transformers' eager attention returns, and queries before the rotary embedding are made by the
-model's attention module itself, given angles of zero.
-"""
+"""Presses rank by the model's own attention, on every family (docs/queries.md)."""
 
 import contextlib
 import copy
-import math
-from functools import cache
+import json
+import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import kvpress
 import pytest
 import torch
 from kvpress.presses import expected_attention_press
-from torch.nn.functional import avg_pool1d, pad
-from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvx.config.press_choices import Queries
-from kvx.data.model_attention import RECOMPUTING, recomputes
-from kvx.data.model_attention import SAME as SAME_TYPES
-from kvx.engines.kvpress.agreement import OUTPUT, QUERIES, RECOMPUTED, measure
-from kvx.engines.kvpress.compress import compressing
-from kvx.engines.kvpress.head_size import with_head_size
+from kvx.engines.kvpress.agreement import (
+    OUTPUT,
+    QUERIES,
+    agreement,
+    measure,
+)
+from kvx.engines.kvpress.compress import hooked
 from kvx.engines.kvpress.layers import attending_through, layers_of
+from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.press import with_queries
 from kvx.engines.kvpress.press_queries import PressQueries
-from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.seen import Sight
-from kvx.engines.kvpress.states import kv_of, new_cache
-from kvx.engines.kvpress.streams import RandomStream
+from kvx.engines.kvpress.states import new_cache
 from tests import families
-from tests.conftest import request_rows
-
-N, WINDOW, KERNEL, SINK, FUTURE = 80, 16, 5, 4, 12
-BUDGET = 0.3
-# kvpress's attention is the model's
-SAME = ("llama", "llama_yarn", "mistral", "phi3", "qwen2", "qwen3", "gemma", "starcoder2")
-# it is another
-OTHER = (
-    "smollm3", "cohere", "cohere2", "ernie4_5", "exaone4", "olmo2", "olmo3", "qwen3_moe", "granite",
-    "glm4", "glm4_moe", "phi3_partial", "llama4_full", "deepseek_v2", "deepseek_v3", "gemma2",
-    "gemma3_text", "gemma3n", "gpt_oss", "lfm2", "ministral3", "zamba2", "gemma4", "qwen3_next",
-    "qwen3_5_text",
-)  # fmt: skip
-THERE = families.available()
-EVERY = [name for name in (*SAME, *OTHER) if name in THERE]
-SEEN = "kvx_test_seen"
-
-
-class Layer(NamedTuple):
-    """What the model itself computes in one layer of full attention."""
-
-    weights: torch.Tensor  # [heads, n, n]
-    keys: torch.Tensor  # [KV heads, n, size]
-    values: torch.Tensor
-    scaling: float
-    averaged: torch.Tensor  # [heads, n, size]: queries, their rotation the mean of later ones
-
-
-@cache
-def model_of(name: str) -> Any:
-    return families.make(name)
-
-
-def implementation(name: str) -> str:
-    """transformers' sdpa has neither sinks nor caps on logits."""
-    return "eager" if name.startswith(("gpt_oss", "gemma2")) else "sdpa"
-
-
-def prompt() -> torch.Tensor:
-    draw = torch.Generator().manual_seed(3)
-    return torch.randint(3, families.KNOWN, (1, N), generator=draw)
-
-
-_calls: list[tuple[Any, torch.Tensor, float]] = []
-
-
-def _seen(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
-    _calls.append((module, query, float(kwargs.get("scaling") or query.shape[-1] ** -0.5)))
-    return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
-
-
-AttentionInterface.register(SEEN, _seen)
-
-
-class Reference:
-    """One forward pass of eager attention, and the attention modules on their own."""
-
-    def __init__(self, name: str) -> None:
-        self.model = model_of(name)
-        self.calls: dict[int, tuple[Any, dict[str, Any], Any]] = {}
-        self.angles: list[tuple[Any, Any, dict[str, Any], Any]] = []
-        cache, handles = new_cache(self.model), []
-        layers = layers_of(self.model).full
-        for layer in layers:
-            handles.append(layer.attention.register_forward_hook(self._attended, with_kwargs=True))
-        for module in self.model.modules():
-            if "RotaryEmbedding" in type(module).__name__:
-                handles.append(module.register_forward_hook(self._turned, with_kwargs=True))
-        with torch.no_grad(), attending_through(self.model, "eager"):
-            self.model(
-                input_ids=prompt(), past_key_values=cache, use_cache=True, output_attentions=True
-            )
-        for handle in handles:
-            handle.remove()
-        self.layers = {}
-        for layer in layers:
-            module, kwargs, weights = self.calls[layer.index]
-            keys, values = (part[0] for part in kv_of(cache, layer.index))
-            scaling, averaged = self._averaged(module, kwargs)
-            self.layers[layer.index] = Layer(weights[0], keys, values, scaling, averaged)
-
-    def _attended(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        given = {"hidden_states": args[0], **kwargs} if args else dict(kwargs)
-        index = next(x.index for x in layers_of(self.model).full if x.attention is module)
-        self.calls[index] = (module, given, output[1])
-
-    def _turned(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        self.angles.append((module, args, kwargs, output))
-
-    def _averaged(self, module: Any, kwargs: dict[str, Any]) -> tuple[float, torch.Tensor]:
-        """Every query as if it stood at each of the later positions, and the mean of these."""
-        given = kwargs.get("position_embeddings")
-        made = [call for call in self.angles if call[3] is given]
-        found = []
-        for position in range(N, N + FUTURE):
-            there = given if not made else self._at(made[0], position)
-            found.append(self._query(module, kwargs | {"position_embeddings": there}))
-        return found[0][0], torch.stack([query for _, query in found]).mean(dim=0)
-
-    @staticmethod
-    def _at(call: tuple[Any, Any, dict[str, Any], Any], position: int) -> Any:
-        module, args, kwargs, _ = call
-        at = torch.full((1, N), position)
-        named = kwargs | ({"position_ids": at} if "position_ids" in kwargs else {})
-        given = [at if torch.is_tensor(a) and not a.is_floating_point() else a for a in args]
-        return copy.deepcopy(module)(*given, **named)
-
-    def _query(self, module: Any, kwargs: dict[str, Any]) -> tuple[float, torch.Tensor]:
-        kind = type(new_cache(self.model))
-        alone = {name: None if isinstance(v, kind) else v for name, v in kwargs.items()}
-        _calls.clear()
-        with torch.no_grad(), attending_through(self.model, SEEN):
-            module(**alone)
-        _, query, scaling = _calls[-1]
-        return scaling, query[0]
-
-
-@cache
-def reference(name: str) -> Reference:
-    return Reference(name)
-
-
-class Row:
-    def __init__(self, press: Any) -> None:
-        self.press = press
-
-    def build(self) -> Any:
-        return copy.deepcopy(self.press)
-
-    def at(self, budget: float) -> "Row":
-        raise NotImplementedError
-
-    method_key = None
-    reads_weights = False
-
-
-def kept(name: str, *presses: Any) -> dict[int, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """What each press keeps of each full layer, through kvx's shared prefill."""
-    model, found = model_of(name), {}
-    cache = new_cache(model)
-    rows = [PromptRow(Row(press), N, RandomStream(0, (torch.device("cpu"),))) for press in presses]
-
-    def store(layer: Any, compressed: Any) -> None:
-        if layer.window is None:
-            found[layer.index] = [(keys[0], values[0]) for keys, values in compressed]
-
-    with (
-        torch.no_grad(),
-        attending_through(model, implementation(name)),
-        with_head_size(model),
-        compressing(model, cache, rows, store),
-    ):
-        model(input_ids=prompt(), past_key_values=cache, use_cache=True)
-    for row in rows:
-        if row.error is not None:
-            raise row.error
-    return found
-
-
-def indices(part: torch.Tensor, whole: torch.Tensor) -> list[list[int]]:
-    """By head: which rows of `whole` [heads, n, size] those of `part` are nearest to."""
-    distance = torch.cdist(part.double(), whole.double())
-    assert distance.min(dim=-1).values.max() < 1e-3
-    return [sorted(row.tolist()) for row in distance.argmin(dim=-1)]
-
-
-def same_choice(got: list[list[int]], scores: torch.Tensor, n: int) -> None:
-    """`got` are the n highest scores of each head; only what is equal to rounding may differ."""
-    assert [len(set(row)) for row in got] == [n] * len(got)
-    for row, own in zip(got, scores, strict=True):
-        least = own.topk(n).values[-1]
-        assert own[row].min() >= least * (1 - 1e-4) - 1e-12
-
-
-def by_group(scores: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    return scores.view(kv_heads, -1, scores.shape[-1]).mean(dim=1)
-
-
-def snapkv_scores(layer: Layer) -> torch.Tensor:
-    pooled = avg_pool1d(
-        layer.weights[:, -WINDOW:, :-WINDOW].mean(dim=1), KERNEL, stride=1, padding=KERNEL // 2
-    )
-    scores = by_group(pooled, layer.keys.shape[0])
-    return pad(scores, (0, WINDOW), value=math.inf)
-
-
-def tova_scores(layer: Layer) -> torch.Tensor:
-    last = layer.weights[:, -1, :-1].mean(dim=0)
-    return pad(last, (0, 1), value=math.inf).expand(layer.keys.shape[0], -1)
-
-
-def expected_scores(layer: Layer) -> torch.Tensor:
-    """E[exp(q k)] of normal queries, times the value's length."""
-    queries = layer.averaged[:, SINK:]
-    mean = queries.mean(dim=1)
-    centred = queries - mean[:, None]
-    cov = centred.transpose(1, 2) @ centred / queries.shape[1]
-    keys = layer.keys[:, SINK:].repeat_interleave(len(mean) // layer.keys.shape[0], dim=0)
-    linear = torch.einsum("hd,hnd->hn", mean, keys) * layer.scaling
-    square = torch.einsum("hni,hij,hnj->hn", keys, cov, keys) * layer.scaling**2 / 2
-    scores = by_group((linear + square).softmax(dim=-1), layer.keys.shape[0])
-    scores = scores * layer.values[:, SINK:].norm(dim=-1)
-    return pad(scores, (SINK, 0), value=math.inf)
+from tests.query_reference import (
+    BUDGET,
+    EVERY,
+    FUTURE,
+    KERNEL,
+    OTHER,
+    SAME,
+    SINK,
+    THERE,
+    WINDOW,
+    N,
+    by_group,
+    expected_scores,
+    implementation,
+    indices,
+    kept,
+    model_of,
+    on_entries,
+    prompt,
+    reference,
+    same_choice,
+    snapkv_scores,
+    tova_scores,
+)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -275,9 +91,9 @@ def test_presses_keep_what_the_models_attention_says(name: str) -> None:
     for index, layer in own.layers.items():
         every = (snapkv_scores(layer), tova_scores(layer), expected_scores(layer))
         for (keys, values), scores in zip(found[index], every, strict=True):
-            at = indices(keys, layer.keys)
-            same_choice(at, scores, n_kept)
-            assert values.shape[-1] == layer.values.shape[-1]
+            at = indices(torch.cat([keys, values], dim=-1), layer.entries)
+            same_choice(at, on_entries(scores, layer.entries), n_kept)
+            assert keys.shape[1] == values.shape[1]
 
 
 @pytest.mark.parametrize("name", [n for n in SAME if n in THERE])
@@ -291,6 +107,30 @@ def test_where_kvpress_is_right_it_is_left_alone(name: str) -> None:
         queries.serve(press)
         assert "get_interface" not in vars(ALL_ATTENTION_FUNCTIONS)
         assert press.compress.__wrapped__.__func__ is kvpress.SnapKVPress.compress
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_no_difference(dtype: torch.dtype) -> None:
+    for name in ("llama", "qwen3", "phi3", "gemma"):
+        found = measure(families.make(name).to(dtype))
+        assert found.reasons == {}, name
+    for name in ("qwen3_moe", "smollm3", "granite", "ernie4_5"):
+        assert measure(families.make(name).to(dtype)).reason, name
+
+
+def test_attention_that_cannot_be_seen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose modules call an attention function of their own."""
+    model = families.make("qwen3")
+    own = sys.modules[type(model).__module__]
+    hidden = SimpleNamespace(get_interface=lambda name, eager: eager)
+    monkeypatch.setattr(own, "ALL_ATTENTION_FUNCTIONS", hidden)
+    found = measure(model)
+    assert not found.seen
+    assert "cannot be compared" in str(found.against(kvpress.SnapKVPress(0.5)))
+    press = kvpress.SnapKVPress(0.5)
+    with PressQueries(model) as queries:
+        queries.serve(press)
+        assert "get_interface" not in vars(ALL_ATTENTION_FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", [n for n in OTHER if n in THERE])
@@ -356,14 +196,18 @@ def test_wrappers_pass_the_models_queries_on(name: str) -> None:
         chunks = scores.sum(dim=0).view(-1, chunk).mean(dim=-1)
         first = chunks.topk(max(1, int(len(chunks) * BUDGET))).indices.sort().values * chunk
         expected = (first[:, None] + torch.arange(chunk)).flatten().tolist()
-        assert all(row == expected for row in indices(found[layer.index][0][0], seen.keys))
+        assert all(
+            row == expected
+            for row in indices(torch.cat(found[layer.index][0], dim=-1), seen.entries)
+        )
 
         weight = getattr(layer.attention, "o_proj", None) or layer.attention.out_proj
         by_head = weight.weight.T.reshape(len(seen.weights), -1, weight.weight.shape[0])
         values = seen.values.repeat_interleave(len(by_head) // len(seen.values), dim=0)
         norms = by_group(torch.einsum("hnd,hdm->hnm", values, by_head).abs().sum(-1), len(scores))
-        keys = found[layer.index][1][0]
-        same_choice(indices(keys, seen.keys), (scores + 1e-4) * norms, keys.shape[1])
+        entries = torch.cat(found[layer.index][1], dim=-1)
+        critical_scores = on_entries((scores + 1e-4) * norms, seen.entries)
+        same_choice(indices(entries, seen.entries), critical_scores, entries.shape[1])
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "glm4", "llama4_full", "qwen3_moe", "ernie4_5"])
@@ -422,6 +266,46 @@ def test_keys_before_rotation_are_the_models(name: str) -> None:
             assert (sight.of(module).key - keys).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("name", ["smollm3", "exaone4", "glm4"])
+def test_a_press_that_hides_entries_hides_those(name: str) -> None:
+    """AdaKV: the lowest scores of all heads of a layer."""
+    own, model = reference(name), model_of(name)
+    press = kvpress.AdaKVPress(kvpress.SnapKVPress(1 - BUDGET, WINDOW, KERNEL), alpha_safeguard=0.0)
+    cache = new_cache(model)
+    with torch.no_grad(), hooked(model, press, cache, reads_weights=False):
+        model(input_ids=prompt(), past_key_values=cache, use_cache=True)
+    for layer in layers_of(model).full:
+        _, heads, positions = layer.attention.masked_key_indices
+        layer.attention.masked_key_indices = None
+        scores = snapkv_scores(own.layers[layer.index])
+        kept_mask = torch.ones_like(scores, dtype=torch.bool)
+        kept_mask[heads, positions] = False
+        row = kept_mask.flatten().nonzero().flatten().tolist()
+        assert len(heads) == scores.numel() - len(row) == len(scores) * (N - int(N * BUDGET))
+        same_choice([row], scores.flatten()[None], len(row))
+
+
+def test_the_comparison_is_remembered_by_the_models_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVX_CACHE", str(tmp_path))
+    model, other = families.make("olmo2"), families.make("olmo2")
+    device = torch.device("cpu")
+    first = agreement(LoadedModel(model, None, device, frozenset(), content="c0ffee"))
+    (file,) = (tmp_path / "agreement").iterdir()
+    assert file.name.startswith("c0ffee-float32-")
+    handle = other.register_forward_pre_hook(lambda *_: pytest.fail("the model ran again"))
+    again = agreement(LoadedModel(other, None, device, frozenset(), content="c0ffee"))
+    assert again == first
+    assert first.largest > 0.1
+    handle.remove()
+
+    file.write_text("{")  # a damaged file costs a second measurement
+    third = families.make("olmo2")
+    assert agreement(LoadedModel(third, None, device, frozenset(), content="c0ffee")) == first
+    assert json.loads(file.read_text())["reasons"] == first.reasons
+
+
 def test_nothing_is_left_behind() -> None:
     model = model_of("smollm3")
     before = kvpress.SnapKVPress.compute_window_attention
@@ -463,57 +347,3 @@ def test_a_projection_of_another_shape_is_told() -> None:
             reasons = measure(model_of(name)).reasons
             assert (OUTPUT not in reasons) == same
             assert (QUERIES not in reasons) == same
-
-
-def test_families_that_are_known_to_be_the_same_are() -> None:
-    """Their points keep their ids, so kvpress's own queries must be right on them."""
-    types = {name: families.FAMILIES[name].model_type for name in THERE}
-    known = [name for name, kind in types.items() if kind in SAME_TYPES and name != "phi3_partial"]
-    assert {"llama_yarn", "qwen2_window", "phi3_longrope", "seed_oss"} < set(known)
-    for name in known:
-        if name in ("seed_oss", *SAME):
-            assert measure(model_of(name)).reasons == {}, name
-
-
-def test_classes_that_change_ids_are_those_that_recompute() -> None:
-    names = {name for name, _ in RECOMPUTED} | {"PyramidKVPress"}
-    assert names == set(RECOMPUTING)
-    nested = {"_target_": "kvpress.AdaKVPress", "press": {"_target_": "kvpress.SnapKVPress"}}
-    assert recomputes(nested)
-    assert not recomputes({"_target_": "kvpress.KnormPress"})
-    assert not recomputes(None)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return families.write("smollm3", tmp_path / "smollm3")
-
-
-RUN = (
-    "-m", "experiment=demo", "experiment_name=q", "measure=quality", "model=hf", "budget=1.0,0.5",
-    "press=snapkv_w16,knorm", "dataset.source.n_examples=30", "dataset.sampling.n_per_bin=1",
-    "decoding.max_new_tokens=4",
-)  # fmt: skip
-
-
-def _rows(kvx: Any, folder: Path, *more: str) -> Any:
-    assert kvx("all", *RUN, f"model.path={folder}", *more).code == 0
-    rows = request_rows(Path("outputs/runs/q"))
-    return rows[rows["point_id"].str.startswith("snapkv_w16-0.5")], rows
-
-
-def test_an_adapted_press_is_marked_in_every_row_and_table(kvx: Any, folder: Path) -> None:
-    own, rows = _rows(kvx, folder)
-    assert own["adapted"].str.contains("kvpress's queries differ from the model's by").all()
-    assert not own["degenerate"].any()
-    assert rows[~rows.index.isin(own.index)]["adapted"].isna().all()
-    assert "Adapted press" in Path("outputs/runs/q/report.md").read_text()
-
-
-def test_a_press_that_is_not_its_method_is_marked(kvx: Any, folder: Path) -> None:
-    own, rows = _rows(kvx, folder, "press.queries=kvpress")
-    assert own["degenerate"].all()
-    assert own["degenerate_reason"].str.startswith("not the method: kvpress's queries").all()
-    assert rows["adapted"].isna().all()
-    assert not rows[~rows.index.isin(own.index)]["degenerate"].any()
-    assert "not the method: kvpress's queries" in Path("outputs/runs/q/report.md").read_text()

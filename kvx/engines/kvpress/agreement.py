@@ -58,6 +58,13 @@ SAID = {
 }
 
 
+# of a model whose attention is called by other means than transformers' interface
+UNSEEN = {
+    what: f"kvpress's {said} cannot be compared with the model's, whose attention is its own"
+    for what, said in SAID.items()
+}
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How kvpress's attention differs from the model's, per layer with full attention.
@@ -69,6 +76,11 @@ class Agreement:
 
     per_layer: dict[int, float]
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> bool:
+        """Whether the model's own queries are to be had."""
+        return bool(self.per_layer)
 
     @property
     def largest(self) -> float:
@@ -159,9 +171,12 @@ def measure(model: Any) -> Agreement:
     device = model.get_input_embeddings().weight.device
     ids = _random_ids(model.config, config.vocab_size).to(device)
     full = layers_of(model).full or layers_of(model).cached.values()
+    modules = [layer.attention for layer in full]
+    if not modules:
+        modules = [module for module in model.modules() if hasattr(module, "layer_idx")]
     handles = [
         module.register_forward_hook(compared.hook, with_kwargs=True)
-        for module in {id(layer.attention): layer.attention for layer in full}.values()
+        for module in {id(module): module for module in modules}.values()
     ]
     try:
         with compared.sight.open(), with_head_size(model):
@@ -169,7 +184,7 @@ def measure(model: Any) -> Agreement:
     finally:
         for handle in handles:
             handle.remove()
-    return Agreement(compared.per_layer, compared.told())
+    return Agreement(compared.per_layer, compared.told() if compared.per_layer else UNSEEN)
 
 
 def _random_ids(config: Any, vocabulary: int) -> torch.Tensor:
@@ -188,6 +203,7 @@ class _Compared:
         self.sight = sight
         self.per_layer: dict[int, float] = {}
         self._failed: dict[str, str] = {}
+        self._unknown: dict[str, str] = {}
         self._off: dict[str, float] = {}
         self._rule = ""
         self._rotary = getattr(decoder_of(model), "rotary_emb", None)
@@ -206,11 +222,9 @@ class _Compared:
         layer, angles = Layer(seen, hidden), kwargs.get("position_embeddings")
         with _rotary_at(module, self._rotary):
             self.per_layer[index] = self._weights(layer, angles)
-            self._compare(KEYS, lambda: _keys(layer), layer.prerope_keys(hidden))
-            with contextlib.suppress(NotImplementedError):  # then nothing can be served either
-                self._compare(ANGLES, lambda: _rotation(layer), layer.mean_rotation(TOKENS, TOKENS))
-            with contextlib.suppress(NotImplementedError):
-                self._compare(OUTPUT, lambda: _norms(layer), layer.projected_norm(seen.value))
+            self._own(KEYS, _keys, lambda: layer.prerope_keys(hidden), layer)
+            self._own(ANGLES, _rotation, lambda: layer.mean_rotation(TOKENS, TOKENS), layer)
+            self._own(OUTPUT, _norms, lambda: layer.projected_norm(seen.value), layer)
 
     def told(self) -> dict[str, str]:
         """By what is compared: why kvpress's is not the model's."""
@@ -223,6 +237,8 @@ class _Compared:
             found[QUERIES] += f"; attention weights differ by up to {shown:.2g} in {TOKENS} tokens"
         for what, said in self._failed.items():
             found[what] = f"kvpress cannot make {SAID[what]} of this model ({said})"
+        for what, said in self._unknown.items():
+            found[what] = f"kvpress's {SAID[what]} cannot be compared with the model's ({said})"
         return found
 
     def _weights(self, layer: Layer, angles: Any) -> float:
@@ -241,6 +257,20 @@ class _Compared:
             return math.inf
         own = layer.window_attention(layer.hidden, seen.key, WINDOW)
         return float((own.float() - theirs.float()).abs().max())
+
+    def _own(
+        self,
+        what: str,
+        theirs: Callable[[Layer], torch.Tensor],
+        own: Callable[[], torch.Tensor],
+        layer: Layer,
+    ) -> None:
+        try:
+            known = own()
+        except NotImplementedError as error:
+            self._unknown[what] = first_line(error)
+        else:
+            self._compare(what, lambda: theirs(layer), known)
 
     def _compare(self, what: str, theirs: Callable[[], torch.Tensor], own: torch.Tensor) -> None:
         try:

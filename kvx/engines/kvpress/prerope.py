@@ -63,11 +63,33 @@ class Rotation:
 
 
 def rotation_of(seen: AttentionCall) -> Rotation:
-    """The rotation of a layer's queries."""
+    """The rotation of a layer's queries.
+
+    Raises `NotImplementedError` for a function that cannot be called with other vectors.
+    """
     width = seen.query.shape[-1]
-    if not seen.rotaries:
+    call = _of_queries(seen)
+    if call is None:
         return Rotation(width)
-    call = seen.rotaries[0]  # queries come first
+    try:
+        return _rotation(seen, call, width)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise NotImplementedError(
+            f"the rotary embedding of {type(seen.module).__name__} is not known ({error})"
+        ) from error
+
+
+def _of_queries(seen: AttentionCall) -> RotaryCall | None:
+    """The call that rotated a layer's queries; indexers beside attention make others."""
+    heads, n = seen.query.shape[1:3]
+    fitting = [call for call in seen.rotaries if call.shape[1:3] in ((heads, n), (n, heads))]
+    paired = [call for call in fitting if call.paired]
+    if paired:
+        return paired[-1]
+    return fitting[0] if fitting else None  # queries before keys
+
+
+def _rotation(seen: AttentionCall, call: RotaryCall, width: int) -> Rotation:
     heads, n = seen.query.shape[1:3]
     swap, size = call.swapped(heads, n), call.size
     angles = call.angles()

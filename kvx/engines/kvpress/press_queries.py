@@ -28,11 +28,11 @@ class PressQueries(ModelQueries):
         """Their widths fit; queries are kvpress's where they are the model's, or are asked for."""
         if press is None:
             return
+        if queries_of(press) is Queries.model and recomputed(press):
+            found = agreement_of(self.model)
+            if found.seen and found.against(press) is not None:
+                super().serve(press)
         fit(press)
-        if queries_of(press) is Queries.kvpress or not recomputed(press):
-            return
-        if agreement_of(self.model).against(press) is not None:
-            super().serve(press)
 
 
 def ranked(loaded: LoadedModel, point: Point, n_tokens: int) -> Ranked | None:
@@ -41,7 +41,9 @@ def ranked(loaded: LoadedModel, point: Point, n_tokens: int) -> Ranked | None:
     if press.method is None or point.compression_ratio(n_tokens) == 0:
         return None
     reason = _reason(loaded, press.method, PressNeed.attention_weights in press.needs)
-    return None if reason is None else Ranked(reason, press.queries is Queries.model)
+    if reason is None:
+        return None
+    return Ranked(reason, press.queries is Queries.model and agreement(loaded).seen)
 
 
 def _reason(loaded: LoadedModel, method: dict[str, Any], weights: bool) -> str | None:

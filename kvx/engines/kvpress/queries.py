@@ -224,6 +224,8 @@ def _adapt(part: Any) -> None:
     """What one press object does itself with rotary embeddings."""
     if isinstance(part, kvpress.NonCausalAttnPress | kvpress.CompactorPress):
         part.score = _unrotating(part.score)
+    if hasattr(part, "score"):
+        part.score = _expanding(part.score)
     if isinstance(part, kvpress.ExpectedAttentionPress):
         part.apply_avg_rope = _mean_rope(part)
     if isinstance(part, kvpress.CapPress):
@@ -263,6 +265,28 @@ def _unrotating(score: Callable[..., Any]) -> Callable[..., Any]:
             attentions=attentions,
             kwargs=kwargs,
         )
+
+    return scored
+
+
+def _expanding(score: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the cache holds latents, the keys and values that attention makes of them are scored.
+
+    A latent that several heads share has the mean of their scores.
+    """
+
+    @wraps(score)
+    def scored(
+        module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
+    ) -> Any:
+        layer = _layer()
+        seen, held = layer.seen, keys.shape[1]
+        if (held, keys.shape[-1]) == (seen.key.shape[1], seen.key.shape[-1]):
+            return score(module, hidden_states, keys, values, attentions, kwargs)
+        span = layer.span(hidden_states)
+        made = seen.key[:, :, span], seen.value[:, :, span]
+        scores = score(module, hidden_states, *made, attentions, kwargs)
+        return scores.view(scores.shape[0], held, -1, scores.shape[-1]).mean(dim=2)
 
     return scored
 

@@ -50,13 +50,15 @@ class RotaryCall:
     """One call of a model's function that rotates queries (and keys).
 
     Its first input had `shape` [1, heads, n, size], or heads and n `swapped`; `vectors` is that
-    input as long as it is needed. The `arguments` keep no vectors.
+    input as long as it is needed. `paired`: keys were rotated in the same call. The `arguments`
+    keep no vectors.
     """
 
     function: Callable[..., Any]
     arguments: inspect.BoundArguments
     shape: tuple[int, ...]
     contiguous: bool
+    paired: bool
     vectors: torch.Tensor | None
     source: RotarySource | None
 
@@ -174,7 +176,8 @@ def _call(
     arguments = {n: None if n in _VECTORS else v for n, v in bound.arguments.items()}
     kept = inspect.BoundArguments(bound.signature, arguments)
     shape = tuple(vectors.shape)
-    call = RotaryCall(function, kept, shape, vectors.is_contiguous(), vectors, None)
+    paired = sum(torch.is_tensor(bound.arguments.get(name)) for name in _VECTORS) > 1
+    call = RotaryCall(function, kept, shape, vectors.is_contiguous(), paired, vectors, None)
     return replace(call, source=_source_of(call.angles()))
 
 
