@@ -263,9 +263,15 @@ def test_the_presses_of_a_model_are_listed(
     lines = {line.split()[0]: line for line in found.splitlines()}
     assert set(lines) == {"press", *(press.name for press in PRESSES)}
     assert "no: it takes keys and values of one size" in lines["lagkv"]
+    model_of("glm4", tmp_path / "partial")
+    ask = ("presses", "model=hf", f"model.path={tmp_path / 'partial'}")
+    for queries, verdict in (("model", "yes"), ("kvpress", "16 of 32 dimensions")):
+        found = printed(kvx, capfd, *ask, f"press.queries={queries}")
+        (line,) = [line for line in found.splitlines() if line.startswith("snapkv ")]
+        assert verdict in line
     plain = printed(kvx, capfd, "presses")
     assert all(line.endswith("  yes") for line in plain.splitlines()[1:])
-    assert not any(Path().iterdir()) or {p.name for p in Path().iterdir()} == {"latent"}
+    assert {path.name for path in Path().iterdir()} == {"latent", "partial"}
     assert kvx("presses", "model=hf", "model.path=./nowhere").code == 2
 
 
