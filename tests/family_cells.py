@@ -22,6 +22,7 @@ from kvx.data.frozen_examples import load_examples
 from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.base import PointFailed, PointWork, Response, seed_of
+from kvx.engines.kvpress.applicability import not_applicable
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.errors import UserError, first_line
 from kvx.points import Point, Request
@@ -104,6 +105,9 @@ def _answers(work: Sequence[PointWork], column: Column) -> dict[str, Response]:
             return {}
         fit = []
         for item in work:
+            if (reason := not_applicable(item.point.config)) is not None:
+                _set(column, item.point, "not applicable", reason)
+                continue
             try:
                 engine.check([item.point])
                 fit.append(item)

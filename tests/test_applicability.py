@@ -14,14 +14,14 @@ from transformers import AutoTokenizer
 
 from kvx.cli.press_files import shipped_presses
 from kvx.config.model_features import ModelFeature
-from kvx.config.press_choices import PressLayers, PressNeed
+from kvx.config.press_choices import PressLayers, PressNeed, Queries
 from kvx.config.schema import ModelConfig, PressConfig
 from kvx.data.prompt import PromptParts
 from kvx.engines.kvpress.applicability import missing_of, reason
 from kvx.engines.kvpress.masked import prefill_masked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.prefill import prefill
-from kvx.engines.kvpress.press import instantiate
+from kvx.engines.kvpress.press import instantiate, with_queries
 from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.streams import RandomStream
 from kvx.presses.page import page
@@ -66,13 +66,13 @@ def test_what_a_model_lacks_is_known_from_its_configuration(tmp_path: Path, fami
 
 @dataclass(frozen=True)
 class Half:
-    """The press of a configuration at half of the prompt, with kvpress's own queries."""
+    """The press of a configuration at half of the prompt."""
 
     config: PressConfig
 
     def build(self) -> Any:
         assert self.config.method is not None
-        return instantiate(self.config.method, 0.5)
+        return with_queries(instantiate(self.config.method, 0.5), self.config.queries)
 
     def at(self, budget: float) -> "Half":
         return self
@@ -116,7 +116,7 @@ REFUSED = ("mistral_window", "gemma3n")
 @pytest.mark.parametrize("family", [name for name in LACKS if name not in REFUSED])
 @torch.inference_mode()
 def test_presses_that_are_applicable_are_those_that_run(tmp_path: Path, family: str) -> None:
-    """Of every shipped press: a reason where kvpress's code raises, and none where it does not."""
+    """Of every shipped press: a reason where it raises, and none where it does not."""
     config = ModelConfig(name=family, path=str(write(family, tmp_path / family)))
     model = make(family)
     model.config.name_or_path = config.path  # where KVzip finds the tokenizer
@@ -124,8 +124,10 @@ def test_presses_that_are_applicable_are_those_that_run(tmp_path: Path, family: 
     loaded = LoadedModel(model, tokenizer, torch.device("cpu"), frozenset({2}))
     missing = missing_of(config)
     assert missing is not None
-    told = {p.name: reason(p, config, missing) for p in PRESSES}
-    assert {name for name, why in told.items() if why is not None} == raising(loaded, PRESSES)
+    for queries in Queries:
+        presses = [replace(press, queries=queries) for press in PRESSES]
+        told = {p.name for p in presses if reason(p, config, missing) is not None}
+        assert told == raising(loaded, presses), queries
 
 
 def test_a_press_of_windows_says_which_field_helps(tmp_path: Path) -> None:
@@ -156,13 +158,17 @@ def test_what_no_configuration_tells_is_left_to_the_loading(tmp_path: Path) -> N
 
 
 def test_a_stranger_s_press_says_what_it_requires(tmp_path: Path) -> None:
-    press = PressConfig(name="mine", method={"_target_": "a.b"}, requires=[ModelFeature.queries])
+    press = PressConfig(
+        name="mine", method={"_target_": "a.b"}, requires=[ModelFeature.queries],
+        queries=Queries.kvpress,
+    )  # fmt: skip
     config = model_of("glm4", tmp_path)
     missing = missing_of(config)
     assert missing is not None
     assert "rotary embedding has 16 of 32 dimensions" in str(reason(press, config, missing))
-    press.requires = []
-    assert reason(press, config, missing) is None
+    assert "press.queries=model does not" in str(reason(press, config, missing))
+    for change in ({"requires": []}, {"queries": Queries.model}):
+        assert reason(replace(press, **change), config, missing) is None
 
 
 RUN = Path("outputs/runs/default")
@@ -257,9 +263,15 @@ def test_the_presses_of_a_model_are_listed(
     lines = {line.split()[0]: line for line in found.splitlines()}
     assert set(lines) == {"press", *(press.name for press in PRESSES)}
     assert "no: it takes keys and values of one size" in lines["lagkv"]
+    model_of("glm4", tmp_path / "partial")
+    ask = ("presses", "model=hf", f"model.path={tmp_path / 'partial'}")
+    for queries, verdict in (("model", "yes"), ("kvpress", "16 of 32 dimensions")):
+        found = printed(kvx, capfd, *ask, f"press.queries={queries}")
+        (line,) = [line for line in found.splitlines() if line.startswith("snapkv ")]
+        assert verdict in line
     plain = printed(kvx, capfd, "presses")
     assert all(line.endswith("  yes") for line in plain.splitlines()[1:])
-    assert not any(Path().iterdir()) or {p.name for p in Path().iterdir()} == {"latent"}
+    assert {path.name for path in Path().iterdir()} == {"latent", "partial"}
     assert kvx("presses", "model=hf", "model.path=./nowhere").code == 2
 
 

@@ -20,8 +20,7 @@ class Queries(Enum):
 class PressNeed(Enum):
     """What a press needs beyond scoring and dropping entries after each layer.
 
-    Presses that only change what stays in the cache share one prefill; the others prefill alone. A
-    press must not write into the keys and values it is given: other points read them too.
+    Presses that only change what stays in the cache share one prefill; the others prefill alone.
     """
 
     attention_weights = "attention_weights"  # eager attention, which returns them

@@ -1,6 +1,7 @@
 """What every press does and needs, and whether it can be used on a model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kvx.cli.press_files import shipped_presses
 from kvx.config.language_model import ModelConfig
@@ -21,8 +22,13 @@ def print_presses(configs: Sequence[Config]) -> None:
     """
     for number, config in enumerate({c.model.path: c for c in configs}.values()):
         files_of(config.model)
-        shipped = [press for press in shipped_presses() if press.name != config.press.name]
-        presses = sorted([*shipped, config.press], key=lambda press: press.name)
+        own = config.press
+        shipped = [
+            replace(press, queries=own.queries, layers=own.layers)
+            for press in shipped_presses()
+            if press.name != own.name
+        ]
+        presses = sorted([*shipped, own], key=lambda press: press.name)
         found = missing_of(config.model)
         rows = [
             [*properties(press), _verdict(press, config.model, found)]

@@ -7,6 +7,7 @@ from kvx.cli.checks import check
 from kvx.cli.press_files import shipped_presses
 from kvx.config.press_choices import PressNeed
 from kvx.config.schema import BudgetConfig, BudgetKind, PressConfig
+from kvx.engines.kvpress.applicability import missing_of, reason
 from kvx.engines.kvpress.press_check import check_method
 from kvx.errors import UserError
 from kvx.points import Point
@@ -75,6 +76,9 @@ def _obstacle(press: PressConfig, own: Point) -> str | None:
         return None
     if PressNeed.masks in press.needs:
         return "hides entries instead of dropping them, so the server cannot save anything by it"
+    model, missing = own.config.model, missing_of(own.config.model)
+    if missing is not None and (why := reason(press, model, missing)) is not None:
+        return f"not applicable to model={model.name}: {why}"
     try:
         check_method(replace(own, config=replace(own.config, press=press)))
     except UserError as error:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from kvx.config.folders import cache_dir
 from kvx.config.language_model import ModelConfig
 from kvx.config.model_features import ModelFeature
-from kvx.config.press_choices import PressLayers, PressNeed
+from kvx.config.press_choices import PressLayers, PressNeed, Queries
 from kvx.config.schema import Config, PressConfig
 from kvx.data.model_folder import files_of
 from kvx.engines.kvpress.press import ALONE
@@ -71,7 +71,7 @@ def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> s
             return f"it compresses layers of full attention only, but {why}; use press.layers=full"
     for feature in (ModelFeature.full_layers, *press.requires):
         if feature.name in missing and feature not in met:
-            hint = HINT if feature in OF_QUERIES and hasattr(press, "queries") else ""
+            hint = HINT if feature in OF_QUERIES else ""
             hint = WINDOWS if feature is ModelFeature.full_layers else hint
             return f"it {DOES[feature]}, but {missing[feature.name]}{hint}"
     return None
@@ -90,8 +90,7 @@ def _no_hiding(press: PressConfig, model: ModelConfig, missing: dict[str, str]) 
 
 def _met_by_queries(press: PressConfig) -> set[ModelFeature]:
     """What a press need not find in a model, because kvx hands it the model's own queries."""
-    queries = getattr(press, "queries", None)
-    if queries is None or queries.name != "model":
+    if press.queries is not Queries.model:
         return set()
     handed = OF_QUERIES & set(press.requires)
     # then kvx also takes care of the sizes of heads

@@ -222,8 +222,9 @@ def output_projection(module: Any) -> Any:
 
 def _adapt(part: Any) -> None:
     """What one press object does itself with rotary embeddings."""
-    if isinstance(part, kvpress.NonCausalAttnPress | kvpress.CompactorPress):
-        part.score = _unrotating(part.score)
+    if isinstance(part, kvpress.ScorerPress | kvpress.FinchPress):
+        rotates = isinstance(part, kvpress.NonCausalAttnPress | kvpress.CompactorPress)
+        part.score = _unrotating(part.score, always=rotates)
     if hasattr(part, "score"):
         part.score = _expanding(part.score)
     if isinstance(part, kvpress.ExpectedAttentionPress):
@@ -247,16 +248,20 @@ def unrotated(n: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return like.new_ones(1, n, 1), like.new_zeros(1, n, 1)
 
 
-def _unrotating(score: Callable[..., Any]) -> Callable[..., Any]:
-    """For presses that rotate queries which are rotated: angles of zero."""
+def _unrotating(score: Callable[..., Any], always: bool) -> Callable[..., Any]:
+    """Angles of zero: for presses that rotate queries which are rotated, `always`.
+
+    For the others where the model has none: they look for angles that they do not need.
+    """
 
     # kvpress calls it with and without names
     @wraps(score)
     def scored(
         module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
     ) -> Any:
-        angles = unrotated(hidden_states.shape[1], hidden_states)
-        kwargs = {**kwargs, "position_embeddings": angles}
+        if always or kwargs.get("position_embeddings") is None:
+            angles = unrotated(hidden_states.shape[1], hidden_states)
+            kwargs = {**kwargs, "position_embeddings": angles}
         return score(
             module=module,
             hidden_states=hidden_states,
