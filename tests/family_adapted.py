@@ -2,21 +2,29 @@
 
 SnapKV, TOVA and the presses around them score by attention weights, which kvpress recomputes as in
 Llama; they take the model's own where the model hands them out, so they get those of a pass with
-eager attention. CriticalKV reads the head size from the configuration, where some families have
-none. Presses that score gather keys and values by `module.head_dim`, which latent attention has
-not, or has for another part of the key. PyramidKV counts all layers, where only those of full
-attention are compressed.
+eager attention. ExpectedAttention gets the statistics of the model's own queries. CriticalKV reads
+the head size from the configuration, where some families have none. Presses that score gather keys
+and values by `module.head_dim`, which latent attention has not, or has for another part of the key.
+PyramidKV counts all layers, where only those of full attention are compressed.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
-from unittest.mock import patch
 
 import torch
-from kvpress import PyramidKVPress, ScorerPress, SnapKVPress, TOVAPress
+from kvpress import (
+    ChunkKVPress,
+    CriticalKVPress,
+    ExpectedAttentionPress,
+    PyramidKVPress,
+    ScorerPress,
+    SnapKVPress,
+    TOVAPress,
+)
+
+from tests.family_queries import statistics
 
 KV = tuple[torch.Tensor, torch.Tensor]
 
@@ -24,29 +32,31 @@ KV = tuple[torch.Tensor, torch.Tensor]
 class Layers(Protocol):
     """The attention modules of a model, and which layers keep every token."""
 
+    body: Any
+
     def full_layers(self) -> list[int]: ...
     def weights(self, ids: Sequence[int]) -> dict[int, torch.Tensor]: ...
 
 
-@contextlib.contextmanager
-def adapting(model: Any, press: Any, layers: Layers, ids: Sequence[int]) -> Iterator[None]:
-    """The `press` finds on this model what it needs for a prompt of `ids`."""
+def adapt(press: Any, layers: Layers, ids: Sequence[int] | None) -> None:
+    """The `press` finds on a model what it needs; with the `ids` of a prompt, its own queries."""
     full = layers.full_layers()
-    weights = layers.weights(ids)
+    weights = {} if ids is None else layers.weights(ids)
     for part in _parts(press):
-        if isinstance(part, SnapKVPress | TOVAPress):
+        if isinstance(part, SnapKVPress | TOVAPress) and ids is not None:
             part.score = partial(_seen, part.score, weights)
+        if isinstance(part, ExpectedAttentionPress) and ids is not None:
+            rotary = getattr(layers.body, "rotary_emb", None)
+            part.score = partial(_expected, part, part.score, rotary)
+        if isinstance(part, CriticalKVPress):
+            part.vwl1norm = _projected_norm
+        if isinstance(part, ChunkKVPress):
+            part.compress = partial(_chunks, part)
         if isinstance(part, PyramidKVPress):
             part.get_layer_budget = _counted(part.get_layer_budget, full)
             part.compress = partial(_kept, part)
         elif type(part).compress is ScorerPress.compress:
             part.compress = partial(_kept, part)
-    config = model.config.get_text_config()
-    with contextlib.ExitStack() as stack:
-        if getattr(config, "head_dim", None) is None:
-            width = config.hidden_size // config.num_attention_heads
-            stack.enter_context(patch.object(config, "head_dim", width, create=True))
-        yield
 
 
 def _parts(press: Any) -> Iterator[Any]:
@@ -65,6 +75,42 @@ def _seen(
     own = weights[module.layer_idx if index is None else index]
     found: torch.Tensor = score(module, hidden, keys, values, own, kwargs)
     return found
+
+
+def _expected(
+    press: Any, score: Any, rotary: Any, module: Any, hidden: Any, keys: Any, values: Any,
+    weights: Any, kwargs: Any,
+) -> torch.Tensor:  # fmt: skip
+    """The score by the statistics of the model's own queries."""
+    n_sink, n_future = press.n_sink, press.n_future_positions
+    press.get_query_statistics = lambda *_: statistics(
+        rotary, module, hidden, kwargs, n_sink, n_future
+    )
+    found: torch.Tensor = score(module, hidden, keys, values, weights, kwargs)
+    return found
+
+
+def _projected_norm(values: torch.Tensor, module: Any) -> torch.Tensor:
+    """CriticalKV's norms [1, KV heads, n] of values behind the output projection."""
+    out = next(getattr(module, n) for n in ("o_proj", "out_proj", "dense") if hasattr(module, n))
+    heads, kv_heads = module.config.num_attention_heads, values.shape[1]
+    by_head = out.weight.T.unflatten(0, (heads, -1))  # [heads, size, hidden size]
+    repeated = values[0].repeat_interleave(heads // kv_heads, 0)
+    norms = (repeated @ by_head).abs().sum(-1)
+    return norms.unflatten(0, (kv_heads, -1)).mean(1)[None]
+
+
+def _chunks(
+    press: Any, module: Any, hidden: Any, keys: Any, values: Any, weights: Any, kwargs: Any
+) -> KV:
+    """ChunkKV keeps the chunks of the highest mean score, the rest at the end as one of them."""
+    scores = press.press.score(module, hidden, keys, values, None, kwargs)[0].sum(0)
+    parts = scores.split(press.chunk_length)
+    n_kept = max(1, int(len(parts) * (1 - press.compression_ratio)))
+    best = torch.stack([part.mean() for part in parts]).topk(n_kept).indices
+    positions = torch.arange(len(scores)).split(press.chunk_length)
+    at = torch.cat([positions[i] for i in sorted(best.tolist())])
+    return keys[:, :, at], values[:, :, at]
 
 
 def _kept(

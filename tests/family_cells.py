@@ -192,13 +192,16 @@ class _References:
             cell = difference(ours, self._pressed(point, request, parts, ratio))
         except Exception as error:  # noqa: BLE001  a press can raise anything
             cell = Cell("no reference", f"{type(error).__name__}: {first_line(error)}")
-        if cell.verdict == "same":
-            return cell
-        try:
-            found = difference(ours, self._pressed(point, request, parts, ratio, adapted=True))
-        except Exception:  # noqa: BLE001  a press can raise anything
-            return cell
-        return replace(found, verdict="adapted") if found.verdict == "same" else cell
+        for adapted in () if cell.verdict == "same" else ("lacking", "queries"):
+            try:
+                found = difference(ours, self._pressed(point, request, parts, ratio, adapted))
+            except Exception:  # noqa: BLE001, S112  a press can raise anything
+                continue
+            if found.verdict == "same":
+                return Cell("adapted", found.reason)
+            if cell.verdict == "no reference":
+                cell = found
+        return cell
 
     def _full(self, parts: PromptParts) -> Answer:
         self.model.set_attn_implementation(self.own_attention)
@@ -212,7 +215,7 @@ class _References:
         request: Request,
         parts: PromptParts,
         ratio: float,
-        adapted: bool = False,
+        adapted: str = "",
     ) -> Answer:
         config = point.config.press
         weights = PressNeed.attention_weights in config.needs

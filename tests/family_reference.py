@@ -25,7 +25,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from tests.family_adapted import adapting
+from tests.family_adapted import adapt
 
 KV = tuple[torch.Tensor, torch.Tensor]
 # of transformers before 5.3, where models with recurrent layers have caches of their own
@@ -60,12 +60,12 @@ def compressed(
     press: Any | None,
     n_new: int,
     seed: int = 0,
-    adapted: bool = False,
+    adapted: str = "",
 ) -> Answer:
     """The answer after `press` has compressed the cache of the `context`.
 
-    `adapted` gives the press what it looks for in another place on this family, or finds wrong
-    there (`family_adapted`). Raises what the press raises, and `NotImplementedError` for one that
+    `adapted` gives the press what it looks for in vain on this family, and as "queries" also the
+    model's own queries (`family_adapted`). Raises what the press raises, and `NotImplementedError` for one that
     scores all layers of a model in which not all keep every token.
     """
     with fresh_rotary(model) as rotary, torch.random.fork_rng():
@@ -83,8 +83,9 @@ def compressed(
             layers.take_masks()
         else:
             press.post_init_from_model(model)
-            lacks = adapting(model, press, layers, context) if adapted else contextlib.nullcontext()
-            with lacks, layers.compressing(press):
+            if adapted:
+                adapt(press, layers, context if adapted == "queries" else None)
+            with layers.compressing(press):
                 _prefill(model, cache, context)
         with layers.at(len(context)) as position:
             for some in [rest] if layers.all_attend else [[token] for token in rest]:
