@@ -65,8 +65,8 @@ def compressed(
     """The answer after `press` has compressed the cache of the `context`.
 
     `adapted` gives the press what it looks for in vain on this family, and as "queries" also the
-    model's own queries (`family_adapted`). Raises what the press raises, and `NotImplementedError` for one that
-    scores all layers of a model in which not all keep every token.
+    model's own queries (`family_adapted`). Raises what the press raises, and `NotImplementedError`
+    for one that scores all layers of a model in which not all keep every token.
     """
     with fresh_rotary(model) as rotary, torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -127,6 +127,23 @@ def empty_cache(model: Any) -> Any:
             takes = inspect.signature(kind).parameters
             return kind(**{n: v for n, v in known.items() if n in takes})
     return DynamicCache(config=model.config)
+
+
+@contextlib.contextmanager
+def rounded(model: Any, seed: int) -> Iterator[None]:
+    """Every weight is off by about one unit in its last place."""
+    weights, draw = list(model.parameters()), torch.Generator().manual_seed(seed)
+    before = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for weight in weights:
+            step = torch.randn(weight.shape, generator=draw) * torch.finfo(weight.dtype).eps
+            weight.mul_(1 + step)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
 
 
 class _Rotary:
