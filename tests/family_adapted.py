@@ -71,10 +71,14 @@ def _seen(
     _: Any, kwargs: Any,
 ) -> torch.Tensor:  # fmt: skip
     """The score by the model's own attention weights."""
-    index = kwargs.get("layer_idx")
-    own = weights[module.layer_idx if index is None else index]
+    own = weights[_layer_index(module, kwargs)]
     found: torch.Tensor = score(module, hidden, keys, values, own, kwargs)
     return found
+
+
+def _layer_index(module: Any, kwargs: dict[str, Any]) -> int:
+    found = kwargs.get("layer_idx")  # Zamba 2 calls one block at several layers
+    return int(module.layer_idx if found is None else found)
 
 
 def _expected(
@@ -120,7 +124,7 @@ def _kept(
     scores = press.score(module, hidden, keys, values, weights, kwargs)
     n = keys.shape[2]
     if isinstance(press, PyramidKVPress):
-        n_kept = press.get_layer_budget(module, n)
+        n_kept = press.get_layer_budget(_layer_index(module, kwargs), n)
     else:
         n_kept = max(1, int(n * (1 - press.compression_ratio)))
     at = scores.topk(n_kept, dim=-1).indices[..., None]
@@ -133,11 +137,11 @@ def _counted(budget: Any, full: list[int]) -> Any:
     A layer alone has no pyramid: it keeps what the ratio asks for.
     """
 
-    def counted(module: Any, n_tokens: int) -> int:
+    def counted(index: int, n_tokens: int) -> int:
         if len(full) == 1:
-            return round(n_tokens * (1 - budget.__self__.compression_ratio))
+            return max(1, int(n_tokens * (1 - budget.__self__.compression_ratio)))
         among = SimpleNamespace(num_hidden_layers=len(full))
-        place = SimpleNamespace(config=among, layer_idx=full.index(module.layer_idx))
+        place = SimpleNamespace(config=among, layer_idx=full.index(index))
         return int(budget(place, n_tokens))
 
     return counted

@@ -35,15 +35,18 @@ NEW_TOKENS = 12  # of an answer
 TOLERANCE = 1e-4  # of log-probabilities, in nats
 ROUNDINGS = 5  # tries to tell a press's near tie from another answer
 FULL = "none"
-WORST = ("same", "adapted", "not applicable", "no reference", "error", "wrong")
+WORST = (
+    "same", "adapted", "undecided", "not applicable", "no reference", "error", "wrong"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cell:
     """What a press at one budget does on a family, and why, or the largest difference in nats.
 
-    The verdict is same, adapted (the same as the reference with what the press lacks there), not
-    applicable (refused before anything ran), wrong, error (while it ran), or no reference.
+    The verdict is same, adapted (the same as the reference with what the press lacks there),
+    undecided (what the press scores is the same but for rounding), not applicable (refused before
+    anything ran), wrong, error (while it ran), or no reference.
     """
 
     verdict: str
@@ -112,18 +115,27 @@ def _answers(work: Sequence[PointWork], column: Column) -> dict[str, Response]:
                 _set(column, item.point, "not applicable", str(error))
         column.requests = sum(len(i.requests) for i in fit if not _alone(i.point.config.press))
         lengths = {e.compressed_tokens for e in work[0].point.manifest.entries}
-        try:
-            with _counting(model, lengths, column):
-                for event in engine.generate(fit):
-                    if isinstance(event, PointFailed):
-                        _set(column, event.point, "error", event.message)
-                    elif event.error_type is not None:
-                        _set(column, event.request.point, "error", str(event.error_message))
-                    else:
-                        answers[event.request.id] = event
-        except Exception as error:  # noqa: BLE001  what the matrix is to show
-            for item in fit:
-                _set(column, item.point, "error", f"{type(error).__name__}: {first_line(error)}")
+        alone = [item for item in fit if _alone(item.point.config.press)]
+        together = [item for item in fit if item not in alone]
+        with _counting(model, lengths, column):
+            answers |= _run(engine, together, column)
+        answers |= _run(engine, alone, column)
+    return answers
+
+
+def _run(engine: KVPressEngine, work: Sequence[PointWork], column: Column) -> dict[str, Response]:
+    answers: dict[str, Response] = {}
+    try:
+        for event in engine.generate(work) if work else ():
+            if isinstance(event, PointFailed):
+                _set(column, event.point, "error", event.message)
+            elif event.error_type is not None:
+                _set(column, event.request.point, "error", str(event.error_message))
+            else:
+                answers[event.request.id] = event
+    except Exception as error:  # noqa: BLE001  what the matrix is to show
+        for item in work:
+            _set(column, item.point, "error", f"{type(error).__name__}: {first_line(error)}")
     return answers
 
 
@@ -202,8 +214,11 @@ class _References:
         self, ours: Response, point: Point, request: Request, parts: PromptParts, ratio: float,
         adapted: str,
     ) -> Cell:  # fmt: skip
-        """Also the same where the reference keeps other entries when its weights are rounded."""
-        cell = Cell("no reference")
+        """Also the same where the reference keeps other entries when its weights are rounded.
+
+        Undecided if rounding changes most of the reference's own answers, too.
+        """
+        cell, answers = Cell("no reference"), list[Answer]()
         for seed in range(1 + ROUNDINGS):
             try:
                 with rounded(self.model, seed) if seed else nullcontext():
@@ -214,6 +229,10 @@ class _References:
             if found.verdict == "same":
                 return Cell("same", found.reason + (", up to a tie" if seed else ""))
             cell = cell if seed else found
+            answers.append(answer)
+        others = sum(a.tokens != answers[0].tokens for a in answers[1:])
+        if others > ROUNDINGS // 2:
+            return Cell("undecided", "rounding decides which entries the press keeps")
         return cell
 
     def _full(self, parts: PromptParts) -> Answer:
