@@ -113,6 +113,8 @@ def _answers(work: Sequence[PointWork], column: Column) -> dict[str, Response]:
                 fit.append(item)
             except UserError as error:
                 _set(column, item.point, "not applicable", str(error))
+            except Exception as error:  # noqa: BLE001  what the matrix is to show
+                _set(column, item.point, "error", f"{type(error).__name__}: {first_line(error)}")
         column.requests = sum(len(i.requests) for i in fit if not _alone(i.point.config.press))
         lengths = {e.compressed_tokens for e in work[0].point.manifest.entries}
         alone = [item for item in fit if _alone(item.point.config.press)]
