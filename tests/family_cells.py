@@ -204,36 +204,37 @@ class _References:
                 self.full[example.example_id] = self._full(parts)
             return difference(ours, self.full[example.example_id])
         cell = Cell("no reference")
-        for adapted in ("", "lacking", "queries"):
-            found = self._nearest(ours, point, request, parts, ratio, adapted)
-            if found.verdict == "same":
-                return Cell("adapted", found.reason) if adapted else found
+        for seeds in ((0,), range(1, 1 + ROUNDINGS)):
+            for adapted in ("", "lacking", "queries"):
+                found = self._compared(ours, point, request, parts, ratio, adapted, seeds)
+                if found.verdict == "same":
+                    return Cell("adapted", found.reason) if adapted else found
+                if cell.verdict == "no reference" or found.verdict == "undecided":
+                    cell = found
             if cell.verdict == "no reference":
-                cell = found
+                break
         return cell
 
-    def _nearest(
+    def _compared(
         self, ours: Response, point: Point, request: Request, parts: PromptParts, ratio: float,
-        adapted: str,
+        adapted: str, seeds: Sequence[int],
     ) -> Cell:  # fmt: skip
-        """Also the same where the reference keeps other entries when its weights are rounded.
+        """The same if one of the references is, each with its weights rounded by another seed.
 
-        Undecided if rounding changes most of the reference's own answers, too.
+        Seed 0 leaves them alone. Undecided if rounding changes most references, too.
         """
         cell, answers = Cell("no reference"), list[Answer]()
-        for seed in range(1 + ROUNDINGS):
+        for seed in seeds:
             try:
                 with rounded(self.model, seed) if seed else nullcontext():
-                    answer = self._pressed(point, request, parts, ratio, adapted)
+                    answers.append(self._pressed(point, request, parts, ratio, adapted))
             except Exception as error:  # noqa: BLE001  a press can raise anything
                 return Cell("no reference", f"{type(error).__name__}: {first_line(error)}")
-            found = difference(ours, answer)
+            found = difference(ours, answers[-1])
             if found.verdict == "same":
                 return Cell("same", found.reason + (", up to a tie" if seed else ""))
-            cell = cell if seed else found
-            answers.append(answer)
-        others = sum(a.tokens != answers[0].tokens for a in answers[1:])
-        if others > ROUNDINGS // 2:
+            cell = cell if cell.reason else found
+        if 2 * len({tuple(answer.tokens) for answer in answers}) > len(answers) > 1:
             return Cell("undecided", "rounding decides which entries the press keeps")
         return cell
 
