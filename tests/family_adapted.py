@@ -2,7 +2,8 @@
 
 SnapKV, TOVA and the presses around them score by attention weights, which kvpress recomputes as in
 Llama; they take the model's own where the model hands them out, so they get those of a pass with
-eager attention. ExpectedAttention gets the statistics of the model's own queries. CriticalKV reads
+eager attention. ExpectedAttention gets the statistics of the model's own queries, Compactor its
+queries and unrotated keys, KVzip the queries of its repetition. CriticalKV reads
 the head size from the configuration, where some families have none. Presses that score gather keys
 and values by `module.head_dim`, which latent attention has not, or has for another part of the key.
 PyramidKV counts all layers, where only those of full attention are compressed.
@@ -12,19 +13,23 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import torch
 from kvpress import (
     ChunkKVPress,
+    CompactorPress,
     CriticalKVPress,
     ExpectedAttentionPress,
+    KVzipPress,
     PyramidKVPress,
     ScorerPress,
     SnapKVPress,
     TOVAPress,
 )
+from kvpress.presses import leverage_press, non_causal_attention_press
 
-from tests.family_queries import statistics
+from tests.family_queries import own, statistics
 
 KV = tuple[torch.Tensor, torch.Tensor]
 
@@ -48,6 +53,11 @@ def adapt(press: Any, layers: Layers, ids: Sequence[int] | None) -> None:
         if isinstance(part, ExpectedAttentionPress) and ids is not None:
             rotary = getattr(layers.body, "rotary_emb", None)
             part.score = partial(_expected, part, part.score, rotary)
+        if isinstance(part, CompactorPress) and ids is not None:
+            rotary = getattr(layers.body, "rotary_emb", None)
+            part.score = partial(_compacted, part, part.score, rotary)
+        if isinstance(part, KVzipPress) and ids is not None:
+            part._compute_cross_attention = partial(_repeated, part)
         if isinstance(part, CriticalKVPress):
             part.vwl1norm = _projected_norm
         if isinstance(part, ChunkKVPress):
@@ -92,6 +102,44 @@ def _expected(
     )
     found: torch.Tensor = score(module, hidden, keys, values, weights, kwargs)
     return found
+
+
+def _compacted(
+    press: Any, score: Any, rotary: Any, module: Any, hidden: Any, keys: Any, values: Any,
+    weights: Any, kwargs: Any,
+) -> torch.Tensor:  # fmt: skip
+    """Compactor's score, which rotates nothing itself."""
+    n = hidden.shape[1]
+    rows = torch.arange(n)
+    queries, _ = own(rotary, module, hidden, kwargs, rows)
+    _, plain = own(rotary, module, hidden, kwargs, rows, torch.zeros_like(rows))
+    left = min(press.sink_size_start, n)
+    between = slice(left, n - min(press.sink_size_end, n - left))
+    still = hidden.new_ones(1, n, 1), hidden.new_zeros(1, n, 1)
+    with (
+        patch.object(
+            non_causal_attention_press, "get_prerope_query_states",
+            lambda *_: queries[:, :, between],
+        ),
+        patch.object(leverage_press, "get_prerope_key_states", lambda *_: plain[:, :, between]),
+    ):  # fmt: skip
+        found: torch.Tensor = score(
+            module, hidden, keys, values, weights, {**kwargs, "position_embeddings": still}
+        )
+    return found
+
+
+def _repeated(press: Any, module: Any, hidden: Any, keys: Any, kwargs: Any) -> torch.Tensor:
+    """KVzip's weights [1, KV heads, groups, n, sinks + chunk + n] of a repetition of `n` tokens."""
+    n = hidden.shape[1]
+    queries, _ = own(None, module, hidden, kwargs, torch.arange(n))
+    grouped = queries.unflatten(1, (keys.shape[1], -1))
+    sinks = keys[:, :, : min(press.n_sink, press.start_idx)]
+    seen = torch.cat([sinks, keys[:, :, press.start_idx : press.end_idx], keys[:, :, -n:]], 2)
+    logits = grouped @ seen[:, :, None].transpose(-2, -1) / queries.shape[-1] ** 0.5
+    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    logits[..., -n:].masked_fill_(later, torch.finfo(logits.dtype).min)
+    return logits.softmax(-1)
 
 
 def _projected_norm(values: torch.Tensor, module: Any) -> torch.Tensor:

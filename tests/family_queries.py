@@ -1,4 +1,4 @@
-"""A layer's own queries, from its module: run again until it calls the attention function.
+"""A layer's own queries and keys, from its module: run again until it calls the attention function.
 
 The same hidden states at rotary position 0 and at positions to come give ExpectedAttention's
 statistics without any knowledge of norms, rotary embeddings or projections.
@@ -16,8 +16,8 @@ NAME = "reference_queries"
 
 
 class _Found(Exception):  # noqa: N818  no error: it ends the pass
-    def __init__(self, query: torch.Tensor) -> None:
-        self.query = query
+    def __init__(self, query: torch.Tensor, key: torch.Tensor) -> None:
+        self.query, self.key = query, key
 
 
 def _find(
@@ -26,7 +26,7 @@ def _find(
     """The query, scaled so that its product with a key over √size is what the softmax gets."""
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    raise _Found(query * scaling * math.sqrt(query.shape[-1]))
+    raise _Found(query * scaling * math.sqrt(query.shape[-1]), key)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _find)
@@ -42,28 +42,32 @@ def statistics(
     """
     n = hidden.shape[1]
     rows = torch.arange(n_sink, n)
-    plain = _queries(rotary, module, hidden, kwargs, rows, torch.zeros_like(rows))
+    plain, _ = own(rotary, module, hidden, kwargs, rows, torch.zeros_like(rows))
     mean = plain.mean(2, keepdim=True)
     centred = plain - mean
     covariance = torch.einsum("bnsi,bnsj->bnij", centred, centred) / len(rows)
     some = rows[-BASIS:]
     future = torch.arange(n, n + n_future)
-    later = _queries(
+    later, _ = own(
         rotary, module, hidden, kwargs, some.repeat_interleave(n_future), future.repeat(len(some))
-    ).unflatten(2, (len(some), n_future)).mean(3)  # fmt: skip
+    )
+    later = later.unflatten(2, (len(some), n_future)).mean(3)
     before, after = (x.flatten(0, 2).double() for x in (plain[:, :, -len(some) :], later))
     turn = torch.linalg.lstsq(before, after).solution.to(plain)
     return (mean @ turn).squeeze(2), turn.T @ covariance @ turn
 
 
-def _queries(
+def own(
     rotary: Any | None, module: Any, hidden: torch.Tensor, kwargs: dict[str, Any],
-    rows: torch.Tensor, positions: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
-    """Queries [1, heads, n, size] of the hidden states at `rows`, rotated to `positions`."""
+    rows: torch.Tensor, positions: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Queries [1, heads, n, size] and keys of the hidden states at `rows`.
+
+    They are rotated to `positions`; None: to where the pass of `kwargs` had them, all of its rows.
+    """
     given = {name: v for name, v in kwargs.items() if name not in ("past_key_values", "cache")}
     given |= {"hidden_states": hidden[:, rows], "attention_mask": None}
-    if given.get("position_embeddings") is not None:
+    if positions is not None and given.get("position_embeddings") is not None:
         given["position_embeddings"] = _embeddings(rotary, module, hidden, positions)
     if given.get("cache_position") is not None:
         given["cache_position"] = given["cache_position"][rows]
@@ -76,7 +80,7 @@ def _queries(
     try:
         module.forward(**given)
     except _Found as found:
-        return found.query
+        return found.query, found.key
     finally:
         module.config._attn_implementation = before
     raise NotImplementedError(f"{type(module).__name__} calls no attention function")

@@ -72,6 +72,8 @@ def compressed(
         torch.manual_seed(seed)
         cache = empty_cache(model)
         layers = Layers(model, cache, rotary)
+        if adapted:
+            adapt(press, layers, context if adapted == "queries" else None)
         if press is None:
             _prefill(model, cache, context)
         elif type(press).__call__ is not _base_press().__call__:
@@ -83,8 +85,6 @@ def compressed(
             layers.take_masks()
         else:
             press.post_init_from_model(model)
-            if adapted:
-                adapt(press, layers, context if adapted == "queries" else None)
             with layers.compressing(press):
                 _prefill(model, cache, context)
         with layers.at(len(context)) as position:
