@@ -11,8 +11,8 @@ from kvx.store.atomic import write_text
 DOCS = package_dir().parent / "docs"
 BEGIN, END = "<!-- begin: family_matrix -->", "<!-- end: family_matrix -->"
 SIGNS = {
-    "same": "·", "adapted": "a", "not applicable": "–", "no reference": "?", "error": "E",
-    "wrong": "W",
+    "same": "·", "adapted": "a", "undecided": "r", "not applicable": "–", "no reference": "?",
+    "error": "E", "wrong": "W",
 }  # fmt: skip
 WORST = list(SIGNS)
 ABOUT = """\
@@ -20,9 +20,10 @@ The models are tiny and random, in float32. Each is asked with every press at bu
 0.2, about prompts of 131, 246 and 533 tokens; windows have 256. Tokens and log-probabilities (to
 1e-4) are compared with `generate` and, for a press, with its own `compress` on one sequence
 (`tests/family_reference.py`). The sign is the worst of all budgets; where stacks differ, that of
-the older one comes first. `·` the same; `a` the same as a reference that hands the press what it lacks
-on the family or finds wrong there (`tests/family_adapted.py`); `–` not applicable, refused before
-the run; `?` no reference to compare with; `E` an error; `W` other answers."""
+the older one comes first. `·` the same; `a` the same as a reference that hands the press what it
+lacks on the family or finds wrong there (`tests/family_adapted.py`); `r` rounding decides what the
+press keeps; `–` not applicable, refused before the run; `?` no reference to compare with; `E` an
+error; `W` other answers."""
 Stack = dict[str, Any]
 
 

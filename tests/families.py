@@ -46,7 +46,8 @@ DELTA: Fields = {  # gated delta rule
     "linear_value_head_dim": 16,
 }  # fmt: skip
 MAMBA: Fields = {
-    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1,
+    "mamba_chunk_size": 64,
 }  # fmt: skip
 VISION: Fields = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -185,7 +186,8 @@ FAMILIES: dict[str, Family] = {
     "zamba2": Family(
         "zamba2", {**FOUR, "layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1,
         "mamba_d_state": 16, "mamba_ngroups": 1, "n_mamba_heads": 8, "use_mem_rope": True,
-        "attention_hidden_size": 128, "attention_head_dim": 32}, scale=0.1, in_parts=True,
+        "attention_hidden_size": 128, "attention_head_dim": 32, "chunk_size": 64},
+        scale=0.1, in_parts=True,
     ),
     "llama4": Family("llama4_text", LLAMA4),
     "llama4_full": Family("llama4_text", {**LLAMA4, **_types("full")}),

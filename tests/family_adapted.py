@@ -2,13 +2,13 @@
 
 SnapKV, TOVA and the presses around them score by attention weights, which kvpress recomputes as in
 Llama; they take the model's own where the model hands them out, so they get those of a pass with
-eager attention. CriticalKV reads the head size from the configuration, where some families have
-none. Presses that score gather keys and values by `module.head_dim`, which latent attention has
-not, or has for another part of the key. PyramidKV counts all layers, where only those of full
-attention are compressed.
+eager attention. ExpectedAttention gets the statistics of the model's own queries, Compactor its
+queries and unrotated keys, KVzip the queries of its repetition. CriticalKV reads
+the head size from the configuration, where some families have none. Presses that score gather keys
+and values by `module.head_dim`, which latent attention has not, or has for another part of the key.
+PyramidKV counts all layers, where only those of full attention are compressed.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -16,7 +16,20 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
-from kvpress import PyramidKVPress, ScorerPress, SnapKVPress, TOVAPress
+from kvpress import (
+    ChunkKVPress,
+    CompactorPress,
+    CriticalKVPress,
+    ExpectedAttentionPress,
+    KVzipPress,
+    PyramidKVPress,
+    ScorerPress,
+    SnapKVPress,
+    TOVAPress,
+)
+from kvpress.presses import leverage_press, non_causal_attention_press
+
+from tests.family_queries import own, statistics
 
 KV = tuple[torch.Tensor, torch.Tensor]
 
@@ -24,29 +37,36 @@ KV = tuple[torch.Tensor, torch.Tensor]
 class Layers(Protocol):
     """The attention modules of a model, and which layers keep every token."""
 
+    body: Any
+
     def full_layers(self) -> list[int]: ...
     def weights(self, ids: Sequence[int]) -> dict[int, torch.Tensor]: ...
 
 
-@contextlib.contextmanager
-def adapting(model: Any, press: Any, layers: Layers, ids: Sequence[int]) -> Iterator[None]:
-    """The `press` finds on this model what it needs for a prompt of `ids`."""
+def adapt(press: Any, layers: Layers, ids: Sequence[int] | None) -> None:
+    """The `press` finds on a model what it needs; with the `ids` of a prompt, its own queries."""
     full = layers.full_layers()
-    weights = layers.weights(ids)
+    weights = {} if ids is None else layers.weights(ids)
     for part in _parts(press):
-        if isinstance(part, SnapKVPress | TOVAPress):
+        if isinstance(part, SnapKVPress | TOVAPress) and ids is not None:
             part.score = partial(_seen, part.score, weights)
+        if isinstance(part, ExpectedAttentionPress) and ids is not None:
+            rotary = getattr(layers.body, "rotary_emb", None)
+            part.score = partial(_expected, part, part.score, rotary)
+        if isinstance(part, CompactorPress) and ids is not None:
+            rotary = getattr(layers.body, "rotary_emb", None)
+            part.score = partial(_compacted, part, part.score, rotary)
+        if isinstance(part, KVzipPress) and ids is not None:
+            part._compute_cross_attention = partial(_repeated, part)
+        if isinstance(part, CriticalKVPress):
+            part.vwl1norm = _projected_norm
+        if isinstance(part, ChunkKVPress):
+            part.compress = partial(_chunks, part)
         if isinstance(part, PyramidKVPress):
             part.get_layer_budget = _counted(part.get_layer_budget, full)
             part.compress = partial(_kept, part)
         elif type(part).compress is ScorerPress.compress:
             part.compress = partial(_kept, part)
-    config = model.config.get_text_config()
-    with contextlib.ExitStack() as stack:
-        if getattr(config, "head_dim", None) is None:
-            width = config.hidden_size // config.num_attention_heads
-            stack.enter_context(patch.object(config, "head_dim", width, create=True))
-        yield
 
 
 def _parts(press: Any) -> Iterator[Any]:
@@ -61,10 +81,88 @@ def _seen(
     _: Any, kwargs: Any,
 ) -> torch.Tensor:  # fmt: skip
     """The score by the model's own attention weights."""
-    index = kwargs.get("layer_idx")
-    own = weights[module.layer_idx if index is None else index]
+    own = weights[_layer_index(module, kwargs)]
     found: torch.Tensor = score(module, hidden, keys, values, own, kwargs)
     return found
+
+
+def _layer_index(module: Any, kwargs: dict[str, Any]) -> int:
+    found = kwargs.get("layer_idx")  # Zamba 2 calls one block at several layers
+    return int(module.layer_idx if found is None else found)
+
+
+def _expected(
+    press: Any, score: Any, rotary: Any, module: Any, hidden: Any, keys: Any, values: Any,
+    weights: Any, kwargs: Any,
+) -> torch.Tensor:  # fmt: skip
+    """The score by the statistics of the model's own queries."""
+    n_sink, n_future = press.n_sink, press.n_future_positions
+    press.get_query_statistics = lambda *_: statistics(
+        rotary, module, hidden, kwargs, n_sink, n_future
+    )
+    found: torch.Tensor = score(module, hidden, keys, values, weights, kwargs)
+    return found
+
+
+def _compacted(
+    press: Any, score: Any, rotary: Any, module: Any, hidden: Any, keys: Any, values: Any,
+    weights: Any, kwargs: Any,
+) -> torch.Tensor:  # fmt: skip
+    """Compactor's score, which rotates nothing itself."""
+    n = hidden.shape[1]
+    rows = torch.arange(n)
+    queries, _ = own(rotary, module, hidden, kwargs, rows)
+    _, plain = own(rotary, module, hidden, kwargs, rows, torch.zeros_like(rows))
+    left = min(press.sink_size_start, n)
+    between = slice(left, n - min(press.sink_size_end, n - left))
+    still = hidden.new_ones(1, n, 1), hidden.new_zeros(1, n, 1)
+    with (
+        patch.object(
+            non_causal_attention_press, "get_prerope_query_states",
+            lambda *_: queries[:, :, between],
+        ),
+        patch.object(leverage_press, "get_prerope_key_states", lambda *_: plain[:, :, between]),
+    ):  # fmt: skip
+        found: torch.Tensor = score(
+            module, hidden, keys, values, weights, {**kwargs, "position_embeddings": still}
+        )
+    return found
+
+
+def _repeated(press: Any, module: Any, hidden: Any, keys: Any, kwargs: Any) -> torch.Tensor:
+    """KVzip's weights [1, KV heads, groups, n, sinks + chunk + n] of a repetition of `n` tokens."""
+    n = hidden.shape[1]
+    queries, _ = own(None, module, hidden, kwargs, torch.arange(n))
+    grouped = queries.unflatten(1, (keys.shape[1], -1))
+    sinks = keys[:, :, : min(press.n_sink, press.start_idx)]
+    seen = torch.cat([sinks, keys[:, :, press.start_idx : press.end_idx], keys[:, :, -n:]], 2)
+    logits = grouped @ seen[:, :, None].transpose(-2, -1) / queries.shape[-1] ** 0.5
+    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    logits[..., -n:].masked_fill_(later, torch.finfo(logits.dtype).min)
+    return logits.softmax(-1)
+
+
+def _projected_norm(values: torch.Tensor, module: Any) -> torch.Tensor:
+    """CriticalKV's norms [1, KV heads, n] of values behind the output projection."""
+    out = next(getattr(module, n) for n in ("o_proj", "out_proj", "dense") if hasattr(module, n))
+    heads, kv_heads = module.config.num_attention_heads, values.shape[1]
+    by_head = out.weight.T.unflatten(0, (heads, -1))  # [heads, size, hidden size]
+    repeated = values[0].repeat_interleave(heads // kv_heads, 0)
+    norms = (repeated @ by_head).abs().sum(-1)
+    return norms.unflatten(0, (kv_heads, -1)).mean(1)[None]
+
+
+def _chunks(
+    press: Any, module: Any, hidden: Any, keys: Any, values: Any, weights: Any, kwargs: Any
+) -> KV:
+    """ChunkKV keeps the chunks of the highest mean score, the rest at the end as one of them."""
+    scores = press.press.score(module, hidden, keys, values, None, kwargs)[0].sum(0)
+    parts = scores.split(press.chunk_length)
+    n_kept = max(1, int(len(parts) * (1 - press.compression_ratio)))
+    best = torch.stack([part.mean() for part in parts]).topk(n_kept).indices
+    positions = torch.arange(len(scores)).split(press.chunk_length)
+    at = torch.cat([positions[i] for i in sorted(best.tolist())])
+    return keys[:, :, at], values[:, :, at]
 
 
 def _kept(
@@ -74,7 +172,7 @@ def _kept(
     scores = press.score(module, hidden, keys, values, weights, kwargs)
     n = keys.shape[2]
     if isinstance(press, PyramidKVPress):
-        n_kept = press.get_layer_budget(module, n)
+        n_kept = press.get_layer_budget(_layer_index(module, kwargs), n)
     else:
         n_kept = max(1, int(n * (1 - press.compression_ratio)))
     at = scores.topk(n_kept, dim=-1).indices[..., None]
@@ -87,11 +185,11 @@ def _counted(budget: Any, full: list[int]) -> Any:
     A layer alone has no pyramid: it keeps what the ratio asks for.
     """
 
-    def counted(module: Any, n_tokens: int) -> int:
+    def counted(index: int, n_tokens: int) -> int:
         if len(full) == 1:
-            return round(n_tokens * (1 - budget.__self__.compression_ratio))
+            return max(1, int(n_tokens * (1 - budget.__self__.compression_ratio)))
         among = SimpleNamespace(num_hidden_layers=len(full))
-        place = SimpleNamespace(config=among, layer_idx=full.index(module.layer_idx))
+        place = SimpleNamespace(config=among, layer_idx=full.index(index))
         return int(budget(place, n_tokens))
 
     return counted

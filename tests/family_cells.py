@@ -4,7 +4,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -28,22 +28,26 @@ from kvx.errors import UserError, first_line
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 from tests.families import FAMILIES, make, write
-from tests.family_reference import Answer, compressed, generated
+from tests.family_reference import Answer, compressed, generated, rounded
 from tests.models import TINY
 
 LENGTHS = (131, 246, 533)  # tokens: below the window, at its edge while answering, above it
 NEW_TOKENS = 12  # of an answer
 TOLERANCE = 1e-4  # of log-probabilities, in nats
+ROUNDINGS = 5  # tries to tell a press's near tie from another answer
 FULL = "none"
-WORST = ("same", "adapted", "not applicable", "no reference", "error", "wrong")
+WORST = (
+    "same", "adapted", "undecided", "not applicable", "no reference", "error", "wrong"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cell:
     """What a press at one budget does on a family, and why, or the largest difference in nats.
 
-    The verdict is same, adapted (the same as the reference with what the press lacks there), not
-    applicable (refused before anything ran), wrong, error (while it ran), or no reference.
+    The verdict is same, adapted (the same as the reference with what the press lacks there),
+    undecided (what the press scores is the same but for rounding), not applicable (refused before
+    anything ran), wrong, error (while it ran), or no reference.
     """
 
     verdict: str
@@ -113,20 +117,31 @@ def _answers(work: Sequence[PointWork], column: Column) -> dict[str, Response]:
                 fit.append(item)
             except UserError as error:
                 _set(column, item.point, "not applicable", str(error))
+            except Exception as error:  # noqa: BLE001  what the matrix is to show
+                _set(column, item.point, "error", f"{type(error).__name__}: {first_line(error)}")
         column.requests = sum(len(i.requests) for i in fit if not _alone(i.point.config.press))
         lengths = {e.compressed_tokens for e in work[0].point.manifest.entries}
-        try:
-            with _counting(model, lengths, column):
-                for event in engine.generate(fit):
-                    if isinstance(event, PointFailed):
-                        _set(column, event.point, "error", event.message)
-                    elif event.error_type is not None:
-                        _set(column, event.request.point, "error", str(event.error_message))
-                    else:
-                        answers[event.request.id] = event
-        except Exception as error:  # noqa: BLE001  what the matrix is to show
-            for item in fit:
-                _set(column, item.point, "error", f"{type(error).__name__}: {first_line(error)}")
+        alone = [item for item in fit if _alone(item.point.config.press)]
+        together = [item for item in fit if item not in alone]
+        with _counting(model, lengths, column):
+            answers |= _run(engine, together, column)
+        answers |= _run(engine, alone, column)
+    return answers
+
+
+def _run(engine: KVPressEngine, work: Sequence[PointWork], column: Column) -> dict[str, Response]:
+    answers: dict[str, Response] = {}
+    try:
+        for event in engine.generate(work) if work else ():
+            if isinstance(event, PointFailed):
+                _set(column, event.point, "error", event.message)
+            elif event.error_type is not None:
+                _set(column, event.request.point, "error", str(event.error_message))
+            else:
+                answers[event.request.id] = event
+    except Exception as error:  # noqa: BLE001  what the matrix is to show
+        for item in work:
+            _set(column, item.point, "error", f"{type(error).__name__}: {first_line(error)}")
     return answers
 
 
@@ -192,17 +207,40 @@ class _References:
             if example.example_id not in self.full:
                 self.full[example.example_id] = self._full(parts)
             return difference(ours, self.full[example.example_id])
-        try:
-            cell = difference(ours, self._pressed(point, request, parts, ratio))
-        except Exception as error:  # noqa: BLE001  a press can raise anything
-            cell = Cell("no reference", f"{type(error).__name__}: {first_line(error)}")
-        if cell.verdict == "same":
-            return cell
-        try:
-            found = difference(ours, self._pressed(point, request, parts, ratio, adapted=True))
-        except Exception:  # noqa: BLE001  a press can raise anything
-            return cell
-        return replace(found, verdict="adapted") if found.verdict == "same" else cell
+        cell = Cell("no reference")
+        for seeds in ((0,), range(1, 1 + ROUNDINGS)):
+            for adapted in ("", "lacking", "queries"):
+                found = self._compared(ours, point, request, parts, ratio, adapted, seeds)
+                if found.verdict == "same":
+                    return Cell("adapted", found.reason) if adapted else found
+                if cell.verdict == "no reference" or found.verdict == "undecided":
+                    cell = found
+            if cell.verdict == "no reference":
+                break
+        return cell
+
+    def _compared(
+        self, ours: Response, point: Point, request: Request, parts: PromptParts, ratio: float,
+        adapted: str, seeds: Sequence[int],
+    ) -> Cell:  # fmt: skip
+        """The same if one of the references is, each with its weights rounded by another seed.
+
+        Seed 0 leaves them alone. Undecided if rounding changes most references, too.
+        """
+        cell, answers = Cell("no reference"), list[Answer]()
+        for seed in seeds:
+            try:
+                with rounded(self.model, seed) if seed else nullcontext():
+                    answers.append(self._pressed(point, request, parts, ratio, adapted))
+            except Exception as error:  # noqa: BLE001  a press can raise anything
+                return Cell("no reference", f"{type(error).__name__}: {first_line(error)}")
+            found = difference(ours, answers[-1])
+            if found.verdict == "same":
+                return Cell("same", found.reason + (", up to a tie" if seed else ""))
+            cell = cell if cell.reason else found
+        if 2 * len({tuple(answer.tokens) for answer in answers}) > len(answers) > 1:
+            return Cell("undecided", "rounding decides which entries the press keeps")
+        return cell
 
     def _full(self, parts: PromptParts) -> Answer:
         self.model.set_attn_implementation(self.own_attention)
@@ -216,7 +254,7 @@ class _References:
         request: Request,
         parts: PromptParts,
         ratio: float,
-        adapted: bool = False,
+        adapted: str = "",
     ) -> Answer:
         config = point.config.press
         weights = PressNeed.attention_weights in config.needs

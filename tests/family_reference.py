@@ -25,7 +25,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from tests.family_adapted import adapting
+from tests.family_adapted import adapt
 
 KV = tuple[torch.Tensor, torch.Tensor]
 # of transformers before 5.3, where models with recurrent layers have caches of their own
@@ -60,18 +60,20 @@ def compressed(
     press: Any | None,
     n_new: int,
     seed: int = 0,
-    adapted: bool = False,
+    adapted: str = "",
 ) -> Answer:
     """The answer after `press` has compressed the cache of the `context`.
 
-    `adapted` gives the press what it looks for in another place on this family, or finds wrong
-    there (`family_adapted`). Raises what the press raises, and `NotImplementedError` for one that
-    scores all layers of a model in which not all keep every token.
+    `adapted` gives the press what it looks for in vain on this family, and as "queries" also the
+    model's own queries (`family_adapted`). Raises what the press raises, and `NotImplementedError`
+    for one that scores all layers of a model in which not all keep every token.
     """
     with fresh_rotary(model) as rotary, torch.random.fork_rng():
         torch.manual_seed(seed)
         cache = empty_cache(model)
         layers = Layers(model, cache, rotary)
+        if adapted:
+            adapt(press, layers, context if adapted == "queries" else None)
         if press is None:
             _prefill(model, cache, context)
         elif type(press).__call__ is not _base_press().__call__:
@@ -83,8 +85,7 @@ def compressed(
             layers.take_masks()
         else:
             press.post_init_from_model(model)
-            lacks = adapting(model, press, layers, context) if adapted else contextlib.nullcontext()
-            with lacks, layers.compressing(press):
+            with layers.compressing(press):
                 _prefill(model, cache, context)
         with layers.at(len(context)) as position:
             for some in [rest] if layers.all_attend else [[token] for token in rest]:
@@ -126,6 +127,23 @@ def empty_cache(model: Any) -> Any:
             takes = inspect.signature(kind).parameters
             return kind(**{n: v for n, v in known.items() if n in takes})
     return DynamicCache(config=model.config)
+
+
+@contextlib.contextmanager
+def rounded(model: Any, seed: int) -> Iterator[None]:
+    """Every weight is off by about one unit in its last place."""
+    weights, draw = list(model.parameters()), torch.Generator().manual_seed(seed)
+    before = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for weight in weights:
+            step = torch.randn(weight.shape, generator=draw) * torch.finfo(weight.dtype).eps
+            weight.mul_(1 + step)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
 
 
 class _Rotary:
