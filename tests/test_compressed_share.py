@@ -10,7 +10,8 @@ from kvx.cli.command import run_stage
 from tests.families import WINDOW, write
 
 RUN = (
-    "-m", "experiment_name=mixed", "model=hf", "press=knorm", "budget=0.5,1.0", "decoding.max_new_tokens=4",
+    "-m", "experiment_name=mixed", "model=hf", "press=knorm", "budget=0.5,1.0",
+    "decoding.max_new_tokens=4",
     "dataset.source.n_examples=40", "dataset.sampling.n_per_bin=2", "signals=off",
 )  # fmt: skip
 FOLDER = Path("outputs/runs/mixed")
