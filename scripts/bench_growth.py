@@ -18,7 +18,7 @@ from bench_sweep import BUDGETS, build_work, run_kvpress, run_kvx, timed
 
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.account import RowCost
-from kvx.engines.kvpress.measure import entry_bytes
+from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.model import load
 
 
@@ -50,7 +50,9 @@ def main() -> None:
                 loaded = dataclasses.replace(load(config.model), stop_ids=frozenset())
                 loaded.model.generation_config.eos_token_id = [-1]
                 loaded.set_attention("sdpa")
-                cost = RowCost(entry_bytes(loaded.model), 4 * loaded.model.config.vocab_size)
+                cost = RowCost(
+                    layers_of(loaded.model).entry_bytes, 4 * loaded.model.config.vocab_size
+                )
                 run_kvx(loaded, first(work[:2], 1), cost)  # warm
                 if per_point is None:
                     one = first(work, 1)

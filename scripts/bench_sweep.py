@@ -7,6 +7,11 @@ generates exactly `--new-tokens` tokens, so that both do the same work.
     python scripts/bench_sweep.py                               # 24 points, SmolLM2, ~1k tokens
     python scripts/bench_sweep.py --points 48
     python scripts/bench_sweep.py --shape 7b --dtype bfloat16 --device cuda     # random weights
+    python scripts/bench_sweep.py --shape hybrid     # one layer in six full, random weights
+
+The hybrid has SmolLM2's shape and windows of 512 tokens in the other layers; kvx also runs there
+one request at a time (`engine.share=false`), and kvpress compresses the full layers
+(`mixed_layers.py`).
 
 Prints the ratio, whether all tokens are equal, peak memory against its bound, and the floor: one
 prefill of each example, the question for each row, and per step the weights and the live KV cache
@@ -14,16 +19,18 @@ read once at the measured bandwidth.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mixed_layers
 import torch
 from kvpress import KVPressTextGenerationPipeline
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -34,9 +41,11 @@ from kvx.data.frozen_examples import load_examples
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.base import PointWork, Response
+from kvx.engines.kvpress import admission
 from kvx.engines.kvpress.account import Account, RowCost
 from kvx.engines.kvpress.batch import Batch
-from kvx.engines.kvpress.measure import PeakMemory, entry_bytes, synchronize
+from kvx.engines.kvpress.layers import layers_of
+from kvx.engines.kvpress.measure import PeakMemory, synchronize
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_device
 from kvx.engines.kvpress.press import PointPress
 from kvx.engines.kvpress.stack import kvpress_hooks
@@ -137,9 +146,11 @@ def run_kvpress(loaded: LoadedModel, work: list[PointWork], new_tokens: int) -> 
     return answers
 
 
-def run_kvx(loaded: LoadedModel, work: list[PointWork], cost: RowCost) -> dict[str, Any]:
+def run_kvx(
+    loaded: LoadedModel, work: list[PointWork], cost: RowCost, config: Config | None = None
+) -> dict[str, Any]:
     answers = {}
-    for item in Batch(loaded, work[0].point.config, Account(cost, 2**40)).run(work):
+    for item in Batch(loaded, config or work[0].point.config, Account(cost, 2**40)).run(work):
         assert isinstance(item, Response), item
         assert item.error_type is None, item.error_message
         answers[item.request.id] = item.token_ids
@@ -193,7 +204,7 @@ def floor_s(loaded: LoadedModel, work: list[PointWork], new_tokens: int) -> dict
         rest = torch.tensor([parts.rest_ids] * len(work), device=device)
         prefill += best_of(device, lambda ids=ids: model.model(input_ids=ids))  # type: ignore[misc]
         question += best_of(device, lambda rest=rest: model.model(input_ids=rest))  # type: ignore[misc]
-        entry = entry_bytes(model)
+        entry = layers_of(model).entry_bytes
         n = request.entry.compressed_tokens
         for item in work:
             held = item.point.kept_tokens(n) + len(parts.rest_ids) + new_tokens / 2
@@ -220,14 +231,15 @@ def main() -> None:
     parser.add_argument("--max-rows", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape")
+    shapes = [*sorted(SHAPES), "hybrid"]
+    parser.add_argument("--shape", choices=shapes, help="random weights of this shape")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     args = parser.parse_args()
     logging.getLogger("kvpress").setLevel(logging.ERROR)
 
     with tempfile.TemporaryDirectory() as folder:
         work = build_work(args, Path(folder))
-        figures = compare(args, work)
+        figures = (compare_mixed if args.shape == "hybrid" else compare)(args, work)
     print(json.dumps(figures, indent=1))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -240,8 +252,9 @@ def compare(args: argparse.Namespace, work: list[PointWork]) -> dict[str, Any]:
     loaded = dataclasses.replace(loaded, stop_ids=frozenset())
     loaded.model.generation_config.eos_token_id = [-1]
     loaded.set_attention("sdpa")
-    entry = entry_bytes(loaded.model)
-    cost = RowCost(entry, 4 * loaded.model.config.vocab_size)
+    layers = layers_of(loaded.model)
+    entry = layers.entry_bytes
+    cost = RowCost(entry, 4 * loaded.model.config.vocab_size, layers=layers)
     short = [PointWork(w.point, w.requests[:1]) for w in work[:2]]
     run_kvpress(loaded, short, 2)
     run_kvx(loaded, short, cost)
@@ -284,6 +297,82 @@ def compare(args: argparse.Namespace, work: list[PointWork]) -> dict[str, Any]:
         "ratio_of_the_floor": statistics.median(theirs) / total,
         "times_the_floor": statistics.median(ours) / total,
     }  # fmt: skip
+
+
+@torch.inference_mode()
+def compare_mixed(args: argparse.Namespace, work: list[PointWork]) -> dict[str, Any]:
+    """A model of sliding and full layers: shared, one request at a time, and kvpress."""
+    config = work[0].point.config
+    loaded = mixed_layers.mixed_model(config)
+    loaded.set_attention("sdpa")
+    layers = layers_of(loaded.model)
+    cost = RowCost(layers.entry_bytes, 4 * loaded.model.config.vocab_size, layers=layers)
+    alone = dataclasses.replace(config, engine=dataclasses.replace(config.engine, share=False))
+    short = [PointWork(w.point, w.requests[:1]) for w in work[:2]]
+    run_kvx(loaded, short, cost)
+    mixed_layers.run_kvpress(loaded, short, 2)
+
+    seconds: dict[str, list[float]] = {}
+    prefills: dict[str, list[float]] = {}
+    peaks: dict[str, list[int]] = {}
+    equal: dict[str, int] = {}
+    for _ in range(args.repeats):
+        answers = {}
+        for name, settings in (("kvx_shared", config), ("kvx_alone", alone)):
+            with timed_prefills(loaded.device) as parts:
+                took, peak, answers[name] = timed(
+                    loaded,
+                    lambda settings=settings: run_kvx(loaded, work, cost, settings),  # type: ignore[misc]
+                )
+            for into, value in ((seconds, took), (prefills, sum(parts)), (peaks, peak)):
+                into.setdefault(name, []).append(value)
+            print(f"{name} {took:.2f} s, of which prefills {sum(parts):.2f} s", flush=True)
+        took, peak, (expected, prefill_s) = timed(
+            loaded, lambda: mixed_layers.run_kvpress(loaded, work, args.new_tokens)
+        )
+        for into, value in ((seconds, took), (prefills, prefill_s), (peaks, peak)):
+            into.setdefault("kvpress", []).append(value)
+        for name, found in answers.items():
+            same = sum(found[key] == expected[key] for key in expected)
+            equal[name] = min(same, equal.get(name, same))
+        print(f"kvpress {took:.2f} s, of which prefills {prefill_s:.2f} s; {equal}", flush=True)
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    passing, live = mixed_layers.memory_bound(loaded.model, work, args.max_rows)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "device": str(loaded.device), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "model": args.shape, "dtype": args.dtype, "points": len(work), "examples": args.examples,
+        "new_tokens": args.new_tokens,
+        "prompt_tokens_mean": statistics.fmean(r.entry.prompt_tokens for r, _ in work[0].requests),
+        "seconds": seconds, "prefill_seconds": prefills,
+        "ratio_to_alone": median["kvx_alone"] / median["kvx_shared"],
+        "ratio_to_kvpress": median["kvpress"] / median["kvx_shared"],
+        "responses": sum(len(w.requests) for w in work), "equal_to_kvpress": equal,
+        "peak_bytes_with_weights": {name: max(values) + weights for name, values in peaks.items()},
+        "peak_bound_bytes": round(1.1 * (weights + passing + live)),
+        "weights_bytes": weights, "prefill_kv_bytes": passing, "live_kv_bytes": live,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def timed_prefills(device: torch.device) -> Iterator[list[float]]:
+    """The seconds of each of kvx's prefills in this context, presses included."""
+    parts: list[float] = []
+    prefill = admission.prefill
+
+    def timed_prefill(*args: Any, **options: Any) -> Any:
+        synchronize(device)
+        start = time.perf_counter()
+        found = prefill(*args, **options)
+        synchronize(device)
+        parts.append(time.perf_counter() - start)
+        return found
+
+    admission.prefill = timed_prefill
+    try:
+        yield parts
+    finally:
+        admission.prefill = prefill
 
 
 def memory_bound(work: list[PointWork], entry: int, max_rows: int) -> tuple[int, int]:

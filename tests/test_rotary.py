@@ -227,7 +227,7 @@ class Press:
     reads_weights = False
 
     def __init__(self, build: Callable[[], Any]) -> None:
-        self.build, self.method_key = build, None
+        self.build, self.method_key, self.reads_weights = build, None, False
 
     def at(self, budget: float) -> "Press":
         raise AssertionError(budget)

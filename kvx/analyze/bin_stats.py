@@ -128,6 +128,7 @@ def _cost_columns(asked: Columns) -> Row:
         "kv_bytes_mean": _mean(asked["kv_bytes_physical"]),
         "kv_bytes_full_mean": _mean(full),
         "budget_measured": _mean(effective / full),
+        "kv_compressed_share": _mean(asked["kv_compressed_share"]),
     }
 
 

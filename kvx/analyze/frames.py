@@ -35,7 +35,7 @@ USED = {
     "requests": (
         "bin", "cluster", "compressed_tokens", "has_response", "budget_verified", "degenerate",
         "adapted", "kind", "failed", "output_tokens", "kv_bytes_effective", "kv_bytes_physical",
-        "kv_bytes_full", "context_tokens_cut",
+        "kv_bytes_full", "kv_compressed_share", "context_tokens_cut",
     ),
     "latency": (
         "bin", "error_type", "latency_s", "ttft_s", "tpot_s", "peak_memory_bytes", "example_id",

@@ -101,7 +101,7 @@ def _context(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
             config.analyze, found,
         ),
-        "proof": proof_section.sentences(found),
+        "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
         "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),
         "controllers": _controllers(controller_stats),
         "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),

@@ -35,6 +35,8 @@ NOT_PROVED = {
         "**No evidence** for {points}: these requests failed, or nothing was measured or probed."
     ),
 }
+# share of the KV bytes from which a budget is told without the layers that are left alone
+NEARLY_ALL = 0.9
 SHORT = {
     BudgetProof.MEASURED: "in the cache", BudgetProof.SERVER: "by the server",
     BudgetProof.PROBE_DIFFERS: "no: some effect", BudgetProof.PROBE_SAME: "no: ignored",
@@ -74,6 +76,18 @@ def sentences(found: dict[str, list[BudgetProof]]) -> list[str]:
         if points:
             lines.append(text.format(points=", ".join(points)))
     return [*lines, told] if by_method else lines
+
+
+def uncompressed(overall: pd.DataFrame) -> list[str]:
+    """A sentence for each model whose compressed layers hold less than 90% of the KV bytes."""
+    shares = overall.dropna(subset="kv_compressed_share").groupby("model", sort=True)
+    return [
+        f"**Compressed layers hold {share:.0%} of the KV bytes** of {model} (full cache, mean over "
+        "all requests): a budget is the share of their entries that is kept, and the other layers "
+        "keep their windows or states whole."
+        for model, share in shares["kv_compressed_share"].mean().items()
+        if share < NEARLY_ALL
+    ]
 
 
 def short(kinds: Iterable[BudgetProof]) -> str:

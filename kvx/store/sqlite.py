@@ -14,8 +14,9 @@ REQUEST = (
     "request_id", "point_id", "example_id", "bin", "context_tokens", "prompt_tokens",
     "compressed_tokens", "finished_at", "kv_entries_nominal", "kv_entries_effective",
     "kv_entries_physical", "kv_bytes_nominal", "kv_bytes_effective", "kv_bytes_physical",
-    "kv_bytes_full", "kv_bytes_peak", "budget_verified", "degenerate", "degenerate_reason",
-    "adapted", "made_with", "guard_mean_budget", "guard_decoded_tokens", "guard_recomputed_tokens",
+    "kv_bytes_full", "kv_bytes_peak", "kv_compressed_share", "budget_verified", "degenerate",
+    "degenerate_reason", "adapted", "made_with", "guard_mean_budget", "guard_decoded_tokens",
+    "guard_recomputed_tokens",
     "guard_events", "guard_interventions", "guard_ms", "kv_bytes_host",
 )  # fmt: skip
 RESPONSE = (

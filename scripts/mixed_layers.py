@@ -1,0 +1,124 @@
+"""A model of sliding and full layers for `bench_sweep.py --shape hybrid`, and kvpress on it.
+
+kvpress's pipeline compresses the sliding layers of most classes too, and after compression it asks
+transformers for a mask that lets tokens of the question see later ones (`findings/`). So the
+reference here is kvpress's own hook on the full layers, in a loop of our own with a causal mask.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
+
+from kvx.config.schema import Config
+from kvx.data.prompt import PromptBuilder
+from kvx.data.tokenizer import load_tokenizer
+from kvx.engines.base import PointWork
+from kvx.engines.kvpress.layers import layers_of
+from kvx.engines.kvpress.measure import synchronize
+from kvx.engines.kvpress.model import LoadedModel, resolve_device
+from kvx.engines.kvpress.press import PointPress
+from kvx.engines.kvpress.stack import kvpress_hooks
+
+LAYERS, EVERY, WINDOW = 30, 6, 512  # one layer in six is full
+
+
+def mixed_model(config: Config) -> LoadedModel:
+    """SmolLM2's shape with random weights: its speed is real, its answers are not."""
+    device = resolve_device(config.model.device)
+    torch.manual_seed(0)
+    types = [
+        "full_attention" if i % EVERY == EVERY - 1 else "sliding_attention" for i in range(LAYERS)
+    ]
+    shape = Qwen3Config(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=LAYERS,
+        num_attention_heads=9, num_key_value_heads=3, head_dim=64, max_position_embeddings=8192,
+        use_sliding_window=True, sliding_window=WINDOW, layer_types=types, tie_word_embeddings=True,
+        initializer_range=0.1, dtype=config.model.dtype,
+    )  # fmt: skip
+    with torch.device(device):
+        model = Qwen3ForCausalLM(shape).to(getattr(torch, config.model.dtype))
+    return LoadedModel(model.eval(), load_tokenizer(config.model), device, frozenset())
+
+
+def run_kvpress(
+    loaded: LoadedModel, work: list[PointWork], new_tokens: int
+) -> tuple[dict[str, Any], float]:
+    """Token ids by request, point after point, and the seconds that went into prefills."""
+    model, prefill_s, answers = loaded.model, 0.0, {}
+    builder = PromptBuilder(loaded.tokenizer, work[0].point.config)
+    for item in work:
+        for request, example in item.requests:
+            parts = builder.parts(example)
+            n, rest = len(parts.compressed_ids), len(parts.rest_ids)
+            cache = DynamicCache(config=model.config)
+            press = PointPress(item.point, n).build()
+            synchronize(loaded.device)
+            start = time.perf_counter()
+            with kvpress_hooks(model), _pressed(model, press):
+                model.model(_batch(parts.compressed_ids, loaded), past_key_values=cache)
+            synchronize(loaded.device)
+            prefill_s += time.perf_counter() - start
+            positions = torch.arange(n, n + rest, device=loaded.device)
+            out = model(
+                _batch(parts.rest_ids, loaded),
+                past_key_values=cache,
+                position_ids=positions[None],
+                attention_mask=_masks(model, cache, rest),
+                logits_to_keep=1,
+            )
+            ids = [int(out.logits[0, -1].argmax())]
+            for position in range(n + rest, n + rest + new_tokens - 1):
+                at = torch.tensor([[position]], device=loaded.device)
+                out = model(_batch(ids[-1:], loaded), past_key_values=cache, position_ids=at)
+                ids.append(int(out.logits[0, -1].argmax()))
+            answers[request.id] = ids
+    return answers, prefill_s
+
+
+def _batch(ids: list[int], loaded: LoadedModel) -> torch.Tensor:
+    return torch.tensor([ids], device=loaded.device)
+
+
+@contextlib.contextmanager
+def _pressed(model: Any, press: Any) -> Iterator[None]:
+    """kvpress's own hook on every full layer."""
+    press.post_init_from_model(model)
+    with contextlib.ExitStack() as stack:
+        for layer in layers_of(model).full:
+            layer.attention.rotary_emb = model.model.rotary_emb
+            handle = layer.attention.register_forward_hook(press.forward_hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _masks(model: Any, cache: Any, n: int) -> dict[str, torch.Tensor]:
+    """What `n` new tokens see of each kind of layer, [1, 1, n, entries]."""
+    found = {}
+    for kind in ("full_attention", "sliding_attention"):
+        held = cache.layers[model.config.layer_types.index(kind)].keys.shape[2]
+        sees = torch.ones(n, held + n, dtype=torch.bool, device=model.device).tril(held)
+        if kind == "sliding_attention":
+            sees = sees.triu(held - WINDOW + 1)
+        found[kind] = sees[None, None]
+    return found
+
+
+def memory_bound(model: Any, work: list[PointWork], max_rows: int) -> tuple[int, int]:
+    """Bytes of a prefill (a full layer and all windows), and of the rows that may run at once."""
+    layers = layers_of(model)
+    longest = max(r.entry.prompt_tokens for r, _ in work[0].requests)
+    passing = layers.entry_bytes // len(layers.full) * longest + layers.row_bytes(longest)
+    per_example = []
+    for index, (request, _) in enumerate(work[0].requests):
+        prompt, n = request.entry.prompt_tokens, request.entry.compressed_tokens
+        new = work[0].point.config.decoding.max_new_tokens
+        kept = [w.point.kept_tokens(n) + prompt - n + new for w in work]
+        windows = layers.row_bytes(prompt + new)
+        per_example.append(sum(kept) * layers.entry_bytes + len(kept) * windows)
+        assert work[-1].requests[index][0].entry.example_id == request.entry.example_id
+    at_once = max(1, max_rows // len(work))
+    return passing, sum(sorted(per_example)[-at_once:])
