@@ -17,6 +17,7 @@ from kvx.engines.kvpress.compress import compressed
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.given import may_write
 from kvx.engines.kvpress.linear import fast_linears, own_linears
+from kvx.engines.kvpress.stack import kvpress_arguments, kvpress_hooks
 from kvx.points import Request
 from tests.conftest import Kvx
 from tests.models import tiny_model
@@ -112,6 +113,7 @@ def test_kvpress_s_own_write_into_nothing_that_they_are_given(name: str) -> None
 
     def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         nonlocal calls
+        kwargs = kvpress_arguments(module, kwargs)
         layer = kwargs["past_key_values"].layers[module.layer_idx]
         given = [layer.keys, layer.values, kwargs["hidden_states"], *kwargs["position_embeddings"]]
         before = [tensor.clone() for tensor in given]
@@ -161,10 +163,11 @@ def test_a_press_that_differentiates_answers_as_in_kvpress(tmp_path: Path) -> No
     examples = {example.example_id: example for _, example in work.requests}
     for response in answers(work):
         example = examples[response.request.entry.example_id]
-        theirs = pipeline(
-            example.context, question=f" ? {example.question}", answer_prefix="",
-            press=KVgradPress(0.5), max_new_tokens=16,
-        )["answer"]  # fmt: skip
+        with kvpress_hooks(pipeline.model):
+            theirs = pipeline(
+                example.context, question=f" ? {example.question}", answer_prefix="",
+                press=KVgradPress(0.5), max_new_tokens=16,
+            )["answer"]  # fmt: skip
         assert (response.error_message, response.text) == (None, theirs)
     assert not engine.loaded.model.model.embed_tokens.weight.is_inference()
 

@@ -9,9 +9,10 @@ translates. No other module of kvx depends on a version.
 | 5.4 | `get_mask_sizes(query_length)`, before `(cache_position)` | nothing: no mask is built for the ragged cache |
 | 5.5 | the states of linear-attention and convolution layers are layers of `DynamicCache`; before, each such family had a cache class of its own | `states.new_cache` finds that class |
 | 5.16 | `crop(tokens_to_remove)`, before `crop(max_length)`; `get_max_length`, before `get_max_cache_shape` | nothing: kvx calls neither |
+| 5.20 | rotary embeddings take no `device` | `skeleton` makes them under `torch.device` |
 | 5.20 | `generate` marks a cache that its caller passed | `given_cache` reads the mark |
 | 5.24 | models and attention modules call their cache `cache`, before `past_key_values`; hooks see the new name alone, callers may use the old one until 5.40, with a warning | `cache_argument` asks the signature; `kvpress_arguments` gives both names |
-| 5.24 | layers' `update` takes further keywords | `RaggedCache.update` takes any |
+| 5.24 | layers' `update` gets further keywords | `RaggedCache.update` takes any; KVgrad's own layer does in `kvpress_hooks` |
 
 Features and signatures are asked, not versions: models of `trust_remote_code` keep the names of the
 version that they were written for.
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 import transformers
+from kvpress.presses.kvgrad_press import ReadOnlyDynamicLayer
 from transformers import DynamicCache
 
 log = logging.getLogger(__name__)
@@ -130,6 +132,8 @@ def kvpress_hooks(model: Any) -> Iterator[None]:
         warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
         stack.callback(body.register_forward_pre_hook(_older_name, with_kwargs=True).remove)
         stack.enter_context(_replaced(body, "forward", _either_name(body)))
+        update = _further_keywords(ReadOnlyDynamicLayer.update)
+        stack.enter_context(_replaced(ReadOnlyDynamicLayer, "update", update))
         for module in modules:
             register = partial(_register, module.register_forward_hook)
             stack.enter_context(_replaced(module, "register_forward_hook", register))
@@ -137,17 +141,25 @@ def kvpress_hooks(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(module: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """The `module` with another method, its own again afterwards."""
-    before = vars(module).get(name, _ABSENT)
-    setattr(module, name, method)
+def _replaced(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """A module or class with another method, its own again afterwards."""
+    before = vars(owner).get(name, _ABSENT)
+    setattr(owner, name, method)
     try:
         yield
     finally:
         if before is _ABSENT:
-            delattr(module, name)
+            delattr(owner, name)
         else:
-            setattr(module, name, before)
+            setattr(owner, name, before)
+
+
+def _further_keywords(update: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(update)
+    def updated(layer: Any, keys: Any, values: Any, *_: Any, **__: Any) -> Any:
+        return update(layer, keys, values)
+
+    return updated
 
 
 def _older_name(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
