@@ -341,7 +341,8 @@ def compare_mixed(args: argparse.Namespace, work: list[PointWork]) -> dict[str, 
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "device": str(loaded.device), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "model": args.shape, "dtype": args.dtype, "points": len(work), "examples": args.examples,
+        "torch": torch.__version__, "model": args.shape, "dtype": args.dtype,
+        "points": len(work), "examples": args.examples,
         "new_tokens": args.new_tokens,
         "prompt_tokens_mean": statistics.fmean(r.entry.prompt_tokens for r, _ in work[0].requests),
         "seconds": seconds, "prefill_seconds": prefills,
