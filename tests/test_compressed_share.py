@@ -41,6 +41,8 @@ def test_the_report_says_how_much_the_compressed_layers_hold(
     stats = pq.read_table(FOLDER / "bin_stats.parquet").to_pandas()
     overall = stats[stats["primary"] & (stats["bin"] == -1)]
     assert overall["kv_compressed_share"].to_numpy() == pytest.approx(mean)
+    for budget, measured in zip(overall["budget"], overall["budget_measured"], strict=True):
+        assert measured == pytest.approx(budget, abs=0.003)  # of the entries, not of all bytes
     assert f"**Compressed layers hold {mean:.0%} of the KV bytes**" in sentence()
 
 
