@@ -123,14 +123,14 @@ def _missing(path: str, revision: str | None, trust: bool, key: str) -> dict[str
     asked = ModelConfig(name="", path=path, revision=revision, trust_remote_code=trust)
     try:
         model = skeleton_of(asked)
+        found = {feature.name: why for feature, why in missing_features(model).items()}
+        if (why := not_separate(model)) is not None:
+            found[SEPARATE] = why
     except Exception as error:  # noqa: BLE001  loading it says what is wrong
         log.debug("%s: nothing is known from its configuration (%s)", path, error)
         return None
-    found = {feature.name: why for feature, why in missing_features(model).items()}
     if not getattr(model, "_supports_sdpa", True):
         found[SDPA] = "the model has eager attention only"
-    if (why := not_separate(model)) is not None:
-        found[SEPARATE] = why
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

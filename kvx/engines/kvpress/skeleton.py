@@ -160,7 +160,7 @@ def _no_whole_rotary(model: Any, size: int) -> str | None:
     config = model.config.get_text_config()
     types = getattr(rotary, "rope_type", None)
     options = {"layer_type": next(iter(types))} if isinstance(types, dict) else {}
-    real = type(rotary)(copy.deepcopy(config), device=torch.device("cpu"))
+    real = type(rotary)(copy.deepcopy(config))
     turned: Any = None
     for positions in (torch.arange(2)[None], torch.zeros(3, 1, 2, dtype=torch.long)):
         with contextlib.suppress(Exception):  # one position a token, or three
