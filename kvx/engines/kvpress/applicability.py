@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 FOLDER = "features"
 # beside the features: why there is no attention but eager, and why layers are not on their own
 SDPA, SEPARATE = "sdpa", "separate_layers"
+LATENT = "latent_cache"  # beside them, too: the cache holds no keys and values
 
 # what a press does not compute itself with press.queries=model
 HINT = "; press.queries=model does not"
@@ -33,6 +34,8 @@ OF_QUERIES = {
     ModelFeature.queries, ModelFeature.window_attention, ModelFeature.projected_keys,
     ModelFeature.future_rotary, ModelFeature.output_projection,
 }  # fmt: skip
+# what kvx cannot hand to a press where the cache holds latents
+OF_LATENTS = {ModelFeature.projected_keys, ModelFeature.output_projection}
 # what the press does with a feature, before the model's reason not to have it
 DOES = {
     ModelFeature.full_layers: "compresses layers that hold the whole prompt",
@@ -64,6 +67,8 @@ def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> s
     if (why := _no_hiding(press, model, missing)) is not None:
         return f"it hides entries from attention, but {why}"
     met = _met_by_queries(press)
+    if LATENT in missing:
+        met -= OF_LATENTS
     if press.layers is PressLayers.all:
         met.add(ModelFeature.full_layers)
         why = missing.get(ModelFeature.uniform_layers.name)
@@ -71,7 +76,7 @@ def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> s
             return f"it compresses layers of full attention only, but {why}; use press.layers=full"
     for feature in (ModelFeature.full_layers, *press.requires):
         if feature.name in missing and feature not in met:
-            hint = HINT if feature in OF_QUERIES else ""
+            hint = HINT if feature in OF_QUERIES and press.queries is not Queries.model else ""
             hint = WINDOWS if feature is ModelFeature.full_layers else hint
             return f"it {DOES[feature]}, but {missing[feature.name]}{hint}"
     return None
@@ -119,19 +124,26 @@ def _missing(path: str, revision: str | None, trust: bool, key: str) -> dict[str
         pass
     else:
         return found
-    from kvx.engines.kvpress.skeleton import missing_features, not_separate, skeleton_of
+    from kvx.engines.kvpress.skeleton import (
+        caches_latents,
+        missing_features,
+        not_separate,
+        skeleton_of,
+    )
 
     asked = ModelConfig(name="", path=path, revision=revision, trust_remote_code=trust)
     try:
         model = skeleton_of(asked)
+        found = {feature.name: why for feature, why in missing_features(model).items()}
+        if caches_latents(model):
+            found[LATENT] = "its cache holds latent vectors"
+        if (why := not_separate(model)) is not None:
+            found[SEPARATE] = why
     except Exception as error:  # noqa: BLE001  loading it says what is wrong
         log.debug("%s: nothing is known from its configuration (%s)", path, error)
         return None
-    found = {feature.name: why for feature, why in missing_features(model).items()}
     if not getattr(model, "_supports_sdpa", True):
         found[SDPA] = "the model has eager attention only"
-    if (why := not_separate(model)) is not None:
-        found[SEPARATE] = why
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ sizes, the rotary embedding) is there, numbers are not.
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,6 +78,16 @@ def missing_features(model: Any) -> dict[ModelFeature, str]:
     found[ModelFeature.uniform_layers] = _no_uniform_layers(model)
     found[ModelFeature.replay] = _no_replay(model)
     return {feature: why for feature, why in found.items() if why is not None}
+
+
+def caches_latents(model: Any) -> bool:
+    """Whether keys and values are made from what the cache returns, as in later transformers."""
+    for module, _ in _layers(model):
+        if module is not None and hasattr(module, "kv_b_proj"):
+            code = inspect.getsource(type(module).forward)
+            expanded = max(code.find(call) for call in ("kv_b_proj(", "expand_kv("))
+            return -1 < code.find(".update(") < expanded
+    return False
 
 
 def not_separate(model: Any) -> str | None:
