@@ -66,7 +66,7 @@ class Column:
     @property
     def shared(self) -> bool:
         """Whether points shared their prompts' prefills, apart from those of masking presses."""
-        return 0 < 2 * self.prefills < self.requests
+        return 0 < self.prefills < self.requests
 
 
 @cache

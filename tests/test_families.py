@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "qwen2_window": ("pyramidkv",),
     "gemma3_text": ("expected_attention", "pyramidkv"),
     "gemma3n": BY_QUERIES,
+    "gpt_oss": ("expected_attention", "pyramidkv"),
     "llama4": BY_QUERIES,
     "qwen3_next": BY_QUERIES,
     "lfm2": BY_QUERIES,
