@@ -30,12 +30,19 @@ from kvx.engines.kvpress.streams import RandomStream
 def in_own_press(model: Any, row: PromptRow, cache: Any) -> Iterator[None]:
     """The model under the press of a `row`, for presses that change the forward pass."""
     press = None if row.press is None else row.press.build()
+    _full_of_windows(model, row, press)
     if press is not None:
         row.packs = packs(press)
         if row.watched:
             row.evicted = watch(press)
     with hooked(model, press, cache, row.press is not None and row.press.reads_weights):
         yield
+
+
+def _full_of_windows(model: Any, row: PromptRow, press: Any | None) -> None:
+    """Without a press, windows are the full cache of a model that has nothing else."""
+    if press is None and not layers_of(model).full:
+        row.everywhere = True
 
 
 @contextlib.contextmanager
@@ -113,12 +120,23 @@ def compressing(
     Does for many presses what kvpress's context manager and hook do for one. Scores that do not
     depend on the budget are computed once for all budgets of a press.
     """
-    scores, queries = SharedScores(), PressQueries(model)
+    with PressQueries(model) as queries, _compressing(model, cache, rows, store, queries):
+        yield
+
+
+@contextlib.contextmanager
+def _compressing(
+    model: Any,
+    cache: Any,
+    rows: Sequence[PromptRow],
+    store: Callable[[CachedLayer, Sequence[KV]], None],
+    queries: PressQueries,
+) -> Iterator[None]:
+    scores = SharedScores()
     presses = [_made(model, row, None, scores, queries) for row in rows]
     layers = layers_of(model)
     for row, press in zip(rows, presses, strict=True):
-        if press is None and not layers.full:
-            row.everywhere = True  # windows are its full cache
+        _full_of_windows(model, row, press)
         row.packs = press is not None and packs(press)
         if hasattr(press, "score") and row.watched:
             row.evicted = EvictedMass(press)
@@ -143,9 +161,10 @@ def compressing(
             return full
         try:
             check_window(layer, full)
+            among = list(layers.cached.values()) if row.everywhere else layers.full
             with (
                 row.stream.drawing(),
-                _among(press, module, layer, layers.full),
+                _among(press, module, layer, among),
                 unchanged(model),
             ):
                 kept = compressed(press, module, full, weights, kwargs)
@@ -194,7 +213,6 @@ def compressing(
     modules = list({id(x.attention): x.attention for x in layers.cached.values()}.values())
     rotary = _rotary_by_device(model, modules)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(queries)
         for attention in modules:
             stack.enter_context(_with_rotary(attention, rotary[_device(attention)]))
             handle = attention.register_forward_hook(hook, with_kwargs=True)

@@ -53,7 +53,7 @@ class PointPress:
     def method_key(self) -> str | None:
         """The same for presses that differ in their budget only; None if that changes scores."""
         config = self.point.config.press
-        return None if config.score_uses_budget else repr(config.method)
+        return None if config.score_uses_budget else repr((config.method, config.queries))
 
 
 def instantiate(method: dict[str, Any], ratio: float) -> Any:

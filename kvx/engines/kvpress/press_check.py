@@ -210,6 +210,11 @@ def _check_kind(point: Point, press: Any) -> None:
                 f"press={config.name}: {type(part).__name__} reads attention weights; declare "
                 "press.needs=[attention_weights] in its YAML"
             )
+    if config.layers is PressLayers.all and point.guarded:
+        raise UserError(
+            f"press={config.name}: press.layers=all: a guard cannot give windows back; use "
+            "press.layers=full or controller=none"
+        )
     if packs(press) and point.guarded:
         raise UserError(
             f"{name} moves what it keeps to other positions, so a guard cannot give the rest back; "

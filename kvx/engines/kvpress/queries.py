@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import Any
+from typing import Any, Self
 
 import kvpress
 import torch
@@ -113,7 +113,7 @@ class ModelQueries:
         self._stack = contextlib.ExitStack()
         self._open = False
 
-    def __enter__(self) -> "ModelQueries":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
