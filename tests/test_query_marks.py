@@ -72,3 +72,33 @@ def test_a_press_that_is_not_its_method_is_marked(kvx: Any, folder: Path) -> Non
     assert rows["adapted"].isna().all()
     assert not rows[~rows.index.isin(own.index)]["degenerate"].any()
     assert "not the method: kvpress's queries" in Path("outputs/runs/q/report.md").read_text()
+
+
+def test_one_press_with_both_queries_in_one_prefill_is_two_methods(kvx: Any, folder: Path) -> None:
+    """In either order, each point answers as it does alone."""
+    alone = {}
+    for queries in ("model", "kvpress"):
+        name = f"experiment_name={queries}"
+        assert (
+            kvx("run", *RUN, SNAPKV, name, f"model.path={folder}", f"press.queries={queries}").code
+            == 0
+        )
+        alone |= _texts(queries)
+    for order in ("model,kvpress", "kvpress,model"):
+        name = order.replace(",", "_")
+        both = f"press.queries={order}"
+        assert (
+            kvx("run", *RUN, SNAPKV, f"experiment_name={name}", f"model.path={folder}", both).code
+            == 0
+        )
+        assert _texts(name) == alone
+
+
+SNAPKV = "press=snapkv_w16"
+
+
+def _texts(name: str) -> dict[tuple[str, str], list[int]]:
+    """Output tokens by point and example."""
+    rows = request_rows(Path("outputs/runs") / name)
+    keys = zip(rows["point_id"], rows["example_id"], strict=True)
+    return dict(zip(keys, map(list, rows["token_ids"]), strict=True))

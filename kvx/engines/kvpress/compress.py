@@ -206,7 +206,9 @@ def _compressing(
 
     def remembered(keys: torch.Tensor, values: torch.Tensor, index: int, *a: Any, **k: Any) -> Any:
         found = update(keys, values, index, *a, **k)
-        passed.append((index, (keys, values)))  # all of them: a window's cache keeps its end only
+        # all of them, where a window's cache keeps its end only
+        whole = found if found[0].shape == keys.shape else (keys, values)
+        passed.append((index, (whole[0].contiguous(), whole[1].contiguous())))
         return found
 
     cache.update = remembered
