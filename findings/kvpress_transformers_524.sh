@@ -22,7 +22,7 @@ if [ -z "$python" ]; then
     "${PYTHON:-python3}" -m venv "$here/venv"
     python="$here/venv/bin/python"
     "$python" -m pip install -q torch==2.13.0 transformers==5.24.0 accelerate==1.15.0 datasets==5.2.0 fire==0.7.1 \
-        cachetools==8.0.2 pandas==3.1.1 peft==0.21.2
+        cachetools==8.0.2 pandas==3.1.1 peft==0.21.2 requests==2.34.2
     "$python" -m pip install -q --no-deps kvpress==0.5.5
 fi
 "$python" - <<'PYTHON'
