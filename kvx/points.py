@@ -140,7 +140,11 @@ class Point:
         c = self.config
         if c.press.queries is not Queries.model or not recomputes(c.press.method):
             return False
-        return c.engine.name == "kvpress" and not is_as_recomputed(c.model)
+        return c.engine.name == "kvpress" and not self._as_recomputed
+
+    @cached_property
+    def _as_recomputed(self) -> bool:
+        return is_as_recomputed(self.config.model)
 
     @cached_property
     def press_sources(self) -> dict[str, str]:
@@ -162,7 +166,8 @@ class Point:
     def beside(self, config: Config) -> "Point":
         """Another point of the same variant: `config` has the very same `SHARED` parts."""
         point = Point(config, self.manifest, self.manifest_dir)
-        vars(point)["variant_id"] = self.variant_id  # not hashed again for each of thousands
+        for name in ("variant_id", "_as_recomputed"):  # not hashed again for each of thousands
+            vars(point)[name] = getattr(self, name)
         return point
 
     @cached_property

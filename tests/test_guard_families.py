@@ -1,5 +1,7 @@
 """A guarded row on models of every kind of layer: what is given back is what was never dropped."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,3 +120,20 @@ def test_a_row_that_gets_its_prompt_back_keeps_what_it_has_appended(running: Run
     rebuilt = running.sources["shadow"].bucket(NOMINAL, REST + STEPS)
     wanted = following(running.loaded, rebuilt, [*running.said, 9])
     torch.testing.assert_close(got[0, -1], wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_rows_that_are_gone_leave_no_memory_behind(running: Running) -> None:
+    """Freed with the last reference: a collector of cycles counts objects, not their bytes."""
+    loaded, ids = running.loaded, running.ids[:20]
+    gc.collect()
+    gc.disable()
+    try:
+        row = PromptRow(None, len(ids), RandomStream(0, loaded.devices))
+        (bucket,) = prefill(loaded, ids, [row], 2, alone=False).buckets
+        forward(loaded, [bucket], [Row(None, len(ids))], torch.tensor([[9]]))
+        gone = weakref.ref(bucket)
+        del bucket
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -7,15 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from kvpress import KnormPress
+from kvpress import KnormPress, SnapKVPress
 
+import kvx
 from kvx.config.folders import conf_dir
 from kvx.config.press_choices import PressNeed
 from kvx.config.schema import PressConfig
 from kvx.engines.base import PointWork, Response
 from kvx.engines.kvpress.engine import KVPressEngine
-from kvx.engines.kvpress.model import _loaded
+from kvx.engines.kvpress.model import LoadedModel, _loaded
+from kvx.engines.kvpress.prefill import prefill
+from kvx.engines.kvpress.press_object import ObjectPress
+from kvx.engines.kvpress.prompt_row import PromptRow
+from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Request
+from tests.families import make
+from tests.guarding import a_prompt, tiny_model
 from tests.test_engine import answers, recall
 
 SHIPPED = sorted(p.stem for p in (conf_dir() / "press").glob("*.yaml"))
@@ -104,3 +111,44 @@ def test_a_press_that_fails_leaves_nothing_on_the_model(
     assert isinstance(response, Response)
     assert "in the middle" in (response.error_message or "")
     assert differences(before, state(engine.loaded.model)) == []
+
+
+class CannotBeMade:
+    method_key = None
+    reads_weights = False
+
+    def build(self) -> Any:
+        raise RuntimeError("no such file")
+
+    def at(self, budget: float) -> "CannotBeMade":
+        return self
+
+
+def test_a_press_that_cannot_be_made_leaves_nothing_of_the_others_behind() -> None:
+    """Presses before it had the model's own queries served, on a family where kvpress's differ."""
+    model = make("qwen3_moe")
+    loaded = LoadedModel(model, None, model.device, frozenset())
+    presses = [ObjectPress(SnapKVPress(0.5, window_size=8)), CannotBeMade()]
+    rows = [PromptRow(press, 20, RandomStream(0, loaded.devices)) for press in presses]
+    attention = SnapKVPress.compute_window_attention
+    before = state(model)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no such file"):
+        prefill(loaded, list(range(5, 45)), rows, 2, alone=False)
+    assert SnapKVPress.compute_window_attention is attention
+    assert differences(before, state(model)) == []
+
+
+def test_what_a_callers_own_hooks_keep_on_a_model_stays() -> None:
+    """`kvx.guarded` works on the caller's model."""
+    model = tiny_model()
+    attention = model.model.layers[0].self_attn
+
+    def note(module: Any, _: Any, kwargs: Any, __: Any) -> None:
+        module.passed = [*getattr(module, "passed", []), kwargs["hidden_states"].shape[1]]
+
+    attention.register_forward_hook(note, with_kwargs=True)
+    guarded = kvx.guarded(model, press=KnormPress(0.5))
+    attention.passed = []
+    guarded.generate(a_prompt(30), max_new_tokens=3)
+    assert attention.passed[0] >= 29  # the prefill, whatever passes then
+    assert len(attention.passed) >= 3

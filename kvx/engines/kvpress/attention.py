@@ -3,7 +3,7 @@
 It is registered without a mask function, so transformers builds no mask; the cache masks each row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from transformers import AttentionInterface, Cache
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.layers import attending_through
 from kvx.engines.kvpress.positions import own_scale
-from kvx.engines.kvpress.states import KV, set_states, states_of
+from kvx.engines.kvpress.states import KV, StateKey, forget_states, set_states, states_of
 
 RAGGED = "kvx_ragged"
 
@@ -123,31 +123,35 @@ class RaggedCache(Cache):  # type: ignore[misc]
         return self.length
 
 
-def cache_for(rows: Ragged, length: int) -> Any:
+@contextmanager
+def cache_of(rows: Ragged, length: int) -> Iterator[Any]:
     """A cache for one forward pass; `length` is the position of the first row's first token.
 
-    Rows with states get their vessel, which holds the states of all of them.
+    Rows with states get their vessel, which holds the states of all of them during the pass.
     """
     own = RaggedCache(rows, length)
     vessel = rows.buckets[0].vessel
     if vessel is None:
-        return own
+        yield own
+        return
     vessel.update, vessel.get_seq_length = own.update, own.get_seq_length
     held = [bucket.states for bucket in rows.buckets]
     set_states(
         vessel,
         held[0] if len(held) == 1 else {key: torch.cat([h[key] for h in held]) for key in held[0]},
     )
-    return vessel
+    try:
+        yield vessel
+        _give_back(rows, states_of(vessel))
+    finally:  # it outlives the rows: nothing of them stays
+        del vessel.update, vessel.get_seq_length
+        forget_states(vessel)
 
 
-def take_states(rows: Ragged, cache: Any) -> None:
-    """Give every bucket its rows' states back after a forward pass."""
-    if rows.buckets[0].vessel is None:
-        return
-    found = states_of(cache)
+def _give_back(rows: Ragged, states: Mapping[StateKey, torch.Tensor]) -> None:
+    """Every bucket gets its rows' part of `states` [rows, ...]."""
     sizes = [bucket.n_rows for bucket in rows.buckets]
-    for key, state in found.items():
+    for key, state in states.items():
         for bucket, part in zip(rows.buckets, torch.split(state, sizes), strict=True):
             bucket.states[key] = part
 

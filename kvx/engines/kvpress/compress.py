@@ -211,10 +211,11 @@ def _compressing(
         passed.append((index, (whole[0].contiguous(), whole[1].contiguous())))
         return found
 
-    cache.update = remembered
+    cache.update = remembered  # taken back below: it holds the cache that holds it
     modules = list({id(x.attention): x.attention for x in layers.cached.values()}.values())
     rotary = _rotary_by_device(model, modules)
     with contextlib.ExitStack() as stack:
+        stack.callback(vars(cache).pop, "update")
         for attention in modules:
             stack.enter_context(_with_rotary(attention, rotary[_device(attention)]))
             handle = attention.register_forward_hook(hook, with_kwargs=True)

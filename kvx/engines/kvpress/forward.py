@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from kvx.engines.kvpress.attention import Ragged, cache_for, ragged, take_states
-from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.attention import Ragged, cache_of, ragged
+from kvx.engines.kvpress.cache import SLACK, Bucket
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.positions import cache_positions
@@ -20,9 +20,11 @@ from kvx.engines.kvpress.stack import cache_argument
 QUESTION_TOKENS, QUESTION_PAIRS = 2**12, 2**24
 
 
-def question_tokens(rows: int, entries: int) -> int:
+def question_tokens(model: Any, rows: int, entries: int) -> int:
     """How many tokens of the question each of `rows` rows with `entries` may take at once."""
-    return max(1, min(QUESTION_TOKENS // rows, QUESTION_PAIRS // (rows * entries)))
+    most = max(1, min(QUESTION_TOKENS // rows, QUESTION_PAIRS // (rows * entries)))
+    windows = any(layer.window is not None for layer in layers_of(model).cached.values())
+    return min(most, SLACK) if windows else most  # a window's buffers have room for so many
 
 
 def forward(
@@ -50,8 +52,11 @@ def forward(
     starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
     positions = starts + torch.arange(n, device=loaded.device)
     passing = Ragged(buckets, positions, layers_of(loaded.model).latent)
-    cache = cache_for(passing, rows[0].position)
-    with ragged(loaded.model, passing), own_positions(loaded.model, lengths):
+    with (
+        cache_of(passing, rows[0].position) as cache,
+        ragged(loaded.model, passing),
+        own_positions(loaded.model, lengths),
+    ):
         out: Any = loaded.model(
             input_ids=ids,
             **cache_argument(loaded.model, cache),
@@ -60,7 +65,6 @@ def forward(
             use_cache=True,
             **cache_positions(loaded.model, positions[0]),
         )
-    take_states(passing, cache)
     passing.advance()
     for row in rows:
         row.position += n
@@ -106,7 +110,7 @@ def question(
     entries = max(row.position + row.packed for row in rows) + len(rest)
     lengths = torch.tensor([[row.position + len(rest)] for row in rows])
     last = torch.empty(0)
-    for some in torch.split(ids, question_tokens(len(rows), entries), dim=1):
+    for some in torch.split(ids, question_tokens(loaded.model, len(rows), entries), dim=1):
         logits = forward(loaded, buckets, rows, some, keep, lengths)
         several = last.numel() > 0 and logits.shape[1] < keep
         last = torch.cat([last, logits], 1)[:, -keep:] if several else logits

@@ -80,7 +80,7 @@ class GuardedModel:
         idle = not controller.acts or self.press.nominal >= FULL
         self._controller = controller
         self._guard = replace(guard, shadow=Shadow.none) if idle else guard
-        self._loaded = LoadedModel(model, tokenizer, model.device, frozenset())
+        self._loaded = LoadedModel(model, tokenizer, model.device, frozenset(), owned=False)
 
     @property
     def controller(self) -> ControllerConfig:

@@ -40,6 +40,7 @@ class LoadedModel:
     spread: tuple[torch.device, ...] = ()
     # the hash of its files, where it was loaded from files
     content: str | None = None
+    owned: bool = True  # False: a caller's, whose hooks may change it
 
     @property
     def devices(self) -> tuple[torch.device, ...]:

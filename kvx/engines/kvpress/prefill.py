@@ -22,7 +22,7 @@ from kvx.engines.kvpress.model_state import untouched
 from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.stack import cache_argument
-from kvx.engines.kvpress.states import KV, empty, kv_of, new_cache, states_of
+from kvx.engines.kvpress.states import KV, empty, forget_states, kv_of, new_cache, states_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def prefill(
     clear_masks(model)
     batch = torch.tensor([list(ids)], device=loaded.device)
     with contextlib.ExitStack() as during:
-        for context in (untouched(model), with_head_size(model), own_positions(model)):
+        if loaded.owned:
+            during.enter_context(untouched(model))
+        for context in (with_head_size(model), own_positions(model)):
             during.enter_context(context)
         if alone:
             during.enter_context(rows[0].stream.drawing())
@@ -87,4 +89,5 @@ def prefill(
     if states:
         for bucket in buckets:
             bucket.keep_states(states, cache)
+        forget_states(cache)
     return PromptCaches(buckets, groups, logits)

@@ -33,7 +33,7 @@ def rebuild(
     logits = None
     if change.recompute:
         row.position = origin.n_compressed
-        at_once = question_tokens(1, origin.n_compressed + origin.room)
+        at_once = question_tokens(loaded.model, 1, origin.n_compressed + origin.room)
         logits = extend(loaded, bucket, row, following, at_once, len(origin.rest_ids))
     else:
         bucket.continue_from(old, slot)

@@ -108,7 +108,12 @@ def states_of(cache: Any) -> dict[StateKey, torch.Tensor]:
     return found
 
 
-def set_states(cache: Any, states: Mapping[StateKey, torch.Tensor]) -> None:
+def forget_states(cache: Any) -> None:
+    """The states in a cache are someone else's now; `set_states` puts others in."""
+    set_states(cache, dict.fromkeys(states_of(cache)))
+
+
+def set_states(cache: Any, states: Mapping[StateKey, torch.Tensor | None]) -> None:
     """Put `states`, found by `states_of` in a cache of the same model, into this one."""
     for (name, layer, key), state in states.items():
         owner = cache if layer is None else cache.layers[layer]
