@@ -19,10 +19,11 @@ from kvx.engines.kvpress.account import Account, shadow_bytes
 from kvx.engines.kvpress.guarded import LiveGuard
 from kvx.engines.kvpress.layers import Layers, layers_of
 from kvx.engines.kvpress.linear import fast_linears
+from kvx.engines.kvpress.memory import OUT_OF_MEMORY
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import TIMEOUT, StepSignals, TimeLimit
 from kvx.engines.kvpress.proof import BudgetContradictedError, bytes_host, kv_at_end
-from kvx.engines.kvpress.scheduler import OUT_OF_MEMORY, Finished, Refused, Scheduler
+from kvx.engines.kvpress.scheduler import Finished, Refused, Scheduler
 from kvx.engines.kvpress.sequence import Row, StepObserver
 from kvx.errors import first_line
 from kvx.serve.api_errors import ApiError, shutting_down

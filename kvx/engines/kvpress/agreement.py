@@ -24,6 +24,8 @@ from kvx.config.folders import cache_dir
 from kvx.engines.kvpress.architecture import decoder_of
 from kvx.engines.kvpress.head_size import with_head_size
 from kvx.engines.kvpress.layers import layers_of
+from kvx.engines.kvpress.measure import clear_masks
+from kvx.engines.kvpress.memory import OUT_OF_MEMORY
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.parts import parts_of
 from kvx.engines.kvpress.queries import Layer
@@ -137,7 +139,7 @@ def agreement_of(model: Any, file: Path | None = None) -> Agreement:
 
 
 def _file(loaded: LoadedModel) -> Path | None:
-    if loaded.content is None:
+    if loaded.content is None or len(loaded.devices) > 1:
         return None
     stack = f"{version('kvpress')}-{version('transformers')}"
     kind = str(loaded.model.dtype).removeprefix("torch.")
@@ -184,6 +186,7 @@ def measure(model: Any) -> Agreement:
     finally:
         for handle in handles:
             handle.remove()
+        clear_masks(model)  # what kvpress's attention notes
     return Agreement(compared.per_layer, compared.told() if compared.per_layer else UNSEEN)
 
 
@@ -267,7 +270,9 @@ class _Compared:
     ) -> None:
         try:
             known = own()
-        except NotImplementedError as error:
+        except OUT_OF_MEMORY:
+            raise
+        except Exception as error:  # noqa: BLE001  a rotary embedding of another kind
             self._unknown[what] = first_line(error)
         else:
             self._compare(what, lambda: theirs(layer), known)

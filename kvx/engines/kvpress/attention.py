@@ -3,7 +3,7 @@
 It is registered without a mask function, so transformers builds no mask; the cache masks each row.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ import kvpress  # noqa: F401  its import patches every registered function; ours
 import torch
 from transformers import AttentionInterface, Cache
 
-from kvx.engines.kvpress.cache import Bucket
+from kvx.engines.kvpress.cache import Bucket, joined_states, share_states
 from kvx.engines.kvpress.layers import attending_through
 from kvx.engines.kvpress.positions import own_scale
-from kvx.engines.kvpress.states import KV, StateKey, forget_states, set_states, states_of
+from kvx.engines.kvpress.states import KV, forget_states, set_states, states_of
 
 RAGGED = "kvx_ragged"
 
@@ -26,13 +26,14 @@ RAGGED = "kvx_ragged"
 class Ragged:
     """What a forward pass over the rows of several buckets attends to, one bucket after another.
 
-    `positions` [rows, n] are those of the tokens that pass. `latent`: the model computes its keys
-    and values from the entries.
+    `positions` [rows, n] are those of the tokens that pass. `latent`, `scaled`: as in
+    `Layers`.
     """
 
     buckets: Sequence[Bucket]
     positions: torch.Tensor
     latent: bool = False
+    scaled: bool = False
     latest: list[int] = field(default_factory=list)  # layers whose entries are computed with
 
     @cached_property
@@ -135,25 +136,13 @@ def cache_of(rows: Ragged, length: int) -> Iterator[Any]:
         yield own
         return
     vessel.update, vessel.get_seq_length = own.update, own.get_seq_length
-    held = [bucket.states for bucket in rows.buckets]
-    set_states(
-        vessel,
-        held[0] if len(held) == 1 else {key: torch.cat([h[key] for h in held]) for key in held[0]},
-    )
+    set_states(vessel, joined_states(rows.buckets))
     try:
         yield vessel
-        _give_back(rows, states_of(vessel))
+        share_states(rows.buckets, states_of(vessel))
     finally:  # it outlives the rows: nothing of them stays
         del vessel.update, vessel.get_seq_length
         forget_states(vessel)
-
-
-def _give_back(rows: Ragged, states: Mapping[StateKey, torch.Tensor]) -> None:
-    """Every bucket gets its rows' part of `states` [rows, ...]."""
-    sizes = [bucket.n_rows for bucket in rows.buckets]
-    for key, state in states.items():
-        for bucket, part in zip(rows.buckets, torch.split(state, sizes), strict=True):
-            bucket.states[key] = part
 
 
 _passing: ContextVar[Ragged] = ContextVar("rows of the forward pass")
@@ -183,7 +172,7 @@ def ragged_attention(
 ) -> tuple[torch.Tensor, None]:
     """Output [rows, n, heads, head size] for query [rows, heads, n, head size]."""
     rows = _passing.get()
-    if (scale := own_scale(module, rows.positions)) is not None:
+    if rows.scaled and (scale := own_scale(module, rows.positions)) is not None:
         query = query * scale.to(query)
     how: dict[str, Any] = {"scaling": scaling, "softcap": softcap, "sinks": s_aux}
     if isinstance(key, torch.Tensor):

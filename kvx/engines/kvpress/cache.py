@@ -87,6 +87,14 @@ class _Layer:
         return hidden
 
 
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """States of the rows of several buckets in one tensor each: a step copies none of them."""
+
+    states: Mapping[StateKey, torch.Tensor]
+    buckets: tuple[int, ...]  # ids, in the order of the rows
+
+
 class Bucket:
     """Running rows of similar length, filled layer by layer during the prefill.
 
@@ -99,6 +107,7 @@ class Bucket:
         self.n_rows, self.room = n_rows, room
         self.appended = 0  # entries behind every row's prompt
         self.states: dict[StateKey, torch.Tensor] = {}  # [rows, ...] each
+        self.joined: Joined | None = None  # that of which `states` are parts
         self.vessel: Any = None
         self._layers: dict[int, _Layer] = {}
         self._masks: dict[tuple[Any, ...], torch.Tensor | None] = {}
@@ -208,6 +217,7 @@ class Bucket:
                 CachedLayer(layer_idx, None, 0, layer.window, layer.chunked), [(keys, values)]
             )
         self.states = {key: t[slot : slot + 1].clone() for key, t in other.states.items()}
+        self.joined = None
         self.advance(n)
 
     def drop(self, slot: int) -> None:
@@ -223,6 +233,7 @@ class Bucket:
                 layer.starts = tuple(starts[:last])
             if 2 * last <= layer.keys.shape[0]:  # free unused memory, a layer at a time
                 layer.keys, layer.values = layer.keys[:last].clone(), layer.values[:last].clone()
+        self.joined = None
         for key, state in self.states.items():
             rows = [*range(slot), last, *range(slot + 1, last)] if slot != last else range(last)
             self.states[key] = state[list(rows)]
@@ -233,3 +244,30 @@ class Bucket:
 def last(tensor: torch.Tensor, n: int) -> torch.Tensor:
     """Its last `n` entries [.., .., entries, ..], or all of them."""
     return tensor[:, :, max(0, tensor.shape[2] - n) :]
+
+
+def joined_states(buckets: Sequence[Bucket]) -> Mapping[StateKey, torch.Tensor]:
+    """States [rows, ...] of the rows of all `buckets`, whose own become parts of them."""
+    first, order = buckets[0].joined, tuple(map(id, buckets))
+    if len(buckets) == 1:
+        return buckets[0].states
+    alike = first is not None and first.buckets == order
+    if first is not None and alike and all(bucket.joined is first for bucket in buckets):
+        return first.states
+    states: dict[StateKey, torch.Tensor] = {}
+    for key in list(buckets[0].states):  # one at a time: the parts are freed as the whole is made
+        states[key] = torch.cat([bucket.states[key] for bucket in buckets])
+        share_states(buckets, {key: states[key]})
+    return states
+
+
+def share_states(buckets: Sequence[Bucket], states: Mapping[StateKey, torch.Tensor]) -> None:
+    """Every bucket gets its rows' part of `states` [rows, ...]."""
+    sizes, joined = [bucket.n_rows for bucket in buckets], None
+    if len(buckets) > 1 and states.keys() == buckets[0].states.keys():
+        joined = Joined(dict(states), tuple(map(id, buckets)))
+    for key, state in states.items():
+        for bucket, part in zip(buckets, torch.split(state, sizes), strict=True):
+            bucket.states[key] = part
+    for bucket in buckets:
+        bucket.joined = joined

@@ -3,18 +3,18 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from kvpress import BasePress, PyramidKVPress
-from kvpress.utils import compute_n_kept
+from kvpress import BasePress
 
 from kvx.engines.kvpress.architecture import decoder_of
-from kvx.engines.kvpress.given import copied, may_write
+from kvx.engines.kvpress.compression import check_window, compressed
+from kvx.engines.kvpress.given import may_write
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.linear import own_linears
-from kvx.engines.kvpress.parts import needs_gradients, own_method, packs, parts_of
+from kvx.engines.kvpress.model_state import untouched
+from kvx.engines.kvpress.parts import needs_gradients, packs
 from kvx.engines.kvpress.press_queries import PressQueries
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow
@@ -30,7 +30,6 @@ from kvx.engines.kvpress.streams import RandomStream
 def in_own_press(model: Any, row: PromptRow, cache: Any) -> Iterator[None]:
     """The model under the press of a `row`, for presses that change the forward pass."""
     press = None if row.press is None else row.press.build()
-    _full_of_windows(model, row, press)
     if press is not None:
         row.packs = packs(press)
         if row.watched:
@@ -39,10 +38,13 @@ def in_own_press(model: Any, row: PromptRow, cache: Any) -> Iterator[None]:
         yield
 
 
-def _full_of_windows(model: Any, row: PromptRow, press: Any | None) -> None:
-    """Without a press, windows are the full cache of a model that has nothing else."""
-    if press is None and not layers_of(model).full:
-        row.everywhere = True
+def runs_itself(row: PromptRow) -> bool:
+    """Whether the press of a `row` has a context or a hook of its own."""
+    press = None if row.press is None else row.press.build()
+    own = ("__call__", "forward_hook")
+    return press is not None and any(
+        getattr(type(press), name, None) is not getattr(BasePress, name) for name in own
+    )
 
 
 @contextlib.contextmanager
@@ -62,14 +64,16 @@ def hooked(model: Any, press: Any | None, cache: Any, reads_weights: bool) -> It
                 yield
         return
     press.post_init_from_model(model)
-    layers = {id(layer.attention): layer for layer in layers_of(model).full}
+    among = layers_of(model).full
+    layers = {id(layer.attention): layer for layer in among}
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         index, seen = layers[id(module)].index, seen_by(module, args, kwargs)
         if type(press).forward_hook is not BasePress.forward_hook:
             return press.forward_hook(module, args, seen, output)
         weights = output[1] if reads_weights else None  # some presses refuse them
-        put(cache, index, compressed(press, module, kv_of(cache, index), weights, seen))
+        full = kv_of(cache, index)
+        put(cache, index, compressed(press, module, layers[id(module)], among, full, weights, seen))
         return output
 
     modules = [layer.attention for layer in layers.values()]
@@ -114,13 +118,20 @@ def compressing(
     cache: Any,
     rows: Sequence[PromptRow],
     store: Callable[[CachedLayer, Sequence[KV]], None],
+    owned: bool,
 ) -> Iterator[None]:
     """Every row's press compresses each layer after its attention; the full layer is then dropped.
 
     Does for many presses what kvpress's context manager and hook do for one. Scores that do not
-    depend on the budget are computed once for all budgets of a press.
+    depend on the budget are computed once for all budgets of a press. What a press that is not
+    kvpress's does to an `owned` model is undone.
     """
-    with PressQueries(model) as queries, _compressing(model, cache, rows, store, queries):
+    with PressQueries(model) as queries, contextlib.ExitStack() as stack:
+        scores = SharedScores()
+        presses = [_made(model, row, None, scores, queries) for row in rows]
+        if owned and any(press is not None and may_write(press) for press in presses):
+            stack.enter_context(untouched(model))
+        stack.enter_context(_compressing(model, cache, rows, presses, store, scores, queries))
         yield
 
 
@@ -129,14 +140,15 @@ def _compressing(
     model: Any,
     cache: Any,
     rows: Sequence[PromptRow],
+    presses: Sequence[Any],
     store: Callable[[CachedLayer, Sequence[KV]], None],
+    scores: SharedScores,
     queries: PressQueries,
 ) -> Iterator[None]:
-    scores = SharedScores()
-    presses = [_made(model, row, None, scores, queries) for row in rows]
     layers = layers_of(model)
     for row, press in zip(rows, presses, strict=True):
-        _full_of_windows(model, row, press)
+        if press is None and not layers.full:
+            row.everywhere = True  # windows are its full cache
         row.packs = press is not None and packs(press)
         if hasattr(press, "score") and row.watched:
             row.evicted = EvictedMass(press)
@@ -160,15 +172,10 @@ def _compressing(
         if press is None or not (layer.window is None or row.everywhere):
             return full
         try:
-            check_window(layer, full)
+            check_window(layer, full, row.room)
             among = list(layers.cached.values()) if row.everywhere else layers.full
-            with (
-                row.stream.drawing(),
-                _among(press, module, layer, among),
-                unchanged(model),
-            ):
-                kept = compressed(press, module, full, weights, kwargs)
-            check_kept(press, full, kept)
+            with row.stream.drawing(), unchanged(model):
+                kept = compressed(press, module, layer, among, full, weights, kwargs)
         except Exception as error:  # noqa: BLE001  this row fails; the others go on
             row.error = error
             return stub
@@ -177,10 +184,15 @@ def _compressing(
         return kept
 
     def remember(
-        module: Any, at: int, row: PromptRow, other: "_OtherBudgets", full: KV, *rest: Any
+        module: Any,
+        layer: CachedLayer,
+        row: PromptRow,
+        other: "_OtherBudgets",
+        full: KV,
+        *rest: Any,
     ) -> None:
         try:
-            other.store(module, at, full, *rest)
+            other.store(module, layer, full, *rest)
         except Exception as error:  # noqa: BLE001  this row fails; the others go on
             row.error = row.error or error
 
@@ -189,16 +201,16 @@ def _compressing(
         layer = layers.cached[index]
         seen = seen_by(module, args, kwargs)
         scores.forget()
-        compressed = [
+        parts = [
             compress(module, layer, row, press, full, _weights(row, output), seen)
             for row, press in zip(rows, presses, strict=True)
         ]
         for shadow in shadows.values():
             shadow.store(layer, full)
-        for row, other, kept in zip(rows, others, compressed, strict=True):
+        for row, other, kept in zip(rows, others, parts, strict=True):
             if row.shadow is not None and row.error is None and layer.window is None:
-                remember(module, index, row, other, full, kept, _weights(row, output), seen)
-        store(layer, compressed)
+                remember(module, layer, row, other, full, kept, _weights(row, output), seen)
+        store(layer, parts)
         empty(cache, index)
         queries.forget()
 
@@ -262,76 +274,6 @@ def _with_rotary(module: Any, rotary: Any | None) -> Iterator[None]:
             module.rotary_emb = before
 
 
-def _uniform(press: Any, module: Any, n: int) -> int:
-    kept: int = compute_n_kept(n, press.compression_ratio)
-    return kept
-
-
-def compressed(press: Any, module: Any, full: KV, weights: Any, kwargs: dict[str, Any]) -> KV:
-    """What a press keeps, fitted by `PressQueries.serve`; nothing it is given is changed."""
-    if may_write(press):
-        full, weights, kwargs = copied((full, weights, kwargs))
-    kept: KV = press.compress(module, kwargs["hidden_states"], *full, weights, kwargs)
-    return kept
-
-
-def check_window(layer: CachedLayer, full: KV) -> None:
-    """Raises `ValueError` for a prompt whose beginning a layer to be compressed no longer sees."""
-    n = full[0].shape[2]
-    if layer.window is not None and n > layer.window:
-        raise ValueError(
-            f"press.layers=all: layer {layer.index} sees {layer.window} tokens and the prompt has "
-            f"{n}; use shorter contexts or press.layers=full"
-        )
-
-
-@contextlib.contextmanager
-def _among(
-    press: Any, module: Any, layer: CachedLayer, compressed: Sequence[CachedLayer]
-) -> Iterator[None]:
-    """Where budgets go by the layer's number: it is counted among the compressed layers only."""
-    count = module.config.num_hidden_layers if hasattr(module, "config") else None
-    pyramids = [part for part in parts_of(press) if isinstance(part, PyramidKVPress)]
-    if count in (None, len(compressed)) or not pyramids:
-        yield
-        return
-    if len(compressed) == 1:  # no pyramid: kvpress would give it the widest layer's budget
-        for part in pyramids:
-            part.get_layer_budget = partial(_uniform, part)
-    before = module.layer_idx
-    module.layer_idx = [other.index for other in compressed].index(layer.index)
-    module.config.num_hidden_layers = len(compressed)
-    try:
-        yield
-    finally:
-        module.layer_idx, module.config.num_hidden_layers = before, count
-
-
-def check_kept(press: Any, full: KV, kept: Any) -> None:
-    """Raises `ValueError` if `kept` is not a part of a layer's `full` keys and values."""
-    name, where = f"{type(press).__name__}.compress", own_method(type(press))
-    name += "" if where is None else f" ({where})"
-    if not (isinstance(kept, tuple | list) and len(kept) == 2):
-        raise ValueError(f"{name} returned a {type(kept).__name__}, not keys and values")
-    for what, old, new in zip(("keys", "values"), full, kept, strict=True):
-        if not isinstance(new, torch.Tensor):
-            raise ValueError(f"{name} returned {what} that are a {type(new).__name__}")
-        before, after = list(old.shape), list(new.shape)
-        if (
-            new.dtype != old.dtype
-            or len(after) != 4
-            or before[:2] + before[3:] != (after[:2] + after[3:])
-        ):
-            raise ValueError(
-                f"{name} returned {what} {after} of {new.dtype}, of {before} of {old.dtype}; only "
-                "the number of entries, the third of these, may change"
-            )
-    if kept[0].shape[2] != kept[1].shape[2]:
-        raise ValueError(f"{name} kept {kept[0].shape[2]} keys and {kept[1].shape[2]} values")
-    if kept[0].shape[2] == 0:
-        raise ValueError(f"{name} kept no entry at all")
-
-
 def _made(
     model: Any,
     row: PromptRow,
@@ -377,13 +319,19 @@ class _OtherBudgets:
         self._streams = [RandomStream(row.stream.seed, row.stream.devices) for _ in self._others]
 
     def store(
-        self, module: Any, at: int, full: KV, kept: KV, weights: Any, kwargs: dict[str, Any]
+        self,
+        module: Any,
+        layer: CachedLayer,
+        full: KV,
+        kept: KV,
+        weights: Any,
+        kwargs: dict[str, Any],
     ) -> None:
-        shadow = self._row.shadow
+        shadow, at, among = self._row.shadow, layer.index, layers_of(self._model).full
         assert shadow is not None
         if shadow.nominal < FULL:
             shadow.store(shadow.nominal, at, full, kept, self._own.take())
         for (budget, press, scores), stream in zip(self._others, self._streams, strict=True):
             with stream.drawing(), unchanged(self._model):
-                more = compressed(press, module, full, weights, kwargs)
+                more = compressed(press, module, layer, among, full, weights, kwargs)
             shadow.store(budget, at, full, more, scores.take())

@@ -53,8 +53,12 @@ class KVPressEngine:
             check_press(point)
         # at budget 1.0 no press is made
         pressed = [point for point in points if not point.config.budget.is_full]
-        methods = {repr(point.config.press.method): point for point in pressed}
-        for point in methods.values():
+        alike = {
+            repr((press.method, press.layers, press.needs)): point
+            for point in pressed
+            for press in [point.config.press]
+        }
+        for point in alike.values():
             check_on_model(point, self.loaded.model)
         self._check_controllers(points)
         with self.loaded.own_attention():

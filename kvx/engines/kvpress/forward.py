@@ -51,7 +51,8 @@ def forward(
         return torch.cat(list(last), dim=1)
     starts = torch.tensor([[row.position] for row in rows], device=loaded.device)
     positions = starts + torch.arange(n, device=loaded.device)
-    passing = Ragged(buckets, positions, layers_of(loaded.model).latent)
+    layers = layers_of(loaded.model)
+    passing = Ragged(buckets, positions, layers.latent, layers.scaled)
     with (
         cache_of(passing, rows[0].position) as cache,
         ragged(loaded.model, passing),

@@ -6,7 +6,8 @@ attends through transformers' attention interface has keys and values.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,8 @@ import kvpress  # noqa: F401  its import patches every registered function; ours
 import torch
 from transformers import AttentionInterface
 
+from kvx.engines.kvpress.memory import OUT_OF_MEMORY
+from kvx.engines.kvpress.positions import scales_by_position
 from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import new_cache, states_of
 
@@ -43,6 +46,7 @@ class Layers:
 
     A model that is `latent` computes its keys and values from what its cache returns. Where layers
     are `shared`, several attention modules read one layer's entries, or one module serves several.
+    Queries are `scaled` where they depend on a position that the model takes from its cache.
     `obstacle` says why its attention cannot be replaced, where it cannot.
     """
 
@@ -50,6 +54,7 @@ class Layers:
     state_bytes: int = 0
     latent: bool = False
     shared: bool = False
+    scaled: bool = False
     obstacle: str | None = None
 
     @property
@@ -90,15 +95,13 @@ def layers_of(model: Any) -> Layers:
 @contextmanager
 def attending_through(model: Any, implementation: str) -> Iterator[None]:
     """The model uses an attention implementation inside this context."""
-    configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()
-    before = [config._attn_implementation for config in configs]
+    config = model.config.get_text_config()  # another's, of a vision tower, stays what it is
+    before = config._attn_implementation
+    config._attn_implementation = implementation
     try:
-        for config in configs:
-            config._attn_implementation = implementation
         yield
     finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name
+        config._attn_implementation = before
 
 
 class _Seen:
@@ -111,9 +114,16 @@ class _Seen:
         return self
 
 
-_stored: list[_Seen] = []
-_readers: list[Any] = []  # of another layer's entries
-_attended: dict[int, tuple[Any, _Seen, dict[str, Any]]] = {}
+@dataclass
+class _Survey:
+    """What a model did in its survey."""
+
+    stored: list[_Seen] = field(default_factory=list)
+    attended: dict[int, tuple[Any, _Seen, dict[str, Any]]] = field(default_factory=dict)
+    readers: list[Any] = field(default_factory=list)  # of another layer's entries
+
+
+_surveyed: ContextVar[_Survey] = ContextVar("the survey that runs")
 
 
 def _note(
@@ -124,9 +134,10 @@ def _note(
     attention_mask: None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    seen = key if isinstance(key, _Seen) else _stored[-1]
-    if _attended.setdefault(seen.index, (module, seen, kwargs))[0] is not module:
-        _readers.append(module)
+    survey = _surveyed.get()
+    seen = key if isinstance(key, _Seen) else survey.stored[-1]
+    if survey.attended.setdefault(seen.index, (module, seen, kwargs))[0] is not module:
+        survey.readers.append(module)
     if isinstance(key, _Seen):
         key, value = key.keys, key.values
     out = torch.nn.functional.scaled_dot_product_attention(
@@ -141,44 +152,50 @@ AttentionInterface.register(SURVEY, _note)
 @torch.inference_mode()
 def _survey(model: Any) -> Layers:
     try:
-        cache, latent = _run(model, latent=False), False
+        (survey, cache), latent = _run(model, latent=False), False
+    except OUT_OF_MEMORY:
+        raise  # no property of the model
     except Exception:  # noqa: BLE001  it computes with what its cache returns
         try:
-            cache, latent = _run(model, latent=True), True
+            (survey, cache), latent = _run(model, latent=True), True
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:  # noqa: BLE001  a family with attention of another kind
             reason = f"attention that cannot be replaced ({type(error).__name__})"
             return Layers({}, obstacle=reason)
     types = getattr(model.config.get_text_config(), "layer_types", None)
     found = {}
-    for index, (module, seen, kwargs) in sorted(_attended.items()):
+    for index, (module, seen, kwargs) in sorted(survey.attended.items()):
         kind = types[index] if types is not None and index < len(types) else None
         size = sum(t[:, :, 0].numel() * t.element_size() for t in (seen.keys, seen.values))
         window = _window(model, module, kind, kwargs)
         found[index] = CachedLayer(index, module, size, window, kind == "chunked_attention")
-    shared = bool(_readers) or len({id(x.attention) for x in found.values()}) < len(found)
-    for seen_by_survey in (_attended, _stored, _readers):
-        seen_by_survey.clear()
+    modules = {id(layer.attention): layer.attention for layer in found.values()}
+    shared = bool(survey.readers) or len(modules) < len(found)
     states = sum(t.numel() * t.element_size() for t in states_of(cache).values())
-    return Layers(found, states, latent, shared)
+    scaled = any(scales_by_position(module) for module in modules.values())
+    return Layers(found, states, latent, shared, scaled)
 
 
-def _run(model: Any, latent: bool) -> Any:
-    """A few tokens through the model; the cache they went to."""
-    cache = new_cache(model)
-    for before in (_attended, _stored, _readers):
-        before.clear()
+def _run(model: Any, latent: bool) -> tuple[_Survey, Any]:
+    """A few tokens through the model: what it did, and the cache they went to."""
+    cache, survey = new_cache(model), _Survey()
     update = cache.update
 
     def noted(keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *a: Any, **k: Any) -> Any:
         found = update(keys, values, layer_idx, *a, **k)
-        _stored.append(_Seen(layer_idx, keys, values))
-        return found if latent else (_stored[-1], _stored[-1])
+        survey.stored.append(_Seen(layer_idx, keys, values))
+        return found if latent else (survey.stored[-1], survey.stored[-1])
 
     cache.update = noted
     ids = torch.arange(TOKENS, device=model.device)[None]
-    with attending_through(model, SURVEY):
-        model(input_ids=ids, **cache_argument(model, cache), use_cache=True)
-    return cache
+    token = _surveyed.set(survey)
+    try:
+        with attending_through(model, SURVEY):
+            model(input_ids=ids, **cache_argument(model, cache), use_cache=True)
+    finally:
+        _surveyed.reset(token)
+    return survey, cache
 
 
 def _window(model: Any, module: Any, kind: str | None, kwargs: dict[str, Any]) -> int | None:

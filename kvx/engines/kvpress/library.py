@@ -31,6 +31,7 @@ from kvx.engines.kvpress.guarded import (
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.observers import StepSignals
+from kvx.engines.kvpress.parts import packs
 from kvx.engines.kvpress.press_object import object_press
 from kvx.engines.kvpress.scheduler import Refused, Scheduler, Task
 from kvx.engines.kvpress.sequence import Row
@@ -62,6 +63,7 @@ class GuardedModel:
         warn_of_untested()
         self.model = model
         self.press = object_press(press)
+        _check_press(press, model)
         self.guard: list[Guarded] = []  # of the latest call, per sequence
         renew_hazard_models()
         try:
@@ -216,6 +218,22 @@ def _check_model(model: Any) -> None:
         )
     if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
         raise ArgumentError(f"model={name}: is spread over devices; load it on one")
+
+
+def _check_press(press: Any, model: Any) -> None:
+    """Raises `ArgumentError` for a press that cannot be used on this model."""
+    layers, name = layers_of(model), f"press={type(press).__name__}"
+    if packs(press) and (len(layers.full) < len(layers.cached) or layers.recurrent):
+        raise ArgumentError(
+            f"{name}: moves what it keeps to other positions, and {type(model).__name__} has layers "
+            "with a window or a state, which do not follow; use another press"
+        )
+    try:
+        deepcopy(press).post_init_from_model(model)
+    except Exception as error:
+        raise ArgumentError(
+            f"{name}: cannot be used with {type(model).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _check_cache(arguments: Mapping[str, Any], config: Any) -> None:

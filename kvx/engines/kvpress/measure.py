@@ -24,10 +24,12 @@ def masked_entries(layers: Sequence[CachedLayer], heads: Sequence[int]) -> float
 
 
 def clear_masks(model: Any) -> None:
-    """Forget what a mask press left on the attention modules: it would corrupt the next request."""
+    """Forget what a mask press, or kvpress's attention, left on the attention modules.
+
+    It would corrupt the next request.
+    """
     for module in model.modules():
-        if getattr(module, "masked_key_indices", None) is not None:
-            module.masked_key_indices = None
+        vars(module).pop("masked_key_indices", None)
 
 
 class PeakMemory:

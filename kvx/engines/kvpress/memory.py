@@ -12,6 +12,7 @@ import torch
 
 from kvx.config.schema import SHARING, SHARING_GPU
 
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 MIB = 2**20
 UNITS = {"": MIB, "K": 2**10, "M": MIB, "G": 2**30, "T": 2**40}  # SLURM's; without one: MiB
 GROUPS = "proc/self/cgroup"

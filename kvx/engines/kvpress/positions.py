@@ -18,19 +18,24 @@ def cache_positions(model: Any, positions: torch.Tensor) -> dict[str, torch.Tens
     return {"cache_position": positions} if _by_cache_position(type(model)) else {}
 
 
+def scales_by_position(module: Any) -> bool:
+    """Whether an attention `module` scales its queries by a position that it takes from a cache."""
+    if getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True):
+        return True
+    return _llama4_beta(module) is not None and _by_cache_position(type(module))
+
+
 def own_scale(module: Any, positions: torch.Tensor) -> torch.Tensor | None:
     """What to multiply the queries of an attention `module` by, [rows, 1, n, 1]; None: nothing.
 
     The model took the first row's `positions` [rows, n] for those of all rows.
     """
-    if positions.shape[0] == 1:
+    if positions.shape[0] == 1 or not scales_by_position(module):
         return None
-    if getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True):
-        own, taken = (_llama4(module, at) for at in (positions, positions[:1]))
-    elif (found := _llama4_beta(module)) is not None and _by_cache_position(type(module)):
+    if (found := _llama4_beta(module)) is not None:
         own, taken = (_ministral3(*found, at) for at in (positions, positions[:1]))
     else:
-        return None
+        own, taken = (_llama4(module, at) for at in (positions, positions[:1]))
     return (own / taken)[:, None, :, None]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from kvx.engines.kvpress.cache import Bucket
-from kvx.engines.kvpress.compress import compressing, in_own_press
+from kvx.engines.kvpress.compress import compressing, in_own_press, runs_itself
 from kvx.engines.kvpress.head_size import with_head_size
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.lengths import group_by_length
@@ -48,8 +48,8 @@ def prefill(
 ) -> PromptCaches:
     """One forward pass over the token `ids` for all `rows`.
 
-    `alone` runs a single row inside its press's own context, for presses that change the forward
-    pass. A press that fails leaves its error in its row and touches no other.
+    `alone` is a single row; its press runs in its own context if it has one, for presses that
+    change the forward pass. A press that fails leaves its error in its row and touches no other.
     """
     model, layers = loaded.model, layers_of(loaded.model)
     groups = group_by_length([row.kept_tokens for row in rows])
@@ -62,21 +62,25 @@ def prefill(
         for bucket, group in zip(buckets, groups, strict=True):
             bucket.fill(layer, [compressed[i] for i in group])
 
+    for row in rows:
+        row.room = room
     clear_masks(model)
     batch = torch.tensor([list(ids)], device=loaded.device)
     with contextlib.ExitStack() as during:
-        if loaded.owned:
+        during.callback(clear_masks, model)
+        itself = alone and runs_itself(rows[0])
+        if itself and loaded.owned:
             during.enter_context(untouched(model))
         for context in (with_head_size(model), own_positions(model)):
             during.enter_context(context)
-        if alone:
+        if itself:
             during.enter_context(rows[0].stream.drawing())
             during.enter_context(in_own_press(model, rows[0], cache))
         else:
-            during.enter_context(compressing(model, cache, rows, store))
+            during.enter_context(compressing(model, cache, rows, store, loaded.owned))
         argument = cache_argument(model, cache)
         out = model(input_ids=batch, **argument, logits_to_keep=1, use_cache=True)
-    if alone:
+    if itself:
         for index, layer in layers.cached.items():
             store(layer, [kv_of(cache, index)])
             empty(cache, index)  # the bucket holds it now

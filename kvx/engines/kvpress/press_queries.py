@@ -57,12 +57,13 @@ def _reason(loaded: LoadedModel, method: dict[str, Any], weights: bool) -> str |
 
 def tell(loaded: LoadedModel, points: Sequence[Point]) -> None:
     """Say once per press that kvpress's queries are not this model's, and which are used."""
-    told: set[str] = set()
+    told: set[tuple[str, Queries]] = set()
     for point in points:
         press, found = point.config.press, ranked(loaded, point, TOLD_TOKENS)
-        if found is None or press.name in told:
+        key = (press.name, press.queries)
+        if found is None or key in told:
             continue
-        told.add(press.name)
+        told.add(key)
         if found.adapted:
             log.info("run: press=%s ranks by the model's own queries: %s", press.name, found.reason)
         else:

@@ -48,6 +48,7 @@ class PromptRow:
     watched: bool = False
     evicted: EvictedMass | None = None
     shadow: RowShadow | None = None
+    room: int = 0  # how many tokens may follow the prompt
     everywhere: bool = False  # whether it compresses layers with a window too
     packs: bool = False  # whether its press moved what it kept to the first positions
     entries: list[int] = field(default_factory=list)  # per layer that the press compresses

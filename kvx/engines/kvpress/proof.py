@@ -24,7 +24,9 @@ class BudgetContradictedError(Exception):
 def kv_at_end(kv: KVUse, row: Row, compressed_tokens: int, layers: Layers) -> KVUse:
     """The peak of a finished row's cache: its highest budget, and what was appended."""
     compressed = kv.bytes_full * (1.0 if kv.compressed_share is None else kv.compressed_share)
-    per_entry, fixed = compressed / compressed_tokens, kv.bytes_full - compressed
+    fixed = kv.bytes_full - compressed
+    # windows that are compressed grow too, up to their size
+    per_entry = layers.entry_bytes if layers.cached else compressed / compressed_tokens
     appended = row.position + row.packed - compressed_tokens
     grown = layers.row_bytes(compressed_tokens + appended) - layers.row_bytes(compressed_tokens)
     peak = kv.bytes_physical + appended * per_entry + grown

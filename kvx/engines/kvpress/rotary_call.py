@@ -38,11 +38,12 @@ class RotarySource:
         asked = self.arguments.arguments.get("position_ids")
         if not isinstance(asked, torch.Tensor):
             raise NotImplementedError(f"{type(self.module).__name__} takes no position_ids")
-        ids = positions.expand(*asked.shape[:-1], positions.shape[0])
+        ids = positions.to(asked.device).expand(*asked.shape[:-1], positions.shape[0])
         bound = inspect.BoundArguments(
             self.arguments.signature, self.arguments.arguments | {"position_ids": ids}
         )
-        return _tensors(type(module).forward(module, *bound.args, **bound.kwargs))
+        found = _tensors(type(module).forward(module, *bound.args, **bound.kwargs))
+        return tuple(tensor.to(positions.device) for tensor in found)
 
 
 @dataclass(frozen=True)

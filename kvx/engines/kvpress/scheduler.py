@@ -17,6 +17,7 @@ from kvx.engines.kvpress.account import Account
 from kvx.engines.kvpress.admission import Submission, admit
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.masked import generate_masked
+from kvx.engines.kvpress.memory import OUT_OF_MEMORY
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.sequence import Row, StepObserver
 from kvx.errors import first_line
@@ -24,7 +25,6 @@ from kvx.errors import first_line
 log = logging.getLogger(__name__)
 
 DROPPED = "dropped"  # finish reason of rows that were taken out
-OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 class Task:
