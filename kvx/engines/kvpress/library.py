@@ -1,6 +1,7 @@
 """`kvx.guarded`: a transformers model that the caller made, with a guard around `generate`."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -225,8 +226,8 @@ def _check_press(press: Any, model: Any) -> None:
     layers, name = layers_of(model), f"press={type(press).__name__}"
     if packs(press) and (len(layers.full) < len(layers.cached) or layers.recurrent):
         raise ArgumentError(
-            f"{name}: moves what it keeps to other positions, and {type(model).__name__} has layers "
-            "with a window or a state, which do not follow; use another press"
+            f"{name}: moves what it keeps to other positions, and {type(model).__name__} has "
+            "layers with a window or a state, which do not follow; use another press"
         )
     try:
         deepcopy(press).post_init_from_model(model)
