@@ -77,12 +77,23 @@ def own(
         given["shared_kv_states"] = {}
     before = module.config._attn_implementation
     module.config._attn_implementation = NAME
+    # Llama 4 takes the places of these rows for their positions, unless it is given them
+    tuned = getattr(module, "attn_temperature_tuning", False) and not module.use_rope
+    counts = tuned and given.get("cache_position") is None
+    if counts:
+        module.attn_temperature_tuning = False
     try:
         module.forward(**given)
     except _Found as found:
-        return found.query, found.key
+        scale: Any = 1.0
+        if counts:
+            steps = torch.floor((rows.float() + 1.0) / module.floor_scale)
+            scale = (torch.log1p(steps) * module.attn_scale + 1.0)[:, None]
+        return found.query * scale, found.key
     finally:
         module.config._attn_implementation = before
+        if counts:
+            module.attn_temperature_tuning = tuned
     raise NotImplementedError(f"{type(module).__name__} calls no attention function")
 
 

@@ -35,7 +35,10 @@ OF_QUERIES = {
     ModelFeature.future_rotary, ModelFeature.output_projection,
 }  # fmt: skip
 # what kvx cannot hand to a press where the cache holds latents
-OF_LATENTS = {ModelFeature.projected_keys, ModelFeature.output_projection}
+OF_LATENTS = {
+    ModelFeature.queries, ModelFeature.projected_keys, ModelFeature.output_projection,
+    ModelFeature.future_rotary, ModelFeature.head_size,
+}  # fmt: skip
 # what the press does with a feature, before the model's reason not to have it
 DOES = {
     ModelFeature.full_layers: "compresses layers that hold the whole prompt",
@@ -90,6 +93,8 @@ def _no_hiding(press: PressConfig, model: ModelConfig, missing: dict[str, str]) 
         return "model.attn_implementation=eager has nothing to hide them in"
     if SDPA in missing and model.attn_implementation == "auto":
         return missing[SDPA]
+    if LATENT in missing:
+        return f"{missing[LATENT]}, which heads share"
     return missing.get(SEPARATE)
 
 
@@ -144,6 +149,8 @@ def _missing(path: str, revision: str | None, trust: bool, key: str) -> dict[str
         return None
     if not getattr(model, "_supports_sdpa", True):
         found[SDPA] = "the model has eager attention only"
+    elif getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        found[SDPA] = "the model caps attention scores, which only eager attention does"
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """One press on one layer: what it is given, and what it may return."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,11 +13,6 @@ from kvx.engines.kvpress.given import copied, may_write
 from kvx.engines.kvpress.layers import CachedLayer
 from kvx.engines.kvpress.parts import own_method, parts_of
 from kvx.engines.kvpress.states import KV
-
-
-def _uniform(press: Any, module: Any, n: int) -> int:
-    kept: int = compute_n_kept(n, press.compression_ratio)
-    return kept
 
 
 def compressed(
@@ -37,8 +32,8 @@ def compressed(
     given = full
     if may_write(press):
         given, weights, kwargs = copied((full, weights, kwargs))
-    with _among(press, module, layer, among):
-        kept: KV = press.compress(module, kwargs["hidden_states"], *given, weights, kwargs)
+    _count_among(press, layer, among)
+    kept: KV = press.compress(module, kwargs["hidden_states"], *given, weights, kwargs)
     _check_kept(press, full, kept)
     return kept
 
@@ -57,26 +52,21 @@ def check_window(layer: CachedLayer, full: KV, room: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _among(
-    press: Any, module: Any, layer: CachedLayer, compressed: Sequence[CachedLayer]
-) -> Iterator[None]:
-    """Where budgets go by the layer's number: it is counted among the compressed layers only."""
-    count = module.config.num_hidden_layers if hasattr(module, "config") else None
-    pyramids = [part for part in parts_of(press) if isinstance(part, PyramidKVPress)]
-    if count in (None, len(compressed)) or not pyramids:
-        yield
-        return
-    if len(compressed) == 1:  # no pyramid: kvpress would give it the widest layer's budget
-        for part in pyramids:
-            part.get_layer_budget = partial(_uniform, part)
-    before = module.layer_idx
-    module.layer_idx = [other.index for other in compressed].index(layer.index)
-    module.config.num_hidden_layers = len(compressed)
-    try:
-        yield
-    finally:
-        module.layer_idx, module.config.num_hidden_layers = before, count
+def _count_among(press: Any, layer: CachedLayer, compressed: Sequence[CachedLayer]) -> None:
+    """Where budgets go by the layer's number, it is counted among the compressed layers only."""
+    for part in parts_of(press):
+        if isinstance(part, PyramidKVPress):
+            n = len(compressed)
+            at = [other.index for other in compressed].index(layer.index)
+            stand_in = SimpleNamespace(layer_idx=at, config=SimpleNamespace(num_hidden_layers=n))
+            by_rule = partial(PyramidKVPress.get_layer_budget, part, stand_in)
+            # one layer is no pyramid: kvpress would give it the widest layer's budget
+            part.get_layer_budget = partial(_budget, part, None if n == 1 else by_rule)
+
+
+def _budget(press: Any, rule: Callable[[int], int] | None, module: Any, n: int) -> int:
+    kept: int = compute_n_kept(n, press.compression_ratio) if rule is None else rule(n)
+    return kept
 
 
 def _check_kept(press: Any, full: KV, kept: Any) -> None:

@@ -25,6 +25,11 @@ def scales_by_position(module: Any) -> bool:
     return _llama4_beta(module) is not None and _by_cache_position(type(module))
 
 
+def scales_by_length(module: Any) -> bool:
+    """Whether that position is the length of the cache, which no argument replaces."""
+    return scales_by_position(module) and not _by_cache_position(type(module))
+
+
 def own_scale(module: Any, positions: torch.Tensor) -> torch.Tensor | None:
     """What to multiply the queries of an attention `module` by, [rows, 1, n, 1]; None: nothing.
 

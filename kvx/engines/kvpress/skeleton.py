@@ -23,6 +23,7 @@ from kvx.config.language_model import ModelConfig
 from kvx.config.model_features import ModelFeature
 from kvx.data.model_folder import files_of
 from kvx.engines.kvpress.architecture import decoder_of
+from kvx.engines.kvpress.positions import scales_by_length
 
 WINDOWED = ("sliding_attention", "chunked_attention")
 
@@ -228,4 +229,6 @@ def _no_replay(model: Any) -> str | None:
         return "kvpress's code refuses Gemma 3"
     if not hasattr(model.config, "num_key_value_heads") or not hasattr(model.model, "layers"):
         return "the text model is one part of several"
+    if any(scales_by_length(module) for module in model.modules()):
+        return "the model scales queries by their position, which the second run changes"
     return None
