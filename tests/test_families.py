@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kvx.engines.base import Response, Trace
+from kvx.engines.kvpress.layers import layers_of
 from tests.families import FAMILIES, available, make
 from tests.family_cells import TOLERANCE, column, difference
 from tests.family_reference import Answer, compressed, generated
@@ -23,7 +24,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "llama_dynamic": (),
     "phi3_longrope": (),
     "ministral3": BY_QUERIES,
-    "qwen2_window": ("pyramidkv",),
+    "qwen3_window": ("pyramidkv",),
     "gemma3_text": ("expected_attention", "pyramidkv"),
     "gemma3n": BY_QUERIES,
     "gpt_oss": ("expected_attention", "pyramidkv"),
@@ -40,6 +41,8 @@ WORKS = [name for name in KINDS if name in available()]
 def test_every_press_answers_as_the_reference(family: str, tmp_path: Path) -> None:
     found = column(family, tmp_path, PRESSES, [0.5])
     expected = {(p, 0.5): "adapted" if p in KINDS[family] else "same" for p in PRESSES}
+    if layers_of(make(family)).latent:  # later versions cache what keys are made of
+        expected["expected_attention", 0.5] = "not applicable"
     verdicts = {key: cell.verdict for key, cell in found.cells.items()}
     assert verdicts == {("none", 1.0): "same", **expected}, found.cells
     assert found.shared, found.warnings

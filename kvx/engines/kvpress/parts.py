@@ -29,6 +29,7 @@ DECODING = (kvpress.DecodingPress, kvpress.PrefillDecodingPress)
 _INSTALLED = tuple(
     Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_PACKAGES = {"site-packages", "dist-packages"}
 _KVX = Path(__file__).parents[2]
 
 
@@ -95,7 +96,10 @@ def own_method(kind: type) -> str | None:
 
 
 def _is_installed(file: str) -> bool:
-    return any(Path(file).is_relative_to(folder) for folder in (*_INSTALLED, _KVX))
+    path = Path(file)  # packages of another environment may be in use beside this one's
+    return bool(_PACKAGES & set(path.parts)) or any(
+        path.is_relative_to(folder) for folder in (*_INSTALLED, _KVX)
+    )
 
 
 def _shown(file: str, line: int) -> str:
