@@ -13,9 +13,10 @@ from kvpress.pipeline import KVPressTextGenerationPipeline
 from kvx.config.press_choices import PressNeed
 from kvx.config.schema import PressConfig
 from kvx.engines.base import PointWork
-from kvx.engines.kvpress.compress import compressed
+from kvx.engines.kvpress.compression import compressed
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.given import may_write
+from kvx.engines.kvpress.layers import CachedLayer
 from kvx.engines.kvpress.linear import fast_linears, own_linears
 from kvx.engines.kvpress.stack import kvpress_arguments, kvpress_hooks
 from kvx.points import Request
@@ -117,7 +118,8 @@ def test_kvpress_s_own_write_into_nothing_that_they_are_given(name: str) -> None
         layer = kwargs["past_key_values"].layers[module.layer_idx]
         given = [layer.keys, layer.values, kwargs["hidden_states"], *kwargs["position_embeddings"]]
         before = [tensor.clone() for tensor in given]
-        compressed(press, module, (layer.keys, layer.values), output[1], kwargs)
+        kind = CachedLayer(module.layer_idx, module, 0)
+        compressed(press, module, kind, [kind], (layer.keys, layer.values), output[1], kwargs)
         changed.extend(not torch.equal(a, b) for a, b in zip(given, before, strict=True))
         calls += 1
 

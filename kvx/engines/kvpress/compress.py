@@ -118,7 +118,7 @@ def compressing(
     cache: Any,
     rows: Sequence[PromptRow],
     store: Callable[[CachedLayer, Sequence[KV]], None],
-    owned: bool,
+    owned: bool = True,
 ) -> Iterator[None]:
     """Every row's press compresses each layer after its attention; the full layer is then dropped.
 

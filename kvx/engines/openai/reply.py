@@ -203,7 +203,9 @@ def entropy_nats(chosen: list[float], tops: list[list[float]]) -> list[float]:
 def accounting(raw: dict[str, Any]) -> Accounting:
     """Raises what `Parser.feed` turns into a fault if a field is missing or not a number."""
     kv, types = raw["kv"], {f.name: f.type for f in fields(KVUse)}
-    numbers = {name: float(kv[name]) for name in types}
+    optional = {"compressed_share"}  # servers of an older kvx do not send it
+    given = [name for name in types if name not in optional or kv.get(name) is not None]
+    numbers = {name: float(kv[name]) for name in given}
     if not all(0 <= value < MOST_BYTES for value in numbers.values()):  # nor is NaN
         raise ValueError("kv holds something that is not an amount")
     budget = float(raw["budget"])
