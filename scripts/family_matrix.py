@@ -84,7 +84,14 @@ def versions() -> dict[str, str]:
 
 def store(done: dict[str, Any]) -> None:
     about = {"versions": versions(), "date": time.strftime("%Y-%m-%d")}
-    write_text(results_file(), json.dumps(about | {"families": done}, indent=1) + "\n")
+    write_text(results_file(), as_lines(about, done))
+
+
+def as_lines(about: dict[str, Any], families: dict[str, Any]) -> str:
+    """JSON with a line for each family."""
+    head = json.dumps(about, indent=1).removesuffix("\n}")
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(c)}" for name, c in families.items())
+    return f'{head},\n "families": {{\n{lines}\n }}\n}}\n'
 
 
 def as_json(found: Column, seconds: float) -> dict[str, Any]:

@@ -34,7 +34,6 @@ class AttentionCall:
     scaling: float
     softcap: float | None
     sinks: torch.Tensor | None
-    window: int | None
     rotaries: tuple[RotaryCall, ...]
 
     @cached_property
@@ -131,7 +130,6 @@ class Sight:
             query.shape[-1] ** -0.5 if scaling is None else float(scaling),
             about.get("softcap"),
             about.get("s_aux"),
-            about.get("sliding_window"),
             tuple(call.slim(query.shape[-1]) for call in rotaries),
         )
 
