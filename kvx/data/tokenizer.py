@@ -1,5 +1,6 @@
 """The model's tokenizer and the identity of its files, without loading the model."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,33 @@ def _load(folder: Path, trust: bool, name: str, content: str) -> Any:
         raise UserError(
             f"model={name}: its tokenizer cannot be loaded from {folder}: {loading_reason(error)}"
         ) from error
+    _check_vocabulary(folder, name, tokenizer, words)
     if not words:
         raise UserError(
             f"model={name}: its tokenizer in {folder} finds no token in {SAMPLE!r}: its vocabulary "
             "is empty or another's; copy tokenizer.json from the model it was made from"
         )
     return tokenizer
+
+
+def _check_vocabulary(folder: Path, name: str, tokenizer: Any, words: Sequence[int]) -> None:
+    """Raises `UserError` where transformers takes another tokenizer than tokenizer.json holds.
+
+    Since 5.24 some model types have a class of their own whatever the files say. It may find a few
+    tokens only; other differences, of a space at the beginning say, are a matter of settings.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    own = Tokenizer.from_file(str(file)).encode(SAMPLE, add_special_tokens=False).ids
+    if 2 * len(words) < len(own):
+        raise UserError(
+            f"model={name}: transformers takes {type(tokenizer).__name__} for its tokenizer, which "
+            f"finds {len(words)} tokens in {SAMPLE!r}, and tokenizer.json {len(own)}; use another "
+            "version of transformers, or the tokenizer that the model type has"
+        )
 
 
 def _check_config(folder: Path, trust: bool, name: str) -> None:
