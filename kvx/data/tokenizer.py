@@ -91,12 +91,15 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 @lru_cache(maxsize=8)
 def _load(folder: Path, trust: bool, name: str, content: str) -> Any:
-    from transformers import AutoTokenizer, logging
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, logging
 
     logging.set_verbosity_error()  # kvx reports contexts that are too long itself
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         words = tokenizer.encode(SAMPLE, add_special_tokens=False)
+        if "auto_map" not in _settings(folder) and _is_not_of_file(folder, words):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            words = tokenizer.encode(SAMPLE, add_special_tokens=False)
     except Exception as error:
         for file in sorted(folder.glob("*.json")):
             if file.name in (*model_identity.TOKENIZER_FILES, "config.json"):
@@ -105,7 +108,6 @@ def _load(folder: Path, trust: bool, name: str, content: str) -> Any:
         raise UserError(
             f"model={name}: its tokenizer cannot be loaded from {folder}: {loading_reason(error)}"
         ) from error
-    _check_vocabulary(folder, name, tokenizer, words)
     if not words:
         raise UserError(
             f"model={name}: its tokenizer in {folder} finds no token in {SAMPLE!r}: its vocabulary "
@@ -114,24 +116,20 @@ def _load(folder: Path, trust: bool, name: str, content: str) -> Any:
     return tokenizer
 
 
-def _check_vocabulary(folder: Path, name: str, tokenizer: Any, words: Sequence[int]) -> None:
-    """Raises `UserError` where transformers takes another tokenizer than tokenizer.json holds.
+def _is_not_of_file(folder: Path, words: Sequence[int]) -> bool:
+    """Whether transformers took another tokenizer than tokenizer.json holds.
 
-    Since 5.24 some model types have a class of their own whatever the files say. It may find a few
-    tokens only; other differences, of a space at the beginning say, are a matter of settings.
+    Since 5.24 some model types (qwen2) have a class of their own whatever the files say, which then
+    finds few of the file's tokens. Other differences, of a space at the beginning say, are a matter
+    of settings.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        return
+        return False
     from tokenizers import Tokenizer
 
     own = Tokenizer.from_file(str(file)).encode(SAMPLE, add_special_tokens=False).ids
-    if 2 * len(words) < len(own):
-        raise UserError(
-            f"model={name}: transformers takes {type(tokenizer).__name__} for its tokenizer, which "
-            f"finds {len(words)} tokens in {SAMPLE!r}, and tokenizer.json {len(own)}; use another "
-            "version of transformers, or the tokenizer that the model type has"
-        )
+    return 2 * len(words) < len(own)
 
 
 def _check_config(folder: Path, trust: bool, name: str) -> None:
