@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from kvx.analyze.plots import COLOURS, DASHES, MARKERS, STYLE, new_figure, save
+from kvx.analyze.figures import COLOURS, DASHES, MARKERS, STYLE, new_figure, save
 from kvx.simulate.page import CONTROLLER, SWEEP
 
 AXES = {
