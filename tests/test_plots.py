@@ -59,7 +59,7 @@ def test_many_presses_get_a_panel_each_and_every_whisker_lies_inside() -> None:
         low, high = axis.get_ylim()
         left, right = axis.get_xlim()
         own = axis.lines[-1]
-        assert list(own.get_xdata()) == list(RATIOS)
+        assert np.array_equal(np.asarray(own.get_xdata()), RATIOS)
         assert right < 0.25
         assert left > 0.5
         ends = np.asarray(axis.collections[-1].get_offsets())
