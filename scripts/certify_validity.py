@@ -25,9 +25,9 @@ from kvx.errors import UserError
 from kvx.report.tables import markdown
 from kvx.stats.intervals import clopper_pearson
 from kvx.stats.resplits import Kept, halves, redraws, synthetic
-from kvx.stats.risk_control import PValue, binomial_p, hoeffding_bentkus_p
+from kvx.stats.risk_control import BETTING, BOUNDED, EXACT, RiskTest
 
-ALPHA, DELTA, DRAWS, SPLITS = 0.05, 0.05, 20_000, 1_000
+ALPHA, DELTA, DRAWS, FEWER, SPLITS = 0.05, 0.05, 20_000, 2_000, 1_000
 ABOVE = 1e-9  # a risk this little above alpha breaks the promise
 HEAD = """# Is the promise of a certificate kept?
 
@@ -37,10 +37,10 @@ Made by
 
 delta = {delta:g}: the promise may be broken that often, and no oftener.
 
-## Populations of known risk, {draws:,} certificates each
+## Populations of known risk, {draws:,} certificates each ({fewer:,} by betting)
 
 Budgets from the largest down; a promise is broken if any certified budget has a risk above alpha.
-Losses are 0 or 1 for the exact test, graded (beta) for the other.
+Losses are 0 or 1 for the exact test, graded (beta) for the others.
 """
 REAL = """
 ## Real prompts, {splits:,} resplits each
@@ -52,7 +52,6 @@ All prompts of an experiment are the population.
   more often than the truth does: what one half misses is in the other.
 - *Redrawn*: as many prompts as there are, with replacement.
 """
-EXACT, BOUNDED = "exact binomial", "Hoeffding–Bentkus"
 
 
 def binary(risks: list[float], n: int) -> Callable[[np.random.Generator], NDArray[np.float64]]:
@@ -76,13 +75,14 @@ def made_up() -> Iterator[list[str]]:
             "above, then safe": [over, alpha / 2, alpha / 2],
             "all above": [over] * 6,
         }
-        for (name, risks), (test, p_value, draw) in (
+        for (name, risks), (test, draw) in (
             (case, how)
             for case in cases.items()
-            for how in ((EXACT, binomial_p, binary), (BOUNDED, hoeffding_bentkus_p, graded))
+            for how in ((EXACT, binary), (BOUNDED, graded), (BETTING, graded))
         ):
-            found = synthetic(draw(risks, n), risks, alpha, DELTA, p_value, DRAWS, seed=0)
-            yield [f"{name}", test, str(n), f"{alpha:g}", *counts(found)]
+            draws = DRAWS if test is not BETTING else FEWER
+            found = synthetic(draw(risks, n), risks, alpha, DELTA, test, draws, seed=0)
+            yield [f"{name}", test.name, str(n), f"{alpha:g}", *counts(found)]
 
 
 def counts(found: Kept) -> list[str]:
@@ -115,21 +115,21 @@ def real(folder: Path, loss: Loss) -> Iterator[Resampled]:
         if twin is None:
             continue
         losses = np.stack([reader.of(p, twin).by_prompt for p in curve.points])
-        _, p_value = reader.test(curve.first)
+        test = reader.test(curve.first, losses.shape[1], DELTA)
         dataset, n = str(curve.first.info["dataset"]), losses.shape[1]
-        kept = resampled(losses, ALPHA, p_value)
+        kept = resampled(losses, ALPHA, test)
         yield Resampled(dataset, loss, curve.press, n, *kept)
         for point, risk in zip(curve.points, losses.mean(axis=1).tolist(), strict=True):
             if 0 < risk < 1:
-                kept = resampled(losses, risk - ABOVE, p_value)
+                kept = resampled(losses, risk - ABOVE, test)
                 label = str(point.info["budget_label"])
                 yield Resampled(dataset, loss, curve.press, n, *kept, label, risk)
 
 
-def resampled(losses: NDArray[np.float64], alpha: float, p_value: PValue) -> tuple[Kept, Kept]:
+def resampled(losses: NDArray[np.float64], alpha: float, test: RiskTest) -> tuple[Kept, Kept]:
     return (
-        halves(losses, alpha, DELTA, p_value, SPLITS, seed=0),
-        redraws(losses, alpha, DELTA, p_value, SPLITS, seed=1),
+        halves(losses, alpha, DELTA, test, SPLITS, seed=0),
+        redraws(losses, alpha, DELTA, test, SPLITS, seed=1),
     )
 
 
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("experiments", type=Path, nargs="*", help="folders OUTPUT/runs/NAME")
     folders: list[Path] = parser.parse_args().experiments
     names = " ".join(f"outputs/runs/{f.name}" for f in folders)
-    print(HEAD.format(names=names, delta=DELTA, draws=DRAWS))
+    print(HEAD.format(names=names, delta=DELTA, draws=DRAWS, fewer=FEWER))
     header = ["population", "test", "prompts", "alpha", "certified some", "broken [95%]"]
     print(markdown(header, list(made_up())))
     if not folders:

@@ -373,8 +373,9 @@ def test_examples_of_one_text_are_one_prompt(finished: Path) -> None:
         whole, requests=whole.requests.assign(cluster=[f"text{r // 2}" for r in rank])
     )
     one, two = (LossReader(e, CertifyConfig(), output) for e in (whole, grouped))
-    assert one.test(own)[0] == "exact binomial"
-    assert two.test(own)[0] == "Hoeffding–Bentkus"
+    assert one.test(own, 60, 0.05).name == "exact binomial"
+    assert two.test(own, 60, 0.05).name == "Hoeffding–Bentkus"
+    assert two.test(own, 100, 0.05).name == "betting"
     alone, paired = one.of(own, full), two.of(own, full)
     assert len(alone.by_prompt) == 60
     assert len(paired.by_prompt) == len(set(paired.clusters))

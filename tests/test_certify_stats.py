@@ -11,6 +11,9 @@ from scipy.stats import binom
 from kvx.stats.intervals import clopper_pearson
 from kvx.stats.resplits import halves, redraws, synthetic
 from kvx.stats.risk_control import (
+    BOUNDED,
+    EXACT,
+    RiskTest,
     binomial_p,
     cluster_means,
     fixed_sequence,
@@ -117,7 +120,7 @@ def test_the_promise_is_broken_at_most_delta_of_the_time(n: int, at_least: float
     def draw(rng: np.random.Generator) -> np.ndarray:
         return (rng.random((1, n)) < risks[:, None]).astype(float)
 
-    found = synthetic(draw, risks, ALPHA, DELTA, binomial_p, DRAWS, seed=3)
+    found = synthetic(draw, risks, ALPHA, DELTA, EXACT, DRAWS, seed=3)
     assert broken_no_oftener_than_delta(found.n_broken, found.n)
     assert found.n_broken / found.n > at_least  # it would notice a test that never certifies
     assert found.n_chosen > found.n_broken
@@ -129,7 +132,7 @@ def test_the_promise_is_kept_for_graded_losses() -> None:
     def draw(rng: np.random.Generator) -> np.ndarray:
         return rng.beta(risks, 1 - risks, (n, 2)).T
 
-    found = synthetic(draw, risks, ALPHA, DELTA, hoeffding_bentkus_p, DRAWS, seed=4)
+    found = synthetic(draw, risks, ALPHA, DELTA, BOUNDED, DRAWS, seed=4)
     assert broken_no_oftener_than_delta(found.n_broken, found.n)
     assert found.n_chosen > 0.9 * found.n
 
@@ -137,15 +140,15 @@ def test_the_promise_is_kept_for_graded_losses() -> None:
 def test_a_test_that_is_too_bold_is_found_out() -> None:
     """The observed mean instead of a p-value: the check above must fail for it."""
 
-    def bold(total: float, n: int, alpha: float) -> float:
-        return 0.0 if total / n <= alpha else 1.0
+    def bold(losses: np.ndarray, alpha: float, level: float) -> float:
+        return 0.0 if losses.mean() <= alpha else 1.0
 
     risks, n = np.array([ALPHA + 1e-9]), 100
 
     def draw(rng: np.random.Generator) -> np.ndarray:
         return (rng.random((1, n)) < risks[:, None]).astype(float)
 
-    found = synthetic(draw, risks, ALPHA, DELTA, bold, DRAWS, seed=5)
+    found = synthetic(draw, risks, ALPHA, DELTA, RiskTest("bold", bold), DRAWS, seed=5)
     assert not broken_no_oftener_than_delta(found.n_broken, found.n)
 
 
@@ -154,6 +157,6 @@ def test_resplits_of_real_prompts_keep_the_promise() -> None:
     losses = (rng.random((1, 150)) < np.array([[0.01], [0.06], [0.3]])).astype(float)
     for risk in losses.mean(axis=1)[1:]:
         for way in (halves, redraws):
-            found = way(losses, float(risk) - 1e-9, DELTA, binomial_p, 1_000, seed=7)
+            found = way(losses, float(risk) - 1e-9, DELTA, EXACT, 1_000, seed=7)
             assert broken_no_oftener_than_delta(found.n_broken, found.n)
             assert found.n_chosen > 0

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvx import __version__
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment, load_experiment
@@ -14,7 +17,7 @@ from kvx.certify import page
 from kvx.certify.certificate import Certificate, Group, Tested, Verdict, inputs_of, read, whole
 from kvx.certify.losses import LossReader, PointLosses
 from kvx.certify.series import Series, all_series, chosen, steering_of
-from kvx.config.certify import CertifyConfig, Loss
+from kvx.config.certify import Average, CertifyConfig, Loss
 from kvx.config.folder_names import check_name
 from kvx.config.numbers import plural
 from kvx.config.schema import Config
@@ -22,13 +25,25 @@ from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest
 from kvx.identity.user_code import press_code
 from kvx.points import experiment_dir
-from kvx.stats.risk_control import PValue, fixed_sequence, prompts_needed
+from kvx.stats.betting import ORDER_SEED, prompts_like
+from kvx.stats.risk_control import (
+    BETTING,
+    BOUNDED,
+    EXACT,
+    RiskTest,
+    binomial_p,
+    fixed_sequence,
+    hoeffding_bentkus_p,
+    least_prompts,
+    prompts_needed,
+)
 from kvx.store.atomic import write_text
 from kvx.store.catalog import PointRecord, finished_points
 from kvx.store.shards import read_inputs
 
 log = logging.getLogger(__name__)
 FOLDER = "certificates"
+POWER = 0.8
 LONGEST_NAME = 200  # bytes; a file system takes 255, and a temporary name is longer
 
 
@@ -104,7 +119,10 @@ def targets(
     experiments with several variants each has a folder of its own, as its plots have.
     """
     usual = CertifyConfig()
-    promise = [settings.metric or settings.loss.name, *(["bins"] if settings.per_bin else [])]
+    promise = [settings.metric or settings.loss.name]
+    promise += ["net"] if settings.net else []
+    promise += ["examples"] if settings.average is Average.examples else []
+    promise += ["bins"] if settings.per_bin else []
     for name in ("alpha", "delta"):
         if (value := getattr(settings, name)) != getattr(usual, name):
             promise.append(f"{name}{value}")
@@ -130,8 +148,15 @@ def same_promise(path: Path, settings: CertifyConfig) -> bool:
         found = read(path)
     except UserError:
         return False
-    said = (found.loss, found.alpha, found.delta, not all(map(whole, found.groups)))
-    return said == (settings.loss.name, settings.alpha, settings.delta, settings.per_bin)
+    said = (found.loss, found.net, found.average, found.alpha, found.delta)
+    asked = (
+        settings.loss.name,
+        settings.net,
+        settings.average.name,
+        settings.alpha,
+        settings.delta,
+    )
+    return said == asked and settings.per_bin is not all(map(whole, found.groups))
 
 
 def certify(
@@ -146,7 +171,6 @@ def certify(
     if full is None:
         raise UserError("no full cache to compare with; run press=none too")
     losses = {p.id: reader.of(p, full) for p in curve.points}
-    test, p_value = reader.test(first)
     manifest = experiment.manifest(first)
     edges = [(b["index"], b["low_tokens"], b["high_tokens"]) for b in manifest["bins"]]
     if not settings.per_bin:
@@ -156,18 +180,21 @@ def certify(
     for index, low, high in edges:
         here = {i: own.of_bin(index) for i, own in losses.items()}
         counted, tests = here[first.id], []
-        rows = tested(curve.points, here, settings.alpha, delta, p_value)
+        test = reader.test(first, counted.n_clusters, delta)
+        rows = tested(curve.points, here, settings, delta, test)
         for row, point in zip(rows, curve.points, strict=True):
             # the label says what was kept, where a press keeps another number by its method
             label = experiment.series_columns(point)["budget_label"]
             mean, n = reader.device_use(point, index) or (None, None)
             tests.append(dataclasses.replace(row, budget=label, mean_budget=mean, n_responses=n))
-        groups.append(
-            Group(index, low, high, len(counted.by_prompt), counted.n_left_out, tuple(tests))
-        )
-    needed = prompts_needed(0, settings.alpha, delta, p_value)
+        sizes = Counter(counted.clusters.tolist()).values()
+        largest = max(sizes, default=None) if settings.average is Average.examples else None
+        n, left_out = len(counted.by_prompt), counted.n_left_out
+        groups.append(Group(index, low, high, n, left_out, tuple(tests), test.name, largest))
+    needed = least_prompts(settings.net, settings.alpha, delta)
     if all(g.n < needed for g in groups):
         raise UserError(_too_few(groups, needed, settings))
+    names = [*dict.fromkeys(str(g.test) for g in groups)]
     info, requests = first.info, reader.requests(first)
     decoding, limits = info["config"]["decoding"], requests["max_new_tokens"].dropna()
     if len(limits):  # rows may set their own; the certificate holds up to the longest
@@ -204,21 +231,24 @@ def certify(
         alpha=settings.alpha,
         delta=settings.delta,
         delta_per_group=delta,
-        test=test,
+        test=" or ".join(names),
         curves=curves,
         groups=tuple(groups),
         kvx=__version__,
         code=package_digest(),
         inputs=inputs,
+        net=settings.net,
+        average=settings.average.name,
+        order_seed=ORDER_SEED if BETTING.name in names else None,
     )
 
 
 def tested(
     points: Sequence[PointRecord],
     losses: dict[str, PointLosses],
-    alpha: float,
+    settings: CertifyConfig,
     delta: float,
-    p_value: PValue,
+    test: RiskTest,
 ) -> list[Tested]:
     """The budgets of one group of prompts, the largest first, until one is not certified.
 
@@ -229,27 +259,32 @@ def tested(
     p_values: dict[int, float] = {}
     for point in points:
         own, info = losses[point.id], point.info
-        n, total = len(own.by_prompt), float(own.by_prompt.sum())
+        counted, n_examples = own.by_prompt, None
+        if settings.average is Average.examples:
+            counted, n_examples = own.known, len(own.known)
         if own.obstacle is None:
-            p_values[len(rows)] = p_value(total, n, alpha)
+            bet = own.tested(settings.average, settings.alpha)
+            p_values[len(rows)] = test.p_value(bet, settings.alpha, delta)
         rows.append(
             Tested(
                 budget=info["budget_label"],
                 ratio=info["budget"],
                 tokens=info["budget_tokens"],
                 point_id=point.id,
-                n=n,
-                total_loss=total,
+                n=len(own.by_prompt),
+                total_loss=float(counted.sum()),
                 p=None,
                 verdict=Verdict.LEFT_OUT,
                 reason=own.obstacle,
+                n_examples=n_examples,
             )
         )
     n_certified = fixed_sequence(p_values.values(), delta)
     for place, (i, p) in enumerate(p_values.items()):
         changes: dict[str, Any] = {"p": p, "verdict": Verdict.CERTIFIED}
         if place == n_certified:
-            why = _would_do(rows[i], alpha, delta, p_value)
+            bet = losses[points[i].id].tested(settings.average, settings.alpha)
+            why = _would_do(rows[i], bet, settings.alpha, delta, test)
             changes |= {"verdict": Verdict.NOT_CERTIFIED, "reason": why}
         elif place > n_certified:
             changes = {"verdict": Verdict.NOT_TESTED}
@@ -257,12 +292,19 @@ def tested(
     return rows
 
 
-def _would_do(row: Tested, alpha: float, delta: float, p_value: PValue) -> str:
+def _would_do(
+    row: Tested, losses: NDArray[np.float64], alpha: float, delta: float, test: RiskTest
+) -> str:
     """Why a budget is not certified: its mean loss, or the number of prompts."""
-    if row.mean_loss is not None and row.mean_loss >= alpha:
-        return f"mean loss {row.mean_loss:.3f}"
-    needed = prompts_needed(row.total_loss or 0.0, alpha, delta, p_value)
-    return f"with this loss in all it needs n ≥ {needed} prompts"
+    said = f"mean loss {row.mean_loss or 0.0:.3f}"
+    if (row.mean_loss or 0.0) >= alpha:
+        return said
+    by_total = {EXACT.name: binomial_p, BOUNDED.name: hoeffding_bentkus_p}.get(test.name)
+    if by_total is not None:
+        needed = prompts_needed(row.total_loss or 0.0, alpha, delta, by_total)
+        return f"with this loss in all it needs n ≥ {needed} prompts"
+    like = prompts_like(losses, alpha, delta, POWER)
+    return said if like is None else f"{said}; about {like:,} prompts like these pass in 80%"
 
 
 def _too_few(groups: Sequence[Group], needed: int, settings: CertifyConfig) -> str:

@@ -12,7 +12,8 @@ from kvx.analyze.columns import ALL_BINS
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
 
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, 4)  # of 3, every field that came later is at its default
 
 
 class Verdict(StrEnum):
@@ -25,6 +26,8 @@ class Verdict(StrEnum):
 @dataclass(frozen=True)
 class Tested:
     """One budget: losses that add up to `total_loss` prompts among `n`, and the verdict.
+
+    `n_examples` is set where the risk is a mean over examples: `total_loss` is theirs then.
 
     With a controller, `mean_budget` is the share of the prompt's entries that was on the device, a
     mean over all decoded steps of `n_responses`.
@@ -41,10 +44,12 @@ class Tested:
     reason: str | None = None
     mean_budget: float | None = None
     n_responses: int | None = None
+    n_examples: int | None = None
 
     @property
     def mean_loss(self) -> float | None:
-        return (self.total_loss or 0.0) / self.n if self.n else None
+        n = self.n if self.n_examples is None else self.n_examples
+        return (self.total_loss or 0.0) / n if n else None
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,11 @@ class DeviceUse:
 
 @dataclass(frozen=True)
 class Group:
-    """All prompts (bin -1), or those of one length bin; edges in tokens of the context."""
+    """All prompts (bin -1), or those of one length bin; edges in tokens of the context.
+
+    `test` is the bound of its p-values. `largest_cluster` is the number of examples of the largest
+    cluster, where the risk is a mean over examples.
+    """
 
     bin: int
     low_tokens: int
@@ -66,6 +75,8 @@ class Group:
     n: int
     n_left_out: int
     tests: tuple[Tested, ...]
+    test: str | None = None
+    largest_cluster: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,9 @@ class Certificate:
 
     `model`, `press` and `controller` hold what must be the same where the certificate is used;
     `setup` the conditions under which the answers came about. `delta_per_group` is delta shared
-    among bins. `code` is the digest of the kvx that made it.
+    among bins. `net`: gains made up for losses. `average`: what the risk is a mean over.
+    `order_seed` is that of the permutation in which bets were placed; None where the order does not
+    matter. `code` is the digest of the kvx that made it.
     """
 
     experiment: str
@@ -93,6 +106,9 @@ class Certificate:
     kvx: str
     code: str
     inputs: str
+    net: bool = False
+    average: str = "clusters"
+    order_seed: int | None = None
 
     @cached_property
     def budget(self) -> Tested | None:
@@ -149,8 +165,8 @@ def read(path: Path) -> Certificate:
         raise refused(f"cannot be read ({reason})", other) from None
     if not isinstance(found, dict) or "kvx_certificate" not in found:
         raise refused("not a certificate", other)
-    if (form := found["kvx_certificate"]) != FORMAT:
-        raise refused(f"its format is {form}, this kvx reads {FORMAT}")
+    if (form := found["kvx_certificate"]) not in READABLE:
+        raise refused(f"its format is {form}, this kvx reads {' and '.join(map(str, READABLE))}")
     if found.pop("digest", None) != digest(found, 16):
         raise refused("was changed after kvx.certify wrote it")
     del found["kvx_certificate"], found["budget"]

@@ -12,12 +12,13 @@ from kvx.analyze.catastrophe_stats import judged
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment
 from kvx.analyze.guard_stats import numbers, responses, use
-from kvx.config.certify import CertifyConfig, Loss
+from kvx.config.certify import Average, CertifyConfig, Loss
 from kvx.data.frozen_examples import load_examples
 from kvx.errors import UserError
 from kvx.learning.live_stats import device_budget
 from kvx.scoring.metrics import METRICS
-from kvx.stats.risk_control import PValue, binomial_p, cluster_means, hoeffding_bentkus_p
+from kvx.stats.bootstrap import cluster_sums
+from kvx.stats.risk_control import RiskTest, cluster_means, risk_test, weighted_losses
 from kvx.store.catalog import PointRecord
 
 
@@ -43,6 +44,23 @@ class PointLosses:
     def by_prompt(self) -> NDArray[np.float64]:
         """One loss for each independent prompt: the mean of its cluster."""
         return cluster_means(self.losses, self.clusters.tolist())
+
+    @property
+    def known(self) -> NDArray[np.float64]:
+        """One loss for each example that has one."""
+        return self.losses[~np.isnan(self.losses)]
+
+    @property
+    def n_clusters(self) -> int:
+        """Independent prompts, those left out too: known before any answer is."""
+        return len(set(self.clusters.tolist()))
+
+    def tested(self, average: Average, alpha: float) -> NDArray[np.float64]:
+        """One loss for each independent prompt, whose mean is above alpha if the risk is."""
+        if average is Average.clusters:
+            return self.by_prompt
+        _, sizes = cluster_sums(self.losses, self.clusters.tolist())
+        return weighted_losses(self.by_prompt, sizes[sizes > 0], alpha)
 
     @property
     def n_left_out(self) -> int:
@@ -80,13 +98,12 @@ class LossReader:
             raise UserError(f"certify.metric={asked}: lower is better, so a fall is not a loss")
         return asked
 
-    def test(self, point: PointRecord) -> tuple[str, PValue]:
-        """The test for its losses, chosen by their kind and never by their values."""
+    def test(self, point: PointRecord, n: int, level: float) -> RiskTest:
+        """The test for its losses of `n` clusters: by their number and kind, never their values."""
         one_each = not self.requests(point)["cluster"].duplicated().any()
         metric = self.metric(point)
-        if one_each and (metric is None or self._is_binary(metric, point)):
-            return "exact binomial", binomial_p
-        return "Hoeffding–Bentkus", hoeffding_bentkus_p
+        zero_or_one = one_each and (metric is None or self._is_binary(metric, point))
+        return risk_test(n, zero_or_one, self.settings.net, self.settings.alpha, level)
 
     def of(self, point: PointRecord, full: PointRecord) -> PointLosses:
         """One loss per example of the full cache's manifest.
@@ -118,19 +135,30 @@ class LossReader:
     def _lost(
         self, ours: pd.DataFrame, theirs: pd.DataFrame, point: PointRecord
     ) -> NDArray[np.float64]:
+        change = self._change(ours, theirs, point)
+        return change if self.settings.net else np.maximum(0.0, change)
+
+    def _change(
+        self, ours: pd.DataFrame, theirs: pd.DataFrame, point: PointRecord
+    ) -> NDArray[np.float64]:
+        """How much worse every answer is than the full cache's, in [-1, 1]; below 0 if better."""
         match self.settings.loss:
             case Loss.failure:
-                lost = ours["failed"] & ~theirs["failed"]
+                worse, there = ours["failed"].to_numpy(float), theirs["failed"].to_numpy(float)
             case Loss.catastrophe:
                 seen = self._judged.reindex(ours["request_id"])
-                lost = (seen["any"] == 1) & (seen["twin_any"] == 0)
+                known = seen["any"].notna() & seen["twin_any"].notna()
+                worse = seen["any"].where(known, 0.0).to_numpy(float)
+                there = seen["twin_any"].where(known, 0.0).to_numpy(float)
             case Loss.score:
                 table = self.experiment.scores
                 own = table[table["metric"] == self.metric(point)]
                 scores = own.set_index("request_id")["score"]
-                here, there = (scores.reindex(side["request_id"]) for side in (ours, theirs))
-                lost = np.maximum(0.0, there.to_numpy(float) - here.to_numpy(float))
-        return np.asarray(lost, dtype=np.float64)
+                there, worse = (
+                    scores.reindex(side["request_id"]).to_numpy(float) for side in (ours, theirs)
+                )
+        found: NDArray[np.float64] = worse - there
+        return found
 
     def requests(self, point: PointRecord) -> pd.DataFrame:
         """The requests of a point, by example."""

@@ -8,6 +8,7 @@ from kvx.config.numbers import plural
 from kvx.report.tables import markdown, number
 from kvx.report.template import render
 from kvx.report.wording import percent
+from kvx.stats.risk_control import EXACT, least_prompts, prompts_for_power
 
 
 def summary(made: Certificate) -> str:
@@ -50,6 +51,8 @@ def write(made: Certificate, file: str) -> str:
         kept=made.device_use and _kept(made.device_use),
         n=f"{sum(g.n for g in made.groups):,}",
         left_out=left_out and plural(left_out, "example"),
+        shared=made.average == "examples" or made.test != EXACT.name,
+        power="" if made.net else power(made.alpha, made.delta_per_group),
         tables="\n\n".join(map(_table, made.groups)),
         on_device=any(t.mean_budget is not None for g in made.groups for t in g.tests),
         press=_fields({"name": made.press["name"], **(made.press["method"] or {})}),
@@ -60,6 +63,18 @@ def write(made: Certificate, file: str) -> str:
 
 def _confidence(made: Certificate) -> str:
     return percent(round(1 - made.delta, 12))
+
+
+def power(alpha: float, delta: float) -> str:
+    """How many prompts it takes to be certified as a rule, and not only at best."""
+    least, low, high = least_prompts(False, alpha, delta), alpha / 5, alpha / 2
+    enough = [prompts_for_power(risk, alpha, delta, 0.8) for risk in (low, high)]
+    return (
+        f"How many prompts: {least} pass if none loses anything, which has a chance of "
+        f"{(1 - low) ** least:.0%} where the true loss is {percent(low)}. For a chance of 80% it "
+        f"takes {enough[0]:,} there, {enough[1]:,} where it is {percent(high)} (losses of 0 or 1, "
+        "one per text)."
+    )
 
 
 def _kept(used: DeviceUse) -> str:

@@ -16,12 +16,23 @@ class Loss(Enum):
     score = "score"  # how far a score is below the full cache's
 
 
+class Average(Enum):
+    """Of what the allowed loss is a mean, where several examples share a text (a cluster)."""
+
+    clusters = "clusters"  # over texts: each counts once, however many examples it has
+    examples = "examples"  # over examples: a text counts by their number
+
+
 @dataclass
 class CertifyConfig:
     """Which budgets lose at most `alpha`, with confidence 1 - `delta`."""
 
     loss: Loss = option(Loss.score, "what a prompt can lose against the full cache")
     metric: str | None = option(None, "of loss=score; null: the primary one")
+    net: bool = option(False, "gains make up for losses: non-inferiority with margin alpha")
+    average: Average = option(
+        Average.clusters, "the mean over clusters (texts) or over examples (questions)"
+    )
     alpha: float = option(0.05, "the mean loss that is allowed", above=0, below=1, words=SHARE)
     delta: float = option(
         0.05, "how often a certificate may be wrong", above=0, below=1, words=SHARE

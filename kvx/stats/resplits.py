@@ -5,12 +5,11 @@ A promise is broken if any certified budget has a risk above alpha; certifying n
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvx.stats.risk_control import PValue, fixed_sequence
+from kvx.stats.risk_control import RiskTest, fixed_sequence
 
 Draw = Callable[[np.random.Generator], NDArray[np.float64]]  # losses [budgets, n]
 
@@ -28,24 +27,23 @@ class Kept:
     n_over: int = 0
 
 
-def smallest(losses: NDArray[np.float64], alpha: float, delta: float, p_value: PValue) -> int:
+def smallest(losses: NDArray[np.float64], alpha: float, delta: float, test: RiskTest) -> int:
     """How many of the budgets of `losses` [budgets, n], the largest first, are certified."""
-    n = losses.shape[1]
-    return fixed_sequence((p_value(float(row.sum()), n, alpha) for row in losses), delta)
+    return fixed_sequence((test.p_value(row, alpha, delta) for row in losses), delta)
 
 
 def synthetic(
-    draw: Draw, risks: ArrayLike, alpha: float, delta: float, p_value: PValue, n: int, seed: int
+    draw: Draw, risks: ArrayLike, alpha: float, delta: float, test: RiskTest, n: int, seed: int
 ) -> Kept:
     """`n` certificates from fresh draws of a population with true `risks` [budgets]."""
-    rng, cached = np.random.default_rng(seed), lru_cache(None)(p_value)
+    rng = np.random.default_rng(seed)
     above = np.asarray(risks) > alpha
-    chosen = [smallest(draw(rng), alpha, delta, cached) for _ in range(n)]
+    chosen = [smallest(draw(rng), alpha, delta, test) for _ in range(n)]
     return Kept(n, sum(k > 0 for k in chosen), sum(bool(above[:k].any()) for k in chosen))
 
 
 def halves(
-    losses: ArrayLike, alpha: float, delta: float, p_value: PValue, n: int, seed: int
+    losses: ArrayLike, alpha: float, delta: float, test: RiskTest, n: int, seed: int
 ) -> Kept:
     """`n` calibrations on random halves of real prompts, `losses` [budgets, prompts].
 
@@ -53,13 +51,13 @@ def halves(
     without replacement and what it misses is in the other half: so `n_broken` flatters and `n_over`
     exaggerates. `redraws` does neither.
     """
-    pool, cached = np.asarray(losses, dtype=np.float64), lru_cache(None)(p_value)
+    pool = np.asarray(losses, dtype=np.float64)
     above, rng, size = pool.mean(axis=1) > alpha, np.random.default_rng(seed), pool.shape[1] // 2
     n_chosen = n_broken = n_over = 0
     for _ in range(n):
         order = rng.permutation(pool.shape[1])
         here, there = pool[:, order[:size]], pool[:, order[size:]]
-        k = smallest(here, alpha, delta, cached)
+        k = smallest(here, alpha, delta, test)
         n_chosen += k > 0
         n_broken += bool(above[:k].any())
         n_over += bool((there[:k].mean(axis=1) > alpha).any())
@@ -67,7 +65,7 @@ def halves(
 
 
 def redraws(
-    losses: ArrayLike, alpha: float, delta: float, p_value: PValue, n: int, seed: int
+    losses: ArrayLike, alpha: float, delta: float, test: RiskTest, n: int, seed: int
 ) -> Kept:
     """`n` calibrations of as many prompts, drawn with replacement: real prompts as a population."""
     pool = np.asarray(losses, dtype=np.float64)
@@ -76,4 +74,4 @@ def redraws(
         drawn: NDArray[np.float64] = pool[:, rng.integers(0, pool.shape[1], pool.shape[1])]
         return drawn
 
-    return synthetic(draw, pool.mean(axis=1), alpha, delta, p_value, n, seed)
+    return synthetic(draw, pool.mean(axis=1), alpha, delta, test, n, seed)

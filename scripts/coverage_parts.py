@@ -1,0 +1,170 @@
+"""The parts of scripts/coverage_study.py: what is drawn, measured and asked of it.
+
+Each calls the functions that kvx.analyze and kvx.certify call.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kvx.stats import clustered
+from kvx.stats.intervals import clopper_pearson
+from kvx.stats.multiplicity import holm
+from scripts import coverage_worlds as worlds
+from scripts.coverage_worlds import WORLDS, settings_of
+
+Setting = dict[str, Any]
+Result = dict[str, float]
+SURE = 0.99  # of the interval of a measured share: what lies outside it falls short
+CONFIDENCE, LEVEL = 0.95, 0.05
+SIZES = [10, 25, 50, 100, 200, 500]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One question to the statistics: `measure` answers it in each of `settings`.
+
+    `ask` names the share that is asked for and where it has to lie; a setting without the share has
+    nothing to say. Rows of the page are combinations of `rows`.
+    """
+
+    name: str
+    title: str
+    about: str
+    settings: list[Setting]
+    measure: Callable[[Setting, int, np.random.Generator], Result]
+    asks: tuple["Ask", ...]
+    rows: tuple[str, ...]
+    repeats: int = 1000
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A share `k` of `n` (names in a result) that should lie in [low, high], where `when` holds.
+
+    Above `high` counts as a fault only if `strict`.
+    """
+
+    title: str
+    k: str
+    n: str
+    low: float
+    high: float
+    when: Callable[[Setting], bool] = lambda setting: True
+    strict: bool = True
+
+    def short(self, setting: Setting, result: Result) -> bool:
+        """Whether the share surely lies outside."""
+        k, n = int(result.get(self.k, 0)), int(result.get(self.n, 0))
+        if not n or not self.when(setting):
+            return False
+        low, high = clopper_pearson(k, n, SURE)
+        return high < self.low or (self.strict and low > self.high)
+
+
+def means(setting: Setting, repeats: int, rng: np.random.Generator) -> Result:
+    world, rate = WORLDS[setting["world"]], setting["rate"]
+    known = covered = 0
+    width = 0.0
+    for _ in range(repeats):
+        values, clusters = worlds.scores(world, setting["n"], rate, rng)
+        low, high = clustered.mean(values, clusters.tolist(), CONFIDENCE).interval
+        if not math.isnan(low):
+            known += 1
+            covered += low - 1e-12 <= rate <= high + 1e-12
+            width += high - low
+    return {"repeats": repeats, "known": known, "covered": covered, "width": _share(width, known)}
+
+
+def differences(setting: Setting, repeats: int, rng: np.random.Generator) -> Result:
+    world = WORLDS[setting["world"]]
+    discordance, lost = setting["discordance"], setting["lost"]
+    truth = worlds.true_difference(world, discordance, lost)
+    known = covered = tested = rejected = 0
+    width = 0.0
+    for _ in range(repeats):
+        here, full, clusters = worlds.pairs(world, setting["n"], discordance, lost, rng)
+        found = clustered.paired_difference(here, full, clusters.tolist(), CONFIDENCE)
+        low, high = found.interval
+        if not math.isnan(low):
+            known += 1
+            covered += low - 1e-12 <= truth <= high + 1e-12
+            width += high - low
+        if not math.isnan(found.p):
+            tested += 1
+            rejected += found.p <= LEVEL
+    result = {"repeats": repeats, "known": known, "covered": covered, "width": _share(width, known)}
+    role = "null" if truth == 0 else "real"
+    return result | {f"tested_{role}": tested, f"rejected_{role}": rejected}
+
+
+def families(setting: Setting, repeats: int, rng: np.random.Generator) -> Result:
+    """Reports in which nothing differs: how many of them say that something does."""
+    world = WORLDS[setting["world"]]
+    said = uncorrected = 0
+    for _ in range(repeats):
+        p = []
+        for _ in range(setting["points"]):
+            here, full, clusters = worlds.pairs(world, setting["n"], 0.2, 0.5, rng)
+            p.append(clustered.paired_difference(here, full, clusters.tolist(), CONFIDENCE).p)
+        said += bool((holm(p) <= LEVEL).any())
+        uncorrected += int((np.array(p) <= LEVEL).sum())
+    return {"reports": repeats, "said": said, "uncorrected": uncorrected / repeats}
+
+
+def _share(total: float, n: int) -> float:
+    return total / n if n else math.nan
+
+
+COVERED = Ask("95% intervals cover", "covered", "known", 0.93, 0.975, strict=False)
+PARTS = [
+    Part(
+        "means",
+        "Means",
+        "`kvx.stats.clustered.mean`, which `bin_stats` calls. Exact intervals of independent "
+        "0/1 scores may be wider than asked, the more so the rarer one of both is.",
+        settings_of(
+            world=[w for w in WORLDS if not w.startswith("12")],
+            n=SIZES,
+            rate=[0.01, 0.1, 0.5, 0.95, 0.99],
+        ),
+        means,
+        (COVERED,),
+        ("world", "n"),
+    ),
+    Part(
+        "differences",
+        "Paired differences and their tests",
+        "`kvx.stats.clustered.paired_difference`, which `comparisons` calls. `lost` is the share "
+        "of the pairs that differ in which the compressed answer is worse; 0.5 is the null.",
+        [
+            s
+            for s in settings_of(
+                world=[w for w in WORLDS if not w.startswith(("12", "5 a text, ICC 0.1"))],
+                n=SIZES,
+                discordance=[0.0, 0.05, 0.1, 0.2, 0.4],
+                lost=[0.5, 0.75, 1.0],
+            )
+            if s["discordance"] or s["lost"] == 0.5
+        ],
+        differences,
+        (COVERED, Ask("tests at 5% reject the null", "rejected_null", "tested_null", 0.0, 0.06)),
+        ("world", "n"),
+    ),
+    Part(
+        "families",
+        "Whole reports in which nothing differs",
+        "50 points against their full cache, p corrected by Holm (`kvx.stats.multiplicity`).",
+        settings_of(
+            world=["independent", "5 a text, ICC 0.4", "12 a text, ICC 0.4"], points=[50],
+            n=[60, 120],
+        ),
+        families,
+        (Ask("reports that say something differs", "said", "reports", 0.0, 0.05),),
+        ("world", "n"),
+        repeats=200,
+    ),
+]  # fmt: skip

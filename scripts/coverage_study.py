@@ -1,0 +1,161 @@
+"""Do intervals cover, do tests hold their level, are certificates kept? On data of known truth.
+
+    python -m scripts.coverage_study                  # everything; goes on where it stopped
+    python -m scripts.coverage_study --part means --repeats 200 --seed 1
+
+Writes docs/results/statistics.md. Results lie in outputs/coverage_study.jsonl, a line a setting;
+those of other code of `kvx/stats` or these scripts are measured again.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kvx.config.folders import package_dir
+from kvx.identity.hashing import digest, sha256_file
+from kvx.report.tables import markdown
+from kvx.store.atomic import write_text
+from scripts.coverage_parts import PARTS, SURE, Ask, Part, Result, Setting
+
+ROOT = package_dir().parent
+PAGE = ROOT / "docs" / "results" / "statistics.md"
+STORE = ROOT / "outputs" / "coverage_study.jsonl"
+MOST_SHORT = 12  # settings listed for a part
+Key = str
+HEAD = """# Are the statistics right?
+
+Made by
+
+    python -m scripts.coverage_study
+
+on data of known truth, with the functions that `kvx analyze` and `kvx certify` call. A share falls
+short if its {sure:.0%} interval lies outside of what is asked: chance alone leaves one of a hundred
+settings there. Numbers are the lowest and the highest share over the settings of a row.
+"""
+
+
+def code_digest(part: Part) -> str:
+    """Of all that a result depends on: statistics and these scripts."""
+    files = [*(package_dir() / "stats").glob("*.py"), *(ROOT / "scripts").glob("coverage_*.py")]
+    return digest([sha256_file(file) for file in sorted(files)], 12)
+
+
+def key_of(part: Part, setting: Setting, repeats: int, seed: int) -> Key:
+    return digest([part.name, setting, repeats, seed, code_digest(part)], 16)
+
+
+def read_store(store: Path) -> dict[Key, Result]:
+    lines = store.read_text().splitlines() if store.is_file() else []
+    return {found["key"]: found["result"] for found in map(json.loads, lines)}
+
+
+def run(
+    parts: Sequence[Part], repeats: float, seed: int, store: Path
+) -> dict[str, list[tuple[Setting, Result]]]:
+    """The result of every setting of `parts`, measured if `store` has it not."""
+    known = read_store(store)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[tuple[Setting, Result]]] = {}
+    for part in parts:
+        times, began = max(1, round(repeats * part.repeats)), time.monotonic()
+        rows = found.setdefault(part.name, [])
+        for number, setting in enumerate(part.settings):
+            key = key_of(part, setting, times, seed)
+            if key not in known:
+                rng = np.random.default_rng((seed, number))
+                known[key] = part.measure(setting, times, rng)
+                with store.open("a") as file:
+                    line = {"key": key, "part": part.name, **setting, "result": known[key]}
+                    file.write(json.dumps(line) + "\n")
+            rows.append((setting, known[key]))
+        seconds = time.monotonic() - began
+        print(f"{part.name}: {len(rows)} settings, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def section(part: Part, rows: Sequence[tuple[Setting, Result]]) -> str:
+    """A part of the page: a table, then what falls short."""
+    groups: dict[tuple[object, ...], list[tuple[Setting, Result]]] = {}
+    for setting, result in rows:
+        groups.setdefault(tuple(setting[name] for name in part.rows), []).append((setting, result))
+    header = [*part.rows, "settings", *(_title(ask) for ask in part.asks), "short"]
+    lines = [
+        [
+            *map(str, key), str(len(group)),
+            *(_range(ask, group) for ask in part.asks),
+            str(sum(_is_short(part, *row) for row in group) or "–"),
+        ]
+        for key, group in groups.items()
+    ]  # fmt: skip
+    text = [f"## {part.title}", part.about, markdown(header, lines)]
+    return "\n\n".join([*text, *_shortfalls(part, rows)])
+
+
+def _title(ask: Ask) -> str:
+    if ask.low == 0:
+        return f"{ask.title} (at most {ask.high:.0%})"
+    if ask.high == 1:
+        return f"{ask.title} (at least {ask.low:.0%})"
+    return f"{ask.title} ({100 * ask.low:g}–{100 * ask.high:g}%)"
+
+
+def _range(ask: Ask, rows: Sequence[tuple[Setting, Result]]) -> str:
+    shares = [r[ask.k] / r[ask.n] for s, r in rows if r.get(ask.n) and ask.when(s)]
+    if not shares:
+        return "–"
+    low, high = f"{min(shares):.3f}", f"{max(shares):.3f}"
+    return low if low == high else f"{low} … {high}"
+
+
+def _is_short(part: Part, setting: Setting, result: Result) -> bool:
+    return any(ask.short(setting, result) for ask in part.asks)
+
+
+def _shortfalls(part: Part, rows: Sequence[tuple[Setting, Result]]) -> Iterator[str]:
+    short = [row for row in rows if _is_short(part, *row)]
+    if not short:
+        yield f"None of {len(rows)} settings falls short."
+        return
+    yield f"{len(short)} of {len(rows)} settings fall short; the worst:"
+
+    def worst(row: tuple[Setting, Result]) -> float:
+        setting, result = row
+        asks = [a for a in part.asks if a.short(setting, result)]
+        shares = [(result[a.k] / result[a.n], a) for a in asks]
+        return -max(max(a.low - share, share - a.high) for share, a in shares)
+
+    names = list(short[0][0])
+    lines = [
+        [*(str(row[0][name]) for name in names), *(_range(ask, [row]) for ask in part.asks)]
+        for row in sorted(short, key=worst)[:MOST_SHORT]
+    ]
+    yield markdown([*names, *(ask.title for ask in part.asks)], lines)
+
+
+def page(found: dict[str, list[tuple[Setting, Result]]]) -> str:
+    parts = [section(part, found[part.name]) for part in PARTS if part.name in found]
+    return "\n".join([HEAD.format(sure=SURE), "\n\n".join(parts), ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="coverage and error rates of kvx's statistics")
+    names = [part.name for part in PARTS]
+    parser.add_argument("--part", action="append", choices=names, help="only these; not written")
+    parser.add_argument("--repeats", type=float, default=1.0, help="times each part's own number")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", type=Path, default=STORE)
+    asked = parser.parse_args()
+    parts = [p for p in PARTS if asked.part is None or p.name in asked.part]
+    text = page(run(parts, asked.repeats, asked.seed, asked.store))
+    print(text)
+    if asked.part is None:
+        write_text(PAGE, text)
+
+
+if __name__ == "__main__":
+    main()
