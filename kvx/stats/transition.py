@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvx.stats.bootstrap import check_n_boot, cluster_codes, resampled_means, score_array
+from kvx.stats.step_p import holm, paired_p
 
 TOLERANCE = 1e-9  # 0.95 - 0.80 is 0.1499999999999999 in floats, and counts as 0.15
 
@@ -28,6 +29,55 @@ class Transition:
     support_by_budget: dict[float, float]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of a curve from the budget with index `above` down to the one with index `below`.
+
+    `drop` is how far the mean of bin means falls (score units); `p` that of a paired test over the
+    clusters, corrected (Holm) over the steps of the curve; nan where too few clusters say nothing.
+    """
+
+    above: int
+    below: int
+    drop: float
+    p: float
+
+
+def curve_steps(scores: ArrayLike, bins: ArrayLike, clusters: Collection[Hashable]) -> list[Step]:
+    """The steps between neighbouring budgets of `scores` [k, n], highest first, each tested.
+
+    Budgets descend along the first axis; a budget without any score is passed over. `bins` [n] and
+    `clusters` [n] are the examples'; nan is unscored, and a step takes the examples scored at both
+    ends. Raises `ValueError` on shapes that do not fit and infinite scores.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
+    """
+    table, labels = score_array(scores), np.asarray(bins)
+    if table.ndim != 2 or labels.shape != table.shape[1:] or len(clusters) != len(labels):
+        raise ValueError(f"scores {table.shape}, bins {labels.shape}: need [k, n] and [n]")
+    scored = np.flatnonzero(~np.isnan(table).all(axis=1))
+    pairs = list(zip(scored[:-1].tolist(), scored[1:].tolist(), strict=True))
+    drops = []
+    for above, below in pairs:
+        both = ~np.isnan(table[above] - table[below])
+        ends = mean_of_bin_means(table[[above, below]][:, both], labels[both])
+        drops.append(float(ends[0] - ends[1]))
+    corrected = holm([paired_p(table[i], table[j], clusters) for i, j in pairs])
+    return [
+        Step(above, below, fall, float(p))
+        for (above, below), fall, p in zip(pairs, drops, corrected, strict=True)
+    ]
+
+
+def first_break(steps: Sequence[Step], drop: float, alpha: float) -> Step | None:
+    """The first (highest) step that falls by at least `drop` (score units) with p < `alpha`.
+
+    Raises `ValueError` unless drop > 0.
+    """
+    _check_positive(drop=drop)
+    return next((s for s in steps if s.drop >= drop - TOLERANCE and s.p < alpha), None)
+
+
 def find_transition(
     budgets: Sequence[float],
     scores: ArrayLike,
@@ -37,7 +87,8 @@ def find_transition(
     n_boot: int,
     seed: int,
 ) -> Transition:
-    """First (highest) budget whose mean of bin means is at least `drop` below the one above it.
+    """The classic rule: the first (highest) budget whose mean of bin means is at least `drop` below
+    the one above it. It tests nothing; see `curve_steps`.
 
     `budgets` [k] descend strictly; `scores` [k, n] are of the same n examples at each budget, nan
     where unscored; `bins` [n] and `clusters` [n] are the examples'; `drop` > 0 is in score units. A
