@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from kvx.stats.transition import TOLERANCE, first_break, curve_steps
+from kvx.stats.transition import TOLERANCE, curve_steps, first_break
 
 FloatArray = NDArray[np.float64]
 
@@ -41,8 +41,7 @@ def draw_scores(
 
 def breaks(
     rates: Sequence[float],
-    n_per_bin: int,
-    n_bins: int,
+    n: int,
     repeats: int,
     seed: int,
     drop: float = 0.15,
@@ -53,12 +52,11 @@ def breaks(
     step of `rates`.
     """
     rng = np.random.default_rng(seed)
-    bins = np.repeat(np.arange(n_bins), n_per_bin)
     largest = int(np.argmax(-np.diff(rates)))
     found = {"tested": 0, "classic": 0, "largest": 0}
     for _ in range(repeats):
-        scores, clusters = draw_scores(rates, len(bins), rng, **data)
-        steps = curve_steps(scores, bins, clusters.tolist())
+        scores, clusters = draw_scores(rates, n, rng, **data)
+        steps = curve_steps(scores, clusters.tolist())
         step = first_break(steps, drop, alpha)
         found["tested"] += step is not None
         found["largest"] += step is not None and step.above == largest

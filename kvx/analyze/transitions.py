@@ -12,11 +12,11 @@ from kvx.analyze.frames import Experiment, paired_table
 from kvx.config.analyze import AnalyzeConfig
 from kvx.stats.paired import mcnemar_exact
 from kvx.stats.transition import (
+    curve_steps,
     find_transition,
     first_break,
     instability_zone,
     mean_of_bin_means,
-    curve_steps,
 )
 from kvx.store.catalog import PointRecord
 
@@ -75,7 +75,7 @@ def _curve(
         config.spread_jump,
         config.failure_jump,
     )
-    steps = curve_steps(scores, bins, about["cluster"].tolist())
+    steps = curve_steps(scores, about["cluster"].tolist())
     broken = first_break(steps, config.transition_drop, 1 - config.confidence)
     at = None if found.budget is None else int(-found.budget)
     labels, budgets = curve["budget_label"].tolist(), curve["budget"].tolist()

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvx.stats.bootstrap import check_n_boot, cluster_codes, resampled_means, score_array
-from kvx.stats.step_p import holm, paired_p
+from kvx.stats.clustered import paired_difference
+from kvx.stats.multiplicity import holm
 
 TOLERANCE = 1e-9  # 0.95 - 0.80 is 0.1499999999999999 in floats, and counts as 0.15
 
@@ -33,8 +34,8 @@ class Transition:
 class Step:
     """A step of a curve from the budget with index `above` down to the one with index `below`.
 
-    `drop` is how far the mean of bin means falls (score units); `p` that of a paired test over the
-    clusters, corrected (Holm) over the steps of the curve; nan where too few clusters say nothing.
+    `drop` is how far the mean falls over the examples scored at both (score units); `p` that of
+    `paired_difference`, corrected (Holm) over the steps of the curve; nan where it has none.
     """
 
     above: int
@@ -43,39 +44,33 @@ class Step:
     p: float
 
 
-def curve_steps(scores: ArrayLike, bins: ArrayLike, clusters: Collection[Hashable]) -> list[Step]:
+def curve_steps(scores: ArrayLike, clusters: Collection[Hashable]) -> list[Step]:
     """The steps between neighbouring budgets of `scores` [k, n], highest first, each tested.
 
-    Budgets descend along the first axis; a budget without any score is passed over. `bins` [n] and
-    `clusters` [n] are the examples'; nan is unscored, and a step takes the examples scored at both
-    ends. Raises `ValueError` on shapes that do not fit and infinite scores.
-
-    Source: Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
+    Budgets descend along the first axis; a budget without any score is passed over. `clusters` [n]
+    are the examples'; nan is unscored. Raises `ValueError` on shapes that do not fit and infinite
+    scores.
     """
-    table, labels = score_array(scores), np.asarray(bins)
-    if table.ndim != 2 or labels.shape != table.shape[1:] or len(clusters) != len(labels):
-        raise ValueError(f"scores {table.shape}, bins {labels.shape}: need [k, n] and [n]")
+    table = score_array(scores)
+    if table.ndim != 2 or table.shape[1] != len(clusters):
+        raise ValueError(f"scores {table.shape}: need [k, n] with n={len(clusters)} clusters")
     scored = np.flatnonzero(~np.isnan(table).all(axis=1))
     pairs = list(zip(scored[:-1].tolist(), scored[1:].tolist(), strict=True))
-    drops = []
-    for above, below in pairs:
-        both = ~np.isnan(table[above] - table[below])
-        ends = mean_of_bin_means(table[[above, below]][:, both], labels[both])
-        drops.append(float(ends[0] - ends[1]))
-    corrected = holm([paired_p(table[i], table[j], clusters) for i, j in pairs])
+    found = [paired_difference(table[j], table[i], clusters, 0.95, bounds=None) for i, j in pairs]
+    corrected = holm([difference.p for difference in found])
     return [
-        Step(above, below, fall, float(p))
-        for (above, below), fall, p in zip(pairs, drops, corrected, strict=True)
+        Step(above, below, -difference.difference, float(p))
+        for (above, below), difference, p in zip(pairs, found, corrected, strict=True)
     ]
 
 
 def first_break(steps: Sequence[Step], drop: float, alpha: float) -> Step | None:
-    """The first (highest) step that falls by at least `drop` (score units) with p < `alpha`.
+    """The first (highest) step that falls by at least `drop` (score units) with p ≤ `alpha`.
 
     Raises `ValueError` unless drop > 0.
     """
     _check_positive(drop=drop)
-    return next((s for s in steps if s.drop >= drop - TOLERANCE and s.p < alpha), None)
+    return next((s for s in steps if s.drop >= drop - TOLERANCE and s.p <= alpha), None)
 
 
 def find_transition(
