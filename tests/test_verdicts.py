@@ -46,7 +46,7 @@ def told(row, **changed):
     curve = CURVE | {
         "n_clusters": row["n_clusters"], "n_boot": 2000, "transition_budget": 0.5,
         "transition_label": "0.5", "transition_above_label": "1", "transition_drop": 1.0,
-        "support": 1.0, "support_any": 1.0, "lowest_label": "0.5", "lowest_difference": -1.0,
+        "transition_p": 0.03, "n_steps": 1, "lowest_label": "0.5", "lowest_difference": -1.0,
         "n_degenerate": 0, "zone_labels": ["0.5"], "zone_reasons": ["failures"],
     }  # fmt: skip
     config = AnalyzeConfig(**changed)

@@ -1,5 +1,6 @@
 """transitions: where each press's curve over budgets breaks, and where it is merely unstable."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,13 @@ from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.frames import Experiment, paired_table
 from kvx.config.analyze import AnalyzeConfig
 from kvx.stats.paired import mcnemar_exact
-from kvx.stats.transition import find_transition, instability_zone, mean_of_bin_means
+from kvx.stats.transition import (
+    curve_steps,
+    find_transition,
+    first_break,
+    instability_zone,
+    mean_of_bin_means,
+)
 from kvx.store.catalog import PointRecord
 
 FEW = 20
@@ -68,15 +75,24 @@ def _curve(
         config.spread_jump,
         config.failure_jump,
     )
+    steps = curve_steps(scores, about["cluster"].tolist())
+    broken = first_break(steps, config.transition_drop, 1 - config.confidence)
     at = None if found.budget is None else int(-found.budget)
-    above = None if at is None else curve["budget_label"].iloc[at - 1]
+    labels, budgets = curve["budget_label"].tolist(), curve["budget"].tolist()
     return {
         "metric": metric, "n_budgets": len(ids), "n_boot": config.n_boot,
         "n_clusters": min(_clusters(about["cluster"], row) for row in scores),
-        "transition_budget": None if at is None else float(curve["budget"].iloc[at]),
-        "transition_label": None if at is None else curve["budget_label"].iloc[at],
-        "transition_above_label": above, "transition_drop": found.drop,
-        "support": null(found.support), "support_any": null(found.support_any),
+        "n_steps": sum(not math.isnan(step.p) for step in steps),
+        "transition_budget": None if broken is None else float(budgets[broken.below]),
+        "transition_label": None if broken is None else labels[broken.below],
+        "transition_above_label": None if broken is None else labels[broken.above],
+        "transition_drop": None if broken is None else broken.drop,
+        "transition_p": None if broken is None else broken.p,
+        "classic_budget": None if at is None else float(budgets[at]),
+        "classic_label": None if at is None else labels[at],
+        "classic_above_label": None if at is None else labels[at - 1],
+        "classic_drop": found.drop, "classic_support": null(found.support),
+        "classic_support_any": null(found.support_any),
         "lowest_label": curve["budget_label"].iloc[-1],
         "lowest_difference": null(_means(scores, bins)[-1] - _means(scores, bins)[0]),
         "n_degenerate": int(curve["n_degenerate"].sum()),

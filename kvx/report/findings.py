@@ -1,23 +1,17 @@
 """Key findings as sentences: every one with its numbers, intervals and n."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.analyze import AnalyzeConfig
+from kvx.report.curve_findings import curve_sentences
 from kvx.report.verdicts import Verdict, in_words, verdict
 from kvx.report.wording import DEGENERATE, full_name, interval, token_range
 from kvx.stats.paired import least_pairs
 
 KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
-WELL_SUPPORTED = 0.9
-ZONE = {
-    "spread": "scores scatter more",
-    "failures": "failures rise",
-    "spread+failures": "scores scatter more and failures rise",
-}
 
 
 def findings(
@@ -45,9 +39,7 @@ def findings(
             sentences.append(_cost(name, row, group, ranges, used, 1 - config.confidence))
         for _, row in transitions.iterrows():
             if all(row[k] == v for k, v in zip(KEYS, key, strict=True)):
-                sentences.append(_transition(name, row, config))
-                if row["n_clusters"] >= least_pairs(1 - config.confidence):
-                    sentences += _zone(name, row)
+                sentences += curve_sentences(name, row, config)
     return sentences
 
 
@@ -97,46 +89,3 @@ def _attribution(row: pd.Series) -> str:
     detail = f", truncated ones {cut:.0%}" if 0.005 <= cut < share else ""
     detail = ", all of them truncated" if cut >= share else detail
     return f" Failed requests could explain at most {share:.0%} of it{detail}."
-
-
-def _transition(name: str, row: pd.Series, config: AnalyzeConfig) -> str:
-    rule = f"mean of bin means down by ≥ {config.transition_drop:g} in one step"
-    if row["n_clusters"] < least_pairs(1 - config.confidence):
-        return (
-            f"**{name}**: too few examples (n = {row['n_clusters']}) to say whether or where it "
-            f"breaks ({rule})."
-        )
-    known = pd.notna(row["support"])
-    sure = "well supported" if known and row["support"] >= WELL_SUPPORTED else "not certain"
-    if pd.isna(row["transition_budget"]):
-        support = (
-            f"{sure}: {row['support']:.0%} of {row['n_boot']} resamples agree"
-            if known
-            else "too few prompts per bin to say how sure"
-        )
-        return (
-            f"**{name} has no classic transition** ({rule}: at no budget tried; {support}). At "
-            f"budget {row['lowest_label']} it stands {row['lowest_difference']:+.2f} from the full "
-            "cache."
-        )
-    support = (
-        f"{sure}: {row['support']:.0%} of {row['n_boot']} resamples name the same budget, "
-        f"{row['support_any']:.0%} any"
-        if known
-        else "too few prompts per bin to say how sure"
-    )
-    text = (
-        f"**{name} breaks first between budgets {row['transition_above_label']} and "
-        f"{row['transition_label']}** ({rule}: {-row['transition_drop']:+.2f}); {support}."
-    )
-    if row["n_degenerate"]:
-        text += f" {DEGENERATE} The curve has degenerate points."
-    return text
-
-
-def _zone(name: str, row: pd.Series) -> Iterator[str]:
-    for label, reason in zip(row["zone_labels"], row["zone_reasons"], strict=True):
-        yield (
-            f"**{name} at budget {label} is in the instability zone**: {ZONE[reason]} although the "
-            "mean has not collapsed."
-        )

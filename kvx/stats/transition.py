@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvx.stats.bootstrap import check_n_boot, cluster_codes, resampled_means, score_array
+from kvx.stats.clustered import paired_difference
+from kvx.stats.multiplicity import holm
 
 TOLERANCE = 1e-9  # 0.95 - 0.80 is 0.1499999999999999 in floats, and counts as 0.15
 
@@ -28,6 +30,49 @@ class Transition:
     support_by_budget: dict[float, float]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of a curve from the budget with index `above` down to the one with index `below`.
+
+    `drop` is how far the mean falls over the examples scored at both (score units); `p` that of
+    `paired_difference`, corrected (Holm) over the steps of the curve; nan where it has none.
+    """
+
+    above: int
+    below: int
+    drop: float
+    p: float
+
+
+def curve_steps(scores: ArrayLike, clusters: Collection[Hashable]) -> list[Step]:
+    """The steps between neighbouring budgets of `scores` [k, n], highest first, each tested.
+
+    Budgets descend along the first axis; a budget without any score is passed over. `clusters` [n]
+    are the examples'; nan is unscored. Raises `ValueError` on shapes that do not fit and infinite
+    scores.
+    """
+    table = score_array(scores)
+    if table.ndim != 2 or table.shape[1] != len(clusters):
+        raise ValueError(f"scores {table.shape}: need [k, n] with n={len(clusters)} clusters")
+    scored = np.flatnonzero(~np.isnan(table).all(axis=1))
+    pairs = list(zip(scored[:-1].tolist(), scored[1:].tolist(), strict=True))
+    found = [paired_difference(table[j], table[i], clusters, 0.95, bounds=None) for i, j in pairs]
+    corrected = holm([difference.p for difference in found])
+    return [
+        Step(above, below, -difference.difference, float(p))
+        for (above, below), difference, p in zip(pairs, found, corrected, strict=True)
+    ]
+
+
+def first_break(steps: Sequence[Step], drop: float, alpha: float) -> Step | None:
+    """The first (highest) step that falls by at least `drop` (score units) with p ≤ `alpha`.
+
+    Raises `ValueError` unless drop > 0.
+    """
+    _check_positive(drop=drop)
+    return next((s for s in steps if s.drop >= drop - TOLERANCE and s.p <= alpha), None)
+
+
 def find_transition(
     budgets: Sequence[float],
     scores: ArrayLike,
@@ -37,7 +82,8 @@ def find_transition(
     n_boot: int,
     seed: int,
 ) -> Transition:
-    """First (highest) budget whose mean of bin means is at least `drop` below the one above it.
+    """The classic rule: the first (highest) budget whose mean of bin means is at least `drop` below
+    the one above it. It tests nothing; see `curve_steps`.
 
     `budgets` [k] descend strictly; `scores` [k, n] are of the same n examples at each budget, nan
     where unscored; `bins` [n] and `clusters` [n] are the examples'; `drop` > 0 is in score units. A

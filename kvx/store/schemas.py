@@ -178,11 +178,13 @@ COMPARISONS = _schema(
 TRANSITIONS = _schema(
     {
         **_CURVE, "metric": S, "n_budgets": I64, "n_boot": I64, "n_clusters": I64,
-        "n_degenerate": I64,
+        "n_degenerate": I64, "n_steps": I64,
     },
     {
         "transition_budget": F64, "transition_label": S, "transition_above_label": S,
-        "transition_drop": F64, "support": F64, "support_any": F64, "lowest_label": S,
+        "transition_drop": F64, "transition_p": F64, "classic_budget": F64, "classic_label": S,
+        "classic_above_label": S, "classic_drop": F64, "classic_support": F64,
+        "classic_support_any": F64, "lowest_label": S,
         "lowest_difference": F64, "zone_labels": pa.list_(S), "zone_reasons": pa.list_(S),
     },
 )  # fmt: skip
