@@ -23,6 +23,7 @@ from kvx.learning.caveats import GuardedPoint, caveats
 from kvx.points import experiment_dir, told_guard
 from kvx.report import catastrophe_section, controller_tables, guard_section, proof_section, tables
 from kvx.report.findings import findings
+from kvx.report.page.assemble import write_page
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
@@ -41,6 +42,7 @@ from kvx.store.shards import read_inputs
 
 log = logging.getLogger(__name__)
 STAMP = "<!-- kvx inputs {} -->"
+PAGE = "report.html"
 
 
 def report_experiment(config: Config) -> Path:
@@ -50,7 +52,7 @@ def report_experiment(config: Config) -> Path:
     """
     folder = experiment_dir(config)
     points = finished_points(folder)
-    path = folder / "report.md"
+    path, page = folder / "report.md", folder / PAGE
     inputs = inputs_hash(folder, config.analyze)
     if any(read_inputs(folder / f"{name}.parquet") != inputs for name in TABLES):
         raise UserError(
@@ -59,17 +61,16 @@ def report_experiment(config: Config) -> Path:
         )
     known = list(caveats(_forecasting(points, config)))
     stamp = STAMP.format(digest([inputs, known, package_digest()], 16))
-    if path.exists() and path.read_text().rstrip().endswith(stamp):
+    if path.exists() and page.exists() and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
         return path
     frames = {
         name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
         for name in TABLES
     }
-    text = render(
-        Path(__file__).with_name("report.md.j2"),
-        **_context(config, points, folder, known, **frames),
-    )
+    context = _context(config, points, folder, known, **frames)
+    text = render(Path(__file__).with_name("report.md.j2"), **context)
+    write_page(page, context, points, frames, Path(config.paths.output), stamp)
     write_text(path, f"{text.rstrip()}\n\n{stamp}\n")
     log.info("report: %s", path)
     return path

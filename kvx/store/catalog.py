@@ -76,6 +76,13 @@ def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
     return frame
 
 
+def read_columns(points: Sequence[PointRecord], name: str, columns: list[str]) -> pd.DataFrame:
+    """Some columns of a table that every point has. Raises `UserError` as `read_frame` does."""
+    tables = [contents.read_table(p.dir / f"{name}.parquet").select(columns) for p in points]
+    frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
+    return frame
+
+
 def requests_of(points: Sequence[PointRecord]) -> pd.DataFrame:
     """Every request of points that have answers; columns that an older kvx lacked are null."""
     frame = read_frame([layout.merged(p.dir, REQUESTS) for p in points])

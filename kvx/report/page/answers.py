@@ -1,0 +1,202 @@
+"""What the sample browser of report.html shows: questions and answers, as many as there is room."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kvx.data.frozen_examples import examples_file
+from kvx.errors import unreadable
+from kvx.identity.hashing import digest
+from kvx.report.page.packing import Pool, packed, plain
+from kvx.store import layout
+from kvx.store.catalog import PointRecord
+
+MOST_ANSWERS = 20_000  # more are no help to a reader, and would take long to read and to pack
+CONTEXT_CHARS = (None, 6_000, 1_500)  # what is left of a context where room is short
+ANSWER_CHARS = 6_000
+REQUEST = [
+    "example_id", "bin", "text", "degenerate", "degenerate_reason", "finish_reason",
+    "output_tokens", "context_tokens", "prompt_tokens", "compressed_tokens", "error_type",
+]  # fmt: skip
+JUDGED = ["example_id", "score", "failure", "looping", "loop_onset", "cap_reached"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Packed examples; how many of all prompts, and the characters that contexts were cut to."""
+
+    data: str
+    n_prompts: int
+    n_all: int
+    context_chars: int | None
+
+
+def answers(
+    points: Sequence[PointRecord], number: Mapping[str, int], output: Path, room: int
+) -> Shown:
+    """The examples of all points in at most `room` characters.
+
+    Where they do not fit, contexts are cut first, then whole prompts are left out: as many of each
+    bin, chosen by a hash of their names, and the same ones at every point.
+    """
+    chosen = [p for p in points if p.id in number]
+    prompts = _prompts(chosen)
+    kept = _evenly(prompts, min(len(prompts), _affordable(prompts, chosen)))
+    frames = {p.id: _answers_of(p, kept) for p in chosen}
+    texts = _texts(chosen, output, kept)
+    for chars in CONTEXT_CHARS:
+        data = packed(_tables(chosen, number, kept, frames, texts, chars))
+        if len(data) <= room:
+            break
+    while len(data) > room and len(kept) > 1:
+        kept = _evenly(kept, max(1, int(len(kept) * min(0.9, 0.95 * room / len(data)))))
+        data = packed(_tables(chosen, number, kept, frames, texts, chars))
+    return Shown(data, len(kept), len(prompts), chars)
+
+
+def _prompts(points: Sequence[PointRecord]) -> pd.DataFrame:
+    """Every prompt of a manifest [rows]: `manifest`, `example_id`, `bin`."""
+    found = {}
+    for point in points:
+        key = point.info["manifest"]["key"]
+        if key not in found:
+            table = pq.read_table(
+                layout.merged(point.dir, layout.REQUESTS),
+                columns=["example_id", "bin"], partitioning=None,
+            )  # fmt: skip
+            found[key] = table.to_pandas().assign(manifest=key)
+    return pd.concat(found.values(), ignore_index=True)
+
+
+def _affordable(prompts: pd.DataFrame, points: Sequence[PointRecord]) -> int:
+    per_prompt = len(points) / max(1, prompts["manifest"].nunique())
+    return max(1, int(MOST_ANSWERS / max(1.0, per_prompt)))
+
+
+def _evenly(prompts: pd.DataFrame, n: int) -> pd.DataFrame:
+    """`n` of the prompts, as evenly as can be over manifests and bins; all if there are no more."""
+    if n >= len(prompts):
+        return prompts
+    ranks = prompts["example_id"].map(lambda i: digest([i], 16))
+    shuffled = prompts.assign(rank=ranks).sort_values("rank", kind="stable")
+    turn = shuffled.groupby(["manifest", "bin"]).cumcount()
+    kept = shuffled.loc[turn.sort_values(kind="stable").index[:n]].index
+    return prompts.loc[prompts.index.isin(kept)]
+
+
+def _answers_of(point: PointRecord, kept: pd.DataFrame) -> pd.DataFrame:
+    """A point's answers to the prompts kept, with how they were judged."""
+    own = kept[kept["manifest"] == point.info["manifest"]["key"]]
+    names = list(own["example_id"])
+
+    def read(name: str, wanted: list[str]) -> pd.DataFrame:
+        path = point.dir / f"{name}.parquet"
+        try:
+            with pq.ParquetFile(path) as file:
+                have = [c for c in wanted if c in file.schema_arrow.names]
+                table = file.read(columns=have)
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error) from None
+        table = table.filter(pc.field("example_id").isin(names))
+        return table.to_pandas().reindex(columns=wanted)
+
+    failures = read("failures", ["example_id", "error_type"])
+    failed = failures.drop_duplicates("example_id").set_index("example_id")["error_type"]
+    frame = read("requests", REQUEST).merge(read("catastrophes", JUDGED), "left", "example_id")
+    # a request without a response is judged only as a failure
+    frame["failure"] = frame["failure"].fillna(frame["example_id"].map(failed))
+    return frame
+
+
+def _texts(
+    points: Sequence[PointRecord], output: Path, kept: pd.DataFrame
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Context, question and answers of the prompts kept, by manifest and example."""
+    folders = {p.info["manifest"]["key"]: p.manifest_dir(output) for p in points}
+    found = {}
+    for key, group in kept.groupby("manifest"):
+        table = pq.read_table(
+            examples_file(folders[str(key)]),
+            columns=["example_id", "context", "question", "answers"], partitioning=None,
+            filters=pc.field("example_id").isin(list(group["example_id"])),
+        )  # fmt: skip
+        found |= {(str(key), row["example_id"]): row for row in table.to_pylist()}
+    return found
+
+
+def _tables(
+    points: Sequence[PointRecord],
+    number: Mapping[str, int],
+    kept: pd.DataFrame,
+    frames: Mapping[str, pd.DataFrame],
+    texts: Mapping[tuple[str, str], dict[str, Any]],
+    context_chars: int | None,
+) -> dict[str, Any]:
+    """Prompts and answers as columns; texts by their number in `texts`."""
+    pool = Pool()
+    place = {
+        (m, e): i
+        for i, (m, e) in enumerate(zip(kept["manifest"], kept["example_id"], strict=True))
+    }
+    prompts: dict[str, list[Any]] = {
+        n: [] for n in ("id", "bin", "tokens", "question", "references", "context")
+    }
+    tokens: dict[int, int] = {}
+    rows: dict[str, list[Any]] = {
+        n: []
+        for n in (
+            "point", "prompt", "text", "score", "failure", "looping", "onset", "capped",
+            "degenerate", "finish", "tokens",
+        )
+    }  # fmt: skip
+    for point in points:
+        key = point.info["manifest"]["key"]
+        for row in frames[point.id].to_dict("records"):
+            prompt = place.get((key, row["example_id"]))
+            if prompt is None:
+                continue
+            tokens[prompt] = row["context_tokens"]
+            rows["point"].append(number[point.id])
+            rows["prompt"].append(prompt)
+            rows["text"].append(pool.number(_cut(_text(row["text"]), ANSWER_CHARS)))
+            rows["score"].append(plain(row["score"]))
+            rows["failure"].append(pool.number(_text(row["failure"])))
+            rows["looping"].append(_flag(row["looping"]))
+            rows["onset"].append(plain(row["loop_onset"]))
+            rows["capped"].append(_flag(row["cap_reached"]))
+            reason = _text(row["degenerate_reason"]) or "degenerate"
+            rows["degenerate"].append(pool.number(reason) if row["degenerate"] else None)
+            rows["finish"].append(pool.number(_text(row["finish_reason"])))
+            rows["tokens"].append(plain(row["output_tokens"]))
+    for (key, example), i in place.items():
+        text = texts[key, example]
+        prompts["id"].append(example)
+        prompts["bin"].append(int(kept["bin"].iloc[i]))
+        prompts["tokens"].append(tokens.get(i))
+        prompts["question"].append(pool.number(text["question"]))
+        prompts["references"].append([pool.number(a) for a in text["answers"]])
+        prompts["context"].append(pool.number(_cut(text["context"], context_chars)))
+    return {"texts": pool.texts, "prompts": prompts, "answers": rows}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _flag(value: Any) -> int:
+    return int(value is True or value is np.True_)
+
+
+def _cut(text: str | None, chars: int | None) -> str | None:
+    """`text`, its middle left out where it is longer than `chars`."""
+    if text is None or chars is None or len(text) <= chars:
+        return text
+    half = chars // 2
+    left_out = len(text) - 2 * half
+    return f"{text[:half]}\n[… {left_out:,} characters left out …]\n{text[-half:]}"

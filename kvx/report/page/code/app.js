@@ -1,0 +1,166 @@
+// Puts the page together. Figures come first; the examples are unpacked when they can be seen.
+
+const page = document.getElementById("page");
+
+/** A box whose plot is drawn again for every width. */
+function drawn(make) {
+  const box = el("div", { class: "plot" });
+  let width = 0, wanted = make;
+  const draw = () => {
+    if (width < 40) return;
+    const plot = wanted(width);
+    box.replaceChildren(...(plot ? [plot] : []));
+  };
+  new ResizeObserver(([entry]) => {
+    const now = Math.floor(entry.contentRect.width);
+    if (now !== width) { width = now; draw(); }
+  }).observe(box);
+  return { box, redraw: (other) => { wanted = other; draw(); } };
+}
+
+function verdict(experiment) {
+  const [first, rest] = [experiment.findings.slice(0, 4), experiment.findings.slice(4)];
+  const item = (sentence) => el("li", {}, prose(sentence));
+  return section("verdict", "Verdict", null, el("ul", { class: "findings" }, first.map(item)),
+    rest.length ? el("details", {}, el("summary", {}, `${rest.length} more`), el("ul", { class: "findings" }, rest.map(item))) : null,
+    experiment.warnings.length
+      ? el("details", { class: "beware", open: true }, el("summary", {}, `Before you believe it (${experiment.warnings.length})`),
+        el("ul", {}, experiment.warnings.map(item)))
+      : null);
+}
+
+function facts(experiment) {
+  return section("facts", "Reproducing this", null, el("div", { class: "scroll" }, el("table", { class: "facts" }, el("tbody", {},
+    experiment.facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, prose(value))))))));
+}
+
+/** Sections about one variant (model and dataset). */
+function sectionsOf(experiment, number, open) {
+  const variant = experiment.variants[number], series = experiment.series(number);
+  const compressed = series.filter((s) => s.points.some((p) => !p.full));
+  const shown = compressed.length ? compressed : series;
+  const bins = [[ALL_BINS, "all lengths"], ...variant.bins.map((b) => [b.bin, tokenRange(b)])];
+  const many = shown.length > 4;
+
+  const view = { by: many ? "press" : "length", bin: ALL_BINS };
+  const curve = () => (width) => (view.by === "press"
+    ? curvesByPress(experiment, variant, shown, view.bin, width, open)
+    : el("div", {}, legend(shown), curvesByLength(experiment, variant, shown, width, open)));
+  const curves = drawn(curve());
+  const lengths = choice("length", bins, ALL_BINS, (bin) => { view.bin = bin; curves.redraw(curve()); });
+  lengths.hidden = view.by !== "press";
+  const by = choice("panels", [["press", "a panel per press"], ["length", "a panel per length"]], view.by, (value) => {
+    view.by = value;
+    lengths.hidden = value !== "press";
+    curves.redraw(curve());
+  });
+
+  const front = drawn((width) => paretoFront(experiment, variant, series, ALL_BINS, width, open));
+  const latency = series.some((s) => s.points.some((p) => experiment.cell(p, ALL_BINS)?.n_latency > 0));
+  return [
+    heatMap(experiment, variant, shown, open),
+    section("curves", "Score over budget", `Bands are ${experiment.confidence} intervals; hollow markers are degenerate. Click a marker to read its answers.`,
+      el("div", { class: "controls" }, by, lengths), curves.box),
+    section("lengths", "Score over context length", "A line per budget, paler the less is kept. Shaded: between the two budgets where the classic rule finds the first break.",
+      drawn((width) => overLengths(experiment, variant, shown, width, open)).box),
+    section("cost", "Score for the memory", "KV bytes of the compressed prompt. The dashed line joins the points that no other beats in score and bytes at once.",
+      el("div", { class: "controls" }, choice("length", bins, ALL_BINS, (bin) => front.redraw((width) => paretoFront(experiment, variant, series, bin, width, open)))), legend(series), front.box),
+    section("failures", "Failures and catastrophes", "Failures yield no proper answer. Catastrophes are answers that derail; the curves show what compression added to the full cache's.",
+      drawn((width) => failureBars(experiment, variant, series, width, open)).box,
+      drawn((width) => catastropheCurves(experiment, variant, shown, width, open)).box),
+    latency ? section("latency", "Latency", "Requests that ran alone, one at a time; medians.", drawn((width) => latencyDots(experiment, variant, series, width)).box) : null,
+  ].filter(Boolean);
+}
+
+/** Light, dark, or what the system says. */
+function themeButton() {
+  const modes = ["auto", "light", "dark"];
+  const button = el("button", { type: "button", class: "plain", title: "light or dark (t)" }, "◐ auto");
+  button.addEventListener("click", () => {
+    const mode = modes[(modes.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % 3];
+    if (mode === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = mode;
+    button.textContent = `◐ ${mode}`;
+  });
+  return button;
+}
+
+function header(experiment, theme) {
+  const links = [["verdict", "Verdict"], ["map", "Map"], ["curves", "Budget"], ["lengths", "Length"], ["cost", "Memory"], ["failures", "Failures"], ["latency", "Latency"], ["examples", "Examples"], ["facts", "Reproduce"]];
+  const models = [...new Set(experiment.variants.map((v) => `${v.model} on ${v.dataset}`))];
+  const missing = experiment.requests - experiment.responses;
+  return [
+    el("nav", { "aria-label": "sections" }, el("strong", {}, "kvx"), links.map(([id, name]) =>
+      el("a", { href: `#${id}`, onclick: (event) => { event.preventDefault(); document.getElementById(id)?.scrollIntoView(); } }, name)), theme),
+    el("header", { class: "top" }, el("h1", {}, experiment.name),
+      el("p", { class: "lead" }, models.length > 3 ? `${models.length} pairs of model and dataset` : models.join(" · ")),
+      el("p", { class: "muted" }, `${plural(experiment.points.length, "point")} · ${plural(experiment.requests, "request")} · ${missing ? `${missing.toLocaleString("en")} without a response` : "all answered"}`)),
+  ];
+}
+
+function help() {
+  const keys = [["j k ↑ ↓", "next and previous example"], ["/", "search the examples"], ["← ↑ → ↓", "move in the map"], ["Enter", "open a cell's examples"], ["m", "back to the map"], ["t", "light or dark"], ["?", "this list"]];
+  const dialog = el("dialog", { "aria-label": "keys" }, el("h3", {}, "Keys"), el("dl", {}, keys.map(([key, what]) => [el("dt", {}, key), el("dd", {}, what)])),
+    el("form", { method: "dialog" }, el("button", {}, "close")));
+  return dialog;
+}
+
+async function start() {
+  const experiment = experimentOf(await unpack("figures"));
+  const theme = themeButton(), keys = help();
+  let browser = null, opening = null;
+  const place = el("div", { class: "waiting" });
+
+  /** The sample browser; unpacked once, when it is first wanted. */
+  const samples = () => {
+    opening ??= unpack("samples").then((raw) => {
+      const { prompts, all, chars } = document.getElementById("samples").dataset;
+      const note = [
+        Number(prompts) < Number(all) ? `of ${plural(Number(prompts), "prompt")}, drawn evenly from ${Number(all).toLocaleString("en")}, so that this page stays small` : null,
+        chars ? `contexts are cut to ${Number(chars).toLocaleString("en")} characters` : null,
+      ].filter(Boolean).join(" · ");
+      browser = sampleBrowser(experiment, samplesOf(raw, experiment), note);
+      place.replaceWith(browser.root);
+      return browser;
+    });
+    return opening;
+  };
+  const open = async (what) => (await samples()).open(what, true);
+
+  const body = el("div");
+  const show = (number) => {
+    body.replaceChildren(...sectionsOf(experiment, number, open));
+    browser?.start(number);
+  };
+  const variants = experiment.variants.length > 1
+    ? el("div", { class: "controls variants" }, picker("model and data", experiment.variants.map((v, i) => [i, v.label]), 0, (value) => show(Number(value))))
+    : null;
+  page.replaceChildren(...[...header(experiment, theme), verdict(experiment), variants, body, place, facts(experiment), keys].filter(Boolean));
+  show(0);
+  page.removeAttribute("aria-busy");
+
+  document.addEventListener("keydown", async (event) => {
+    if (event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "/") { event.preventDefault(); const b = await samples(); b.root.scrollIntoView(); b.search(); }
+    else if (event.key === "t") theme.click();
+    else if (event.key === "?") keys.showModal();
+    else if (event.key === "m") { const map = document.getElementById("map"); map?.scrollIntoView(); map?.querySelector("tbody button[tabindex='0']")?.focus(); }
+  });
+  const linked = location.hash.match(/^#examples\?(.*)$/);
+  if (linked) {
+    const asked = new URLSearchParams(linked[1]);
+    const point = experiment.points.find((p) => p.id === asked.get("point"));
+    if (point) open({ point: point.index, bin: asked.get("bin") === "" ? ALL_BINS : Number(asked.get("bin")), show: asked.get("show") ?? "all", example: asked.get("example") });
+  }
+  const seen = new IntersectionObserver(async (entries) => {
+    if (!entries.some((e) => e.isIntersecting)) return;
+    seen.disconnect();
+    if (!browser) (await samples()).start(0);
+  }, { rootMargin: "600px" });
+  seen.observe(place);
+}
+
+start().catch((error) => {
+  page.replaceChildren(el("p", { class: "broken" }, `This page could not be shown: ${error.message}. report.md beside it has the same numbers.`));
+  throw error;
+});

@@ -1,0 +1,164 @@
+// Curves over budgets and over lengths, in small multiples; a press looks the same in all of them.
+
+const SYMBOLS = ["circle", "square", "triangle", "diamond", "triangle2", "cross", "star"];
+const DASHES = [null, "6 3", "2 2", "8 2 2 2", "4 4", "1 3", "10 3"];
+const colourOf = (one) => `var(--s${one.colour})`;
+const symbolOf = (one) => SYMBOLS[one.marker % SYMBOLS.length];
+
+/** The sign of a press beside its name: its colour and marker. */
+function swatch(one) {
+  return Plot.plot({
+    width: 22, height: 12, margin: 0, axis: null, x: { domain: [0, 1] }, y: { domain: [0, 1] },
+    className: "kvx-swatch", ariaHidden: "true",
+    marks: [
+      Plot.link([0], { x1: 0.05, x2: 0.95, y1: 0.5, y2: 0.5, stroke: colourOf(one), strokeWidth: 2, strokeDasharray: DASHES[one.dash] }),
+      Plot.dot([0], { x: 0.5, y: 0.5, r: 3.4, symbol: symbolOf(one), fill: colourOf(one) }),
+    ],
+  });
+}
+
+/** Panels in rows: each name's column and row, for as many columns as `width` has room for. */
+function grid(names, width, least = 230) {
+  const columns = Math.max(1, Math.min(names.length, Math.floor(width / least)));
+  const place = new Map(names.map((name, i) => [name, [i % columns, Math.floor(i / columns)]]));
+  const rows = Math.ceil(names.length / columns);
+  return { columns, rows, fx: (d) => place.get(d.panel)[0], fy: (d) => place.get(d.panel)[1], place };
+}
+
+/** Options that every plot of panels shares. */
+function panels(cut, width, height, options) {
+  return {
+    width, height: cut.rows * height + 40, marginLeft: 44, marginRight: 14, marginBottom: 34, marginTop: 18,
+    fx: { axis: null, padding: 0.12 }, fy: { axis: null, padding: 0.22 }, color: { type: "identity" }, symbol: { type: "identity" },
+    ...options,
+  };
+}
+
+const titles = (cut, series) => Plot.text([...cut.place.keys()], {
+  fx: (name) => cut.place.get(name)[0], fy: (name) => cut.place.get(name)[1], frameAnchor: "top-left", dy: -16,
+  text: (name) => name, fontWeight: 600, fontSize: 12, fill: (name) => { const one = series.get(name); return one ? colourOf(one) : "var(--ink)"; }, textAnchor: "start",
+});
+
+const outline = (cut) => Plot.frame({ stroke: "var(--line)" });
+
+/** The rows of curves over budgets in one bin. */
+function budgetRows(experiment, variant, series, bin) {
+  return series.flatMap((one) => one.points.map((point) => {
+    const cell = experiment.cell(point, bin);
+    return cell && known(cell.mean) && known(point.budget)
+      ? { ...one, panel: one.name, x: point.budget, y: cell.mean, low: cell.low ?? cell.mean, high: cell.high ?? cell.mean,
+        hollow: cell.degenerate > 0, point: point.index, bin, title: cellSentence(experiment, variant, point, bin) }
+      : null;
+  }).filter(Boolean));
+}
+
+const budgetAxis = (rows) => {
+  const values = [...new Set(rows.map((r) => r.x))].sort(d3.descending);
+  const ticks = [];
+  for (const v of values) if (!ticks.length || ticks.at(-1) / v > 1.35) ticks.push(v);
+  return { type: "log", label: "KV budget (log scale)", ticks, tickFormat: (v) => short(`${Number(v.toPrecision(2))}`), domain: d3.extent(rows, (r) => r.x), inset: 8 };
+};
+
+const dots = (rows, extra) => Plot.dot(rows, {
+  x: "x", y: "y", symbol: symbolOf, stroke: colourOf, fill: (d) => (d.hollow ? "var(--surface)" : colourOf(d)), r: 3.6, ...extra,
+});
+
+const tips = (rows, extra) => Plot.tip(rows, Plot.pointer({
+  x: "x", y: "y", title: "title", lineWidth: 34, fill: "var(--surface)", stroke: "var(--line)", maxRadius: 40, ...extra,
+}));
+
+/** A plot whose marks open examples when clicked. */
+function clickable(plot, open) {
+  plot.addEventListener("click", () => {
+    if (plot.value && known(plot.value.point)) open({ point: plot.value.point, bin: plot.value.bin });
+  });
+  return plot;
+}
+
+/** One panel per press, the others behind it in grey. */
+function curvesByPress(experiment, variant, series, bin, width, open) {
+  const rows = budgetRows(experiment, variant, series, bin);
+  const names = series.map((s) => s.name).filter((name) => rows.some((r) => r.panel === name));
+  const cut = grid(names, width), at = { fx: cut.fx, fy: cut.fy };
+  const own = new Map(series.map((s) => [s.name, s]));
+  return clickable(Plot.plot(panels(cut, width, 170, {
+    ariaLabel: `Score over budget, a panel per press`,
+    x: budgetAxis(rows), y: { label: `${variant.metric} ↑`, domain: scoreDomain(rows), grid: true, ticks: 4 },
+    marks: [
+      outline(cut),
+      Plot.line(rows, { ...at, facet: "exclude", x: "x", y: "y", z: "panel", stroke: "var(--faint)", strokeWidth: 1 }),
+      Plot.areaY(rows, { ...at, x: "x", y1: "low", y2: "high", z: "panel", fill: colourOf, fillOpacity: 0.18 }),
+      Plot.line(rows, { ...at, x: "x", y: "y", z: "panel", stroke: colourOf, strokeWidth: 2 }),
+      dots(rows, at), titles(cut, own), tips(rows, at),
+    ],
+  })), open);
+}
+
+/** One panel per length bin, all presses in it with their names at the cheap end. */
+function curvesByLength(experiment, variant, series, width, open) {
+  const bins = [ALL_BINS, ...variant.bins.map((b) => b.bin)];
+  const rows = bins.flatMap((bin) => budgetRows(experiment, variant, series, bin).map((r) => ({ ...r, name: r.panel, panel: binName(variant, bin) })));
+  const cut = grid(bins.map((bin) => binName(variant, bin)), width, 300), at = { fx: cut.fx, fy: cut.fy };
+  const ends = d3.groups(rows, (r) => r.panel, (r) => r.name).flatMap(([, lines]) =>
+    lines.map(([, line]) => d3.least(line, (r) => r.x)));
+  const lines = { ...at, z: "name" };
+  return clickable(Plot.plot(panels(cut, width, 200, {
+    ariaLabel: "Score over budget, a panel per context length", marginRight: 30,
+    x: budgetAxis(rows), y: { label: `${variant.metric} ↑`, domain: scoreDomain(rows), grid: true, ticks: 4 },
+    marks: [
+      outline(cut),
+      Plot.areaY(rows, { ...lines, x: "x", y1: "low", y2: "high", fill: colourOf, fillOpacity: 0.12 }),
+      Plot.line(rows, { ...lines, x: "x", y: "y", stroke: colourOf, strokeWidth: 2 }),
+      dots(rows, at), titles(cut, new Map()), tips(rows, at),
+    ],
+  })), open);
+}
+
+const scoreDomain = (rows) => [Math.min(0, d3.min(rows, (r) => r.low) ?? 0), Math.max(1, d3.max(rows, (r) => r.high) ?? 1)];
+
+/** Names and signs of the presses, for plots that have several in a panel. */
+const legend = (series) =>
+  el("ul", { class: "legend" }, series.map((one) => el("li", {}, swatch(one), one.name)));
+
+/** Score over lengths: a line per budget, and between two lines where the classic rule sees a break. */
+function overLengths(experiment, variant, series, width, open) {
+  const middle = new Map(variant.bins.map((b) => [b.bin, Math.sqrt(Math.max(1, b.low) * Math.max(1, b.high))]));
+  const rows = series.flatMap((one) => one.points.flatMap((point, rank) => variant.bins.map(({ bin }) => {
+    const cell = experiment.cell(point, bin);
+    return cell && known(cell.mean)
+      ? { ...one, panel: one.name, budget: point.label, x: middle.get(bin), y: cell.mean, low: cell.low, high: cell.high, hollow: cell.degenerate > 0,
+        weight: point.full ? 1 : 0.85 - 0.55 * (rank / Math.max(1, one.points.length - 1)), full: point.full,
+        point: point.index, bin, title: cellSentence(experiment, variant, point, bin) }
+      : null;
+  }).filter(Boolean)));
+  const names = series.map((s) => s.name).filter((name) => rows.some((r) => r.panel === name));
+  const cut = grid(names, width), at = { fx: cut.fx, fy: cut.fy };
+  const zones = breaks(experiment, variant, series, rows);
+  const ends = d3.groups(rows, (r) => r.panel, (r) => r.budget).flatMap(([, lines]) => lines.map(([, line]) => d3.greatest(line, (r) => r.x)));
+  return clickable(Plot.plot(panels(cut, width, 170, {
+    ariaLabel: "Score over context length, a panel per press", marginRight: 34,
+    x: { type: "log", label: "context tokens (log scale)", ticks: [...middle.values()], tickFormat: (v) => (v >= 1000 ? `${(v / 1000).toPrecision(2)}k` : v.toFixed(0)), inset: 8 },
+    y: { label: `${variant.metric} ↑`, domain: scoreDomain(rows), grid: true, ticks: 4 },
+    marks: [
+      outline(cut),
+      Plot.areaY(zones, { ...at, x: "x", y1: "low", y2: "high", z: "panel", fill: "var(--loss)", fillOpacity: 0.22 }),
+      Plot.line(rows, { ...at, x: "x", y: "y", z: (d) => `${d.panel} ${d.budget}`, stroke: colourOf, strokeOpacity: "weight", strokeWidth: (d) => (d.full ? 2.2 : 1.6) }),
+      dots(rows, { ...at, r: 2.6, strokeOpacity: "weight", fillOpacity: "weight" }),
+      Plot.text(ends, { ...at, x: "x", y: "y", text: "budget", dx: 7, textAnchor: "start", fontSize: 10, fill: "var(--muted)" }),
+      titles(cut, new Map(series.map((s) => [s.name, s]))), tips(rows, at),
+    ],
+  })), open);
+}
+
+/** Between which two budgets each press breaks (`transitions`), as an area over the lengths. */
+function breaks(experiment, variant, series, rows) {
+  const number = experiment.variants.indexOf(variant);
+  return experiment.transitions.filter((t) => t.variant === number && known(t.transition_label)).flatMap((t) => {
+    const one = series.find((s) => s.press === t.press && s.controller === t.controller && s.seed === t.seed);
+    if (!one) return [];
+    const line = (label) => rows.filter((r) => r.panel === one.name && r.budget === label);
+    const above = new Map(line(t.transition_above_label).map((r) => [r.bin, r.y]));
+    return line(t.transition_label).filter((r) => above.has(r.bin))
+      .map((r) => ({ panel: r.panel, x: r.x, low: r.y, high: above.get(r.bin) }));
+  });
+}

@@ -1,0 +1,75 @@
+// What Python packed into the page (kvx/report/page/packing.py), as tables to look things up in.
+
+const ALL_BINS = -1;
+
+/** The JSON inside the script element `id`: deflated, in base64. */
+async function unpack(id) {
+  const text = atob(document.getElementById(id).textContent.trim());
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+/** {a: [1, 2], b: [3, 4]} as [{a: 1, b: 3}, {a: 2, b: 4}]. */
+function records(columns) {
+  const names = Object.keys(columns);
+  return (columns[names[0]] ?? []).map((_, i) =>
+    Object.fromEntries(names.map((name) => [name, columns[name][i]])));
+}
+
+const budgetKey = (point) => `${point.kind} ${point.asked}`;
+const byBudget = (a, b) => b.budget - a.budget || b.asked - a.asked;
+
+/** The experiment's figures, with the lookups that sections need. */
+function experimentOf(raw) {
+  const points = raw.points.map((point, index) => ({ ...point, index }));
+  const cells = new Map();
+  for (const cell of records(raw.cells)) cells.set(`${cell.point} ${cell.bin}`, cell);
+  const groups = { failures: new Map(), catastrophes: new Map() };
+  for (const name of Object.keys(groups)) {
+    for (const row of records(raw[name])) {
+      const key = `${row.point} ${row.bin}`;
+      if (!groups[name].has(key)) groups[name].set(key, []);
+      groups[name].get(key).push(row);
+    }
+  }
+  return {
+    ...raw,
+    points,
+    cell: (point, bin) => cells.get(`${point.index} ${bin}`),
+    catastrophes: (point, bin) => groups.catastrophes.get(`${point.index} ${bin}`) ?? [],
+    /** Counts of each kind of failure; of all bins their sum. */
+    failures(point, bin) {
+      const bins = bin === ALL_BINS ? raw.variants[point.variant].bins.map((b) => b.bin) : [bin];
+      const counts = new Map();
+      for (const one of bins) {
+        for (const { kind, count } of groups.failures.get(`${point.index} ${one}`) ?? []) {
+          counts.set(kind, (counts.get(kind) ?? 0) + count);
+        }
+      }
+      return counts;
+    },
+    /** One variant's series (press, controller, seed) with their points, dearest budget first. */
+    series(variant) {
+      const found = new Map();
+      for (const point of points.filter((p) => p.variant === variant)) {
+        if (!found.has(point.series)) found.set(point.series, { ...point, name: point.series, points: [] });
+        found.get(point.series).points.push(point);
+      }
+      const all = [...found.values()].sort((a, b) => d3.ascending(a.name, b.name));
+      for (const one of all) one.points.sort(byBudget);
+      return all;
+    },
+  };
+}
+
+/** The budgets of a variant's points: {key, label, kind, asked}, fractions before tokens, dearest first. */
+function budgetsOf(points) {
+  const found = new Map();
+  for (const p of points) {
+    const label = p.kind === "tokens" ? `${p.asked}t` : `${p.asked}`;
+    found.set(budgetKey(p), { key: budgetKey(p), label, kind: p.kind, asked: p.asked });
+  }
+  return [...found.values()].sort((a, b) => d3.ascending(a.kind, b.kind) || b.asked - a.asked);
+}

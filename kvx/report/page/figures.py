@@ -1,0 +1,117 @@
+"""What the plots of report.html show: points, cells and what was counted in them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from kvx.analyze.columns import is_full
+from kvx.analyze.looks import COLOURS, DARK_COLOURS, looks
+from kvx.analyze.naming import metric_title
+from kvx.report.page.packing import columns, plain
+from kvx.report.wording import series_name
+from kvx.store.catalog import PointRecord, read_columns
+
+CELL = {
+    "n": "n", "n_requests": "requests", "n_responses": "responses", "mean": "mean",
+    "ci_low": "low", "ci_high": "high", "n_failures": "failures", "failure_rate": "failure_rate",
+    "failure_ci_low": "failure_low", "failure_ci_high": "failure_high",
+    "n_degenerate": "degenerate", "latency_p50_s": "p50", "latency_p95_s": "p95",
+    "ttft_p50_s": "ttft", "tpot_p50_s": "tpot", "n_latency": "n_latency",
+    "kv_bytes_mean": "bytes", "kv_bytes_full_mean": "full_bytes", "budget_measured": "measured",
+    "output_tokens_mean": "output_tokens",
+}  # fmt: skip
+PAIR = {
+    "n_pairs": "pairs", "difference": "difference", "ci_low": "difference_low",
+    "ci_high": "difference_high", "n_lost": "lost", "n_won": "gained", "mcnemar_p": "p",
+    "twin_mean": "twin_mean",
+}  # fmt: skip
+DERAILED = {
+    "kind": "kind", "n": "n", "rate": "rate", "ci_low": "low", "ci_high": "high",
+    "excess": "excess", "excess_ci_low": "excess_low", "excess_ci_high": "excess_high",
+    "n_excess": "n_excess",
+}  # fmt: skip
+CURVE = (
+    "press", "controller", "seed", "budget_kind", "transition_label", "transition_above_label",
+    "transition_drop", "support", "zone_labels", "zone_reasons",
+)  # fmt: skip
+
+
+def figures(
+    points: Sequence[PointRecord],
+    bin_stats: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    transitions: pd.DataFrame,
+    catastrophe_stats: pd.DataFrame,
+) -> dict[str, Any]:
+    """Everything that is drawn; points and variants by their numbers in the lists of this.
+
+    Only the primary metric's rows are shown.
+    """
+    stats = bin_stats[bin_stats["primary"]]
+    pairs = comparisons[comparisons["primary"]]
+    first = stats.drop_duplicates("point_id").assign(full=is_full)
+    variants = list(dict.fromkeys(first["variant_id"]))
+    number = {point: i for i, point in enumerate(first["point_id"])}
+    twins = dict(zip(pairs["point_id"], pairs["twin_point_id"], strict=True))
+    key = ["point_id", "bin"]
+    cells = stats[[*key, *CELL]].rename(columns=CELL)
+    beside = pairs[[*key, *PAIR]].rename(columns=PAIR)
+    cells = cells.merge(beside, on=key, how="left")
+    failed = read_columns(points, "failures", ["point_id", "bin", "error_type"])
+    counts = failed.groupby([*key, "error_type"]).size().rename("count").reset_index()
+    derailed = catastrophe_stats[[*key, *DERAILED]].rename(columns=DERAILED)
+    return {
+        "palette": {"light": list(COLOURS), "dark": list(DARK_COLOURS)},
+        "variants": [_variant(stats[stats["variant_id"] == v]) for v in variants],
+        "points": _points(first, variants, number, twins),
+        "cells": columns(_numbered(cells, number)),
+        "failures": columns(_numbered(counts, number).rename(columns={"error_type": "kind"})),
+        "catastrophes": columns(_numbered(derailed, number)),
+        "transitions": [
+            {"variant": variants.index(row["variant_id"]), **{n: plain(row[n]) for n in CURVE}}
+            for _, row in transitions.iterrows()
+        ],
+    }
+
+
+def _variant(stats: pd.DataFrame) -> dict[str, Any]:
+    row = stats.iloc[0]
+    bins = stats[stats["bin"] >= 0].drop_duplicates("bin").sort_values("bin")
+    edges = zip(bins["bin"], bins["bin_low_tokens"], bins["bin_high_tokens"], strict=True)
+    return {
+        "label": row["variant"], "model": row["model"], "dataset": row["dataset"],
+        "metric": metric_title(str(row["metric"])), "higher": bool(row["higher_is_better"]),
+        "bins": [{"bin": int(b), "low": int(lo), "high": int(hi)} for b, lo, hi in edges],
+    }  # fmt: skip
+
+
+def _points(
+    first: pd.DataFrame,
+    variants: Sequence[str],
+    number: Mapping[str, int],
+    twins: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    look = looks(first["press"])
+    found = []
+    for _, row in first.iterrows():
+        own = look[row["press"]]
+        twin = twins.get(row["point_id"])
+        found.append(
+            {
+                "id": row["point_id"], "variant": variants.index(row["variant_id"]),
+                "press": row["press"], "series": series_name(row), "controller": row["controller"],
+                "seed": int(row["seed"]), "kind": row["budget_kind"], "label": row["budget_label"],
+                "asked": plain(row["budget_asked"]), "budget": plain(row["budget"]),
+                "full": bool(row["full"]), "twin": number.get(twin) if twin else None,
+                "colour": own.colour, "marker": own.marker, "dash": own.dash,
+            }
+        )  # fmt: skip
+    return found
+
+
+def _numbered(frame: pd.DataFrame, number: Mapping[str, int]) -> pd.DataFrame:
+    """With `point`, its number, in place of `point_id`."""
+    frame = frame[frame["point_id"].isin(list(number))]
+    numbers = frame["point_id"].map(number).astype(int)
+    return frame.drop(columns="point_id").assign(point=numbers)
