@@ -62,7 +62,7 @@ def main() -> None:
         show(name, found, seconds)
         if not partly:
             done[name] = as_json(found, seconds)
-            store(done)
+            store({name: done[name] for name in available() if name in done})
 
 
 def results_file() -> Path:
