@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from kvx.analyze import curves
 from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.analyze.curves import Curve, Interval
-from kvx.analyze.figures import BEHIND, FULL, STYLE, Look, label_ends, looks, new_figure
+from kvx.analyze.figures import BEHIND, FULL, STYLE, Drawn, drawn, label_ends, new_figure
 
 FEW = 6  # series that share a panel
 COLUMNS = 6  # of small panels
@@ -35,13 +35,13 @@ def series(frame: pd.DataFrame) -> pd.Series:
     return names
 
 
-def compressed_looks(frame: pd.DataFrame) -> dict[str, Look]:
+def compressed_looks(frame: pd.DataFrame) -> dict[str, Drawn]:
     """The look of every series that has a compressed point."""
-    return looks(series(frame)[~is_full(frame)])
+    return drawn(series(frame)[~is_full(frame)])
 
 
 def by_budget(
-    frame: pd.DataFrame, label: str, interval: Interval, found: dict[str, Look]
+    frame: pd.DataFrame, label: str, interval: Interval, found: dict[str, Drawn]
 ) -> Figure:
     """All bins together over the budget, dearest first; fractions and tokens have their own axes.
 
@@ -73,7 +73,7 @@ def by_budget(
     return figure
 
 
-def _there(frame: pd.DataFrame, found: dict[str, Look]) -> dict[str, Look]:
+def _there(frame: pd.DataFrame, found: dict[str, Drawn]) -> dict[str, Drawn]:
     """Of all looks, those of the series that have a compressed point in `frame`."""
     names = set(frame.loc[~is_full(frame), "series"])
     return {name: look for name, look in found.items() if name in names}
@@ -89,7 +89,7 @@ def _at(rows: pd.DataFrame, kind: str) -> pd.Series:
 
 
 def _curve(
-    frame: pd.DataFrame, name: str, kind: str, look: Look, interval: Interval, apart: float = 1.0
+    frame: pd.DataFrame, name: str, kind: str, look: Drawn, interval: Interval, apart: float = 1.0
 ) -> Curve:
     """A series' budgets of one kind, begun at its own full cache where that was run."""
     own = frame[frame["series"] == name]
@@ -113,7 +113,7 @@ def _full(axis: Axes, full: pd.DataFrame, interval: Interval) -> None:
 
 
 def _shared(
-    axis: Axes, frame: pd.DataFrame, full: pd.DataFrame, kind: str, found: dict[str, Look],
+    axis: Axes, frame: pd.DataFrame, full: pd.DataFrame, kind: str, found: dict[str, Drawn],
     interval: Interval,
 ) -> None:  # fmt: skip
     _full(axis, full, interval)
@@ -136,7 +136,7 @@ def _shared(
 
 
 def _multiples(
-    frame: pd.DataFrame, full: pd.DataFrame, kinds: Sequence[str], found: dict[str, Look],
+    frame: pd.DataFrame, full: pd.DataFrame, kinds: Sequence[str], found: dict[str, Drawn],
     interval: Interval, limits: tuple[float, float],
 ) -> Figure:  # fmt: skip
     panels = [
@@ -195,7 +195,7 @@ def explain(figure: Figure, frame: pd.DataFrame) -> None:
 
 
 def excess_by_budget(
-    frame: pd.DataFrame, label: str, interval: Interval, found: dict[str, Look]
+    frame: pd.DataFrame, label: str, interval: Interval, found: dict[str, Drawn]
 ) -> Figure:
     """A panel per kind of catastrophe that was measured: lines, or a heat map of many presses."""
     frame = frame.assign(series=series(frame))

@@ -10,13 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kvx.analyze.looks import COLOURS, looks
 from kvx.store.atomic import write_bytes
 
-# Okabe–Ito, which colour-blind people tell apart; black is the full cache's, yellow is too pale
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
-FULL = "#000000"
+FULL = COLOURS[0]  # the full cache is black
 BEHIND = "#BBBBBB"  # what stands beside the series that a panel is about
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = (
     "-",
     "--",
@@ -25,7 +24,6 @@ DASHES = (
     (0, (5, 1, 1, 1)),
     (0, (1, 1)),
     (0, (3, 1, 1, 1, 1, 1)),
-    (0, (8, 2)),
 )
 DPI = 150
 STYLE: Any = {
@@ -39,20 +37,21 @@ UNDATED: dict[str, dict[str, None]] = {
 }  # fmt: skip
 
 
-class Look(NamedTuple):
-    """The colour and marker of a series; no two of 64 have both the same."""
+class Drawn(NamedTuple):
+    """A look as matplotlib takes it."""
 
     colour: str
     marker: str
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """The look of every series, the same in each plot that is given the same names."""
-    found: dict[str, Look] = {}
-    for i, name in enumerate(sorted(set(names))):
-        marker = (i + i // len(COLOURS)) % len(MARKERS)
-        found[name] = Look(COLOURS[i % len(COLOURS)], MARKERS[marker])
-    return found
+def drawn(names: Iterable[str]) -> dict[str, Drawn]:
+    """How every series is drawn, the same in each plot that is given the same names."""
+    own = set(names)
+    return {
+        name: Drawn(COLOURS[look.colour], MARKERS[look.marker])
+        for name, look in looks(own).items()
+        if name in own
+    }
 
 
 def new_figure(width: float, height: float) -> Figure:

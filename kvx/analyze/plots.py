@@ -1,7 +1,7 @@
 """The plots of a report.
 
 Readable by colour-blind people (Okabe–Ito colours), and with 18 presses: more than a few get a
-panel each, with the others in grey. A press looks the same in every plot (`figures.looks`).
+panel each, with the others in grey. A press looks the same in every plot (`looks`).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from kvx.analyze import budget_plots, curves
 from kvx.analyze.budget_plots import PANELS, by_budget, compressed_looks, excess_by_budget, series
 from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.analyze.curves import EXCESS, MEAN, Curve, Interval
-from kvx.analyze.figures import FULL, STYLE, Look, label_ends, new_figure, save
+from kvx.analyze.figures import FULL, STYLE, Drawn, label_ends, new_figure, save
 from kvx.analyze.naming import metric_title
 
 ALWAYS = ("acc_by_bin", "fail_by_bin", "acc_by_budget")
@@ -89,7 +89,7 @@ def compressed(catastrophes: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_bin(
-    frame: pd.DataFrame, label: str, interval: Interval, found: dict[str, Look], unit: bool = True
+    frame: pd.DataFrame, label: str, interval: Interval, found: dict[str, Drawn], unit: bool = True
 ) -> Figure:
     """A panel per press over the context-length bins, a line per budget, dark is dear.
 

@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from kvx.analyze.figures import COLOURS, MARKERS, STYLE, new_figure, save
+from kvx.analyze.figures import MARKERS, STYLE, new_figure, save
+from kvx.analyze.looks import COLOURS
 from kvx.learning.live_stats import ANY
 
 NAME = "controllers.png"

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from kvx.analyze.figures import COLOURS, DASHES, MARKERS, STYLE, new_figure, save
+from kvx.analyze.figures import DASHES, MARKERS, STYLE, new_figure, save
+from kvx.analyze.looks import COLOURS
 from kvx.simulate.page import CONTROLLER, SWEEP
 
 AXES = {
@@ -55,8 +56,8 @@ def _families(axis: Axes, swept: pd.DataFrame, x: str) -> None:
             rows[x],
             rows["prevented"],
             label=f"{family} (thresholds)",
-            color=COLOURS[i],
-            linestyle=DASHES[i],
+            color=COLOURS[i % len(COLOURS)],
+            linestyle=DASHES[i % len(DASHES)],
             linewidth=1.2,
             marker=".",
             markersize=4,

@@ -141,8 +141,7 @@ def _tables(
     """Prompts and answers as columns; texts by their number in `texts`."""
     pool = Pool()
     place = {
-        (m, e): i
-        for i, (m, e) in enumerate(zip(kept["manifest"], kept["example_id"], strict=True))
+        (m, e): i for i, (m, e) in enumerate(zip(kept["manifest"], kept["example_id"], strict=True))
     }
     prompts: dict[str, list[Any]] = {
         n: [] for n in ("id", "bin", "tokens", "question", "references", "context")

@@ -10,8 +10,8 @@ import jinja2
 import pandas as pd
 
 from kvx.report.page.answers import answers
-from kvx.report.page.figures import figures
 from kvx.report.page.packing import packed
+from kvx.report.page.tables_shown import figures
 from kvx.store.atomic import write_text
 from kvx.store.catalog import PointRecord
 

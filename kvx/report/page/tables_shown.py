@@ -33,7 +33,7 @@ DERAILED = {
 }  # fmt: skip
 CURVE = (
     "press", "controller", "seed", "budget_kind", "transition_label", "transition_above_label",
-    "transition_drop", "support", "zone_labels", "zone_reasons",
+    "transition_drop", "transition_p", "zone_labels", "zone_reasons",
 )  # fmt: skip
 
 
