@@ -1,4 +1,4 @@
-"""report.md: the analysed tables as sentences, tables and plots."""
+"""report.md, the short one, and details.md: the analysed tables as sentences, tables and plots."""
 
 import json
 import logging
@@ -24,6 +24,7 @@ from kvx.points import experiment_dir, told_guard
 from kvx.report import catastrophe_section, controller_tables, guard_section, proof_section, tables
 from kvx.report.findings import findings
 from kvx.report.page.assemble import write_page
+from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
@@ -46,13 +47,14 @@ PAGE = "report.html"
 
 
 def report_experiment(config: Config) -> Path:
-    """Write report.md unless it is there for the same tables; its path.
+    """Write report.md, details.md and report.html unless they are there for the same tables; the
+    path of the first.
 
     Raises `UserError` if the experiment is not analysed, or was before its points changed.
     """
     folder = experiment_dir(config)
     points = finished_points(folder)
-    path, page = folder / "report.md", folder / PAGE
+    path, details, page = folder / "report.md", folder / "details.md", folder / PAGE
     inputs = inputs_hash(folder, config.analyze)
     if any(read_inputs(folder / f"{name}.parquet") != inputs for name in TABLES):
         raise UserError(
@@ -61,7 +63,8 @@ def report_experiment(config: Config) -> Path:
         )
     known = list(caveats(_forecasting(points, config)))
     stamp = STAMP.format(digest([inputs, known, package_digest()], 16))
-    if path.exists() and page.exists() and path.read_text().rstrip().endswith(stamp):
+    written = all(file.exists() for file in (path, details, page))
+    if written and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
         return path
     frames = {
@@ -69,9 +72,10 @@ def report_experiment(config: Config) -> Path:
         for name in TABLES
     }
     context = _context(config, points, folder, known, **frames)
-    text = render(Path(__file__).with_name("report.md.j2"), **context)
     write_page(page, context, points, frames, Path(config.paths.output), stamp)
-    write_text(path, f"{text.rstrip()}\n\n{stamp}\n")
+    for file, template in ((details, "report.md.j2"), (path, "summary.md.j2")):
+        text = render(Path(__file__).with_name(template), **context)
+        write_text(file, f"{text.rstrip()}\n\n{stamp}\n")
     log.info("report: %s", path)
     return path
 
@@ -105,6 +109,9 @@ def _context(
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
         "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),
         "controllers": _controllers(controller_stats),
+        "verdict": list(verdict_sentences(comparisons, transitions, config.analyze)),
+        "page": PAGE, "guarded": bool(len(guard_stats)),
+        "latency": bool((overall["n_latency"] > 0).any()),
         "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
         "warnings": [
             *mixed_versions(points),
@@ -178,6 +185,7 @@ def _variants(
                 "budget_table": tables.budget_table(
                     overall, found, guard_section.device_budgets(guarded)
                 ),
+                "summary_table": summary_table(overall, compared, config),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
                 "failure_table": tables.failure_table(overall, compared, failures),
