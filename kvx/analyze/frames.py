@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from kvx.analyze.columns import ByPoint, Columns, take
 from kvx.analyze.naming import differences, told_apart
+from kvx.analyze.score_checks import check_scores
 from kvx.engines.base import ROUNDING
 from kvx.errors import UserError
 from kvx.guard.own_code import controller_code
@@ -43,6 +44,7 @@ USED = {
     ),
     "judged": (
         "bin", "cluster", "metric", "primary", "score", "kind", "failed", "degenerate", "pair",
+        "missing",
     ),
 }  # fmt: skip
 
@@ -81,15 +83,20 @@ class Experiment:
     def judged(self) -> pd.DataFrame:
         """Scores with the kind of failure (if any) and the degeneracy of their requests.
 
-        `pair` numbers what is compared: rows of one example and metric; ascending within a point.
+        A request without an answer is `missing`, and its `score` is the metric's worst. `pair`
+        numbers what is compared: rows of one example and metric; ascending within a point.
         """
         requests = self.requests.set_index("request_id")
         known = self.scores["request_id"].map
         examples, _ = pd.factorize(self.scores["example_id"])
         metrics, names = pd.factorize(self.scores["metric"])
+        missing = self.scores["score"].isna()
+        worst = np.where(self.scores["higher_is_better"].astype(bool), 0.0, 1.0)
         judged = self.scores.assign(
             kind=known(requests["kind"]),
             degenerate=known(requests["degenerate"]),
+            missing=missing,
+            score=self.scores["score"].where(~missing, worst),
             pair=examples * len(names) + metrics,
         )
         judged["failed"] = judged["kind"].notna()
@@ -98,7 +105,8 @@ class Experiment:
     def side_by_side(self, point_id: str, full_id: str) -> Columns:
         """A point's judged requests beside the full cache's `score_full` and `failed_full`.
 
-        One row per example and metric. Raises `UserError` if the two do not have the same ones.
+        One row per example and metric. `score_full` is nan where the full cache has no answer:
+        there is nothing to lose. Raises `UserError` if the two do not have the same rows.
         """
         ours, theirs = self.of("judged", point_id), self.of("judged", full_id)
         if not np.array_equal(ours["pair"], theirs["pair"]):
@@ -106,7 +114,8 @@ class Experiment:
                 f"{self.dir}: {point_id} and {full_id} are not scored on the same examples; "
                 "run kvx.score again"
             )
-        return {**ours, "score_full": theirs["score"], "failed_full": theirs["failed"]}
+        full = np.where(theirs["missing"], np.nan, theirs["score"])
+        return {**ours, "score_full": full, "failed_full": theirs["failed"]}
 
     def full_cache(self, point: PointRecord) -> PointRecord | None:
         """The full-cache point that `point` is compared with: same press if there is one.
@@ -305,6 +314,7 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
     )
     check_counts(experiment)
     check_metrics(points, scores)
+    check_scores(points, scores, requests)
     return experiment
 
 
