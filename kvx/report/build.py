@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from kvx.analyze import plots, tradeoff
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.leaders import ALL_VARIANTS
 from kvx.analyze.naming import metric_title
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
@@ -21,7 +22,15 @@ from kvx.guard.controllers import Hazard
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.caveats import GuardedPoint, caveats
 from kvx.points import experiment_dir, told_guard
-from kvx.report import catastrophe_section, controller_tables, guard_section, proof_section, tables
+from kvx.report import (
+    catastrophe_section,
+    controller_tables,
+    equivalence_section,
+    guard_section,
+    leaders_section,
+    proof_section,
+    tables,
+)
 from kvx.report.findings import findings
 from kvx.report.page.assemble import write_page
 from kvx.report.template import render
@@ -87,7 +96,11 @@ def _context(
     catastrophe_stats: pd.DataFrame,
     guard_stats: pd.DataFrame,
     controller_stats: pd.DataFrame,
+    leaders: pd.DataFrame,
+    equivalence: pd.DataFrame,
+    **_: pd.DataFrame,  # tables that the page has no section for
 ) -> dict[str, Any]:
+    several = bin_stats["variant_id"].nunique() > 1
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
     failures = read_frame([p.dir / "failures.parquet" for p in points])
     seen = read_frame([p.dir / "catastrophes.parquet" for p in points])
@@ -100,16 +113,22 @@ def _context(
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
-            config.analyze, found,
+            config.analyze, found, leaders, equivalence,
         ),
+        "leaders_of_all": leaders_section.leaders_table(leaders, ALL_VARIANTS),
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
         "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),
         "controllers": _controllers(controller_stats),
-        "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
+        "findings": [
+            *leaders_section.verdicts(leaders, several),
+            *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
+            *findings(bin_stats, comparisons, transitions, used, config.analyze),
+        ],
         "warnings": [
             *mixed_versions(points),
             *warnings(bin_stats, comparisons, left_out, known, config.analyze, requests),
         ],
+        "table_names": ", ".join(f"`{name}.parquet`" for name in sorted(TABLES)),
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
@@ -153,6 +172,8 @@ def _variants(
     points: list[PointRecord],
     config: AnalyzeConfig,
     found: dict[str, list[BudgetProof]],
+    leaders: pd.DataFrame,
+    equivalence: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     described = []
     several = bin_stats["variant_id"].nunique() > 1
@@ -180,6 +201,10 @@ def _variants(
                 ),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
+                "equivalence_table": equivalence_section.equivalence_table(
+                    equivalence[equivalence["variant_id"] == variant]
+                ),
+                "leaders_table": leaders_section.leaders_table(leaders, str(variant)),
                 "failure_table": tables.failure_table(overall, compared, failures),
                 "catastrophe_table": catastrophe_section.catastrophe_table(derailed),
                 "catastrophe_notes": catastrophe_section.notes(
