@@ -12,6 +12,7 @@ from kvx.analyze import bin_stats, plots, tradeoff
 from kvx.analyze.catastrophe_stats import catastrophe_stats
 from kvx.analyze.controller_stats import controller_stats
 from kvx.analyze.frames import Experiment, load_experiment
+from kvx.analyze.goodput_stats import goodput
 from kvx.analyze.guard_stats import guard_stats
 from kvx.analyze.leaders import leaders
 from kvx.analyze.margins import equivalence
@@ -37,6 +38,7 @@ TABLES = {
     "press_pairs": schemas.PRESS_PAIRS,
     "equivalence": schemas.EQUIVALENCE,
     "leaders": schemas.LEADERS,
+    "goodput": schemas.GOODPUT,
     "transitions": schemas.TRANSITIONS,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
     "guard_stats": schemas.GUARD_STATS,
@@ -77,6 +79,7 @@ def analyze_experiment(config: Config) -> None:
         "press_pairs": press_pairs(experiment, stats, config.analyze),
         "equivalence": equivalence(experiment, config.analyze),
         "leaders": leaders(experiment, stats, config.analyze),
+        "goodput": goodput(experiment, config.analyze),
         "transitions": transitions(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
         "guard_stats": guard_stats(experiment, config.analyze),
@@ -127,6 +130,7 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "press_pairs": table("press_pairs"),
             "equivalence": table("equivalence"),
             "leaders": table("leaders"),
+            "goodput": table("goodput"),
             "transition_summary": table("transitions"),
             "catastrophe_stats": table("catastrophe_stats"),
             "guard_stats": table("guard_stats"),

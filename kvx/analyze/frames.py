@@ -43,6 +43,7 @@ USED = {
     ),
     "judged": (
         "bin", "cluster", "metric", "primary", "score", "kind", "failed", "degenerate", "pair",
+        "output_tokens", "kv_bytes_physical",
     ),
 }  # fmt: skip
 
@@ -90,6 +91,8 @@ class Experiment:
         judged = self.scores.assign(
             kind=known(requests["kind"]),
             degenerate=known(requests["degenerate"]),
+            output_tokens=known(requests["output_tokens"]).astype(float),
+            kv_bytes_physical=known(requests["kv_bytes_physical"]).astype(float),
             pair=examples * len(names) + metrics,
         )
         judged["failed"] = judged["kind"].notna()

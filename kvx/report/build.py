@@ -26,6 +26,7 @@ from kvx.report import (
     catastrophe_section,
     controller_tables,
     equivalence_section,
+    goodput_section,
     guard_section,
     leaders_section,
     proof_section,
@@ -98,6 +99,7 @@ def _context(
     controller_stats: pd.DataFrame,
     leaders: pd.DataFrame,
     equivalence: pd.DataFrame,
+    goodput: pd.DataFrame,
     **_: pd.DataFrame,  # tables that the page has no section for
 ) -> dict[str, Any]:
     several = bin_stats["variant_id"].nunique() > 1
@@ -113,7 +115,7 @@ def _context(
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
-            config.analyze, found, leaders, equivalence,
+            config.analyze, found, leaders, equivalence, goodput,
         ),
         "leaders_of_all": leaders_section.leaders_table(leaders, ALL_VARIANTS),
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
@@ -122,6 +124,7 @@ def _context(
         "findings": [
             *leaders_section.verdicts(leaders, several),
             *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
+            *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
             *findings(bin_stats, comparisons, transitions, used, config.analyze),
         ],
         "warnings": [
@@ -129,6 +132,7 @@ def _context(
             *warnings(bin_stats, comparisons, left_out, known, config.analyze, requests),
         ],
         "table_names": ", ".join(f"`{name}.parquet`" for name in sorted(TABLES)),
+        "goodput_introduction": goodput_section.INTRODUCTION,
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
@@ -174,6 +178,7 @@ def _variants(
     found: dict[str, list[BudgetProof]],
     leaders: pd.DataFrame,
     equivalence: pd.DataFrame,
+    goodput: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     described = []
     several = bin_stats["variant_id"].nunique() > 1
@@ -217,6 +222,9 @@ def _variants(
                 "guard_effect_table": guard_section.effect_table(guarded),
                 "guard_cost_table": guard_section.cost_table(guarded),
                 "cost_table": tables.cost_table(overall),
+                "goodput_table": goodput_section.goodput_table(
+                    goodput[goodput["variant_id"] == variant]
+                ),
                 "plots": f"plots/{variant}" if several else "plots",
                 "latency_how": _how_measured(alone[alone["point_id"].isin(overall["point_id"])]),
                 "latency_table": tables.latency_table(overall),

@@ -217,6 +217,20 @@ LEADERS = _schema(
     },
 )  # fmt: skip
 
+# right answers for the memory, tokens and seconds they took; bin -1 is all bins together
+GOODPUT = _schema(
+    {**_SERIES, "bin": I32, "metric": S, "n": I64, "n_clusters": I64, "n_inflation": I64},
+    {
+        "twin_point_id": S, "correct_per_s": F64,
+        **{
+            f"{name}{end}": F64
+            for name in ("correct_ended", "correct_per_gib", "tokens_per_correct", "inflation")
+            for end in ("", "_ci_low", "_ci_high")
+        },
+        "inflation_p": F64, "inflation_p_holm": F64,
+    },
+)  # fmt: skip
+
 TRANSITIONS = _schema(
     {
         **_CURVE, "metric": S, "n_budgets": I64, "n_boot": I64, "n_clusters": I64,
