@@ -1,7 +1,7 @@
 """Catastrophes beside the full cache: judged per response, counted per point, told in reports."""
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from kvx.config.identity import is_guarded
 from kvx.config.schema import Config
 from kvx.engines.base import KVUse, Response
 from kvx.guard.events import Guarded
-from kvx.points import Request
+from kvx.points import Point, Request
 from kvx.run.planning import plan
 from kvx.scoring.catastrophes import KINDS, inspect, pair
 from kvx.scoring.instructions import Instruction
@@ -181,13 +181,13 @@ Guard = Callable[[int, str], tuple[tuple[str, list[int] | None, str], Guarded]]
 def write_experiment(
     answer: Answer, *arguments: str, per_cluster: int = 1, question: str = "Did Nora meet Ivo?",
     reference: str = Instruction("no_comma").dumps(), guard: Guard | None = None,
-    by_press: Mapping[str, Answer] | None = None,
+    choose: Callable[[Point], Answer] | None = None,
 ) -> None:  # fmt: skip
     """What a run leaves behind: 40 examples at two budgets, answered as `answer` says.
 
     `answer` takes the example's number and the budget; it gives text, token ids and finish reason.
     At points with a controller `guard` says what it did and what came of it, from the number and
-    the controller's name. Presses in `by_press` answer as it says.
+    the controller's name. With `choose` each point has its own `answer`.
     """
     rows = [
         {"id": f"e{i:02d}", "context": f"word {'w ' * i}", "question": question,
@@ -221,7 +221,7 @@ def write_experiment(
         if guard is not None and is_guarded(point.config):
             (text, ids, reason), steered = guard(number, point.config.controller.name)
         else:
-            own = (by_press or {}).get(point.config.press.name, answer)
+            own = answer if choose is None else choose(point)
             text, ids, reason = own(number, point.config.budget.ratio)
         kept = point.kept_tokens(n)
         use = KVUse(kept, kept, kept, *[8 * kept] * 3, 8 * n, 8 * n)

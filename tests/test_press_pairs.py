@@ -1,6 +1,6 @@
 """Press against press, who leads and what is harmless: from answers on disk to the report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +10,7 @@ import pytest
 
 from kvx.analyze.equal_budgets import Measured, same_budget
 from kvx.analyze.leaders import budgets
+from kvx.points import Point
 from kvx.stats.paired import mcnemar_exact
 from kvx.store import schemas
 from tests.conftest import Kvx
@@ -29,6 +30,12 @@ def failing(*numbers: range) -> Callable[[int, float], Answer]:
     return answer
 
 
+def by_press(
+    answers: Mapping[str, Callable[[int, float], Answer]],
+) -> Callable[[Point], Callable[[int, float], Answer]]:
+    return lambda point: answers.get(point.config.press.name, failing())
+
+
 def tables(kvx: Kvx, *names: str) -> list[pd.DataFrame]:
     for stage in ("score", "analyze", "report"):
         outcome = kvx(stage)
@@ -44,7 +51,7 @@ PRESSES = {
 
 
 def test_presses_at_one_budget(kvx: Kvx) -> None:
-    write_experiment(failing(), "press=knorm,tova,streaming", by_press=PRESSES)
+    write_experiment(failing(), "press=knorm,tova,streaming", choose=by_press(PRESSES))
     pairs, leading, harmless = tables(kvx, "press_pairs", "leaders", "equivalence")
     assert pq.read_schema(FOLDER / "press_pairs.parquet").remove_metadata() == schemas.PRESS_PAIRS
     overall = pairs[pairs["bin"] == -1].set_index(["press_a", "press_b"])
@@ -78,7 +85,7 @@ def test_presses_at_one_budget(kvx: Kvx) -> None:
 
 def test_a_missing_answer_is_wrong(kvx: Kvx) -> None:
     """Time-outs in place of wrong answers flatter nobody."""
-    write_experiment(failing(), "press=knorm,tova", by_press={"tova": failing(range(10))})
+    write_experiment(failing(), "press=knorm,tova", choose=by_press({"tova": failing(range(10))}))
     assert kvx("score").code == 0
     (file,) = FOLDER.glob("points/tova-0.5-*/scores.parquet")
     scores = pq.read_table(file)
@@ -100,7 +107,7 @@ def test_a_missing_answer_is_wrong(kvx: Kvx) -> None:
 
 def test_questions_on_few_texts_name_no_leader(kvx: Kvx) -> None:
     """40 questions on 4 texts: neither p nor rank, and the report says why."""
-    write_experiment(failing(), "press=knorm,tova", by_press=PRESSES, per_cluster=10)
+    write_experiment(failing(), "press=knorm,tova", choose=by_press(PRESSES), per_cluster=10)
     pairs, leading, harmless = tables(kvx, "press_pairs", "leaders", "equivalence")
     overall = pairs[pairs["bin"] == -1].iloc[0]
     assert (overall["method"], overall["n_clusters"]) == ("too_few_clusters", 4)
@@ -172,7 +179,7 @@ def test_seeds_do_not_pair_across() -> None:
 
 def test_the_report_of_an_older_experiment_is_made_again(kvx: Kvx, tmp_path: Path) -> None:
     """Tables that an older kvx did not write are written."""
-    write_experiment(failing(), "press=knorm,tova", by_press=PRESSES)
+    write_experiment(failing(), "press=knorm,tova", choose=by_press(PRESSES))
     tables(kvx, "leaders")
     (FOLDER / "leaders.parquet").unlink()
     assert kvx("analyze").code == 0

@@ -16,7 +16,9 @@ from kvx.analyze.goodput_stats import goodput
 from kvx.analyze.guard_stats import guard_stats
 from kvx.analyze.leaders import leaders
 from kvx.analyze.margins import equivalence
+from kvx.analyze.numerics import numerics
 from kvx.analyze.press_pairs import press_pairs
+from kvx.analyze.sample_stats import samples
 from kvx.analyze.transitions import transitions
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
@@ -39,6 +41,8 @@ TABLES = {
     "equivalence": schemas.EQUIVALENCE,
     "leaders": schemas.LEADERS,
     "goodput": schemas.GOODPUT,
+    "samples": schemas.SAMPLES,
+    "numerics": schemas.NUMERICS,
     "transitions": schemas.TRANSITIONS,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
     "guard_stats": schemas.GUARD_STATS,
@@ -80,6 +84,8 @@ def analyze_experiment(config: Config) -> None:
         "equivalence": equivalence(experiment, config.analyze),
         "leaders": leaders(experiment, stats, config.analyze),
         "goodput": goodput(experiment, config.analyze),
+        "samples": samples(experiment, config.analyze),
+        "numerics": numerics(experiment, config.analyze),
         "transitions": transitions(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
         "guard_stats": guard_stats(experiment, config.analyze),
@@ -131,6 +137,8 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "equivalence": table("equivalence"),
             "leaders": table("leaders"),
             "goodput": table("goodput"),
+            "samples": table("samples"),
+            "numerics": table("numerics"),
             "transition_summary": table("transitions"),
             "catastrophe_stats": table("catastrophe_stats"),
             "guard_stats": table("guard_stats"),

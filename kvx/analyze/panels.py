@@ -19,7 +19,8 @@ WORST, BEST = 0.0, 1.0  # every metric of kvx gives a number between
 class Panel:
     """`goodness` [points, examples] is the score, or 1 - score where lower is better.
 
-    A missing answer counts as wrong; `missing` says where. `bins` and `clusters` are [examples].
+    A missing answer counts as wrong; `missing` says where. `pairs` (which example, over all
+    variants), `bins` and `clusters` are [examples].
     """
 
     points: list[PointRecord]
@@ -28,6 +29,7 @@ class Panel:
     binary: bool
     goodness: NDArray[np.float32]
     missing: NDArray[np.bool_]
+    pairs: NDArray[np.int64]
     bins: NDArray[np.int64]
     clusters: NDArray[np.int64]
 
@@ -81,6 +83,7 @@ def _panel(experiment: Experiment, points: list[PointRecord]) -> Panel:
         metric in experiment.binary_metrics,
         goodness.astype(np.float32),
         missing,
+        first["pair"].astype(np.int64),
         first["bin"].astype(np.int64),
         clusters.astype(np.int64),
     )

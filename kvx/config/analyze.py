@@ -35,3 +35,6 @@ class AnalyzeConfig:
         at_least=0,
         below=1,
     )
+    pass_at: list[int] = option(
+        [], "the k of pass@k where seeds are samples; empty: 1, 2, 4, … and all samples"
+    )

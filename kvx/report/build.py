@@ -30,6 +30,7 @@ from kvx.report import (
     guard_section,
     leaders_section,
     proof_section,
+    samples_section,
     tables,
 )
 from kvx.report.findings import findings
@@ -100,6 +101,8 @@ def _context(
     leaders: pd.DataFrame,
     equivalence: pd.DataFrame,
     goodput: pd.DataFrame,
+    samples: pd.DataFrame,
+    numerics: pd.DataFrame,
     **_: pd.DataFrame,  # tables that the page has no section for
 ) -> dict[str, Any]:
     several = bin_stats["variant_id"].nunique() > 1
@@ -115,7 +118,7 @@ def _context(
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
-            config.analyze, found, leaders, equivalence, goodput,
+            config.analyze, found, leaders, equivalence, goodput, samples,
         ),
         "leaders_of_all": leaders_section.leaders_table(leaders, ALL_VARIANTS),
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
@@ -125,6 +128,8 @@ def _context(
             *leaders_section.verdicts(leaders, several),
             *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
             *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
+            *samples_section.verdicts(samples),
+            *samples_section.noise(numerics, equivalence),
             *findings(bin_stats, comparisons, transitions, used, config.analyze),
         ],
         "warnings": [
@@ -179,6 +184,7 @@ def _variants(
     leaders: pd.DataFrame,
     equivalence: pd.DataFrame,
     goodput: pd.DataFrame,
+    samples: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     described = []
     several = bin_stats["variant_id"].nunique() > 1
@@ -208,6 +214,9 @@ def _variants(
                 "comparison_table": tables.comparison_table(compared),
                 "equivalence_table": equivalence_section.equivalence_table(
                     equivalence[equivalence["variant_id"] == variant]
+                ),
+                "samples_table": samples_section.samples_table(
+                    samples[samples["variant_id"] == variant]
                 ),
                 "leaders_table": leaders_section.leaders_table(leaders, str(variant)),
                 "failure_table": tables.failure_table(overall, compared, failures),

@@ -45,7 +45,7 @@ def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Ite
     held, never, unknown = [], [], []
     for _, curve in overall.groupby(KEYS, sort=False):
         falling = curve.sort_values("budget", ascending=False)
-        name = full_name(falling.iloc[0], several)
+        name = full_name(falling.iloc[0].replace({"seed": 0}), several)
         if falling["holds"].isna().all():
             unknown.append(name)
             continue
@@ -77,4 +77,3 @@ def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Ite
             f"nothing: {least['n_for_margin']:,.0f} would do in 80% of runs, at the "
             f"{percent(round(least['discordance'], 2))} of answers that differ."
         )
-

@@ -41,8 +41,8 @@ def verdicts(goodput: pd.DataFrame, alpha: float, several: bool) -> Iterator[str
     A point counts if its test, corrected for all points, says so; the `SHOWN` farthest are named.
     """
     changed = goodput[(goodput["bin"] == ALL_BINS) & (goodput["inflation_p_holm"] <= alpha)]
-    far = np.log(changed["inflation"].astype(float)).abs().sort_values(ascending=False)
-    overall = changed.loc[far.index[:SHOWN]]
+    far = np.argsort(-np.abs(np.log(changed["inflation"].to_numpy(dtype=float))), kind="stable")
+    overall = changed.iloc[far[:SHOWN]]
     named = [
         f"{full_name(row, several)} at {row['budget_label']} ×{row['inflation']:.2f} "
         f"{_interval(row, 'inflation')}"

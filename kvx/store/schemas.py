@@ -231,6 +231,30 @@ GOODPUT = _schema(
     },
 )  # fmt: skip
 
+# seeds as samples of one configuration, for each k; bin -1 is all bins together
+SAMPLES = _schema(
+    {
+        "variant_id": S, "variant": S, "model": S, "dataset": S, "press": S, "controller": S,
+        "budget_kind": S, "budget_label": S, "budget_asked": F64, "budget": F64, "bin": I32,
+        "metric": S, "temperature": F64, "k": I64, "n_samples": I64, "n_prompts": I64,
+        "n_clusters": I64, "n_missing": I64, "point_ids": pa.list_(S), "ci_method": S,
+    },
+    {
+        "pass_at_k": F64, "ci_low": F64, "ci_high": F64, "twin_pass_at_k": F64, "difference": F64,
+        "difference_ci_low": F64, "difference_ci_high": F64, "p": F64, "p_holm": F64,
+        "variance_between": F64, "variance_within": F64, "alike": F64,
+    },
+)  # fmt: skip
+
+# full-cache points that differ only in how sums are rounded; bin -1 is all bins together
+NUMERICS = _schema(
+    {
+        "variant_a": S, "variant_b": S, "point_a": S, "point_b": S, "seed": I64, "differs_in": S,
+        "bin": I32, "metric": S, "n_pairs": I64, "n_clusters": I64, "n_differ": I64,
+    },
+    {"difference": F64, "ci_low": F64, "ci_high": F64, "p": F64, "floor": F64},
+)  # fmt: skip
+
 TRANSITIONS = _schema(
     {
         **_CURVE, "metric": S, "n_budgets": I64, "n_boot": I64, "n_clusters": I64,
