@@ -45,6 +45,7 @@ USED = {
     "judged": (
         "bin", "cluster", "metric", "primary", "score", "kind", "failed", "degenerate", "pair",
         "missing",
+        "output_tokens", "kv_bytes_physical",
     ),
 }  # fmt: skip
 
@@ -97,6 +98,8 @@ class Experiment:
             degenerate=known(requests["degenerate"]),
             missing=missing,
             score=self.scores["score"].where(~missing, worst),
+            output_tokens=known(requests["output_tokens"]).astype(float),
+            kv_bytes_physical=known(requests["kv_bytes_physical"]).astype(float),
             pair=examples * len(names) + metrics,
         )
         judged["failed"] = judged["kind"].notna()

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from kvx.analyze import plots, tradeoff
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.leaders import ALL_VARIANTS
 from kvx.analyze.naming import metric_title
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
@@ -21,7 +22,17 @@ from kvx.guard.controllers import Hazard
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.caveats import GuardedPoint, caveats
 from kvx.points import experiment_dir, told_guard
-from kvx.report import catastrophe_section, controller_tables, guard_section, proof_section, tables
+from kvx.report import (
+    catastrophe_section,
+    controller_tables,
+    equivalence_section,
+    goodput_section,
+    guard_section,
+    leaders_section,
+    proof_section,
+    samples_section,
+    tables,
+)
 from kvx.report.findings import findings
 from kvx.report.page.assemble import write_page
 from kvx.report.summary import summary_table, verdict_sentences
@@ -92,7 +103,14 @@ def _context(
     catastrophe_stats: pd.DataFrame,
     guard_stats: pd.DataFrame,
     controller_stats: pd.DataFrame,
+    leaders: pd.DataFrame,
+    equivalence: pd.DataFrame,
+    goodput: pd.DataFrame,
+    samples: pd.DataFrame,
+    numerics: pd.DataFrame,
+    **_: pd.DataFrame,  # tables that the page has no section for
 ) -> dict[str, Any]:
+    several = bin_stats["variant_id"].nunique() > 1
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
     failures = read_frame([p.dir / "failures.parquet" for p in points])
     seen = read_frame([p.dir / "catastrophes.parquet" for p in points])
@@ -105,19 +123,29 @@ def _context(
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
-            config.analyze, found,
+            config.analyze, found, leaders, equivalence, goodput, samples,
         ),
+        "leaders_of_all": leaders_section.leaders_table(leaders, ALL_VARIANTS),
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
         "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),
         "controllers": _controllers(controller_stats),
         "verdict": list(verdict_sentences(comparisons, transitions, config.analyze)),
         "page": PAGE, "guarded": bool(len(guard_stats)),
         "latency": bool((overall["n_latency"] > 0).any()),
-        "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
+        "findings": [
+            *leaders_section.verdicts(leaders, several),
+            *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
+            *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
+            *samples_section.verdicts(samples),
+            *samples_section.noise(numerics, equivalence),
+            *findings(bin_stats, comparisons, transitions, used, config.analyze),
+        ],
         "warnings": [
             *mixed_versions(points),
             *warnings(bin_stats, comparisons, left_out, known, config.analyze, requests),
         ],
+        "table_names": ", ".join(f"`{name}.parquet`" for name in sorted(TABLES)),
+        "goodput_introduction": goodput_section.INTRODUCTION,
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
@@ -161,6 +189,10 @@ def _variants(
     points: list[PointRecord],
     config: AnalyzeConfig,
     found: dict[str, list[BudgetProof]],
+    leaders: pd.DataFrame,
+    equivalence: pd.DataFrame,
+    goodput: pd.DataFrame,
+    samples: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     described = []
     several = bin_stats["variant_id"].nunique() > 1
@@ -189,6 +221,13 @@ def _variants(
                 "summary_table": summary_table(overall, compared, config),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
+                "equivalence_table": equivalence_section.equivalence_table(
+                    equivalence[equivalence["variant_id"] == variant]
+                ),
+                "samples_table": samples_section.samples_table(
+                    samples[samples["variant_id"] == variant]
+                ),
+                "leaders_table": leaders_section.leaders_table(leaders, str(variant)),
                 "failure_table": tables.failure_table(overall, compared, failures),
                 "catastrophe_table": catastrophe_section.catastrophe_table(
                     derailed, 1 - config.confidence
@@ -203,6 +242,9 @@ def _variants(
                 "guard_effect_table": guard_section.effect_table(guarded),
                 "guard_cost_table": guard_section.cost_table(guarded),
                 "cost_table": tables.cost_table(overall),
+                "goodput_table": goodput_section.goodput_table(
+                    goodput[goodput["variant_id"] == variant]
+                ),
                 "plots": f"plots/{variant}" if several else "plots",
                 "latency_how": _how_measured(alone[alone["point_id"].isin(overall["point_id"])]),
                 "latency_table": tables.latency_table(overall),
