@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from kvx.config import field_checks
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.certify import CertifyConfig
+from kvx.config.compare import CompareConfig
 from kvx.config.controller import ControllerConfig
 from kvx.config.dataset import DatasetConfig, stops
 from kvx.config.engine import EngineConfig, OpenAIConfig
@@ -309,6 +310,7 @@ class Config:
     status: StatusConfig = option(StatusConfig, neutral=True)
     simulate: SimulateConfig = option(SimulateConfig, neutral=True)
     certify: CertifyConfig = option(CertifyConfig, neutral=True)
+    compare: CompareConfig = option(CompareConfig, neutral=True)
     certificate: str | None = option(
         None, "of kvx.serve budget=certified: a JSON file of kvx.certify", neutral=True
     )
