@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def table(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "compare.csv")
 
 
-def result(ids: list[str], scores: list[float], **about: object) -> Result:
+def result(ids: Sequence[str | None], scores: list[float], **about: list[str]) -> Result:
     """A made-up result with one metric."""
     examples = pd.DataFrame(
         {"id": ids, "prompt": None, "asked": None, "references": None, "cluster": None},
@@ -149,12 +150,12 @@ def test_one_id_with_other_references_is_left_out_and_told() -> None:
 
 def test_equal_texts_pair_in_their_order_or_not_at_all() -> None:
     twice = [text_key("q"), text_key("q"), text_key("r")]
-    ours = result([None] * 3, [0.0, 1.0, 1.0], asked=twice)  # type: ignore[list-item]
-    theirs = result([None] * 3, [1.0, 1.0, 0.0], asked=twice)  # type: ignore[list-item]
+    ours = result([None] * 3, [0.0, 1.0, 1.0], asked=twice)
+    theirs = result([None] * 3, [1.0, 1.0, 0.0], asked=twice)
     found = pairs(ours, theirs)
     assert (found.a.tolist(), found.b.tolist()) == ([0, 1, 2], [0, 1, 2])
     assert found.notes[0].startswith("2 examples of a share questions and reference answers")
-    fewer = result([None] * 2, [1.0, 0.0], asked=twice[1:])  # type: ignore[list-item]
+    fewer = result([None] * 2, [1.0, 0.0], asked=twice[1:])
     assert pairs(ours, fewer).a.tolist() == [2]
 
 

@@ -257,6 +257,12 @@ class PlanConfig:
 @dataclass
 class StatusConfig:
     points: bool = option(False, "a line per point instead of one per press")
+    watch: bool = option(
+        False,
+        "look again until every point has ended: on a terminal a table that changes in place, "
+        "elsewhere a new one whenever something changed",
+    )
+    every_s: float = option(2.0, "seconds between looks", above=0)
 
 
 @dataclass
