@@ -119,7 +119,8 @@ def _context(
     found = proof_section.proofs(requests)
     left_out, used = unfinished_points(folder), guard_section.device_budgets(guard_stats)
     return {
-        "name": folder.name, "n_points": len(points), "n_requests": overall["n_requests"].sum(),
+        "name": folder.name, "n_points": len(points), "n_left_out": len(left_out),
+        "n_requests": overall["n_requests"].sum(),
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
