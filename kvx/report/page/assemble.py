@@ -58,7 +58,8 @@ def page_of(shown: Mapping[str, Any], samples: Shown, stamp: str) -> str:
     return environment.from_string(_read("page.html.j2")).render(
         name=shown["name"], style=_read("style.css"), libraries=libraries, own=own,
         hashes=[_hash(script) for script in (*libraries, own)],
-        figures=packed(shown), samples=samples, stamp=stamp, colours=COLOURS, dark_colours=DARK_COLOURS,
+        figures=packed(shown), samples=samples, stamp=stamp,
+        colours=COLOURS, dark_colours=DARK_COLOURS,
     )  # fmt: skip
 
 
