@@ -130,7 +130,10 @@ def _context(
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
         "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),
         "controllers": _controllers(controller_stats),
-        "verdict": list(verdict_sentences(comparisons, transitions, config.analyze)),
+        "verdict": [
+            *leaders_section.verdicts(leaders, several),
+            *verdict_sentences(comparisons, transitions, config.analyze),
+        ],
         "page": PAGE, "guarded": bool(len(guard_stats)),
         "latency": bool((overall["n_latency"] > 0).any()),
         "findings": [
