@@ -78,7 +78,7 @@ def test_presses_at_one_budget(kvx: Kvx) -> None:
     assert at["loss"].to_dict() == pytest.approx({"knorm": 0.5, "tova": 0.05, "streaming": 0.075})
     assert not at["holds"].any()
     assert at["n_for_margin"].isna().all()  # each loses more than the margin
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     assert "no press leads for certain at budget 0.5 (tova, streaming)" in report
     assert "Loses at most 2 points (95%, all budgets together): not shown at any" in report
 
@@ -114,7 +114,7 @@ def test_questions_on_few_texts_name_no_leader(kvx: Kvx) -> None:
     assert pd.isna(overall["p"])
     assert set(leading["rank_high"] - leading["rank_low"]) == {1}
     assert not (harmless["holds"] == True).any()  # noqa: E712
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     assert "too few independent prompts to rank at budget 0.5" in report
 
 
@@ -124,7 +124,7 @@ def test_one_press_alone_has_nothing_to_lead(kvx: Kvx) -> None:
     assert len(pairs) == 0
     assert len(leading) == 0
     assert set(harmless["loss"]) == {1.0}  # all failed: a number, and no verdict of harmless
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     assert "Presses at equal" not in report
     assert "## Press against press" not in report
 

@@ -62,7 +62,7 @@ def test_an_adapted_press_is_marked_in_every_row_and_table(kvx: Any, folder: Pat
     assert own["adapted"].str.contains("kvpress's queries differ from the model's by").all()
     assert not own["degenerate"].any()
     assert rows[~rows.index.isin(own.index)]["adapted"].isna().all()
-    assert "Adapted press" in Path("outputs/runs/q/report.md").read_text()
+    assert "Adapted press" in Path("outputs/runs/q/details.md").read_text()
 
 
 def test_a_press_that_is_not_its_method_is_marked(kvx: Any, folder: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_press_that_is_not_its_method_is_marked(kvx: Any, folder: Path) -> Non
     assert own["degenerate_reason"].str.startswith("not the method: kvpress's queries").all()
     assert rows["adapted"].isna().all()
     assert not rows[~rows.index.isin(own.index)]["degenerate"].any()
-    assert "not the method: kvpress's queries" in Path("outputs/runs/q/report.md").read_text()
+    assert "not the method: kvpress's queries" in Path("outputs/runs/q/details.md").read_text()
 
 
 def test_one_press_with_both_queries_in_one_prefill_is_two_methods(kvx: Any, folder: Path) -> None:
