@@ -34,6 +34,7 @@ from kvx.report import (
     tables,
 )
 from kvx.report.findings import findings
+from kvx.report.length_section import length_table
 from kvx.report.page.assemble import write_page
 from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
@@ -222,9 +223,10 @@ def _variants(
                 "budget_table": tables.budget_table(
                     overall, found, guard_section.device_budgets(guarded)
                 ),
-                "summary_table": summary_table(overall, compared, config),
+                "summary_table": summary_table(overall, compared, frame, config),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
+                "length_table": length_table(compared, frame, 1 - config.confidence),
                 "equivalence_table": equivalence_section.equivalence_table(
                     equivalence[equivalence["variant_id"] == variant]
                 ),
