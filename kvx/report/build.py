@@ -100,6 +100,7 @@ def _context(
     bin_stats: pd.DataFrame,
     comparisons: pd.DataFrame,
     transitions: pd.DataFrame,
+    dose_response: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
     guard_stats: pd.DataFrame,
     controller_stats: pd.DataFrame,
@@ -142,7 +143,9 @@ def _context(
             *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
             *samples_section.verdicts(samples),
             *samples_section.noise(numerics, equivalence),
-            *findings(bin_stats, comparisons, transitions, used, config.analyze),
+            *findings(
+                bin_stats, comparisons, transitions, used, config.analyze, dose_response
+            ),
         ],
         "warnings": [
             *mixed_versions(points),

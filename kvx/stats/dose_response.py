@@ -323,7 +323,8 @@ class _Cloud:
 
     def _likelihood(self, raw: Floats) -> Floats:
         self._right, self._wrong = self._logs(_curves(raw))
-        return self.log_likelihood(self._totals[None], self._n[None])[0]
+        likelihood: Floats = self.log_likelihood(self._totals[None], self._n[None])[0]
+        return likelihood
 
     def _logs(self, points: Floats) -> tuple[Floats, Floats]:
         middle, scale, floor, full = points
