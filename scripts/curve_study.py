@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, ndtr
 
 from kvx.stats.curve_shape import step_out_of_sample
@@ -86,9 +86,9 @@ def threshold_coverage(
     scale). A threshold below the lowest budget is held by an interval that begins at 0.
     """
 
-    def rise(log_budget: FloatArray | float) -> FloatArray:
-        found: FloatArray = guess + (1 - guess) * expit((log_budget - middle) / scale)
-        return found
+    def rise(log_budget: ArrayLike) -> FloatArray:
+        found: FloatArray = expit((np.asarray(log_budget, dtype=float) - middle) / scale)
+        return guess + (1 - guess) * found
 
     truth = []
     for share in (0.5, 0.95):
@@ -153,7 +153,7 @@ def false_zones(
     for _ in range(repeats):
         found: list[Rise] = []
         for _ in range(n_points // 5):
-            data = {"pairing": pairing, "cluster_size": cluster_size, "icc": icc}
+            data: dict[str, Any] = {"pairing": pairing, "cluster_size": cluster_size, "icc": icc}
             right, clusters = draw_scores([0.7] * 6, n, rng, **data)
             scores = np.clip(right * 0.6 + 0.4 * rng.random(right.shape), 0, 1)
             failed, _ = draw_scores([0.1] * 6, n, rng, **data)

@@ -1,6 +1,7 @@
 """dose_response: how each press's score depends on the budget and on the length of the context."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,14 @@ AREA = ("area", "area_full", "area_difference", "area_ci_low", "area_ci_high", "
 
 def dose_response(experiment: Experiment, stats: list[Row], config: AnalyzeConfig) -> list[Row]:
     """One row per curve and bin, and one for all bins (-1), of the primary metric."""
-    frame = pd.DataFrame(stats)
-    frame = frame[frame["primary"]].set_index(["point_id", "bin"])
+    return rows_of(curves(experiment, stats), pd.DataFrame(stats), config)
+
+
+def rows_of(found_curves: Iterable[Curve], stats: pd.DataFrame, config: AnalyzeConfig) -> list[Row]:
+    """The rows of an experiment with these curves; `stats` is its table bin_stats."""
+    frame = stats[stats["primary"]].set_index(["point_id", "bin"])
     rows = []
-    for curve in curves(experiment, stats):
+    for curve in found_curves:
         present = [int(b) for b in np.unique(curve.bins)]
         for index in [*present, ALL_BINS]:
             inside = curve.bins == index if index != ALL_BINS else np.ones(curve.bins.shape, bool)

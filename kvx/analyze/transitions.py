@@ -1,6 +1,7 @@
 """transitions: where each press's curve over budgets breaks, and where it is merely unstable."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,13 @@ def transitions(experiment: Experiment, stats: list[Row], config: AnalyzeConfig)
     A curve without a full cache, or without a compressed point, has no row. Rises of spread and
     failures are corrected over all curves, so that a report without any effect names none.
     """
+    return rows_of(curves(experiment, stats), config)
+
+
+def rows_of(found_curves: Iterable[Curve], config: AnalyzeConfig) -> list[Row]:
+    """The rows of an experiment with these curves."""
     rows, found = [], []
-    for curve in curves(experiment, stats):
+    for curve in found_curves:
         rows.append(curve.key | _row(curve, config))
         unstable = []
         if rows[-1]["n_clusters"] >= least_pairs(1 - config.confidence):

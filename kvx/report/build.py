@@ -133,7 +133,7 @@ def _context(
         "controllers": _controllers(controller_stats),
         "verdict": [
             *leaders_section.verdicts(leaders, several),
-            *verdict_sentences(comparisons, transitions, config.analyze),
+            *verdict_sentences(comparisons, transitions, config.analyze, dose_response),
         ],
         "page": PAGE, "guarded": bool(len(guard_stats)),
         "latency": bool((overall["n_latency"] > 0).any()),

@@ -41,7 +41,7 @@ def curve_sentences(
     by_length = [
         text for _, row in overall.iterrows() for text in _by_length(name, row, own, alpha)
     ]
-    return [*kept, _break(name, curve, rule, overall), *by_length, *_zone(name, curve)]
+    return [*by_length, *kept, _break(name, curve, rule, overall), *_zone(name, curve)]
 
 
 def _own(curve: pd.Series, doses: pd.DataFrame | None) -> pd.DataFrame:
@@ -90,13 +90,17 @@ def _break(name: str, curve: pd.Series, rule: str, overall: pd.DataFrame) -> str
             f"At budget {curve['lowest_label']} it stands {curve['lowest_difference']:+.2f} from "
             "the full cache."
         )
-    text = (
-        f"**{name} breaks first between budgets {curve['transition_above_label']} and "
-        f"{curve['transition_label']}** ({-curve['transition_drop']:+.2f} in one step, "
-        f"p = {curve['transition_p']:.2g} corrected for {steps})."
+    where = f"between budgets {curve['transition_above_label']} and {curve['transition_label']}"
+    size = (
+        f"{-curve['transition_drop']:+.2f} in one step, p = {curve['transition_p']:.2g} corrected "
+        f"for {steps}"
     )
+    text = f"**{name} breaks first {where}** ({size})."
     if curve.get("shape") == SMOOTH:
-        text += " It is part of a slope: held-out examples are predicted no better by a step."
+        text = (
+            f"**{name} declines without a break**: it falls most clearly {where} ({size}), but "
+            "a slope predicts held-out examples as well as a step."
+        )
     if curve["n_degenerate"]:
         text += f" {DEGENERATE} The curve has degenerate points."
     return text
@@ -107,19 +111,26 @@ def _by_length(name: str, row: pd.Series, own: pd.DataFrame, alpha: float) -> It
     if pd.isna(row["length_p_holm"]) or row["length_p_holm"] > alpha:
         return
     bins = own[(own["bin"] != ALL_BINS) & (own["b95_state"] != UNKNOWN)].sort_values("bin")
-    text = f"**{name} depends on the length of the context** (p = {row['length_p_holm']:.2g})"
+    text = f"**{name} depends on the length of the context**"
     if len(bins) > 1:
-        ends = [
-            f"{_threshold(one, 'b95')} at {token_range(one)} tokens"
-            for _, one in bins.iloc[[0, -1]].iterrows()
-        ]
-        text += f": 95% of the score is kept down to {ends[0]} and down to {ends[1]}"
+        short, long = (bins.iloc[i] for i in (0, -1))
+        text = (
+            f"**{name} keeps 95% of the score {_down_to(short)} at {token_range(short)} tokens, "
+            f"and {_down_to(long)} at {token_range(long)}**"
+        )
+    text += f" (its loss differs between lengths, p = {row['length_p_holm']:.2g})"
     if pd.notna(row["shift_p"]) and row["shift_p"] <= alpha:
         text += (
-            f". Each doubling multiplies the budget it needs by {row['shift_per_doubling']:.2f} "
+            f"; each doubling multiplies the budget it needs by {row['shift_per_doubling']:.2f} "
             f"[{row['shift_ci_low']:.2f}, {row['shift_ci_high']:.2f}]"
         )
     yield f"{text}."
+
+
+def _down_to(row: pd.Series) -> str:
+    if row["b95_ci_low"] > row["highest_budget"]:
+        return f"at no budget tried (from {row['highest_budget']:.2g} down)"
+    return f"down to budget {_threshold(row, 'b95')}"
 
 
 def _zone(name: str, curve: pd.Series) -> Iterator[str]:
