@@ -22,6 +22,7 @@ SMALL = ("experiment=demo", "dataset.source.n_examples=100", "dataset.sampling.n
 TABLES = (
     "experiments", "datasets", "examples", "bins", "manifest_entries", "runs", "requests",
     "responses", "telemetry", "scores", "failures", "bin_stats", "transition_summary",
+    "dose_response",
 )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def test_tables_have_their_pinned_schemas(demo: Kvx) -> None:
         "bin_stats": schemas.BIN_STATS,
         "comparisons": schemas.COMPARISONS,
         "transitions": schemas.TRANSITIONS,
+        "dose_response": schemas.DOSE_RESPONSE,
     }
     for name, schema in pinned.items():
         found = pq.read_schema(DEMO / f"{name}.parquet").remove_metadata()

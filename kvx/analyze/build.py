@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from kvx.analyze import bin_stats, plots, tradeoff
 from kvx.analyze.catastrophe_stats import catastrophe_stats
 from kvx.analyze.controller_stats import controller_stats
+from kvx.analyze.dose_stats import dose_response
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.analyze.goodput_stats import goodput
 from kvx.analyze.guard_stats import guard_stats
@@ -44,6 +45,7 @@ TABLES = {
     "samples": schemas.SAMPLES,
     "numerics": schemas.NUMERICS,
     "transitions": schemas.TRANSITIONS,
+    "dose_response": schemas.DOSE_RESPONSE,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
     "guard_stats": schemas.GUARD_STATS,
     "controller_stats": schemas.CONTROLLER_STATS,
@@ -87,6 +89,7 @@ def analyze_experiment(config: Config) -> None:
         "samples": samples(experiment, config.analyze),
         "numerics": numerics(experiment, config.analyze),
         "transitions": transitions(experiment, stats, config.analyze),
+        "dose_response": dose_response(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
         "guard_stats": guard_stats(experiment, config.analyze),
         "controller_stats": controller_stats(experiment, config.analyze),
@@ -140,6 +143,7 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "samples": table("samples"),
             "numerics": table("numerics"),
             "transition_summary": table("transitions"),
+            "dose_response": table("dose_response"),
             "catastrophe_stats": table("catastrophe_stats"),
             "guard_stats": table("guard_stats"),
             "controller_stats": table("controller_stats"),

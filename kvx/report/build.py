@@ -101,6 +101,7 @@ def _context(
     bin_stats: pd.DataFrame,
     comparisons: pd.DataFrame,
     transitions: pd.DataFrame,
+    dose_response: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
     guard_stats: pd.DataFrame,
     controller_stats: pd.DataFrame,
@@ -133,7 +134,7 @@ def _context(
         "controllers": _controllers(controller_stats),
         "verdict": [
             *leaders_section.verdicts(leaders, several),
-            *verdict_sentences(comparisons, transitions, config.analyze),
+            *verdict_sentences(comparisons, transitions, config.analyze, dose_response),
         ],
         "page": PAGE, "guarded": bool(len(guard_stats)),
         "latency": bool((overall["n_latency"] > 0).any()),
@@ -143,7 +144,9 @@ def _context(
             *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
             *samples_section.verdicts(samples),
             *samples_section.noise(numerics, equivalence),
-            *findings(bin_stats, comparisons, transitions, used, config.analyze),
+            *findings(
+                bin_stats, comparisons, transitions, used, config.analyze, dose_response
+            ),
         ],
         "warnings": [
             *mixed_versions(points),

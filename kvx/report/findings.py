@@ -20,6 +20,7 @@ def findings(
     transitions: pd.DataFrame,
     used: dict[str, float],
     config: AnalyzeConfig,
+    dose_response: pd.DataFrame | None = None,
 ) -> list[str]:
     """For every press: what each budget cost, where it breaks, what failures could explain.
 
@@ -39,7 +40,7 @@ def findings(
             sentences.append(_cost(name, row, group, ranges, used, 1 - config.confidence))
         for _, row in transitions.iterrows():
             if all(row[k] == v for k, v in zip(KEYS, key, strict=True)):
-                sentences += curve_sentences(name, row, config)
+                sentences += curve_sentences(name, row, config, dose_response)
     return sentences
 
 

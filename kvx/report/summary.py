@@ -16,7 +16,10 @@ SHOWN = 12  # presses that get a sentence; the table has them all
 
 
 def verdict_sentences(
-    comparisons: pd.DataFrame, transitions: pd.DataFrame, config: AnalyzeConfig
+    comparisons: pd.DataFrame,
+    transitions: pd.DataFrame,
+    config: AnalyzeConfig,
+    dose_response: pd.DataFrame | None = None,
 ) -> Iterator[str]:
     """What each press's curve says, the first thing only; details.md has the rest."""
     if not len(transitions):
@@ -25,7 +28,7 @@ def verdict_sentences(
         return
     several = transitions["variant_id"].nunique() > 1
     for _, row in transitions.head(SHOWN).iterrows():
-        yield curve_sentences(full_name(row, several), row, config)[0]
+        yield curve_sentences(full_name(row, several), row, config, dose_response)[0]
     if len(transitions) > SHOWN:
         yield f"{len(transitions) - SHOWN} more are in the table and in details.md."
 
