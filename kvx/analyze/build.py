@@ -18,6 +18,7 @@ from kvx.analyze.guard_stats import guard_stats
 from kvx.analyze.leaders import leaders
 from kvx.analyze.margins import equivalence
 from kvx.analyze.numerics import numerics
+from kvx.analyze.panels import panels
 from kvx.analyze.press_pairs import press_pairs
 from kvx.analyze.sample_stats import samples
 from kvx.analyze.transitions import transitions
@@ -79,15 +80,16 @@ def analyze_experiment(config: Config) -> None:
         return
     experiment = load_experiment(folder, Path(config.paths.output))
     stats = bin_stats.bin_stats(experiment, config.analyze)
+    side_by_side = list(panels(experiment))
     rows = {
         "bin_stats": stats,
         "comparisons": bin_stats.comparisons(experiment, config.analyze),
-        "press_pairs": press_pairs(experiment, stats, config.analyze),
-        "equivalence": equivalence(experiment, config.analyze),
-        "leaders": leaders(experiment, stats, config.analyze),
+        "press_pairs": press_pairs(experiment, side_by_side, stats, config.analyze),
+        "equivalence": equivalence(experiment, side_by_side, config.analyze),
+        "leaders": leaders(experiment, side_by_side, stats, config.analyze),
         "goodput": goodput(experiment, config.analyze),
-        "samples": samples(experiment, config.analyze),
-        "numerics": numerics(experiment, config.analyze),
+        "samples": samples(experiment, side_by_side, config.analyze),
+        "numerics": numerics(experiment, side_by_side, config.analyze),
         "transitions": transitions(experiment, stats, config.analyze),
         "dose_response": dose_response(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),

@@ -185,7 +185,7 @@ PRESS_PAIRS = _schema(
         "point_a": S, "point_b": S, "press_a": S, "press_b": S, "label_a": S, "label_b": S,
         "budget_a": F64, "budget_b": F64, "kv_bytes_a": F64, "kv_bytes_b": F64, "bin": I32,
         "metric": S, "higher_is_better": B, "n_pairs": I64, "n_clusters": I64, "n_missing": I64,
-        "n_degenerate": I64, "n_family": I64, "n_a_better": I64, "n_b_better": I64, "method": S,
+        "n_degenerate": I64, "n_a_better": I64, "n_b_better": I64, "method": S,
     },
     {
         "mean_a": F64, "mean_b": F64, "difference": F64, "ci_low": F64, "ci_high": F64, "p": F64,
@@ -197,7 +197,7 @@ PRESS_PAIRS = _schema(
 EQUIVALENCE = _schema(
     {
         **_SERIES, "twin_point_id": S, "bin": I32, "metric": S, "higher_is_better": B,
-        "margin": F64, "n_pairs": I64, "n_clusters": I64, "n_missing": I64, "n_family": I64,
+        "margin": F64, "n_pairs": I64, "n_clusters": I64, "n_missing": I64, "n_missing_full": I64,
         "method": S,
     },
     {
