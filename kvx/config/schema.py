@@ -21,6 +21,7 @@ from kvx.config.compare import CompareConfig
 from kvx.config.controller import ControllerConfig
 from kvx.config.dataset import DatasetConfig, stops
 from kvx.config.engine import EngineConfig, OpenAIConfig
+from kvx.config.export import ExportConfig
 from kvx.config.fields import option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
@@ -317,6 +318,7 @@ class Config:
     simulate: SimulateConfig = option(SimulateConfig, neutral=True)
     certify: CertifyConfig = option(CertifyConfig, neutral=True)
     compare: CompareConfig = option(CompareConfig, neutral=True)
+    export: ExportConfig = option(ExportConfig, neutral=True)
     certificate: str | None = option(
         None, "of kvx.serve budget=certified: a JSON file of kvx.certify", neutral=True
     )
