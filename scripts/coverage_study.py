@@ -109,7 +109,7 @@ def _title(ask: Ask) -> str:
 
 
 def _range(ask: Ask, rows: Sequence[tuple[Setting, Result]]) -> str:
-    shares = [r[ask.k] / r[ask.n] for s, r in rows if r.get(ask.n) and ask.when(s)]
+    shares = [r[ask.k] / r[ask.n] for s, r in rows if ask.known(s, r)]
     if not shares:
         return "–"
     low, high = f"{min(shares):.3f}", f"{max(shares):.3f}"
