@@ -52,7 +52,11 @@ def key_of(part: Part, setting: Setting, repeats: int, seed: int) -> Key:
 
 
 def read_store(store: Path) -> dict[Key, Result]:
-    lines = store.read_text().splitlines() if store.is_file() else []
+    """What was measured; a last line that was cut off by a kill is dropped from the file."""
+    lines = store.read_text().splitlines(keepends=True) if store.is_file() else []
+    if lines and not lines[-1].endswith("\n"):
+        store.write_text("".join(lines[:-1]))
+        del lines[-1]
     return {found["key"]: found["result"] for found in map(json.loads, lines)}
 
 
