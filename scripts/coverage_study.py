@@ -4,14 +4,17 @@
     python -m scripts.coverage_study --part means --repeats 200 --seed 1
 
 Writes docs/results/statistics.md. Results lie in outputs/coverage_study.jsonl, a line a setting;
-those of other code of `kvx/stats` or these scripts are measured again.
+those whose code has changed since, in kvx/stats or here, are measured again.
 """
 
 import argparse
+import ast
+import inspect
 import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +40,28 @@ Made by
 
 on data of known truth, with the functions that `kvx analyze` and `kvx certify` call. A share falls
 short if its {sure:.0%} interval lies outside of what is asked: chance alone leaves one of a hundred
-settings there. Numbers are the lowest and the highest share over the settings of a row.
+settings there. Numbers are the lowest and the highest share over the settings of a row. Seed {seed}.
 """
 
 
 def code_digest(part: Part) -> str:
-    """Of all that a result depends on: statistics and these scripts."""
-    files = [*(package_dir() / "stats").glob("*.py"), *(ROOT / "scripts").glob("coverage_*.py")]
-    return digest([sha256_file(file) for file in sorted(files)], 12)
+    """Of the statistics and scripts that a result depends on."""
+    files = sorted(code_behind(Path(inspect.getfile(part.measure))))
+    return digest([sha256_file(file) for file in files], 12)
+
+
+@cache
+def code_behind(file: Path) -> frozenset[Path]:
+    """`file` and the modules of kvx.stats and of this study that it imports, theirs too."""
+    found = {file}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+            path = ROOT / f"{name.replace('.', '/')}.py"
+            if name.startswith(("kvx.stats.", "scripts.coverage_")) and path.is_file():
+                found |= code_behind(path)
+    return frozenset(found)
 
 
 def key_of(part: Part, setting: Setting, repeats: int, seed: int) -> Key:
@@ -84,7 +101,7 @@ def run(
     return found
 
 
-def section(part: Part, rows: Sequence[tuple[Setting, Result]]) -> str:
+def section(part: Part, rows: Sequence[tuple[Setting, Result]], repeats: float = 1.0) -> str:
     """A part of the page: a table, then what falls short."""
     groups: dict[tuple[object, ...], list[tuple[Setting, Result]]] = {}
     for setting, result in rows:
@@ -98,7 +115,8 @@ def section(part: Part, rows: Sequence[tuple[Setting, Result]]) -> str:
         ]
         for key, group in groups.items()
     ]  # fmt: skip
-    text = [f"## {part.title}", part.about, markdown(header, lines)]
+    about = f"{part.about} {max(1, round(repeats * part.repeats)):,} repeats a setting."
+    text = [f"## {part.title}", about, markdown(header, lines)]
     return "\n\n".join([*text, *_shortfalls(part, rows)])
 
 
@@ -145,9 +163,9 @@ def _shortfalls(part: Part, rows: Sequence[tuple[Setting, Result]]) -> Iterator[
     yield markdown([*names, *(ask.title for ask in part.asks)], lines)
 
 
-def page(found: dict[str, list[tuple[Setting, Result]]]) -> str:
-    parts = [section(part, found[part.name]) for part in PARTS if part.name in found]
-    return "\n".join([HEAD.format(sure=SURE), "\n\n".join(parts), ""])
+def page(found: dict[str, list[tuple[Setting, Result]]], repeats: float, seed: int) -> str:
+    parts = [section(part, found[part.name], repeats) for part in PARTS if part.name in found]
+    return "\n".join([HEAD.format(sure=SURE, seed=seed), "\n\n".join(parts), ""])
 
 
 def main() -> None:
@@ -159,7 +177,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=STORE)
     asked = parser.parse_args()
     parts = [p for p in PARTS if asked.part is None or p.name in asked.part]
-    text = page(run(parts, asked.repeats, asked.seed, asked.store))
+    text = page(run(parts, asked.repeats, asked.seed, asked.store), asked.repeats, asked.seed)
     print(text)
     if asked.part is None:
         write_text(PAGE, text)

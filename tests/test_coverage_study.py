@@ -1,5 +1,6 @@
 """scripts/coverage_study.py in small: it measures, goes on where it stopped, and finds faults."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from kvx.stats import clustered
 from kvx.stats.intervals import Interval
 from scripts import coverage_worlds as worlds
 from scripts.coverage_base import Part, Result, Setting
-from scripts.coverage_study import PARTS, page, run, section
+from scripts.coverage_study import PARTS, code_behind, page, run, section
 
 MEANS = next(part for part in PARTS if part.name == "means")
 DIFFERENCES = next(part for part in PARTS if part.name == "differences")
@@ -90,7 +91,10 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert run([part], 1.0, 0, store) == first
     assert len(asked) == 2 * len(part.settings) - 2
     assert run([part], 1.0, 1, store) != first  # another seed
-    assert page({"means": first["means"]}).startswith("# Are the statistics right?")
+    behind = {file.name for file in code_behind(Path(inspect.getfile(MEANS.measure)))}
+    assert behind > {"clustered.py", "intervals.py", "coverage_worlds.py"}
+    assert "betting.py" not in behind
+    assert page({"means": first["means"]}, 1.0, 0).startswith("# Are the statistics right?")
 
 
 @pytest.mark.parametrize("world", worlds.WORLDS.values(), ids=lambda world: world.name)
