@@ -1,7 +1,7 @@
 """Do intervals cover, do tests hold their level, are certificates kept? On data of known truth.
 
     python -m scripts.coverage_study                  # everything; goes on where it stopped
-    python -m scripts.coverage_study --part means --repeats 200 --seed 1
+    python -m scripts.coverage_study --part means --repeats 0.2 --seed 1
 
 Writes docs/results/statistics.md. Results lie in outputs/coverage_study.jsonl, a line a setting;
 those whose code has changed since, in kvx/stats or here, are measured again.
@@ -40,7 +40,7 @@ Made by
 
 on data of known truth, with the functions that `kvx analyze` and `kvx certify` call. A share falls
 short if its {sure:.0%} interval lies outside of what is asked: chance alone leaves one of a hundred
-settings there. Numbers are the lowest and the highest share over the settings of a row. Seed {seed}.
+settings there. Numbers are the lowest and the highest share over a row's settings. Seed {seed}.
 """
 
 
@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="coverage and error rates of kvx's statistics")
     names = [part.name for part in PARTS]
     parser.add_argument("--part", action="append", choices=names, help="only these; not written")
-    parser.add_argument("--repeats", type=float, default=1.0, help="times each part's own number")
+    parser.add_argument("--repeats", type=float, default=1.0, help="times each part's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, default=STORE)
     asked = parser.parse_args()
