@@ -23,13 +23,23 @@ from kvx.config.folders import package_dir
 from kvx.identity.hashing import digest, sha256_file
 from kvx.report.tables import markdown
 from kvx.store.atomic import write_text
-from scripts import coverage_certificates, coverage_intervals
+from scripts import (
+    coverage_certificates,
+    coverage_curves,
+    coverage_intervals,
+    coverage_margins,
+)
 from scripts.coverage_base import SURE, Ask, Part, Result, Setting
 
 ROOT = package_dir().parent
 PAGE = ROOT / "docs" / "results" / "statistics.md"
 STORE = ROOT / "outputs" / "coverage_study.jsonl"
-PARTS = [*coverage_intervals.PARTS, *coverage_certificates.PARTS]
+PARTS = [
+    *coverage_intervals.PARTS,
+    *coverage_margins.PARTS,
+    *coverage_curves.PARTS,
+    *coverage_certificates.PARTS,
+]
 MOST_SHORT = 12  # settings listed for a part
 Key = str
 HEAD = """# Are the statistics right?

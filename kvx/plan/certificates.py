@@ -34,4 +34,4 @@ def certificate_line(manifest: Manifest, settings: CertifyConfig) -> str:
             f"; to get it in 80% of runs {low} at a true loss of {100 * alpha / 5:g}%, {high} at "
             f"{100 * alpha / 2:g}%"
         )
-    return f"{text}; it has {there}"
+    return f"{text}; {'the smallest bin' if settings.per_bin else 'it'} has {there}"
