@@ -42,6 +42,7 @@ PARTS = [
 ]
 MOST_SHORT = 12  # settings listed for a part
 Key = str
+Measured = tuple[int, Result]  # repeats
 HEAD = """# Are the statistics right?
 
 Made by
@@ -74,23 +75,33 @@ def code_behind(file: Path) -> frozenset[Path]:
     return frozenset(found)
 
 
-def key_of(part: Part, setting: Setting, repeats: int, seed: int) -> Key:
-    return digest([part.name, setting, repeats, seed, code_digest(part)], 16)
+def key_of(part: Part, setting: Setting, seed: int) -> Key:
+    return digest([part.name, setting, seed, code_digest(part)], 16)
 
 
-def read_store(store: Path) -> dict[Key, Result]:
-    """What was measured; a last line that was cut off by a kill is dropped from the file."""
+def read_store(store: Path) -> dict[Key, Measured]:
+    """What was measured, the most repeats of each.
+
+    A last line that was cut off by a kill is dropped from the file.
+    """
     lines = store.read_text().splitlines(keepends=True) if store.is_file() else []
     if lines and not lines[-1].endswith("\n"):
         store.write_text("".join(lines[:-1]))
         del lines[-1]
-    return {found["key"]: found["result"] for found in map(json.loads, lines)}
+    found: dict[Key, Measured] = {}
+    for line in map(json.loads, lines):
+        if line["key"] not in found or line["repeats"] > found[line["key"]][0]:
+            found[line["key"]] = line["repeats"], line["result"]
+    return found
 
 
 def run(
     parts: Sequence[Part], repeats: float, seed: int, store: Path
 ) -> dict[str, list[tuple[Setting, Result]]]:
-    """The result of every setting of `parts`, measured if `store` has it not."""
+    """The result of every setting of `parts`; measured if `store` has none of so many repeats.
+
+    Each result says its `times`, the repeats it is from.
+    """
     known = read_store(store)
     store.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[tuple[Setting, Result]]] = {}
@@ -98,20 +109,20 @@ def run(
         times, began = max(1, round(repeats * part.repeats)), time.monotonic()
         rows = found.setdefault(part.name, [])
         for number, setting in enumerate(part.settings):
-            key = key_of(part, setting, times, seed)
-            if key not in known:
+            key = key_of(part, setting, seed)
+            if known.get(key, (0, {}))[0] < times:
                 rng = np.random.default_rng((seed, number))
-                known[key] = part.measure(setting, times, rng)
+                known[key] = times, part.measure(setting, times, rng)
                 with store.open("a") as file:
-                    line = {"key": key, "part": part.name, **setting, "result": known[key]}
-                    file.write(json.dumps(line) + "\n")
-            rows.append((setting, known[key]))
+                    line = {"key": key, "part": part.name, "repeats": times, "setting": setting}
+                    file.write(json.dumps({**line, "result": known[key][1]}) + "\n")
+            rows.append((setting, {**known[key][1], "times": known[key][0]}))
         seconds = time.monotonic() - began
         print(f"{part.name}: {len(rows)} settings, {seconds:.0f} s", file=sys.stderr, flush=True)
     return found
 
 
-def section(part: Part, rows: Sequence[tuple[Setting, Result]], repeats: float = 1.0) -> str:
+def section(part: Part, rows: Sequence[tuple[Setting, Result]]) -> str:
     """A part of the page: a table, then what falls short."""
     groups: dict[tuple[object, ...], list[tuple[Setting, Result]]] = {}
     for setting, result in rows:
@@ -125,7 +136,9 @@ def section(part: Part, rows: Sequence[tuple[Setting, Result]], repeats: float =
         ]
         for key, group in groups.items()
     ]  # fmt: skip
-    about = f"{part.about} {max(1, round(repeats * part.repeats)):,} repeats a setting."
+    times = sorted({int(result["times"]) for _, result in rows})
+    told = " to ".join(f"{n:,}" for n in dict.fromkeys((times[0], times[-1])))
+    about = f"{part.about} {told} repeats a setting."
     text = [f"## {part.title}", about, markdown(header, lines)]
     return "\n\n".join([*text, *_shortfalls(part, rows)])
 
@@ -173,8 +186,8 @@ def _shortfalls(part: Part, rows: Sequence[tuple[Setting, Result]]) -> Iterator[
     yield markdown([*names, *(ask.title for ask in part.asks)], lines)
 
 
-def page(found: dict[str, list[tuple[Setting, Result]]], repeats: float, seed: int) -> str:
-    parts = [section(part, found[part.name], repeats) for part in PARTS if part.name in found]
+def page(found: dict[str, list[tuple[Setting, Result]]], seed: int) -> str:
+    parts = [section(part, found[part.name]) for part in PARTS if part.name in found]
     return "\n".join([HEAD.format(sure=SURE, seed=seed), "\n\n".join(parts), ""])
 
 

@@ -33,7 +33,7 @@ def test_every_part_measures_what_it_asks_for(part: Part) -> None:
         shown = [ask for ask in part.asks if ask.known(setting, result)]
         assert shown, (setting, result)
         assert all(0 <= result[ask.k] <= result[ask.n] <= 4 for ask in shown)
-        assert section(part, [(setting, result)]).startswith(f"## {part.title}\n")
+        assert section(part, [(setting, {**result, "times": 4})]).startswith(f"## {part.title}\n")
 
 
 def test_sound_intervals_and_tests_pass(tmp_path: Path) -> None:
@@ -90,11 +90,14 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert len(asked) == 2 * len(part.settings) - 2
     assert run([part], 1.0, 0, store) == first
     assert len(asked) == 2 * len(part.settings) - 2
+    assert run([part], 0.5, 0, store) == first  # more repeats than were asked for
+    assert len(asked) == 2 * len(part.settings) - 2
     assert run([part], 1.0, 1, store) != first  # another seed
+    assert run([part], 2.0, 0, store)["means"][0][1]["times"] == 6
     behind = {file.name for file in code_behind(Path(inspect.getfile(MEANS.measure)))}
     assert behind > {"clustered.py", "intervals.py", "coverage_worlds.py"}
     assert "betting.py" not in behind
-    assert page({"means": first["means"]}, 1.0, 0).startswith("# Are the statistics right?")
+    assert page({"means": first["means"]}, 0).startswith("# Are the statistics right?")
 
 
 @pytest.mark.parametrize("world", worlds.WORLDS.values(), ids=lambda world: world.name)
