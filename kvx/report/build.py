@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """report.md, the short one, and details.md: the analysed tables as sentences, tables and plots."""
+=======
+"""report.md and report.html: the analysed tables as sentences, tables and plots."""
+>>>>>>> 169b363 (report.open shows report.html; its path after kvx.all; labels of budgets as asked)
 
 import json
 import logging
@@ -34,8 +38,12 @@ from kvx.report import (
     tables,
 )
 from kvx.report.findings import findings
+<<<<<<< HEAD
 from kvx.report.page.assemble import write_page
 from kvx.report.summary import summary_table, verdict_sentences
+=======
+from kvx.report.page.assemble import show, write_page
+>>>>>>> 169b363 (report.open shows report.html; its path after kvx.all; labels of budgets as asked)
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
@@ -78,6 +86,8 @@ def report_experiment(config: Config) -> Path:
     written = all(file.exists() for file in (path, details, page))
     if written and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
+        if config.report.open:
+            show(page)
         return path
     frames = {
         name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
@@ -88,7 +98,9 @@ def report_experiment(config: Config) -> Path:
     for file, template in ((details, "report.md.j2"), (path, "summary.md.j2")):
         text = render(Path(__file__).with_name(template), **context)
         write_text(file, f"{text.rstrip()}\n\n{stamp}\n")
-    log.info("report: %s", path)
+    log.info("report: %s, %s", path, page)
+    if config.report.open:
+        show(page)
     return path
 
 

@@ -67,8 +67,8 @@ function heatMap(experiment, variant, series, open) {
       return el("tr", {}, el("th", { scope: "row" }, swatch(one), one.name),
         bins.map((bin) => budgets.map((budget, i) => heatCell(experiment, variant, measure, at.get(budget.key), bin, i === 0, readout, open))));
     });
-    const room = Math.max(36, Math.min(60, Math.floor(950 / (bins.length * budgets.length))));
-    frame.replaceChildren(el("table", { class: "heat", style: { "--cell": `${room}px` } }, head, el("tbody", {}, rows)));
+    const room = Math.max(30, Math.min(60, Math.floor(950 / (bins.length * budgets.length))));
+    frame.replaceChildren(el("table", { class: room < 38 ? "heat tight" : "heat", style: { "--cell": `${room}px` } }, head, el("tbody", {}, rows)));
     frame.querySelector("tbody button")?.setAttribute("tabindex", "0");
   };
   frame.addEventListener("keydown", moveInMap);

@@ -170,7 +170,7 @@ function sampleBrowser(experiment, samples, note) {
         }, known(answers.score[i]) ? short(fixed(answers.score[i])) : "–"));
       }));
     });
-    return el("details", { open: true }, el("summary", {}, "This prompt at every press and budget"),
+    return el("details", { open: series.length <= 8 }, el("summary", {}, "This prompt at every press and budget"),
       el("div", { class: "scroll" }, el("table", { class: "heat small" },
         el("thead", {}, el("tr", {}, el("td"), budgets.map((b) => el("th", { scope: "col" }, short(b.label))))), el("tbody", {}, rows))));
   }
