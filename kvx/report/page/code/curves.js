@@ -32,9 +32,9 @@ function swatch(one) {
 
 /** Panels in rows: each name's column and row, for as many columns as `width` has room for. */
 function grid(names, width, least = 230) {
-  const columns = Math.max(1, Math.min(names.length, Math.floor(width / least)));
+  const rows = Math.ceil(names.length / Math.max(1, Math.floor(width / least)));
+  const columns = Math.max(1, Math.ceil(names.length / rows));  // so that the last row is not short
   const place = new Map(names.map((name, i) => [name, [i % columns, Math.floor(i / columns)]]));
-  const rows = Math.ceil(names.length / columns);
   return { columns, rows, fx: (d) => place.get(d.panel)[0], fy: (d) => place.get(d.panel)[1], place };
 }
 

@@ -17,9 +17,10 @@ function samplesOf(raw, experiment) {
   };
   const outcomes = answers.point.map((number, i) => {
     const found = new Set(["all"]), other = twin(i);
-    const sign = experiment.variants[experiment.points[number].variant].higher ? 1 : -1;
-    if (other !== undefined && known(answers.score[i]) && known(answers.score[other])) {
-      const change = sign * (answers.score[i] - answers.score[other]);
+    const { higher } = experiment.variants[experiment.points[number].variant];
+    if (other !== undefined && known(answers.score[other])) {
+      // an answer that is missing counts as wrong, as in the tables
+      const change = (higher ? 1 : -1) * ((answers.score[i] ?? (higher ? 0 : 1)) - answers.score[other]);
       if (change) found.add(change < 0 ? "lost" : "gained");
     }
     if (known(answers.failure[i])) found.add("failed");
