@@ -152,6 +152,10 @@ async function start() {
     else if (event.key === "?") keys.showModal();
     else if (event.key === "m") { const map = document.getElementById("map"); map?.scrollIntoView(); map?.querySelector("tbody button[tabindex='0']")?.focus(); }
   });
+  // on paper nothing can be unfolded
+  addEventListener("beforeprint", () => {
+    for (const folded of document.querySelectorAll("#verdict details")) folded.open = true;
+  });
   const linked = location.hash.match(/^#examples\?(.*)$/);
   if (linked) {
     const asked = new URLSearchParams(linked[1]);

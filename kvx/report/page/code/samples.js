@@ -127,7 +127,7 @@ function sampleBrowser(experiment, samples, note) {
     }
     const point = pointOf(i), prompt = answers.prompt[i], other = samples.twin(i);
     const variant = experiment.variants[point.variant];
-    const ours = text(answers.text[i]), theirs = other === undefined ? null : text(answers.text[other]);
+    const ours = text(answers.text[i])?.trim(), theirs = other === undefined ? null : text(answers.text[other])?.trim();
     const parts = known(ours) && known(theirs) ? wordDifferences(theirs, ours) : null;
     const references = (prompts.references[prompt] ?? []).map(text);
     detail.replaceChildren(
