@@ -4,7 +4,8 @@
 function byteTicks([low, high]) {
   const parts = high / low > 8 ? [1] : high / low > 3 ? [1, 1.5] : [1, 1.25, 1.5, 1.75];
   const powers = d3.range(Math.floor(Math.log2(low)), Math.log2(high) + 1);
-  return powers.flatMap((k) => parts.map((part) => part * 2 ** k)).filter((v) => v >= low && v <= high);
+  const ticks = powers.flatMap((k) => parts.map((part) => part * 2 ** k)).filter((v) => v >= low && v <= high);
+  return ticks.length ? ticks : [low, high];
 }
 
 /** Score over bytes, and the points that no other beats in both. */
