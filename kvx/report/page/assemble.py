@@ -42,7 +42,8 @@ def write_page(
     shown = figures(points, *(frames[name] for name in TABLES))
     head = {
         "name": told["name"], "requests": int(told["n_requests"]),
-        "responses": int(told["n_responses"]), "findings": list(told["findings"]),
+        "responses": int(told["n_responses"]), "verdict": list(told["verdict"]),
+        "findings": list(told["findings"]),
         "warnings": list(told["warnings"]), "confidence": told["confidence"],
         "facts": [[k, v] for k, v in told["reproducibility"]],
     }  # fmt: skip

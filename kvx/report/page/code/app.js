@@ -27,7 +27,8 @@ function folded(sentences, n, list) {
 function verdict(experiment) {
   const item = (sentence) => el("li", {}, prose(sentence));
   return section("verdict", "Verdict", null,
-    folded(experiment.findings, 4, (some) => el("ul", { class: "findings" }, some.map(item))),
+    folded(experiment.verdict, 8, (some) => el("ul", { class: "findings" }, some.map(item))),
+    el("details", {}, el("summary", {}, `All findings (${experiment.findings.length})`), el("ul", { class: "findings" }, experiment.findings.map(item))),
     experiment.warnings.length
       ? el("div", { class: "beware" }, el("h3", {}, "Before you believe it"), folded(experiment.warnings, 3, (some) => el("ul", {}, some.map(item))))
       : null);
