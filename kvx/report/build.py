@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""report.md, the short one, and details.md: the analysed tables as sentences, tables and plots."""
-=======
-"""report.md and report.html: the analysed tables as sentences, tables and plots."""
->>>>>>> 169b363 (report.open shows report.html; its path after kvx.all; labels of budgets as asked)
+"""report.md (short), details.md and report.html: tables as sentences, tables and plots."""
 
 import json
 import logging
@@ -38,12 +34,8 @@ from kvx.report import (
     tables,
 )
 from kvx.report.findings import findings
-<<<<<<< HEAD
-from kvx.report.page.assemble import write_page
-from kvx.report.summary import summary_table, verdict_sentences
-=======
 from kvx.report.page.assemble import show, write_page
->>>>>>> 169b363 (report.open shows report.html; its path after kvx.all; labels of budgets as asked)
+from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
