@@ -86,7 +86,8 @@ def report_experiment(config: Config) -> Path:
         for name in TABLES
     }
     context = _context(config, points, folder, known, **frames)
-    write_page(page, context, points, frames, Path(config.paths.output), stamp)
+    output, confidence = Path(config.paths.output), config.analyze.confidence
+    write_page(page, context, points, frames, output, confidence, stamp)
     for file, template in ((details, "report.md.j2"), (path, "summary.md.j2")):
         text = render(Path(__file__).with_name(template), **context)
         write_text(file, f"{text.rstrip()}\n\n{stamp}\n")

@@ -27,7 +27,6 @@ MODULES = (
     "data.js", "elements.js", "wording.js", "diff.js", "heat.js", "curves.js", "costs.js",
     "samples.js", "app.js",
 )  # fmt: skip
-TABLES = ("bin_stats", "comparisons", "transitions", "catastrophe_stats")
 
 
 def write_page(
@@ -36,10 +35,14 @@ def write_page(
     points: Sequence[PointRecord],
     frames: Mapping[str, pd.DataFrame],
     output: Path,
+    confidence: float,
     stamp: str,
 ) -> None:
     """Write report.html. `told` is what report.md is made from (`report.build`)."""
-    shown = figures(points, *(frames[name] for name in TABLES))
+    shown = figures(
+        points, frames["bin_stats"], frames["comparisons"], frames["transitions"],
+        frames["catastrophe_stats"], confidence,
+    )  # fmt: skip
     head = {
         "name": told["name"], "requests": int(told["n_requests"]),
         "responses": int(told["n_responses"]), "verdict": list(told["verdict"]),
