@@ -267,6 +267,11 @@ class StatusConfig:
 
 
 @dataclass
+class ReportConfig:
+    open: bool = option(False, "show report.html in the browser when it is made")
+
+
+@dataclass
 class PathsConfig:
     output: str = option("outputs", "folder of results, manifests and figures", sweeps=True)
     multirun: str = option("multirun", "folder of logs")
@@ -315,6 +320,7 @@ class Config:
     analyze: AnalyzeConfig = option(AnalyzeConfig, neutral=True)
     plan: PlanConfig = option(PlanConfig, neutral=True)
     status: StatusConfig = option(StatusConfig, neutral=True)
+    report: ReportConfig = option(ReportConfig, neutral=True)
     simulate: SimulateConfig = option(SimulateConfig, neutral=True)
     certify: CertifyConfig = option(CertifyConfig, neutral=True)
     compare: CompareConfig = option(CompareConfig, neutral=True)

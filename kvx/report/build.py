@@ -1,4 +1,4 @@
-"""report.md, the short one, and details.md: the analysed tables as sentences, tables and plots."""
+"""report.md (short), details.md and report.html: tables as sentences, tables and plots."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ from kvx.report import (
 )
 from kvx.report.findings import findings
 from kvx.report.length_section import length_table
-from kvx.report.page.assemble import write_page
+from kvx.report.page.assemble import show, write_page
 from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions
@@ -79,17 +79,22 @@ def report_experiment(config: Config) -> Path:
     written = all(file.exists() for file in (path, details, page))
     if written and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
+        if config.report.open:
+            show(page)
         return path
     frames = {
         name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
         for name in TABLES
     }
     context = _context(config, points, folder, known, **frames)
-    write_page(page, context, points, frames, Path(config.paths.output), stamp)
+    output, confidence = Path(config.paths.output), config.analyze.confidence
+    write_page(page, context, points, frames, output, confidence, stamp)
     for file, template in ((details, "report.md.j2"), (path, "summary.md.j2")):
         text = render(Path(__file__).with_name(template), **context)
         write_text(file, f"{text.rstrip()}\n\n{stamp}\n")
-    log.info("report: %s", path)
+    log.info("report: %s, %s", path, page)
+    if config.report.open:
+        show(page)
     return path
 
 
