@@ -5,15 +5,16 @@ comparison with the full cache's answer to the same example shows.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.scoring.instructions import kept_at_the_end, parse
-from kvx.scoring.loops import find_loop
-from kvx.scoring.names import question_recall
+from kvx.scoring.instructions import Instruction, kept_at_the_end, parse
+from kvx.scoring.loops import Loop, find_loop
+from kvx.scoring.names import asked_for, recall
 
 CATASTROPHES = ("looping", "non_termination", "amnesia")
 # the columns that `pair` adds; `any` is one of the three catastrophes
@@ -27,6 +28,33 @@ MAY_BE_UNKNOWN = ("amnesia", "silent_failure")
 JUDGED = (
     "looping", "cap_reached", "instruction_kept", "question_recall", "score", "failure",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an example asks for, as far as a program can check it in an answer."""
+
+    instructions: tuple[Instruction, ...]
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, question: str, answers: Sequence[str]) -> "Asked":
+        parsed = (parse(answer) for answer in answers)
+        return cls(tuple(one for one in parsed if one is not None), asked_for(question))
+
+    def seen_in(self, text: str, cut: bool) -> dict[str, Any]:
+        """The columns of CATASTROPHES that an answer's `text` shows; `cut`: the cap ended it."""
+        kept = [kept_at_the_end(one, text, cut) for one in self.instructions]
+        return {"instruction_kept": _all(kept), "question_recall": recall(self.names, text)}
+
+
+def loop_columns(loop: Loop | None, told: bool) -> dict[str, Any]:
+    """The columns of CATASTROPHES about loops; `told`: a server ended the response for one."""
+    return {
+        "looping": told or loop is not None, "loop_onset": loop and loop.onset,
+        "loop_rule": loop.rule if loop else SERVER_RULE if told else None,
+        "loop_period": loop and loop.period,
+    }  # fmt: skip
 
 
 def inspect(
@@ -48,18 +76,11 @@ def inspect(
     """
     words = text if generated is None else generated
     units: Sequence[Hashable] = words.split() if token_ids is None else list(token_ids)
-    loop = find_loop(units)
-    told = finish_reason == REPETITION
     cut = finish_reason == "length"
-    asked = [parse(answer) for answer in answers]
-    kept = [kept_at_the_end(a, text, cut) for a in asked if a is not None]
     return {
         "n_tokens": len(units), "unit": WORDS if token_ids is None else TOKENS,
-        "looping": told or loop is not None, "loop_onset": loop and loop.onset,
-        "loop_rule": loop.rule if loop else SERVER_RULE if told else None,
-        "loop_period": loop and loop.period,
-        "cap_reached": cut, "instruction_kept": _all(kept),
-        "question_recall": question_recall(question, text),
+        **loop_columns(find_loop(units), finish_reason == REPETITION),
+        "cap_reached": cut, **Asked.of(question, answers).seen_in(text, cut),
     }  # fmt: skip
 
 
