@@ -4,7 +4,7 @@ A row of `store.schemas.CATASTROPHES` holds what a response shows alone; `pair` 
 comparison with the full cache's answer to the same example shows.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,33 @@ def pair(own: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
 
 
 Flags = dict[str, NDArray[np.float64]]  # 1 yes, 0 no, nan unknown
+
+
+def flags_beside(own: Mapping[str, NDArray[Any]], full: Mapping[str, NDArray[Any]] | None) -> Flags:
+    """Each of `KINDS` and `twin_<kind>` of n responses, beside the full cache's if there is one.
+
+    `own` and `full` hold `place`, the distinct numbers of the examples, and `JUDGED` as flags
+    (`failure`: whether there is one). What `pair` says of a pair is said here, and of a response
+    without a partner what it shows alone.
+    """
+    n = len(own["place"])
+    found = {f"{side}{kind}": np.full(n, np.nan) for kind in KINDS for side in ("", "twin_")}
+    found |= {"looping": own["looping"], "non_termination": own["cap_reached"]}
+    found["any"] = np.fmax(own["looping"], own["cap_reached"])
+    if full is None or not n or not len(full["place"]):
+        return found
+    row = np.full(int(max(own["place"].max(), full["place"].max())) + 1, -1)
+    row[full["place"]] = np.arange(len(full["place"]))
+    partner = row[own["place"]]
+    both = partner >= 0
+    here = {name: own[name][both] for name in JUDGED}
+    there = {name: full[name][partner[both]] for name in JUDGED}
+    for side, flags in (("", _judge(here, there)), ("twin_", _judge(there, here))):
+        for kind in KINDS:
+            column = found[f"{side}{kind}"].copy()
+            column[both] = flags[kind]
+            found[f"{side}{kind}"] = column
+    return found
 
 
 def _flags(both: pd.DataFrame, side: str) -> Flags:
