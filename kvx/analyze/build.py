@@ -24,11 +24,11 @@ from kvx.points import experiment_dir
 from kvx.store import schemas, sqlite
 from kvx.store.catalog import (
     NOT_APPLICABLE,
+    columns_in,
     columns_of,
     finished_points,
     latency_of,
     not_applicable_points,
-    read_columns,
     unfinished_points,
 )
 from kvx.store.layout import REQUESTS
@@ -108,7 +108,7 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
 
     def scored(name: str) -> Iterator[pa.Table]:
         schema = schemas.SCORED[name]
-        return (read_columns(p.dir / f"{name}.parquet", schema, schema.names) for p in points)
+        return (columns_in(p.dir / f"{name}.parquet", schema, schema.names) for p in points)
 
     sqlite.export(
         experiment.dir / "kv_transition.sqlite",

@@ -17,7 +17,7 @@ from kvx.analyze.columns import Columns, take
 from kvx.errors import UserError
 from kvx.scoring.catastrophes import JUDGED
 from kvx.store import schemas
-from kvx.store.catalog import PointRecord, columns_of, read_columns
+from kvx.store.catalog import PointRecord, columns_in, columns_of
 from kvx.store.layout import LATENCY, REQUESTS
 
 CACHE_BYTES = 400 * 2**20
@@ -131,7 +131,7 @@ class PointTables:
 
     def _read(self, point: PointRecord, table: str) -> Columns:
         schema, names = schemas.SCORED[table], USED[table]
-        found = read_columns(point.dir / f"{table}.parquet", schema, ("example_id", *names))
+        found = columns_in(point.dir / f"{table}.parquet", schema, ("example_id", *names))
         return self._located(point, found, names, schema)
 
     def _located(
