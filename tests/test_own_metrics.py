@@ -160,7 +160,7 @@ def test_a_rise_is_a_loss_where_lower_is_better(kvx: Kvx, mine: Path) -> None:
     assert rows["higher_is_better"].to_dict() == {
         "instruction_kept": True, binary: False, graded: False
     }  # fmt: skip
-    for name, ci_method in ((binary, "newcombe"), (graded, "cluster_bootstrap")):
+    for name, ci_method in ((binary, "newcombe"), (graded, "cluster_t")):
         row = rows.loc[name]
         assert (row["n_lost"], row["n_won"], row["ci_method"]) == (12, 2, ci_method)
         assert 0 < row["ci_low"] < row["difference"] < row["ci_high"]

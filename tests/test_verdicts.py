@@ -5,9 +5,9 @@ import pytest
 
 from kvx.config.analyze import AnalyzeConfig
 from kvx.report.findings import findings
-from kvx.report.verdicts import Verdict, in_words, verdict
-from kvx.stats.intervals import UNKNOWN_INTERVAL
-from kvx.stats.paired import least_pairs, mcnemar_exact, newcombe_interval, paired_differences
+from kvx.report.verdicts import Verdict, in_words, lengths, verdict
+from kvx.stats.clustered import paired_difference
+from kvx.stats.paired import least_pairs, mcnemar_exact
 
 CURVE = {
     "variant_id": "v", "variant": "v", "press": "snapkv", "controller": "none", "seed": 0,
@@ -16,27 +16,20 @@ CURVE = {
 }  # fmt: skip
 
 
-def row_of(ours, twins, clusters=None, confidence=0.95):
-    """A row of `comparisons`, with intervals as analyze chooses them."""
+def row_of(ours, twins, clusters=None, confidence=0.95, **changed):
+    """A row of `comparisons`, the only one of its family."""
     names = list(range(len(ours))) if clusters is None else clusters
-    (found,) = paired_differences([(ours, twins, names)], 2000, confidence, 0)
-    interval, exact = found.interval, found.mcnemar_p is not None and clusters is None
-    if interval.low == interval.high:
-        interval = UNKNOWN_INTERVAL
-    if exact:
-        both = sum(a == b == 1 for a, b in zip(ours, twins, strict=True))
-        neither = len(ours) - both - found.n_lost - found.n_won
-        interval = newcombe_interval(both, found.n_lost, found.n_won, neither, confidence)
+    found = paired_difference(ours, twins, names, confidence)
     return pd.Series(
         CURVE | {
             "metric": "exact_match", "primary": True, "higher_is_better": True,
-            "bin": -1, "n_pairs": found.n_pairs,
+            "bin": -1, "n_pairs": found.n_pairs, "n_missing": 0, "n_missing_full": 0,
             "n_clusters": found.n_clusters, "n_lost": found.n_lost, "n_won": found.n_won,
             "difference": found.difference, "mean": found.mean_a, "twin_mean": found.mean_b,
-            "ci_low": interval.low, "ci_high": interval.high, "n_degenerate": 0,
-            "mcnemar_p": found.mcnemar_p if exact else None,
+            "ci_low": found.interval.low, "ci_high": found.interval.high, "n_degenerate": 0,
+            "p": found.p, "p_holm": found.p, "p_bh": found.p, "interaction_p_bh": None,
             "difference_from_failures": 0.0, "difference_from_truncated": 0.0,
-        }
+        } | changed
     )  # fmt: skip
 
 
@@ -63,7 +56,7 @@ def test_the_least_number_is_where_an_exact_test_can_first_reach_the_level(alpha
 @pytest.mark.parametrize("size", [1.0, 0.4])  # 0/1 scores with Newcombe's interval, graded ones
 def test_examples_that_no_test_could_tell_by_get_no_verdict(n, size):
     row = row_of([0.01 * i * (size < 1) for i in range(n)], [size] * n)
-    assert row["ci_high"] < 0  # the interval alone would call it a loss
+    assert (row["ci_high"] < 0) == (size == 1)  # the interval alone would call it a loss
     first, second = told(row)
     assert f"too few examples (n = {n}) for a verdict on exact match against the" in first
     assert "loss" not in first
@@ -89,8 +82,9 @@ def test_clusters_count_and_not_their_rows():
 
 
 def test_graded_scores_of_which_few_differ_get_none_either():
-    row = row_of([0.5, 0.4, 0.3, 0.6, *[1.0] * 6], [1.0] * 10)
-    assert row["ci_high"] < 0
+    row = row_of([0.5, 0.5, 0.5, 0.5, *[1.0] * 2], [1.0] * 6)
+    row["p"] = 0.125
+    row["ci_high"] = -0.01
     assert in_words(row, 0.05).startswith("too few examples that differ (n = 4) for a verdict")
 
 
@@ -106,19 +100,71 @@ def test_a_sentence_never_contradicts_its_interval():
                 without_zero = row["ci_low"] > 0 or row["ci_high"] < 0
                 assert (found is Verdict.unclear) <= (not without_zero), (n, lost, won)
                 assert (found in (Verdict.loss, Verdict.gain)) <= without_zero
-                assert (found in (Verdict.loss, Verdict.gain)) <= (row["mcnemar_p"] < 0.05)
+                assert (found in (Verdict.loss, Verdict.gain)) <= (row["p"] < 0.05)
 
 
 def test_interval_and_test_at_odds_are_told_as_that():
     row = row_of([0.0] * 7 + [1.0] * 9, [1.0] * 6 + [0.0] + [1.0] * 9)
     odd = row.copy()
-    odd["ci_high"], odd["mcnemar_p"] = -0.01, 0.07
+    odd["ci_high"], odd["p"] = -0.01, 0.07
     assert in_words(odd, 0.05).startswith("no verdict (the interval and the exact test disagree)")
 
 
-def test_all_lost_by_the_same_is_a_loss_without_an_interval():
-    row = row_of([0.25] * 8, [0.75] * 8)
-    assert pd.isna(row["ci_low"])
+def test_all_lost_by_the_same_is_a_loss_with_the_interval_of_clusters_as_trials():
+    row = row_of([0.25] * 12, [0.75] * 12)
+    # of all texts at most 1 - 0.025^(1/12) = 26% differ by anything else, up to +1
+    assert row["ci_high"] == pytest.approx(-0.5 + (1 - 0.025 ** (1 / 12)) * 1.5)
     assert verdict(row, 0.05) is Verdict.loss
-    alike = row_of([0.25] * 8, [0.25] * 8)
+    alike = row_of([0.25] * 12, [0.25] * 12)
     assert verdict(alike, 0.05) is Verdict.unclear
+    assert alike["ci_high"] == -alike["ci_low"] > 0.2
+
+
+def test_a_change_that_many_comparisons_explain_is_not_called_a_loss():
+    row = row_of([0.0] * 6 + [1.0] * 18, [1.0] * 24)
+    assert row["p"] == pytest.approx(2 / 2**6)
+    assert verdict(row, 0.05) is Verdict.loss
+    row["p_holm"] = 50 * row["p"]
+    assert in_words(row, 0.05) == (
+        "no clear change of exact match (p = 0.031 alone, 1.6 corrected for the number of "
+        "comparisons)"
+    )
+
+
+def test_bins_and_other_metrics_go_by_the_correction_for_exploration():
+    lost = {"p_holm": 0.001, "p_bh": 0.2}
+    for changed in ({"bin": 3}, {"primary": False}):
+        row = row_of([0.0] * 9 + [1.0] * 15, [1.0] * 24, **lost, **changed)
+        assert verdict(row, 0.05) is Verdict.may_be_chance
+        row["p_bh"] = 0.01
+        assert verdict(row, 0.05) is Verdict.loss
+
+
+def test_a_full_cache_without_an_answer_leaves_nothing_to_compare():
+    row = row_of([0.0] * 9, [float("nan")] * 9, n_missing_full=9)
+    assert verdict(row, 0.05) is Verdict.nothing
+    said = "no verdict on exact match: the full cache answered none of 9 examples"
+    assert in_words(row, 0.05) == said
+    assert told(row)[0] == f"**snapkv at budget 0.5**: {said}."
+
+
+def test_a_loss_at_one_length_is_named_though_the_mean_hides_it():
+    """Five bins of 24, and in one of them a 38-point cliff."""
+    overall = row_of([0.0] * 9 + [1.0] * 111, [1.0] * 120, interaction_p_bh=0.001, p_holm=0.2)
+    cliff = row_of([0.0] * 9 + [1.0] * 15, [1.0] * 24, bin=4, p_bh=0.02)
+    others = [row_of([1.0] * 24, [1.0] * 24, bin=i, p_bh=1.0) for i in range(4)]
+    bins = pd.DataFrame([*others, cliff])
+    ranges = {("p", i): f"{i}000–{i}999" for i in range(5)}
+    assert lengths(overall, bins, ranges, 0.05) == (
+        " By length it is a loss at 4000–4999 tokens (-0.38, corrected p = 0.02). It depends on "
+        "the length (press × length: corrected p = 0.001)."
+    )
+    quiet = row_of([0.0] * 9 + [1.0] * 111, [1.0] * 120, interaction_p_bh=0.4, p_holm=0.2)
+    assert lengths(quiet, bins, ranges, 0.05) == ""
+    everywhere = pd.DataFrame(
+        [row_of([0.0] * 9 + [1.0] * 15, [1.0] * 24, bin=i, p_bh=0.02) for i in range(5)]
+    )
+    lost = row_of([0.0] * 45 + [1.0] * 75, [1.0] * 120)
+    assert lengths(lost, everywhere, ranges, 0.05) == (
+        " It is a loss in every length bin (-0.38 to -0.38)."
+    )

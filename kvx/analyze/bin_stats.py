@@ -1,7 +1,6 @@
 """bin_stats and comparisons: rows of plain values from an experiment's frames."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,21 +8,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvx.analyze.columns import ALL_BINS, Columns, by_bin, by_metric, take
+from kvx.analyze.correction import correct_comparisons
 from kvx.analyze.frames import Experiment
 from kvx.config.analyze import AnalyzeConfig
 from kvx.scoring.failures import FailureType
-from kvx.stats.bootstrap import Cell, MeanEstimate, bootstrap_means
-from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, clopper_pearson
-from kvx.stats.paired import (
-    PairedDifference,
-    failure_attribution,
-    newcombe_interval,
-    paired_differences,
-)
+from kvx.stats import clustered
+from kvx.stats.interaction import interaction_p
+from kvx.stats.paired import failure_attribution
 from kvx.stats.repeats import others_share, spread
 
 Row = dict[str, Any]
-BOOTSTRAP, EXACT, NEWCOMBE = "cluster_bootstrap", "clopper_pearson", "newcombe"
+MCNEMAR, SIGN_FLIP = "mcnemar", "sign_flip"
 QUANTILES = (50, 95)
 TIMES = ("latency", "ttft", "tpot")
 
@@ -56,12 +51,12 @@ def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
                 about = {"metric": metric, "primary": primary, "higher_is_better": higher}
                 rows.append(common | about)
                 cells.append((cell, asked))
-    estimates = _bootstrap([(cell["score"], cell["cluster"].tolist()) for cell, _ in cells], config)
-    failures = _failure_intervals([asked for _, asked in cells], config)
     binary = experiment.binary_metrics
     return [
-        row | failed | _mean_columns(estimate, row["metric"] in binary, config)
-        for row, failed, estimate in zip(rows, failures, estimates, strict=True)
+        row
+        | _failure_interval(asked, config)
+        | _mean_columns(cell, row["metric"] in binary, config)
+        for row, (cell, asked) in zip(rows, cells, strict=True)
     ]
 
 
@@ -70,27 +65,22 @@ def _bin(cut: dict[int, Columns], index: int) -> Columns:
     return cut[index] if index in cut else take(cut[ALL_BINS], slice(0))
 
 
-def _bootstrap(cells: Sequence[Cell], config: AnalyzeConfig) -> list[MeanEstimate]:
-    return bootstrap_means(cells, config.n_boot, config.confidence, config.seed)
-
-
-def _mean_columns(estimate: MeanEstimate, binary: bool, config: AnalyzeConfig) -> Row:
-    """Mean with its interval: exact for independent binary scores, else the cluster bootstrap's."""
-    interval, method = unless_constant(estimate.interval), BOOTSTRAP
-    if binary and estimate.n == estimate.n_clusters:
-        right = round(estimate.mean * estimate.n) if estimate.n else 0
-        interval, method = clopper_pearson(right, estimate.n, config.confidence), EXACT
+def _mean_columns(cell: Columns, binary: bool, config: AnalyzeConfig) -> Row:
+    """Mean over all examples, a missing answer counted as wrong, and over those with an answer."""
+    answered = ~cell["missing"]
+    clusters = cell["cluster"].tolist()
+    found = clustered.mean(cell["score"], clusters, config.confidence, binary=binary)
+    complete = found
+    if not answered.all():
+        known = np.where(answered, cell["score"], np.nan)
+        complete = clustered.mean(known, clusters, config.confidence, binary=binary)
     return {
-        "n": estimate.n, "n_clusters": estimate.n_clusters, "mean": null(estimate.mean),
-        "sd": null(estimate.sd), "ci_low": null(interval.low), "ci_high": null(interval.high),
-        "ci_method": method, "bootstrap_ci_low": null(estimate.interval.low),
-        "bootstrap_ci_high": null(estimate.interval.high),
+        "n": found.n, "n_missing": int((~answered).sum()), "n_clusters": found.n_clusters,
+        "mean": null(found.mean), "sd": null(found.sd), "ci_low": null(found.interval.low),
+        "ci_high": null(found.interval.high), "ci_method": found.method,
+        "complete_mean": null(complete.mean), "complete_ci_low": null(complete.interval.low),
+        "complete_ci_high": null(complete.interval.high),
     }  # fmt: skip
-
-
-def unless_constant(interval: Interval) -> Interval:
-    """A bootstrap of scores that all agree has no width: it cannot say how sure it is."""
-    return UNKNOWN_INTERVAL if interval.low == interval.high else interval
 
 
 def _failure_columns(asked: Columns) -> Row:
@@ -106,19 +96,10 @@ def _failure_columns(asked: Columns) -> Row:
     }  # fmt: skip
 
 
-def _failure_intervals(cells: Sequence[Columns], config: AnalyzeConfig) -> list[Row]:
-    """Exact for independent requests, else a bootstrap over the clusters they form."""
-    rates = [(cell["failed"], cell["cluster"].tolist()) for cell in cells]
-    shared = [cell for cell in rates if len(set(cell[1])) < len(cell[1])]
-    resampled = iter(_bootstrap(shared, config))
-    rows = []
-    for failed, clusters in rates:
-        if len(set(clusters)) < len(clusters):
-            interval = next(resampled).interval
-        else:
-            interval = clopper_pearson(int(failed.sum()), len(failed), config.confidence)
-        rows.append({"failure_ci_low": null(interval.low), "failure_ci_high": null(interval.high)})
-    return rows
+def _failure_interval(asked: Columns, config: AnalyzeConfig) -> Row:
+    failed, clusters = asked["failed"].astype(float), asked["cluster"].tolist()
+    interval = clustered.mean(failed, clusters, config.confidence, binary=True).interval
+    return {"failure_ci_low": null(interval.low), "failure_ci_high": null(interval.high)}
 
 
 def _cost_columns(asked: Columns) -> Row:
@@ -212,42 +193,49 @@ def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
             for index, cell in by_bin(group):
                 rows.append({**about, "bin": index})
                 cells.append(cell)
-    found = paired_differences(
-        [(cell["score"], cell["score_full"], cell["cluster"].tolist()) for cell in cells],
-        config.n_boot,
-        config.confidence,
-        config.seed,
-    )
     binary = experiment.binary_metrics
-    return [
-        row | _compare(cell, difference, row["metric"] in binary, row["higher_is_better"], config)
-        for row, cell, difference in zip(rows, cells, found, strict=True)
+    found = [
+        row
+        | _compare(cell, row["metric"] in binary, row["higher_is_better"], config)
+        | _by_length(cell, row["bin"], config)
+        for row, cell in zip(rows, cells, strict=True)
     ]
+    return correct_comparisons(found, config.family)
 
 
-def _compare(
-    pairs: Columns, found: PairedDifference, binary: bool, higher: bool, config: AnalyzeConfig
-) -> Row:
+def _compare(pairs: Columns, binary: bool, higher: bool, config: AnalyzeConfig) -> Row:
     """Lost is what got worse: lower scores, or higher ones unless `higher` is better.
 
-    The difference is that of the scores, whichever way is better.
+    The difference is that of the scores, whichever way is better. A missing answer counts as wrong
+    here; where the full cache has none there is nothing to lose, and the pair is left out.
     """
     ours, full, failed = pairs["score"], pairs["score_full"], pairs["failed"]
+    clusters, compared = pairs["cluster"].tolist(), ~np.isnan(full)
+    answered = ~pairs["missing"]
+    found = clustered.paired_difference(ours, full, clusters, config.confidence, binary=binary)
+    complete = found
+    if not answered[compared].all():
+        known = np.where(answered, ours, np.nan)
+        complete = clustered.paired_difference(
+            known, full, clusters, config.confidence, binary=binary
+        )
     truncated = pairs["kind"] == FailureType.TRUNCATED
-    exact = binary and found.n_pairs == found.n_clusters
-    interval, method = unless_constant(found.interval), BOOTSTRAP
-    if exact:
-        interval, method = _newcombe(ours, full, found, config), NEWCOMBE
     fallen, risen = found.n_lost, found.n_won
     room = found.mean_b if higher else 1 - found.mean_b  # to get worse in
     return {
-        "n_pairs": found.n_pairs, "n_clusters": found.n_clusters, "mean": null(found.mean_a),
-        "twin_mean": null(found.mean_b), "difference": null(found.difference),
-        "ci_low": null(interval.low), "ci_high": null(interval.high), "ci_method": method,
-        "bootstrap_ci_low": null(found.interval.low),
-        "bootstrap_ci_high": null(found.interval.high),
+        "n_pairs": found.n_pairs, "n_clusters": found.n_clusters,
+        "n_missing": int((compared & ~answered).sum()),
+        "n_missing_full": int((~compared).sum()),
+        "mean": null(found.mean_a), "twin_mean": null(found.mean_b),
+        "difference": null(found.difference), "ci_low": null(found.interval.low),
+        "ci_high": null(found.interval.high), "ci_method": found.method,
+        "p": null(found.p),
+        "p_method": None if math.isnan(found.p) else MCNEMAR if found.exact else SIGN_FLIP,
+        "mcnemar_p": null(found.p) if found.exact else None,
+        "complete_pairs": complete.n_pairs, "complete_difference": null(complete.difference),
+        "complete_ci_low": null(complete.interval.low),
+        "complete_ci_high": null(complete.interval.high),
         "n_lost": fallen if higher else risen, "n_won": risen if higher else fallen,
-        "mcnemar_p": found.mcnemar_p if exact else None,
         "n_degenerate": int(pairs["degenerate"].sum()),
         "failure_rate_difference": float(failed.mean() - pairs["failed_full"].mean()),
         "difference_from_failures": null(failure_attribution(ours, full, failed)),
@@ -256,9 +244,10 @@ def _compare(
     }  # fmt: skip
 
 
-def _newcombe(
-    ours: NDArray[Any], full: NDArray[Any], found: PairedDifference, config: AnalyzeConfig
-) -> Interval:
-    both = int(((ours == 1) & (full == 1)).sum())
-    neither = found.n_pairs - both - found.n_lost - found.n_won
-    return newcombe_interval(both, found.n_lost, found.n_won, neither, config.confidence)
+def _by_length(pairs: Columns, index: int, config: AnalyzeConfig) -> Row:
+    """Over all bins: whether the difference depends on the bin."""
+    if index != ALL_BINS:
+        return {}
+    apart = pairs["score"] - pairs["score_full"]
+    p = interaction_p(apart, pairs["bin"], pairs["cluster"].tolist(), config.seed)
+    return {"interaction_p": null(p)}

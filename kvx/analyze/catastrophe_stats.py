@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.analyze.bin_stats import BOOTSTRAP, EXACT, NEWCOMBE, Row, null, unless_constant
-from kvx.analyze.columns import by_bin
+from kvx.analyze.bin_stats import Row, null
+from kvx.analyze.columns import ALL_BINS, by_bin
+from kvx.analyze.correction import correct, is_full
 from kvx.analyze.frames import Experiment
 from kvx.config.analyze import AnalyzeConfig
 from kvx.scoring.catastrophes import KINDS, pair
-from kvx.stats.bootstrap import bootstrap_means
-from kvx.stats.intervals import Interval, clopper_pearson
-from kvx.stats.paired import mcnemar_exact, newcombe_interval, paired_differences
+from kvx.stats import clustered
+from kvx.stats.multiplicity import benjamini_hochberg
 
 Flags = NDArray[np.float64]  # 1 yes, 0 no, nan not known
 
@@ -25,18 +25,6 @@ class _Cell:
     here: Flags
     full: Flags
     clusters: NDArray[np.int64]
-
-    @property
-    def independent(self) -> bool:
-        """No two of the responses that are known share a cluster."""
-        known = self.clusters[~np.isnan(self.here)]
-        return len(np.unique(known)) == len(known)
-
-    @property
-    def pairs(self) -> tuple[Flags, Flags]:
-        """Here and with the full cache, where both are known."""
-        both = ~np.isnan(self.here + self.full)
-        return self.here[both], self.full[both]
 
 
 def judged(experiment: Experiment) -> pd.DataFrame:
@@ -80,56 +68,38 @@ def catastrophe_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row
             for kind in KINDS:
                 rows.append({**here, "kind": kind})
                 cells.append(_Cell(columns[kind], columns[f"twin_{kind}"], columns["cluster"]))
-    rates, excesses = _rates(cells, config), _excesses(cells, config)
-    return [row | rate | excess for row, rate, excess in zip(rows, rates, excesses, strict=True)]
+    found = [
+        row | _rate(cell, config) | _excess(cell, config)
+        for row, cell in zip(rows, cells, strict=True)
+    ]
+    tested = [row for row in found if not is_full(row)]
+    for overall in (True, False):
+        family = [row for row in tested if (row["bin"] == ALL_BINS) == overall]
+        correct(family, "excess_p", "excess_p_bh", benjamini_hochberg, ())
+    return found
 
 
-def _rates(cells: list[_Cell], config: AnalyzeConfig) -> list[Row]:
-    """Exact for independent responses, else a bootstrap over the clusters they form."""
-    shared = [(c.here, c.clusters.tolist()) for c in cells if not c.independent]
-    resampled = iter(bootstrap_means(shared, config.n_boot, config.confidence, config.seed))
-    rows = []
-    for cell in cells:
-        known = ~np.isnan(cell.here)
-        n, k = int(known.sum()), int(np.nansum(cell.here))
-        if cell.independent:
-            interval, method = clopper_pearson(k, n, config.confidence), EXACT
-        else:
-            interval, method = unless_constant(next(resampled).interval), BOOTSTRAP
-        rows.append(
-            {
-                "n": n, "n_clusters": len(np.unique(cell.clusters[known])),
-                "rate": k / n if n else None, "ci_low": null(interval.low),
-                "ci_high": null(interval.high), "ci_method": method if n else None,
-            }
-        )  # fmt: skip
-    return rows
+def _rate(cell: _Cell, config: AnalyzeConfig) -> Row:
+    """Over the responses of which the kind is known."""
+    found = clustered.mean(cell.here, cell.clusters.tolist(), config.confidence, binary=True)
+    return {
+        "n": found.n, "n_clusters": found.n_clusters, "rate": null(found.mean),
+        "ci_low": null(found.interval.low), "ci_high": null(found.interval.high),
+        "ci_method": found.method if found.n else None,
+    }  # fmt: skip
 
 
-def _excesses(cells: list[_Cell], config: AnalyzeConfig) -> list[Row]:
-    shared = [(c.here, c.full, c.clusters.tolist()) for c in cells if not c.independent]
-    resampled = iter(paired_differences(shared, config.n_boot, config.confidence, config.seed))
-    rows = []
-    for cell in cells:
-        found = None if cell.independent else next(resampled)
-        here, full = cell.pairs
-        n, more, fewer = len(here), int((here > full).sum()), int((here < full).sum())
-        row: Row = {"n_pairs": n, "n_excess": more, "n_cured": fewer}
-        if n:
-            interval, method = _excess_interval(here, full, config), NEWCOMBE
-            if found is not None:
-                interval, method = unless_constant(found.interval), BOOTSTRAP
-            row |= {
-                "twin_rate": float(full.mean()), "excess": (more - fewer) / n,
-                "excess_ci_low": null(interval.low), "excess_ci_high": null(interval.high),
-                "excess_ci_method": method,
-                "mcnemar_p": mcnemar_exact(more, fewer) if found is None else None,
-            }  # fmt: skip
-        rows.append(row)
-    return rows
-
-
-def _excess_interval(here: Flags, full: Flags, config: AnalyzeConfig) -> Interval:
-    both, more, fewer = here @ full, (here > full).sum(), (here < full).sum()
-    neither = len(here) - both - more - fewer
-    return newcombe_interval(int(both), int(fewer), int(more), int(neither), config.confidence)
+def _excess(cell: _Cell, config: AnalyzeConfig) -> Row:
+    """Over the pairs of which both sides are known; a catastrophe more is a pair won."""
+    found = clustered.paired_difference(
+        cell.here, cell.full, cell.clusters.tolist(), config.confidence, binary=True
+    )
+    row: Row = {"n_pairs": found.n_pairs, "n_excess": found.n_won, "n_cured": found.n_lost}
+    if not found.n_pairs:
+        return row
+    return row | {
+        "twin_rate": found.mean_b, "excess": found.difference,
+        "excess_ci_low": null(found.interval.low), "excess_ci_high": null(found.interval.high),
+        "excess_ci_method": found.method, "excess_p": null(found.p),
+        "mcnemar_p": null(found.p) if found.exact else None,
+    }  # fmt: skip

@@ -28,7 +28,7 @@ class Facts:
         apart = np.abs(requests["kv_entries_effective"] - requests["kv_entries_nominal"])
         if (apart > ROUNDING).any():  # what was not measured is not known to be another
             self.keep_another_number.add(point.id)
-        known = ~np.isnan(judged["score"])
+        known = ~judged["missing"]
         graded = known & (judged["score"] != 0.0) & (judged["score"] != 1.0)
         names = judged["metric"]
         self.scored |= set(names[known])

@@ -95,7 +95,8 @@ class Experiment:
     def side_by_side(self, point_id: str, full_id: str) -> Columns:
         """A point's judged requests beside the full cache's `score_full` and `failed_full`.
 
-        One row per example and metric. Raises `UserError` if the two do not have the same ones.
+        One row per example and metric. `score_full` is nan where the full cache has no answer:
+        there is nothing to lose. Raises `UserError` if the two do not have the same rows.
         """
         ours, theirs = self.of("judged", point_id), self.of("judged", full_id)
         if not np.array_equal(ours["pair"], theirs["pair"]):
@@ -103,7 +104,8 @@ class Experiment:
                 f"{self.dir}: {point_id} and {full_id} are not scored on the same examples; "
                 "run kvx.score again"
             )
-        return {**ours, "score_full": theirs["score"], "failed_full": theirs["failed"]}
+        full = np.where(theirs["missing"], np.nan, theirs["score"])
+        return {**ours, "score_full": full, "failed_full": theirs["failed"]}
 
     def full_cache(self, point: PointRecord) -> PointRecord | None:
         """The full-cache point that `point` is compared with: same press if there is one.

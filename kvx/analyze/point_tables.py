@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvx.analyze.columns import Columns, take
+from kvx.analyze.score_checks import check_scores
 from kvx.errors import UserError
 from kvx.scoring.catastrophes import JUDGED
 from kvx.store import schemas
@@ -100,7 +101,10 @@ class PointTables:
         return {**columns, "kind": kind, "failed": failed, "lost": lost}
 
     def _judged(self, point: PointRecord) -> Columns:
-        """`pair` numbers what is compared, rows of one example and metric; it ascends."""
+        """Scores; a request without an answer is `missing`, and has the metric's worst score.
+
+        `pair` numbers what is compared, rows of one example and metric; it ascends.
+        """
         scores, requests = self._read(point, "scores"), self.of("requests", point)
         names = sorted(set(scores["metric"]))
         code = np.zeros(len(scores["metric"]), dtype=np.int64)
@@ -108,11 +112,20 @@ class PointTables:
             code[scores["metric"] == name] = number
         pair = scores["place"] * len(names) + code
         at = _places(requests["place"], scores["place"])
-        beside = {name: requests[name][at] for name in ("kind", "failed", "degenerate")}
-        columns = {**scores, **beside, "pair": pair}
+        check_scores(point, scores, pair, requests, at, self._ids(point))
+        missing = np.isnan(scores["score"])
+        worst = np.where(scores["higher_is_better"], 0.0, 1.0)
+        columns = {
+            **scores,
+            **{name: requests[name][at] for name in ("kind", "failed", "degenerate")},
+            "missing": missing, "score": np.where(missing, worst, scores["score"]), "pair": pair,
+        }  # fmt: skip
         if (np.diff(pair) > 0).all():
             return columns
         return take(columns, np.argsort(pair, kind="stable"))
+
+    def _ids(self, point: PointRecord) -> pa.Array:
+        return self._manifests[point.info["manifest"]["key"]].ids
 
     def _seen(self, point: PointRecord) -> Columns:
         seen, requests = self._read(point, "catastrophes"), self.of("requests", point)

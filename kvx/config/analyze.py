@@ -1,13 +1,28 @@
 """Configuration of kvx.analyze."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from kvx.config.fields import option
+
+
+class Family(Enum):
+    """Which comparisons share one error rate (Holm's correction)."""
+
+    experiment = "experiment"
+    variant = "variant"
+    curve = "curve"
 
 
 @dataclass
 class AnalyzeConfig:
     confidence: float = option(0.95, "level of the confidence intervals", above=0, below=1)
+    family: Family = option(
+        Family.experiment,
+        "comparisons that share one error rate (Holm): every point of the experiment, of a variant "
+        "(model, data, decoding), or of a curve (one press's budgets); bins and catastrophes are "
+        "explored (Benjamini-Hochberg)",
+    )
     n_boot: int = option(10_000, "bootstrap samples", at_least=100)
     seed: int = option(0, "seed of the bootstrap", at_least=0)
     transition_drop: float = option(

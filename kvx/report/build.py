@@ -28,6 +28,7 @@ from kvx.report.template import render
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
 from kvx.report.wording import percent, token_range
+from kvx.stats.clustered import LEAST_CLUSTERS
 from kvx.store.atomic import write_text
 from kvx.store.catalog import (
     PointRecord,
@@ -173,7 +174,7 @@ def _variants(
                 "tokens": token_range(overall.iloc[0]),
                 "metric": metric_title(overall["metric"].iloc[0]),
                 "sees": f"the context{' and' if query_aware else ', not'} the question",
-                "methods": _methods(frame, config), "paired_methods": _methods(compared, config),
+                "methods": _methods(frame), "paired_methods": _methods(compared),
                 "degenerate": bool(overall["n_degenerate"].any()),
                 "budget_table": tables.budget_table(
                     overall, found, guard_section.device_budgets(guarded)
@@ -181,7 +182,9 @@ def _variants(
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
                 "failure_table": tables.failure_table(overall, compared, failures),
-                "catastrophe_table": catastrophe_section.catastrophe_table(derailed),
+                "catastrophe_table": catastrophe_section.catastrophe_table(
+                    derailed, 1 - config.confidence
+                ),
                 "catastrophe_notes": catastrophe_section.notes(
                     derailed, seen[seen["point_id"].isin(overall["point_id"])]
                 ),
@@ -220,13 +223,15 @@ def _several(numbers: "pd.Series[int]") -> str:
     return f"{low}" if low == high else f"{low}–{high}"
 
 
-def _methods(table: pd.DataFrame, config: AnalyzeConfig) -> str:
+def _methods(table: pd.DataFrame) -> str:
     """The interval methods used in a table, in words."""
-    bootstrap = f"{config.n_boot} resamples of prompts, seed {config.seed}"
     names = {
         "clopper_pearson": "Clopper–Pearson for 0/1 scores",
+        "korn_graubard": "Korn and Graubard's over clusters",
         "newcombe": "Newcombe's for 0/1 scores",
-        "cluster_bootstrap": f"cluster bootstrap: {bootstrap}",
+        "cluster_t": "Student's t over clusters",
+        "all_alike": "where all agree, Clopper–Pearson's with a cluster as a trial",
+        "too_few_clusters": f"none below {LEAST_CLUSTERS} clusters",
     }
     used = [text for method, text in names.items() if (table["ci_method"] == method).any()]
     return "; ".join(used) or "none"

@@ -19,30 +19,33 @@ HEADERS = {
 }
 
 
-def catastrophe_table(stats: pd.DataFrame) -> str:
+def catastrophe_table(stats: pd.DataFrame, alpha: float) -> str:
     """Per press and budget and kind: the rate, and below it the excess over the full cache.
 
-    A dash stands for what was not measured.
+    A dash stands for what was not measured. An excess is bold if its p, corrected for all points
+    and kinds, is below `alpha`.
     """
     overall = stats[stats["bin"] == ALL_BINS]
     by_point = {point: rows.set_index("kind") for point, rows in overall.groupby("point_id")}
 
     def cells(row: pd.Series) -> Cells:
         kinds = by_point[row["point_id"]]
-        return (*(_cell(kinds.loc[kind]) for kind in HEADERS), row["n_pairs"] or "–")
+        return (*(_cell(kinds.loc[kind], alpha) for kind in HEADERS), row["n_pairs"] or "–")
 
     points = overall[overall["kind"] == "looping"]
     return per_point(points, [*HEADERS.values(), "pairs"], cells)
 
 
-def _cell(row: Any) -> str:
+def _cell(row: Any, alpha: float) -> str:
     if pd.isna(row["rate"]):
         return "–"
     rate = f"{number(row['rate'])} {interval(row)}"
     if pd.isna(row["excess"]):
         return rate
     between = interval(row, "excess_ci_low", "excess_ci_high", sign=True)
-    return f"{rate}<br>**{row['excess']:+.2f}** {between}"
+    excess = f"{row['excess']:+.2f}"
+    bold = pd.notna(row["excess_p_bh"]) and row["excess_p_bh"] < alpha
+    return f"{rate}<br>{f'**{excess}**' if bold else excess} {between}"
 
 
 def notes(stats: pd.DataFrame, seen: pd.DataFrame) -> Iterator[str]:

@@ -7,9 +7,8 @@ import pandas as pd
 from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.analyze import AnalyzeConfig
 from kvx.report.curve_findings import curve_sentences
-from kvx.report.verdicts import Verdict, in_words, verdict
+from kvx.report.verdicts import Verdict, corrected_p, in_words, lengths, verdict
 from kvx.report.wording import DEGENERATE, full_name, interval, token_range
-from kvx.stats.paired import least_pairs
 
 KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
 
@@ -53,7 +52,9 @@ def _cost(
 ) -> str:
     """The loss at one budget over all bins, and the bins with the largest."""
     loss = verdict(row, alpha) is Verdict.loss
-    test = f"; McNemar p = {row['mcnemar_p']:.2g}" if pd.notna(row["mcnemar_p"]) else ""
+    if verdict(row, alpha) is Verdict.nothing:
+        return f"**{name} at budget {row['budget_label']}**: {in_words(row, alpha)}."
+    test = f"; corrected p = {corrected_p(row):.2g}" if pd.notna(row["p"]) else ""
     point = row["point_id"]
     really = f" ({used[point]:.2f} on the device, on average)" if point in used else ""
     text = (
@@ -65,16 +66,7 @@ def _cost(
     if row["n_degenerate"]:
         text += f" {DEGENERATE} {row['n_degenerate']} of {row['n_pairs']} are degenerate."
     bins = group[(group["bin"] != ALL_BINS) & (group["point_id"] == row["point_id"])]
-    sound = bins[bins["n_degenerate"] == 0]
-    enough = sound["n_clusters"] >= least_pairs(alpha)
-    sound = sound[enough]
-    if loss and len(sound) > 1 and sound["difference"].min() < 0:
-        worst = sound[sound["difference"] == sound["difference"].min()]
-        where = ", ".join(ranges[r["point_id"], r["bin"]] for _, r in worst.iterrows())
-        among = "bins that are not degenerate" if len(enough) < len(bins) else "bins"
-        among += "" if enough.all() else " with enough examples"
-        text += f" Largest of {len(sound)} {among}: {worst.iloc[0]['difference']:+.2f} at {where}"
-        text += " tokens."
+    text += lengths(row, bins[bins["n_degenerate"] == 0], ranges, alpha)
     return text + (_attribution(row) if loss else "")
 
 
@@ -88,4 +80,6 @@ def _attribution(row: pd.Series) -> str:
         return " No failed request took part in it."
     detail = f", truncated ones {cut:.0%}" if 0.005 <= cut < share else ""
     detail = ", all of them truncated" if cut >= share else detail
-    return f" Failed requests could explain at most {share:.0%} of it{detail}."
+    # what a missing answer would have been is not known: it counts as wrong, which is no bound
+    most = "explain" if row["n_missing"] or row["n_missing_full"] else "explain at most"
+    return f" Failed requests could {most} {share:.0%} of it{detail}."

@@ -103,10 +103,13 @@ def comparison_table(comparisons: pd.DataFrame) -> str:
         return (
             metric_name(row), number(row["twin_mean"]), number(row["mean"]),
             f"{number(row['difference'], '{:+.2f}')} {interval(row, sign=True)}", row["n_pairs"],
-            row["n_lost"], row["n_won"], number(row["mcnemar_p"], "{:.2g}"),
+            row["n_lost"], row["n_won"], number(row["p"], "{:.2g}"),
+            number(row["p_holm"] if row["primary"] else row["p_bh"], "{:.2g}"),
         )  # fmt: skip
 
-    header = ["metric", "full cache", "here", "difference", "pairs", "lost", "won", "McNemar p"]
+    header = [
+        "metric", "full cache", "here", "difference", "pairs", "lost", "won", "p", "corrected p",
+    ]  # fmt: skip
     return per_point(overall, header, cells)
 
 

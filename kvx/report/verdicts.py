@@ -1,7 +1,9 @@
 """Verdicts on a point against its full cache, and how many examples they need.
 
-An exact two-sided test of pairs cannot reach the 5% level with fewer than 6 of them, even if all
-are lost; an interval may exclude zero all the same. Below that number no verdict is given.
+They go by p-values corrected for how many comparisons there are: Holm's within the declared family
+(`analyze.family`: all bins together, the primary metric), Benjamini and Hochberg's for bins and
+other metrics. An exact two-sided test of pairs cannot reach the 5% level with fewer than 6 of them,
+even if all are lost; below that number no verdict is given.
 """
 
 from enum import Enum
@@ -9,8 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.naming import metric_title
 from kvx.config.numbers import plural
+from kvx.stats.clustered import LEAST_CLUSTERS
 from kvx.stats.paired import least_pairs
 
 
@@ -18,47 +22,98 @@ class Verdict(Enum):
     loss = "a loss"
     gain = "a gain"
     unclear = "no clear change"
+    may_be_chance = "a change that may be chance"
     too_few = "too few"
     at_odds = "at odds"
+    nothing = "nothing to compare"
+
+
+def corrected_p(row: Any) -> float:
+    """The p that a verdict on a row of `comparisons` goes by; nan where nothing was tested."""
+    declared = row["primary"] and row["bin"] == ALL_BINS
+    found = row["p_holm" if declared else "p_bh"]
+    return float("nan") if pd.isna(found) else float(found)
 
 
 def verdict(row: Any, alpha: float) -> Verdict:
     """Of a row of `comparisons`, at the two-sided level `alpha`.
 
-    A loss is a fall of the score, or a rise where lower is better. A loss or a gain needs an
-    interval without zero, and McNemar's exact p below `alpha` where there is one. A bootstrap has
-    no interval where all examples differ by the same; from `least_pairs` on that is one exact test
-    passed.
+    A loss is a fall of the score, or a rise where lower is better. A loss or a gain needs a
+    corrected p below `alpha` and an interval without zero.
     """
+    if not row["n_pairs"]:
+        return Verdict.nothing
     least, differ = least_pairs(alpha), row["n_lost"] + row["n_won"]
     below, above = row["ci_high"] < 0, row["ci_low"] > 0
-    if pd.isna(row["ci_low"]) and row["difference"]:
-        below, above = row["difference"] < 0, row["difference"] > 0
-    tested = pd.notna(row["mcnemar_p"])
-    if row["n_clusters"] < least or (differ < least and (below or above)):
+    if pd.isna(row["p"]) or row["n_clusters"] < least or (differ < least and (below or above)):
         return Verdict.too_few
-    if tested and (row["mcnemar_p"] < alpha) != (below or above):
+    if (row["p"] < alpha) != (below or above):
         return Verdict.at_odds
     if not below and not above:
         return Verdict.unclear
+    if not corrected_p(row) < alpha:
+        return Verdict.may_be_chance
     return Verdict.loss if below == row["higher_is_better"] else Verdict.gain
 
 
 def in_words(row: Any, alpha: float) -> str:
     """`a loss of exact match`, or why there is no verdict."""
     found, metric = verdict(row, alpha), metric_title(row["metric"])
-    if found is Verdict.too_few:
-        return f"{too_few(row, alpha)} for a verdict on {metric}"
-    if found is Verdict.at_odds:
-        return f"no verdict (the interval and the exact test disagree) on {metric}"
-    return f"{found.value} of {metric}"
+    match found:
+        case Verdict.nothing:
+            missing = plural(row["n_missing_full"], "example")
+            return f"no verdict on {metric}: the full cache answered none of {missing}"
+        case Verdict.too_few:
+            return f"{too_few(row, alpha)} for a verdict on {metric}"
+        case Verdict.at_odds:
+            return f"no verdict (the interval and the exact test disagree) on {metric}"
+        case Verdict.may_be_chance:
+            return (
+                f"no clear change of {metric} (p = {row['p']:.2g} alone, {corrected_p(row):.2g} "
+                "corrected for the number of comparisons)"
+            )
+        case _:
+            return f"{found.value} of {metric}"
 
 
 def too_few(row: Any, alpha: float) -> str:
     """`too few examples (n = 2)`: there are not enough of them, or not enough that differ."""
-    if row["n_clusters"] >= least_pairs(alpha):
-        return f"too few examples that differ (n = {row['n_lost'] + row['n_won']})"
-    if row["n_clusters"] < row["n_pairs"]:
+    if row["n_clusters"] < row["n_pairs"] and row["n_clusters"] < LEAST_CLUSTERS:
         clusters = plural(row["n_clusters"], "cluster")
         return f"too few independent examples ({row['n_pairs']} of {clusters})"
+    if row["n_clusters"] >= least_pairs(alpha) and pd.notna(row["p"]):
+        return f"too few examples that differ (n = {row['n_lost'] + row['n_won']})"
     return f"too few examples (n = {row['n_clusters']})"
+
+
+def lengths(row: Any, bins: pd.DataFrame, ranges: dict[Any, str], alpha: float) -> str:
+    """Where the change of the overall `row` lies, as a sentence; empty where nothing is known.
+
+    `bins` are the point's rows by bin, `ranges` the tokens of (point, bin). A bin is named if its
+    own corrected p says so, and either the loss over all bins or the test of press × length does.
+    """
+    several = pd.notna(row["interaction_p_bh"]) and row["interaction_p_bh"] < alpha
+    found = verdict(row, alpha)
+    if not several and found not in (Verdict.loss, Verdict.gain):
+        return ""
+    sentences = []
+    for kind in (Verdict.loss, Verdict.gain):
+        named = [r for _, r in bins.iterrows() if verdict(r, alpha) is kind]
+        if len(named) == len(bins) > 1:
+            apart = sorted((r["difference"] for r in named), key=abs)
+            sentences.append(
+                f" It is {kind.value} in every length bin ({apart[0]:+.2f} to {apart[-1]:+.2f})."
+            )
+        elif named:
+            where = ", ".join(
+                f"{ranges[r['point_id'], r['bin']]} tokens ({r['difference']:+.2f}, "
+                f"corrected p = {corrected_p(r):.2g})"
+                for r in named
+            )
+            sentences.append(f" By length it is {kind.value} at {where}.")
+    if several:
+        sentences.append(
+            f" It depends on the length (press × length: corrected p = "
+            f"{row['interaction_p_bh']:.2g})."
+        )
+    return "".join(sentences)

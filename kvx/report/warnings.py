@@ -7,7 +7,9 @@ import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.analyze import AnalyzeConfig
+from kvx.config.numbers import plural
 from kvx.report.wording import ADAPTED, token_range
+from kvx.stats.clustered import LEAST_CLUSTERS, TOO_FEW
 from kvx.stats.repeats import unsteady
 
 CAP_RATE = 0.5  # a full cache cut this often cannot show that compression keeps answers from ending
@@ -134,13 +136,15 @@ def _without_numbers(reason: str) -> str:
 
 
 def _lost(overall: pd.DataFrame) -> Iterator[str]:
-    for _, row in overall[overall["n_responses"] < overall["n_requests"]].iterrows():
-        missing = row["n_requests"] - row["n_responses"]
-        yield (
-            f"**Requests without a response.** {row['point_id']}: {missing} of "
-            f"{row['n_requests']} have no score and are in no mean; were all of them wrong, the "
-            f"mean would be {row['mean'] * row['n_responses'] / row['n_requests']:.2f}."
-        )
+    for _, row in overall[overall["n_missing"] > 0].iterrows():
+        start, n = f"**Requests without a response.** {row['point_id']}:", row["n_requests"]
+        if row["n_missing"] == n:
+            yield f"{start} all {n} have no answer and count as wrong."
+        else:
+            yield (
+                f"{start} {row['n_missing']} of {n} have no answer and count as wrong; the mean of "
+                f"the others alone is {row['complete_mean']:.2f}."
+            )
 
 
 def _without_full_cache(overall: pd.DataFrame, comparisons: pd.DataFrame) -> Iterator[str]:
@@ -154,12 +158,17 @@ def _without_full_cache(overall: pd.DataFrame, comparisons: pd.DataFrame) -> Ite
 
 
 def _small(bins: pd.DataFrame) -> Iterator[str]:
-    smallest = int(bins["n"].min()) if len(bins) else 0
-    if smallest < SMALL_BIN:
-        yield (
-            f"**Small bins.** The smallest holds {smallest} scored examples: read the intervals, "
-            "not the means."
-        )
+    """Texts count, not questions on them: those of one text are right or wrong together."""
+    if not len(bins) or bins["n_clusters"].min() >= SMALL_BIN:
+        return
+    row = bins.sort_values("n_clusters").iloc[0]
+    holds = f"{row['n']} scored examples"
+    if row["n_clusters"] < row["n"]:
+        holds += f" that share {plural(row['n_clusters'], 'text')}"
+    text = f"**Small bins.** The smallest holds {holds}: read the intervals, not the means."
+    if (bins["ci_method"] == TOO_FEW).any():
+        text += f" With fewer than {LEAST_CLUSTERS} texts no interval would be worth printing."
+    yield text
 
 
 def _unsteady(overall: pd.DataFrame) -> Iterator[str]:

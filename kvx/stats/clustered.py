@@ -20,6 +20,7 @@ from kvx.stats.paired import mcnemar_exact, newcombe_interval
 Floats = NDArray[np.float64]
 
 LEAST_CLUSTERS = 8  # below, an interval over clusters covers far less than it says
+PSEUDO = 0.5  # of a cluster, added at each end of the range of a mean
 ENUMERATED = 12  # clusters that differ: all signs are tried
 MOST_SUMS = 100  # distinct sums beyond which the sign-flip test is Student's to two digits
 CELLS_PER_SUM = 20  # cells of the grid to which sums are rounded, for each of them
@@ -78,7 +79,7 @@ def mean(
 
     - `clopper_pearson`: 0/1 values, one per cluster;
     - `korn_graubard`: bounded values otherwise, that interval at the effective n, which is smaller
-      the more alike the values of a cluster are;
+      the more alike the values of a cluster are; half a cluster is added at each bound;
     - `cluster_t`: values without bounds, Student's t over clusters;
     - `all_alike`: equal values, where no spread can be estimated (see `alike_interval`);
     - `too_few_clusters`: fewer than `LEAST_CLUSTERS`, no interval; `no_data`: no value.
@@ -118,7 +119,8 @@ def paired_difference(
     `bounds` and `binary` as in `mean`. Methods:
 
     - `newcombe`: 0/1 scores, one pair per cluster, with McNemar's exact p;
-    - `cluster_t`: Student's t over clusters, with `sign_flip_p` of the clusters' sums;
+    - `cluster_t`: Student's t over clusters and two added ones, which differ by more the more
+      one-sided the differences are (see `t_interval`); with `sign_flip_p` of the clusters' sums;
     - `all_alike`: all pairs differ by the same (see `alike_interval`), the same p;
     - `too_few_clusters`: fewer than `LEAST_CLUSTERS`, neither interval nor p; `no_data`: no pair.
 
@@ -150,8 +152,13 @@ def paired_difference(
     elif groups < LEAST_CLUSTERS:
         interval, method = UNKNOWN_INTERVAL, TOO_FEW
     else:
-        reach = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
-        interval, method = t_interval(apart, sums, counts, confidence, reach)
+        sizes = np.abs(sums)  # where all differ to one side, as much as the largest
+        added = float(sizes.max() * abs(sums.sum()) / sizes.sum()) if sizes.any() else 0.0
+        reach = None
+        if bounds is not None:
+            width = bounds[1] - bounds[0]
+            reach, added = (-width, width), min(added, width * float(counts.mean()))
+        interval, method = t_interval(apart, sums, counts, confidence, reach, added)
         p = sign_flip_p(sums)
     return Difference(
         n_pairs=n,
@@ -220,18 +227,26 @@ def t_interval(
     counts: Floats,
     confidence: float,
     bounds: tuple[float, float] | None,
+    added: float = 0.0,
 ) -> tuple[Interval, str]:
     """Student's interval of the mean of `values` [n] over clusters, within `bounds`; and its name.
 
     `sums` and `counts` [g] are the clusters'; there are g - 1 degrees of freedom. Every row weighs
-    the same, so larger clusters weigh more.
+    the same, so larger clusters weigh more. Two clusters of the mean size are added whose sums are
+    `added` and -`added`: where few clusters differ, and all to one side, the spread seen is too
+    small. For single 0/1 pairs and the sum 1 that is Bonett and Price's adjustment.
 
-    Source: Cameron & Miller (2015), Journal of Human Resources 50, 317-372.
+    Source: Cameron & Miller (2015), Journal of Human Resources 50, 317-372; Bonett & Price (2012),
+    Journal of Educational and Behavioral Statistics 37, 479-488.
     """
-    centre = float(sums.sum() / counts.sum())
+    groups = len(sums)
     if values.min() == values.max():
-        return alike_interval(float(values[0]), len(sums), confidence, bounds), ALL_ALIKE
-    reach = _t_quantile(len(sums) - 1, confidence) * _standard_error(sums, counts)
+        return alike_interval(float(values[0]), groups, confidence, bounds), ALL_ALIKE
+    if added:
+        sums = np.append(sums, [-added, added])
+        counts = np.append(counts, [counts.mean()] * 2)
+    centre = float(sums.sum() / counts.sum())
+    reach = _t_quantile(groups - 1, confidence) * _standard_error(sums, counts)
     low, high = centre - reach, centre + reach
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
@@ -258,14 +273,16 @@ def _mean_interval(
     if bounds is None or scores.min() == scores.max():
         return t_interval(scores, sums, counts, confidence, bounds)
     low, width = bounds[0], bounds[1] - bounds[0]
-    share = (float(sums.sum() / counts.sum()) - low) / width
-    error = _standard_error(sums, counts) / width
-    interval = korn_graubard(share, error, len(scores), groups, confidence)
+    shares, half = (sums - low * counts) / width, PSEUDO * float(counts.mean())
+    # values that all happen to lie near one end would seem to have no spread
+    shares, counts = np.append(shares, [0.0, half]), np.append(counts, [half, half])
+    share, error = float(shares.sum() / counts.sum()), _standard_error(shares, counts)
+    interval = korn_graubard(share, error, groups, confidence)
     return Interval(low + width * interval.low, low + width * interval.high), KORN_GRAUBARD
 
 
 def korn_graubard(
-    share: float, standard_error: float, n: int, n_clusters: int, confidence: float
+    share: float, standard_error: float, n_clusters: int, confidence: float
 ) -> Interval:
     """Clopper and Pearson's interval of a `share` at its effective n, for clustered data.
 

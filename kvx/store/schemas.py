@@ -144,13 +144,13 @@ _SERIES = {**_CURVE, "budget_label": S, "budget_asked": F64, "budget": F64, "poi
 BIN_STATS = _schema(
     {
         **_SERIES, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32, "metric": S,
-        "primary": B, "higher_is_better": B, "n": I64, "n_clusters": I64, "n_requests": I64,
-        "n_responses": I64, "n_failures": I64, "n_truncated": I64, "n_degenerate": I64,
-        "budget_verified": B, "n_latency": I64, "n_latency_failed": I64,
+        "primary": B, "higher_is_better": B, "n": I64, "n_missing": I64, "n_clusters": I64,
+        "n_requests": I64, "n_responses": I64, "n_failures": I64, "n_truncated": I64,
+        "n_degenerate": I64, "budget_verified": B, "n_latency": I64, "n_latency_failed": I64,
     },
     {
         "mean": F64, "sd": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,
-        "bootstrap_ci_low": F64, "bootstrap_ci_high": F64,
+        "complete_mean": F64, "complete_ci_low": F64, "complete_ci_high": F64,
         "failure_rate": F64, "failure_ci_low": F64, "failure_ci_high": F64, "truncated_rate": F64,
         "latency_p50_s": F64, "latency_p95_s": F64, "ttft_p50_s": F64, "ttft_p95_s": F64,
         "tpot_p50_s": F64, "tpot_p95_s": F64, "output_tokens_mean": F64, "kv_bytes_mean": F64,
@@ -165,11 +165,14 @@ BIN_STATS = _schema(
 COMPARISONS = _schema(
     {
         **_SERIES, "twin_point_id": S, "bin": I32, "metric": S, "primary": B,
-        "higher_is_better": B, "n_pairs": I64, "n_clusters": I64, "n_degenerate": I64,
+        "higher_is_better": B, "n_pairs": I64, "n_clusters": I64, "n_missing": I64,
+        "n_missing_full": I64, "n_degenerate": I64,
     },
     {
         "mean": F64, "twin_mean": F64, "difference": F64, "ci_low": F64, "ci_high": F64,
-        "ci_method": S, "bootstrap_ci_low": F64, "bootstrap_ci_high": F64,
+        "ci_method": S, "p": F64, "p_method": S, "p_holm": F64, "p_bh": F64,
+        "interaction_p": F64, "interaction_p_bh": F64, "complete_pairs": I64,
+        "complete_difference": F64, "complete_ci_low": F64, "complete_ci_high": F64,
         "n_lost": I64, "n_won": I64, "mcnemar_p": F64, "failure_rate_difference": F64,
         "difference_from_failures": F64, "difference_from_truncated": F64, "baseline_floor": B,
     },
@@ -198,7 +201,7 @@ CATASTROPHE_STATS = _schema(
     {
         "twin_point_id": S, "rate": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,
         "twin_rate": F64, "excess": F64, "excess_ci_low": F64, "excess_ci_high": F64,
-        "excess_ci_method": S, "mcnemar_p": F64,
+        "excess_ci_method": S, "excess_p": F64, "excess_p_bh": F64, "mcnemar_p": F64,
     },
 )  # fmt: skip
 
