@@ -1,7 +1,7 @@
 """Score every finished point of an experiment; needs no model, and repeats with other metrics.
 
 Everything is done by columns, point after point. What a text alone decides is judged once for all
-points that gave the same text (`answers.py`).
+points that gave the same text (`responses.py`).
 """
 
 import logging
@@ -16,7 +16,7 @@ from kvx.config.schema import Config
 from kvx.data.frozen_examples import load_examples
 from kvx.identity.hashing import digest, package_digest
 from kvx.points import experiment_dir
-from kvx.score.answers import Judge, Judged, Response
+from kvx.score.responses import Judge, Judged, Response
 from kvx.score.settings import Judging, judging_of, tell_of_others
 from kvx.scoring.catastrophes import TOKENS, WORDS
 from kvx.scoring.loops import find_loop, may_loop
