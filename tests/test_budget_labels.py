@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvx.analyze.build import TABLES
-from kvx.analyze.frames import keeps_another_number
+from kvx.analyze.facts import keeps_another_number
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import BudgetConfig, BudgetKind
 from kvx.data.example import Example

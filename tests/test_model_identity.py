@@ -8,7 +8,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from kvx.config.folders import package_dir
@@ -282,8 +281,7 @@ def test_a_model_that_is_compared_with_is_known_by_its_files(tmp_path: Path) -> 
 
     for name in (hazard_files.MODEL, hazard_files.CARD):
         shutil.copy(hazard_files.DEFAULT / name, tmp_path)
-    none = pd.DataFrame()
-    experiment = Experiment(tmp_path, [], {}, none, none, none, none, none, none)
+    experiment = Experiment(tmp_path, [], {})
     before = inputs_hash(experiment, TrainConfig(compare=str(tmp_path)))
     assert inputs_hash(experiment, TrainConfig(compare=str(tmp_path))) == before
     altered_hazard_model(tmp_path)

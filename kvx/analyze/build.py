@@ -2,10 +2,12 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvx.analyze import bin_stats, plots, tradeoff
@@ -30,10 +32,14 @@ from kvx.points import experiment_dir
 from kvx.store import schemas, sqlite
 from kvx.store.catalog import (
     NOT_APPLICABLE,
+    columns_in,
+    columns_of,
     finished_points,
+    latency_of,
     not_applicable_points,
     unfinished_points,
 )
+from kvx.store.layout import REQUESTS
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
@@ -115,16 +121,17 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
         pq.read_table(examples_file(folder), partitioning=None).to_pandas().assign(manifest_key=key)
         for key, folder in folders.items()
     )
-    runs = pd.DataFrame(
-        [{k: v for k, v in p.info.items() if k != "config"} for p in experiment.points]
-    )
-    provenance = experiment.points[0].info["provenance"]
-    overview = pd.DataFrame(
-        [{"name": experiment.dir.name, "n_points": len(experiment.points), **provenance}]
-    )
+    points = experiment.points
+    runs = pd.DataFrame([{k: v for k, v in p.info.items() if k != "config"} for p in points])
+    provenance = points[0].info["provenance"]
+    overview = pd.DataFrame([{"name": experiment.dir.name, "n_points": len(points), **provenance}])
 
     def table(name: str) -> pd.DataFrame:
         return pd.DataFrame(rows[name], columns=TABLES[name].names)
+
+    def scored(name: str) -> Iterator[pa.Table]:
+        schema = schemas.SCORED[name]
+        return (columns_in(p.dir / f"{name}.parquet", schema, schema.names) for p in points)
 
     sqlite.export(
         experiment.dir / "kv_transition.sqlite",
@@ -132,10 +139,8 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "experiments": overview,
             **sqlite.manifest_tables(experiment.manifests.values(), examples),
             "runs": runs,
-            **sqlite.request_tables(experiment.requests, experiment.latency, experiment.events),
-            "scores": experiment.scores,
-            "failures": experiment.failures,
-            "catastrophes": experiment.catastrophes,
+            "telemetry": latency_of(points),
+            "events": experiment.events,
             "bin_stats": table("bin_stats"),
             "comparisons": table("comparisons"),
             "press_pairs": table("press_pairs"),
@@ -152,5 +157,10 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "not_applicable": pd.DataFrame(
                 not_applicable_points(experiment.dir), columns=NOT_APPLICABLE
             ),
+        },
+        {
+            "requests": (columns_of(p, REQUESTS, sqlite.REQUEST) for p in points),
+            "responses": (sqlite.responses(columns_of(p, REQUESTS, sqlite.ANSWER)) for p in points),
+            **{name: scored(name) for name in ("scores", "failures", "catastrophes")},
         },
     )

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvx.analyze.bin_stats import Row, null
-from kvx.analyze.columns import ALL_BINS, ByPoint, by_bin
+from kvx.analyze.columns import ALL_BINS, by_bin
 from kvx.analyze.correction import correct, is_full
 from kvx.analyze.frames import Experiment
 from kvx.config.analyze import AnalyzeConfig
@@ -55,8 +55,6 @@ def catastrophe_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row
     Rates are over the responses of which the kind is known, all that concerns the full cache over
     pairs.
     """
-    frame = judged(experiment)
-    cut = ByPoint(frame, [c for c in frame.columns if c not in ("request_id", "point_id")])
     rows: list[Row] = []
     cells: list[_Cell] = []
     for point in experiment.points:
@@ -65,7 +63,7 @@ def catastrophe_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row
             **experiment.series_columns(point),
             "twin_point_id": None if full is None or full.id == point.id else full.id,
         }
-        for index, columns in by_bin(cut.of(point.id)):
+        for index, columns in by_bin(experiment.of("flags", point.id)):
             here = {**about, "bin": index, "n_degenerate": int(columns["degenerate"].sum())}
             for kind in KINDS:
                 rows.append({**here, "kind": kind})

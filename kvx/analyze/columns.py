@@ -1,6 +1,6 @@
-"""Tables as columns of arrays, cut by point and by bin: cheap enough for thousands of cells."""
+"""Tables as columns of arrays, cut by bin and metric: cheap enough for thousands of cells."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,6 @@ ALL = "all"  # the group of all rows
 BUDGET = ["budget_kind", "budget_asked"]
 
 Columns = dict[str, NDArray[Any]]
-
-
-class ByPoint:
-    """`names` of a frame with a `point_id`, cut once."""
-
-    def __init__(self, frame: pd.DataFrame, names: Sequence[str]) -> None:
-        codes, ids = pd.factorize(frame["point_id"])
-        order = np.argsort(codes, kind="stable")
-        ends = np.cumsum(np.bincount(codes, minlength=len(ids)))
-        self._columns = {name: frame[name].to_numpy()[order] for name in names}
-        self._slices = {
-            point_id: slice(end - n, end)
-            for point_id, end, n in zip(ids, ends, np.diff(ends, prepend=0), strict=True)
-        }
-
-    def of(self, point_id: str) -> Columns:
-        """The rows of one point in the frame's order; none if it has none."""
-        return take(self._columns, self._slices.get(point_id, slice(0)))
 
 
 def is_full(frame: pd.DataFrame) -> "pd.Series[bool]":
@@ -65,13 +47,20 @@ def groups(frame: pd.DataFrame) -> Iterator[tuple[str, "pd.Series[bool]"]]:
 
 def by_bin(columns: Columns) -> Iterator[tuple[int, Columns]]:
     """Each bin's rows, then all rows as bin -1."""
-    for index in np.unique(columns["bin"]):
-        yield int(index), take(columns, columns["bin"] == index)
+    bins = columns["bin"]
+    if len(bins) and (bins[1:] >= bins[:-1]).all():  # as manifests are: slices copy nothing
+        found, starts = np.unique(bins, return_index=True)
+        for index, start, end in zip(found, starts, [*starts[1:], len(bins)], strict=True):
+            yield int(index), take(columns, slice(start, end))
+    else:
+        for index in np.unique(bins):
+            yield int(index), take(columns, bins == index)
     yield ALL_BINS, columns
 
 
 def by_metric(columns: Columns) -> Iterator[tuple[str, bool, Columns]]:
     """Each metric's name, whether it is the primary one, and its rows; by name."""
-    found = dict(zip(columns["metric"], columns["primary"], strict=True))
-    for metric in sorted(found):
-        yield metric, bool(found[metric]), take(columns, columns["metric"] == metric)
+    names = columns["metric"]
+    for metric in sorted(set(names)):
+        rows = np.flatnonzero(names == metric)
+        yield metric, bool(columns["primary"][rows[0]]), take(columns, rows)

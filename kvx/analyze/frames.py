@@ -1,9 +1,8 @@
-"""An experiment as data frames: what the statistics are computed from."""
+"""An experiment, point by point: what the statistics are computed from."""
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,98 +11,86 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.analyze.columns import ByPoint, Columns, take
+from kvx.analyze.columns import Columns, take
+from kvx.analyze.facts import Facts, check_metrics
 from kvx.analyze.naming import differences, told_apart
-from kvx.analyze.score_checks import check_scores
-from kvx.engines.base import ROUNDING
+from kvx.analyze.point_tables import PointTables
 from kvx.errors import UserError
 from kvx.guard.own_code import controller_code
 from kvx.identity.user_code import press_parameters, told
 from kvx.points import OWN, told_guard
-from kvx.store.catalog import (
-    PointRecord,
-    events_of,
-    finished_points,
-    latency_of,
-    read_frame,
-    requests_of,
-)
+from kvx.scoring.catastrophes import flags_beside
+from kvx.store.catalog import PointRecord, events_of, finished_points, read_frame, requests_of
 from kvx.store.schemas import SCORED
 from kvx.store.shards import is_by_other_code
-
-# the columns that statistics are made from
-USED = {
-    "requests": (
-        "bin", "cluster", "compressed_tokens", "has_response", "budget_verified", "degenerate",
-        "adapted", "kind", "failed", "output_tokens", "kv_bytes_effective", "kv_bytes_physical",
-        "kv_bytes_full", "kv_compressed_share", "context_tokens_cut",
-    ),
-    "latency": (
-        "bin", "error_type", "latency_s", "ttft_s", "tpot_s", "peak_memory_bytes", "example_id",
-        "others_cpu_share", "gpu_others",
-    ),
-    "judged": (
-        "bin", "cluster", "metric", "primary", "score", "kind", "failed", "degenerate", "pair",
-        "missing",
-        "output_tokens", "kv_bytes_physical",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Finished points with their requests, latencies and what was scored (long frames).
+    """Finished points, their manifests by key, and what `Facts` say of their scores.
 
-    Requests say their `kind` of failure, if any, and whether they `failed`.
+    `of` reads the columns of one point when they are asked for. `requests`, `scores`, `failures`,
+    `catastrophes` and `events` are whole frames: they take memory by the row and are for what needs
+    all points at once (controllers, certificates).
     """
 
     dir: Path
     points: list[PointRecord]
     manifests: dict[str, dict[str, Any]]
-    requests: pd.DataFrame
-    scores: pd.DataFrame
-    failures: pd.DataFrame
-    latency: pd.DataFrame
-    catastrophes: pd.DataFrame
-    events: pd.DataFrame
+    facts: Facts = field(default_factory=Facts)
 
     def manifest(self, point: PointRecord) -> dict[str, Any]:
         return self.manifests[point.info["manifest"]["key"]]
 
     def of(self, table: str, point_id: str) -> Columns:
-        """The rows of one point in `requests`, `latency` or `judged`, of it what is in `USED`."""
-        if table not in self._cut:
-            self._cut[table] = ByPoint(getattr(self, table), USED[table])
-        return self._cut[table].of(point_id)
+        """The rows of one point in `requests`, `latency`, `judged` (scores) or `flags`.
 
-    @cached_property
-    def _cut(self) -> dict[str, ByPoint]:
-        return {}
-
-    @cached_property
-    def judged(self) -> pd.DataFrame:
-        """Scores with the kind of failure (if any) and the degeneracy of their requests.
-
-        A request without an answer is `missing`, and its `score` is the metric's worst. `pair`
-        numbers what is compared: rows of one example and metric; ascending within a point.
+        `flags` has a row per response, with each of `KINDS` and `twin_<kind>` as 1, 0, or nan where
+        it is not known. What a response shows alone (`looping`, `non_termination`) is known without
+        a full cache; `any` then goes by these two.
         """
-        requests = self.requests.set_index("request_id")
-        known = self.scores["request_id"].map
-        examples, _ = pd.factorize(self.scores["example_id"])
-        metrics, names = pd.factorize(self.scores["metric"])
-        missing = self.scores["score"].isna()
-        worst = np.where(self.scores["higher_is_better"].astype(bool), 0.0, 1.0)
-        judged = self.scores.assign(
-            kind=known(requests["kind"]),
-            degenerate=known(requests["degenerate"]),
-            missing=missing,
-            score=self.scores["score"].where(~missing, worst),
-            output_tokens=known(requests["output_tokens"]).astype(float),
-            kv_bytes_physical=known(requests["kv_bytes_physical"]).astype(float),
-            pair=examples * len(names) + metrics,
-        )
-        judged["failed"] = judged["kind"].notna()
-        return judged.sort_values("pair", kind="stable")
+        point = self._by_id[point_id]
+        return self._flags(point) if table == "flags" else self._tables.of(table, point)
+
+    @cached_property
+    def _by_id(self) -> dict[str, PointRecord]:
+        return {point.id: point for point in self.points}
+
+    @cached_property
+    def _tables(self) -> PointTables:
+        return PointTables(self.manifests)
+
+    def _flags(self, point: PointRecord) -> Columns:
+        seen, full = self._tables.of("seen", point), self.full_cache(point)
+        about = {name: seen[name] for name in ("bin", "cluster", "degenerate")}
+        theirs = None if full is None or full.id == point.id else self._tables.of("seen", full)
+        return {**about, **flags_beside(seen, theirs)}
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """Every request with its `kind` of failure, if any, and whether it `failed`."""
+        requests = requests_of(self.points)
+        kinds = requests["request_id"].map(self.failures.set_index("request_id")["error_type"])
+        return requests.assign(kind=kinds.astype(object), failed=kinds.notna())
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        return self._scored("scores")
+
+    @cached_property
+    def failures(self) -> pd.DataFrame:
+        return self._scored("failures")
+
+    @cached_property
+    def catastrophes(self) -> pd.DataFrame:
+        return self._scored("catastrophes")
+
+    def _scored(self, name: str) -> pd.DataFrame:
+        return read_frame([point.dir / f"{name}.parquet" for point in self.points])
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        return events_of(self.points)
 
     def side_by_side(self, point_id: str, full_id: str) -> Columns:
         """A point's judged requests beside the full cache's `score_full` and `failed_full`.
@@ -154,18 +141,15 @@ class Experiment:
             None,
         )
 
-    @cached_property
+    @property
     def binary_metrics(self) -> set[str]:
         """Metrics whose every score is 0 or 1: one interval method serves all cells of a metric."""
-        known = self.scores.dropna(subset="score")
-        binary = known.assign(binary=known["score"].isin((0.0, 1.0))).groupby("metric")["binary"]
-        return {str(metric) for metric, all_binary in binary.all().items() if all_binary}
+        return self.facts.scored - self.facts.graded
 
-    @cached_property
+    @property
     def lower_is_better(self) -> set[str]:
         """Metrics of which lower is better, as recorded when they were scored."""
-        said = self.scores.drop_duplicates("metric")
-        return set(said.loc[~said["higher_is_better"].astype(bool), "metric"])
+        return self.facts.lower_is_better
 
     @cached_property
     def press_labels(self) -> dict[str, str]:
@@ -254,8 +238,7 @@ class Experiment:
 
         Points that a controller alone tells apart share them: it decides nothing of the first cut.
         """
-        requests = self.requests
-        others = set(requests.loc[keeps_another_number(requests), "point_id"])
+        others = self.facts.keep_another_number
         alike: dict[tuple[Any, ...], list[PointRecord]] = defaultdict(list)
         for point in self.points:
             asked = point.info["budget_kind"], point.budget_asked
@@ -265,9 +248,10 @@ class Experiment:
         for same in alike.values():
             if others.isdisjoint(p.id for p in same):
                 continue
-            rows = requests[requests["point_id"].isin([p.id for p in same])]
-            entries = rows["kv_entries_effective"].astype(float)
-            budget = float((entries / rows["compressed_tokens"]).mean())
+            tables = [self.of("requests", p.id) for p in same]
+            entries = pd.Series(np.concatenate([t["kv_entries_effective"] for t in tables]))
+            tokens = np.concatenate([t["compressed_tokens"] for t in tables])
+            budget = float((entries / tokens).mean())
             info = same[0].info
             kept = f"{entries.mean():.0f}t" if info["budget_kind"] == "tokens" else f"{budget:.3g}"
             label = f"{kept} (asked {info['budget_label']})"
@@ -275,15 +259,11 @@ class Experiment:
         return found
 
 
-def keeps_another_number(requests: pd.DataFrame) -> "pd.Series[bool]":
-    """Of each request, whether more than rounding parts what was kept from what was asked."""
-    effective = requests["kv_entries_effective"].astype(float)
-    off = (effective - requests["kv_entries_nominal"].astype(float)).abs()
-    return off > ROUNDING  # what was not measured is not known to be another
-
-
 def load_experiment(folder: Path, output: Path) -> Experiment:
-    """Read everything. Raises `UserError` if a point is not scored or row counts do not add up."""
+    """Read everything once, point by point, and check it.
+
+    Raises `UserError` if a point is not scored or row counts do not add up.
+    """
     points = finished_points(folder)
     for point in points:
         if not all((point.dir / f"{name}.parquet").is_file() for name in SCORED):
@@ -297,67 +277,13 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
         key = point.info["manifest"]["key"]
         if key not in manifests:
             manifests[key] = json.loads((point.manifest_dir(output) / "manifest.json").read_text())
-    requests, latency = requests_of(points), latency_of(points)
-    scores, failures, catastrophes = (
-        read_frame([p.dir / f"{name}.parquet" for p in points])
-        for name in ("scores", "failures", "catastrophes")
-    )
-    kinds = requests["request_id"].map(failures.set_index("request_id")["error_type"])
-    requests = requests.assign(kind=kinds.astype(object), failed=kinds.notna())
-    experiment = Experiment(
-        folder,
-        points,
-        manifests,
-        requests,
-        scores,
-        failures,
-        latency,
-        catastrophes,
-        events_of(points),
-    )
-    check_counts(experiment)
-    check_metrics(points, scores)
-    check_scores(points, scores, requests)
-    return experiment
-
-
-def check_counts(experiment: Experiment) -> None:
-    """requests = responses + failures without a response, and one request per manifest entry."""
-    requests, failures = experiment.requests, experiment.failures
-    if requests["request_id"].duplicated().any():
-        twice = requests.loc[requests["request_id"].duplicated(), "request_id"].iloc[0]
-        raise UserError(
-            f"{experiment.dir}: request {twice} is there twice; delete its point and run again"
-        )
-    lost = set(requests.loc[~requests["has_response"], "request_id"])
-    named = set(failures.loc[~failures["has_response"], "request_id"])
-    if lost != named:
-        raise UserError(
-            f"{experiment.dir}: {len(requests)} requests are not {len(requests) - len(lost)} "
-            f"responses + {len(named)} failures; run kvx.score again"
-        )
-    counts = requests["point_id"].value_counts()
-    for point in experiment.points:
-        have = int(counts.get(point.id, 0))
-        if have != point.info["manifest"]["n_requests"]:
-            raise UserError(
-                f"{point.dir}: {have} requests, its manifest has "
-                f"{point.info['manifest']['n_requests']}; run kvx.run again"
-            )
-
-
-def check_metrics(points: Iterable[PointRecord], scores: pd.DataFrame) -> None:
-    """Points of one variant are compared, so they must be scored by the same metrics."""
-    seen: dict[str, str] = {}
-    used = scores.groupby("point_id")["metric"].unique()
+    experiment = Experiment(folder, points, manifests)
+    metrics: dict[str, str] = {}
     for point in points:
-        metrics = ", ".join(sorted(used.get(point.id, ())))
-        others = seen.setdefault(point.info["variant_id"], metrics)
-        if others != metrics:
-            raise UserError(
-                f"{point.dir}: scored by {metrics}, other points of the same experiment by "
-                f"{others}; run kvx.score again"
-            )
+        tables = (experiment.of(name, point.id) for name in ("requests", "judged"))
+        experiment.facts.add(point, *tables)
+        check_metrics(point, experiment.of("judged", point.id), metrics)
+    return experiment
 
 
 def paired_table(experiment: Experiment, point_ids: list[str]) -> tuple[NDArray[Any], Columns]:

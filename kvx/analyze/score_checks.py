@@ -1,50 +1,56 @@
 """Scores that no statistic should be made from."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from kvx.analyze.columns import Columns
 from kvx.errors import UserError
+from kvx.points import request_id
 from kvx.store.catalog import PointRecord
 
 AGAIN = "delete it and run kvx.score again"
 
 
 def check_scores(
-    points: Sequence[PointRecord], scores: pd.DataFrame, requests: pd.DataFrame
+    point: PointRecord,
+    scores: Columns,
+    pair: NDArray[np.int64],
+    requests: Columns,
+    at: NDArray[np.int64],
+    ids: pa.Array,
 ) -> None:
     """Every request has one score per metric, from 0 to 1, null exactly where it has no response.
 
-    Raises `UserError` with the file and the row (from 0) of the first that has not.
+    `pair` [n] numbers request and metric of each score and `at` [n] is its request's row, -1
+    without one; `ids` are the examples that `place` numbers. Raises `UserError` with the file and
+    the row (from 0) of the first that has not.
     """
-    unscored = requests.loc[~requests["request_id"].isin(scores["request_id"])]
+    file = point.dir / "scores.parquet"
+
+    def named(place: int) -> str:
+        return request_id(point.id, ids[place].as_py())
+
+    unscored = np.setdiff1d(requests["place"], scores["place"])
     if len(unscored):
-        first = unscored.iloc[0]
-        raise UserError(
-            f"{_file(points, first['point_id'])}: no score of {first['request_id']}; {AGAIN}"
-        )
-    answered = scores["request_id"].map(requests.set_index("request_id")["has_response"])
-    value = scores["score"].astype(float)
+        raise UserError(f"{file}: no score of {named(int(unscored[0]))}; {AGAIN}")
+    value, stranger = scores["score"], at < 0
+    answered = requests["has_response"][at] & ~stranger
+    again = np.ones(len(pair), dtype=bool)
+    again[np.unique(pair, return_index=True)[1]] = False
+    missing = np.isnan(value)
     faults = {
-        "is there twice": scores.duplicated(["request_id", "metric"]),
-        "is of a request that the point does not have": answered.isna(),
-        "is not a number from 0 to 1": ~value.isna() & ~value.between(0.0, 1.0),
-        "is not a number, though the request has a response": value.isna() & answered.eq(True),
-        "is a number, though the request has no response": value.notna() & answered.eq(False),
+        "is there twice": again,
+        "is of a request that the point does not have": stranger,
+        "is not a number from 0 to 1": ~missing & ~((value >= 0.0) & (value <= 1.0)),
+        "is not a number, though the request has a response": missing & answered,
+        "is a number, though the request has no response": ~missing & ~answered,
     }
     for fault, rows in faults.items():
         if rows.any():
-            at = int(np.argmax(rows.to_numpy()))
-            row = scores.iloc[at]
-            number = int((scores["point_id"].iloc[:at] == row["point_id"]).sum())
-            shown = "" if pd.isna(value.iloc[at]) else f" {value.iloc[at]:g}"
+            row = int(np.argmax(rows))
+            shown = "" if missing[row] else f" {value[row]:g}"
             raise UserError(
-                f"{_file(points, row['point_id'])}: row {number}: the score{shown} of "
-                f"{row['metric']} for {row['request_id']} {fault}; {AGAIN}"
+                f"{file}: row {row}: the score{shown} of {scores['metric'][row]} for "
+                f"{named(int(scores['place'][row]))} {fault}; {AGAIN}"
             )
-
-
-def _file(points: Sequence[PointRecord], point_id: str) -> Path:
-    return next(p.dir / "scores.parquet" for p in points if p.id == point_id)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from kvx.analyze.frames import keeps_another_number
+from kvx.analyze.facts import keeps_another_number
 from kvx.engines.base import BudgetProof
 
 # weakest first

@@ -1,33 +1,37 @@
-"""Score every finished point of an experiment; needs no model, and repeats with other metrics."""
+"""Score every finished point of an experiment; needs no model, and repeats with other metrics.
+
+Everything is done by columns, point after point. What a text alone decides is judged once for all
+points that gave the same text (`responses.py`).
+"""
 
 import logging
-from collections.abc import Hashable
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
 
-from kvx.config.schema import Config, Reasoning
-from kvx.data.example import Example
+from kvx.config.schema import Config
 from kvx.data.frozen_examples import load_examples
 from kvx.identity.hashing import digest, package_digest
 from kvx.points import experiment_dir
+from kvx.score.responses import Judge, Judged, Response
 from kvx.score.settings import Judging, judging_of, tell_of_others
-from kvx.scoring.catastrophes import inspect
-from kvx.scoring.failure_rules import ONLY_REASONING, classify_response
-from kvx.scoring.metrics import measured, resolve
+from kvx.scoring.catastrophes import TOKENS, WORDS
+from kvx.scoring.loops import find_loop, may_loop
 from kvx.store import schemas
-from kvx.store.catalog import PointRecord, finished_points, requests_of
+from kvx.store.catalog import PointRecord, columns_of, finished_points
 from kvx.store.layout import REQUESTS
-from kvx.store.shards import read_inputs, write_table
-from kvx.text.answer import Answer, answer_of
-from kvx.text.reasoning import split
+from kvx.store.shards import read_inputs, stamped, write_arrow
 
 log = logging.getLogger(__name__)
-Request = dict[Hashable, Any]  # a row of requests.parquet
-Row = dict[str, Any]
 KEYS = ("request_id", "point_id", "example_id", "cluster", "bin")
+READ = (
+    *KEYS, "has_response", "text", "token_ids", "finish_reason", "error_type", "error_message",
+    "reasoning", "reasoning_tokens", "opens_reasoning",
+)  # fmt: skip
+Columns = dict[str, Any]  # of equal length: Arrow arrays or lists
 
 
 def score_experiment(config: Config) -> None:
@@ -35,126 +39,140 @@ def score_experiment(config: Config) -> None:
     experiment, output = experiment_dir(config), Path(config.paths.output)
     records = finished_points(experiment)
     tell_of_others([record.info for record in records], config)
-    redone = sum(score_point(r, judging_of(r.info, config), output) for r in records)
+    judges: dict[str, Judge] = {}
+    redone = sum(score_point(r, judging_of(r.info, config), output, judges) for r in records)
     if redone:
         log.info("score: %d points scored → %s", redone, experiment)
     else:
         log.info("score: all %d points are scored; nothing to do → %s", len(records), experiment)
 
 
-def score_point(record: PointRecord, judging: Judging, output: Path) -> bool:
-    """Score one point unless its inputs are unchanged; returns whether anything was written."""
+def score_point(
+    record: PointRecord, judging: Judging, output: Path, judges: dict[str, Judge]
+) -> bool:
+    """Score one point unless its inputs are unchanged; returns whether anything was written.
+
+    `judges` of manifests and settings seen before are used again, new ones added.
+    """
     inputs = digest([package_digest(), record.content_sha256(REQUESTS), *judging.identity], 16)
     paths = {name: record.dir / f"{name}.parquet" for name in schemas.SCORED}
     if all(read_inputs(path) == inputs for path in paths.values()):
         return False
-    examples = load_examples(record.manifest_dir(output))
-    requests = requests_of([record]).to_dict("records")
-    answers = {r["request_id"]: judged(r, judging) for r in requests if r["has_response"]}
-    scores = [row for r in requests for row in score_request(r, examples, judging, answers)]
-    failures = [f for r in requests if (f := failure_of(r, judging, answers)) is not None]
-    derailed = catastrophe_rows(requests, examples, answers, scores, failures)
-    rows = {"scores": scores, "failures": failures, "catastrophes": derailed}
+    folder = record.manifest_dir(output)
+    key = digest([str(folder), *judging.identity])
+    if key not in judges:
+        judges[key] = Judge(judging, load_examples(folder))
+    tables = score_requests(columns_of(record, REQUESTS, READ), judges[key])
     for name, schema in schemas.SCORED.items():
-        write_table(paths[name], rows[name], schema, inputs)
+        write_arrow(paths[name], stamped(_table(tables[name], schema), inputs))
     return True
 
 
-def judged(request: Request, judging: Judging) -> Answer:
-    """The part of a response that is judged; the stored text stays as it is."""
-    strips = judging.reasoning is Reasoning.strip
-    answer = answer_of(
-        request["text"],
-        _known(request["finish_reason"]),
-        judging.until,
-        strips,
-        opened=_known(request["opens_reasoning"]) is True,
+def score_requests(requests: pa.Table, judge: Judge) -> dict[str, Columns]:
+    """Columns of scores, failures and catastrophes of one point's `requests` (columns `READ`)."""
+    judged = _judged(requests, judge)
+    return {
+        "scores": _scores(requests, judged, judge),
+        "failures": _failures(requests, judged),
+        "catastrophes": _catastrophes(requests, judged),
+    }
+
+
+def _judged(requests: pa.Table, judge: Judge) -> list[Judged | None]:
+    """What is said of each request's response; None without one."""
+    names = ("example_id", "text", "finish_reason", "reasoning", "opens_reasoning", "request_id")
+    columns = [requests[name].to_pylist() for name in names]
+    has_ids = requests["token_ids"].is_valid().to_pylist()
+    return [
+        judge(Response(example, text, finish, beside, opens is True, ids), request)
+        if has_response
+        else None
+        for has_response, ids, example, text, finish, beside, opens, request in zip(
+            requests["has_response"].to_pylist(), has_ids, *columns, strict=True
+        )
+    ]
+
+
+def _scores(requests: pa.Table, judged: Sequence[Judged | None], judge: Judge) -> Columns:
+    """One row per request and metric. The score of a request without a response is null."""
+    n, metrics = len(judged), judge.metrics
+    nothing = (None,) * len(metrics)
+    rows = pa.array(np.repeat(np.arange(n), len(metrics)))
+    each = [pa.array(list(metrics)), pa.array([i == 0 for i in range(len(metrics))])]
+    each.append(pa.array([metric.higher_is_better for metric in metrics.values()]))
+    again = pa.array(np.tile(np.arange(len(metrics)), n))
+    named = ("metric", "primary", "higher_is_better")
+    values, predictions, references = (
+        [v for one in judged for v in (nothing if one is None else getattr(one, name))]
+        for name in ("values", "predictions", "references")
     )
-    beside = strips and _known(request["reasoning"]) is not None
-    if beside and not answer.text.strip():  # the server split off reasoning, and no text is left
-        return replace(answer, unfinished=True)
-    return answer
+    thought = [
+        tokens if one is not None else None
+        for one, tokens in zip(judged, requests["reasoning_tokens"].to_pylist(), strict=True)
+    ]
+    return {
+        **{name: requests[name].take(rows) for name in KEYS},
+        **{name: column.take(again) for name, column in zip(named, each, strict=True)},
+        "score": values, "prediction_normalized": predictions,
+        "reference_normalized": references,
+        "reasoning_tokens": pa.array(thought, pa.int32()).take(rows),
+    }  # fmt: skip
 
 
-def score_request(
-    request: Request, examples: dict[str, Example], judging: Judging, answers: dict[str, Answer]
-) -> list[Row]:
-    """One row per metric. The score of a request without a response is null, not zero."""
-    references = examples[request["example_id"]].answers
-    rows = []
-    for index, (name, metric) in enumerate(resolve(judging.metrics).items()):
-        row = {k: request[k] for k in KEYS} | {"metric": name, "primary": index == 0}
-        row["higher_is_better"] = metric.higher_is_better
-        if (answer := answers.get(request["request_id"])) is not None:
-            thought = _known(request["reasoning_tokens"])
-            score = measured(name, metric, answer.text, references, request["request_id"])
-            row |= {
-                "score": score.value,
-                "prediction_normalized": score.prediction,
-                "reference_normalized": score.reference,
-                "reasoning_tokens": None if thought is None else int(thought),
-            }
-        rows.append(row)
-    return rows
+def _failures(requests: pa.Table, judged: Sequence[Judged | None]) -> Columns:
+    """One row per failure. Truncated responses are both scored and a failure."""
+    found = [i for i, one in enumerate(judged) if one is None or one.failure is not None]
+    rows = requests.take(pa.array(found, pa.int64()))
+    kinds = rows["error_type"].to_pylist()
+    messages = rows["error_message"].to_pylist()
+    for at, i in enumerate(found):
+        if (one := judged[i]) is not None:
+            kinds[at], messages[at] = one.failure, one.message
+    same = ("request_id", "point_id", "example_id", "bin", "has_response")
+    return {name: rows[name] for name in same} | {"error_type": kinds, "message": messages}
 
 
-def catastrophe_rows(
-    requests: list[Request],
-    examples: dict[str, Example],
-    answers: dict[str, Answer],
-    scores: list[Row],
-    failures: list[Row],
-) -> list[Row]:
+def _catastrophes(requests: pa.Table, judged: Sequence[Judged | None]) -> Columns:
     """One row per response: what the detectors find in it, its primary score and failure.
 
     Loops are sought in everything generated, reasoning too; instructions and names in the answer.
     An answer that was cut has no token ids of its own: its words stand for them.
     """
-    score = {s["request_id"]: s["score"] for s in scores if s["primary"] and "score" in s}
-    failure = {f["request_id"]: f["error_type"] for f in failures}
-    rows = []
-    for request in requests:
-        if not request["has_response"]:
-            continue
-        example, ids = examples[request["example_id"]], request["token_ids"]
-        answer = answers[request["request_id"]]
-        row = {k: request[k] for k in KEYS}
-        seen = inspect(
-            answer.text,
-            None if ids is None or answer.cut else ids.tolist(),
-            answer.finish_reason,
-            example.question,
-            example.answers,
-            _generated(request, answer),
-        )
-        found = {"score": score[row["request_id"]], "failure": failure.get(row["request_id"])}
-        rows.append(row | seen | found)
-    return rows
+    answered = [i for i, one in enumerate(judged) if one is not None]
+    rows = requests.take(pa.array(answered, pa.int64()))
+    seen = [one for one in judged if one is not None]
+    ids = rows["token_ids"].combine_chunks()
+    lengths = ids.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = ids.flatten().to_numpy(zero_copy_only=False)
+    loops = [one.loop_columns(None) for one in seen]
+    for i in np.flatnonzero(may_loop(tokens, starts)):
+        loop = find_loop(tokens[starts[i] : starts[i + 1]].tolist())
+        loops[i] = seen[i].loop_columns(loop)
+    return {
+        **{name: rows[name] for name in KEYS},
+        "n_tokens": [
+            one.n_words if one.by_words else int(n) for one, n in zip(seen, lengths, strict=True)
+        ],
+        "unit": [WORDS if one.by_words else TOKENS for one in seen],
+        **{name: [found[name] for found in loops] for name in
+           ("looping", "loop_onset", "loop_rule", "loop_period")},
+        **{name: [getattr(one, name) for one in seen] for name in
+           ("cap_reached", "instruction_kept", "question_recall", "failure")},
+        "score": [one.values[0] if one.values else None for one in seen],
+    }  # fmt: skip
 
 
-def failure_of(request: Request, judging: Judging, answers: dict[str, Answer]) -> Row | None:
-    """The request's failure row, or None. Truncated responses are both scored and a failure."""
-    row = {k: request[k] for k in ("request_id", "point_id", "example_id", "bin", "has_response")}
-    answer = answers.get(request["request_id"])
-    if answer is None:
-        return row | {"error_type": request["error_type"], "message": request["error_message"]}
-    kind = classify_response(
-        answer.text, answer.finish_reason, judging.answer_format, answer.unfinished
-    )
-    if kind is None:
-        return None
-    only = f"{ONLY_REASONING}, no answer" if answer.unfinished else None
-    return row | {"error_type": str(kind), "message": only}
-
-
-def _generated(request: Request, answer: Answer) -> str:
-    """Reasoning and answer, up to where the answer was cut."""
-    beside, text = _known(request["reasoning"]) or "", str(request["text"])
-    if not answer.cut:
-        return f"{beside} {text}"
-    inside = split(text, _known(request["opens_reasoning"]) is True).reasoning or ""
-    return f"{beside} {inside} {answer.text}"
-
-
-def _known(value: Any) -> Any:
-    return None if pd.isna(value) else value
+def _table(columns: Columns, schema: pa.Schema) -> pa.Table:
+    """Raises `pyarrow.ArrowInvalid` if a column does not fit the schema."""
+    arrays = []
+    for field in schema:
+        column = columns[field.name]
+        if isinstance(column, list):
+            column = pa.array(column, field.type)
+        elif column.type != field.type:
+            column = column.cast(field.type)
+        arrays.append(column)
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    table.validate()
+    return table

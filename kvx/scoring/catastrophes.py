@@ -4,16 +4,17 @@ A row of `store.schemas.CATASTROPHES` holds what a response shows alone; `pair` 
 comparison with the full cache's answer to the same example shows.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kvx.scoring.instructions import kept_at_the_end, parse
-from kvx.scoring.loops import find_loop
-from kvx.scoring.names import question_recall
+from kvx.scoring.instructions import Instruction, kept_at_the_end, parse
+from kvx.scoring.loops import Loop, find_loop
+from kvx.scoring.names import asked_for, recall
 
 CATASTROPHES = ("looping", "non_termination", "amnesia")
 # the columns that `pair` adds; `any` is one of the three catastrophes
@@ -27,6 +28,33 @@ MAY_BE_UNKNOWN = ("amnesia", "silent_failure")
 JUDGED = (
     "looping", "cap_reached", "instruction_kept", "question_recall", "score", "failure",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an example asks for, as far as a program can check it in an answer."""
+
+    instructions: tuple[Instruction, ...]
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, question: str, answers: Sequence[str]) -> "Asked":
+        parsed = (parse(answer) for answer in answers)
+        return cls(tuple(one for one in parsed if one is not None), asked_for(question))
+
+    def seen_in(self, text: str, cut: bool) -> dict[str, Any]:
+        """The columns of CATASTROPHES that an answer's `text` shows; `cut`: the cap ended it."""
+        kept = [kept_at_the_end(one, text, cut) for one in self.instructions]
+        return {"instruction_kept": _all(kept), "question_recall": recall(self.names, text)}
+
+
+def loop_columns(loop: Loop | None, told: bool) -> dict[str, Any]:
+    """The columns of CATASTROPHES about loops; `told`: a server ended the response for one."""
+    return {
+        "looping": told or loop is not None, "loop_onset": loop and loop.onset,
+        "loop_rule": loop.rule if loop else SERVER_RULE if told else None,
+        "loop_period": loop and loop.period,
+    }  # fmt: skip
 
 
 def inspect(
@@ -48,18 +76,11 @@ def inspect(
     """
     words = text if generated is None else generated
     units: Sequence[Hashable] = words.split() if token_ids is None else list(token_ids)
-    loop = find_loop(units)
-    told = finish_reason == REPETITION
     cut = finish_reason == "length"
-    asked = [parse(answer) for answer in answers]
-    kept = [kept_at_the_end(a, text, cut) for a in asked if a is not None]
     return {
         "n_tokens": len(units), "unit": WORDS if token_ids is None else TOKENS,
-        "looping": told or loop is not None, "loop_onset": loop and loop.onset,
-        "loop_rule": loop.rule if loop else SERVER_RULE if told else None,
-        "loop_period": loop and loop.period,
-        "cap_reached": cut, "instruction_kept": _all(kept),
-        "question_recall": question_recall(question, text),
+        **loop_columns(find_loop(units), finish_reason == REPETITION),
+        "cap_reached": cut, **Asked.of(question, answers).seen_in(text, cut),
     }  # fmt: skip
 
 
@@ -109,6 +130,33 @@ def pair(own: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
 
 
 Flags = dict[str, NDArray[np.float64]]  # 1 yes, 0 no, nan unknown
+
+
+def flags_beside(own: Mapping[str, NDArray[Any]], full: Mapping[str, NDArray[Any]] | None) -> Flags:
+    """Each of `KINDS` and `twin_<kind>` of n responses, beside the full cache's if there is one.
+
+    `own` and `full` hold `place`, the distinct numbers of the examples, and `JUDGED` as flags
+    (`failure`: whether there is one). What `pair` says of a pair is said here, and of a response
+    without a partner what it shows alone.
+    """
+    n = len(own["place"])
+    found = {f"{side}{kind}": np.full(n, np.nan) for kind in KINDS for side in ("", "twin_")}
+    found |= {"looping": own["looping"], "non_termination": own["cap_reached"]}
+    found["any"] = np.fmax(own["looping"], own["cap_reached"])
+    if full is None or not n or not len(full["place"]):
+        return found
+    row = np.full(int(max(own["place"].max(), full["place"].max())) + 1, -1)
+    row[full["place"]] = np.arange(len(full["place"]))
+    partner = row[own["place"]]
+    both = partner >= 0
+    here = {name: own[name][both] for name in JUDGED}
+    there = {name: full[name][partner[both]] for name in JUDGED}
+    for side, flags in (("", _judge(here, there)), ("twin_", _judge(there, here))):
+        for kind in KINDS:
+            column = found[f"{side}{kind}"].copy()
+            column[both] = flags[kind]
+            found[f"{side}{kind}"] = column
+    return found
 
 
 def _flags(both: pd.DataFrame, side: str) -> Flags:

@@ -37,8 +37,18 @@ def question_recall(question: str, answer: str) -> float | None:
 
     None for a question with fewer than two.
     """
-    asked = set(names_and_numbers(question))
-    if len(asked) < MIN_TERMS:
+    return recall(asked_for(question), answer)
+
+
+def asked_for(question: str) -> frozenset[str]:
+    """The question's distinct names and numbers; none if there are fewer than two."""
+    asked = frozenset(names_and_numbers(question))
+    return asked if len(asked) >= MIN_TERMS else frozenset()
+
+
+def recall(asked: frozenset[str], answer: str) -> float | None:
+    """`question_recall` for what `asked_for` found in the question."""
+    if not asked:
         return None
     said = {t.lower() for t in _TERM.findall(answer)}
     said |= {re.sub(r"['’]s?$", "", t) for t in said} | {t.replace(",", "") for t in said}

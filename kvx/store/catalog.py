@@ -79,9 +79,29 @@ def read_frame(paths: Sequence[Path]) -> pd.DataFrame:
 
 def read_columns(points: Sequence[PointRecord], name: str, columns: list[str]) -> pd.DataFrame:
     """Some columns of a table that every point has. Raises `UserError` as `read_frame` does."""
-    tables = [contents.read_table(p.dir / f"{name}.parquet").select(columns) for p in points]
+    tables = [contents.read_table(p.dir / f"{name}.parquet", columns) for p in points]
     frame: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
     return frame
+
+
+def columns_of(point: PointRecord, kind: str, names: Sequence[str]) -> pa.Table:
+    """Columns of one of a point's merged files; those that an older kvx lacked are null.
+
+    Raises `UserError` naming a file that cannot be read.
+    """
+    return columns_in(layout.merged(point.dir, kind), contents.SCHEMAS[kind], names)
+
+
+def columns_in(path: Path, schema: pa.Schema, names: Sequence[str]) -> pa.Table:
+    """The columns `names` of a Parquet file; those that it lacks are null, of the schema's type.
+
+    Raises `UserError` naming a file that cannot be read.
+    """
+    found = contents.read_table(path, names)
+    lacking = [name for name in names if name not in found.column_names]
+    for name in lacking:
+        found = found.append_column(name, pa.nulls(found.num_rows, schema.field(name).type))
+    return found.select(list(names))
 
 
 def requests_of(points: Sequence[PointRecord]) -> pd.DataFrame:

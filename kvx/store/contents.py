@@ -31,11 +31,14 @@ class UnreadableError(Exception):
         self.path = path
 
 
-def read_table(path: Path) -> pa.Table:
-    """A Parquet file as it is. Raises `UserError` naming a file that cannot be read."""
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file as it is, or those of `columns` that it has.
+
+    Raises `UserError` naming a file that cannot be read.
+    """
     try:
         with pq.ParquetFile(path) as file:
-            return file.read()
+            return file.read(columns if columns is None else list(columns))
     except PermissionError:
         raise UserError(f"{path}: cannot be read (permission denied)") from None
     except (pa.ArrowException, OSError) as error:

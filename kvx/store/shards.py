@@ -22,11 +22,14 @@ def write_table(
     does not fit the schema, `OSError` if the disk is full.
     """
     table = pa.Table.from_pylist(list(rows), schema=schema)
-    if inputs is not None:
-        table = table.replace_schema_metadata(
-            {INPUTS_KEY: inputs.encode(), CODE_KEY: package_digest().encode()}
-        )
-    write_arrow(path, table)
+    write_arrow(path, table if inputs is None else stamped(table, inputs))
+
+
+def stamped(table: pa.Table, inputs: str) -> pa.Table:
+    """The table with the hash of what it was made from, and the digest of the code that did."""
+    return table.replace_schema_metadata(
+        {INPUTS_KEY: inputs.encode(), CODE_KEY: package_digest().encode()}
+    )
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:
