@@ -131,7 +131,8 @@ class Sweep:
         """One row per point of the experiment that was begun: its state, requests and errors."""
         import pandas as pd
 
-        from kvx.status.build import PointStatus, read_status
+        from kvx.status.build import read_status
+        from kvx.status.watching import PointStatus
 
         names = [field.name for field in dataclasses.fields(PointStatus)]
         with _in_one_line():

@@ -20,11 +20,13 @@ from kvx.config.folders import package_dir
 from kvx.identity.hashing import digest, sha256_file
 from kvx.report.tables import markdown
 from kvx.store.atomic import write_text
-from scripts.coverage_parts import PARTS, SURE, Ask, Part, Result, Setting
+from scripts import coverage_certificates, coverage_intervals
+from scripts.coverage_base import SURE, Ask, Part, Result, Setting
 
 ROOT = package_dir().parent
 PAGE = ROOT / "docs" / "results" / "statistics.md"
 STORE = ROOT / "outputs" / "coverage_study.jsonl"
+PARTS = [*coverage_intervals.PARTS, *coverage_certificates.PARTS]
 MOST_SHORT = 12  # settings listed for a part
 Key = str
 HEAD = """# Are the statistics right?
@@ -97,6 +99,8 @@ def section(part: Part, rows: Sequence[tuple[Setting, Result]]) -> str:
 
 
 def _title(ask: Ask) -> str:
+    if ask.low == 0 and ask.high == 1:
+        return ask.title
     if ask.low == 0:
         return f"{ask.title} (at most {ask.high:.0%})"
     if ask.high == 1:

@@ -19,7 +19,7 @@ from kvx.config.identity import is_guarded
 from kvx.config.schema import Config
 from kvx.engines.base import KVUse, Response
 from kvx.guard.events import Guarded
-from kvx.points import Request
+from kvx.points import Point, Request
 from kvx.run.planning import plan
 from kvx.scoring.catastrophes import KINDS, inspect, pair
 from kvx.scoring.failures import FailureType
@@ -182,13 +182,14 @@ Guard = Callable[[int, str], tuple[tuple[str, list[int] | None, str], Guarded]]
 def write_experiment(
     answer: Answer, *arguments: str, per_cluster: int = 1, question: str = "Did Nora meet Ivo?",
     reference: str = Instruction("no_comma").dumps(), guard: Guard | None = None,
+    choose: Callable[[Point], Answer] | None = None,
 ) -> None:  # fmt: skip
     """What a run leaves behind: 40 examples at two budgets, answered as `answer` says.
 
     `answer` takes the example's number and the budget; it gives text, token ids and finish reason,
     or TIMEOUT for no answer.
     At points with a controller `guard` says what it did and what came of it, from the number and
-    the controller's name.
+    the controller's name. With `choose` each point has its own `answer`.
     """
     rows = [
         {"id": f"e{i:02d}", "context": f"word {'w ' * i}", "question": question,
@@ -222,7 +223,8 @@ def write_experiment(
         if guard is not None and is_guarded(point.config):
             (text, ids, reason), steered = guard(number, point.config.controller.name)
         else:
-            text, ids, reason = answer(number, point.config.budget.ratio)
+            own = answer if choose is None else choose(point)
+            text, ids, reason = own(number, point.config.budget.ratio)
         if reason == FailureType.TIMEOUT:
             return Response(request, None, error_type=reason, error_message="too late")
         kept = point.kept_tokens(n)

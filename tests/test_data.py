@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvx.cli.command import compose
 from kvx.config.dataset import BinningConfig, BinStrategy, SampleStrategy, SamplingConfig
 from kvx.data.binning import bin_edges, bin_of, choose
+from kvx.data.manifest import manifest_key
 from kvx.data.sources.gsm8k import Gsm8kSource
 from kvx.data.sources.local import LocalSource
 from kvx.data.sources.longbench import LongBenchSource
@@ -87,6 +90,30 @@ def test_niah_needles_are_whole_unique_and_evenly_deep(tmp_path: Path) -> None:
         assert e.context.count(needle) == 1
     with pytest.raises(UserError, match="max_words"):
         list(NiahSource(str(tmp_path), max_words=100_000).examples())
+
+
+def test_needles_in_one_speech_are_a_cluster_and_older_manifests_keep_their_key(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"It was said in speech {name} at length. " * 400)
+    together, apart = (
+        list(NiahSource(str(tmp_path), n_examples=12, max_words=2000, **fields).examples())
+        for fields in ({}, {"cluster": "example"})
+    )
+    assert {e.cluster for e in together} == {"a", "b"}
+    assert all(f"speech {e.cluster} at" in e.context for e in together)
+    assert [e.cluster for e in apart] == [e.example_id for e in apart]
+    assert [replace(e, cluster="") for e in together] == [replace(e, cluster="") for e in apart]
+    by_default, by_text, as_before = (
+        manifest_key(compose("dataset=niah", *argument), "niah-1-x")
+        for argument in ((), ("dataset.source.cluster=text",), ("dataset.source.cluster=example",))
+    )
+    assert by_default == by_text != as_before
+    fields = {"n_examples": 400, "seed": 0}
+    assert NiahSource.identity_of({**fields, "cluster": "example"}) == fields
+    with pytest.raises(UserError, match="cluster=needle: must be text or example"):
+        NiahSource(str(tmp_path), cluster="needle")
 
 
 def test_narrativeqa_keeps_the_right_story_among_distractors(tmp_path: Path) -> None:

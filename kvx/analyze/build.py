@@ -14,7 +14,13 @@ from kvx.analyze import bin_stats, plots, tradeoff
 from kvx.analyze.catastrophe_stats import catastrophe_stats
 from kvx.analyze.controller_stats import controller_stats
 from kvx.analyze.frames import Experiment, load_experiment
+from kvx.analyze.goodput_stats import goodput
 from kvx.analyze.guard_stats import guard_stats
+from kvx.analyze.leaders import leaders
+from kvx.analyze.margins import equivalence
+from kvx.analyze.numerics import numerics
+from kvx.analyze.press_pairs import press_pairs
+from kvx.analyze.sample_stats import samples
 from kvx.analyze.transitions import transitions
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
@@ -37,6 +43,12 @@ from kvx.store.shards import read_inputs, write_table
 log = logging.getLogger(__name__)
 TABLES = {
     "comparisons": schemas.COMPARISONS,
+    "press_pairs": schemas.PRESS_PAIRS,
+    "equivalence": schemas.EQUIVALENCE,
+    "leaders": schemas.LEADERS,
+    "goodput": schemas.GOODPUT,
+    "samples": schemas.SAMPLES,
+    "numerics": schemas.NUMERICS,
     "transitions": schemas.TRANSITIONS,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
     "guard_stats": schemas.GUARD_STATS,
@@ -74,6 +86,12 @@ def analyze_experiment(config: Config) -> None:
     rows = {
         "bin_stats": stats,
         "comparisons": bin_stats.comparisons(experiment, config.analyze),
+        "press_pairs": press_pairs(experiment, stats, config.analyze),
+        "equivalence": equivalence(experiment, config.analyze),
+        "leaders": leaders(experiment, stats, config.analyze),
+        "goodput": goodput(experiment, config.analyze),
+        "samples": samples(experiment, config.analyze),
+        "numerics": numerics(experiment, config.analyze),
         "transitions": transitions(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
         "guard_stats": guard_stats(experiment, config.analyze),
@@ -120,6 +138,12 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "events": experiment.events,
             "bin_stats": table("bin_stats"),
             "comparisons": table("comparisons"),
+            "press_pairs": table("press_pairs"),
+            "equivalence": table("equivalence"),
+            "leaders": table("leaders"),
+            "goodput": table("goodput"),
+            "samples": table("samples"),
+            "numerics": table("numerics"),
             "transition_summary": table("transitions"),
             "catastrophe_stats": table("catastrophe_stats"),
             "guard_stats": table("guard_stats"),

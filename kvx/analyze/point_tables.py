@@ -37,6 +37,8 @@ USED = {
     "failures": ("error_type", "has_response"),
     "catastrophes": ("bin", *JUDGED),
 }  # fmt: skip
+# of a request, beside each of its scores
+BESIDE = ("degenerate", "output_tokens", "kv_bytes_physical")
 
 
 class Manifest:
@@ -117,7 +119,7 @@ class PointTables:
         worst = np.where(scores["higher_is_better"], 0.0, 1.0)
         columns = {
             **scores,
-            **{name: requests[name][at] for name in ("kind", "failed", "degenerate")},
+            **{name: requests[name][at] for name in (*BESIDE, "kind", "failed")},
             "missing": missing, "score": np.where(missing, worst, scores["score"]), "pair": pair,
         }  # fmt: skip
         if (np.diff(pair) > 0).all():

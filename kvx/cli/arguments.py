@@ -1,13 +1,17 @@
 """Prepare a command line before Hydra reads it."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from hydra.core.override_parser.types import ChoiceSweep
 
 from kvx.cli.stages import GROUPS, STAGES
 from kvx.config.budgets import with_budgets
-from kvx.config.overrides import parse, readable, several
+from kvx.config.overrides import parse, quoted, readable, several
 from kvx.errors import UserError
 
 MULTIRUN = ("-m", "--multirun")
+VALUED = ("--config-dir", "-cd", "--config-path", "-cp")  # options that a value follows
 WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
 # a stage's own sections: an experiment or a server has one of each, whatever is swept
 SECTIONS = tuple(s.name for s in STAGES.values() if s.name in s.reads and s.name != "run")
@@ -26,12 +30,30 @@ def understood(argv: list[str]) -> list[str]:
     return _options_last(multirun + [a for a in rewritten if a not in MULTIRUN])
 
 
+def named(fields: Sequence[str], argv: list[str]) -> list[str]:
+    """Arguments without a name, given theirs: of `fields`, in their order.
+
+    An argument is one without `=`, or an existing file; what follows an option is the option's.
+    Raises `UserError` for more of them than fields.
+    """
+    left, rewritten = list(fields), []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        is_value = before in VALUED or argument.startswith("-")
+        if not fields or is_value or ("=" in argument and not Path(argument).exists()):
+            rewritten.append(argument)
+            continue
+        if not left:
+            raise UserError(f"{argument}: one too many; this stage takes {len(fields)} names")
+        rewritten.append(f"{left.pop(0)}={quoted(argument)}")
+    return rewritten
+
+
 def _options_last(argv: list[str]) -> list[str]:
     """Overrides before options: argparse refuses overrides on both sides of `--cfg job`."""
     options: list[str] = []
     overrides: list[str] = []
     for before, argument in zip(["", *argv], argv, strict=False):
-        is_value = before in ("--config-dir", "-cd", "--config-path", "-cp")
+        is_value = before in VALUED
         is_override = "=" in argument and not argument.startswith("-") and not is_value
         (overrides if is_override else options).append(argument)
     return [*overrides, *options] if overrides else options

@@ -40,6 +40,7 @@ def run_stage(name: str, argv: list[str], work: Work | None = None) -> int:
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         look_again()
+        argv = arguments.named(stage.positional, argv)
         arguments.refuse_sweeps(name, argv)
         argv = understood(argv)
         if stage.aggregates:

@@ -14,6 +14,11 @@ EXAMPLES = {
         "kvx serve press=knorm budget=0.25 controller=reactive",
         "kvx serve budget=certified certificate=FILE",
     ),
+    "compare": (
+        "kvx compare full/none compressed/snapkv-0.5",
+        "kvx compare mine results/samples_gsm8k_2026-01-31T12-00-00.jsonl",
+        "kvx compare compare.a=a.eval compare.b=b.eval compare.metric=match",
+    ),
     "presses": (
         "kvx presses",
         "kvx presses model=hf model.path=org/name",

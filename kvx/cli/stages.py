@@ -26,6 +26,7 @@ class Stage:
     reads: tuple[str, ...]  # sections of the configuration, beside the groups and `paths`
     aggregates: bool = False
     takes_pool: bool = False
+    positional: tuple[str, ...] = ()  # fields that are given without their names
 
     def function(self) -> Callable[..., Any]:
         function: Callable[..., Any] = pkgutil.resolve_name(self.work)
@@ -55,6 +56,9 @@ STAGES = {
         Stage("certify", "kvx.certify.build:certify_experiment",
               "the smallest budget that loses at most alpha, with confidence 1 - delta",
               ("experiment_name", "certify"), aggregates=True),
+        Stage("compare", "kvx.compare.build:compare_results",
+              "two results example by example: kvx's, lm-eval's, inspect's or kvpress's",
+              ("compare", "analyze"), aggregates=True, positional=("compare.a", "compare.b")),
         Stage("train", "kvx.train.build:train_experiment",
               "the hazard model of an experiment with signals=full, its card, how good it is",
               ("experiment_name", "train"), aggregates=True),

@@ -37,3 +37,19 @@ class AnalyzeConfig:
     baseline_floor: float = option(
         0.20, "below this score, the full cache leaves no room to see damage", at_least=0, at_most=1
     )
+    margin: float = option(
+        0.02,
+        "equivalence: the loss against the full cache that is called harmless",
+        above=0,
+        below=1,
+        words="between 0 and 1, for example 0.02",
+    )
+    budget_tolerance: float = option(
+        0.05,
+        "presses compare where their measured budgets differ by no more than this share",
+        at_least=0,
+        below=1,
+    )
+    pass_at: list[int] = option(
+        [], "the k of pass@k where seeds are samples; empty: 1, 2, 4, … and all samples"
+    )

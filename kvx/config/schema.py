@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from kvx.config import field_checks
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.certify import CertifyConfig
+from kvx.config.compare import CompareConfig
 from kvx.config.controller import ControllerConfig
 from kvx.config.dataset import DatasetConfig, stops
 from kvx.config.engine import EngineConfig, OpenAIConfig
@@ -256,6 +257,12 @@ class PlanConfig:
 @dataclass
 class StatusConfig:
     points: bool = option(False, "a line per point instead of one per press")
+    watch: bool = option(
+        False,
+        "look again until every point has ended: on a terminal a table that changes in place, "
+        "elsewhere a new one whenever something changed",
+    )
+    every_s: float = option(2.0, "seconds between looks", above=0)
 
 
 @dataclass
@@ -309,6 +316,7 @@ class Config:
     status: StatusConfig = option(StatusConfig, neutral=True)
     simulate: SimulateConfig = option(SimulateConfig, neutral=True)
     certify: CertifyConfig = option(CertifyConfig, neutral=True)
+    compare: CompareConfig = option(CompareConfig, neutral=True)
     certificate: str | None = option(
         None, "of kvx.serve budget=certified: a JSON file of kvx.certify", neutral=True
     )

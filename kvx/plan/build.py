@@ -13,6 +13,7 @@ from kvx.config.schema import BudgetConfig, Config, Measure, PlanFormat
 from kvx.data.kv_layout import kv_layout
 from kvx.data.tokenizer import model_hash
 from kvx.plan.cost import calibrate, largest_prompts, runs_dir
+from kvx.plan.reach import reach
 from kvx.points import Point, budget_label, experiment_dir
 from kvx.run import applicable
 from kvx.run.planning import plan as points_of
@@ -69,6 +70,7 @@ class Plan:
     memory: list[Memory]
     estimates: list[Estimate]
     not_applicable: list[str]  # a line for each press and reason
+    reach: list[str]  # what so many prompts can find
 
 
 def print_plan(configs: Sequence[Config], pool: Pool | None = None) -> None:
@@ -104,6 +106,7 @@ def make_plan(points: Sequence[Point], pool: Pool | None = None) -> Plan:
             for model, tokens in left_tokens.items()
         ],
         not_applicable=applicable.in_lines(points, apart),
+        reach=reach(points),
     )
 
 
@@ -217,6 +220,8 @@ def _show(plan: Plan, console: Console) -> None:
             table.add_row(row.budget, *map(byte_count, row.bin_bytes))
         console.print(table)
     console.print()
+    for line in plan.reach:
+        console.print(line, soft_wrap=True, highlight=False)
     for e in plan.estimates:
         time = "time: unknown" if e.seconds is None else f"time: about {duration(e.seconds)}"
         console.print(f"{time} for the answers of {e.model} ({e.how})", highlight=False)

@@ -1,4 +1,4 @@
-"""report.md: the analysed tables as sentences, tables and plots."""
+"""report.md, the short one, and details.md: the analysed tables as sentences, tables and plots."""
 
 import json
 import logging
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from kvx.analyze import plots, tradeoff
 from kvx.analyze.build import TABLES, inputs_hash
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.leaders import ALL_VARIANTS
 from kvx.analyze.naming import metric_title
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
@@ -21,9 +22,20 @@ from kvx.guard.controllers import Hazard
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.caveats import GuardedPoint, caveats
 from kvx.points import experiment_dir, told_guard
-from kvx.report import catastrophe_section, controller_tables, guard_section, proof_section, tables
+from kvx.report import (
+    catastrophe_section,
+    controller_tables,
+    equivalence_section,
+    goodput_section,
+    guard_section,
+    leaders_section,
+    proof_section,
+    samples_section,
+    tables,
+)
 from kvx.report.findings import findings
 from kvx.report.page.assemble import write_page
+from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
@@ -47,13 +59,14 @@ PAGE = "report.html"
 
 
 def report_experiment(config: Config) -> Path:
-    """Write report.md unless it is there for the same tables; its path.
+    """Write report.md, details.md and report.html unless they are there for the same tables; the
+    path of the first.
 
     Raises `UserError` if the experiment is not analysed, or was before its points changed.
     """
     folder = experiment_dir(config)
     points = finished_points(folder)
-    path, page = folder / "report.md", folder / PAGE
+    path, details, page = folder / "report.md", folder / "details.md", folder / PAGE
     inputs = inputs_hash(folder, config.analyze)
     if any(read_inputs(folder / f"{name}.parquet") != inputs for name in TABLES):
         raise UserError(
@@ -62,7 +75,8 @@ def report_experiment(config: Config) -> Path:
         )
     known = list(caveats(_forecasting(points, config)))
     stamp = STAMP.format(digest([inputs, known, package_digest()], 16))
-    if path.exists() and page.exists() and path.read_text().rstrip().endswith(stamp):
+    written = all(file.exists() for file in (path, details, page))
+    if written and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
         return path
     frames = {
@@ -70,9 +84,10 @@ def report_experiment(config: Config) -> Path:
         for name in TABLES
     }
     context = _context(config, points, folder, known, **frames)
-    text = render(Path(__file__).with_name("report.md.j2"), **context)
     write_page(page, context, points, frames, Path(config.paths.output), stamp)
-    write_text(path, f"{text.rstrip()}\n\n{stamp}\n")
+    for file, template in ((details, "report.md.j2"), (path, "summary.md.j2")):
+        text = render(Path(__file__).with_name(template), **context)
+        write_text(file, f"{text.rstrip()}\n\n{stamp}\n")
     log.info("report: %s", path)
     return path
 
@@ -88,7 +103,14 @@ def _context(
     catastrophe_stats: pd.DataFrame,
     guard_stats: pd.DataFrame,
     controller_stats: pd.DataFrame,
+    leaders: pd.DataFrame,
+    equivalence: pd.DataFrame,
+    goodput: pd.DataFrame,
+    samples: pd.DataFrame,
+    numerics: pd.DataFrame,
+    **_: pd.DataFrame,  # tables that the page has no section for
 ) -> dict[str, Any]:
+    several = bin_stats["variant_id"].nunique() > 1
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
     failures = read_frame([p.dir / "failures.parquet" for p in points])
     seen = read_frame([p.dir / "catastrophes.parquet" for p in points])
@@ -97,20 +119,37 @@ def _context(
     found = proof_section.proofs(requests)
     left_out, used = unfinished_points(folder), guard_section.device_budgets(guard_stats)
     return {
-        "name": folder.name, "n_points": len(points), "n_requests": overall["n_requests"].sum(),
+        "name": folder.name, "n_points": len(points), "n_left_out": len(left_out),
+        "n_requests": overall["n_requests"].sum(),
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
-            config.analyze, found,
+            config.analyze, found, leaders, equivalence, goodput, samples,
         ),
+        "leaders_of_all": leaders_section.leaders_table(leaders, ALL_VARIANTS),
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
         "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),
         "controllers": _controllers(controller_stats),
-        "findings": findings(bin_stats, comparisons, transitions, used, config.analyze),
+        "verdict": [
+            *leaders_section.verdicts(leaders, several),
+            *verdict_sentences(comparisons, transitions, config.analyze),
+        ],
+        "page": PAGE, "guarded": bool(len(guard_stats)),
+        "latency": bool((overall["n_latency"] > 0).any()),
+        "findings": [
+            *leaders_section.verdicts(leaders, several),
+            *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
+            *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
+            *samples_section.verdicts(samples),
+            *samples_section.noise(numerics, equivalence),
+            *findings(bin_stats, comparisons, transitions, used, config.analyze),
+        ],
         "warnings": [
             *mixed_versions(points),
             *warnings(bin_stats, comparisons, left_out, known, config.analyze, requests),
         ],
+        "table_names": ", ".join(f"`{name}.parquet`" for name in sorted(TABLES)),
+        "goodput_introduction": goodput_section.INTRODUCTION,
         "confidence": percent(config.analyze.confidence),
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
@@ -154,6 +193,10 @@ def _variants(
     points: list[PointRecord],
     config: AnalyzeConfig,
     found: dict[str, list[BudgetProof]],
+    leaders: pd.DataFrame,
+    equivalence: pd.DataFrame,
+    goodput: pd.DataFrame,
+    samples: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     described = []
     several = bin_stats["variant_id"].nunique() > 1
@@ -179,8 +222,16 @@ def _variants(
                 "budget_table": tables.budget_table(
                     overall, found, guard_section.device_budgets(guarded)
                 ),
+                "summary_table": summary_table(overall, compared, config),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
+                "equivalence_table": equivalence_section.equivalence_table(
+                    equivalence[equivalence["variant_id"] == variant]
+                ),
+                "samples_table": samples_section.samples_table(
+                    samples[samples["variant_id"] == variant]
+                ),
+                "leaders_table": leaders_section.leaders_table(leaders, str(variant)),
                 "failure_table": tables.failure_table(overall, compared, failures),
                 "catastrophe_table": catastrophe_section.catastrophe_table(
                     derailed, 1 - config.confidence
@@ -195,6 +246,9 @@ def _variants(
                 "guard_effect_table": guard_section.effect_table(guarded),
                 "guard_cost_table": guard_section.cost_table(guarded),
                 "cost_table": tables.cost_table(overall),
+                "goodput_table": goodput_section.goodput_table(
+                    goodput[goodput["variant_id"] == variant]
+                ),
                 "plots": f"plots/{variant}" if several else "plots",
                 "latency_how": _how_measured(alone[alone["point_id"].isin(overall["point_id"])]),
                 "latency_table": tables.latency_table(overall),

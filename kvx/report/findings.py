@@ -10,6 +10,7 @@ from kvx.report.curve_findings import curve_sentences
 from kvx.report.verdicts import Verdict, corrected_p, in_words, lengths, verdict
 from kvx.report.wording import DEGENERATE, full_name, interval, token_range
 
+MANY = 12  # compressed points above which the tables alone say what each one costs
 KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
 
 
@@ -30,11 +31,12 @@ def findings(
     edges = stats[["point_id", "bin", "bin_low_tokens", "bin_high_tokens"]].to_dict("records")
     ranges = {(row["point_id"], row["bin"]): token_range(row) for row in edges}
     several = stats["variant_id"].nunique() > 1
+    each = compared["point_id"].nunique() <= MANY
     sentences = []
     for key, group in compared.groupby(KEYS, sort=False):
         name = full_name(group.iloc[0], several)
         curve = group[group["bin"] == ALL_BINS].sort_values("budget", ascending=False)
-        for _, row in curve.iterrows():
+        for _, row in curve.iterrows() if each else ():
             sentences.append(_cost(name, row, group, ranges, used, 1 - config.confidence))
         for _, row in transitions.iterrows():
             if all(row[k] == v for k, v in zip(KEYS, key, strict=True)):

@@ -52,8 +52,17 @@ def warnings(
 
 
 def _left_out(left_out: dict[str, str]) -> Iterator[str]:
+    """Sentences, one for each reason that several points share."""
+    by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
-        yield f"**Left out.** Point {name} is in no table: {reason}."
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        if len(names) == 1:
+            yield f"**Left out.** Point {names[0]} is in no table: {reason}."
+            continue
+        shown = ", ".join(names[:SHOWN])
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        yield f"**Left out.** {len(names)} points are in no table: {reason} ({shown}{more})."
 
 
 def _unproved(overall: pd.DataFrame) -> Iterator[str]:

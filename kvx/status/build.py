@@ -4,9 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from kvx.errors import RunFailedError, UnfinishedError, UserError
 from kvx.points import experiment_dir
 from kvx.run import slurm_jobs
 from kvx.run.time_left import EARLY_REQUESTS
+from kvx.status.watching import Look, PointStatus, State, watch
 from kvx.store import contents, journal, layout, locks
 from kvx.store.contents import UnreadableError
 from kvx.store.layout import LATENCY, REQUESTS
@@ -26,41 +25,29 @@ from kvx.store.layout import LATENCY, REQUESTS
 WINDOW_S = 300.0  # the rate is that of these last seconds
 UNWRITTEN_S = 60.0  # a finished request may be in no shard for this long
 ERROR_WIDTH = 90
-
-
-class State(Enum):
-    done = "done"
-    running = "running"  # a run works on it, and some results are there
-    waiting = "waiting"  # claimed by a run that has not reached it, or in SLURM's queue
-    unfinished = "unfinished"  # partial results, no worker
-    missing = "missing"  # no results, no worker
-    failed = "failed"
-    not_applicable = "not applicable"  # its press cannot be used on its model
-
-
 WIDTHS = {State.not_applicable: 16}  # of the table's columns; the others are 11 wide
 
 
-@dataclass(frozen=True)
-class PointStatus:
-    """One point; counts are requests and latencies together."""
-
-    id: str
-    press: str
-    budget: str
-    state: State
-    there: int
-    asked: int
-    errors: int
-    first_error: str | None
-
-
 def print_status(config: Config) -> None:
-    """Print how far the experiment is.
+    """Print how far the experiment is, with `status.watch` until every point has ended.
 
     Raises `UserError` if nothing was begun, `UnfinishedError` if something is left to do, and
     `RunFailedError` if nothing is left but points failed.
     """
+    seen = look(config)
+    if config.status.watch:
+        seen = watch(seen, lambda: look(config), config.status.every_s)
+    else:
+        print("\n".join(seen.lines), flush=True)
+    failed = sum(p.state is State.failed for p in seen.points)
+    if seen.n_open:
+        raise UnfinishedError(f"{seen.n_open} of {len(seen.points)} points are not finished")
+    if failed:
+        raise RunFailedError(f"{failed} of {len(seen.points)} points failed")
+
+
+def look(config: Config) -> Look:
+    """How far the experiment is now. Raises `UserError` if nothing was begun."""
     folder = experiment_dir(config)
     submitted = slurm_jobs.active_submissions(folder)
     points = read_status(folder, {i for entry, _ in submitted for i in entry.point_ids})
@@ -74,11 +61,7 @@ def print_status(config: Config) -> None:
         said = ", ".join(slurm_jobs.in_words(queue))
         logs = entry.logs.removeprefix(f"{Path.cwd()}/")
         lines += ["", f"SLURM job {', '.join(entry.job_ids)}: {said}; logs: {logs}/*_log.err"]
-    print("\n".join(lines), flush=True)
-    if open_points:
-        raise UnfinishedError(f"{open_points} of {len(points)} points are not finished")
-    if states[State.failed]:
-        raise RunFailedError(f"{states[State.failed]} of {len(points)} points failed")
+    return Look(lines, points, open_points)
 
 
 def read_status(folder: Path, queued: Container[str] = ()) -> list[PointStatus]:

@@ -14,7 +14,7 @@ from kvx.config.folder_names import is_name
 from kvx.config.numbers import exact
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
-from kvx.store import contents, layout, schemas
+from kvx.store import contents, journal, layout, schemas
 from kvx.store.layout import EVENTS, KINDS, LATENCY, REQUESTS, Done
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ NOT_APPLICABLE = (
     "point_id", "variant_id", "model", "dataset", "press", "budget_label", "controller", "reason",
 )  # fmt: skip
 LATENCY_ONLY = "it has no answers, only latencies"
+NOT_BEGUN = "not begun"
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,14 @@ def answered_points(experiment: Path) -> list[PointRecord]:
 
 
 def unfinished_points(experiment: Path) -> dict[str, str]:
-    """Points that no table holds though they could, and why."""
-    return {f.name: state for f, state in _states(experiment) if isinstance(state, str)}
+    """Points that no table holds though they could, and why; by id.
+
+    Of these, points that sweep.json asks for and no run has begun.
+    """
+    found = {f.name: state for f, state in _states(experiment) if isinstance(state, str)}
+    there = {folder.name for folder in (experiment / "points").glob("*/")}
+    asked = journal.read(experiment)["points"]
+    return dict(sorted((found | dict.fromkeys(asked.keys() - there, NOT_BEGUN)).items()))
 
 
 def not_applicable_points(experiment: Path) -> list[dict[str, str]]:

@@ -178,6 +178,86 @@ COMPARISONS = _schema(
     },
 )  # fmt: skip
 
+# press against press where the measured budgets are the same; bin -1 is all bins together
+PRESS_PAIRS = _schema(
+    {
+        "variant_id": S, "variant": S, "model": S, "dataset": S, "seed": I64, "budget_by": S,
+        "point_a": S, "point_b": S, "press_a": S, "press_b": S, "label_a": S, "label_b": S,
+        "budget_a": F64, "budget_b": F64, "kv_bytes_a": F64, "kv_bytes_b": F64, "bin": I32,
+        "metric": S, "higher_is_better": B, "n_pairs": I64, "n_clusters": I64, "n_missing": I64,
+        "n_degenerate": I64, "n_family": I64, "n_a_better": I64, "n_b_better": I64, "method": S,
+    },
+    {
+        "mean_a": F64, "mean_b": F64, "difference": F64, "ci_low": F64, "ci_high": F64, "p": F64,
+        "p_holm": F64, "p_bh": F64,
+    },
+)  # fmt: skip
+
+# whether a point loses at most a margin against the full cache; bin -1 is all bins together
+EQUIVALENCE = _schema(
+    {
+        **_SERIES, "twin_point_id": S, "bin": I32, "metric": S, "higher_is_better": B,
+        "margin": F64, "n_pairs": I64, "n_clusters": I64, "n_missing": I64, "n_family": I64,
+        "method": S,
+    },
+    {
+        "loss": F64, "loss_upper": F64, "p": F64, "p_holm": F64, "holds": B, "discordance": F64,
+        "detectable": F64, "n_for_margin": I64,
+    },
+)  # fmt: skip
+
+# presses ranked at one budget, over one variant or over several
+LEADERS = _schema(
+    {
+        "scope": S, "budget_by": S, "budget_label": S, "press": S, "metric": S, "rank": I64,
+        "rank_low": I64, "rank_high": I64, "n_presses": I64, "n_variants": I64, "n_pairs": I64,
+        "n_clusters": I64, "n_missing": I64, "n_degenerate": I64, "leader": S, "budget": F64,
+        "kv_bytes": F64, "point_ids": pa.list_(S), "method": S,
+    },
+    {
+        "mean": F64, "full_mean": F64, "difference": F64, "ci_low": F64, "ci_high": F64, "p": F64,
+        "p_holm": F64,
+    },
+)  # fmt: skip
+
+# right answers for the memory, tokens and seconds they took; bin -1 is all bins together
+GOODPUT = _schema(
+    {**_SERIES, "bin": I32, "metric": S, "n": I64, "n_clusters": I64, "n_inflation": I64},
+    {
+        "twin_point_id": S, "correct_per_s": F64,
+        **{
+            f"{name}{end}": F64
+            for name in ("correct_ended", "correct_per_gib", "tokens_per_correct", "inflation")
+            for end in ("", "_ci_low", "_ci_high")
+        },
+        "inflation_p": F64, "inflation_p_holm": F64,
+    },
+)  # fmt: skip
+
+# seeds as samples of one configuration, for each k; bin -1 is all bins together
+SAMPLES = _schema(
+    {
+        "variant_id": S, "variant": S, "model": S, "dataset": S, "press": S, "controller": S,
+        "budget_kind": S, "budget_label": S, "budget_asked": F64, "budget": F64, "bin": I32,
+        "metric": S, "temperature": F64, "k": I64, "n_samples": I64, "n_prompts": I64,
+        "n_clusters": I64, "n_missing": I64, "point_ids": pa.list_(S), "ci_method": S,
+    },
+    {
+        "pass_at_k": F64, "ci_low": F64, "ci_high": F64, "twin_pass_at_k": F64, "difference": F64,
+        "difference_ci_low": F64, "difference_ci_high": F64, "p": F64, "p_holm": F64,
+        "variance_between": F64, "variance_within": F64, "alike": F64,
+    },
+)  # fmt: skip
+
+# full-cache points that differ only in how sums are rounded; bin -1 is all bins together
+NUMERICS = _schema(
+    {
+        "variant_a": S, "variant_b": S, "point_a": S, "point_b": S, "seed": I64, "differs_in": S,
+        "bin": I32, "metric": S, "n_pairs": I64, "n_clusters": I64, "n_differ": I64,
+    },
+    {"difference": F64, "ci_low": F64, "ci_high": F64, "p": F64, "floor": F64},
+)  # fmt: skip
+
 TRANSITIONS = _schema(
     {
         **_CURVE, "metric": S, "n_budgets": I64, "n_boot": I64, "n_clusters": I64,

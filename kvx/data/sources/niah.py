@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from kvx.data.example import Example
 from kvx.data.files import fingerprint, read_text
@@ -19,6 +20,7 @@ from kvx.errors import UserError
 from kvx.identity.hashing import digest
 
 VERSION = "1"
+TEXT, EXAMPLE = "text", "example"  # what is a cluster
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
 
 
@@ -43,7 +45,9 @@ def needle_keys() -> list[str]:
 class NiahSource:
     """`n_examples` haystacks of `min_words`..`max_words` words.
 
-    Lengths are log-uniform, needle depths are spread evenly.
+    Lengths are log-uniform, needle depths are spread evenly. A speech holds several needles, so
+    `cluster=text` resamples them together. `cluster=example`, as it was before there was the field,
+    takes them as independent, and continues experiments of that time.
     """
 
     haystack: str
@@ -51,8 +55,11 @@ class NiahSource:
     min_words: int = 280
     max_words: int = 2800
     seed: int = 0
+    cluster: str = TEXT
 
     def __post_init__(self) -> None:
+        if self.cluster not in (TEXT, EXAMPLE):
+            raise UserError(f"dataset.source.cluster={self.cluster}: must be {TEXT} or {EXAMPLE}")
         check_least("n_examples", self.n_examples)
         check_range("min_words", self.min_words, "max_words", self.max_words, 1)
 
@@ -63,10 +70,17 @@ class NiahSource:
     def revision(self) -> str:
         return f"niah-{VERSION}-{digest([fingerprint(f) for f in self.speeches], 12)}"
 
+    @staticmethod
+    def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields in a manifest's key; none of `cluster=example`, which older manifests have."""
+        cluster = fields.get("cluster", TEXT)
+        kept = {k: v for k, v in fields.items() if k != "cluster"}
+        return kept if cluster == EXAMPLE else {**kept, "cluster": cluster}
+
     def examples(self) -> Iterator[Example]:
         keys = needle_keys()
-        texts = [read_text(f) for f in self.speeches]
-        long_enough = [t for t in texts if len(t.split()) >= self.max_words]
+        texts = [(f.stem, read_text(f)) for f in self.speeches]
+        long_enough = [(name, t) for name, t in texts if len(t.split()) >= self.max_words]
         if not long_enough:
             raise UserError(
                 f"dataset.source.max_words={self.max_words}: "
@@ -79,7 +93,8 @@ class NiahSource:
             length = log_uniform(self.min_words, self.max_words, rng)
             key = keys[(self.seed * 7919 + index) % len(keys)]
             value = str(rng.randint(1_000_000, 9_999_999))
-            haystack = excerpt(rng.choice(long_enough), length, rng)
+            name, text = rng.choice(long_enough)
+            haystack = excerpt(text, length, rng)
             sentence = min(round(depth * len(haystack)), len(haystack))
             haystack.insert(sentence, NEEDLE.format(key=key, value=value))
             yield Example(
@@ -87,5 +102,6 @@ class NiahSource:
                 context=" ".join(haystack),
                 question=key,
                 answers=(value,),
+                cluster=name if self.cluster == TEXT else "",
                 meta={"depth": round(sentence / len(haystack), 4)},
             )

@@ -62,7 +62,7 @@ def answers(
 
 def _prompts(points: Sequence[PointRecord]) -> pd.DataFrame:
     """Every prompt of a manifest [rows]: `manifest`, `example_id`, `bin`."""
-    found = {}
+    found: dict[str, pd.DataFrame] = {}
     for point in points:
         key = point.info["manifest"]["key"]
         if key not in found:
@@ -71,7 +71,8 @@ def _prompts(points: Sequence[PointRecord]) -> pd.DataFrame:
                 columns=["example_id", "bin"], partitioning=None,
             )  # fmt: skip
             found[key] = table.to_pandas().assign(manifest=key)
-    return pd.concat(found.values(), ignore_index=True)
+    frame: pd.DataFrame = pd.concat(found.values(), ignore_index=True)
+    return frame
 
 
 def _affordable(prompts: pd.DataFrame, points: Sequence[PointRecord]) -> int:
@@ -104,13 +105,16 @@ def _answers_of(point: PointRecord, kept: pd.DataFrame) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from None
         table = table.filter(pc.field("example_id").isin(names))
-        return table.to_pandas().reindex(columns=wanted)
+        frame: pd.DataFrame = table.to_pandas().reindex(columns=wanted)
+        return frame
 
     failures = read("failures", ["example_id", "error_type"])
     failed = failures.drop_duplicates("example_id").set_index("example_id")["error_type"]
     frame = read("requests", REQUEST).merge(read("catastrophes", JUDGED), "left", "example_id")
     # a request without a response is judged only as a failure
-    frame["failure"] = frame["failure"].fillna(frame["example_id"].map(failed))
+    frame["failure"] = frame["failure"].where(
+        frame["failure"].notna(), frame["example_id"].map(failed)
+    )
     return frame
 
 
@@ -119,7 +123,7 @@ def _texts(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Context, question and answers of the prompts kept, by manifest and example."""
     folders = {p.info["manifest"]["key"]: p.manifest_dir(output) for p in points}
-    found = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for key, group in kept.groupby("manifest"):
         table = pq.read_table(
             examples_file(folders[str(key)]),

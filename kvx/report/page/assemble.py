@@ -9,7 +9,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from kvx.report.page.answers import answers
+from kvx.analyze.looks import COLOURS, DARK_COLOURS
+from kvx.report.page.answers import Shown, answers
 from kvx.report.page.packing import packed
 from kvx.report.page.tables_shown import figures
 from kvx.store.atomic import write_text
@@ -42,19 +43,24 @@ def write_page(
         "warnings": list(told["warnings"]), "confidence": told["confidence"],
         "facts": [[k, v] for k, v in told["reproducibility"]],
     }  # fmt: skip
-    scripts = {name: _read(name) for name in VENDORED}
-    own = "\n".join(f"// ---- {name}\n{_read(f'code/{name}')}" for name in MODULES)
-    style, figured = _read("style.css"), packed({**head, **shown})
-    taken = sum(len(t.encode()) for t in (*scripts.values(), own, style, figured))
+    empty = Shown("", 0, 0, None)
+    taken = len(page_of({**head, **shown}, empty, stamp).encode())
     number = {p["id"]: i for i, p in enumerate(shown["points"])}
-    samples = answers(points, number, output, MOST_BYTES - taken - 20_000)
+    samples = answers(points, number, output, MOST_BYTES - taken)
+    write_text(path, page_of({**head, **shown}, samples, stamp))
+
+
+def page_of(shown: Mapping[str, Any], samples: Shown, stamp: str) -> str:
+    """The page that shows the figures of `shown` and the examples of `samples`."""
+    libraries = [_read(name) for name in VENDORED]
+    own = "\n".join(f"// ---- {name}\n{_read(f'code/{name}')}" for name in MODULES)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
-    page = environment.from_string(_read("page.html.j2")).render(
-        name=told["name"], style=style, libraries=list(scripts.values()), own=own,
-        hashes=[_hash(text) for text in (*scripts.values(), own)],
-        figures=figured, samples=samples, stamp=stamp,
+    return environment.from_string(_read("page.html.j2")).render(
+        name=shown["name"], style=_read("style.css"), libraries=libraries, own=own,
+        hashes=[_hash(script) for script in (*libraries, own)],
+        figures=packed(shown), samples=samples, stamp=stamp,
+        colours=COLOURS, dark_colours=DARK_COLOURS,
     )  # fmt: skip
-    write_text(path, page)
 
 
 def _read(name: str) -> str:

@@ -5,9 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from kvx.analyze.budget_plots import series
 from kvx.analyze.columns import is_full
-from kvx.analyze.looks import COLOURS, DARK_COLOURS, looks
+from kvx.analyze.looks import FULL_CACHE, looks
 from kvx.analyze.naming import metric_title
+from kvx.analyze.plots import plain as plain_rows
 from kvx.report.page.packing import columns, plain
 from kvx.report.wording import series_name
 from kvx.store.catalog import PointRecord, read_columns
@@ -33,7 +35,7 @@ DERAILED = {
 }  # fmt: skip
 CURVE = (
     "press", "controller", "seed", "budget_kind", "transition_label", "transition_above_label",
-    "transition_drop", "transition_p", "zone_labels", "zone_reasons",
+    "zone_labels", "zone_reasons",
 )  # fmt: skip
 
 
@@ -62,7 +64,6 @@ def figures(
     counts = failed.groupby([*key, "error_type"]).size().rename("count").reset_index()
     derailed = catastrophe_stats[[*key, *DERAILED]].rename(columns=DERAILED)
     return {
-        "palette": {"light": list(COLOURS), "dark": list(DARK_COLOURS)},
         "variants": [_variant(stats[stats["variant_id"] == v]) for v in variants],
         "points": _points(first, variants, number, twins),
         "cells": columns(_numbered(cells, number)),
@@ -92,10 +93,12 @@ def _points(
     number: Mapping[str, int],
     twins: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    look = looks(first["press"])
+    # as in the plots of report.md; points of controllers look like their press, dashed
+    alone, named = plain_rows(first), series(first)
+    look = looks(series(alone)[~is_full(alone)])
     found = []
-    for _, row in first.iterrows():
-        own = look[row["press"]]
+    for (_, row), name in zip(first.iterrows(), named, strict=True):
+        own = look.get(name, look.get(row["press"], look[FULL_CACHE]))
         twin = twins.get(row["point_id"])
         found.append(
             {
@@ -105,6 +108,7 @@ def _points(
                 "asked": plain(row["budget_asked"]), "budget": plain(row["budget"]),
                 "full": bool(row["full"]), "twin": number.get(twin) if twin else None,
                 "colour": own.colour, "marker": own.marker, "dash": own.dash,
+                "dashed": row["controller"] != "none",
             }
         )  # fmt: skip
     return found

@@ -108,7 +108,7 @@ function help() {
 async function start() {
   const experiment = experimentOf(await unpack("figures"));
   const theme = themeButton(), keys = help();
-  let browser = null, opening = null;
+  let browser = null, opening = null, current = 0;
   const place = el("div", { class: "waiting" });
 
   /** The sample browser; unpacked once, when it is first wanted. */
@@ -121,6 +121,7 @@ async function start() {
       ].filter(Boolean).join(" · ");
       browser = sampleBrowser(experiment, samplesOf(raw, experiment), note);
       place.replaceWith(browser.root);
+      browser.start(current);
       return browser;
     });
     return opening;
@@ -129,6 +130,7 @@ async function start() {
 
   const body = el("div");
   const show = (number) => {
+    current = number;
     body.replaceChildren(...sectionsOf(experiment, number, open));
     browser?.start(number);
   };
@@ -152,10 +154,10 @@ async function start() {
     const point = experiment.points.find((p) => p.id === asked.get("point"));
     if (point) open({ point: point.index, bin: asked.get("bin") === "" ? ALL_BINS : Number(asked.get("bin")), show: asked.get("show") ?? "all", example: asked.get("example") });
   }
-  const seen = new IntersectionObserver(async (entries) => {
+  const seen = new IntersectionObserver((entries) => {
     if (!entries.some((e) => e.isIntersecting)) return;
     seen.disconnect();
-    if (!browser) (await samples()).start(0);
+    samples();
   }, { rootMargin: "600px" });
   seen.observe(place);
 }

@@ -1,5 +1,12 @@
 // What a budget saves and what it costs: bytes, failures, catastrophes, time.
 
+/** Round numbers of bytes for an axis: powers of two, or halves and quarters of them. */
+function byteTicks([low, high]) {
+  const parts = high / low > 8 ? [1] : high / low > 3 ? [1, 1.5] : [1, 1.25, 1.5, 1.75];
+  const powers = d3.range(Math.floor(Math.log2(low)), Math.log2(high) + 1);
+  return powers.flatMap((k) => parts.map((part) => part * 2 ** k)).filter((v) => v >= low && v <= high);
+}
+
 /** Score over bytes, and the points that no other beats in both. */
 function paretoFront(experiment, variant, series, bin, width, open) {
   const sign = variant.higher ? 1 : -1;
@@ -16,8 +23,8 @@ function paretoFront(experiment, variant, series, bin, width, open) {
   return clickable(Plot.plot({
     width, height: Math.min(440, Math.max(300, width * 0.42)), marginLeft: 48, marginRight: 90, marginBottom: 40, marginTop: 22,
     ariaLabel: "Score over KV bytes", color: { type: "identity" }, symbol: { type: "identity" },
-    x: { type: "log", label: "KV bytes per request (mean, log scale) →", tickFormat: byteCount, ticks: 5, grid: true, inset: 12 },
-    y: { label: `${variant.metric} ↑`, grid: true, domain: scoreDomain(rows) },
+    x: { type: "log", label: "KV bytes per request (mean, log scale) →", tickFormat: byteCount, ticks: byteTicks(d3.extent(rows, (r) => r.x)), grid: true, inset: 12 },
+    y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", grid: true, domain: scoreDomain(rows) },
     marks: [
       Plot.line(front, { x: "x", y: "y", curve: "step-after", stroke: "var(--muted)", strokeWidth: 1.5, strokeDasharray: "4 3" }),
       Plot.ruleX(rows, { x: "x", y1: "low", y2: "high", stroke: colourOf, strokeOpacity: 0.45, strokeWidth: 1.5 }),
@@ -29,7 +36,8 @@ function paretoFront(experiment, variant, series, bin, width, open) {
 }
 
 const KINDS = ["looping", "non_termination", "amnesia", "silent_failure"];
-const KIND_COLOURS = ["var(--s2)", "var(--s1)", "var(--s3)", "var(--s4)", "var(--s5)", "var(--s6)", "var(--s7)", "var(--s0)"];
+// other colours than those of presses: Tol's muted ones, which colour-blind people can tell apart
+const KIND_COLOURS = d3.range(8).map((i) => `var(--k${i})`);
 
 const colourLegend = (names, colours) => el("ul", { class: "legend" }, names.map((name, i) =>
   el("li", {}, el("i", { class: "patch", style: { background: colours[i % colours.length] } }), kindName(name))));
@@ -51,7 +59,7 @@ function failureBars(experiment, variant, series, width, open) {
   const plot = Plot.plot(panels(cut, width, 140, {
     ariaLabel: "Failure rate by kind, a panel per press",
     x: { type: "band", domain: labels, label: "KV budget", tickFormat: short, padding: 0.25, tickRotate: labels.length > 8 ? -45 : 0 },
-    y: { label: "share of requests ↑", grid: true, ticks: 3, tickFormat: "%", domain: [0, Math.max(0.05, d3.max(d3.rollups(rows, (v) => d3.sum(v, (r) => r.share), (r) => r.point), (d) => d[1]))] },
+    y: { label: "share of requests", labelAnchor: "center", labelArrow: "none", grid: true, ticks: 3, tickFormat: "%", domain: [0, Math.max(0.05, d3.max(d3.rollups(rows, (v) => d3.sum(v, (r) => r.share), (r) => r.point), (d) => d[1]))] },
     marks: [
       outline(cut),
       Plot.barY(rows, { ...at, x: "x", y: "share", fill: (d) => KIND_COLOURS[kinds.indexOf(d.kind) % KIND_COLOURS.length], order: kinds, title: "title" }),
@@ -76,7 +84,7 @@ function catastropheCurves(experiment, variant, series, width, open) {
   const z = (d) => `${d.panel} ${d.kind}`;
   const plot = Plot.plot(panels(cut, width, 150, {
     ariaLabel: "Excess catastrophes over budget, a panel per press",
-    x: budgetAxis(rows), y: { label: "excess over the full cache ↑", grid: true, ticks: 4 },
+    x: budgetAxis(rows), y: { label: "excess", labelAnchor: "center", labelArrow: "none", grid: true, ticks: 4 },
     marks: [
       outline(cut), Plot.ruleY([0], { stroke: "var(--muted)" }),
       Plot.areaY(rows, { ...at, x: "x", y1: "low", y2: "high", z, fill: "colour", fillOpacity: 0.1 }),

@@ -1,9 +1,22 @@
 // Curves over budgets and over lengths, in small multiples; a press looks the same in all of them.
 
-const SYMBOLS = ["circle", "square", "triangle", "diamond", "triangle2", "cross", "star"];
-const DASHES = [null, "6 3", "2 2", "8 2 2 2", "4 4", "1 3", "10 3"];
+/** A symbol of straight lines through `corners`, which span about 2 by 2. */
+const polygon = (corners) => ({
+  draw(context, size) {
+    const r = Math.sqrt(size / Math.PI) * 1.15;
+    corners.forEach(([x, y], i) => context[i ? "lineTo" : "moveTo"](x * r, y * r));
+    context.closePath();
+  },
+});
+const DOWN = polygon([[-1, -0.75], [1, -0.75], [0, 1]]);
+const TIMES = polygon([[0, -0.4], [0.5, -0.9], [0.9, -0.5], [0.4, 0], [0.9, 0.5], [0.5, 0.9], [0, 0.4], [-0.5, 0.9], [-0.9, 0.5], [-0.4, 0], [-0.9, -0.5], [-0.5, -0.9]]);
+// in the order of kvx/analyze/figures.py: o s ^ D v P X
+const SYMBOLS = ["circle", "square", "triangle", "diamond", DOWN, "cross", TIMES];
 const colourOf = (one) => `var(--s${one.colour})`;
 const symbolOf = (one) => SYMBOLS[one.marker % SYMBOLS.length];
+// the first seven presses have solid lines; of points with a controller the dashes are short
+const DASHES = [null, "6 3", "8 2 2 2", "10 3", "4 4", "6 2 2 2 2 2", "12 4"];
+const dashOf = (one) => (one.dashed ? "3 3" : DASHES[one.dash % DASHES.length]);
 
 /** The sign of a press beside its name: its colour and marker. */
 function swatch(one) {
@@ -11,7 +24,7 @@ function swatch(one) {
     width: 22, height: 12, margin: 0, axis: null, x: { domain: [0, 1] }, y: { domain: [0, 1] },
     className: "kvx-swatch", ariaHidden: "true",
     marks: [
-      Plot.link([0], { x1: 0.05, x2: 0.95, y1: 0.5, y2: 0.5, stroke: colourOf(one), strokeWidth: 2, strokeDasharray: DASHES[one.dash] }),
+      Plot.link([0], { x1: 0.05, x2: 0.95, y1: 0.5, y2: 0.5, stroke: colourOf(one), strokeWidth: 2, strokeDasharray: dashOf(one) }),
       Plot.dot([0], { x: 0.5, y: 0.5, r: 3.4, symbol: symbolOf(one), fill: colourOf(one) }),
     ],
   });
@@ -28,7 +41,7 @@ function grid(names, width, least = 230) {
 /** Options that every plot of panels shares. */
 function panels(cut, width, height, options) {
   return {
-    width, height: cut.rows * height + 40, marginLeft: 44, marginRight: 14, marginBottom: 34, marginTop: 18,
+    width, height: cut.rows * height + 40, marginLeft: 52, marginRight: 14, marginBottom: 34, marginTop: 18,
     fx: { axis: null, padding: 0.12 }, fy: { axis: null, padding: 0.22 }, color: { type: "identity" }, symbol: { type: "identity" },
     ...options,
   };
@@ -83,7 +96,7 @@ function curvesByPress(experiment, variant, series, bin, width, open) {
   const own = new Map(series.map((s) => [s.name, s]));
   return clickable(Plot.plot(panels(cut, width, 170, {
     ariaLabel: `Score over budget, a panel per press`,
-    x: budgetAxis(rows), y: { label: `${variant.metric} ↑`, domain: scoreDomain(rows), grid: true, ticks: 4 },
+    x: budgetAxis(rows), y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", domain: scoreDomain(rows), grid: true, ticks: 4 },
     marks: [
       outline(cut),
       Plot.line(rows, { ...at, facet: "exclude", x: "x", y: "y", z: "panel", stroke: "var(--faint)", strokeWidth: 1 }),
@@ -104,7 +117,7 @@ function curvesByLength(experiment, variant, series, width, open) {
   const lines = { ...at, z: "name" };
   return clickable(Plot.plot(panels(cut, width, 200, {
     ariaLabel: "Score over budget, a panel per context length", marginRight: 30,
-    x: budgetAxis(rows), y: { label: `${variant.metric} ↑`, domain: scoreDomain(rows), grid: true, ticks: 4 },
+    x: budgetAxis(rows), y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", domain: scoreDomain(rows), grid: true, ticks: 4 },
     marks: [
       outline(cut),
       Plot.areaY(rows, { ...lines, x: "x", y1: "low", y2: "high", fill: colourOf, fillOpacity: 0.12 }),
@@ -138,7 +151,7 @@ function overLengths(experiment, variant, series, width, open) {
   return clickable(Plot.plot(panels(cut, width, 170, {
     ariaLabel: "Score over context length, a panel per press", marginRight: 34,
     x: { type: "log", label: "context tokens (log scale)", ticks: [...middle.values()], tickFormat: (v) => (v >= 1000 ? `${(v / 1000).toPrecision(2)}k` : v.toFixed(0)), inset: 8 },
-    y: { label: `${variant.metric} ↑`, domain: scoreDomain(rows), grid: true, ticks: 4 },
+    y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", domain: scoreDomain(rows), grid: true, ticks: 4 },
     marks: [
       outline(cut),
       Plot.areaY(zones, { ...at, x: "x", y1: "low", y2: "high", z: "panel", fill: "var(--loss)", fillOpacity: 0.22 }),

@@ -67,7 +67,8 @@ function heatMap(experiment, variant, series, open) {
       return el("tr", {}, el("th", { scope: "row" }, swatch(one), one.name),
         bins.map((bin) => budgets.map((budget, i) => heatCell(experiment, variant, measure, at.get(budget.key), bin, i === 0, readout, open))));
     });
-    frame.replaceChildren(el("table", { class: "heat" }, head, el("tbody", {}, rows)));
+    const room = Math.max(36, Math.min(60, Math.floor(950 / (bins.length * budgets.length))));
+    frame.replaceChildren(el("table", { class: "heat", style: { "--cell": `${room}px` } }, head, el("tbody", {}, rows)));
     frame.querySelector("tbody button")?.setAttribute("tabindex", "0");
   };
   frame.addEventListener("keydown", moveInMap);
@@ -76,7 +77,7 @@ function heatMap(experiment, variant, series, open) {
   const labels = Object.entries(MEASURES).filter(([n]) => present.has(n)).map(([n, m]) => [n, m.label]);
   return section("map", "Where it holds, where it breaks",
     "One block of columns for each context length, one row for each press. Bold: the interval of the difference leaves out zero. † degenerate: the press is not what it is meant to be there. Any cell opens its examples.",
-    choice("what the cells show", labels, first, draw), frame, readout);
+    choice("what the cells show", labels, first, draw), readout, frame);
 }
 
 function heatCell(experiment, variant, measure, point, bin, start, readout, open) {

@@ -49,7 +49,8 @@ function sampleBrowser(experiment, samples, note) {
     return d3.range(answers.point.length).filter((i) => {
       const point = pointOf(i), prompt = answers.prompt[i];
       if (point.variant !== state.variant) return false;
-      if (state.series ? point.series !== state.series : !known(point.twin)) return false;
+      if (state.series && point.series !== state.series) return false;
+      if (!state.budget && !known(point.twin)) return false;  // the full cache's stand beside others
       if (state.budget && budgetKey(point) !== state.budget) return false;
       if (state.bin !== "" && prompts.bin[prompt] !== Number(state.bin)) return false;
       if (!words) return true;

@@ -25,7 +25,7 @@ function byteCount(value) {
 }
 
 const seconds = (value) =>
-  !known(value) ? "–" : value < 1 ? `${(1000 * value).toPrecision(3)} ms` : `${value.toPrecision(3)} s`;
+  !known(value) ? "–" : value === 0 ? "0" : value < 1 ? `${(1000 * value).toPrecision(3)} ms` : `${value.toPrecision(3)} s`;
 const tokenRange = (bin) => `${bin.low.toLocaleString("en")}–${bin.high.toLocaleString("en")}`;
 const binName = (variant, bin) =>
   bin === ALL_BINS ? "all lengths" : tokenRange(variant.bins.find((b) => b.bin === bin));

@@ -1,68 +1,14 @@
-"""The parts of scripts/coverage_study.py: what is drawn, measured and asked of it.
-
-Each calls the functions that kvx.analyze and kvx.certify call.
-"""
+"""Parts of scripts/coverage_study.py: means, paired differences, and families of their tests."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from kvx.stats import clustered
-from kvx.stats.intervals import clopper_pearson
 from kvx.stats.multiplicity import holm
 from scripts import coverage_worlds as worlds
+from scripts.coverage_base import CONFIDENCE, LEVEL, SIZES, Ask, Part, Result, Setting
 from scripts.coverage_worlds import WORLDS, settings_of
-
-Setting = dict[str, Any]
-Result = dict[str, float]
-SURE = 0.99  # of the interval of a measured share: what lies outside it falls short
-CONFIDENCE, LEVEL = 0.95, 0.05
-SIZES = [10, 25, 50, 100, 200, 500]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One question to the statistics: `measure` answers it in each of `settings`.
-
-    `ask` names the share that is asked for and where it has to lie; a setting without the share has
-    nothing to say. Rows of the page are combinations of `rows`.
-    """
-
-    name: str
-    title: str
-    about: str
-    settings: list[Setting]
-    measure: Callable[[Setting, int, np.random.Generator], Result]
-    asks: tuple["Ask", ...]
-    rows: tuple[str, ...]
-    repeats: int = 1000
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A share `k` of `n` (names in a result) that should lie in [low, high], where `when` holds.
-
-    Above `high` counts as a fault only if `strict`.
-    """
-
-    title: str
-    k: str
-    n: str
-    low: float
-    high: float
-    when: Callable[[Setting], bool] = lambda setting: True
-    strict: bool = True
-
-    def short(self, setting: Setting, result: Result) -> bool:
-        """Whether the share surely lies outside."""
-        k, n = int(result.get(self.k, 0)), int(result.get(self.n, 0))
-        if not n or not self.when(setting):
-            return False
-        low, high = clopper_pearson(k, n, SURE)
-        return high < self.low or (self.strict and low > self.high)
 
 
 def means(setting: Setting, repeats: int, rng: np.random.Generator) -> Result:

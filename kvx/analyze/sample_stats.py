@@ -1,0 +1,124 @@
+"""samples: seeds as samples of one configuration, with prompts as the units that vary."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvx.analyze.bin_stats import Row, null
+from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.frames import Experiment
+from kvx.analyze.panels import Panel, panels
+from kvx.config.analyze import AnalyzeConfig
+from kvx.stats.clustered import mean, paired_difference
+from kvx.stats.multiplicity import holm
+from kvx.stats.samples import pass_at_k, variance_components
+
+Key = tuple[Any, ...]
+Goodness = NDArray[np.float64]
+
+
+def samples(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
+    """One row per configuration with several seeds, bin and k; bin -1 is all bins together.
+
+    `pass_at_k` is the mean over samples at k = 1, and for right/wrong metrics the chance that one
+    of k is right. Intervals are over the clusters of prompts; a missing answer counts as wrong.
+    `difference` is that to the full cache with the same k and number of samples, if there is one;
+    `p_holm` is corrected within the variant and k, all bins together apart from the single bins.
+    """
+    rows: list[Row] = []
+    for panel in panels(experiment):
+        found = list(_rows(experiment, panel, config))
+        for overall in (True, False):
+            for k in sorted({row["k"] for row in found}):
+                family = [r for r in found if r["k"] == k and (r["bin"] == ALL_BINS) == overall]
+                p_values = [np.nan if r.get("p") is None else r["p"] for r in family]
+                for row, p in zip(family, holm(p_values), strict=True):
+                    row["p_holm"] = null(p)
+        rows += found
+    return rows
+
+
+def _rows(experiment: Experiment, panel: Panel, config: AnalyzeConfig) -> Iterator[Row]:
+    seeds: dict[Key, list[int]] = {}
+    full: dict[Key, Key] = {}
+    for place, point in enumerate(panel.points):
+        series = experiment.series_columns(point)
+        key = tuple(series[n] for n in ("press", "controller", "budget_kind", "budget_asked"))
+        seeds.setdefault(key, []).append(place)
+        twin = experiment.full_cache(point)
+        if twin is not None and twin.id != point.id:
+            other = experiment.series_columns(twin)
+            full[key] = tuple(
+                other[n] for n in ("press", "controller", "budget_kind", "budget_asked")
+            )
+    for key, at in seeds.items():
+        if len(at) < 2:
+            continue
+        beside = seeds.get(full.get(key, ()), [])
+        twins = panel.goodness[beside].T.astype(float) if len(beside) == len(at) else None
+        about = _about(experiment, panel, at)
+        for index, cell in panel.cells():
+            here = panel.goodness[at][:, cell].T.astype(float)
+            clusters = panel.clusters[cell].tolist()
+            common = {
+                **about, "bin": index, "n_prompts": len(here),
+                "n_missing": int(panel.missing[at][:, cell].sum()), **_spread(here),
+            }  # fmt: skip
+            for k in _ks(len(at), panel.binary, config):
+                ours = _passed(here, k)
+                found = mean(ours, clusters, config.confidence)
+                row = {
+                    **common, "k": k, "n_clusters": found.n_clusters,
+                    "pass_at_k": null(found.mean), "ci_low": null(found.interval.low),
+                    "ci_high": null(found.interval.high), "ci_method": found.method,
+                }  # fmt: skip
+                if twins is not None:
+                    theirs = _passed(twins[cell], k)
+                    d = paired_difference(ours, theirs, clusters, config.confidence)
+                    row |= {
+                        "twin_pass_at_k": null(d.mean_b), "difference": null(d.difference),
+                        "difference_ci_low": null(d.interval.low),
+                        "difference_ci_high": null(d.interval.high), "p": null(d.p),
+                    }  # fmt: skip
+                yield row
+
+
+def _about(experiment: Experiment, panel: Panel, at: list[int]) -> Row:
+    """Columns of a configuration; `point_ids` are those of its seeds."""
+    series = experiment.series_columns(panel.points[at[0]])
+    names = (
+        "variant_id", "variant", "model", "dataset", "press", "controller", "budget_kind",
+        "budget_label", "budget_asked", "budget",
+    )  # fmt: skip
+    decoding = panel.points[at[0]].info["config"]["decoding"]
+    return {
+        **{name: series[name] for name in names}, "metric": panel.metric,
+        "temperature": float(decoding["temperature"]), "n_samples": len(at),
+        "point_ids": [panel.points[row].id for row in at],
+    }  # fmt: skip
+
+
+def _spread(scores: Goodness) -> Row:
+    found = variance_components(scores)
+    return {
+        "variance_between": null(found.between), "variance_within": null(found.within),
+        "alike": null(found.alike),
+    }  # fmt: skip
+
+
+def _ks(n_samples: int, binary: bool, config: AnalyzeConfig) -> list[int]:
+    """The k of pass@k: those asked for, else 1, 2, 4, … and all; of graded scores only 1."""
+    if not binary:
+        return [1]
+    asked = config.pass_at or [*(2**i for i in range(n_samples.bit_length())), n_samples]
+    return sorted({k for k in asked if k <= n_samples} | {1})
+
+
+def _passed(scores: Goodness, k: int) -> Goodness:
+    """Of each prompt [prompts, samples] the mean over samples, or pass@k."""
+    if k == 1:
+        means: Goodness = scores.mean(axis=1)
+        return means
+    return pass_at_k(scores.sum(axis=1), scores.shape[1], k)

@@ -1,0 +1,79 @@
+"""Which points lose at most the margin against the full cache, and what more prompts could show."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from kvx.analyze.columns import ALL_BINS
+from kvx.report.tables import Cells, number, per_point
+from kvx.report.wording import full_name, percent, series_name
+
+KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
+
+
+def equivalence_table(equivalence: pd.DataFrame) -> str:
+    """A row per compressed point over all bins; empty without one."""
+    overall = equivalence[equivalence["bin"] == ALL_BINS]
+    if not len(overall):
+        return ""
+
+    def cells(row: pd.Series) -> Cells:
+        return (
+            number(row["loss"], "{:+.2f}"), number(row["loss_upper"], "{:.2f}"),
+            {True: "yes", False: "not shown"}.get(row["holds"], "n/a"),
+            number(row["p_holm"], "{:.2g}"), row["n_missing"] or "–",
+            number(row["detectable"], "{:.2f}"), number(row["n_for_margin"], "{:,.0f}"),
+        )  # fmt: skip
+
+    margin = f"{100 * overall['margin'].iloc[0]:g} points"
+    header = [
+        "loss", "at most", f"within {margin}", "p (Holm)", "missing", "detectable",
+        "prompts needed",
+    ]  # fmt: skip
+    return per_point(overall.assign(n_degenerate=0), header, cells)
+
+
+def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Iterator[str]:
+    """One sentence on all presses: down to which budget each is shown to lose at most the margin.
+
+    A budget counts only if every larger one of its curve holds too.
+    """
+    overall = equivalence[equivalence["bin"] == ALL_BINS]
+    if not len(overall):
+        return
+    margin = f"{100 * overall['margin'].iloc[0]:g} points"
+    held, never, unknown = [], [], []
+    for _, curve in overall.groupby(KEYS, sort=False):
+        falling = curve.sort_values("budget", ascending=False)
+        name = full_name(falling.iloc[0].replace({"seed": 0}), several)
+        if falling["holds"].isna().all():
+            unknown.append(name)
+            continue
+        shown = falling[(falling["holds"] == True).cumprod().astype(bool)]  # noqa: E712
+        if len(shown):
+            last = shown.iloc[-1]
+            held.append(
+                f"{name} down to budget {last['budget_label']} (at most "
+                f"{100 * last['loss_upper']:.1f} points, n = {last['n_pairs']})"
+            )
+        else:
+            never.append(name)
+    parts = []
+    if held:
+        parts.append(f"shown for {'; '.join(held)}")
+    if never:
+        parts.append(f"not shown at any budget for {', '.join(dict.fromkeys(never))}")
+    if unknown:
+        few = ", ".join(dict.fromkeys(unknown))
+        parts.append(f"too few independent prompts to say for {few}")
+    at = percent(confidence)
+    yield f"Loses at most {margin} ({at}, all budgets together): {'; '.join(parts)}."
+    reachable = overall[overall["n_for_margin"].notna()].sort_values("n_for_margin")
+    least = reachable.iloc[0] if len(reachable) else None
+    if never and least is not None and least["n_for_margin"] > least["n_pairs"]:
+        yield (
+            f"With {least['n_pairs']} prompts {series_name(least)} at budget "
+            f"{least['budget_label']} cannot be shown to be within {margin} even if it loses "
+            f"nothing: {least['n_for_margin']:,.0f} would do in 80% of runs, at the "
+            f"{percent(round(least['discordance'], 2))} of answers that differ."
+        )

@@ -1,0 +1,179 @@
+"""Whether what compression costs depends on the length of the context, and by how much."""
+
+import math
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logit, stdtr, stdtrit, xlog1py, xlogy
+
+from kvx.stats.bootstrap import cluster_codes, cluster_sums, score_array
+from kvx.stats.clustered import LEAST_CLUSTERS
+from kvx.stats.dose_response import FLAT, USUAL_WIDTH, WIDTH_SPREAD
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
+
+Floats = NDArray[np.float64]
+
+N_PERMUTATIONS = 999
+TELLING = 4.0  # log2 units: a wider half of the interval means that nothing is known
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The budget that keeps a share of the score is multiplied by `factor` per doubling of length.
+
+    `p` is two-sided, for a factor of 1. All nan where the data cannot say.
+    """
+
+    factor: float
+    interval: Interval
+    p: float
+
+
+NO_SHIFT = Shift(math.nan, UNKNOWN_INTERVAL, math.nan)
+
+
+def shift_per_doubling(
+    budgets: Sequence[float],
+    scores: ArrayLike,
+    lengths: ArrayLike,
+    clusters: Collection[Hashable],
+    confidence: float,
+) -> Shift:
+    """The joint surface of scores over log budget and log length, and how it shifts with length.
+
+    `scores` [k, n] in [0, 1] at `budgets` [k] in (0, 1], the full cache first; `lengths` [n] in
+    tokens take few values (a bin's middle). The curve is that of `kvx.stats.dose_response`; its
+    midpoint moves linearly with log length, the logit of the full cache's score too, and its width
+    and floor stay. `b50` then moves as the midpoint does. The interval is Student's over clusters
+    (sandwich variance).
+
+    Unknown with one length, fewer than `LEAST_CLUSTERS` clusters, or where nothing is lost. Raises
+    `ValueError` on shapes that do not fit and scores out of range.
+
+    Source: Liang & Zeger (1986), Biometrika 73, 13-22.
+    """
+    check_confidence(confidence)
+    x, table = np.log2(np.asarray(budgets, dtype=np.float64)), score_array(scores)
+    z = np.log2(np.asarray(lengths, dtype=np.float64))
+    if table.shape != (len(x), len(z)) or len(clusters) != len(z):
+        raise ValueError(f"scores {table.shape}: need [{len(x)}, {len(z)}]")
+    if (table < 0).any() or (table > 1).any():
+        raise ValueError("scores: must lie in [0, 1]")
+    known = ~np.isnan(table).any(axis=0)
+    codes, n_clusters = cluster_codes(
+        [c for c, k in zip(clusters, known.tolist(), strict=True) if k]
+    )
+    table, z = table[:, known], z[known]
+    places, bins = np.unique(z, return_inverse=True)
+    if len(places) < 2 or n_clusters < LEAST_CLUSTERS or len(x) < 2 or not table[0].any():
+        return NO_SHIFT
+    if table[0].mean() <= table[1:].mean(axis=1).min():
+        return NO_SHIFT
+    # right [k, clusters, bins] of n [clusters, bins]
+    slots, shape = codes * len(places) + bins, (n_clusters, len(places))
+    size = n_clusters * len(places)
+    n = np.bincount(slots, minlength=size).reshape(shape).astype(float)
+    right: Floats = np.stack([np.bincount(slots, row, size).reshape(shape) for row in table])
+    at: Floats = places - float(n.sum(axis=0) @ places) / float(n.sum())
+    return _shift(x, at, right, n, confidence)
+
+
+def _shift(x: Floats, at: Floats, right: Floats, n: Floats, confidence: float) -> Shift:
+    total, sizes = right.sum(axis=1), n.sum(axis=0)
+
+    def chances(v: Floats) -> Floats:
+        middle, scale, floor = v[0] + v[1] * at, math.exp(v[2]), expit(v[3])
+        rise = floor + (1 - floor) * expit((x[:, None] - middle) / scale)
+        full = floor + (1 - floor) * expit(-middle / scale)
+        p: Floats = np.clip(expit(v[4] + v[5] * at) * rise / full, FLAT, 1 - FLAT)
+        return p
+
+    def loss(v: Floats) -> float:
+        p = chances(v)
+        prior = 0.5 * ((v[2] - math.log(USUAL_WIDTH)) / WIDTH_SPREAD) ** 2 + 0.02 * v[3] ** 2
+        prior += 0.5 * (v[1] / 2) ** 2 + 0.005 * v[4] ** 2
+        return float(prior - (xlogy(total, p) + xlog1py(sizes - total, -p)).sum())
+
+    full = float(logit(np.clip(total[0].sum() / sizes.sum(), 0.02, 0.98)))
+    low = float(x.min())
+    limits = [(low - 1, 1.0), (-4, 4), (math.log(0.03), math.log(3)), (-5, 5), (-6, 7), (-5, 5)]
+    starts = [np.array([m, 0.0, math.log(USUAL_WIDTH), -2.0, full, 0.0])
+              for m in np.linspace(low, -0.1, 4)]  # fmt: skip
+    starts.sort(key=loss)
+    best = min(
+        (minimize(loss, s, method="L-BFGS-B", bounds=limits) for s in starts[:2]),
+        key=lambda found: float(found.fun),
+    ).x
+    p = chances(best)
+    step = 1e-4 * np.eye(len(best))
+    slopes = np.stack([(chances(best + s) - chances(best - s)) / 2e-4 for s in step])
+    weights = slopes / (p * (1 - p))  # [parameters, k, bins]
+    information = np.einsum("akb,ckb,b->ac", weights, slopes, sizes)
+    information += np.diag([1e-6, 0.25, 1 / WIDTH_SPREAD**2, 0.04, 0.01, 1e-6])
+    # residuals [k, clusters, bins] → scores [parameters, clusters]
+    scores = np.einsum("akb,kgb->ag", weights, right - n * p[:, None])
+    groups = n.shape[0]
+    inverse = np.linalg.pinv(information)
+    correction = groups / max(groups - len(best), 1)
+    variance = inverse @ (scores @ scores.T) @ inverse * correction
+    error = math.sqrt(max(float(variance[1, 1]), 0.0))
+    shift, df = float(best[1]), groups - 1
+    reach = float(stdtrit(df, (1 + confidence) / 2)) * error
+    if not 0 < reach < TELLING or abs(shift) >= 3.99:
+        return NO_SHIFT
+    interval = Interval(2 ** (shift - reach), 2 ** (shift + reach))
+    return Shift(2**shift, interval, min(1.0, 2 * float(stdtr(df, -abs(shift) / error))))
+
+
+def interaction_p(
+    losses: ArrayLike,
+    bins: ArrayLike,
+    clusters: Collection[Hashable],
+    seed: int | tuple[int, ...] = 0,
+) -> float:
+    """P that the mean of `losses` [n] is the same in all `bins` [n]: press × length, tested.
+
+    `losses` are an example's scores with the full cache minus those with the press. Bins are
+    permuted 999 times: over whole clusters where each lies in one bin, else among the rows of each
+    cluster. nan with one bin or fewer than `LEAST_CLUSTERS` clusters; nan losses are left out.
+
+    Source: Welch (1951), Biometrika 38, 330-336.
+    """
+    values, labels = score_array(losses), np.asarray(bins)
+    if values.shape != labels.shape or len(clusters) != len(values):
+        raise ValueError(f"losses {values.shape}, bins {labels.shape}: need [n] each")
+    known = ~np.isnan(values)
+    codes, n_clusters = cluster_codes([c for c, k in zip(clusters, known, strict=True) if k])
+    values = values[known]
+    names, places = np.unique(labels[known], return_inverse=True)
+    if len(names) < 2 or n_clusters < LEAST_CLUSTERS:
+        return math.nan
+    rng = np.random.default_rng(seed)
+    nested = len(np.unique(codes * len(names) + places)) == n_clusters
+    if nested:  # a cluster is one observation: its mean
+        sums, counts = cluster_sums(values, codes.tolist())
+        values = sums / counts
+        first = np.unique(codes, return_index=True)[1]
+        places = places[first]
+        drawn = rng.permuted(np.broadcast_to(places, (N_PERMUTATIONS, len(places))), axis=1)
+    else:
+        order = np.argsort(codes, kind="stable")
+        values, places, codes = values[order], places[order], codes[order]
+        keys = codes + rng.random((N_PERMUTATIONS, len(codes)))
+        drawn = places[np.argsort(keys, axis=1)]
+    own = _between(values, places[None], len(names))[0]
+    others = _between(values, drawn, len(names))
+    return float((1 + (others >= own - 1e-12).sum()) / (1 + N_PERMUTATIONS))
+
+
+def _between(values: Floats, places: NDArray[np.intp], n_bins: int) -> Floats:
+    """Spread of the bins' means [b] for each assignment `places` [b, n], weighted by size."""
+    centred = values - values.mean()
+    found = np.zeros(len(places))
+    for number in range(n_bins):
+        inside = places == number
+        found += (inside @ centred) ** 2 / np.maximum(inside.sum(axis=1), 1)
+    return found

@@ -1,0 +1,95 @@
+"""Seeds as samples, and full caches that rounding tells apart, from answers to the report."""
+
+from collections.abc import Callable
+
+import pyarrow.parquet as pq
+import pytest
+
+from kvx.points import Point
+from kvx.stats.samples import pass_at_k
+from kvx.store import schemas
+from tests.conftest import Kvx
+from tests.test_catastrophes import FOLDER, write_experiment
+from tests.test_press_pairs import Answer, failing, tables
+
+AnswerOf = Callable[[int, float], Answer]
+SAMPLED = ("seed=0,1,2", "decoding.temperature=1.0")
+
+
+def by_seed(point: Point) -> AnswerOf:
+    """At half the budget: 10 prompts fail always, 10 with one of three seeds each."""
+    return failing(range(10), range(10 + point.config.seed, 19, 3))
+
+
+def test_seeds_are_samples_of_one_configuration(kvx: Kvx) -> None:
+    write_experiment(failing(), *SAMPLED, choose=by_seed)
+    samples, leading = tables(kvx, "samples", "leaders")
+    assert pq.read_schema(FOLDER / "samples.parquet").remove_metadata() == schemas.SAMPLES
+    assert len(leading) == 0
+    overall = samples[(samples["bin"] == -1) & (samples["budget_label"] == "0.5")].set_index("k")
+    assert list(overall.index) == [1, 2, 3]
+    right = [0] * 10 + [2] * 9 + [3] * 21
+    for k in (1, 2, 3):
+        assert overall.loc[k, "pass_at_k"] == pytest.approx(pass_at_k(right, 3, k).mean())
+        assert overall.loc[k, "twin_pass_at_k"] == 1
+    first = overall.loc[1]
+    assert first["difference"] == pytest.approx(-(30 + 9) / 120)
+    assert first["ci_low"] < first["pass_at_k"] < first["ci_high"]
+    assert first["p_holm"] < 0.001
+    assert first["n_clusters"] == 40  # prompts, not answers
+    assert 0 < first["variance_within"] < first["variance_between"]
+    report = (FOLDER / "report.md").read_text()
+    assert "Sampled 3 times, a prompt's own answers make" in report
+    assert "| pass@2 | pass@3 |" in report
+
+
+def test_other_k_can_be_asked_for(kvx: Kvx) -> None:
+    write_experiment(failing(), *SAMPLED, choose=by_seed)
+    assert kvx("score").code == 0
+    assert kvx("analyze", "analyze.pass_at=[3,9]").code == 0
+    samples = pq.read_table(FOLDER / "samples.parquet").to_pandas()
+    assert set(samples["k"]) == {1, 3}
+
+
+def test_greedy_seeds_are_one_sample(kvx: Kvx) -> None:
+    write_experiment(failing(range(5)), "seed=0,1")
+    (samples,) = tables(kvx, "samples")
+    assert set(samples["variance_within"]) == {0.0}
+    report = (FOLDER / "report.md").read_text()
+    assert "Decoding is greedy and no score differs between seeds in 2 of 2" in report
+
+
+def test_one_seed_has_no_samples(kvx: Kvx) -> None:
+    write_experiment(failing(range(5)))
+    samples, numerics = tables(kvx, "samples", "numerics")
+    assert len(samples) == 0
+    assert len(numerics) == 0
+    assert "## Samples" not in (FOLDER / "report.md").read_text()
+
+
+def test_differences_within_rounding_are_noise(kvx: Kvx) -> None:
+    """Two dtypes flip 4 full-cache answers; a press that loses one lies within that."""
+
+    def by_dtype(point: Point) -> AnswerOf:
+        if point.config.model.dtype == "float32":
+            return failing(range(1))
+        return lambda number, budget: (
+            "Nora, and Ivo" if number in (5, 15, 25, 35) else "Nora",
+            [1, 0],
+            "stop",
+        )
+
+    write_experiment(failing(), "model.dtype=float32,bfloat16", choose=by_dtype)
+    (numerics,) = tables(kvx, "numerics")
+    assert pq.read_schema(FOLDER / "numerics.parquet").remove_metadata() == schemas.NUMERICS
+    overall = numerics[numerics["bin"] == -1]
+    assert len(overall) == 1
+    row = overall.iloc[0]
+    assert (row["n_differ"], row["n_pairs"]) == (4, 40)
+    assert row["floor"] == pytest.approx(4 / 40)  # all one way: the shift itself
+    assert "model.dtype" in row["differs_in"]
+    report = (FOLDER / "report.md").read_text()
+    assert (
+        "changes the score of 4 of 40 full-cache answers and moves a mean by up to 0.100" in report
+    )
+    assert "Noise by this: knorm at 0.5" in report
