@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from kvx.learning.ranking import Estimate, Resampler
 from kvx.scoring.catastrophes import CATASTROPHES
-from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, clopper_pearson
-from kvx.stats.paired import newcombe_interval
+from kvx.stats import clustered
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -24,7 +24,7 @@ Codes = NDArray[np.int64]
 ANY, INSTANT = "any", "instant"
 # what is prevented and caused; any: one of the three; instant: a loop from the first tokens on
 KINDS = (ANY, *CATASTROPHES, INSTANT)
-EXACT, BOOTSTRAP, NEWCOMBE = "clopper_pearson", "cluster_bootstrap", "newcombe"
+BOOTSTRAP = "cluster_bootstrap"  # of ratios and quantiles
 PAUSES = (50, 99)
 
 
@@ -165,7 +165,8 @@ def _of_kind(kind: str, pairs: Pairs, by: Resampler) -> Iterator[Figure]:
     yield _share("caused", kind, now[~before], clusters[~before], by)
     yield _share("excess", kind, now, clusters, by)
     yield _share("excess_unguarded", kind, before, clusters, by)
-    yield _difference("excess_difference", kind, now, before, clusters, by)
+    change = here[known], there[known]
+    yield _difference("excess_difference", kind, *change, clusters, by)
 
 
 def _answers(pairs: Pairs, by: Resampler) -> Iterator[Figure]:
@@ -174,11 +175,7 @@ def _answers(pairs: Pairs, by: Resampler) -> Iterator[Figure]:
     now, before, clusters = here[known], there[known], pairs.clusters[known]
     yield _share("answers_lost", None, now < before, clusters, by)
     yield _share("answers_won", None, now > before, clusters, by)
-    if np.isin([now, before], (0.0, 1.0)).all():
-        yield _difference("score_difference", None, now == 1, before == 1, clusters, by)
-    else:
-        found = by.ratio(now - before, np.ones(len(now)), clusters)
-        yield _resampled("score_difference", len(now), None, found, clusters)
+    yield _difference("score_difference", None, now, before, clusters, by)
 
 
 def _false_interventions(pairs: Pairs, by: Resampler) -> Iterator[Figure]:
@@ -193,31 +190,27 @@ def _false_interventions(pairs: Pairs, by: Resampler) -> Iterator[Figure]:
 
 
 def _share(name: str, kind: str | None, had: Bools, clusters: Codes, by: Resampler) -> Figure:
-    """Exact for independent responses, else a bootstrap over the prompts they form."""
-    n, k, prompts = len(had), int(had.sum()), _prompts(clusters)
-    if not n:
+    """As `clustered.mean` of a 0/1 score: exact for independent responses."""
+    if not len(had):
         return _unknown(name, kind, 0)
-    if prompts == n:
-        interval, method = clopper_pearson(k, n, by.confidence), EXACT
-    else:
-        interval, method = by.share(had, clusters).interval, BOOTSTRAP
-    return Figure(name, kind, n, prompts, k, k / n, interval, method)
+    found = clustered.mean(had.astype(float), clusters, by.confidence, binary=True)
+    return Figure(
+        name, kind, found.n, found.n_clusters, int(had.sum()), found.mean, found.interval,
+        found.method,
+    )  # fmt: skip
 
 
 def _difference(
-    name: str, kind: str | None, now: Bools, before: Bools, clusters: Codes, by: Resampler
+    name: str, kind: str | None, now: Floats, before: Floats, clusters: Codes, by: Resampler
 ) -> Figure:
-    """Of two paired rates: Newcombe's interval for independent pairs, else the bootstrap's."""
-    n, prompts = len(now), _prompts(clusters)
-    if not n:
+    """Of two paired scores in [0, 1], as `clustered.paired_difference`."""
+    if not len(now):
         return _unknown(name, kind, None)
-    change = now.astype(float) - before.astype(float)
-    if prompts < n:
-        found = by.ratio(change, np.ones(n), clusters)
-        return _resampled(name, n, kind, found, clusters)
-    both, lost, won = (int(x.sum()) for x in (now & before, ~now & before, now & ~before))
-    interval = newcombe_interval(both, lost, won, n - both - lost - won, by.confidence)
-    return Figure(name, kind, n, prompts, None, float(change.mean()), interval, NEWCOMBE)
+    found = clustered.paired_difference(now, before, clusters, by.confidence)
+    return Figure(
+        name, kind, found.n_pairs, found.n_clusters, None, found.difference, found.interval,
+        found.method,
+    )  # fmt: skip
 
 
 def _resampled(name: str, n: int, kind: str | None, found: Estimate, clusters: Any) -> Figure:
