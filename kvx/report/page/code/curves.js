@@ -93,14 +93,17 @@ const fitOf = (experiment, variant, one, bin) => {
   return experiment.fits.filter((f) => f.variant === number && f.bin === bin && f.press === one.press && f.controller === one.controller && f.seed === one.seed && known(f.midpoint));
 };
 
-/** Points of the fitted curves over budgets: guess + (1 − guess − lapse) · logistic (`dose_response`). */
+/** Points of the fitted curves over budgets (`dose_response`): a logistic rise from `guess` that meets the full cache's score at 1. */
 function fittedRows(experiment, variant, series, bin) {
   return series.flatMap((one) => fitOf(experiment, variant, one, bin).flatMap((fit) => {
     const steepness = (2 * Math.log(9)) / Math.max(fit.width, 1e-6);  // `width` is from 10% to 90% of the rise, in doublings
+    const rise = (budget) => 1 / (1 + Math.exp(-steepness * (Math.log2(budget) - Math.log2(fit.midpoint))));
+    const twin = one.points.find((p) => known(p.twin))?.twin;
+    const full = known(twin) ? experiment.cell(experiment.points[twin], bin)?.mean : null;
+    if (!known(full)) return [];
     return d3.range(0, 1.0001, 0.04).map((share) => {
       const x = fit.lowest_budget ** (1 - share);  // evenly from the lowest budget to 1 on a log scale
-      const rise = 1 / (1 + Math.exp(-steepness * (Math.log2(x) - Math.log2(fit.midpoint))));
-      return { ...one, panel: one.name, name: one.name, curve: `${one.name} ${fit.budget_kind}`, x, y: fit.guess + (1 - fit.guess - fit.lapse) * rise };
+      return { ...one, panel: one.name, curve: `${one.name} ${fit.budget_kind}`, x, y: fit.guess + (full - fit.guess) * rise(x) / rise(1) };
     });
   }));
 }
@@ -170,11 +173,12 @@ function neededBudgets(experiment, variant, series, width) {
   if (!rows.length) return null;
   const names = series.map((s) => s.name).filter((name) => rows.some((r) => r.panel === name));
   const cut = grid(names, width), at = { fx: cut.fx, fy: cut.fy };
+  const least = Math.min(d3.min(rows, (r) => r.floor), d3.min(rows, (r) => r.low));
   const z = (d) => `${d.panel} ${d.share}`, dash = (rows_) => ({ ...at, x: "x", y: "y", z, stroke: colourOf, strokeWidth: 2, ...rows_ });
   const lines = d3.group(rows, (r) => r.share);
   return Plot.plot(panels(cut, width, 170, {
     ariaLabel: "Budget needed over context length, a panel per press",
-    x: lengthAxis(middle), y: { type: "log", label: "budget needed", labelAnchor: "center", labelArrow: "none", domain: [Math.min(d3.min(rows, (r) => r.floor), d3.min(rows, (r) => r.low)), 1], grid: true, ticks: [0.05, 0.1, 0.2, 0.5, 1], tickFormat: (v) => short(`${v}`) },
+    x: lengthAxis(middle), y: { type: "log", label: "budget needed", labelAnchor: "center", labelArrow: "none", domain: [least, 1], grid: true, ticks: [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1].filter((v) => v >= least), tickFormat: (v) => short(`${v}`) },
     marks: [
       outline(cut),
       Plot.areaY(rows, { ...at, x: "x", y1: "low", y2: "high", z, fill: colourOf, fillOpacity: 0.15 }),
