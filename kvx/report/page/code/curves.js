@@ -133,7 +133,7 @@ function curvesByPress(experiment, variant, series, bin, width, open) {
       Plot.line(rows, { ...at, x: "x", y: "y", z: "panel", stroke: colourOf, strokeWidth: 2 }),
       Plot.line(fitted, { ...at, x: "x", y: "y", z: "curve", stroke: "var(--ink)", strokeWidth: 1, strokeDasharray: "3 2" }),
       Plot.ruleY(kept, { ...at, y: 0.03, x1: "low", x2: "high", stroke: colourOf, strokeWidth: 5, strokeOpacity: 0.35 }),
-      Plot.tickX(kept, { ...at, x: "x", y: 0.03, stroke: colourOf, strokeWidth: 3, insetTop: -5, insetBottom: -5 }),
+      Plot.ruleX(kept, { ...at, x: "x", y1: 0, y2: 0.07, stroke: colourOf, strokeWidth: 3 }),
       dots(rows, at), titles(cut, own), tips(rows, at),
     ],
   })), open);
