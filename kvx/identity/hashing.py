@@ -16,6 +16,9 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+SOURCE = (".py", ".j2", ".js", ".css")
+
+
 @cache
 def package_digest() -> str:
     """Identity of kvx's own code and templates: tables made by other code are stale.
@@ -27,7 +30,7 @@ def package_digest() -> str:
 
 def digest_of_tree(folder: Path) -> str:
     """Identity of the code and templates below `folder`, wherever it lies."""
-    files = sorted(f for f in folder.rglob("*") if f.suffix in (".py", ".j2"))
+    files = sorted(f for f in folder.rglob("*") if f.suffix in SOURCE)
     return digest([[f.relative_to(folder).as_posix(), sha256_file(f)] for f in files], 16)
 
 

@@ -41,7 +41,7 @@ def write_page(
     """Write report.html. `told` is what report.md is made from (`report.build`)."""
     shown = figures(
         points, frames["bin_stats"], frames["comparisons"], frames["transitions"],
-        frames["catastrophe_stats"], confidence,
+        frames["catastrophe_stats"], frames.get("dose_response"), confidence,
     )  # fmt: skip
     head = {
         "name": told["name"], "requests": int(told["n_requests"]),

@@ -36,7 +36,14 @@ DERAILED = {
 }  # fmt: skip
 CURVE = (
     "press", "controller", "seed", "budget_kind", "transition_label", "transition_above_label",
-    "zone_labels", "zone_reasons",
+    "shape",
+)  # fmt: skip
+
+FIT = (
+    "press", "controller", "seed", "budget_kind", "bin", "lowest_budget", "guess", "lapse",
+    "midpoint",
+    "width", "b50", "b50_ci_low", "b50_ci_high", "b50_state", "b95", "b95_ci_low", "b95_ci_high",
+    "b95_state",
 )  # fmt: skip
 
 
@@ -46,6 +53,7 @@ def figures(
     comparisons: pd.DataFrame,
     transitions: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
+    dose_response: pd.DataFrame | None,
     confidence: float,
 ) -> dict[str, Any]:
     """Everything that is drawn; points and variants by their numbers in the lists of this.
@@ -77,10 +85,21 @@ def figures(
         "failures": columns(_numbered(counts, number).rename(columns={"error_type": "kind"})),
         "catastrophes": columns(_numbered(derailed, number)),
         "transitions": [
-            {"variant": variants.index(row["variant_id"]), **{n: plain(row[n]) for n in CURVE}}
+            {"variant": variants.index(row["variant_id"]), **{n: plain(row.get(n)) for n in CURVE}}
             for _, row in transitions.iterrows()
         ],
+        "fits": _fits(dose_response, variants),
     }
+
+
+def _fits(dose_response: pd.DataFrame | None, variants: Sequence[str]) -> list[dict[str, Any]]:
+    """The fitted curves over budgets, those of every bin; none without the table."""
+    if dose_response is None:
+        return []
+    return [
+        {"variant": variants.index(row["variant_id"]), **{n: plain(row[n]) for n in FIT}}
+        for _, row in dose_response.iterrows()
+    ]
 
 
 def _variant(stats: pd.DataFrame) -> dict[str, Any]:

@@ -61,13 +61,15 @@ function sectionsOf(experiment, number, open) {
   });
 
   const front = drawn((width) => paretoFront(experiment, variant, series, ALL_BINS, width, open));
+  const needed = experiment.fits.some((f) => f.variant === number && f.bin !== ALL_BINS && (f.b95_state === "reached" || f.b50_state === "reached"));
   const latency = series.some((s) => s.points.some((p) => experiment.cell(p, ALL_BINS)?.n_latency > 0));
   return [
     heatMap(experiment, variant, shown, open),
-    section("curves", "Score over budget", `Bands are ${experiment.confidence} intervals; hollow markers are degenerate. Click a marker to read its answers.`,
+    section("curves", "Score over budget", `Bands are ${experiment.confidence} intervals; hollow markers are degenerate. Click a marker to read its answers.${experiment.fits.length ? " Dashed: the fitted curve. The bar at the foot: the smallest budget that keeps 95% of the full cache's score, with its interval." : ""}`,
       el("div", { class: "controls" }, by, lengths), curves.box),
     section("lengths", "Score over context length", "A line per budget, paler the less is kept. Shaded: between the two budgets of a break that the report names.",
-      drawn((width) => overLengths(experiment, variant, shown, width, open)).box),
+      drawn((width) => overLengths(experiment, variant, shown, width, open)).box,
+      needed ? [el("h3", {}, "The budget that a length needs"), el("p", { class: "lead" }, "From fitted curves: the smallest budget that keeps 95% of the full cache's score (solid) and 50% (dashed), with intervals."), drawn((width) => neededBudgets(experiment, variant, shown, width)).box] : null),
     section("cost", "Score for the memory", "KV bytes of the compressed prompt. The dashed line joins the points that no other beats in score and bytes at once.",
       el("div", { class: "controls" }, choice("length", bins, ALL_BINS, (bin) => front.redraw((width) => paretoFront(experiment, variant, series, bin, width, open)))), legend(series), front.box),
     section("failures", "Failures and catastrophes", "Failures yield no proper answer. Catastrophes are answers that derail; the curves show what compression added to the full cache's.",

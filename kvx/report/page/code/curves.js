@@ -88,12 +88,41 @@ function clickable(plot, open) {
   return plot;
 }
 
+const fitOf = (experiment, variant, one, bin) => {
+  const number = experiment.variants.indexOf(variant);
+  return experiment.fits.filter((f) => f.variant === number && f.bin === bin && f.press === one.press && f.controller === one.controller && f.seed === one.seed && known(f.midpoint));
+};
+
+/** Points of the fitted curves over budgets (`dose_response`): a logistic rise from `guess` that meets the full cache's score at 1. */
+function fittedRows(experiment, variant, series, bin) {
+  return series.flatMap((one) => fitOf(experiment, variant, one, bin).flatMap((fit) => {
+    const steepness = (2 * Math.log(9)) / Math.max(fit.width, 1e-6);  // `width` is from 10% to 90% of the rise, in doublings
+    const rise = (budget) => 1 / (1 + Math.exp(-steepness * (Math.log2(budget) - Math.log2(fit.midpoint))));
+    const twin = one.points.find((p) => known(p.twin))?.twin;
+    const full = known(twin) ? experiment.cell(experiment.points[twin], bin)?.mean : null;
+    if (!known(full)) return [];
+    return d3.range(0, 1.0001, 0.04).map((share) => {
+      const x = fit.lowest_budget ** (1 - share);  // evenly from the lowest budget to 1 on a log scale
+      return { ...one, panel: one.name, curve: `${one.name} ${fit.budget_kind}`, x, y: fit.guess + (full - fit.guess) * rise(x) / rise(1) };
+    });
+  }));
+}
+
+/** The budget from which on 95% of the full cache's score is kept, with its interval, as a bar at the foot of a panel. */
+function thresholdRows(experiment, variant, series, bin) {
+  return series.flatMap((one) => fitOf(experiment, variant, one, bin).filter((f) => f.b95_state === "reached" && known(f.b95)).map((f) => ({
+    ...one, panel: one.name, x: f.b95, low: Math.max(f.b95_ci_low ?? f.b95, f.lowest_budget), high: f.b95_ci_high ?? f.b95,
+    title: `${one.name}: keeps 95% of the score down to budget ${fixed(f.b95)} ${interval(f.b95_ci_low, f.b95_ci_high)}`,
+  })));
+}
+
 /** One panel per press, the others behind it in grey. */
 function curvesByPress(experiment, variant, series, bin, width, open) {
   const rows = budgetRows(experiment, variant, series, bin);
   const names = series.map((s) => s.name).filter((name) => rows.some((r) => r.panel === name));
   const cut = grid(names, width), at = { fx: cut.fx, fy: cut.fy };
   const own = new Map(series.map((s) => [s.name, s]));
+  const fitted = fittedRows(experiment, variant, series, bin), kept = thresholdRows(experiment, variant, series, bin);
   return clickable(Plot.plot(panels(cut, width, 170, {
     ariaLabel: `Score over budget, a panel per press`,
     x: budgetAxis(rows), y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", domain: scoreDomain(rows), grid: true, ticks: 4 },
@@ -102,6 +131,9 @@ function curvesByPress(experiment, variant, series, bin, width, open) {
       Plot.line(rows, { ...at, facet: "exclude", x: "x", y: "y", z: "panel", stroke: "var(--faint)", strokeWidth: 1 }),
       Plot.areaY(rows, { ...at, x: "x", y1: "low", y2: "high", z: "panel", fill: colourOf, fillOpacity: 0.18 }),
       Plot.line(rows, { ...at, x: "x", y: "y", z: "panel", stroke: colourOf, strokeWidth: 2 }),
+      Plot.line(fitted, { ...at, x: "x", y: "y", z: "curve", stroke: "var(--ink)", strokeWidth: 1, strokeDasharray: "3 2" }),
+      Plot.ruleY(kept, { ...at, y: 0.03, x1: "low", x2: "high", stroke: colourOf, strokeWidth: 5, strokeOpacity: 0.35 }),
+      Plot.ruleX(kept, { ...at, x: "x", y1: 0, y2: 0.07, stroke: colourOf, strokeWidth: 3 }),
       dots(rows, at), titles(cut, own), tips(rows, at),
     ],
   })), open);
@@ -129,13 +161,47 @@ function curvesByLength(experiment, variant, series, width, open) {
 
 const scoreDomain = (rows) => [Math.min(0, d3.min(rows, (r) => r.low) ?? 0), Math.max(1, d3.max(rows, (r) => r.high) ?? 1)];
 
+/** Which budget each length needs: 95% and 50% of the full cache's score, with their intervals; null without fits. */
+function neededBudgets(experiment, variant, series, width) {
+  const middle = middles(variant);
+  const rows = ["b95", "b50"].flatMap((share) => series.flatMap((one) => variant.bins.flatMap(({ bin }) =>
+    fitOf(experiment, variant, one, bin).filter((f) => f[`${share}_state`] === "reached" && known(f[share])).map((f) => ({
+      ...one, panel: one.name, share, x: middle.get(bin), y: f[share], floor: f.lowest_budget,
+      low: Math.max(f[`${share}_ci_low`] ?? f[share], f.lowest_budget), high: f[`${share}_ci_high`] ?? f[share],
+      title: `${one.name}, ${binName(variant, bin)} tokens: keeps ${share.slice(1)}% of the score down to budget ${fixed(f[share])} ${interval(f[`${share}_ci_low`], f[`${share}_ci_high`])}`,
+    })))));
+  if (!rows.length) return null;
+  const names = series.map((s) => s.name).filter((name) => rows.some((r) => r.panel === name));
+  const cut = grid(names, width), at = { fx: cut.fx, fy: cut.fy };
+  const least = Math.min(d3.min(rows, (r) => r.floor), d3.min(rows, (r) => r.low));
+  const z = (d) => `${d.panel} ${d.share}`, dash = (rows_) => ({ ...at, x: "x", y: "y", z, stroke: colourOf, strokeWidth: 2, ...rows_ });
+  const lines = d3.group(rows, (r) => r.share);
+  return Plot.plot(panels(cut, width, 170, {
+    ariaLabel: "Budget needed over context length, a panel per press",
+    x: lengthAxis(middle), y: { type: "log", label: "budget needed", labelAnchor: "center", labelArrow: "none", domain: [least, 1], grid: true, ticks: [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1].filter((v) => v >= least), tickFormat: (v) => short(`${v}`) },
+    marks: [
+      outline(cut),
+      Plot.areaY(rows, { ...at, x: "x", y1: "low", y2: "high", z, fill: colourOf, fillOpacity: 0.15 }),
+      Plot.line(lines.get("b95") ?? [], dash({})),
+      Plot.line(lines.get("b50") ?? [], dash({ strokeDasharray: "3 3" })),
+      Plot.dot(rows, { ...at, x: "x", y: "y", fill: (d) => (d.share === "b95" ? colourOf(d) : "var(--surface)"), stroke: colourOf, r: 3, symbol: symbolOf }),
+      titles(cut, new Map(series.map((s) => [s.name, s]))), tips(rows, at),
+    ],
+  }));
+}
+
+const middles = (variant) => new Map(variant.bins.map((b) => [b.bin, Math.sqrt(Math.max(1, b.low) * Math.max(1, b.high))]));
+const lengthAxis = (middle) => ({
+  type: "log", label: "context tokens (log scale)", ticks: [...middle.values()], tickFormat: (v) => (v >= 1000 ? `${(v / 1000).toPrecision(2)}k` : v.toFixed(0)), inset: 8,
+});
+
 /** Names and signs of the presses, for plots that have several in a panel. */
 const legend = (series) =>
   el("ul", { class: "legend" }, series.map((one) => el("li", {}, swatch(one), one.name)));
 
 /** Score over lengths: a line per budget, and between two lines where the report names a break. */
 function overLengths(experiment, variant, series, width, open) {
-  const middle = new Map(variant.bins.map((b) => [b.bin, Math.sqrt(Math.max(1, b.low) * Math.max(1, b.high))]));
+  const middle = middles(variant);
   const rows = series.flatMap((one) => one.points.flatMap((point, rank) => variant.bins.map(({ bin }) => {
     const cell = experiment.cell(point, bin);
     return cell && known(cell.mean)
@@ -151,7 +217,7 @@ function overLengths(experiment, variant, series, width, open) {
     apart(lines.map(([, line]) => d3.greatest(line, (r) => r.x)), 0.1));
   return clickable(Plot.plot(panels(cut, width, 170, {
     ariaLabel: "Score over context length, a panel per press", marginRight: 34,
-    x: { type: "log", label: "context tokens (log scale)", ticks: [...middle.values()], tickFormat: (v) => (v >= 1000 ? `${(v / 1000).toPrecision(2)}k` : v.toFixed(0)), inset: 8 },
+    x: lengthAxis(middle),
     y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", domain: scoreDomain(rows), grid: true, ticks: 4 },
     marks: [
       outline(cut),
@@ -176,7 +242,7 @@ function apart(ends, least) {
 /** Between which two budgets each press breaks (`transitions`), as an area over the lengths. */
 function breaks(experiment, variant, series, rows) {
   const number = experiment.variants.indexOf(variant);
-  return experiment.transitions.filter((t) => t.variant === number && known(t.transition_label)).flatMap((t) => {
+  return experiment.transitions.filter((t) => t.variant === number && known(t.transition_label) && t.shape !== "smooth").flatMap((t) => {
     const one = series.find((s) => s.press === t.press && s.controller === t.controller && s.seed === t.seed);
     if (!one) return [];
     const line = (label) => rows.filter((r) => r.panel === one.name && r.label === label);

@@ -50,5 +50,5 @@ function section(id, title, lead, ...content) {
   return el("section", { id, "aria-labelledby": `${id}-title` },
     el("h2", { id: `${id}-title` }, title),
     lead ? el("p", { class: "lead" }, lead) : null,
-    ...content);
+    ...content.flat(Infinity).filter(Boolean));
 }
