@@ -41,7 +41,7 @@ class CachedLayer:
     chunked: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layers:
     """A model's layers with keys and values, by index, and the bytes of a row's other states.
 
@@ -163,7 +163,7 @@ def _survey(model: Any) -> Layers:
         except Exception as error:  # noqa: BLE001  a family with attention of another kind
             reason = f"attention that cannot be replaced ({type(error).__name__})"
             per_token, per_row = _cache_bytes(model)
-            return Layers({}, token_bytes=per_token, other_bytes=per_row, obstacle=reason)
+            return Layers(cached={}, token_bytes=per_token, other_bytes=per_row, obstacle=reason)
     types = getattr(model.config.get_text_config(), "layer_types", None)
     found = {}
     for index, (module, seen, kwargs) in sorted(survey.attended.items()):
@@ -175,7 +175,7 @@ def _survey(model: Any) -> Layers:
     shared = bool(survey.readers) or len(modules) < len(found)
     states = sum(t.numel() * t.element_size() for t in states_of(cache).values())
     scaled = any(scales_by_position(module) for module in modules.values())
-    return Layers(found, states, latent, shared, scaled)
+    return Layers(cached=found, state_bytes=states, latent=latent, shared=shared, scaled=scaled)
 
 
 def _cache_bytes(model: Any) -> tuple[int, int]:
