@@ -27,12 +27,16 @@ class AnalyzeConfig:
     seed: int = option(0, "seed of the bootstrap", at_least=0)
     transition_drop: float = option(
         0.15,
-        "classic rule: the mean of bin means falls by this much below the next higher budget",
+        "a break: the mean falls by this much below the next higher budget, and a test says so "
+        "(classic rule: the fall alone)",
         above=0,
     )
-    spread_jump: float = option(0.10, "instability zone: the sd of scores, or …", above=0)
+    spread_jump: float = option(0.10, "instability zone: the sd of graded scores, or …", above=0)
     failure_jump: float = option(
-        0.10, "… the failure rate goes up by this much while the mean has not collapsed", above=0
+        0.10,
+        "… the failure rate goes up by this much, and a test says so, while the mean has not "
+        "collapsed",
+        above=0,
     )
     baseline_floor: float = option(
         0.20, "below this score, the full cache leaves no room to see damage", at_least=0, at_most=1
