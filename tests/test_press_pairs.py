@@ -81,8 +81,8 @@ def test_presses_at_one_budget(kvx: Kvx) -> None:
     assert at["loss"].to_dict() == pytest.approx({"knorm": 0.5, "tova": 0.05, "streaming": 0.075})
     assert not at["holds"].any()
     assert at["n_for_margin"].isna().all()  # each loses more than the margin
-    report = (FOLDER / "details.md").read_text()
-    assert "no press leads for certain at budget 0.5 (tova, streaming)" in report
+    report = (FOLDER / "report.md").read_text()
+    assert "no press leads for certain at budget 0.5 (tova, streaming may be first)" in report
     assert "Loses at most 2 points (95%, all budgets together): not shown at any" in report
 
 
@@ -126,6 +126,44 @@ def test_one_press_alone_has_nothing_to_lead(kvx: Kvx) -> None:
     report = (FOLDER / "details.md").read_text()
     assert "Presses at equal" not in report
     assert "## Press against press" not in report
+
+
+def test_models_are_ranked_together_over_the_same_texts(kvx: Kvx) -> None:
+    """Two dtypes of a model on one data set: one verdict; a text is one cluster in both."""
+    write_experiment(
+        failing(), "press=knorm,tova", "model.dtype=float32,bfloat16", choose=by_press(PRESSES)
+    )
+    (leading,) = tables(kvx, "leaders")
+    together = leading[leading["scope"] == "all"].set_index("press")
+    assert together["n_variants"].tolist() == [2, 2]
+    assert (together["n_pairs"] == 80).all()
+    assert (together["n_clusters"] == 40).all()
+    assert together.loc["tova", "mean"] == pytest.approx(38 / 40)
+    assert together.loc["knorm", "difference"] == pytest.approx(-18 / 40)
+    assert together.loc["knorm", "rank_low"] == 2
+    report = (FOLDER / "report.md").read_text()
+    assert "over 2 models and datasets: **tova** leads at budget 0.5." in report
+    assert report.count("leads at") == 1
+
+
+def test_where_the_full_cache_is_silent_nothing_is_known(kvx: Kvx) -> None:
+    """One prompt a bin, and no answer of the full cache: no verdict, no crash."""
+
+    def silent(number: int, budget: float) -> Answer:
+        return (RIGHT, [1, 0], "stop") if budget < 1 else ("", None, FailureType.TIMEOUT)
+
+    write_experiment(silent, "press=knorm,tova", "dataset.sampling.n_per_bin=1")
+    pairs, harmless, leading, goodput = tables(
+        kvx, "press_pairs", "equivalence", "leaders", "goodput"
+    )
+    assert len(harmless) == 0  # a point without any answer is left out
+    assert set(pairs[pairs["bin"] != -1]["n_pairs"]) == {1}
+    assert set(pairs["p"]) == {1.0}
+    assert set(leading["rank_high"]) == {2}
+    assert goodput["inflation"].isna().all()
+    report = (FOLDER / "report.md").read_text() + (FOLDER / "details.md").read_text()
+    assert "No compressed point has a full cache beside it" in report
+    assert "nan" not in report
 
 
 def point(press: str, share: float, **fields: object) -> Measured:

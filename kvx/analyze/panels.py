@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ class Panel:
     """`goodness` [points, examples] is the score, or 1 - score where lower is better.
 
     A missing answer counts as wrong; `missing` says where. `pairs` (which example, over all
-    variants), `bins` and `clusters` are [examples].
+    variants), `bins` and `clusters` are [examples]; `names` are those of the clusters.
     """
 
     points: list[PointRecord]
@@ -32,9 +33,14 @@ class Panel:
     pairs: NDArray[np.int64]
     bins: NDArray[np.int64]
     clusters: NDArray[np.int64]
+    names: list[str]
 
     def row(self, point_id: str) -> int:
-        return next(i for i, point in enumerate(self.points) if point.id == point_id)
+        return self._rows[point_id]
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {point.id: row for row, point in enumerate(self.points)}
 
     def cells(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """Each bin's examples, then all of them as bin -1."""
@@ -76,7 +82,12 @@ def _panel(experiment: Experiment, points: list[PointRecord]) -> Panel:
     metric = str(first["metric"][0])
     higher = metric not in experiment.lower_is_better
     goodness = stacked if higher else BEST - stacked
-    _, clusters = np.unique(first["cluster"], return_inverse=True)
+    known, clusters = np.unique(first["cluster"], return_inverse=True)
+    names = [str(name) for name in known]
+    if np.issubdtype(known.dtype, np.integer):  # numbers in the order of the manifest
+        entries = experiment.manifest(points[0])["entries"]
+        in_order = list(dict.fromkeys(entry["cluster"] for entry in entries))
+        names = [in_order[number] for number in known]
     return Panel(
         points,
         metric,
@@ -87,4 +98,5 @@ def _panel(experiment: Experiment, points: list[PointRecord]) -> Panel:
         first["pair"].astype(np.int64),
         first["bin"].astype(np.int64),
         clusters.astype(np.int64),
+        names,
     )

@@ -10,6 +10,7 @@ from kvx.config.numbers import byte_count
 from kvx.report.tables import markdown, number
 from kvx.report.wording import DEGENERATE, interval
 
+SHOWN = 4  # names of a list in a sentence
 KEYS = ["scope", "budget_by", "budget_label"]
 
 
@@ -36,30 +37,48 @@ def leaders_table(leaders: pd.DataFrame, scope: str) -> str:
 
 
 def verdicts(leaders: pd.DataFrame, several: bool) -> Iterator[str]:
-    """One sentence for each scope: who leads where, and where nobody does for certain."""
-    chosen = leaders
-    if several and (leaders["scope"] == ALL_VARIANTS).any():
-        chosen = leaders[leaders["scope"] == ALL_VARIANTS]
-    for _, scope in chosen.groupby("scope", sort=False):
-        certain: dict[str, list[str]] = {}
-        open_at, unknown = [], []
-        for _, budget in scope.groupby(KEYS, sort=False):
-            first = budget.iloc[0]
-            if budget["p"].isna().sum() > 1:
-                unknown.append(_budget(first))
-            elif first["rank_high"] == 1:
-                certain.setdefault(first["press"], []).append(_budget(first))
-            else:
-                ahead = budget.loc[budget["rank_low"] == 1, "press"]
-                open_at.append(f"{_budget(first)} ({', '.join(ahead)})")
-        parts = [f"**{press}** leads at {', '.join(at)}" for press, at in certain.items()]
-        if open_at:
-            parts.append(f"no press leads for certain at {'; '.join(open_at)}: these may be first")
-        if unknown:
-            parts.append(f"too few independent prompts to rank at {', '.join(unknown)}")
-        first = scope.iloc[0]
-        where = f" over {first['n_variants']} models and datasets" if several else ""
-        yield f"Presses at equal measured budget{where}: {'; '.join(parts)}."
+    """One sentence for each scope: who leads where, and where nobody does for certain.
+
+    Of several models and datasets the one over all of them, if they were ranked together.
+    """
+    together = leaders[leaders["scope"] == ALL_VARIANTS]
+    metrics = sorted(leaders["metric"].unique())
+    if several and len(metrics) > 1:
+        yield f"Models and datasets are not ranked together: metrics differ ({', '.join(metrics)})."
+    for scope, ranked in (together if len(together) else leaders).groupby("scope", sort=False):
+        where = ""
+        if scope == ALL_VARIANTS:
+            where = f" over {ranked['n_variants'].iloc[0]} models and datasets"
+        elif several:
+            where = f", variant `{scope}`"
+        yield f"Presses at equal measured budget{where}: {_verdict(ranked)}."
+
+
+def _verdict(ranked: pd.DataFrame) -> str:
+    certain: dict[str, list[str]] = {}
+    undecided: list[str] = []
+    unknown: list[str] = []
+    for _, budget in ranked.groupby(KEYS, sort=False):
+        first = budget.iloc[0]
+        if budget["p"].isna().sum() > 1:
+            unknown.append(_budget(first))
+        elif first["rank_high"] == 1:
+            certain.setdefault(first["press"], []).append(_budget(first))
+        else:
+            ahead = budget.loc[budget["rank_low"] == 1, "press"]
+            names = ", ".join(ahead) if len(ahead) <= SHOWN else f"{len(ahead)} of {len(budget)}"
+            undecided.append(f"{_budget(first)} ({names} may be first)")
+    parts = [f"**{press}** leads at {_some(at)}" for press, at in certain.items()]
+    if undecided:
+        parts.append(f"no press leads for certain at {_some(undecided)}")
+    if unknown:
+        parts.append(f"too few independent prompts to rank at {_some(unknown)}")
+    return "; ".join(parts)
+
+
+def _some(told: list[str]) -> str:
+    more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    return ", ".join(told[:SHOWN]) + more
 
 
 def _budget(row: pd.Series) -> str:
