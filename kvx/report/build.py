@@ -139,6 +139,8 @@ def _context(
         "controllers": _controllers(controller_stats),
         "verdict": [
             *leaders_section.verdicts(leaders, several),
+            *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
+            *samples_section.noise(numerics, equivalence),
             *verdict_sentences(comparisons, transitions, config.analyze, dose_response),
         ],
         "page": PAGE, "guarded": bool(len(guard_stats)),
