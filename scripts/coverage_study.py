@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=STORE)
     asked = parser.parse_args()
     parts = [p for p in PARTS if asked.part is None or p.name in asked.part]
-    text = page(run(parts, asked.repeats, asked.seed, asked.store), asked.repeats, asked.seed)
+    text = page(run(parts, asked.repeats, asked.seed, asked.store), asked.seed)
     print(text)
     if asked.part is None:
         write_text(PAGE, text)
