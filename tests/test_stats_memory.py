@@ -96,5 +96,5 @@ def test_pieces_give_what_the_whole_gives_to_the_last_bit(monkeypatch):
         assert tuple(interval) == tuple(np.quantile(draws, [0.025, 0.975]))
     monkeypatch.setattr(ranking, "WORKING_BYTES", 8 * 70 * 200)
     monkeypatch.setattr(bootstrap, "DRAWING_BYTES", 8 * 70 * 200)
-    bootstrap._cached_bootstrap.cache_clear()
+    bootstrap._drawn.clear()
     assert found() == whole

@@ -48,7 +48,7 @@ from kvx.store.catalog import (
     finished_points,
     latency_of,
     not_applicable_points,
-    read_frame,
+    read_columns,
     requests_of,
     unfinished_points,
 )
@@ -57,6 +57,12 @@ from kvx.store.shards import read_inputs
 log = logging.getLogger(__name__)
 STAMP = "<!-- kvx inputs {} -->"
 PAGE = "report.html"
+
+# the columns of requests that the report tells of
+TOLD = (
+    "point_id", "budget_verified", "budget_proof", "kv_entries_nominal", "kv_entries_effective",
+    "degenerate", "degenerate_reason", "adapted", "made_with",
+)  # fmt: skip
 
 
 def report_experiment(config: Config) -> Path:
@@ -119,10 +125,10 @@ def _context(
 ) -> dict[str, Any]:
     several = bin_stats["variant_id"].nunique() > 1
     overall = bin_stats[bin_stats["primary"] & (bin_stats["bin"] == ALL_BINS)]
-    failures = read_frame([p.dir / "failures.parquet" for p in points])
-    seen = read_frame([p.dir / "catastrophes.parquet" for p in points])
+    failures = read_columns(points, "failures", ["point_id", "error_type"])
+    seen = read_columns(points, "catastrophes", ["point_id", "unit"])
     alone = latency_of(points)
-    requests = requests_of(points)
+    requests = requests_of(points, TOLD)
     found = proof_section.proofs(requests)
     left_out, used = unfinished_points(folder), guard_section.device_budgets(guard_stats)
     return {

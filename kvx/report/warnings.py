@@ -112,9 +112,9 @@ def _cut(overall: pd.DataFrame) -> Iterator[str]:
 
 def _degenerate(overall: pd.DataFrame, requests: pd.DataFrame) -> Iterator[str]:
     marked = requests[requests["degenerate"].astype(bool)]
+    reasons = dict(iter(marked.groupby("point_id")["degenerate_reason"]))
     for _, row in overall[overall["n_degenerate"] > 0].iterrows():
-        reasons = marked.loc[marked["point_id"] == row["point_id"], "degenerate_reason"]
-        most = reasons.map(_without_numbers).value_counts().index
+        most = reasons[row["point_id"]].map(_without_numbers).value_counts().index
         why = f" ({'; '.join(most[:REASONS])})" if len(most) else ""
         yield (
             f"**Degenerate point.** {row['point_id']}: in {row['n_degenerate']} of "
@@ -126,9 +126,9 @@ def _degenerate(overall: pd.DataFrame, requests: pd.DataFrame) -> Iterator[str]:
 def _adapted(overall: pd.DataFrame, requests: pd.DataFrame) -> Iterator[str]:
     """Once for all points of a press and model that have the same reason."""
     told: set[tuple[str, str, str]] = set()
+    reasons = dict(iter(requests.dropna(subset="adapted").groupby("point_id")["adapted"]))
     for _, row in overall[overall["n_adapted"].fillna(0) > 0].iterrows():
-        own = requests[requests["point_id"] == row["point_id"]]
-        for reason in own["adapted"].dropna().unique():
+        for reason in reasons[row["point_id"]].unique():
             about = (str(row["press"]), str(row["model"]), str(reason))
             if about not in told:
                 told.add(about)

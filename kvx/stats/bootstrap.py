@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +12,7 @@ from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
 
 CHUNK_BYTES = 256 * 2**20
 DRAWS_BYTES = 64 * 2**20
+CACHE_BYTES = 64 * 2**20  # of resamples that are kept
 DRAWING_BYTES = 16 * 2**20
 ALIGNED_ROWS = 64  # BLAS sums the rows left over from its blocks in another order
 Cell = tuple[ArrayLike, Collection[Hashable]]
@@ -269,11 +269,22 @@ def _intervals(
     return found
 
 
-@lru_cache(maxsize=8)
 def _cached_bootstrap(
     n_clusters: int, n_boot: int, seed: int | tuple[int, ...]
 ) -> ClusterBootstrap:
-    return ClusterBootstrap(n_clusters, n_boot, seed)
+    """The same resamples for the same arguments, drawn once while they fit `CACHE_BYTES`.
+
+    Curves over many bins need the same ones again and again: one for each bin.
+    """
+    key = n_clusters, n_boot, seed
+    found = _drawn.pop(key, None) or ClusterBootstrap(n_clusters, n_boot, seed)
+    _drawn[key] = found  # the latest
+    while len(_drawn) > 1 and sum(one.weights.nbytes for one in _drawn.values()) > CACHE_BYTES:
+        del _drawn[next(iter(_drawn))]
+    return found
+
+
+_drawn: dict[tuple[int, int, int | tuple[int, ...]], ClusterBootstrap] = {}
 
 
 def row_chunks(n_rows: int, row_bytes: int, chunk_bytes: int) -> Iterator[slice]:

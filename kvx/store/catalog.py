@@ -104,8 +104,15 @@ def columns_in(path: Path, schema: pa.Schema, names: Sequence[str]) -> pa.Table:
     return found.select(list(names))
 
 
-def requests_of(points: Sequence[PointRecord]) -> pd.DataFrame:
-    """Every request of points that have answers; columns that an older kvx lacked are null."""
+def requests_of(points: Sequence[PointRecord], names: Sequence[str] = ()) -> pd.DataFrame:
+    """Every request of points that have answers, all columns or `names`.
+
+    Columns that an older kvx lacked are null.
+    """
+    if names:
+        tables = [columns_of(point, REQUESTS, names) for point in points]
+        found: pd.DataFrame = pa.concat_tables(tables, promote_options="default").to_pandas()
+        return found
     frame = read_frame([layout.merged(p.dir, REQUESTS) for p in points])
     return frame.reindex(columns=schemas.REQUESTS.names)
 
