@@ -83,11 +83,9 @@ def _panel(experiment: Experiment, points: list[PointRecord]) -> Panel:
     higher = metric not in experiment.lower_is_better
     goodness = stacked if higher else BEST - stacked
     known, clusters = np.unique(first["cluster"], return_inverse=True)
-    names = [str(name) for name in known]
-    if np.issubdtype(known.dtype, np.integer):  # numbers in the order of the manifest
-        entries = experiment.manifest(points[0])["entries"]
-        in_order = list(dict.fromkeys(entry["cluster"] for entry in entries))
-        names = [in_order[number] for number in known]
+    entries = experiment.manifest(points[0])["entries"]
+    in_order = list(dict.fromkeys(entry["cluster"] for entry in entries))
+    names = [in_order[number] for number in known]
     return Panel(
         points,
         metric,
