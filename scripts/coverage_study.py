@@ -53,8 +53,8 @@ Made by
 
 on data of known truth, with the functions that `kvx analyze` and `kvx certify` call. A share falls
 short if its {sure:.0%} interval lies outside of what is asked: chance alone leaves one of a hundred
-settings there. At a true 95% that interval is 12 points wide with 100 repeats and 4 with 1,000, so few
-repeats show coarse faults only; `--repeats` asks for more. Numbers are the lowest and the
+settings there. At a true 95% that interval is 12 points wide with 100 repeats and 4 with 1,000:
+few repeats show coarse faults only, and `--repeats` asks for more. Numbers are the lowest and the
 highest share over a row's settings. Seed {seed}.
 """
 
