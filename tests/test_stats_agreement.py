@@ -9,7 +9,13 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from kvx.stats.clustered import korn_graubard, mean, paired_difference, sign_flip_p
+from kvx.stats.clustered import (
+    korn_graubard,
+    mean,
+    paired_difference,
+    sign_flip_p,
+    t_interval,
+)
 from kvx.stats.intervals import clopper_pearson, wilson
 from kvx.stats.multiplicity import benjamini_hochberg, holm
 from kvx.stats.paired import mcnemar_exact, newcombe_interval
@@ -58,27 +64,26 @@ def test_corrections_for_many_tests() -> None:
 
 
 def test_paired_differences_have_the_cluster_robust_error_of_regression() -> None:
-    """The t interval over clusters is that of a regression on a constant with clustered errors,
-    but for its factor of (n - 1) / n.
-    """
-    found = paired_difference(HERE, FULL, TEXTS.tolist(), 0.95)
-    n = len(TEXTS)
-    fitted = OLS(HERE - FULL, np.ones(n)).fit(
-        cov_type="cluster", cov_kwds={"groups": TEXTS}, use_t=True
-    )
-    assert found.method == "cluster_t"
-    assert found.difference == pytest.approx(fitted.params[0])
-    error = fitted.bse[0] * np.sqrt((n - 1) / n)
-    reach = ss.t.ppf(0.975, 21) * error
-    assert found.interval.high - found.difference == pytest.approx(reach, rel=1e-2)
-    assert found.difference - found.interval.low == pytest.approx(reach, rel=1e-2)
+    """The t interval over clusters is that of a regression on a constant with clustered errors."""
+    apart, n = HERE - FULL, len(TEXTS)
+    fitted = OLS(apart, np.ones(n)).fit(cov_type="cluster", cov_kwds={"groups": TEXTS}, use_t=True)
+    reach = ss.t.ppf(0.975, 21) * fitted.bse[0]
+    sums, counts = np.bincount(TEXTS, apart), np.bincount(TEXTS).astype(float)
+    (low, high), method = t_interval(apart, sums, counts, 0.95, None)
+    assert method == "cluster_t"
+    assert (low + high) / 2 == pytest.approx(fitted.params[0])
+    assert (high - low) / 2 == pytest.approx(reach)
+    used = paired_difference(HERE, FULL, TEXTS.tolist(), 0.95)
+    assert used.difference == pytest.approx(fitted.params[0])
+    # two clusters are added where the differences are one-sided, as they are here
+    assert high - low < used.interval.high - used.interval.low < 2 * (high - low)
 
 
 def test_of_clusters_of_one_the_interval_is_students() -> None:
-    here, full = HERE[:30], FULL[:30]
-    found = paired_difference(here, full, list(range(30)), 0.95)
-    theirs = ss.ttest_rel(here, full).confidence_interval(0.95)
-    assert tuple(found.interval) == pytest.approx((theirs.low, theirs.high))
+    apart = HERE[:30] - FULL[:30]
+    (low, high), _ = t_interval(apart, apart, np.ones(30), 0.95, None)
+    theirs = ss.ttest_1samp(apart, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high))
 
 
 def test_flipping_the_signs_of_clusters_is_scipys_permutation_test() -> None:
@@ -101,7 +106,7 @@ def test_a_mean_of_independent_rights_and_wrongs() -> None:
     assert tuple(found.interval) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
     # with the error of independent ones, Korn and Graubard's is the exact interval but for t
     share = float(values.mean())
-    near = korn_graubard(share, np.sqrt(share * (1 - share) / 80), 80, 10**6, 0.95)
+    near = korn_graubard(share, np.sqrt(share * (1 - share) / 80), 10**6, 0.95)
     assert tuple(near) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
 
 
@@ -114,7 +119,7 @@ def test_certificates_of_losses_of_0_and_1() -> None:
 def test_what_is_equivalent_by_two_one_sided_tests_is_within_the_interval() -> None:
     """Schuirmann (1987): TOST at 5% holds just if the 90% interval lies within the margin."""
     here, full = HERE[:40], np.clip(HERE[:40] + RNG.normal(0, 0.03, 40), 0, 1)
-    low, high = paired_difference(here, full, list(range(40)), 0.90).interval
+    (low, high), _ = t_interval(here - full, here - full, np.ones(40), 0.90, None)
     for margin in (0.002, 0.005, 0.01, 0.02, 0.05):
         p, _, _ = ttost_paired(here, full, -margin, margin)
         assert (p <= 0.05) == (-margin <= low and high <= margin)
