@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import statistics
 import tempfile
 import time
@@ -48,7 +49,7 @@ from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.measure import PeakMemory, synchronize
 from kvx.engines.kvpress.model import LoadedModel, load, resolve_device
 from kvx.engines.kvpress.press import PointPress
-from kvx.engines.kvpress.stack import kvpress_hooks
+from kvx.engines.kvpress.transformers_versions import kvpress_hooks
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 
@@ -157,15 +158,25 @@ def run_kvx(
     return answers
 
 
-def timed(loaded: LoadedModel, run: Callable[[], dict[str, Any]]) -> tuple[float, int, Any]:
-    """Seconds, peak bytes above what was held before, and the answers."""
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """What a run took: on the clock, of all processors together, above what was held before."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    answers: Any
+
+
+def timed(loaded: LoadedModel, run: Callable[[], Any]) -> Timed:
     before = PeakMemory(loaded.device).read_bytes() or 0
     memory = PeakMemory(loaded.device)
     synchronize(loaded.device)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     answers = run()
     synchronize(loaded.device)
-    return time.perf_counter() - start, (memory.read_bytes() or 0) - before, answers
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    return Timed(seconds, cpu_seconds, (memory.read_bytes() or 0) - before, answers)
 
 
 def bandwidth(device: torch.device) -> float:
@@ -261,18 +272,17 @@ def compare(args: argparse.Namespace, work: list[PointWork]) -> dict[str, Any]:
 
     theirs, ours, equal, peaks = [], [], True, ([], [])  # type: ignore[var-annotated]
     for _ in range(args.repeats):
-        ours_s, ours_peak, answers = timed(loaded, lambda: run_kvx(loaded, work, cost))
-        theirs_s, theirs_peak, expected = timed(
-            loaded, lambda: run_kvpress(loaded, work, args.new_tokens)
-        )
-        theirs.append(theirs_s)
-        ours.append(ours_s)
-        peaks[0].append(theirs_peak)
-        peaks[1].append(ours_peak)
+        kvx = timed(loaded, lambda: run_kvx(loaded, work, cost))
+        kvpress = timed(loaded, lambda: run_kvpress(loaded, work, args.new_tokens))
+        theirs.append(kvpress.seconds)
+        ours.append(kvx.seconds)
+        peaks[0].append(kvpress.peak_bytes)
+        peaks[1].append(kvx.peak_bytes)
+        expected, answers = kvpress.answers, kvx.answers
         differing = [key for key in expected if answers[key] != expected[key]]
         equal = equal and not differing
         print(
-            f"kvpress {theirs_s:.2f} s, kvx {ours_s:.2f} s, ratio {theirs_s / ours_s:.1f}, "
+            f"kvpress {theirs[-1]:.2f} s, kvx {ours[-1]:.2f} s, ratio {theirs[-1] / ours[-1]:.1f}, "
             f"{len(expected) - len(differing)}/{len(expected)} responses equal",
             flush=True,
         )
@@ -313,41 +323,57 @@ def compare_mixed(args: argparse.Namespace, work: list[PointWork]) -> dict[str, 
     mixed_layers.run_kvpress(loaded, short, 2)
 
     seconds: dict[str, list[float]] = {}
+    cpu_seconds: dict[str, list[float]] = {}
     prefills: dict[str, list[float]] = {}
     peaks: dict[str, list[int]] = {}
     equal: dict[str, int] = {}
-    for _ in range(args.repeats):
-        answers = {}
-        for name, settings in (("kvx_shared", config), ("kvx_alone", alone)):
-            with timed_prefills(loaded.device) as parts:
-                took, peak, answers[name] = timed(
-                    loaded,
-                    lambda settings=settings: run_kvx(loaded, work, cost, settings),  # type: ignore[misc]
-                )
-            for into, value in ((seconds, took), (prefills, sum(parts)), (peaks, peak)):
-                into.setdefault(name, []).append(value)
-            print(f"{name} {took:.2f} s, of which prefills {sum(parts):.2f} s", flush=True)
-        took, peak, (expected, prefill_s) = timed(
-            loaded, lambda: mixed_layers.run_kvpress(loaded, work, args.new_tokens)
+
+    def run(name: str, call: Callable[[], Any]) -> Any:
+        with timed_prefills(loaded.device) as parts:
+            found = timed(loaded, call)
+        answers, prefill_s = found.answers, sum(parts)
+        if name == "kvpress":
+            answers, prefill_s = answers
+        seconds.setdefault(name, []).append(found.seconds)
+        cpu_seconds.setdefault(name, []).append(found.cpu_seconds)
+        prefills.setdefault(name, []).append(prefill_s)
+        peaks.setdefault(name, []).append(found.peak_bytes)
+        print(
+            f"{name} {found.seconds:.2f} s, of which prefills {prefill_s:.2f} s; "
+            f"{found.cpu_seconds:.2f} CPU s; load {os.getloadavg()[0]:.1f}",
+            flush=True,
         )
-        for into, value in ((seconds, took), (prefills, prefill_s), (peaks, peak)):
-            into.setdefault("kvpress", []).append(value)
-        for name, found in answers.items():
-            same = sum(found[key] == expected[key] for key in expected)
-            equal[name] = min(same, equal.get(name, same))
-        print(f"kvpress {took:.2f} s, of which prefills {prefill_s:.2f} s; {equal}", flush=True)
+        return answers
+
+    def compare_answers(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+        same = sum(found[key] == expected[key] for key in expected)
+        print(f"{name}: {same} of {len(expected)} responses have kvpress's tokens", flush=True)
+        if name not in equal:
+            for line in mixed_layers.differences(loaded, work, found, expected):
+                print(f"{name}: {line}", flush=True)
+        equal[name] = min(same, equal.get(name, same))
+
+    for _ in range(args.repeats):
+        answers = run("kvx_shared", lambda: run_kvx(loaded, work, cost, config))
+        expected = run("kvpress", lambda: mixed_layers.run_kvpress(loaded, work, args.new_tokens))
+        compare_answers("kvx_shared", answers, expected)
+    answers = run("kvx_alone", lambda: run_kvx(loaded, work, cost, alone))  # once: it takes long
+    compare_answers("kvx_alone", answers, expected)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     passing, live = mixed_layers.memory_bound(loaded.model, work, args.max_rows)
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    cpu = {name: statistics.median(values) for name, values in cpu_seconds.items()}
     return {
         "device": str(loaded.device), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "model": args.shape, "dtype": args.dtype,
         "points": len(work), "examples": args.examples,
         "new_tokens": args.new_tokens,
         "prompt_tokens_mean": statistics.fmean(r.entry.prompt_tokens for r, _ in work[0].requests),
-        "seconds": seconds, "prefill_seconds": prefills,
+        "seconds": seconds, "cpu_seconds": cpu_seconds, "prefill_seconds": prefills,
         "ratio_to_alone": median["kvx_alone"] / median["kvx_shared"],
         "ratio_to_kvpress": median["kvpress"] / median["kvx_shared"],
+        "cpu_ratio_to_alone": cpu["kvx_alone"] / cpu["kvx_shared"],
+        "cpu_ratio_to_kvpress": cpu["kvpress"] / cpu["kvx_shared"],
         "responses": sum(len(w.requests) for w in work), "equal_to_kvpress": equal,
         "peak_bytes_with_weights": {name: max(values) + weights for name, values in peaks.items()},
         "peak_bound_bytes": round(1.1 * (weights + passing + live)),

@@ -35,9 +35,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Ask:
-    """A share `k` of `n` (names in a result) that should lie in [low, high], where `when` holds.
+    """A share `k` of `n` (names in a result) that should lie in [low, high].
 
-    Above `high` counts as a fault only if `strict`.
+    It is shown where `when` holds and asked for where `asked` does too. Above `high` counts as a
+    fault only if `strict`.
     """
 
     title: str
@@ -47,11 +48,15 @@ class Ask:
     high: float
     when: Callable[[Setting], bool] = lambda setting: True
     strict: bool = True
+    asked: Callable[[Setting], bool] = lambda setting: True
+
+    def known(self, setting: Setting, result: Result) -> bool:
+        """Whether there is such a share."""
+        return self.k in result and bool(result.get(self.n)) and self.when(setting)
 
     def short(self, setting: Setting, result: Result) -> bool:
         """Whether the share surely lies outside."""
-        k, n = int(result.get(self.k, 0)), int(result.get(self.n, 0))
-        if not n or not self.when(setting):
+        if not self.known(setting, result) or not self.asked(setting):
             return False
-        low, high = clopper_pearson(k, n, SURE)
+        low, high = clopper_pearson(int(result[self.k]), int(result[self.n]), SURE)
         return high < self.low or (self.strict and low > self.high)

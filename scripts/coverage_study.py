@@ -1,17 +1,20 @@
 """Do intervals cover, do tests hold their level, are certificates kept? On data of known truth.
 
     python -m scripts.coverage_study                  # everything; goes on where it stopped
-    python -m scripts.coverage_study --part means --repeats 200 --seed 1
+    python -m scripts.coverage_study --part means --repeats 0.2 --seed 1
 
 Writes docs/results/statistics.md. Results lie in outputs/coverage_study.jsonl, a line a setting;
-those of other code of `kvx/stats` or these scripts are measured again.
+those whose code has changed since, in kvx/stats or here, are measured again.
 """
 
 import argparse
+import ast
+import inspect
 import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +23,26 @@ from kvx.config.folders import package_dir
 from kvx.identity.hashing import digest, sha256_file
 from kvx.report.tables import markdown
 from kvx.store.atomic import write_text
-from scripts import coverage_certificates, coverage_intervals
+from scripts import (
+    coverage_certificates,
+    coverage_curves,
+    coverage_intervals,
+    coverage_margins,
+)
 from scripts.coverage_base import SURE, Ask, Part, Result, Setting
 
 ROOT = package_dir().parent
 PAGE = ROOT / "docs" / "results" / "statistics.md"
 STORE = ROOT / "outputs" / "coverage_study.jsonl"
-PARTS = [*coverage_intervals.PARTS, *coverage_certificates.PARTS]
+PARTS = [
+    *coverage_intervals.PARTS,
+    *coverage_margins.PARTS,
+    *coverage_curves.PARTS,
+    *coverage_certificates.PARTS,
+]
 MOST_SHORT = 12  # settings listed for a part
 Key = str
+Measured = tuple[int, Result]  # repeats
 HEAD = """# Are the statistics right?
 
 Made by
@@ -37,29 +51,57 @@ Made by
 
 on data of known truth, with the functions that `kvx analyze` and `kvx certify` call. A share falls
 short if its {sure:.0%} interval lies outside of what is asked: chance alone leaves one of a hundred
-settings there. Numbers are the lowest and the highest share over the settings of a row.
+settings there. Numbers are the lowest and the highest share over a row's settings. Seed {seed}.
 """
 
 
 def code_digest(part: Part) -> str:
-    """Of all that a result depends on: statistics and these scripts."""
-    files = [*(package_dir() / "stats").glob("*.py"), *(ROOT / "scripts").glob("coverage_*.py")]
-    return digest([sha256_file(file) for file in sorted(files)], 12)
+    """Of the statistics and scripts that a result depends on."""
+    files = sorted(code_behind(Path(inspect.getfile(part.measure))))
+    return digest([sha256_file(file) for file in files], 12)
 
 
-def key_of(part: Part, setting: Setting, repeats: int, seed: int) -> Key:
-    return digest([part.name, setting, repeats, seed, code_digest(part)], 16)
+@cache
+def code_behind(file: Path) -> frozenset[Path]:
+    """`file` and the modules of kvx.stats and of this study that it imports, theirs too."""
+    found = {file}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+            path = ROOT / f"{name.replace('.', '/')}.py"
+            if name.startswith(("kvx.stats.", "scripts.coverage_")) and path.is_file():
+                found |= code_behind(path)
+    return frozenset(found)
 
 
-def read_store(store: Path) -> dict[Key, Result]:
-    lines = store.read_text().splitlines() if store.is_file() else []
-    return {found["key"]: found["result"] for found in map(json.loads, lines)}
+def key_of(part: Part, setting: Setting, seed: int) -> Key:
+    return digest([part.name, setting, seed, code_digest(part)], 16)
+
+
+def read_store(store: Path) -> dict[Key, Measured]:
+    """What was measured, the most repeats of each.
+
+    A last line that was cut off by a kill is dropped from the file.
+    """
+    lines = store.read_text().splitlines(keepends=True) if store.is_file() else []
+    if lines and not lines[-1].endswith("\n"):
+        store.write_text("".join(lines[:-1]))
+        del lines[-1]
+    found: dict[Key, Measured] = {}
+    for line in map(json.loads, lines):
+        if line["key"] not in found or line["repeats"] > found[line["key"]][0]:
+            found[line["key"]] = line["repeats"], line["result"]
+    return found
 
 
 def run(
     parts: Sequence[Part], repeats: float, seed: int, store: Path
 ) -> dict[str, list[tuple[Setting, Result]]]:
-    """The result of every setting of `parts`, measured if `store` has it not."""
+    """The result of every setting of `parts`; measured if `store` has none of so many repeats.
+
+    Each result says its `times`, the repeats it is from.
+    """
     known = read_store(store)
     store.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[tuple[Setting, Result]]] = {}
@@ -67,14 +109,14 @@ def run(
         times, began = max(1, round(repeats * part.repeats)), time.monotonic()
         rows = found.setdefault(part.name, [])
         for number, setting in enumerate(part.settings):
-            key = key_of(part, setting, times, seed)
-            if key not in known:
+            key = key_of(part, setting, seed)
+            if known.get(key, (0, {}))[0] < times:
                 rng = np.random.default_rng((seed, number))
-                known[key] = part.measure(setting, times, rng)
+                known[key] = times, part.measure(setting, times, rng)
                 with store.open("a") as file:
-                    line = {"key": key, "part": part.name, **setting, "result": known[key]}
-                    file.write(json.dumps(line) + "\n")
-            rows.append((setting, known[key]))
+                    line = {"key": key, "part": part.name, "repeats": times, "setting": setting}
+                    file.write(json.dumps({**line, "result": known[key][1]}) + "\n")
+            rows.append((setting, {**known[key][1], "times": known[key][0]}))
         seconds = time.monotonic() - began
         print(f"{part.name}: {len(rows)} settings, {seconds:.0f} s", file=sys.stderr, flush=True)
     return found
@@ -94,7 +136,10 @@ def section(part: Part, rows: Sequence[tuple[Setting, Result]]) -> str:
         ]
         for key, group in groups.items()
     ]  # fmt: skip
-    text = [f"## {part.title}", part.about, markdown(header, lines)]
+    times = sorted({int(result["times"]) for _, result in rows})
+    told = " to ".join(f"{n:,}" for n in dict.fromkeys((times[0], times[-1])))
+    about = f"{part.about} {told} repeats a setting."
+    text = [f"## {part.title}", about, markdown(header, lines)]
     return "\n\n".join([*text, *_shortfalls(part, rows)])
 
 
@@ -109,7 +154,7 @@ def _title(ask: Ask) -> str:
 
 
 def _range(ask: Ask, rows: Sequence[tuple[Setting, Result]]) -> str:
-    shares = [r[ask.k] / r[ask.n] for s, r in rows if r.get(ask.n) and ask.when(s)]
+    shares = [r[ask.k] / r[ask.n] for s, r in rows if ask.known(s, r)]
     if not shares:
         return "–"
     low, high = f"{min(shares):.3f}", f"{max(shares):.3f}"
@@ -141,21 +186,21 @@ def _shortfalls(part: Part, rows: Sequence[tuple[Setting, Result]]) -> Iterator[
     yield markdown([*names, *(ask.title for ask in part.asks)], lines)
 
 
-def page(found: dict[str, list[tuple[Setting, Result]]]) -> str:
+def page(found: dict[str, list[tuple[Setting, Result]]], seed: int) -> str:
     parts = [section(part, found[part.name]) for part in PARTS if part.name in found]
-    return "\n".join([HEAD.format(sure=SURE), "\n\n".join(parts), ""])
+    return "\n".join([HEAD.format(sure=SURE, seed=seed), "\n\n".join(parts), ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="coverage and error rates of kvx's statistics")
     names = [part.name for part in PARTS]
     parser.add_argument("--part", action="append", choices=names, help="only these; not written")
-    parser.add_argument("--repeats", type=float, default=1.0, help="times each part's own number")
+    parser.add_argument("--repeats", type=float, default=1.0, help="times each part's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, default=STORE)
     asked = parser.parse_args()
     parts = [p for p in PARTS if asked.part is None or p.name in asked.part]
-    text = page(run(parts, asked.repeats, asked.seed, asked.store))
+    text = page(run(parts, asked.repeats, asked.seed, asked.store), asked.repeats, asked.seed)
     print(text)
     if asked.part is None:
         write_text(PAGE, text)

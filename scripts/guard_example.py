@@ -18,7 +18,7 @@ from kvpress import KnormPress
 from kvx import guarded
 from kvx.cli.command import compose
 from kvx.engines.kvpress.model import load
-from kvx.engines.kvpress.stack import pressing
+from kvx.engines.kvpress.transformers_versions import pressing
 from kvx.guard.events import GuardEvent
 
 

@@ -18,10 +18,15 @@ from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.layers import layers_of
+from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.measure import synchronize
 from kvx.engines.kvpress.model import LoadedModel, resolve_device
+from kvx.engines.kvpress.prefill import prefill
 from kvx.engines.kvpress.press import PointPress
-from kvx.engines.kvpress.stack import kvpress_hooks
+from kvx.engines.kvpress.prompt_row import PromptRow
+from kvx.engines.kvpress.streams import RandomStream
+from kvx.engines.kvpress.transformers_versions import kvpress_hooks
+from kvx.points import Point
 
 LAYERS, EVERY, WINDOW = 30, 6, 512  # one layer in six is full
 
@@ -41,6 +46,9 @@ def mixed_model(config: Config) -> LoadedModel:
     )  # fmt: skip
     with torch.device(device):
         model = Qwen3ForCausalLM(shape).to(getattr(torch, config.model.dtype))
+    for layer in model.model.layers:  # with weights of one all keys would be of one length, and
+        norm = layer.self_attn.k_norm.weight  # knorm would rank them by rounding
+        norm.data.copy_(torch.rand_like(norm) + 0.5)
     return LoadedModel(model.eval(), load_tokenizer(config.model), device, frozenset())
 
 
@@ -54,12 +62,9 @@ def run_kvpress(
         for request, example in item.requests:
             parts = builder.parts(example)
             n, rest = len(parts.compressed_ids), len(parts.rest_ids)
-            cache = DynamicCache(config=model.config)
-            press = PointPress(item.point, n).build()
             synchronize(loaded.device)
             start = time.perf_counter()
-            with kvpress_hooks(model), _pressed(model, press):
-                model.model(_batch(parts.compressed_ids, loaded), past_key_values=cache)
+            cache = _prefilled(loaded, item.point, parts.compressed_ids)
             synchronize(loaded.device)
             prefill_s += time.perf_counter() - start
             positions = torch.arange(n, n + rest, device=loaded.device)
@@ -77,6 +82,55 @@ def run_kvpress(
                 ids.append(int(out.logits[0, -1].argmax()))
             answers[request.id] = ids
     return answers, prefill_s
+
+
+def _prefilled(loaded: LoadedModel, point: Point, ids: list[int]) -> Any:
+    """The compressed cache of a prompt."""
+    cache, press = DynamicCache(config=loaded.model.config), PointPress(point, len(ids)).build()
+    with kvpress_hooks(loaded.model), _pressed(loaded.model, press):
+        loaded.model.model(_batch(ids, loaded), past_key_values=cache)
+    return cache
+
+
+def differences(
+    loaded: LoadedModel, work: list[PointWork], found: dict[str, Any], expected: dict[str, Any]
+) -> Iterator[str]:
+    """A line for each response whose tokens are not kvpress's: which entries were kept instead.
+
+    Both prefill the prompt again. An entry counts as kept by both if its keys differ by less than
+    a thousandth of their length.
+    """
+    builder = PromptBuilder(loaded.tokenizer, work[0].point.config)
+    for item in work:
+        for request, example in item.requests:
+            ours, theirs = found[request.id], expected[request.id]
+            if ours == theirs:
+                continue
+            at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+            ids = builder.parts(example).compressed_ids
+            cache, held = _prefilled(loaded, item.point, ids), _held(loaded, item.point, ids)
+            kept = other = 0
+            spread = 0.0
+            for index, keys in held.items():
+                reference = cache.layers[index].keys[0]  # [KV heads, kept, head size]
+                length = reference.norm(dim=-1)
+                nearest = torch.cdist(keys, reference).amin(-1)
+                other += int((nearest > 1e-3 * length.mean()).sum())
+                kept += nearest.numel()
+                spread = max(spread, float(length.std() / length.mean()))
+            yield (
+                f"{request.id}: token {at} is {ours[at]}, kvpress's {theirs[at]}; {other} of "
+                f"{kept} kept entries are others; lengths of the keys vary by {spread:.1e}"
+            )
+
+
+def _held(loaded: LoadedModel, point: Point, ids: list[int]) -> dict[int, torch.Tensor]:
+    """The keys [KV heads, kept, head size] that kvx keeps in each full layer."""
+    n = len(ids)
+    row = PromptRow(PointPress(point, n), point.kept_tokens(n), RandomStream(0, loaded.devices))
+    with fast_linears(loaded.model):
+        (bucket,) = prefill(loaded, ids, [row], 1, alone=False).buckets
+    return {x.index: bucket.entries(x.index, 1)[0][0] for x in layers_of(loaded.model).full}
 
 
 def _batch(ids: list[int], loaded: LoadedModel) -> torch.Tensor:

@@ -211,7 +211,7 @@ def test_a_sweep_goes_on_without_what_is_not_applicable(
     assert sorted(path.name for path in apart[0].parent.iterdir() if path.name[0] != ".") == [
         "NOT_APPLICABLE", "point.json",
     ]  # fmt: skip
-    report = (RUN / "report.md").read_text()
+    report = (RUN / "details.md").read_text()
     assert "| kvzip | mixed | 0.2, 0.5 | it scores the whole prompt in every layer" in report
     assert "Left out" not in report
 

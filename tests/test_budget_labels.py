@@ -66,7 +66,7 @@ def test_chunkkv_is_told_by_what_it_kept_and_pyramidkv_is_marked(
     assert overall.loc[number, "budget_label"] == told
     others = [i for i in overall.index if not i.startswith(("chunkkv", "none"))]
     assert set(overall.loc[others, "budget_label"]) == {"0.4"}
-    report = (folder / "report.md").read_text()
+    report = (folder / "details.md").read_text()
     for text in (f"| chunkkv | {label}", f"**chunkkv at budget {label}**", f"| chunkkv | {told}"):
         assert text in report
     assert "keeps by its method" in report
@@ -128,7 +128,7 @@ def test_tables_are_the_same_if_all_budgets_print_alike(
     stats = pq.read_table(FOLDER / "bin_stats.parquet").to_pandas()
     assert set(stats["budget_label"]) == {"1"}
     assert sorted(set(stats["budget_asked"])) == [0.4, 0.5, 1.0]
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     assert report.count("**knorm at budget 1**:") == 2  # 0.5 and 0.4
     assert report.count("**knorm + reactive at budget 1**") == 2
 

@@ -291,7 +291,7 @@ def test_rates_and_excess_are_counted_and_told(kvx: Kvx) -> None:
     assert full["excess"].isna().all()
     assert pd.isna(full.loc["amnesia", "rate"])
 
-    text = (FOLDER / "report.md").read_text()
+    text = (FOLDER / "details.md").read_text()
     assert "## Catastrophes" in text
     cell = f"0.30 [{exact.low:.2f}, {exact.high:.2f}]<br>**+0.23** [{paired.low:+.2f}, "
     assert cell in text
@@ -361,7 +361,7 @@ def test_what_cannot_be_measured_is_a_dash_not_a_zero(kvx: Kvx) -> None:
     assert all_bins.loc["looping", "n_excess"] == 4
     assert all_bins.loc["amnesia", "n_pairs"] == 0
     assert pd.isna(all_bins.loc["amnesia", "rate"])
-    text = (FOLDER / "report.md").read_text()
+    text = (FOLDER / "details.md").read_text()
     assert "Instruction amnesia was not measured" in text
     assert "loops were looked for among words" in text
     table = text.split("## Catastrophes")[1].split("## Cost")[0]

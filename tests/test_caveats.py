@@ -49,6 +49,6 @@ def test_run_and_report_say_so(kvx: Kvx) -> None:
     assert outcome.code == 0, outcome.err
     says = "made from answers of smollm2, not of tiny_recall"
     assert outcome.err.count(says) == 1
-    report = Path("outputs/runs/default/report.md").read_text()
+    report = Path("outputs/runs/default/details.md").read_text()
     assert "**Hazard model.** The forecasts of controller balanced" in report
     assert says in report

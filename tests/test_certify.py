@@ -16,7 +16,10 @@ from kvx.certify.certificate import Verdict, read
 from kvx.certify.losses import LossReader
 from kvx.certify.series import all_series, chosen
 from kvx.cli.command import run_stage
-from kvx.config.certify import CertifyConfig, Loss
+from kvx.config.certify import Average, CertifyConfig, Loss
+from kvx.errors import UserError
+from kvx.identity.hashing import digest
+from kvx.stats.betting import betting_p, fixed_order
 from kvx.stats.risk_control import binomial_p
 from kvx.store.catalog import PointRecord
 from tests.conftest import Kvx
@@ -433,3 +436,77 @@ def test_curves_never_mix_what_differs(finished: Path) -> None:
     careful = chosen(found, CertifyConfig(controller="careful"))
     assert [len(s.points) for s in careful] == [2, 1, 1]
     assert len(chosen(found, CertifyConfig(press="snapkv"))) == 8
+
+
+def test_a_net_loss_and_a_mean_over_examples_have_certificates_of_their_own(
+    kvx: Kvx, copied: Path
+) -> None:
+    asked = ("certify.alpha=0.4", "certify.press=snapkv")
+    folder = copied / "certificates"
+    for more in ((), ("certify.net=true",), ("certify.average=examples",)):
+        assert kvx("certify", EXPERIMENT, *asked, *more).code == 0
+    gross, net, examples = (
+        read(folder / f"snapkv-score{name}-alpha0.4.json") for name in ("", "-net", "-examples")
+    )
+    assert (gross.net, gross.average, gross.test) == (False, "clusters", "exact binomial")
+    assert gross.order_seed is None
+    assert (net.net, net.average, net.test, net.order_seed) == (True, "clusters", "betting", 0)
+    assert (examples.net, examples.average) == (False, "examples")
+    full = column(point(copied, "none-1"), "scores", "score")
+    here = column(point(copied, "snapkv-0.5"), "scores", "score")
+    (tested,) = (t for t in net.groups[0].tests if t.budget == "0.5")
+    assert tested.total_loss == pytest.approx(sum(full[i] - here[i] for i in full))
+    losses = np.array([full[i] - here[i] for i in sorted(full)])
+    if tested.p is not None:
+        assert tested.p == pytest.approx(float(betting_p(losses[fixed_order(60)], 0.4, 0.05)))
+    page = (folder / "snapkv-score-net-alpha0.4.md").read_text()
+    assert "non-inferiority with a margin of 40%" in page
+    assert "seed 0" in page
+    assert "makes up for as much" in page
+    page = (folder / "snapkv-score-examples-alpha0.4.md").read_text()
+    assert "The mean is over examples (questions)" in page
+    assert examples.groups[0].tests[0].n_examples == 60
+    assert examples.groups[0].largest_cluster == 1
+
+
+def test_where_large_texts_lose_more_the_two_means_differ(finished: Path) -> None:
+    """Over texts every text counts once; over examples a large one counts by its size."""
+    output = finished / "outputs"
+    whole = load_experiment(output / "runs" / "small", output)
+    own, full = (
+        next(p for p in whole.points if p.id.startswith(s)) for s in ("snapkv-0.5", "none")
+    )
+    losses = LossReader(whole, CertifyConfig(), output).of(own, full)
+    lost = losses.losses > 0
+    grouped = dataclasses.replace(
+        losses, clusters=np.where(lost, "large", [f"small{i}" for i in range(60)]).astype(object)
+    )
+    over_texts = grouped.by_prompt
+    assert len(over_texts) == grouped.n_clusters == 61 - lost.sum()
+    assert over_texts.mean() == pytest.approx(1 / len(over_texts))
+    assert grouped.known.mean() == pytest.approx(lost.mean())
+    for alpha in (0.5 * lost.mean(), 2 * lost.mean()):
+        weighted = grouped.tested(Average.examples, alpha)
+        assert (weighted.mean() > alpha) == (lost.mean() > alpha)
+    np.testing.assert_array_equal(grouped.tested(Average.clusters, 0.1), over_texts)
+
+
+def test_a_certificate_of_an_older_format_is_read(kvx: Kvx, copied: Path) -> None:
+    assert kvx("certify", EXPERIMENT, LOOSE, "certify.press=snapkv").code == 0
+    path = copied / "certificates" / "snapkv-score-alpha0.3.json"
+    made, body = read(path), json.loads(path.read_text())
+    for name in ("net", "average", "order_seed", "digest"):
+        del body[name]
+    for group in body["groups"]:
+        del group["test"], group["largest_cluster"]
+        for tested in group["tests"]:
+            del tested["n_examples"]
+    body["kvx_certificate"] = 3
+    path.write_text(json.dumps({**body, "digest": digest(body, 16)}))
+    old = read(path)
+    assert old.budget == made.budget
+    assert (old.net, old.average, old.test) == (False, "clusters", "exact binomial")
+    body["kvx_certificate"] = 2
+    path.write_text(json.dumps({**body, "digest": digest(body, 16)}))
+    with pytest.raises(UserError, match="its format is 2, this kvx reads 3 and 4"):
+        read(path)

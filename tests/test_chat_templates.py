@@ -252,7 +252,7 @@ def test_a_run_and_its_report_tell_the_day(
     outcome = kvx("all", *arguments)
     assert outcome.code == 0, outcome.err
     assert "the chat template is told 2026-03-01" in outcome.err
-    (report,) = Path("outputs").glob("runs/*/report.md")
+    (report,) = Path("outputs").glob("runs/*/details.md")
     assert "2026-03-01" in report.read_text()
     on(monkeypatch, "2026-03-02")
     assert "nothing to do" in kvx("run", *arguments).err

@@ -18,7 +18,7 @@ FOLDER = Path("outputs/runs/mixed")
 
 
 def sentence() -> str:
-    lines = (FOLDER / "report.md").read_text().splitlines()
+    lines = (FOLDER / "details.md").read_text().splitlines()
     return next((line for line in lines if "of the KV bytes" in line), "")
 
 

@@ -112,7 +112,7 @@ def test_the_plot_shows_what_each_one_prevents_and_keeps(stats: pd.DataFrame) ->
     assert set(frame.index) == {"none", "reactive", "always_safe", FULL, STATIC}
     assert frame.loc["reactive", "share"] == pytest.approx(16 / 34)
     assert frame.loc[FULL, "budget"] == 1.0
-    assert "(plots/controllers.png)" in (FOLDER / "report.md").read_text()
+    assert "(plots/controllers.png)" in (FOLDER / "details.md").read_text()
     pixels = image.imread(FOLDER / "plots" / tradeoff.NAME)
     assert pixels.std() > 0.05
 
@@ -129,7 +129,7 @@ def test_curves_are_of_what_has_no_controller_unless_nothing_else_is_compressed(
 
 
 def test_the_tables_name_every_controller(stats: pd.DataFrame) -> None:
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     for table in (prevented_table(stats), price_table(stats)):
         assert table in report
         for name in ("none", "reactive", "always_safe", FULL, STATIC):
@@ -142,5 +142,5 @@ def test_without_a_controller_there_is_nothing_to_compare(kvx: Kvx) -> None:
     for stage in ("score", "analyze", "report"):
         assert kvx(stage).code == 0
     assert pq.read_table(FOLDER / "controller_stats.parquet").num_rows == 0
-    assert "Controllers, all points together" not in (FOLDER / "report.md").read_text()
+    assert "Controllers, all points together" not in (FOLDER / "details.md").read_text()
     assert not (FOLDER / "plots" / tradeoff.NAME).exists()

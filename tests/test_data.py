@@ -174,7 +174,7 @@ def test_submission_runs_on_a_local_longbench(kvx: Kvx, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     manifest = next(Path("outputs/data/processed/longbench__narrativeqa").glob("*/manifest.json"))
     assert [b["n_chosen"] for b in json.loads(manifest.read_text())["bins"]] == [2] * 5
-    assert "**Full cache at the floor.**" in Path("outputs/runs/submission/report.md").read_text()
+    assert "**Full cache at the floor.**" in Path("outputs/runs/submission/details.md").read_text()
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])

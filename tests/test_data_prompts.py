@@ -156,7 +156,7 @@ def test_contexts_that_were_cut_are_told_everywhere(kvx: Kvx, tmp_path: Path) ->
     for stage in ("score", "analyze", "report"):
         outcome = kvx(stage, *arguments)
         assert outcome.code == 0, outcome.err
-    report = (RUN / "report.md").read_text()
+    report = (RUN / "details.md").read_text()
     warned = report.partition("## Before you believe it")[2]
     assert "**Contexts that were cut.**" in warned
     assert "2 of 3 contexts did not fit the model" in report

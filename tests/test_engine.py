@@ -23,8 +23,8 @@ from kvx.engines.kvpress.prefill import PromptCaches, prefill
 from kvx.engines.kvpress.press import PointPress
 from kvx.engines.kvpress.prompt_row import PromptRow, kv_use
 from kvx.engines.kvpress.sequence import Action, Prefill, Row, StepObserver, Stop
-from kvx.engines.kvpress.stack import kvpress_hooks
 from kvx.engines.kvpress.streams import RandomStream
+from kvx.engines.kvpress.transformers_versions import kvpress_hooks
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 

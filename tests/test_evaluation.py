@@ -68,19 +68,20 @@ def test_a_perfect_and_an_inverse_ranking():
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 1000))
-def test_the_interval_of_an_auroc_is_that_of_resampling_prompts_one_by_one(seed):
+def test_the_interval_of_an_auprc_is_that_of_resampling_prompts_one_by_one(seed):
     rng = np.random.default_rng(seed)
     n_clusters = 12
     clusters = rng.integers(0, n_clusters, 300)
     label = rng.random(300) < 0.3
     score = rng.normal(label * 0.8 + rng.normal(0, 0.5, n_clusters)[clusters], 1)
     by = resampler(n_clusters, 300)
-    interval = by.ranked(score, label, clusters).auroc(auroc(score, label)).interval
+    ranked, value = by.ranked(score, label, clusters), average_precision(score, label)
+    interval = ranked.average_precision(value).interval
     draws = []
     for weights in by.weights.astype(int):
         rows = np.concatenate([np.flatnonzero(clusters == c).repeat(w)
                                for c, w in enumerate(weights)])  # fmt: skip
-        draws.append(auroc(score[rows], label[rows]))
+        draws.append(average_precision(score[rows], label[rows]))
     assert tuple(interval) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=1e-9)
 
 

@@ -18,7 +18,7 @@ from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.given import may_write
 from kvx.engines.kvpress.layers import CachedLayer
 from kvx.engines.kvpress.linear import fast_linears, own_linears
-from kvx.engines.kvpress.stack import kvpress_arguments, kvpress_hooks
+from kvx.engines.kvpress.transformers_versions import kvpress_arguments, kvpress_hooks
 from kvx.points import Request
 from tests.conftest import Kvx
 from tests.models import tiny_model

@@ -48,7 +48,7 @@ def test_goodput_counts_answers_that_are_right_and_ended(kvx: Kvx) -> None:
     assert half["correct_per_gib"] == pytest.approx(25 / gib)
     assert pd.isna(half["correct_per_s"])  # nothing was timed
     assert pd.isna(full["inflation"])
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     assert "Length of the answers against the full cache: knorm at 0.5 ×2.50" in report
 
 

@@ -153,7 +153,7 @@ def test_curves_keep_controllers_apart_and_the_twin_has_none(analysed: Kvx) -> N
 
 
 def test_the_report_has_a_section_on_the_guard(analysed: Kvx) -> None:
-    text = (FOLDER / "report.md").read_text()
+    text = (FOLDER / "details.md").read_text()
     section = text.split("## Guard")[1].split("## Cost")[0]
     low, high = clopper_pearson(8, 17, 0.95)
     assert f"0.47 [{low:.2f}, {high:.2f}] (8 of 17)" in section
@@ -185,7 +185,7 @@ def test_without_a_guard_there_is_no_section(kvx: Kvx) -> None:
     for stage in ("score", "analyze", "report"):
         assert kvx(stage).code == 0
     assert len(table()) == 0
-    assert "## Guard" not in (FOLDER / "report.md").read_text()
+    assert "## Guard" not in (FOLDER / "details.md").read_text()
 
 
 def test_what_has_nothing_to_be_compared_with_is_a_dash(kvx: Kvx) -> None:
@@ -197,7 +197,7 @@ def test_what_has_nothing_to_be_compared_with_is_a_dash(kvx: Kvx) -> None:
     assert found["prevented", "any"]["n"] == 0
     assert pd.isna(found["prevented", "any"]["value"])
     assert counted(found["interventions", ""]) == (15, 40)
-    text = (FOLDER / "report.md").read_text()
+    text = (FOLDER / "details.md").read_text()
     assert "run the same press and budget with controller=none too" in text
     for point in FOLDER.glob("points/knorm-1-*"):
         shutil.rmtree(point)
@@ -205,7 +205,7 @@ def test_what_has_nothing_to_be_compared_with_is_a_dash(kvx: Kvx) -> None:
     for stage in ("score", "analyze", "report"):
         outcome = kvx(stage)
         assert outcome.code == 0, outcome.err
-    assert "nan" not in (FOLDER / "report.md").read_text()
+    assert "nan" not in (FOLDER / "details.md").read_text()
 
 
 def test_responses_that_no_controller_touched_are_not_taken_for_guarded(kvx: Kvx) -> None:
@@ -214,7 +214,7 @@ def test_responses_that_no_controller_touched_are_not_taken_for_guarded(kvx: Kvx
         assert kvx(stage).code == 0
     assert figures("reactive")["interventions", ""]["n"] == 0
     assert figures("reactive")["false_interventions", ""]["n"] == 0
-    text = (FOLDER / "report.md").read_text()
+    text = (FOLDER / "details.md").read_text()
     assert "**No response of knorm-0.5-reactive-" in text
     assert "nan" not in text
 
@@ -229,7 +229,7 @@ def test_experiments_of_a_kvx_without_a_guard_are_still_analysed(kvx: Kvx) -> No
     for stage in ("score", "analyze", "report"):
         outcome = kvx(stage)
         assert outcome.code == 0, outcome.err
-    assert "## Guard" not in (FOLDER / "report.md").read_text()
+    assert "## Guard" not in (FOLDER / "details.md").read_text()
     # one that is new joins them: the same data, the same twin
     write_experiment(unguarded, "controller=reactive", "budget=0.5", guard=steered)
     for stage in ("score", "analyze", "report"):
@@ -248,7 +248,7 @@ def test_settings_that_differ_are_two_curves(kvx: Kvx) -> None:
         assert outcome.code == 0, outcome.err
     names = {"reactive", "reactive(shadow=none)", "reactive(let_go=False)"}
     assert set(table()["controller"]) == names
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     assert "| guard | `as by default`<br>" in report or "<br>`as by default`" in report
     assert "`let_go False`" in report
     stats = pq.read_table(FOLDER / "bin_stats.parquet").to_pandas()

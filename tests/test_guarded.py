@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from kvx.config.folders import package_dir
-from kvx.engines.kvpress.stack import pressing
+from kvx.engines.kvpress.transformers_versions import pressing
 from kvx.guard import guarded
 from kvx.guard.controllers import Random
 from tests.guarding import NEW, PAD, a_prompt, done, gate, options, tiny_model

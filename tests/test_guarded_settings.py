@@ -23,7 +23,7 @@ from kvx.cli.command import compose
 from kvx.config.controller import OperatingPoint
 from kvx.config.folders import conf_dir
 from kvx.config.guard import Shadow
-from kvx.engines.kvpress.stack import pressing
+from kvx.engines.kvpress.transformers_versions import pressing
 from kvx.errors import ArgumentError
 from kvx.guard import guarded
 from kvx.guard.controllers import Hazard, Reactive

@@ -162,7 +162,7 @@ def test_answers_of_several_versions_are_told(kvx: Kvx) -> None:
     assert f"{info['id']} was begun with transformers 4.99.0, this is" in more.err
     for stage in ("score", "analyze", "report"):
         assert kvx(stage, *SMALL).code == 0
-    text = Path("outputs/runs/default/report.md").read_text()
+    text = Path("outputs/runs/default/details.md").read_text()
     assert f"**Several versions of transformers.** 4.99.0: {info['id']};" in text
     # a point that is resumed holds both
     (path.parent / "DONE").unlink()

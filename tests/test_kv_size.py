@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kvx.data.kv_layout import KVLayout, kv_layout
+from kvx.engines.kvpress import layers
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.states import holds_layers, new_cache, states_of
 from tests.families import WINDOW, available, make
@@ -85,3 +86,21 @@ def test_an_older_config_tells_the_kinds_of_its_layers_otherwise(tmp_path: Path,
     (tmp_path / "config.json").write_text(json.dumps(sizes | fields))
     told, size = kv_layout(model_config(tmp_path)), 2 * 64 * 2
     assert told == KVLayout(full * size, ((size, 8),) * windows)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "lfm2"])
+def test_a_cache_that_cannot_be_shared_counts_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model whose layers are not known, it is measured what its own cache takes."""
+    known = layers_of(make(name))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise TypeError("no such attention")
+
+    monkeypatch.setattr(layers, "_run", fail)
+    found = layers_of(make(name))
+    assert found.obstacle is not None
+    windows = [x.entry_bytes for x in known.cached.values() if x.window is not None]
+    assert found.entry_bytes == known.entry_bytes + sum(windows)
+    assert found.row_bytes(1000) == known.state_bytes

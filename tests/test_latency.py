@@ -35,7 +35,7 @@ def test_latency_is_nowhere_unless_asked_for_and_then_comes_from_what_ran_alone(
     timed = ["latency_p50_s", "ttft_p95_s", "tpot_p50_s", "peak_memory_bytes_max"]
     assert stats[timed].isna().all(axis=None)
     assert (stats["n_latency"] == 0).all()
-    assert "Latency" not in (RUN / "report.md").read_text()
+    assert "Latency" not in (RUN / "details.md").read_text()
     assert not (RUN / "plots/latency_p50_by_bin.png").exists()
     before = {p: p.stat().st_mtime_ns for p in RUN.glob("points/*/[rst]*.parquet")}
 
@@ -66,7 +66,7 @@ def test_latency_is_nowhere_unless_asked_for_and_then_comes_from_what_ran_alone(
         repeats = cell.groupby("example_id")["latency_s"]
         widths = (repeats.max() - repeats.min()) / repeats.median()
         assert row["latency_spread"] == pytest.approx(widths.median())
-    text = (RUN / "report.md").read_text()
+    text = (RUN / "details.md").read_text()
     assert "alone at batch 1, after a warm-up of 1 per point; examples per bin: 1, each " \
            "measured 2 times; on " in text  # fmt: skip
     assert "plots/latency_p50_by_bin.png" in text
@@ -107,7 +107,7 @@ def test_a_point_with_latencies_alone_is_complete_and_left_out_with_a_word(kvx: 
     assert score.code == 2
     assert "no finished point has answers, only latencies" in score.err
     assert kvx("all", "press=knorm", "budget=1.0", *SMALL).code == 0
-    text = (RUN / "report.md").read_text()
+    text = (RUN / "details.md").read_text()
     assert f"Point {point.name} is in no table: it has no answers, only latencies." in text
 
 
@@ -187,7 +187,7 @@ def test_a_loaded_machine_is_warned_of_while_running_and_in_the_report(kvx: Kvx,
     done = kvx("all", *SWEEP, *MEASURED)
     assert done.code == 0, done.err
     assert "run: latencies were measured on a loaded machine: other processes took" in done.err
-    text = (RUN / "report.md").read_text()
+    text = (RUN / "details.md").read_text()
     assert "**Latencies on a loaded machine.** knorm-" in text
     assert "of the cores meanwhile" in text
     assert "CPU of others" in text

@@ -59,7 +59,7 @@ def test_wrong_answers_that_become_time_outs_change_no_headline(kvx: Kvx) -> Non
     mean = stats.loc["0.5"]
     assert (mean["n"], mean["n_missing"], mean["mean"]) == (40, 12, pytest.approx(24 / 40))
     assert mean["complete_mean"] == pytest.approx(24 / 28)
-    text = (FOLDER / "report.md").read_text()
+    text = (FOLDER / "details.md").read_text()
     assert "a loss of exact match" in text
     assert "at most" not in text.split("## Key findings")[1].split("## ")[0]
     assert (
@@ -88,7 +88,7 @@ def test_where_nearly_all_fail_no_number_is_made_up(
     kvx: Kvx, late: int, late_full: int, said: str
 ) -> None:
     analysed(kvx, answers(wrong=40, late=late, late_full=late_full))
-    text = (FOLDER / "report.md").read_text()
+    text = (FOLDER / "details.md").read_text()
     assert said in text
     assert "nan" not in text
 

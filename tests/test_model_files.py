@@ -20,7 +20,7 @@ from kvx.data.tokenizer import load_tokenizer, max_context_tokens
 from kvx.engines.kvpress import model as loaded_models
 from kvx.engines.kvpress.model import load
 from kvx.errors import UserError
-from tests.conftest import Kvx
+from tests.conftest import Kvx, request_rows
 from tests.models import POINTER, TINY, WEIGHTS, change_json, model_config, tiny_model
 
 IDS = torch.tensor([[5, 9, 20, 33, 7]])
@@ -411,3 +411,33 @@ def test_a_device_map_is_a_word_or_a_mapping(typed: list[str], said: str) -> Non
         "model": 0,
         "lm_head": 1,
     }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    folder = tiny_model(tmp_path / "m")
+    weights = load_file(folder / WEIGHTS)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    said = r"hold NaN or infinite weights in model\.layers\.1\.mlp\.up_proj\.weight; fetch"
+    with pytest.raises(UserError, match=said):
+        load(model_config(folder))
+
+
+def test_numbers_too_large_for_the_type_fail_their_requests(kvx: Kvx, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "m")
+    weights = load_file(folder / WEIGHTS)
+    for name in ("up_proj", "gate_proj", "down_proj"):
+        weights[f"model.layers.0.mlp.{name}.weight"] *= 3e4  # finite; their products are not
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    kvx(
+        "run", "-m", "experiment=demo", "experiment_name=q", "measure=quality", "model=hf",
+        f"model.path={folder}", "model.dtype=float16", "model.device=cpu", "budget=1.0,0.5",
+        "press=knorm", "dataset.source.n_examples=30", "dataset.sampling.n_per_bin=1",
+        "decoding.max_new_tokens=4",
+    )  # fmt: skip
+    rows = request_rows(Path("outputs/runs/q"))
+    assert set(rows["error_type"]) == {"ENGINE_ERROR"}
+    assert (
+        rows["error_message"].str.startswith("FloatingPointError: the model's logits are NaN").all()
+    )

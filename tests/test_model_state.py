@@ -113,6 +113,28 @@ def test_a_press_that_fails_leaves_nothing_on_the_model(
     assert differences(before, state(engine.loaded.model)) == []
 
 
+@dataclass
+class ChangesBefore(KnormPress):  # type: ignore[misc]
+    """Changes the model when it is told of it, before the prompt passes."""
+
+    def post_init_from_model(self, model: Any) -> None:
+        model.config.head_dim = 7
+        model.model.layers[0].self_attn.of_the_press = "kept"
+        model.lm_head.register_forward_hook(lambda *_: None)
+
+
+def test_what_a_press_does_when_it_is_told_of_the_model_is_undone() -> None:
+    model = make("llama")
+    loaded = LoadedModel(model, None, model.device, frozenset())
+    presses = [ObjectPress(press(0.5)) for press in (KnormPress, ChangesBefore)]
+    rows = [PromptRow(press, 20, RandomStream(0, loaded.devices)) for press in presses]
+    before = state(model)
+    with torch.inference_mode():
+        prefill(loaded, list(range(5, 45)), rows, 2, alone=False)
+    assert [row.error for row in rows] == [None, None]
+    assert differences(before, state(model)) == []
+
+
 class CannotBeMade:
     method_key = None
     reads_weights = False

@@ -61,7 +61,7 @@ def report_of(kvx: Kvx, *arguments: str) -> str:
     for stage in ("run", "score", "analyze", "report"):
         outcome = kvx(stage, *arguments)
         assert outcome.code == 0, outcome.err
-    return Path("outputs/runs/e/report.md").read_text()
+    return Path("outputs/runs/e/details.md").read_text()
 
 
 def rows() -> pd.DataFrame:

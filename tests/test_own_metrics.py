@@ -173,7 +173,7 @@ def test_a_rise_is_a_loss_where_lower_is_better(kvx: Kvx, mine: Path) -> None:
     low, high = rows.loc[binary, ["ci_low", "ci_high"]]
     change = f"+0.25 [{low:+.2f}, {high:+.2f}]"
     said = f"| knorm | 0.5 | {shown} | 0.05 | 0.30 | {change} | 40 | 12 | 2 |"
-    assert said in Path("outputs/runs/default/report.md").read_text()
+    assert said in Path("outputs/runs/default/details.md").read_text()
     stats = pq.read_table("outputs/runs/default/bin_stats.parquet").to_pandas()
     assert set(stats.loc[~stats["higher_is_better"], "metric"]) == {binary, graded}
 

@@ -22,6 +22,7 @@ SMALL = ("experiment=demo", "dataset.source.n_examples=100", "dataset.sampling.n
 TABLES = (
     "experiments", "datasets", "examples", "bins", "manifest_entries", "runs", "requests",
     "responses", "telemetry", "scores", "failures", "bin_stats", "transition_summary",
+    "dose_response",
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_all_makes_what_it_promises_and_then_has_nothing_to_do(demo: Kvx) -> Non
         pixels = image.imread(DEMO / "plots" / f"{name}.png")
         assert pixels.shape[0] > 300
         assert pixels[..., :3].std() > 0.05  # something is drawn
-    text = (DEMO / "report.md").read_text()
+    text = (DEMO / "details.md").read_text()
     assert all(f"plots/{name}.png" in text for name in plots)
     before = {p: p.stat().st_mtime_ns for p in DEMO.rglob("*") if p.is_file()}
     again = demo("all", *SMALL)
@@ -69,6 +70,7 @@ def test_tables_have_their_pinned_schemas(demo: Kvx) -> None:
         "bin_stats": schemas.BIN_STATS,
         "comparisons": schemas.COMPARISONS,
         "transitions": schemas.TRANSITIONS,
+        "dose_response": schemas.DOSE_RESPONSE,
     }
     for name, schema in pinned.items():
         found = pq.read_schema(DEMO / f"{name}.parquet").remove_metadata()
@@ -145,7 +147,7 @@ def test_sqlite_is_a_faithful_export(demo: Kvx) -> None:
 
 
 def test_the_report_says_what_the_tables_say(demo: Kvx) -> None:
-    text = (DEMO / "report.md").read_text()
+    text = (DEMO / "details.md").read_text()
     stats = table("bin_stats")
     overall = stats[(stats["bin"] == -1) & stats["primary"] & (stats["press"] == "snapkv")]
     half = overall[overall["budget"] == 0.5].iloc[0]
@@ -158,6 +160,25 @@ def test_the_report_says_what_the_tables_say(demo: Kvx) -> None:
     assert "**Degenerate point.** snapkv-0.2-" in text
     assert "**Small bins.** The smallest holds 8" in text
     assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_the_short_report_has_a_verdict_a_row_per_point_and_what_to_beware(demo: Kvx) -> None:
+    text = (DEMO / "report.md").read_text()
+    assert len(text.splitlines()) < 60  # two screens
+    verdict = text.split("## Verdict")[1]
+    stats = table("bin_stats")
+    overall = stats[(stats["bin"] == -1) & stats["primary"]]
+    rows = [line for line in verdict.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == len(overall) == 6
+    half = overall[(overall["press"] == "snapkv") & (overall["budget"] == 0.5)].iloc[0]
+    (told,) = (row for row in rows if row.startswith("| snapkv | 0.5 "))
+    assert f"| {half['mean']:.2f} [{half['ci_low']:.2f}, {half['ci_high']:.2f}] |" in told
+    assert "**a loss**" in told
+    assert "**snapkv breaks first between budgets 1 and 0.5**" in verdict
+    assert "**Small bins.**" in text
+    for name in ("details.md", "report.html", "plots/acc_by_budget.png"):
+        assert f"]({name})" in text
+        assert (DEMO / name).is_file()
 
 
 def test_a_lost_row_is_found(demo: Kvx) -> None:
@@ -181,7 +202,7 @@ def test_scores_can_be_redone_with_other_metrics_without_a_model(demo: Kvx) -> N
 def test_a_baseline_at_the_floor_is_called_out(kvx: Kvx) -> None:
     """With one token no answer is complete: the full cache fails too, and the report says so."""
     assert kvx("all", *SMALL, "decoding.max_new_tokens=1").code == 0
-    text = (DEMO / "report.md").read_text()
+    text = (DEMO / "details.md").read_text()
     assert "**Full cache at the floor.** tiny_recall with the full cache scores below 0.2" in text
     assert "**Full cache at the token cap.**" in text
 
@@ -206,7 +227,7 @@ def test_two_variants_are_reported_apart(kvx: Kvx) -> None:
     compared = pq.read_table(folder / "comparisons.parquet").to_pandas()
     assert compared["variant_id"].nunique() == 2
     assert len(list(folder.glob("plots/*/acc_by_bin.png"))) == 2
-    text = (folder / "report.md").read_text()
+    text = (folder / "details.md").read_text()
     assert "the press sees the context and the question" in text
     assert "the press sees the context, not the question" in text
 
@@ -219,7 +240,7 @@ def test_press_parameters_that_differ_make_series_of_their_own(kvx: Kvx) -> None
     transitions = pq.read_table(folder / "transitions.parquet").to_pandas()
     assert len(transitions) == 2
     assert any("window_size=16" in press for press in transitions["press"])
-    assert "snapkv(" in (folder / "report.md").read_text()
+    assert "snapkv(" in (folder / "details.md").read_text()
 
 
 def test_budgets_in_tokens_have_a_curve_of_their_own(kvx: Kvx) -> None:
@@ -240,7 +261,7 @@ def test_a_failed_point_is_named_on_the_report(kvx: Kvx) -> None:
     target = "press.method._target_=kvpress.KnormPress,tests.test_engine.HalfHeartedPress"
     outcome = kvx("all", "-m", "press=knorm", "budget=1.0,0.5", target, few)
     assert outcome.code == 1
-    text = Path("outputs/runs/default/report.md").read_text()
+    text = Path("outputs/runs/default/details.md").read_text()
     assert "**Left out.** Point knorm-0.5-" in text
     assert "is in no table: failed: press=knorm was asked to keep" in text
 
@@ -252,7 +273,7 @@ def test_a_report_of_another_analysis_is_refused(demo: Kvx) -> None:
     assert stale.code == 2
     assert "run kvx.score and kvx.analyze with the same arguments" in stale.err
     assert demo("report", *SMALL, *other).code == 0
-    assert "80% interval" in (DEMO / "report.md").read_text()
+    assert "80% interval" in (DEMO / "details.md").read_text()
 
 
 def test_what_is_deleted_is_made_again(demo: Kvx) -> None:
@@ -266,7 +287,7 @@ def test_what_is_deleted_is_made_again(demo: Kvx) -> None:
 def test_one_example_per_bin_says_that_it_cannot_say(kvx: Kvx) -> None:
     one = ("experiment=demo", "dataset.sampling.n_per_bin=1")
     assert kvx("all", *one).code == 0
-    text = (DEMO / "report.md").read_text()
+    text = (DEMO / "details.md").read_text()
     assert "too few examples (n = 5) for a verdict on exact match" in text
     assert "too few examples (n = 5) to say whether or where it breaks" in text
     assert "nan" not in text

@@ -62,6 +62,15 @@ def test_a_plan_counts_what_is_there_and_starts_nothing(
     assert folder.is_dir()
 
 
+def test_a_plan_says_what_a_certificate_takes(kvx: Kvx, capfd: pytest.CaptureFixture[str]) -> None:
+    asked = ("press=snapkv", "budget=0.5", *SMALL)
+    text = said(kvx, capfd, "plan", *asked)
+    assert "certify.delta=0.05) on recall__kv needs 59 texts where none loses anything" in text
+    assert "in 80% of runs 124 at a true loss of 1%, 434 at 2.5%; it has 20 texts" in text
+    text = said(kvx, capfd, "plan", *asked, "certify.per_bin=true", "certify.net=true")
+    assert "texts in every bin where none loses anything; the smallest bin has 4 texts" in text
+
+
 def test_a_plan_of_a_thousand_points_needs_no_torch(kvx: Kvx, tmp_path: Path) -> None:
     ask = ("press=knorm", "budget=0.5", *SMALL)
     assert kvx("plan", *ask).code == 0  # which finds out, once, what the model lacks

@@ -73,7 +73,7 @@ def test_a_run_says_how_its_answers_were_made_and_so_does_the_report(kvx: Kvx) -
     run = Path("outputs/runs/default")
     (point,) = run.glob("points/*")
     assert "max_rows" not in (point / "point.json").read_text().split('"provenance"')[0]
-    report = (run / "report.md").read_text()
+    report = (run / "details.md").read_text()
     assert report.count('"engine.max_rows": 5, "engine.share": true') == 1
 
 

@@ -18,7 +18,7 @@ from kvx.config.schema import BudgetConfig, BudgetKind, PressConfig
 from kvx.engines.base import BudgetProof, PointFailed, PointWork, Response
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.press_check import check_on_model
-from kvx.engines.kvpress.stack import kvpress_hooks
+from kvx.engines.kvpress.transformers_versions import kvpress_hooks
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
 from kvx.points import Request, controller_identity

@@ -47,7 +47,7 @@ def test_its_points_are_finished_and_go_through_every_stage(previous: Path, kvx:
     for stage in ("score", "analyze", "report"):
         assert kvx(stage, EXPERIMENT).code == 0
     assert {row["id"] for row in map(_point, points.iterdir())} == IDS
-    report = (previous / "report.md").read_text()
+    report = (previous / "details.md").read_text()
     assert "snapkv" in report
     assert "balanced" in report
 

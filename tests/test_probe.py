@@ -13,7 +13,7 @@ from kvx.engines.kvpress import admission
 from kvx.engines.kvpress.decode import Decoder
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.measure import clear_masks
-from kvx.engines.kvpress.stack import pressing
+from kvx.engines.kvpress.transformers_versions import pressing
 from kvx.guard.signals import divergence_nats
 from kvx.store import schemas
 from tests.conftest import Kvx

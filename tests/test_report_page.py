@@ -161,7 +161,7 @@ def test_hostile_output_stays_text(report: Path, opened: Open, tmp_path: Path) -
     data["prompts"]["id"] = [f"{HOSTILE} {i}" for i in data["prompts"]["id"]]
     for point in figures["points"]:
         point["series"] += HOSTILE
-    figures |= {"name": HOSTILE, "findings": [HOSTILE, f"**{HOSTILE}** `{HOSTILE}`"]}
+    figures |= {"name": HOSTILE, "verdict": [HOSTILE, f"**{HOSTILE}** `{HOSTILE}`"]}
     figures["variants"][0] |= {"model": HOSTILE, "metric": HOSTILE, "label": HOSTILE}
     path = tmp_path / "report.html"
     path.write_text(assemble.page_of(figures, shown(data), HOSTILE), encoding="utf-8")

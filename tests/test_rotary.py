@@ -29,7 +29,7 @@ from kvx.engines.kvpress.forward import extend, forward, question
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.prefill import prefill
 from kvx.engines.kvpress.prompt_row import PromptRow
-from kvx.engines.kvpress.rotary import clean, length_dependent, own_positions, unchanged
+from kvx.engines.kvpress.rotary import length_dependent, own_positions, unchanged
 from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.streams import RandomStream
 
@@ -301,16 +301,6 @@ def test_the_model_has_its_own_frequencies_back(fresh: Any) -> None:
     with pytest.raises(IndexError), own_positions(model):
         model(ids).logits[0, 1000]
     assert_same_state(model, before)
-
-
-def test_clean_is_a_fresh_model(fresh: Any) -> None:
-    model = copy.deepcopy(fresh)
-    before, ids = state(model), torch.tensor([tokens(50, 0)])
-    expected = model(ids).logits
-    model(torch.tensor([tokens(330, 0)]))
-    clean(model)
-    assert_same_state(model, before)
-    assert torch.equal(model(ids).logits, expected)
 
 
 def test_a_used_model_answers_as_a_fresh_one(fresh: Any) -> None:

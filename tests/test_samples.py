@@ -38,7 +38,7 @@ def test_seeds_are_samples_of_one_configuration(kvx: Kvx) -> None:
     assert first["p_holm"] < 0.001
     assert first["n_clusters"] == 40  # prompts, not answers
     assert 0 < first["variance_within"] < first["variance_between"]
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     assert "Sampled 3 times, a prompt's own answers make" in report
     assert "| pass@2 | pass@3 |" in report
 
@@ -55,7 +55,7 @@ def test_greedy_seeds_are_one_sample(kvx: Kvx) -> None:
     write_experiment(failing(range(5)), "seed=0,1")
     (samples,) = tables(kvx, "samples")
     assert set(samples["variance_within"]) == {0.0}
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     assert "Decoding is greedy and no score differs between seeds in 2 of 2" in report
 
 
@@ -64,7 +64,7 @@ def test_one_seed_has_no_samples(kvx: Kvx) -> None:
     samples, numerics = tables(kvx, "samples", "numerics")
     assert len(samples) == 0
     assert len(numerics) == 0
-    assert "## Samples" not in (FOLDER / "report.md").read_text()
+    assert "## Samples" not in (FOLDER / "details.md").read_text()
 
 
 def test_differences_within_rounding_are_noise(kvx: Kvx) -> None:
@@ -88,7 +88,7 @@ def test_differences_within_rounding_are_noise(kvx: Kvx) -> None:
     assert (row["n_differ"], row["n_pairs"]) == (4, 40)
     assert row["floor"] == pytest.approx(4 / 40)  # all one way: the shift itself
     assert "model.dtype" in row["differs_in"]
-    report = (FOLDER / "report.md").read_text()
+    report = (FOLDER / "details.md").read_text()
     assert (
         "changes the score of 4 of 40 full-cache answers and moves a mean by up to 0.100" in report
     )

@@ -20,7 +20,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from kvx.config.language_model import ModelConfig
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.kvpress.measure import clear_masks
-from kvx.engines.kvpress.stack import (
+from kvx.engines.kvpress.transformers_versions import (
     cache_argument,
     kvpress_arguments,
     kvpress_hooks,

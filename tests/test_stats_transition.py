@@ -1,4 +1,4 @@
-"""The transition rule on hand-made curves, its bootstrap support, and the instability zone."""
+"""The classic transition rule on hand-made curves, and its bootstrap support."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvx.stats.transition import find_transition, instability_zone, mean_of_bin_means
+from kvx.stats.transition import find_transition, mean_of_bin_means
 
 NAN = math.nan
 BUDGETS = [1.0, 0.5, 0.2, 0.1]
@@ -211,34 +211,3 @@ def test_a_wrong_request_is_refused_in_words(change, message):
     request = {"scores": curve(0.9, 0.1, n=2), "budgets": [1.0, 0.5]} | change
     with pytest.raises(ValueError, match=message):
         transition(**request)
-
-
-def zone(means, sds, failure_rates):
-    return instability_zone(
-        BUDGETS, means, sds, failure_rates, drop=0.15, spread_jump=0.1, failure_jump=0.05
-    )
-
-
-def test_the_zone_is_where_spread_or_failures_jump_before_the_mean_collapses():
-    assert zone([0.9, 0.88, 0.8, 0.3], [0.1, 0.2, 0.3, 0.5], [0.0, 0.01, 0.05, 0.5]) == [
-        (0.5, "spread"),
-        (0.2, "spread+failures"),
-    ]
-    assert zone([0.9, 0.9, 0.9, 0.9], [0.1] * 4, [0.0, 0.0, 0.04, 0.2]) == [(0.1, "failures")]
-    assert zone([0.9] * 4, [0.1] * 4, [0.0] * 4) == []
-
-
-def test_a_mean_that_fell_by_exactly_the_drop_has_collapsed():
-    assert zone([0.95, 0.80, 0.8001, 0.1], [0, 1, 1, 1], [0] * 4) == [(0.2, "spread")]
-
-
-def test_what_is_unknown_is_no_sign_of_instability():
-    got = zone([0.9, NAN, 0.9, 0.9], [0.1, 0.9, NAN, NAN], [0.0, 0.9, NAN, 0.9])
-    assert got == [(0.1, "failures")]
-
-
-def test_a_zone_needs_columns_that_fit_and_thresholds_above_zero():
-    with pytest.raises(ValueError, match="4 values"):
-        zone([0.9], [0.1] * 4, [0.0] * 4)
-    with pytest.raises(ValueError, match="spread_jump=0"):
-        instability_zone(BUDGETS, [1] * 4, [0] * 4, [0] * 4, 0.15, 0, 0.05)

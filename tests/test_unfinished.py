@@ -54,7 +54,11 @@ def test_a_log_gets_a_table_for_each_change(half: Path) -> None:
 
 def test_a_terminal_table_changes_in_place(half: Path) -> None:
     out = Terminal()
-    last = watch(see(), see, 0.5, out, lambda _: half.rename(half.with_name("DONE")) and None)
+
+    def restore(_: float) -> None:
+        half.rename(half.with_name("DONE"))
+
+    last = watch(see(), see, 0.5, out, restore)
     assert last.n_open == 0
     assert "2 done, 1 unfinished" in out.getvalue()
     assert out.getvalue().rindex("3 done") > out.getvalue().rindex("\x1b[1A")  # went up first

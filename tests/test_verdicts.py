@@ -5,7 +5,7 @@ import pytest
 
 from kvx.config.analyze import AnalyzeConfig
 from kvx.report.findings import findings
-from kvx.report.verdicts import Verdict, in_words, lengths, verdict
+from kvx.report.verdicts import Verdict, in_a_cell, in_words, lengths, verdict
 from kvx.stats.clustered import paired_difference
 from kvx.stats.paired import least_pairs, mcnemar_exact
 
@@ -159,6 +159,12 @@ def test_a_loss_at_one_length_is_named_though_the_mean_hides_it():
         " By length it is a loss at 4000–4999 tokens (-0.38, corrected p = 0.02). It depends on "
         "the length (press × length: corrected p = 0.001)."
     )
+    said = "**a loss** at 4000–4999 tokens"
+    assert in_a_cell(overall, bins, ranges, 0.05) == f"a change that may be chance; {said}"
+    hidden = row_of([0.0] * 9 + [1.0] * 106 + [0.0] * 5, [1.0] * 115 + [0.0] * 5)
+    hidden["interaction_p_bh"], hidden["p_holm"], hidden["p"] = 0.001, 0.8, 0.8
+    hidden["ci_low"], hidden["ci_high"] = -0.1, 0.1
+    assert in_a_cell(hidden, bins, ranges, 0.05) == f"no clear change; {said}"
     quiet = row_of([0.0] * 9 + [1.0] * 111, [1.0] * 120, interaction_p_bh=0.4, p_holm=0.2)
     assert lengths(quiet, bins, ranges, 0.05) == ""
     everywhere = pd.DataFrame(

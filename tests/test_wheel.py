@@ -44,7 +44,9 @@ def test_the_pipeline_runs_from_a_wheel_in_an_empty_directory(
     outcome = run(sys.executable, script, "experiment=sanity", cwd=tmp_path, path=installed)
     assert outcome.returncode == 0, outcome.stderr
     assert "report: outputs/runs/sanity/report.md" in outcome.stdout
-    report = (tmp_path / "outputs/runs/sanity/report.md").read_text()
+    report = (tmp_path / "outputs/runs/sanity/details.md").read_text()
+    page = (tmp_path / "outputs/runs/sanity/report.html").read_text(encoding="utf-8")
+    assert "Observable" in page  # the plots' library came along
     assert "| git commit | `none (installed package)` |" in report
     assert "`kvx-all experiment=sanity`" in report
 

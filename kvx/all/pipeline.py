@@ -13,7 +13,7 @@ from kvx.analyze.naming import metric_title
 from kvx.config.schema import Config, Measure
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
-from kvx.report.build import report_experiment
+from kvx.report.build import PAGE, report_experiment
 from kvx.report.tables import mark, ordered
 from kvx.report.wording import ADAPTED, DEGENERATE, interval, series_name
 from kvx.run.bundle import run_points
@@ -52,7 +52,8 @@ def run_pipeline(configs: list[Config], pool: Pool | None = None) -> None:
                 experiment_dir(config) / "bin_stats.parquet", partitioning=None
             ).to_pandas()
         )
-        Console().print(f"report: {path}", soft_wrap=True, highlight=False)
+        for made in (path, path.with_name(PAGE)):
+            Console().print(f"report: {made}", soft_wrap=True, highlight=False)
     if failure is not None:
         raise failure
 

@@ -106,7 +106,7 @@ def _full(axis: Axes, full: pd.DataFrame, interval: Interval) -> None:
     if not len(full):
         return
     row = full.sort_values("press", key=lambda press: press != "none", kind="stable").iloc[0]
-    middle, low, high = (float(row[name]) for name in interval)
+    middle, low, high = pd.to_numeric(row[list(interval)]).to_numpy(dtype=float)
     axis.axhline(middle, color=FULL, linewidth=0.9, linestyle=(0, (6, 3)), zorder=1)
     if np.isfinite([low, high]).all():
         axis.axhspan(low, high, color=FULL, alpha=0.06, linewidth=0, zorder=0)

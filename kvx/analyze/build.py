@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 from kvx.analyze import bin_stats, plots, tradeoff
 from kvx.analyze.catastrophe_stats import catastrophe_stats
 from kvx.analyze.controller_stats import controller_stats
+from kvx.analyze.dose_stats import dose_response
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.analyze.goodput_stats import goodput
 from kvx.analyze.guard_stats import guard_stats
 from kvx.analyze.leaders import leaders
 from kvx.analyze.margins import equivalence
 from kvx.analyze.numerics import numerics
+from kvx.analyze.panels import panels
 from kvx.analyze.press_pairs import press_pairs
 from kvx.analyze.sample_stats import samples
 from kvx.analyze.transitions import transitions
@@ -50,6 +52,7 @@ TABLES = {
     "samples": schemas.SAMPLES,
     "numerics": schemas.NUMERICS,
     "transitions": schemas.TRANSITIONS,
+    "dose_response": schemas.DOSE_RESPONSE,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
     "guard_stats": schemas.GUARD_STATS,
     "controller_stats": schemas.CONTROLLER_STATS,
@@ -83,16 +86,18 @@ def analyze_experiment(config: Config) -> None:
         return
     experiment = load_experiment(folder, Path(config.paths.output))
     stats = bin_stats.bin_stats(experiment, config.analyze)
+    side_by_side = list(panels(experiment))
     rows = {
         "bin_stats": stats,
         "comparisons": bin_stats.comparisons(experiment, config.analyze),
-        "press_pairs": press_pairs(experiment, stats, config.analyze),
-        "equivalence": equivalence(experiment, config.analyze),
-        "leaders": leaders(experiment, stats, config.analyze),
+        "press_pairs": press_pairs(experiment, side_by_side, stats, config.analyze),
+        "equivalence": equivalence(experiment, side_by_side, config.analyze),
+        "leaders": leaders(experiment, side_by_side, stats, config.analyze),
         "goodput": goodput(experiment, config.analyze),
-        "samples": samples(experiment, config.analyze),
-        "numerics": numerics(experiment, config.analyze),
+        "samples": samples(experiment, side_by_side, config.analyze),
+        "numerics": numerics(experiment, side_by_side, config.analyze),
         "transitions": transitions(experiment, stats, config.analyze),
+        "dose_response": dose_response(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
         "guard_stats": guard_stats(experiment, config.analyze),
         "controller_stats": controller_stats(experiment, config.analyze),
@@ -145,6 +150,7 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "samples": table("samples"),
             "numerics": table("numerics"),
             "transition_summary": table("transitions"),
+            "dose_response": table("dose_response"),
             "catastrophe_stats": table("catastrophe_stats"),
             "guard_stats": table("guard_stats"),
             "controller_stats": table("controller_stats"),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.columns import ALL_BINS, Columns, by_bin, take
+from kvx.analyze.correction import SHARED, correct
 from kvx.analyze.frames import Experiment
 from kvx.config.analyze import AnalyzeConfig
 from kvx.scoring.failures import FailureType
@@ -24,16 +25,13 @@ def goodput(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
 
     A right answer counts by its primary score if it ended by itself; one that is missing or was cut
     at the token limit counts nothing. Metrics of which lower is better count 1 - score.
-    `inflation_p_holm` is corrected over all points, all bins together apart from the single bins.
+    `inflation_p_holm` is corrected within `analyze.family`, all bins together apart from
+    the single bins.
     """
     rows = list(_rows(experiment, config))
-    for family in (
-        [row for row in rows if row["bin"] == ALL_BINS],
-        [row for row in rows if row["bin"] != ALL_BINS],
-    ):
-        p_values = [np.nan if row["inflation_p"] is None else row["inflation_p"] for row in family]
-        for row, p in zip(family, holm(p_values), strict=True):
-            row["inflation_p_holm"] = null(p)
+    for overall in (True, False):
+        tested = [row for row in rows if (row["bin"] == ALL_BINS) == overall]
+        correct(tested, "inflation_p", "inflation_p_holm", holm, SHARED[config.family])
     return rows
 
 
@@ -65,7 +63,7 @@ def _primary(experiment: Experiment, point_id: str) -> Columns:
 def _credit(own: Columns, lower_is_better: bool) -> NDArray[np.float64]:
     score = own["score"].astype(float)
     good = 1 - score if lower_is_better else score
-    ended = ~np.isnan(score) & (own["kind"] != FailureType.TRUNCATED)
+    ended = ~own["missing"].astype(bool) & (own["kind"] != FailureType.TRUNCATED)
     return np.where(ended, good, 0.0)
 
 

@@ -1,6 +1,6 @@
 """leaders: at each budget the presses by their mean, and which of the ranks are certain."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -8,25 +8,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvx.analyze.bin_stats import Row, null
+from kvx.analyze.correction import correct
 from kvx.analyze.equal_budgets import BYTES, FRACTION, TOKENS, Measured, measured, nearest
 from kvx.analyze.frames import Experiment
-from kvx.analyze.panels import Panel, panels
-from kvx.config.analyze import AnalyzeConfig
-from kvx.stats.clustered import Difference, paired_difference
+from kvx.analyze.panels import Panel
+from kvx.config.analyze import AnalyzeConfig, Family
+from kvx.stats.clustered import paired_difference
 from kvx.stats.multiplicity import holm
 
 ALL_VARIANTS = "all"
+LEADS = "leader"  # the method of the row that the others are compared with
 Group = dict[str, list[Measured]]  # press → its point at this budget, of each seed
 
 
+# columns in which the tests of a family agree, see `analyze.family`
+SHARED: dict[Family, tuple[str, ...]] = {
+    Family.experiment: (),
+    Family.variant: ("scope",),
+    Family.curve: ("scope", "budget_by", "budget_label"),
+}
+
+
 @dataclass(frozen=True)
-class _Contest:
+class Contest:
     """Presses at one budget over the same examples.
 
     `scores` [presses, examples] are means over seeds, each example weighed so that variants count
     alike; `clusters` [examples]. `full` is the full cache's mean, nan without one.
     """
 
+    scope: str
+    budget_by: str
+    budget_label: str
     presses: list[str]
     metric: str
     scores: NDArray[np.float64]
@@ -38,30 +51,65 @@ class _Contest:
     members: list[list[Measured]]
     n_variants: int
 
+    @property
+    def order(self) -> list[int]:
+        """Numbers of the presses by their mean, the best first."""
+        means = self.scores.mean(axis=1)
+        return sorted(range(len(means)), key=lambda i: (-means[i], self.presses[i]))
 
-def leaders(experiment: Experiment, stats: list[Row], config: AnalyzeConfig) -> list[Row]:
+
+def leaders(
+    experiment: Experiment, panels: Iterable[Panel], stats: list[Row], config: AnalyzeConfig
+) -> list[Row]:
     """One row per press, budget and scope: a variant's id, or `all` of several variants.
 
     Presses rank by their mean; an example's score is the mean over seeds, a missing answer counts
-    as wrong. `difference` is that to the leader. All pairs of presses are tested and corrected by
-    Holm at each budget, because the leader is chosen by the same data: `rank_low` is 1 + the
-    presses that are better for certain, `rank_high` the number of presses less those that are
-    worse. All these rank intervals hold at once with `analyze.confidence` (Al Mohamad, van Zwet,
-    Solari & Goeman 2022, Computational Statistics 37, 2197-2217).
+    as wrong. `difference` is that to the leader. All pairs of presses are tested, because the
+    leader is chosen by the same data, and corrected by Holm within `analyze.family` (a curve: one
+    budget): `rank_low` is 1 + the presses that are better for certain, `rank_high` the number of
+    presses less those that are worse. All these ranges of a family hold at once with
+    `analyze.confidence` (Al Mohamad, van Zwet, Solari & Goeman 2022, Computational Statistics 37,
+    2197-2217).
     """
-    rows: list[Row] = []
-    contests: dict[tuple[str, str], list[tuple[Panel, _Contest]]] = {}
-    for panel in panels(experiment):
+    contests: list[Contest] = []
+    found: dict[tuple[str, str], list[tuple[Panel, Contest]]] = {}
+    for panel in panels:
         about = measured(stats, [point.id for point in panel.points])
         for kind, label, group in budgets(about, config.budget_tolerance):
-            contest = _contest(experiment, panel, group)
-            rows += _rank(panel.points[0].info["variant_id"], kind, label, contest, config)
-            contests.setdefault((kind, label), []).append((panel, contest))
-    for (kind, label), found in contests.items():
-        together = _together(found)
-        if together is not None:
-            rows += _rank(ALL_VARIANTS, kind, label, together, config)
-    return rows
+            contest = _contest(experiment, panel, kind, label, group)
+            contests.append(contest)
+            found.setdefault((kind, label), []).append((panel, contest))
+    together = [_together(alike) for alike in found.values()]
+    return ranked([*contests, *(c for c in together if c is not None)], config)
+
+
+def ranked(contests: Sequence[Contest], config: AnalyzeConfig) -> list[Row]:
+    """The rows of `contests`, corrected for all of them together."""
+    tested = [_tested(contest, config) for contest in contests]
+    correct([t for tests in tested for t in tests], "p", "p_holm", holm, SHARED[config.family])
+    return [
+        row
+        for contest, tests in zip(contests, tested, strict=True)
+        for row in _rank(contest, tests, config)
+    ]
+
+
+def _tested(contest: Contest, config: AnalyzeConfig) -> list[Row]:
+    """The tests of all pairs of presses; of each, `a` ranks before `b`."""
+    clusters = contest.clusters.tolist()
+    found = []
+    for a, b in combinations(contest.order, 2):
+        difference = paired_difference(
+            contest.scores[a],
+            contest.scores[b],
+            clusters,
+            config.confidence,
+            bounds=None if contest.weighed else (0.0, 1.0),
+            binary=contest.binary,
+        )
+        about = {n: getattr(contest, n) for n in ("scope", "budget_by", "budget_label")}
+        found.append({**about, "a": a, "b": b, "d": difference, "p": null(difference.p)})
+    return found
 
 
 def budgets(points: Iterable[Measured], tolerance: float) -> Iterator[tuple[str, str, Group]]:
@@ -101,7 +149,7 @@ def _closest(points: list[Measured], amount: float) -> list[Measured]:
     return [p for p in points if (p.kind, p.asked) == (best.kind, best.asked)]
 
 
-def _contest(experiment: Experiment, panel: Panel, group: Group) -> _Contest:
+def _contest(experiment: Experiment, panel: Panel, kind: str, label: str, group: Group) -> Contest:
     rows = {press: [panel.row(p.point_id) for p in points] for press, points in group.items()}
     full = [
         panel.row(twin.id)
@@ -109,7 +157,10 @@ def _contest(experiment: Experiment, panel: Panel, group: Group) -> _Contest:
         for p in points
         if (twin := experiment.full_cache(panel.points[panel.row(p.point_id)])) is not None
     ]
-    return _Contest(
+    return Contest(
+        str(panel.points[0].info["variant_id"]),
+        kind,
+        label,
         list(group),
         panel.metric,
         np.stack([panel.goodness[at].mean(axis=0, dtype=float) for at in rows.values()]),
@@ -123,7 +174,7 @@ def _contest(experiment: Experiment, panel: Panel, group: Group) -> _Contest:
     )
 
 
-def _together(found: list[tuple[Panel, _Contest]]) -> _Contest | None:
+def _together(found: list[tuple[Panel, Contest]]) -> Contest | None:
     """The presses that all variants have, each variant with the same weight; None if fewer than two
     variants or presses are left, or if their metrics differ.
 
@@ -142,7 +193,11 @@ def _together(found: list[tuple[Panel, _Contest]]) -> _Contest | None:
         data = panel.points[0].info["manifest"]["key"]
         clusters += [numbers.setdefault((data, c), len(numbers)) for c in panel.clusters.tolist()]
     where = [[c.presses.index(press) for press in presses] for _, c in found]
-    return _Contest(
+    first = found[0][1]
+    return Contest(
+        ALL_VARIANTS,
+        first.budget_by,
+        first.budget_label,
         presses,
         metrics.pop(),
         np.concatenate(scores, axis=1),
@@ -158,49 +213,39 @@ def _together(found: list[tuple[Panel, _Contest]]) -> _Contest | None:
     )  # fmt: skip
 
 
-def _rank(scope: str, kind: str, label: str, contest: _Contest, config: AnalyzeConfig) -> list[Row]:
-    means = contest.scores.mean(axis=1)
-    order = sorted(range(len(means)), key=lambda i: (-means[i], contest.presses[i]))
-    clusters = contest.clusters.tolist()
-
-    def test(a: int, b: int) -> Difference:
-        return paired_difference(
-            contest.scores[a],
-            contest.scores[b],
-            clusters,
-            config.confidence,
-            bounds=None if contest.weighed else (0.0, 1.0),
-            binary=contest.binary,
-        )
-
-    tested = {(a, b): test(a, b) for a, b in combinations(order, 2)}  # a ranks before b
-    corrected = dict(zip(tested, holm([d.p for d in tested.values()]), strict=True))
-    apart = {pair for pair, p in corrected.items() if p <= 1 - config.confidence}
+def _rank(contest: Contest, tested: list[Row], config: AnalyzeConfig) -> list[Row]:
+    order, means, leader = contest.order, contest.scores.mean(axis=1), contest.order[0]
+    beside = {test["b"]: test for test in tested if test["a"] == leader}
+    apart = {
+        (test["a"], test["b"])
+        for test in tested
+        if test["p_holm"] is not None and test["p_holm"] <= 1 - config.confidence
+    }
     rows = []
     for place, i in enumerate(order):
-        leader = order[0]
-        d = tested.get((leader, i))
         members = contest.members[i]
-        rows.append(
-            {
-                "scope": scope, "budget_by": kind, "budget_label": label,
-                "press": contest.presses[i], "metric": contest.metric, "rank": place + 1,
-                "rank_low": 1 + sum((j, i) in apart for j in order),
-                "rank_high": len(order) - sum((i, j) in apart for j in order),
-                "n_presses": len(order), "n_variants": contest.n_variants,
-                "n_pairs": contest.scores.shape[1], "n_clusters": len(set(clusters)),
-                "n_missing": contest.missing[i],
-                "n_degenerate": sum(m.n_degenerate for m in members),
-                "leader": contest.presses[leader],
-                "budget": float(np.mean([m.share for m in members])),
-                "kv_bytes": float(np.mean([m.kv_bytes for m in members])),
-                "point_ids": [m.point_id for m in members],
-                "method": "leader" if d is None else d.method, "mean": float(means[i]),
-                "full_mean": null(contest.full), "difference": None if d is None else -d.difference,
-                "ci_low": None if d is None else null(-d.interval.high),
-                "ci_high": None if d is None else null(-d.interval.low),
-                "p": None if d is None else null(d.p),
-                "p_holm": None if d is None else null(corrected[leader, i]),
-            }
-        )  # fmt: skip
+        row: Row = {
+            "scope": contest.scope, "budget_by": contest.budget_by,
+            "budget_label": contest.budget_label, "press": contest.presses[i],
+            "metric": contest.metric, "rank": place + 1,
+            "rank_low": 1 + sum((j, i) in apart for j in order),
+            "rank_high": len(order) - sum((i, j) in apart for j in order),
+            "n_presses": len(order), "n_variants": contest.n_variants,
+            "n_pairs": contest.scores.shape[1], "n_clusters": len(np.unique(contest.clusters)),
+            "n_missing": contest.missing[i],
+            "n_degenerate": sum(m.n_degenerate for m in members),
+            "leader": contest.presses[leader],
+            "budget": float(np.mean([m.share for m in members])),
+            "kv_bytes": float(np.mean([m.kv_bytes for m in members])),
+            "point_ids": [m.point_id for m in members], "method": LEADS, "mean": float(means[i]),
+            "full_mean": null(contest.full),
+        }  # fmt: skip
+        if i in beside:
+            d = beside[i]["d"]
+            row |= {
+                "method": d.method, "difference": null(-d.difference),
+                "ci_low": null(-d.interval.high), "ci_high": null(-d.interval.low),
+                "p": beside[i]["p"], "p_holm": beside[i]["p_holm"],
+            }  # fmt: skip
+        rows.append(row)
     return rows

@@ -1,11 +1,15 @@
 """equivalence: whether a point loses at most a margin, and what its number of prompts can tell."""
 
 import math
+from collections.abc import Iterable
+
+import numpy as np
 
 from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.correction import SHARED, correct
 from kvx.analyze.frames import Experiment
-from kvx.analyze.panels import Panel, panels
+from kvx.analyze.panels import Panel
 from kvx.config.analyze import AnalyzeConfig
 from kvx.stats.equivalence import NonInferiority, non_inferiority
 from kvx.stats.multiplicity import holm
@@ -13,31 +17,28 @@ from kvx.stats.power import detectable_difference, pairs_for_margin
 from kvx.store.catalog import PointRecord
 
 
-def equivalence(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
+def equivalence(
+    experiment: Experiment, panels: Iterable[Panel], config: AnalyzeConfig
+) -> list[Row]:
     """One row per compressed point and bin; bin -1 is all bins together.
 
-    `loss` is that against the full cache, missing answers counted as wrong; `loss_upper` its
-    one-sided bound, `p` that of "it loses `margin` or more". `p_holm` is corrected within a
-    variant: all bins together apart from the single bins. `holds` says that the corrected p is at
-    most 1 - confidence.
+    `loss` is that against the full cache: a missing answer counts as wrong, a pair without the full
+    cache's is left out. `loss_upper` is its one-sided bound, `p` that of "it loses `margin` or
+    more". `p_holm` is corrected within `analyze.family`, all bins together apart from the single
+    bins. `holds` says that it is at most 1 - confidence.
     """
     rows: list[Row] = []
-    for panel in panels(experiment):
-        found: list[Row] = []
+    for panel in panels:
         for point in panel.points:
             full = experiment.full_cache(point)
-            if full is None or full.id == point.id or point.is_full_cache:
-                continue
-            found += _rows(experiment, panel, point, full, config)
-        for family in (
-            [row for row in found if row["bin"] == ALL_BINS],
-            [row for row in found if row["bin"] != ALL_BINS],
-        ):
-            known = [math.nan if row["p"] is None else row["p"] for row in family]
-            for row, p in zip(family, holm(known), strict=True):
-                holds = None if math.isnan(p) else bool(p <= 1 - config.confidence)
-                row |= {"p_holm": null(p), "holds": holds, "n_family": len(family)}
-        rows += found
+            if full is not None and full.id != point.id and not point.is_full_cache:
+                rows += _rows(experiment, panel, point, full, config)
+    for overall in (True, False):
+        tested = [row for row in rows if (row["bin"] == ALL_BINS) == overall]
+        correct(tested, "p", "p_holm", holm, SHARED[config.family])
+    for row in rows:
+        p = row["p_holm"]
+        row["holds"] = None if p is None else bool(p <= 1 - config.confidence)
     return rows
 
 
@@ -56,13 +57,16 @@ def _rows(
     rows = []
     for index, cell in panel.cells():
         here, there = panel.goodness[at][:, cell].astype(float)
+        lost, unknown = panel.missing[at][:, cell]
+        there[unknown] = np.nan  # nothing to lose
         clusters = panel.clusters[cell].tolist()
         found = non_inferiority(here, there, clusters, config.margin, config.confidence)
-        spread = float(((here - there) ** 2).mean())  # the share that differ, of right and wrong
+        apart = here[~unknown] - there[~unknown]
+        spread = float((apart**2).mean()) if apart.size else 0.0
         rows.append(
             {
                 **about, "bin": index, "n_pairs": found.n_pairs, "n_clusters": found.n_clusters,
-                "n_missing": int(panel.missing[at][:, cell].any(axis=0).sum()),
+                "n_missing": int((lost & ~unknown).sum()), "n_missing_full": int(unknown.sum()),
                 "loss": null(found.loss), "loss_upper": null(found.upper), "p": null(found.p),
                 "method": found.method, "discordance": spread,
                 **_reach(spread, found, config),

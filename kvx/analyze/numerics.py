@@ -1,6 +1,7 @@
 """numerics: how far two full-cache runs lie apart that differ only in how sums are rounded."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.special import ndtri
 from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.frames import Experiment
 from kvx.analyze.naming import flat
-from kvx.analyze.panels import Panel, panels
+from kvx.analyze.panels import Panel
 from kvx.config.analyze import AnalyzeConfig
 from kvx.points import OWN
 from kvx.stats.clustered import paired_difference
@@ -20,7 +21,7 @@ from kvx.store.catalog import PointRecord
 ROUNDING = ("model.dtype", "model.device", "model.attn_implementation")
 
 
-def numerics(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
+def numerics(experiment: Experiment, panels: Iterable[Panel], config: AnalyzeConfig) -> list[Row]:
     """One row per full-cache point beside the first of its seed, and bin; -1 is all bins together.
 
     Both are of one variant (presses at budget 1, in other batches), or of variants whose
@@ -28,7 +29,7 @@ def numerics(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     `floor` is how far rounding alone moves the mean of so many prompts, see `noise_reach`.
     """
     found: dict[tuple[str, int], list[tuple[Panel, PointRecord]]] = defaultdict(list)
-    for panel in panels(experiment):
+    for panel in panels:
         for point in panel.points:
             if point.is_full_cache and point.info["controller"] == "none":
                 found[_same(point), point.info["seed"]].append((panel, point))

@@ -12,7 +12,7 @@ from kvx.analyze.frames import Experiment
 from kvx.errors import UserError
 from kvx.store.catalog import PointRecord
 
-WORST, BEST = 0.0, 1.0  # every metric of kvx gives a number between
+BEST = 1.0  # every metric of kvx gives a number from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def panels(experiment: Experiment) -> Iterator[Panel]:
 
 def _panel(experiment: Experiment, points: list[PointRecord]) -> Panel:
     scores: list[NDArray[np.float32]] = []
+    absent: list[NDArray[np.bool_]] = []
     first: dict[str, NDArray[Any]] = {}
     for point in points:
         columns = experiment.of("judged", point.id)
@@ -68,20 +69,20 @@ def _panel(experiment: Experiment, points: list[PointRecord]) -> Panel:
                 "examples; run kvx.score again"
             )
         scores.append(columns["score"].astype(np.float32))
+        absent.append(columns["missing"].astype(bool))
     if not len(first["pair"]):
         raise UserError(f"{experiment.dir}: {points[0].id} has no scores; run kvx.score again")
-    stacked = np.stack(scores)
+    stacked, missing = np.stack(scores), np.stack(absent)
     metric = str(first["metric"][0])
     higher = metric not in experiment.lower_is_better
-    missing = np.isnan(stacked)
-    goodness = np.where(missing, WORST, stacked if higher else BEST - stacked)
+    goodness = stacked if higher else BEST - stacked
     _, clusters = np.unique(first["cluster"], return_inverse=True)
     return Panel(
         points,
         metric,
         higher,
         metric in experiment.binary_metrics,
-        goodness.astype(np.float32),
+        goodness,
         missing,
         first["pair"].astype(np.int64),
         first["bin"].astype(np.int64),

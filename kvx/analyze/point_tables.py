@@ -37,8 +37,7 @@ USED = {
     "failures": ("error_type", "has_response"),
     "catastrophes": ("bin", *JUDGED),
 }  # fmt: skip
-# of a request, beside each of its scores
-BESIDE = ("degenerate", "output_tokens", "kv_bytes_physical")
+COSTS = ("output_tokens", "kv_bytes_physical")  # of the request, beside its scores
 
 
 class Manifest:
@@ -72,7 +71,7 @@ class PointTables:
         """Columns of `requests`, `judged`, `latency` or `seen` (catastrophes).
 
         All but latencies have the examples' `place` and the `cluster` as a number; requests say
-        their `kind` of failure, if any, and whether they `failed` that may be null are
+        their `kind` of failure, if any, and whether they `failed`. Columns that may be null are
         floats, nan where nothing is known, or objects.
         Raises `UserError` for a file that cannot be read or that does not belong to the manifest.
         """
@@ -119,7 +118,8 @@ class PointTables:
         worst = np.where(scores["higher_is_better"], 0.0, 1.0)
         columns = {
             **scores,
-            **{name: requests[name][at] for name in (*BESIDE, "kind", "failed")},
+            **{name: requests[name][at] for name in ("kind", "failed", "degenerate")},
+            **{name: requests[name][at].astype(float) for name in COSTS},
             "missing": missing, "score": np.where(missing, worst, scores["score"]), "pair": pair,
         }  # fmt: skip
         if (np.diff(pair) > 0).all():

@@ -1,47 +1,48 @@
 """press_pairs: press against press at equal measured budget, example by example."""
 
-import numpy as np
+from collections.abc import Iterable
 
 from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.correction import correct
 from kvx.analyze.equal_budgets import Measured, measured, same_budget
 from kvx.analyze.frames import Experiment
-from kvx.analyze.panels import Panel, panels
-from kvx.config.analyze import AnalyzeConfig
+from kvx.analyze.panels import Panel
+from kvx.config.analyze import AnalyzeConfig, Family
 from kvx.stats.clustered import paired_difference
 from kvx.stats.multiplicity import benjamini_hochberg, holm
 
-Family = tuple[str, str, bool]
+# columns in which the rows of a family agree, see `analyze.family`
+SHARED: dict[Family, tuple[str, ...]] = {
+    Family.experiment: ("overall",),
+    Family.variant: ("variant_id", "overall"),
+    Family.curve: ("variant_id", "press_a", "press_b", "seed", "budget_by", "overall"),
+}
 
 
-def press_pairs(experiment: Experiment, stats: list[Row], config: AnalyzeConfig) -> list[Row]:
+def press_pairs(
+    experiment: Experiment, panels: Iterable[Panel], stats: list[Row], config: AnalyzeConfig
+) -> list[Row]:
     """One row per pair of points and bin; bin -1 is all bins together.
 
     Differences are of how good the answers are, a - b: positive where `press_a` is better, also
     for metrics of which lower is better. A missing answer counts as wrong. `p_holm` is corrected
-    within a variant and kind of budget, all bins together apart from the single bins; `p_bh` over
-    all rows of the variant, for exploration.
+    within `analyze.family` (a curve: two presses' budgets), all bins together apart from the single
+    bins; `p_bh` over all pairs of the experiment, in the same two parts, for exploration.
     """
     rows: list[Row] = []
-    for panel in panels(experiment):
+    for panel in panels:
         about = measured(stats, [point.id for point in panel.points])
-        found = [
-            row
-            for kind, a, b in same_budget(about, config.budget_tolerance)
-            for row in _rows(panel, kind, a, b, config)
-        ]
         info = experiment.series_columns(panel.points[0])
         named = {n: info[n] for n in ("variant_id", "variant", "model", "dataset")}
-        explored = benjamini_hochberg([_nan(row["p"]) for row in found])
-        rows += [named | row | {"p_bh": null(p)} for row, p in zip(found, explored, strict=True)]
-    families: dict[Family, list[Row]] = {}
+        for kind, a, b in same_budget(about, config.budget_tolerance):
+            rows += [named | row for row in _rows(panel, kind, a, b, config)]
     for row in rows:
-        key = (row["variant_id"], row["budget_by"], row["bin"] == ALL_BINS)
-        families.setdefault(key, []).append(row)
-    for family in families.values():
-        corrected = holm([_nan(row["p"]) for row in family])
-        for row, p in zip(family, corrected, strict=True):
-            row |= {"p_holm": null(p), "n_family": len(family)}
+        row["overall"] = row["bin"] == ALL_BINS
+    correct(rows, "p", "p_holm", holm, SHARED[config.family])
+    correct(rows, "p", "p_bh", benjamini_hochberg, ("overall",))
+    for row in rows:
+        del row["overall"]
     return rows
 
 
@@ -71,7 +72,3 @@ def _rows(panel: Panel, kind: str, a: Measured, b: Measured, config: AnalyzeConf
             }
         )  # fmt: skip
     return rows
-
-
-def _nan(p: float | None) -> float:
-    return np.nan if p is None else p

@@ -1,6 +1,6 @@
 """samples: seeds as samples of one configuration, with prompts as the units that vary."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.correction import correct
 from kvx.analyze.frames import Experiment
-from kvx.analyze.panels import Panel, panels
+from kvx.analyze.panels import Panel
 from kvx.config.analyze import AnalyzeConfig
 from kvx.stats.clustered import mean, paired_difference
 from kvx.stats.multiplicity import holm
@@ -19,24 +20,19 @@ Key = tuple[Any, ...]
 Goodness = NDArray[np.float64]
 
 
-def samples(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
+def samples(experiment: Experiment, panels: Iterable[Panel], config: AnalyzeConfig) -> list[Row]:
     """One row per configuration with several seeds, bin and k; bin -1 is all bins together.
 
     `pass_at_k` is the mean over samples at k = 1, and for right/wrong metrics the chance that one
     of k is right. Intervals are over the clusters of prompts; a missing answer counts as wrong.
     `difference` is that to the full cache with the same k and number of samples, if there is one;
-    `p_holm` is corrected within the variant and k, all bins together apart from the single bins.
+    `p_holm` is corrected over all configurations at one k, all bins together apart from the single
+    bins.
     """
-    rows: list[Row] = []
-    for panel in panels(experiment):
-        found = list(_rows(experiment, panel, config))
-        for overall in (True, False):
-            for k in sorted({row["k"] for row in found}):
-                family = [r for r in found if r["k"] == k and (r["bin"] == ALL_BINS) == overall]
-                p_values = [np.nan if r.get("p") is None else r["p"] for r in family]
-                for row, p in zip(family, holm(p_values), strict=True):
-                    row["p_holm"] = null(p)
-        rows += found
+    rows = [row for panel in panels for row in _rows(experiment, panel, config)]
+    for overall in (True, False):
+        tested = [row for row in rows if (row["bin"] == ALL_BINS) == overall]
+        correct(tested, "p", "p_holm", holm, ("k",))
     return rows
 
 

@@ -19,6 +19,11 @@ EXAMPLES = {
         "kvx compare mine results/samples_gsm8k_2026-01-31T12-00-00.jsonl",
         "kvx compare compare.a=a.eval compare.b=b.eval compare.metric=match",
     ),
+    "export": (
+        "kvx export experiment=demo",
+        "kvx export experiment=demo export.formats=[latex,pdf]",
+        "kvx export experiment_name=mine export.formats=[kvpress] export.folder=results",
+    ),
     "presses": (
         "kvx presses",
         "kvx presses model=hf model.path=org/name",

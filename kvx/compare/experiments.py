@@ -15,6 +15,8 @@ from kvx.store.catalog import PointRecord, finished_points, read_frame
 from kvx.store.shards import is_by_other_code
 
 KIND = "kvx"
+# of a press's configuration, what says how it works and not what is known of it
+PRESS = ("method", "layers", "queries")
 DIRECTION = ("metric", "higher_is_better")
 MANIFEST = ("key", "template_hash", "source_revision", "tokenizer", "tokenizer_hash")
 
@@ -78,6 +80,7 @@ def settings_of(point: PointRecord, output: Path) -> dict[str, Any]:
     frozen = json.loads((point.manifest_dir(output) / "manifest.json").read_text(encoding="utf-8"))
     info = point.info
     config = {k: v for k, v in info["config"].items() if k != "experiment_name"}
+    config["press"] = {k: v for k, v in config["press"].items() if k in PRESS}
     manifest = {k: frozen.get(k) for k in MANIFEST}
     about = {
         "model_hash": info.get("model_hash"),

@@ -21,6 +21,7 @@ from kvx.config.compare import CompareConfig
 from kvx.config.controller import ControllerConfig
 from kvx.config.dataset import DatasetConfig, stops
 from kvx.config.engine import EngineConfig, OpenAIConfig
+from kvx.config.export import ExportConfig
 from kvx.config.fields import option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
@@ -266,6 +267,11 @@ class StatusConfig:
 
 
 @dataclass
+class ReportConfig:
+    open: bool = option(False, "show report.html in the browser when it is made")
+
+
+@dataclass
 class PathsConfig:
     output: str = option("outputs", "folder of results, manifests and figures", sweeps=True)
     multirun: str = option("multirun", "folder of logs")
@@ -314,9 +320,11 @@ class Config:
     analyze: AnalyzeConfig = option(AnalyzeConfig, neutral=True)
     plan: PlanConfig = option(PlanConfig, neutral=True)
     status: StatusConfig = option(StatusConfig, neutral=True)
+    report: ReportConfig = option(ReportConfig, neutral=True)
     simulate: SimulateConfig = option(SimulateConfig, neutral=True)
     certify: CertifyConfig = option(CertifyConfig, neutral=True)
     compare: CompareConfig = option(CompareConfig, neutral=True)
+    export: ExportConfig = option(ExportConfig, neutral=True)
     certificate: str | None = option(
         None, "of kvx.serve budget=certified: a JSON file of kvx.certify", neutral=True
     )

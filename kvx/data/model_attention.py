@@ -17,19 +17,23 @@ SAME = frozenset(
         "starcoder2",
     }
 )  # fmt: skip
-# classes that recompute queries, keys or rotations, wherever a press's method names them
-RECOMPUTING = (
-    "SnapKVPress", "TOVAPress", "PyramidKVPress", "FinchPress", "SimLayerKVPress", "KVzipPress",
-    "NonCausalAttnPress", "ThinKPress", "ExpectedAttentionPress", "ExpectedAttentionStatsPress",
-    "CapPress", "LeverageScorePress", "CompactorPress", "CriticalKVPress", "CriticalAdaKVPress",
-)  # fmt: skip
+# what a press of kvpress computes itself, by class
+QUERIES, KEYS, ANGLES, OUTPUT = "queries", "keys", "angles", "output"
+RECOMPUTED: dict[str, tuple[str, ...]] = {
+    "SnapKVPress": (QUERIES,), "TOVAPress": (QUERIES,), "PyramidKVPress": (QUERIES,),
+    "FinchPress": (QUERIES,), "SimLayerKVPress": (QUERIES,), "NonCausalAttnPress": (QUERIES,),
+    "KVzipPress": (QUERIES,), "ThinKPress": (QUERIES,), "ExpectedAttentionStatsPress": (ANGLES,),
+    "ExpectedAttentionPress": (QUERIES, ANGLES), "CapPress": (QUERIES, ANGLES),
+    "LeverageScorePress": (KEYS,), "CompactorPress": (QUERIES, KEYS),
+    "CriticalKVPress": (OUTPUT,), "CriticalAdaKVPress": (OUTPUT,),
+}  # fmt: skip
 
 
 def recomputes(method: Any) -> bool:
-    """Whether a press's method names a class that does."""
+    """Whether a press's method names a class of `RECOMPUTED`."""
     if isinstance(method, dict):
         target = str(method.get("_target_", "")).rpartition(".")[2]
-        return target in RECOMPUTING or any(map(recomputes, method.values()))
+        return target in RECOMPUTED or any(map(recomputes, method.values()))
     return isinstance(method, list) and any(map(recomputes, method))
 
 

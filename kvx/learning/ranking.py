@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kvx.stats.auroc import clustered_auroc
 from kvx.stats.bootstrap import (
     CHUNK_BYTES,
     ClusterBootstrap,
@@ -204,7 +205,10 @@ class Ranked:
         return self.by.resampled(self.hits), self.by.resampled(self.misses)
 
     def auroc(self, value: float) -> Estimate:
-        return self._estimate(value, _auroc(*self._drawn))
+        """Not resampled: a ranking that is perfect here would be so in every resample."""
+        confidence = self.by.confidence
+        _, interval = clustered_auroc(self.score, self.positive, self.clusters, confidence)
+        return Estimate(value, interval)
 
     def average_precision(self, value: float) -> Estimate:
         return self._estimate(value, _average_precision(*self._drawn))

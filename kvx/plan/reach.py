@@ -1,4 +1,4 @@
-"""What the planned number of prompts can find, in two lines for each manifest."""
+"""What the planned number of prompts can find, in three lines for each manifest."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from kvx.config.numbers import plural
 from kvx.config.schema import BudgetConfig
 from kvx.data.manifest import Manifest
+from kvx.plan.certificates import certificate_line
 from kvx.points import Point
 from kvx.stats.power import (
     design_effect,
@@ -19,7 +20,8 @@ CORRELATION = 0.5  # of two questions on one text, where nothing is known yet
 
 
 def reach(points: Sequence[Point]) -> list[str]:
-    """Two lines per manifest: the difference that is found, and the margin that can be shown.
+    """Three lines per manifest: the difference that is found, the margin that can be shown, and
+    what a certificate takes.
 
     None where nothing is compressed, because then nothing is compared.
     """
@@ -28,8 +30,9 @@ def reach(points: Sequence[Point]) -> list[str]:
     return [
         line
         for point in manifests.values()
-        for line in _lines(
-            point.manifest, point.config.analyze.confidence, point.config.analyze.margin
+        for line in (
+            *_lines(point.manifest, point.config.analyze.confidence, point.config.analyze.margin),
+            certificate_line(point.manifest, point.config.certify),
         )
     ]
 

@@ -1,4 +1,4 @@
-"""report.md, the short one, and details.md: the analysed tables as sentences, tables and plots."""
+"""report.md (short), details.md and report.html: tables as sentences, tables and plots."""
 
 import json
 import logging
@@ -34,7 +34,8 @@ from kvx.report import (
     tables,
 )
 from kvx.report.findings import findings
-from kvx.report.page.assemble import write_page
+from kvx.report.length_section import length_table
+from kvx.report.page.assemble import show, write_page
 from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions
@@ -84,17 +85,22 @@ def report_experiment(config: Config) -> Path:
     written = all(file.exists() for file in (path, details, page))
     if written and path.read_text().rstrip().endswith(stamp):
         log.info("report: nothing to do → %s", path)
+        if config.report.open:
+            show(page)
         return path
     frames = {
         name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
         for name in TABLES
     }
     context = _context(config, points, folder, known, **frames)
-    write_page(page, context, points, frames, Path(config.paths.output), stamp)
+    output, confidence = Path(config.paths.output), config.analyze.confidence
+    write_page(page, context, points, frames, output, confidence, stamp)
     for file, template in ((details, "report.md.j2"), (path, "summary.md.j2")):
         text = render(Path(__file__).with_name(template), **context)
         write_text(file, f"{text.rstrip()}\n\n{stamp}\n")
-    log.info("report: %s", path)
+    log.info("report: %s, %s", path, page)
+    if config.report.open:
+        show(page)
     return path
 
 
@@ -106,6 +112,7 @@ def _context(
     bin_stats: pd.DataFrame,
     comparisons: pd.DataFrame,
     transitions: pd.DataFrame,
+    dose_response: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
     guard_stats: pd.DataFrame,
     controller_stats: pd.DataFrame,
@@ -138,7 +145,7 @@ def _context(
         "controllers": _controllers(controller_stats),
         "verdict": [
             *leaders_section.verdicts(leaders, several),
-            *verdict_sentences(comparisons, transitions, config.analyze),
+            *verdict_sentences(comparisons, transitions, config.analyze, dose_response),
         ],
         "page": PAGE, "guarded": bool(len(guard_stats)),
         "latency": bool((overall["n_latency"] > 0).any()),
@@ -148,7 +155,9 @@ def _context(
             *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
             *samples_section.verdicts(samples),
             *samples_section.noise(numerics, equivalence),
-            *findings(bin_stats, comparisons, transitions, used, config.analyze),
+            *findings(
+                bin_stats, comparisons, transitions, used, config.analyze, dose_response
+            ),
         ],
         "warnings": [
             *mixed_versions(points),
@@ -228,9 +237,10 @@ def _variants(
                 "budget_table": tables.budget_table(
                     overall, found, guard_section.device_budgets(guarded)
                 ),
-                "summary_table": summary_table(overall, compared, config),
+                "summary_table": summary_table(overall, compared, frame, config),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
+                "length_table": length_table(compared, frame, 1 - config.confidence),
                 "equivalence_table": equivalence_section.equivalence_table(
                     equivalence[equivalence["variant_id"] == variant]
                 ),

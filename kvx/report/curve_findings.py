@@ -1,14 +1,18 @@
-"""Sentences about a press's curve over its budgets: where it breaks, and where it is unstable."""
+"""Sentences about a press's curve: how far it keeps the score, where it breaks or is unstable."""
 
 from collections.abc import Iterator
 
 import pandas as pd
 
+from kvx.analyze.columns import ALL_BINS
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.numbers import plural
-from kvx.report.wording import DEGENERATE
+from kvx.report.wording import DEGENERATE, token_range
+from kvx.stats.dose_response import BELOW, REACHED, UNKNOWN
 from kvx.stats.paired import least_pairs
 
+KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
+SMOOTH = "smooth"
 ZONE = {
     "spread": "scores scatter more",
     "failures": "failures rise",
@@ -16,36 +20,117 @@ ZONE = {
 }
 
 
-def curve_sentences(name: str, curve: pd.Series, config: AnalyzeConfig) -> list[str]:
+def curve_sentences(
+    name: str, curve: pd.Series, config: AnalyzeConfig, doses: pd.DataFrame | None = None
+) -> list[str]:
     """What a row of `transitions` says about the press called `name`.
 
-    One sentence where there are too few independent examples for any.
+    With `doses` (the table `dose_response`) the first sentence says how far the score is kept. A
+    single sentence where there are too few independent examples for any.
     """
     rule = f"a fall of ≥ {config.transition_drop:g} in one step"
-    if curve["n_clusters"] < least_pairs(1 - config.confidence) or not curve["n_steps"]:
+    alpha = 1 - config.confidence
+    if curve["n_clusters"] < least_pairs(alpha) or not curve["n_steps"]:
         return [
             f"**{name}**: too few examples (n = {curve['n_clusters']}) to say whether or where it "
             f"breaks ({rule})."
         ]
-    return [_break(name, curve, rule), *_zone(name, curve)]
+    own = _own(curve, doses)
+    overall = own[own["bin"] == ALL_BINS]
+    kept = [_kept(name, row) for _, row in overall.iterrows() if row["b95_state"] != UNKNOWN]
+    by_length = [
+        text for _, row in overall.iterrows() for text in _by_length(name, row, own, alpha)
+    ]
+    return [*by_length, *kept, _break(name, curve, rule, overall), *_zone(name, curve)]
 
 
-def _break(name: str, curve: pd.Series, rule: str) -> str:
+def _own(curve: pd.Series, doses: pd.DataFrame | None) -> pd.DataFrame:
+    """The rows of `doses` about this curve."""
+    if doses is None or not len(doses):
+        return pd.DataFrame({"bin": []})
+    same = pd.concat([doses[name] == curve[name] for name in KEYS], axis=1).all(axis=1)
+    own: pd.DataFrame = doses[same]
+    return own
+
+
+def _kept(name: str, row: pd.Series) -> str:
+    """`snapkv keeps 95% of the score down to budget 0.43 [0.36, 0.51]`, and 50%."""
+    low, high = (float(row[f"{name}_budget"]) for name in ("lowest", "highest"))
+    if row["b95_state"] == BELOW and row["b95_ci_high"] <= high:
+        text = (
+            f"**{name} keeps 95% of the score at every budget tried**, down to {low:.2g}; the "
+            f"examples (n = {row['n']}) bear it out down to {row['b95_ci_high']:.2g}"
+        )
+    elif row["b95_ci_high"] > high and row["b95_ci_low"] < low:
+        unknown = f"cannot be told from {plural(row['n'], 'example')}"
+        return f"**{name}**: how far it keeps 95% of the score {unknown}."
+    elif row["b95_ci_low"] > high:
+        text = f"**{name} keeps 95% of the score at no budget tried**, from {high:.2g} down"
+    else:
+        text = f"**{name} keeps 95% of the score down to budget {_threshold(row, 'b95')}**"
+    half = f"; half of it down to {_threshold(row, 'b50')}" if row["b50_state"] == REACHED else ""
+    return f"{text}{half}."
+
+
+def _threshold(row: pd.Series, which: str) -> str:
+    """`0.43 [0.36, 0.51]`; an interval that goes below every budget tried says so."""
+    low, lowest = float(row[f"{which}_ci_low"]), float(row["lowest_budget"])
+    begin = f"< {lowest:.2g}" if low < lowest else f"{low:.2g}"
+    value = f"{row[which]:.2g}" if row[f"{which}_state"] == REACHED else f"below {lowest:.2g}"
+    return f"{value} [{begin}, {row[f'{which}_ci_high']:.2g}]"
+
+
+def _break(name: str, curve: pd.Series, rule: str, overall: pd.DataFrame) -> str:
     steps = plural(curve["n_steps"], "step")
     if pd.isna(curve["transition_budget"]):
+        lost = len(overall) and overall.iloc[0]["area_ci_high"] < 0
+        says = "declines without a break" if lost else "has no transition"
         return (
-            f"**{name} has no transition** ({rule} that a test can tell from chance, in {steps}). "
+            f"**{name} {says}** (no {rule[2:]} that a test can tell from chance, in {steps}). "
             f"At budget {curve['lowest_label']} it stands {curve['lowest_difference']:+.2f} from "
             "the full cache."
         )
-    text = (
-        f"**{name} breaks first between budgets {curve['transition_above_label']} and "
-        f"{curve['transition_label']}** ({-curve['transition_drop']:+.2f} in one step, "
-        f"p = {curve['transition_p']:.2g} corrected for {steps})."
+    where = f"between budgets {curve['transition_above_label']} and {curve['transition_label']}"
+    size = (
+        f"{-curve['transition_drop']:+.2f} in one step, p = {curve['transition_p']:.2g} corrected "
+        f"for {steps}"
     )
+    text = f"**{name} breaks first {where}** ({size})."
+    if curve.get("shape") == SMOOTH:
+        text = (
+            f"**{name} declines without a break**: it falls most clearly {where} ({size}), but "
+            "a slope predicts held-out examples as well as a step."
+        )
     if curve["n_degenerate"]:
         text += f" {DEGENERATE} The curve has degenerate points."
     return text
+
+
+def _by_length(name: str, row: pd.Series, own: pd.DataFrame, alpha: float) -> Iterator[str]:
+    """Where the loss depends on the length: the shortest and the longest contexts, and the rate."""
+    if pd.isna(row["length_p_holm"]) or row["length_p_holm"] > alpha:
+        return
+    bins = own[(own["bin"] != ALL_BINS) & (own["b95_state"] != UNKNOWN)].sort_values("bin")
+    text = f"**{name} depends on the length of the context**"
+    if len(bins) > 1:
+        short, long = (bins.iloc[i] for i in (0, -1))
+        text = (
+            f"**{name} keeps 95% of the score {_down_to(short)} at {token_range(short)} tokens, "
+            f"and {_down_to(long)} at {token_range(long)}**"
+        )
+    text += f" (its loss differs between lengths, p = {row['length_p_holm']:.2g})"
+    if pd.notna(row["shift_p"]) and row["shift_p"] <= alpha:
+        text += (
+            f"; each doubling multiplies the budget it needs by {row['shift_per_doubling']:.2f} "
+            f"[{row['shift_ci_low']:.2f}, {row['shift_ci_high']:.2f}]"
+        )
+    yield f"{text}."
+
+
+def _down_to(row: pd.Series) -> str:
+    if row["b95_ci_low"] > row["highest_budget"]:
+        return f"at no budget tried (from {row['highest_budget']:.2g} down)"
+    return f"down to budget {_threshold(row, 'b95')}"
 
 
 def _zone(name: str, curve: pd.Series) -> Iterator[str]:

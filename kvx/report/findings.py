@@ -8,7 +8,7 @@ from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.analyze import AnalyzeConfig
 from kvx.report.curve_findings import curve_sentences
 from kvx.report.verdicts import Verdict, corrected_p, in_words, lengths, verdict
-from kvx.report.wording import DEGENERATE, full_name, interval, token_range
+from kvx.report.wording import DEGENERATE, full_name, interval, ranges_of
 
 MANY = 12  # compressed points above which the tables alone say what each one costs
 KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
@@ -20,6 +20,7 @@ def findings(
     transitions: pd.DataFrame,
     used: dict[str, float],
     config: AnalyzeConfig,
+    dose_response: pd.DataFrame | None = None,
 ) -> list[str]:
     """For every press: what each budget cost, where it breaks, what failures could explain.
 
@@ -28,8 +29,7 @@ def findings(
     compared = comparisons[comparisons["primary"] & ~is_full(comparisons)]
     if not len(compared):
         return ["No compressed point has a full cache beside it, so nothing can be compared."]
-    edges = stats[["point_id", "bin", "bin_low_tokens", "bin_high_tokens"]].to_dict("records")
-    ranges = {(row["point_id"], row["bin"]): token_range(row) for row in edges}
+    ranges = ranges_of(stats)
     several = stats["variant_id"].nunique() > 1
     each = compared["point_id"].nunique() <= MANY
     sentences = []
@@ -40,7 +40,7 @@ def findings(
             sentences.append(_cost(name, row, group, ranges, used, 1 - config.confidence))
         for _, row in transitions.iterrows():
             if all(row[k] == v for k, v in zip(KEYS, key, strict=True)):
-                sentences += curve_sentences(name, row, config)
+                sentences += curve_sentences(name, row, config, dose_response)
     return sentences
 
 

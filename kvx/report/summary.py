@@ -1,7 +1,6 @@
 """The short report: a sentence for each press and one table of all points."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
@@ -10,14 +9,17 @@ from kvx.config.analyze import AnalyzeConfig
 from kvx.config.numbers import byte_count
 from kvx.report.curve_findings import curve_sentences
 from kvx.report.tables import Cells, number, per_point
-from kvx.report.verdicts import Verdict, verdict
-from kvx.report.wording import full_name, interval
+from kvx.report.verdicts import in_a_cell
+from kvx.report.wording import full_name, interval, ranges_of
 
 SHOWN = 12  # presses that get a sentence; the table has them all
 
 
 def verdict_sentences(
-    comparisons: pd.DataFrame, transitions: pd.DataFrame, config: AnalyzeConfig
+    comparisons: pd.DataFrame,
+    transitions: pd.DataFrame,
+    config: AnalyzeConfig,
+    dose_response: pd.DataFrame | None = None,
 ) -> Iterator[str]:
     """What each press's curve says, the first thing only; details.md has the rest."""
     if not len(transitions):
@@ -26,15 +28,22 @@ def verdict_sentences(
         return
     several = transitions["variant_id"].nunique() > 1
     for _, row in transitions.head(SHOWN).iterrows():
-        yield curve_sentences(full_name(row, several), row, config)[0]
+        yield curve_sentences(full_name(row, several), row, config, dose_response)[0]
     if len(transitions) > SHOWN:
         yield f"{len(transitions) - SHOWN} more are in the table and in details.md."
 
 
-def summary_table(overall: pd.DataFrame, comparisons: pd.DataFrame, config: AnalyzeConfig) -> str:
-    """A row per point: what was kept, the score beside the full cache's, and the verdict."""
+def summary_table(
+    overall: pd.DataFrame, comparisons: pd.DataFrame, stats: pd.DataFrame, config: AnalyzeConfig
+) -> str:
+    """A row per point: what was kept, the score beside the full cache's, and the verdict.
+
+    `stats` is bin_stats, which knows the tokens of each bin.
+    """
     paired = comparisons[comparisons["primary"] & (comparisons["bin"] == ALL_BINS)]
     by_point = paired.set_index("point_id")
+    by_bin = comparisons[comparisons["primary"] & (comparisons["bin"] != ALL_BINS)]
+    ranges = ranges_of(stats)
 
     def cells(row: pd.Series) -> Cells:
         mean = f"{number(row['mean'])} {interval(row)}"
@@ -42,9 +51,9 @@ def summary_table(overall: pd.DataFrame, comparisons: pd.DataFrame, config: Anal
         if point not in by_point.index or is_full(row.to_frame().T).iloc[0]:
             change, told = "", ""
         else:
-            pair = by_point.loc[point]
+            pair, bins = by_point.loc[point], by_bin[by_bin["point_id"] == point]
             change = f"{number(pair['difference'], '{:+.2f}')} {interval(pair, sign=True)}"
-            told = _word(pair, 1 - config.confidence)
+            told = in_a_cell(pair, bins, ranges, 1 - config.confidence)
         return (
             number(row["budget_measured"], "{:.3f}"), mean, change, told,
             number(row["failure_rate"]), byte_count(row["kv_bytes_mean"]),
@@ -52,8 +61,3 @@ def summary_table(overall: pd.DataFrame, comparisons: pd.DataFrame, config: Anal
 
     header = ["kept", "score", "against the full cache", "verdict", "failures", "KV bytes"]
     return per_point(overall, header, cells)
-
-
-def _word(pair: Any, alpha: float) -> str:
-    found = verdict(pair, alpha)
-    return f"**{found.value}**" if found in (Verdict.loss, Verdict.gain) else found.value

@@ -86,34 +86,72 @@ def too_few(row: Any, alpha: float) -> str:
     return f"too few examples (n = {row['n_clusters']})"
 
 
-def lengths(row: Any, bins: pd.DataFrame, ranges: dict[Any, str], alpha: float) -> str:
-    """Where the change of the overall `row` lies, as a sentence; empty where nothing is known.
+def named_bins(row: Any, bins: pd.DataFrame, alpha: float) -> dict[Verdict, list[Any]]:
+    """The bins with a loss, and with a gain, of a point whose `row` is over all bins.
 
-    `bins` are the point's rows by bin, `ranges` the tokens of (point, bin). A bin is named if its
-    own corrected p says so, and either the loss over all bins or the test of press × length does.
+    `bins` are the point's rows by bin. A bin is named if its own corrected p says so, and either
+    the change over all bins is clear or the test of press × length is: under the null few reports
+    name any.
     """
-    several = pd.notna(row["interaction_p_bh"]) and row["interaction_p_bh"] < alpha
-    found = verdict(row, alpha)
-    if not several and found not in (Verdict.loss, Verdict.gain):
-        return ""
+    if not depends_on_length(row, alpha) and verdict(row, alpha) not in (
+        Verdict.loss,
+        Verdict.gain,
+    ):
+        return {}
+    found: dict[Verdict, list[Any]] = {}
+    for _, one in bins.sort_values("bin").iterrows():
+        kind = verdict(one, alpha)
+        if kind in (Verdict.loss, Verdict.gain):
+            found.setdefault(kind, []).append(one)
+    return found
+
+
+def depends_on_length(row: Any, alpha: float) -> bool:
+    """Whether the test of press × length says so, corrected over all points."""
+    p = row["interaction_p_bh"]
+    return bool(pd.notna(p) and p < alpha)
+
+
+def lengths(row: Any, bins: pd.DataFrame, ranges: dict[Any, str], alpha: float) -> str:
+    """Where the change of the overall `row` lies, as sentences; empty where nothing is known.
+
+    `ranges` are the tokens of (point, bin); `bins` as in `named_bins`.
+    """
     sentences = []
-    for kind in (Verdict.loss, Verdict.gain):
-        named = [r for _, r in bins.iterrows() if verdict(r, alpha) is kind]
+    for kind, named in named_bins(row, bins, alpha).items():
         if len(named) == len(bins) > 1:
             apart = sorted((r["difference"] for r in named), key=abs)
             sentences.append(
                 f" It is {kind.value} in every length bin ({apart[0]:+.2f} to {apart[-1]:+.2f})."
             )
-        elif named:
+        else:
             where = ", ".join(
                 f"{ranges[r['point_id'], r['bin']]} tokens ({r['difference']:+.2f}, "
                 f"corrected p = {corrected_p(r):.2g})"
                 for r in named
             )
             sentences.append(f" By length it is {kind.value} at {where}.")
-    if several:
+    if depends_on_length(row, alpha):
         sentences.append(
-            f" It depends on the length (press × length: corrected p = "
+            " It depends on the length (press × length: corrected p = "
             f"{row['interaction_p_bh']:.2g})."
         )
     return "".join(sentences)
+
+
+def in_a_cell(row: Any, bins: pd.DataFrame, ranges: dict[Any, str], alpha: float) -> str:
+    """The verdict on an overall `row` for a table, and the lengths at which it is another.
+
+    Arguments as in `lengths`.
+    """
+    found = verdict(row, alpha)
+    words = [_bold(found)]
+    for kind, named in named_bins(row, bins, alpha).items():
+        if kind is not found:
+            where = ", ".join(ranges[r["point_id"], r["bin"]] for r in named)
+            words.append(f"{_bold(kind)} at {where} tokens")
+    return "; ".join(words)
+
+
+def _bold(found: Verdict) -> str:
+    return f"**{found.value}**" if found in (Verdict.loss, Verdict.gain) else found.value

@@ -44,3 +44,9 @@ def token_range(row: Any) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:g}%"
+
+
+def ranges_of(stats: pd.DataFrame) -> dict[Any, str]:
+    """The tokens of each (point, bin) of bin_stats, as `token_range` tells them."""
+    edges = stats[["point_id", "bin", "bin_low_tokens", "bin_high_tokens"]].to_dict("records")
+    return {(row["point_id"], row["bin"]): token_range(row) for row in edges}

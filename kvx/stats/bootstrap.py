@@ -95,6 +95,11 @@ def cluster_codes(clusters: Collection[Hashable]) -> tuple[NDArray[np.intp], int
     The one place that decides which rows belong together: equal names, same cluster. Raises
     `ValueError` for a nan name, which equals nothing, not even itself.
     """
+    if isinstance(clusters, np.ndarray) and clusters.dtype.kind in "iu":
+        _, first, own = np.unique(clusters, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), dtype=np.intp)
+        rank[np.argsort(first)] = np.arange(len(first))
+        return rank[own], len(first)
     index: dict[Hashable, int] = {}
     codes = np.empty(len(clusters), dtype=np.intp)
     for row, name in enumerate(clusters):

@@ -59,7 +59,8 @@ def step_out_of_sample(
 def _held_out(n_clusters: int, rng: np.random.Generator) -> Floats:
     """[FOLDS · ROUNDS, n_clusters], 1 where a cluster is held out."""
     places = np.stack([rng.permutation(n_clusters) % FOLDS for _ in range(ROUNDS)])
-    return (places[:, None] == np.arange(FOLDS)[:, None]).reshape(-1, n_clusters).astype(float)
+    inside: Floats = (places[:, None] == np.arange(FOLDS)[:, None]).astype(float)
+    return inside.reshape(-1, n_clusters)
 
 
 def _projection(basis: Floats) -> Floats:

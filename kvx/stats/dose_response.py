@@ -29,9 +29,11 @@ REACHED, BELOW, UNKNOWN = "reached", "below_lowest", "unknown"
 USUAL_WIDTH, WIDTH_SPREAD = 0.4, 1.2  # doublings: a weak prior where budgets say little of it
 N_BOOT = 200
 FAR = 7.0  # log-likelihood below the best beyond which no curve is looked at
-DRAWN, FEWEST = 2000, 200  # curves drawn at a time; those to start from
+DRAWN, FEWEST = 1500, 200  # curves drawn at a time; those to start from
+NUDGE = 1e-5  # for slopes of the likelihood
 GAP = 0.2  # log-likelihood that the best of the drawn curves may miss
-NEAREST = 50  # one in so many curves counts as having the same threshold
+RESAMPLED = 1500  # curves that every resample is compared with
+NEAREST = 40  # one in so many curves counts as having the same threshold
 FLAT = 1e-6  # least probability: no score is impossible
 
 
@@ -181,18 +183,21 @@ class _Curve:
             y, n = y.sum(axis=1, keepdims=True), n.sum(axis=1, keepdims=True)
         low = float(log_doses.min()) - 1.0
 
-        def unpack(v: Floats) -> "_Curve":
-            icc = float(expit(v[4])) if nested else math.nan
-            return cls(float(v[0]), math.exp(v[1]), float(expit(v[2])), float(expit(v[3])), icc)
+        def losses(v: Floats) -> Floats:
+            """[s] of parameters [s, 4 or 5]: one call for a point and its neighbours."""
+            middle, scale, floor = v[:, 0], np.exp(v[:, 1]), expit(v[:, 2])
+            rise = floor + (1 - floor) * expit((log_doses[:, None] - middle) / scale)
+            at_full = floor + (1 - floor) * expit(-middle / scale)
+            p = np.clip(expit(v[:, 3]) * rise / at_full, FLAT, 1 - FLAT).T[:, :, None]
+            chance = _beta_binomial(y, n, p, expit(v[:, 4, None, None]) if nested else None)
+            prior = 0.5 * ((v[:, 1] - math.log(USUAL_WIDTH)) / WIDTH_SPREAD) ** 2
+            found: Floats = prior - np.log1p(-floor) - chance
+            return found
 
-        def loss(v: Floats) -> float:
-            curve = unpack(v)
-            p = np.clip(curve.full * curve.rise(log_doses) / curve.rise(0.0), FLAT, 1 - FLAT)
-            chance = _beta_binomial(y, n, p[:, None], curve.overdispersion)
-            prior = 0.5 * ((v[1] - math.log(USUAL_WIDTH)) / WIDTH_SPREAD) ** 2 - math.log1p(
-                -curve.floor
-            )
-            return float(prior - chance)
+        def slope(v: Floats) -> tuple[float, Floats]:
+            around = losses(np.vstack([v, v + NUDGE * np.eye(len(v)), v - NUDGE * np.eye(len(v))]))
+            half = len(v) + 1
+            return float(around[0]), (around[1:half] - around[half:]) / (2 * NUDGE)
 
         full = float(np.clip(y[0].sum() / n[0].sum(), 0.02, 0.98))
         limits = [
@@ -202,25 +207,40 @@ class _Curve:
             (-5.0, 7.0),
             (-6.0, 3.0),
         ]
-        starts = [
-            np.array([middle, math.log(scale), -2.0, logit(full), -2.0])[: 5 if nested else 4]
-            for middle in (low, *((log_doses[:-1] + log_doses[1:]) / 2))
-            for scale in (0.15, 0.8)
-        ]
-        starts.sort(key=loss)
+        starts = np.array(
+            [
+                [middle, math.log(scale), -2.0, logit(full), -2.0][: 5 if nested else 4]
+                for middle in (low, *((log_doses[:-1] + log_doses[1:]) / 2))
+                for scale in (0.15, 0.8)
+            ]
+        )
         tries = [
-            minimize(loss, start, method="L-BFGS-B", bounds=limits[: len(start)])
-            for start in starts[:3]
+            minimize(
+                slope,
+                start,
+                method="L-BFGS-B",
+                jac=True,
+                bounds=limits[: len(start)],
+                options={"ftol": 1e-8},
+            )
+            for start in starts[np.argsort(losses(starts))[:2]]
         ]
-        return unpack(min(tries, key=lambda found: float(found.fun)).x)
+        v = min(tries, key=lambda found: float(found.fun)).x.tolist()
+        icc = float(expit(v[4])) if nested else math.nan
+        return cls(v[0], math.exp(v[1]), float(expit(v[2])), float(expit(v[3])), icc)
 
 
-def _beta_binomial(y: Floats, n: Floats, p: Floats, rho: float) -> float:
-    """Log-likelihood (without constants) of sums `y` of `n` scores; `rho` nan: independent."""
-    if math.isnan(rho):
-        return float((xlogy(y, p) + xlog1py(n - y, -p)).sum())
+def _beta_binomial(y: Floats, n: Floats, p: Floats, rho: Floats | None) -> Floats:
+    """Log-likelihood [s] (without constants) of sums `y` of `n` scores [k, c]; `p` is [s, k, 1].
+
+    `rho` [s, 1, 1] is the correlation within a cell; None: independent.
+    """
+    if rho is None:
+        found: Floats = (xlogy(y, p) + xlog1py(n - y, -p)).sum(axis=(1, 2))
+        return found
     a, b = p * (1 - rho) / rho, (1 - p) * (1 - rho) / rho
-    return float((betaln(y + a, n - y + b) - betaln(a, b)).sum())
+    nested: Floats = (betaln(y + a, n - y + b) - betaln(a, b)).sum(axis=(1, 2))
+    return nested
 
 
 def _crossing(m: ArrayLike, w: ArrayLike, floor: ArrayLike, share: float) -> Floats:
@@ -255,8 +275,10 @@ def _profiles(
     cloud = _Cloud(log_doses, totals / dispersion, n / dispersion, best, rng)
     weights = ClusterBootstrap(sums.shape[1], N_BOOT, seed).weights.astype(np.float64)
     drawn, sizes = weights @ sums.T / dispersion, weights @ counts.T / dispersion
-    resampled = cloud.log_likelihood(drawn, sizes)
-    peaks, own = resampled.max(axis=1), cloud.of_data
+    own = cloud.of_data
+    some = np.unique([int(own.argmax()), *rng.permutation(len(own))[:RESAMPLED]])
+    resampled = cloud.log_likelihood(drawn, sizes, some)
+    peaks = resampled.max(axis=1)
     least = 0.5 * float(stdtrit(sums.shape[1] - 1, (1 + confidence) / 2)) ** 2
     intervals = []
     for share in SHARES:
@@ -264,10 +286,10 @@ def _profiles(
         x = np.where(x < log_doses.min(), -np.inf, x)
         here = x[own.argmax()]
         if np.isfinite(here):
-            away = np.abs(x - here)
-            same = away <= np.sort(away)[len(away) // NEAREST]
+            away = np.abs(x[some] - here)
+            same = away <= np.partition(away, len(away) // NEAREST)[len(away) // NEAREST]
         else:
-            same = ~np.isfinite(x)
+            same = ~np.isfinite(x[some])
         cut = float(np.quantile(peaks - resampled[:, same].max(axis=1), confidence))
         inside = x[own >= own.max() - max(cut, least) - GAP]
         intervals.append((float(inside.min()), float(inside.max())))
@@ -323,7 +345,8 @@ class _Cloud:
 
     def _likelihood(self, raw: Floats) -> Floats:
         self._right, self._wrong = self._logs(_curves(raw))
-        return self.log_likelihood(self._totals[None], self._n[None])[0]
+        likelihood: Floats = self.log_likelihood(self._totals[None], self._n[None])[0]
+        return likelihood
 
     def _logs(self, points: Floats) -> tuple[Floats, Floats]:
         middle, scale, floor, full = points
@@ -331,9 +354,11 @@ class _Cloud:
         p = np.clip(full * rise / (floor + (1 - floor) * expit(-middle / scale)), FLAT, 1 - FLAT)
         return np.log(p), np.log1p(-p)
 
-    def log_likelihood(self, totals: Floats, n: Floats) -> Floats:
-        """[b, c] of `totals` right of `n` [b, k]."""
-        found: Floats = totals @ self._right + (n - totals) @ self._wrong
+    def log_likelihood(
+        self, totals: Floats, n: Floats, some: NDArray[np.intp] | slice = slice(None)
+    ) -> Floats:
+        """[b, c] of `totals` right of `n` [b, k], for `some` of the curves."""
+        found: Floats = totals @ self._right[:, some] + (n - totals) @ self._wrong[:, some]
         return found
 
 

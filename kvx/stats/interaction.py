@@ -12,8 +12,9 @@ from kvx.stats.bootstrap import cluster_codes, score_array
 Floats = NDArray[np.float64]
 
 N_SHUFFLES = 1999
-MOST_UNITS = 2000  # beyond, the chi-squared approximation is as good
+MOST_UNITS = 800  # beyond, the chi-squared approximation is as good
 LEAST_UNITS = 8
+ROUNDING = 1e-5  # of sums in single precision, so that equal shuffles count as equal
 
 
 def interaction_p(
@@ -52,19 +53,20 @@ def interaction_p(
     if len(units) > MOST_UNITS:
         return _chi_squared(sums, counts, of_unit, blocks)
     shuffled = _shuffles(of_unit.tobytes(), blocks.tobytes(), of_unit.dtype.str, seed)
-    between = np.zeros(len(shuffled))
-    for code in range(len(names)):
-        there = (shuffled == code).astype(np.float64)
-        between += (there @ sums) ** 2 / np.maximum(there @ counts, 1e-12)
+    moved = np.stack([sums, counts], axis=1).astype(np.float32)
+    between = np.zeros(1 + N_SHUFFLES)
+    for there in shuffled:
+        total, size = (there @ moved).T.astype(np.float64)
+        between += total**2 / np.maximum(size, 1e-12)
     observed = between[0]  # the first is not shuffled
-    return float((between >= observed * (1 - 1e-9)).mean())
+    return float((between >= observed * (1 - ROUNDING)).mean())
 
 
-@lru_cache(maxsize=8)
-def _shuffles(bins: bytes, blocks: bytes, dtype: str, seed: int) -> NDArray[np.int8]:
-    """The bin of each unit [1 + N_SHUFFLES, units], shuffled within blocks; first as it is.
+@lru_cache(maxsize=2)
+def _shuffles(bins: bytes, blocks: bytes, dtype: str, seed: int) -> list[NDArray[np.float32]]:
+    """For each bin which units are in it, [1 + N_SHUFFLES, units], shuffled within blocks.
 
-    Points of one manifest share them.
+    The first is as it is. Points of one manifest share them.
     """
     own, block = np.frombuffer(bins, dtype), np.frombuffer(blocks, dtype)
     rng = np.random.default_rng(seed)
@@ -74,7 +76,7 @@ def _shuffles(bins: bytes, blocks: bytes, dtype: str, seed: int) -> NDArray[np.i
     found = np.empty((1 + N_SHUFFLES, len(own)), np.int8)
     found[0] = own
     found[1:, by_block] = own[order]
-    return found
+    return [(found == code).astype(np.float32) for code in range(int(own.max()) + 1)]
 
 
 def _chi_squared(

@@ -62,7 +62,7 @@ def shift_per_doubling(
         raise ValueError(f"scores {table.shape}: need [{len(x)}, {len(z)}]")
     if (table < 0).any() or (table > 1).any():
         raise ValueError("scores: must lie in [0, 1]")
-    known = ~np.isnan(table).any(axis=0)
+    known = ~np.asarray(np.isnan(table).any(axis=0))
     codes, n_clusters = cluster_codes(
         [c for c, k in zip(clusters, known.tolist(), strict=True) if k]
     )

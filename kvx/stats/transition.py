@@ -1,4 +1,4 @@
-"""The budget at which quality breaks, and how many resamples of the prompts agree."""
+"""The budget at which quality breaks: tested steps, and the classic rule with its support."""
 
 import math
 from collections.abc import Collection, Hashable, Sequence
@@ -146,41 +146,6 @@ def mean_of_bin_means(scores: ArrayLike, bins: ArrayLike) -> NDArray[np.float64]
     if table.ndim != 2 or labels.shape != table.shape[1:]:
         raise ValueError(f"scores {table.shape}, bins {labels.shape}: need [k, n] and [n]")
     return _mean_of_scored(_bin_means(table, labels), axis=0)
-
-
-def instability_zone(
-    budgets: Sequence[float],
-    means: ArrayLike,
-    sds: ArrayLike,
-    failure_rates: ArrayLike,
-    drop: float,
-    spread_jump: float,
-    failure_jump: float,
-) -> list[tuple[float, str]]:
-    """Budgets that are already unstable though their mean has not collapsed, highest first.
-
-    All inputs are [k], in the order of `budgets` (strictly descending, the full cache first). A
-    budget is in the zone if its sd exceeds the full cache's by `spread_jump` (score units), or its
-    failure rate by `failure_jump` (a share), while its mean is less than `drop` (score units)
-    below. nan is no evidence: a budget with a nan mean is left out. Raises `ValueError` on budgets
-    that do not descend, lengths that differ, or a threshold that is not above 0.
-    """
-    series = _descending(budgets)
-    columns = [score_array(c) for c in (means, sds, failure_rates)]
-    if any(c.shape != series.shape for c in columns):
-        raise ValueError(f"means, sds and failure_rates: need {len(series)} values each")
-    _check_positive(drop=drop, spread_jump=spread_jump, failure_jump=failure_jump)
-    change, spread, failures = (c - c[:1] for c in columns)
-    zone: list[tuple[float, str]] = []
-    for i in np.flatnonzero(-change < drop - TOLERANCE):
-        reasons = []
-        if spread[i] >= spread_jump - TOLERANCE:
-            reasons.append("spread")
-        if failures[i] >= failure_jump - TOLERANCE:
-            reasons.append("failures")
-        if reasons:
-            zone.append((float(series[i]), "+".join(reasons)))
-    return zone
 
 
 def _descending(budgets: Sequence[float]) -> NDArray[np.float64]:

@@ -185,7 +185,7 @@ PRESS_PAIRS = _schema(
         "point_a": S, "point_b": S, "press_a": S, "press_b": S, "label_a": S, "label_b": S,
         "budget_a": F64, "budget_b": F64, "kv_bytes_a": F64, "kv_bytes_b": F64, "bin": I32,
         "metric": S, "higher_is_better": B, "n_pairs": I64, "n_clusters": I64, "n_missing": I64,
-        "n_degenerate": I64, "n_family": I64, "n_a_better": I64, "n_b_better": I64, "method": S,
+        "n_degenerate": I64, "n_a_better": I64, "n_b_better": I64, "method": S,
     },
     {
         "mean_a": F64, "mean_b": F64, "difference": F64, "ci_low": F64, "ci_high": F64, "p": F64,
@@ -197,7 +197,7 @@ PRESS_PAIRS = _schema(
 EQUIVALENCE = _schema(
     {
         **_SERIES, "twin_point_id": S, "bin": I32, "metric": S, "higher_is_better": B,
-        "margin": F64, "n_pairs": I64, "n_clusters": I64, "n_missing": I64, "n_family": I64,
+        "margin": F64, "n_pairs": I64, "n_clusters": I64, "n_missing": I64, "n_missing_full": I64,
         "method": S,
     },
     {
@@ -265,10 +265,32 @@ TRANSITIONS = _schema(
     },
     {
         "transition_budget": F64, "transition_label": S, "transition_above_label": S,
-        "transition_drop": F64, "transition_p": F64, "classic_budget": F64, "classic_label": S,
-        "classic_above_label": S, "classic_drop": F64, "classic_support": F64,
+        "transition_drop": F64, "transition_p": F64, "shape": S, "classic_budget": F64,
+        "classic_label": S, "classic_above_label": S, "classic_drop": F64, "classic_support": F64,
         "classic_support_any": F64, "lowest_label": S,
         "lowest_difference": F64, "zone_labels": pa.list_(S), "zone_reasons": pa.list_(S),
+    },
+)  # fmt: skip
+
+# per curve and bin; bin -1 is all bins together, and alone has what concerns the length
+DOSE_RESPONSE = _schema(
+    {
+        **_CURVE, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32, "metric": S,
+        "n_budgets": I64, "n": I64, "n_clusters": I64, "n_degenerate": I64, "lowest_budget": F64,
+        "highest_budget": F64, "lowest_label": S, "highest_label": S, "b50_state": S,
+        "b95_state": S,
+    },
+    {
+        "guess": F64, "lapse": F64, "midpoint": F64, "width": F64, "overdispersion": F64,
+        "b50": F64, "b50_ci_low": F64, "b50_ci_high": F64, "b50_isotonic": F64,
+        "b95": F64, "b95_ci_low": F64, "b95_ci_high": F64, "b95_isotonic": F64,
+        **{
+            f"{prefix}area{name}": F64
+            for prefix in ("", "bytes_")
+            for name in ("", "_full", "_difference", "_ci_low", "_ci_high", "_p")
+        },
+        "shift_per_doubling": F64, "shift_ci_low": F64, "shift_ci_high": F64, "shift_p": F64,
+        "length_p": F64, "length_p_holm": F64,
     },
 )  # fmt: skip
 

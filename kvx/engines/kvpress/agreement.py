@@ -21,6 +21,7 @@ import torch
 from kvpress.utils import get_prerope_key_states
 
 from kvx.config.folders import cache_dir
+from kvx.data.model_attention import ANGLES, KEYS, OUTPUT, QUERIES, RECOMPUTED
 from kvx.engines.kvpress.architecture import decoder_of
 from kvx.engines.kvpress.head_size import with_head_size
 from kvx.engines.kvpress.layers import layers_of
@@ -28,8 +29,9 @@ from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.memory import OUT_OF_MEMORY
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.parts import parts_of
-from kvx.engines.kvpress.queries import Layer
-from kvx.engines.kvpress.rotary_call import untouched
+from kvx.engines.kvpress.queries import ServedLayer
+from kvx.engines.kvpress.replacing import attribute
+from kvx.engines.kvpress.rotary_call import same_tensors
 from kvx.engines.kvpress.seen import Sight
 from kvx.errors import first_line
 
@@ -41,17 +43,8 @@ FORMAT = 1  # of the remembered files
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 1e-2}
 OTHER_TOLERANCE = 4e-2  # bfloat16
 
-# what a press of kvpress computes itself, by class
-QUERIES, KEYS, ANGLES, OUTPUT = "queries", "keys", "angles", "output"
-RECOMPUTED: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("SnapKVPress", (QUERIES,)), ("TOVAPress", (QUERIES,)), ("FinchPress", (QUERIES,)),
-    ("SimLayerKVPress", (QUERIES,)), ("NonCausalAttnPress", (QUERIES,)), ("KVzipPress", (QUERIES,)),
-    ("ThinKPress", (QUERIES,)), ("ExpectedAttentionStatsPress", (ANGLES,)),
-    ("ExpectedAttentionPress", (QUERIES, ANGLES)), ("CapPress", (QUERIES, ANGLES)),
-    ("LeverageScorePress", (KEYS,)), ("CompactorPress", (QUERIES, KEYS)),
-    ("CriticalKVPress", (OUTPUT,)), ("CriticalAdaKVPress", (OUTPUT,)),
-)  # fmt: skip
-READING = ("SnapKVPress", "TOVAPress", "FinchPress")  # take attention weights where there are any
+# take attention weights where there are any
+READING = ("SnapKVPress", "PyramidKVPress", "TOVAPress", "FinchPress")
 SAID = {
     QUERIES: "queries",
     KEYS: "keys",
@@ -84,15 +77,6 @@ class Agreement:
         """Whether the model's own queries are to be had."""
         return bool(self.per_layer)
 
-    @property
-    def largest(self) -> float:
-        return max(self.per_layer.values(), default=0.0)
-
-    @property
-    def reason(self) -> str | None:
-        """Why kvpress's attention is not the model's; None if it is."""
-        return self.reasons.get(QUERIES)
-
     def against(self, press: Any, weights: bool = False) -> str | None:
         """Why `press` would rank by something else than the model's attention; None if not.
 
@@ -110,7 +94,7 @@ def recomputed(press: Any, weights: bool = False) -> list[str]:
     """
     found: list[str] = []
     for part in parts_of(press):
-        for name, what in RECOMPUTED:
+        for name, what in RECOMPUTED.items():
             if isinstance(part, getattr(kvpress, name, ())) and not (weights and name in READING):
                 found += what
                 if name == "ExpectedAttentionStatsPress":
@@ -222,7 +206,7 @@ class _Compared:
             return  # no attention
         index = module.layer_idx
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        layer, angles = Layer(seen, hidden), kwargs.get("position_embeddings")
+        layer, angles = ServedLayer(seen, hidden), kwargs.get("position_embeddings")
         with _rotary_at(module, self._rotary):
             self.per_layer[index] = self._weights(layer, angles)
             self._own(KEYS, _keys, lambda: layer.prerope_keys(hidden), layer)
@@ -244,7 +228,7 @@ class _Compared:
             found[what] = f"kvpress's {SAID[what]} cannot be compared with the model's ({said})"
         return found
 
-    def _weights(self, layer: Layer, angles: Any) -> float:
+    def _weights(self, layer: ServedLayer, angles: Any) -> float:
         """The largest difference of attention weights in the window."""
         seen = layer.seen
         if seen.softcap is not None:
@@ -264,9 +248,9 @@ class _Compared:
     def _own(
         self,
         what: str,
-        theirs: Callable[[Layer], torch.Tensor],
+        theirs: Callable[[ServedLayer], torch.Tensor],
         own: Callable[[], torch.Tensor],
-        layer: Layer,
+        layer: ServedLayer,
     ) -> None:
         try:
             known = own()
@@ -289,25 +273,25 @@ class _Compared:
         self._off[what] = max(self._off.get(what, 0.0), off)
 
 
-def _queries(layer: Layer, angles: Any) -> torch.Tensor:
+def _queries(layer: ServedLayer, angles: Any) -> torch.Tensor:
     press = kvpress.ThinKPress(window_size=TOKENS)
     found: torch.Tensor = press.compute_window_queries(layer.seen.module, layer.hidden, angles)
     return found
 
 
-def _keys(layer: Layer) -> torch.Tensor:
+def _keys(layer: ServedLayer) -> torch.Tensor:
     found: torch.Tensor = get_prerope_key_states(layer.seen.module, layer.hidden)
     return found
 
 
-def _rotation(layer: Layer) -> torch.Tensor:
+def _rotation(layer: ServedLayer) -> torch.Tensor:
     press, size = kvpress.ExpectedAttentionPress(n_future_positions=TOKENS), layer.rotation.width
     eye = torch.eye(size, device=layer.hidden.device)
     found: torch.Tensor = press.apply_avg_rope(layer.seen.module, eye, None, TOKENS)[0]
     return found
 
 
-def _norms(layer: Layer) -> torch.Tensor:
+def _norms(layer: ServedLayer) -> torch.Tensor:
     found: torch.Tensor = kvpress.CriticalKVPress.vwl1norm(layer.seen.value, layer.seen.module)
     return found
 
@@ -318,11 +302,5 @@ def _rotary_at(module: Any, rotary: Any) -> Iterator[None]:
     if rotary is None:
         yield
         return
-    before = module._modules.get("rotary_emb")
-    module.rotary_emb = untouched(rotary)
-    try:
+    with attribute(module, "rotary_emb", same_tensors(rotary)):
         yield
-    finally:
-        del module.rotary_emb
-        if before is not None:
-            module.rotary_emb = before

@@ -128,21 +128,21 @@ class RaggedCache(Cache):  # type: ignore[misc]
 def cache_of(rows: Ragged, length: int) -> Iterator[Any]:
     """A cache for one forward pass; `length` is the position of the first row's first token.
 
-    Rows with states get their vessel, which holds the states of all of them during the pass.
+    Rows with states get the cache that layers find them in. It holds those of all rows meanwhile.
     """
     own = RaggedCache(rows, length)
-    vessel = rows.buckets[0].vessel
-    if vessel is None:
+    state_cache = rows.buckets[0].state_cache
+    if state_cache is None:
         yield own
         return
-    vessel.update, vessel.get_seq_length = own.update, own.get_seq_length
-    set_states(vessel, joined_states(rows.buckets))
+    state_cache.update, state_cache.get_seq_length = own.update, own.get_seq_length
+    set_states(state_cache, joined_states(rows.buckets))
     try:
-        yield vessel
-        share_states(rows.buckets, states_of(vessel))
+        yield state_cache
+        share_states(rows.buckets, states_of(state_cache))
     finally:  # it outlives the rows: nothing of them stays
-        del vessel.update, vessel.get_seq_length
-        forget_states(vessel)
+        del state_cache.update, state_cache.get_seq_length
+        forget_states(state_cache)
 
 
 _passing: ContextVar[Ragged] = ContextVar("rows of the forward pass")

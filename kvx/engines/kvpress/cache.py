@@ -2,7 +2,7 @@
 
 Nothing is concatenated or repeated per step: a bucket's buffers are allocated once, its rows are
 aligned to the right, so that every step writes one column and reads a view. A layer with a window
-keeps no more than it.
+keeps no more than it. What all rows of a bucket have alike, windows above all, is kept once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kvx.engines.kvpress.grouped_attention import additive, attend
+from kvx.engines.kvpress.grouped_attention import additive, attend, attend_common
 from kvx.engines.kvpress.layers import CachedLayer
 from kvx.engines.kvpress.states import KV, StateKey
 
@@ -19,11 +19,12 @@ SLACK = 64  # tokens that a window's buffers can take before its oldest ones are
 
 
 @dataclass
-class _Layer:
-    """Keys and values [rows, KV heads, capacity, head size], filled up to column `end`.
+class _Columns:
+    """Columns of keys and values up to `end`: first those `common` to all rows, then the rows' own.
 
-    `starts` is the first column of each row, None if it is 0 for all. A query sees at most `window`
-    columns, None: all.
+    Own ones are [rows, KV heads, capacity, head size], common ones [1, KV heads, columns, head
+    size]. `starts` is the first column of each row, None if it is 0 for all. A query sees at most
+    `window` columns, None: all.
     """
 
     keys: torch.Tensor
@@ -32,27 +33,63 @@ class _Layer:
     starts: tuple[int, ...] | None
     window: int | None
     chunked: bool
+    common: KV | None = None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.keys, self.values, *(self.common or ()))
+
+    @property
+    def n_common(self) -> int:
+        return 0 if self.common is None else self.common[0].shape[2]
 
     @property
     def needed(self) -> int:
         """How many of the latest columns the next query may see."""
         return self.end if self.window is None else min(self.end, self.window - 1)
 
-    def reserve(self, n: int) -> None:
+    def columns(self, rows: slice, start: int, end: int) -> KV:
+        """Keys and values of some rows in the columns from `start` to `end`."""
+        common = self.n_common
+        some = slice(max(start - common, 0), end - common)
+        own = self.keys[rows, :, some], self.values[rows, :, some]
+        if self.common is None or start >= common:
+            return own
+        before = [t[:, :, start:].expand(own[0].shape[0], -1, -1, -1) for t in self.common]
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(before, own, strict=True))
+        return keys, values
+
+    def append(self, rows: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write further columns of the first `rows` rows."""
+        n = keys.shape[2]
+        self._reserve(n)
+        some = slice(self.end - self.n_common, self.end - self.n_common + n)
+        self.keys[:rows, :, some] = keys
+        self.values[:rows, :, some] = values
+        self.end += n
+
+    def _reserve(self, n: int) -> None:
         """Make room for `n` columns; a window's oldest ones are dropped for it."""
-        capacity, kept = self.keys.shape[2], self.needed
-        if self.end + n <= capacity:
+        common, capacity = self.n_common, self.keys.shape[2]
+        if self.end - common + n <= capacity:
             return
         assert self.window is not None, "a row is longer than its room"
+        kept = self.needed
         gone = self.end - kept
-        live = [t[:, :, gone : self.end] for t in (self.keys, self.values)]
-        if kept + n > capacity:
-            wide = self.window - 1 + max(n, SLACK)
+        live = [
+            t[:, :, max(gone - common, 0) : self.end - common] for t in (self.keys, self.values)
+        ]
+        own = live[0].shape[2]
+        if own + n > capacity:
+            wide = own + max(n, SLACK)
             self.keys, self.values = (t.new_empty(*t.shape[:2], wide, t.shape[3]) for t in live)
         else:
             live = [t.clone() for t in live]  # both lie in the same memory
         for buffer, part in zip((self.keys, self.values), live, strict=True):
-            buffer[:, :, :kept] = part
+            buffer[:, :, :own] = part
+        if self.common is not None:
+            keys, values = (t[:, :, gone:].clone() for t in self.common)
+            self.common = (keys, values) if gone < common else None
         self.end = kept
         if self.starts is not None:
             starts = tuple(max(start - gone, 0) for start in self.starts)
@@ -99,7 +136,7 @@ class Bucket:
     """Running rows of similar length, filled layer by layer during the prefill.
 
     `room` is how many entries each row may append: the question and what is generated. Where a
-    model has states beside its keys and values, `vessel` is a cache of transformers that its
+    model has states beside its keys and values, `state_cache` is a cache of transformers that its
     layers find them in.
     """
 
@@ -108,27 +145,40 @@ class Bucket:
         self.appended = 0  # entries behind every row's prompt
         self.states: dict[StateKey, torch.Tensor] = {}  # [rows, ...] each
         self.joined: Joined | None = None  # that of which `states` are parts
-        self.vessel: Any = None
-        self._layers: dict[int, _Layer] = {}
+        self.state_cache: Any = None
+        self._layers: dict[int, _Columns] = {}
         self._masks: dict[tuple[Any, ...], torch.Tensor | None] = {}
 
     @property
     def bytes(self) -> int:
         """Allocated for keys, values and states."""
-        tensors = [t for layer in self._layers.values() for t in (layer.keys, layer.values)]
+        tensors = [t for layer in self._layers.values() for t in layer.tensors]
         tensors += self.states.values()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def fill(self, layer: CachedLayer, rows: Sequence[KV]) -> None:
         """Store one layer: keys and values [1, KV heads, entries, head size] of every row."""
+        alike = len(rows) > 1 and _all_the_same(rows) and _pays(rows[0][0])
         if layer.window is not None:
             rows = [tuple(last(t, layer.window - 1) for t in row) for row in rows]  # type: ignore[misc]
         lengths = [keys.shape[2] for keys, _ in rows]
         longest = max(lengths)
         keys, values = rows[0]
         room = self.room if layer.window is None else min(self.room, SLACK)
+        if alike:
+            shape = (len(rows), keys.shape[1], room)
+            self._layers[layer.index] = _Columns(
+                keys.new_empty(*shape, keys.shape[3]),
+                values.new_empty(*shape, values.shape[3]),
+                longest,
+                None,
+                layer.window,
+                layer.chunked,
+                (keys.clone(), values.clone()),  # not a view of the whole prompt
+            )
+            return
         shape = (len(rows), keys.shape[1], longest + room)
-        stored = _Layer(
+        stored = _Columns(
             keys.new_empty(*shape, keys.shape[3]),
             values.new_empty(*shape, values.shape[3]),
             longest,
@@ -145,25 +195,20 @@ class Bucket:
             stored.starts = tuple(longest - n for n in lengths)
         self._layers[layer.index] = stored
 
-    def keep_states(self, states: Mapping[StateKey, torch.Tensor], vessel: Any) -> None:
+    def keep_states(self, states: Mapping[StateKey, torch.Tensor], state_cache: Any) -> None:
         """Every row begins with `states` [1, ...] of the prompt."""
         rows = self.n_rows
         self.states = {key: t.repeat(rows, *[1] * (t.ndim - 1)) for key, t in states.items()}
-        self.vessel = vessel
+        self.state_cache = state_cache
 
     def append(self, layer_idx: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write the new entries [rows, KV heads, n, head size] of a forward pass."""
-        layer, n = self._layers[layer_idx], keys.shape[2]
-        layer.reserve(n)
-        layer.keys[: self.n_rows, :, layer.end : layer.end + n] = keys
-        layer.values[: self.n_rows, :, layer.end : layer.end + n] = values
-        layer.end += n
+        self._layers[layer_idx].append(self.n_rows, keys, values)
 
     def entries(self, layer_idx: int, n: int) -> KV:
         """A layer's entries that one of `n` new queries may see, their own included."""
         layer = self._layers[layer_idx]
-        some = slice(layer.first(n), layer.end)
-        return layer.keys[: self.n_rows, :, some], layer.values[: self.n_rows, :, some]
+        return layer.columns(slice(self.n_rows), layer.first(n), layer.end)
 
     def attend(
         self,
@@ -179,13 +224,19 @@ class Bucket:
         queries'; `how` as in `grouped_attention.attend`. Keys and values that were `computed` from
         the entries take their place.
         """
-        n = query.shape[2]
+        n, layer = query.shape[2], self._layers[layer_idx]
+        first = layer.first(n)
+        if n == 1 and layer.common is not None and computed is None and first < layer.n_common:
+            mask = self._mask(layer, n, positions, query, layer.keys.shape[1])
+            keys, values = (t[:, :, first:] for t in layer.common)
+            own = layer.columns(slice(self.n_rows), layer.n_common, layer.end)
+            return attend_common(query, (keys, values), own, mask, **how)
         keys, values = self.entries(layer_idx, n) if computed is None else computed
-        mask = self._mask(self._layers[layer_idx], n, positions, query, keys.shape[1])
+        mask = self._mask(layer, n, positions, query, keys.shape[1])
         return attend(query, keys, values, mask, **how)
 
     def _mask(
-        self, layer: _Layer, n: int, positions: torch.Tensor, query: torch.Tensor, kv_heads: int
+        self, layer: _Columns, n: int, positions: torch.Tensor, query: torch.Tensor, kv_heads: int
     ) -> torch.Tensor | None:
         """Layers on a device that keep the same entries share one mask per forward pass."""
         groups, device = query.shape[1] // kv_heads, layer.keys.device
@@ -205,17 +256,13 @@ class Bucket:
         """Append to this bucket's row what the row in `slot` of `other` has appended."""
         n = other.appended
         for layer_idx, layer in other._layers.items():
+            row = slice(slot, slot + 1)
             if layer.window is None:
-                some = slice(layer.end - n, layer.end)
-                keys, values = (t[slot : slot + 1, :, some] for t in (layer.keys, layer.values))
-                self.append(layer_idx, keys, values)
+                self.append(layer_idx, *layer.columns(row, layer.end - n, layer.end))
                 continue
             start = 0 if layer.starts is None else layer.starts[slot]
-            some = slice(max(start, layer.end - layer.needed), layer.end)
-            keys, values = (t[slot : slot + 1, :, some] for t in (layer.keys, layer.values))
-            self.fill(
-                CachedLayer(layer_idx, None, 0, layer.window, layer.chunked), [(keys, values)]
-            )
+            held = layer.columns(row, max(start, layer.end - layer.needed), layer.end)
+            self.fill(CachedLayer(layer_idx, None, 0, layer.window, layer.chunked), [held])
         self.states = {key: t[slot : slot + 1].clone() for key, t in other.states.items()}
         self.joined = None
         self.advance(n)
@@ -239,6 +286,20 @@ class Bucket:
             self.states[key] = state[list(rows)]
         self.n_rows = last
         self._masks.clear()
+
+
+def _all_the_same(rows: Sequence[KV]) -> bool:
+    """Whether all rows hold the very tensors of the first."""
+    (keys, values), *others = rows
+    return all(k is keys and v is values for k, v in others)
+
+
+def _pays(keys: torch.Tensor) -> bool:
+    """Whether to read common entries once, with products of their own, is known to pay.
+
+    Measured on CPU; narrow floating-point types would round the scores.
+    """
+    return keys.device.type == "cpu" and keys.dtype == torch.float32
 
 
 def last(tensor: torch.Tensor, n: int) -> torch.Tensor:

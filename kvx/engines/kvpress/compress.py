@@ -17,13 +17,14 @@ from kvx.engines.kvpress.model_state import untouched
 from kvx.engines.kvpress.parts import needs_gradients, packs
 from kvx.engines.kvpress.press_queries import PressQueries
 from kvx.engines.kvpress.probe import EvictedMass
-from kvx.engines.kvpress.prompt_row import PromptRow
+from kvx.engines.kvpress.prompt_row import PromptRow, RowPress
+from kvx.engines.kvpress.replacing import attribute
 from kvx.engines.kvpress.rotary import unchanged
 from kvx.engines.kvpress.shadow import FULL, Scores
 from kvx.engines.kvpress.shared_scores import SharedScores, remember_average_rope
-from kvx.engines.kvpress.stack import kvpress_arguments, kvpress_hooks
 from kvx.engines.kvpress.states import KV, empty, kv_of, put
 from kvx.engines.kvpress.streams import RandomStream
+from kvx.engines.kvpress.transformers_versions import kvpress_arguments, kvpress_hooks
 
 
 @contextlib.contextmanager
@@ -128,9 +129,11 @@ def compressing(
     """
     with PressQueries(model) as queries, contextlib.ExitStack() as stack:
         scores = SharedScores()
-        presses = [_made(model, row, None, scores, queries) for row in rows]
+        presses = [None if row.press is None else row.press.build() for row in rows]
         if owned and any(press is not None and may_write(press) for press in presses):
             stack.enter_context(untouched(model))
+        for row, press in zip(rows, presses, strict=True):
+            _fit(model, press, row.press, scores, queries)
         stack.enter_context(_compressing(model, cache, rows, presses, store, scores, queries))
         yield
 
@@ -261,38 +264,28 @@ def _rotary_by_device(model: Any, modules: Sequence[Any]) -> dict[torch.device, 
 @contextlib.contextmanager
 def _with_rotary(module: Any, rotary: Any | None) -> Iterator[None]:
     """An attention `module` with the model's `rotary` embedding, which kvpress's presses read."""
-    before = getattr(module, "rotary_emb", None)
-    if rotary is None or before is rotary:
+    if rotary is None or getattr(module, "rotary_emb", None) is rotary:
         yield
         return
-    module.rotary_emb = rotary
-    try:
+    with attribute(module, "rotary_emb", rotary):
         yield
-    finally:
-        del module.rotary_emb
-        if before is not None:
-            module.rotary_emb = before
 
 
-def _made(
+def _fit(
     model: Any,
-    row: PromptRow,
-    budget: float | None,
+    press: Any | None,
+    made_by: RowPress | None,
     scores: SharedScores,
     queries: PressQueries,
-) -> Any | None:
-    """A press for `row`, of its own or another `budget`, ready for this model."""
-    if row.press is None:
-        return None
-    asked = row.press if budget is None else row.press.at(budget)
-    press = asked.build()
-    if press is not None:
-        press.post_init_from_model(model)
-        remember_average_rope(press)
-        if hasattr(press, "score") and asked.method_key is not None:
-            scores.share(press, asked.method_key)
-        queries.serve(press)
-    return press
+) -> None:
+    """Make a `press` ready for this model. It may change the model."""
+    if press is None or made_by is None:
+        return
+    press.post_init_from_model(model)
+    remember_average_rope(press)
+    if hasattr(press, "score") and made_by.method_key is not None:
+        scores.share(press, made_by.method_key)
+    queries.serve(press)
 
 
 class _OtherBudgets:
@@ -313,7 +306,9 @@ class _OtherBudgets:
         budgets = shadow.budgets if shadow is not None else ()
         for budget in budgets:
             if shadow is not None and budget != shadow.nominal:
-                other = _made(model, row, budget, scores, queries)
+                made_by = None if row.press is None else row.press.at(budget)
+                other = None if made_by is None else made_by.build()
+                _fit(model, other, made_by, scores, queries)
                 self._others.append((budget, other, Scores(other)))
         # equal to the row's own stream, which is not drawn from
         self._streams = [RandomStream(row.stream.seed, row.stream.devices) for _ in self._others]

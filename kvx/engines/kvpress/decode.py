@@ -33,8 +33,15 @@ class Sampler:
         self.config = config
 
     def choose(self, rows: Sequence[Row], logits: torch.Tensor) -> torch.Tensor:
-        """Token ids [rows] from logits [rows, vocab]."""
+        """Token ids [rows] from logits [rows, vocab]. Raises `FloatingPointError`."""
         tokens = logits.argmax(-1)
+        if bool(
+            logits.gather(-1, tokens[:, None]).isnan().any()
+        ):  # where there is one, it is "max"
+            raise FloatingPointError(
+                "the model's logits are NaN; its numbers may be too large for model.dtype="
+                f"{str(logits.dtype).removeprefix('torch.')}"
+            )
         alike: dict[tuple[float, int, float], list[int]] = {}
         for index, row in enumerate(rows):
             config = row.decoding or self.config

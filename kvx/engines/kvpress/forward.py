@@ -13,7 +13,7 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Row
-from kvx.engines.kvpress.stack import cache_argument
+from kvx.engines.kvpress.transformers_versions import cache_argument
 
 # a pass over the question takes at most so many tokens of all rows together, and so many pairs of
 # one of them and an entry it sees: more are taken in several passes
@@ -41,7 +41,7 @@ def forward(
     is for ids that are only a part of what belongs to one pass (`own_positions`).
     """
     n = ids.shape[1]
-    if n > 1 and buckets[0].vessel is not None:  # a state takes one token at a time
+    if n > 1 and buckets[0].state_cache is not None:  # a state takes one token at a time
         if lengths is None:
             lengths = torch.tensor([[row.position + n] for row in rows])
         last = deque[torch.Tensor](maxlen=keep)

@@ -11,7 +11,7 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from kvx.config.schema import DecodingConfig
-from kvx.engines.kvpress.stack import CACHE_NAMES
+from kvx.engines.kvpress.transformers_versions import CACHE_NAMES
 from kvx.errors import ArgumentError, shown
 from kvx.guard.events import Guarded
 

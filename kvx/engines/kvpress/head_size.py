@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-_ABSENT = object()
+from kvx.engines.kvpress.replacing import attribute
 
 
 @contextlib.contextmanager
@@ -18,12 +18,5 @@ def with_head_size(model: Any) -> Iterator[None]:
     if getattr(config, "head_dim", None) is not None or not (width and heads):
         yield
         return
-    before = vars(config).get("head_dim", _ABSENT)
-    config.head_dim = width // heads
-    try:
+    with attribute(config, "head_dim", width // heads):
         yield
-    finally:
-        if before is _ABSENT:
-            del config.head_dim
-        else:
-            config.head_dim = before

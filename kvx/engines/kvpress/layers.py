@@ -15,14 +15,15 @@ import kvpress  # noqa: F401  its import patches every registered function; ours
 import torch
 from transformers import AttentionInterface
 
+from kvx.data.kv_layout import WINDOWED
 from kvx.engines.kvpress.memory import OUT_OF_MEMORY
 from kvx.engines.kvpress.positions import scales_by_position
-from kvx.engines.kvpress.stack import cache_argument
-from kvx.engines.kvpress.states import new_cache, states_of
+from kvx.engines.kvpress.replacing import attribute
+from kvx.engines.kvpress.states import bytes_held, new_cache, states_of
+from kvx.engines.kvpress.transformers_versions import cache_argument
 
 SURVEY = "kvx_survey"
 TOKENS = 4
-WINDOWED = ("sliding_attention", "chunked_attention", "hybrid_sliding")
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,14 @@ class Layers:
     A model that is `latent` computes its keys and values from what its cache returns. Where layers
     are `shared`, several attention modules read one layer's entries, or one module serves several.
     Queries are `scaled` where they depend on a position that the model takes from its cache.
-    `obstacle` says why its attention cannot be replaced, where it cannot.
+    `obstacle` says why its attention cannot be replaced, where it cannot. Of such a model it is
+    only known how many bytes its cache takes for a token, `token_bytes`, and for whole rows.
     """
 
     cached: dict[int, CachedLayer]
     state_bytes: int = 0
+    token_bytes: int = 0
+    other_bytes: int = 0
     latent: bool = False
     shared: bool = False
     scaled: bool = False
@@ -70,7 +74,7 @@ class Layers:
     @property
     def entry_bytes(self) -> int:
         """Of one token in all layers of full attention."""
-        return sum(layer.entry_bytes for layer in self.full)
+        return sum(layer.entry_bytes for layer in self.full) + self.token_bytes
 
     def row_bytes(self, tokens: int, slack: int = 0) -> int:
         """Of what a row of so many tokens holds beside its layers of full attention.
@@ -79,7 +83,7 @@ class Layers:
         """
         windows = [(x.entry_bytes, x.window) for x in self.cached.values() if x.window is not None]
         held = sum(size * min(tokens, window - 1 + slack) for size, window in windows)
-        return held + self.state_bytes
+        return held + self.state_bytes + self.other_bytes
 
 
 _known: WeakKeyDictionary[Any, Layers] = WeakKeyDictionary()
@@ -96,12 +100,8 @@ def layers_of(model: Any) -> Layers:
 def attending_through(model: Any, implementation: str) -> Iterator[None]:
     """The model uses an attention implementation inside this context."""
     config = model.config.get_text_config()  # another's, of a vision tower, stays what it is
-    before = config._attn_implementation
-    config._attn_implementation = implementation
-    try:
+    with attribute(config, "_attn_implementation", implementation):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 class _Seen:
@@ -162,7 +162,8 @@ def _survey(model: Any) -> Layers:
             raise
         except Exception as error:  # noqa: BLE001  a family with attention of another kind
             reason = f"attention that cannot be replaced ({type(error).__name__})"
-            return Layers({}, obstacle=reason)
+            per_token, per_row = _cache_bytes(model)
+            return Layers({}, token_bytes=per_token, other_bytes=per_row, obstacle=reason)
     types = getattr(model.config.get_text_config(), "layer_types", None)
     found = {}
     for index, (module, seen, kwargs) in sorted(survey.attended.items()):
@@ -175,6 +176,26 @@ def _survey(model: Any) -> Layers:
     states = sum(t.numel() * t.element_size() for t in states_of(cache).values())
     scaled = any(scales_by_position(module) for module in modules.values())
     return Layers(found, states, latent, shared, scaled)
+
+
+def _cache_bytes(model: Any) -> tuple[int, int]:
+    """What the model's own cache takes for a token, and for a row of any length.
+
+    Windows count as if they grew. Nothing is told of a model that cannot run: a request says why.
+    """
+    sizes = []
+    for n in (TOKENS, 2 * TOKENS):
+        cache = new_cache(model)
+        ids = torch.arange(n, device=model.device)[None]
+        try:
+            model(input_ids=ids, **cache_argument(model, cache), use_cache=True)
+        except OUT_OF_MEMORY:
+            raise
+        except Exception:  # noqa: BLE001  as the first request will
+            return 0, 0
+        sizes.append(bytes_held(cache))
+    per_token = -((sizes[0] - sizes[1]) // TOKENS)  # rounded up
+    return per_token, max(0, sizes[0] - TOKENS * per_token)
 
 
 def _run(model: Any, latent: bool) -> tuple[_Survey, Any]:

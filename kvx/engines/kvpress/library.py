@@ -38,7 +38,7 @@ from kvx.engines.kvpress.scheduler import Refused, Scheduler, Task
 from kvx.engines.kvpress.sequence import Row
 from kvx.engines.kvpress.shadow import FULL
 from kvx.engines.kvpress.sharing import ragged_obstacle
-from kvx.engines.kvpress.stack import given_cache, warn_of_untested
+from kvx.engines.kvpress.transformers_versions import given_cache, warn_of_untested
 from kvx.errors import ArgumentError, UserError, first_line
 from kvx.guard.controllers.base import check_live
 from kvx.guard.events import Guarded, GuardEvent

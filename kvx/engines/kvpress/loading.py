@@ -94,6 +94,7 @@ def _from_pretrained(config: ModelConfig, files: ModelFiles, device: torch.devic
             f"model={config.name}: cannot be loaded: {loading_reason(error)}"
         ) from error
     _check_fit(model, found, config.name)
+    _check_finite(model, config.name)
     _check_quantised(model, config.name)
     open_to_presses(model)
     if (hub_id := hub_id_of(files)) is not None:
@@ -136,6 +137,23 @@ def _check_fit(model: Any, found: Mapping[str, Any], name: str) -> None:
             f"model={name}: its files hold weights that its config.json leaves out: "
             f"{_some(unused)}; fetch both from one place"
         )
+
+
+def _check_finite(model: Any, name: str) -> None:
+    """Raises `UserError` for weights that are NaN or infinite: every answer would be one token."""
+    broken = [n for n, p in model.named_parameters() if not _is_finite(p)]
+    if broken:
+        raise UserError(
+            f"model={name}: its files hold NaN or infinite weights in {_some(broken)}; fetch them "
+            "again, or set model.dtype if they are too large for it"
+        )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """Read once, without a copy. Narrower types are parts of a quantised weight."""
+    if weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2:
+        return True
+    return weight.numel() == 0 or all(bool(t.isfinite()) for t in weight.detach().aminmax())
 
 
 def _check_quantised(model: Any, name: str) -> None:

@@ -27,9 +27,9 @@ from kvx.engines.kvpress.probe import mean_share, probes
 from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
-from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import bytes_held, kv_of, new_cache
 from kvx.engines.kvpress.streams import RandomStream
+from kvx.engines.kvpress.transformers_versions import cache_argument
 from kvx.guard.trace_arrays import PROBE_TOKENS
 
 

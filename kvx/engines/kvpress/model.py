@@ -18,7 +18,7 @@ from kvx.data.tokenizer import load_tokenizer, model_hash
 from kvx.engines.activity import ACTIVITY
 from kvx.engines.kvpress.architecture import decoder_of
 from kvx.engines.kvpress.loading import devices_of, load_weights
-from kvx.engines.kvpress.stack import warn_of_untested
+from kvx.engines.kvpress.transformers_versions import warn_of_untested
 from kvx.errors import UserError, first_line
 from kvx.guard.signals import thinking_tokens
 from kvx.text.reasoning import SPECIAL_TAGS

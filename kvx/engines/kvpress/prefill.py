@@ -21,8 +21,8 @@ from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.model_state import untouched
 from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.rotary import own_positions
-from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import KV, empty, forget_states, kv_of, new_cache, states_of
+from kvx.engines.kvpress.transformers_versions import cache_argument
 
 
 @dataclass(frozen=True)

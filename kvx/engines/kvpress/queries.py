@@ -33,7 +33,7 @@ _serving = threading.local()
 
 
 @dataclass(frozen=True)
-class Layer:
+class ServedLayer:
     """A layer whose press runs now: what its attention was given, and its hidden states."""
 
     seen: AttentionCall
@@ -142,14 +142,14 @@ class ModelQueries:
         def served(module: Any, hidden: Any, *rest: Any, **kw: Any) -> Any:
             if not self._open:
                 raise RuntimeError("the model's queries are known during the prefill only")
-            with serving(Layer(self._sight.of(module), hidden)):
+            with serving(ServedLayer(self._sight.of(module), hidden)):
                 return method(module, hidden, *rest, **kw)
 
         return served
 
 
 @contextlib.contextmanager
-def serving(layer: Layer) -> Iterator[None]:
+def serving(layer: ServedLayer) -> Iterator[None]:
     """kvpress's functions answer for `layer` on this thread."""
     before = getattr(_serving, "layer", None)
     _serving.layer = layer
@@ -191,24 +191,29 @@ def own_queries() -> Iterator[None]:
 
 
 def _window_attention(
-    layer: Layer, module: Any, hidden: Any, keys: Any, window_size: int, position_embeddings: Any
+    layer: ServedLayer,
+    module: Any,
+    hidden: Any,
+    keys: Any,
+    window_size: int,
+    position_embeddings: Any,
 ) -> torch.Tensor:
     return layer.window_attention(hidden, keys, window_size)
 
 
-def _queries(layer: Layer, module: Any, hidden: torch.Tensor) -> torch.Tensor:
+def _queries(layer: ServedLayer, module: Any, hidden: torch.Tensor) -> torch.Tensor:
     return layer.queries(hidden)
 
 
-def _prerope_queries(layer: Layer, module: Any, hidden: torch.Tensor) -> torch.Tensor:
+def _prerope_queries(layer: ServedLayer, module: Any, hidden: torch.Tensor) -> torch.Tensor:
     return layer.prerope_queries(hidden)
 
 
-def _prerope_keys(layer: Layer, module: Any, hidden: torch.Tensor) -> torch.Tensor:
+def _prerope_keys(layer: ServedLayer, module: Any, hidden: torch.Tensor) -> torch.Tensor:
     return layer.prerope_keys(hidden)
 
 
-def _projected_norm(layer: Layer, values: torch.Tensor, module: Any) -> torch.Tensor:
+def _projected_norm(layer: ServedLayer, values: torch.Tensor, module: Any) -> torch.Tensor:
     return layer.projected_norm(values)
 
 
@@ -237,8 +242,8 @@ def _adapt(part: Any) -> None:
         part._compute_cross_attention = _reconstruction(part)
 
 
-def _layer() -> Layer:
-    layer: Layer | None = getattr(_serving, "layer", None)
+def _layer() -> ServedLayer:
+    layer: ServedLayer | None = getattr(_serving, "layer", None)
     assert layer is not None
     return layer
 

@@ -1,4 +1,4 @@
-"""Attributes of other libraries, replaced for as long as anybody needs it."""
+"""Attributes of others, another value for a while."""
 
 import contextlib
 import threading
@@ -17,6 +17,29 @@ class _Replaced:
 
 
 _replaced: dict[tuple[int, str], _Replaced] = {}
+
+
+@contextlib.contextmanager
+def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` inside this context, and then again what it was, or absent.
+
+    For an owner that nobody else changes at the same time, unlike `replaced`.
+    """
+    if isinstance(getattr(type(owner), name, None), property):
+        before = getattr(owner, name)
+    else:
+        own = vars(owner)
+        before = own.get(name, own.get("_modules", {}).get(name, _ABSENT))
+        if before is not _ABSENT:
+            delattr(owner, name)  # a module may take the place of none, and the other way round
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if not isinstance(getattr(type(owner), name, None), property):
+            delattr(owner, name)
+        if before is not _ABSENT:
+            setattr(owner, name, before)
 
 
 @contextlib.contextmanager

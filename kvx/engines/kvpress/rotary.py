@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from kvx.engines.kvpress.replacing import attribute
+
 # what `dynamic_rope_update` leaves on a module, as transformers 5.2 and later versions name it
 _LEFT_BEHIND = re.compile(r".+_max_seq_len_cached|(.*_)?long_inv_freq")
 
@@ -43,7 +45,7 @@ def own_positions(model: Any, lengths: torch.Tensor | None = None) -> Iterator[N
         for module in modules:
             stack.enter_context(_restored(module))
             forward = functools.partial(_by_regime, module, module.forward, lengths)
-            stack.enter_context(_replaced(module, forward))
+            stack.enter_context(attribute(module, "forward", forward))
         yield
 
 
@@ -54,12 +56,6 @@ def unchanged(model: Any) -> Iterator[None]:
         for module in length_dependent(model):
             stack.enter_context(_restored(module))
         yield
-
-
-def clean(model: Any) -> None:
-    """Forget the lengths that the model's rotary embeddings have seen."""
-    for module in length_dependent(model):
-        _clean(module)
 
 
 def _rope_types(module: Any) -> dict[str | None, str]:
@@ -172,16 +168,3 @@ def _restored(module: Any) -> Iterator[None]:
 
 def _plain(module: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """`module` runs `forward`; what it had is back afterwards (accelerate sets one as well)."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before

@@ -34,7 +34,7 @@ class RotarySource:
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The angles at `positions` [n], and what the module remembers stays what it is."""
-        module = untouched(self.module)
+        module = same_tensors(self.module)
         asked = self.arguments.arguments.get("position_ids")
         if not isinstance(asked, torch.Tensor):
             raise NotImplementedError(f"{type(self.module).__name__} takes no position_ids")
@@ -99,7 +99,7 @@ class RotaryCall:
         return rotated.transpose(1, 2) if swap else rotated
 
 
-def untouched(rotary: Any) -> Any:
+def same_tensors(rotary: Any) -> Any:
     """A copy with the same tensors. Dynamic embeddings replace theirs for farther positions."""
     found = copy.copy(rotary)
     found._buffers = dict(rotary._buffers)

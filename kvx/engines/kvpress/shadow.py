@@ -30,7 +30,7 @@ class PromptShadow:
         self._layers: dict[int, KV] = {}
         self._kinds: dict[int, CachedLayer] = {}
         self._states: dict[StateKey, torch.Tensor] = {}
-        self._vessel: Any = None
+        self._state_cache: Any = None
         self._devices: dict[int, torch.device] = {}  # where each layer computes
 
     def store(self, layer: CachedLayer, full: KV) -> None:
@@ -43,16 +43,16 @@ class PromptShadow:
         self._devices[layer.index] = full[0].device
 
     def finish(
-        self, logits: torch.Tensor, states: Mapping[StateKey, torch.Tensor], vessel: Any
+        self, logits: torch.Tensor, states: Mapping[StateKey, torch.Tensor], state_cache: Any
     ) -> None:
-        """The prefill is done; `states` are those after its last token, `vessel` as in `Bucket`."""
-        self.logits, self._vessel = logits, vessel
+        """The prefill is done; `states` are those after its last token, in `state_cache`."""
+        self.logits, self._state_cache = logits, state_cache
         self._states = {key: state.clone() for key, state in states.items()}
 
     def begin(self, bucket: Bucket) -> None:
         """Give the `bucket` the states behind the prompt."""
         if self._states:
-            bucket.keep_states(self._states, self._vessel)
+            bucket.keep_states(self._states, self._state_cache)
 
     def load(self, layer_idx: int) -> KV:
         """A layer's full keys and values, on its device."""

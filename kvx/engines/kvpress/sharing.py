@@ -14,9 +14,9 @@ from kvx.engines.kvpress.prefill import prefill
 from kvx.engines.kvpress.prompt_row import PromptRow
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Row
-from kvx.engines.kvpress.stack import cache_argument
 from kvx.engines.kvpress.states import new_cache
 from kvx.engines.kvpress.streams import RandomStream
+from kvx.engines.kvpress.transformers_versions import cache_argument
 from kvx.errors import first_line
 
 # prompts of the trial, in tokens, and how many follow each

@@ -21,11 +21,10 @@ from transformers.models.phi3.modeling_phi3 import Phi3Attention
 
 from kvx.config.language_model import ModelConfig
 from kvx.config.model_features import ModelFeature
+from kvx.data.kv_layout import WINDOWED
 from kvx.data.model_folder import files_of
 from kvx.engines.kvpress.architecture import decoder_of
 from kvx.engines.kvpress.positions import scales_by_length
-
-WINDOWED = ("sliding_attention", "chunked_attention")
 
 
 def skeleton_of(config: ModelConfig) -> Any:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -21,9 +21,10 @@ MOST_ANSWERS = 20_000  # more are no help to a reader, and would take long to re
 CONTEXT_CHARS = (None, 6_000, 1_500)  # what is left of a context where room is short
 ANSWER_CHARS = 6_000
 REQUEST = [
-    "example_id", "bin", "text", "degenerate", "degenerate_reason", "finish_reason",
-    "output_tokens", "context_tokens", "prompt_tokens", "compressed_tokens", "error_type",
+    "example_id", "text", "degenerate", "degenerate_reason", "finish_reason", "output_tokens",
+    "context_tokens",
 ]  # fmt: skip
+FAILED = ["example_id", "error_type"]
 JUDGED = ["example_id", "score", "failure", "looping", "loop_onset", "cap_reached"]
 
 
@@ -48,15 +49,15 @@ def answers(
     chosen = [p for p in points if p.id in number]
     prompts = _prompts(chosen)
     kept = _evenly(prompts, min(len(prompts), _affordable(prompts, chosen)))
-    frames = {p.id: _answers_of(p, kept) for p in chosen}
+    rows_of = {p.id: _answers_of(p, kept) for p in chosen}
     texts = _texts(chosen, output, kept)
     for chars in CONTEXT_CHARS:
-        data = packed(_tables(chosen, number, kept, frames, texts, chars))
+        data = packed(_tables(chosen, number, kept, rows_of, texts, chars))
         if len(data) <= room:
             break
     while len(data) > room and len(kept) > 1:
         kept = _evenly(kept, max(1, int(len(kept) * min(0.9, 0.95 * room / len(data)))))
-        data = packed(_tables(chosen, number, kept, frames, texts, chars))
+        data = packed(_tables(chosen, number, kept, rows_of, texts, chars))
     return Shown(data, len(kept), len(prompts), chars)
 
 
@@ -91,31 +92,32 @@ def _evenly(prompts: pd.DataFrame, n: int) -> pd.DataFrame:
     return prompts.loc[prompts.index.isin(kept)]
 
 
-def _answers_of(point: PointRecord, kept: pd.DataFrame) -> pd.DataFrame:
+def _answers_of(point: PointRecord, kept: pd.DataFrame) -> list[dict[str, Any]]:
     """A point's answers to the prompts kept, with how they were judged."""
     own = kept[kept["manifest"] == point.info["manifest"]["key"]]
-    names = list(own["example_id"])
+    names = pa.array(own["example_id"], pa.string())
 
-    def read(name: str, wanted: list[str]) -> pd.DataFrame:
+    def read(name: str, wanted: list[str]) -> list[dict[str, Any]]:
         path = point.dir / f"{name}.parquet"
         try:
             with pq.ParquetFile(path) as file:
-                have = [c for c in wanted if c in file.schema_arrow.names]
-                table = file.read(columns=have)
+                have = file.schema_arrow.names  # an older kvx wrote fewer columns
+                table = file.read(columns=[c for c in wanted if c in have])
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from None
-        table = table.filter(pc.field("example_id").isin(names))
-        frame: pd.DataFrame = table.to_pandas().reindex(columns=wanted)
-        return frame
+        rows: list[dict[str, Any]] = table.filter(
+            pc.is_in(table["example_id"], value_set=names)
+        ).to_pylist()
+        return rows
 
-    failures = read("failures", ["example_id", "error_type"])
-    failed = failures.drop_duplicates("example_id").set_index("example_id")["error_type"]
-    frame = read("requests", REQUEST).merge(read("catastrophes", JUDGED), "left", "example_id")
-    # a request without a response is judged only as a failure
-    frame["failure"] = frame["failure"].where(
-        frame["failure"].notna(), frame["example_id"].map(failed)
-    )
-    return frame
+    judged = {row["example_id"]: row for row in read("catastrophes", JUDGED)}
+    failed = {r["example_id"]: r["error_type"] for r in read("failures", FAILED)}
+    found = []
+    for row in read("requests", REQUEST):
+        example = row["example_id"]
+        # a request without a response is judged only as a failure
+        found.append({"failure": failed.get(example), **row, **judged.get(example, {})})
+    return found
 
 
 def _texts(
@@ -138,7 +140,7 @@ def _tables(
     points: Sequence[PointRecord],
     number: Mapping[str, int],
     kept: pd.DataFrame,
-    frames: Mapping[str, pd.DataFrame],
+    rows_of: Mapping[str, Sequence[Mapping[str, Any]]],
     texts: Mapping[tuple[str, str], dict[str, Any]],
     context_chars: int | None,
 ) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def _tables(
     prompts: dict[str, list[Any]] = {
         n: [] for n in ("id", "bin", "tokens", "question", "references", "context")
     }
-    tokens: dict[int, int] = {}
+    tokens: dict[int, int | None] = {}
     rows: dict[str, list[Any]] = {
         n: []
         for n in (
@@ -160,23 +162,23 @@ def _tables(
     }  # fmt: skip
     for point in points:
         key = point.info["manifest"]["key"]
-        for row in frames[point.id].to_dict("records"):
+        for row in rows_of[point.id]:
             prompt = place.get((key, row["example_id"]))
             if prompt is None:
                 continue
-            tokens[prompt] = row["context_tokens"]
+            tokens[prompt] = row.get("context_tokens")
             rows["point"].append(number[point.id])
             rows["prompt"].append(prompt)
-            rows["text"].append(pool.number(_cut(_text(row["text"]), ANSWER_CHARS)))
-            rows["score"].append(plain(row["score"]))
-            rows["failure"].append(pool.number(_text(row["failure"])))
-            rows["looping"].append(_flag(row["looping"]))
-            rows["onset"].append(plain(row["loop_onset"]))
-            rows["capped"].append(_flag(row["cap_reached"]))
-            reason = _text(row["degenerate_reason"]) or "degenerate"
+            rows["text"].append(pool.number(_cut(row.get("text"), ANSWER_CHARS)))
+            rows["score"].append(plain(row.get("score")))
+            rows["failure"].append(pool.number(row["failure"]))
+            rows["looping"].append(int(bool(row.get("looping"))))
+            rows["onset"].append(row.get("loop_onset"))
+            rows["capped"].append(int(bool(row.get("cap_reached"))))
+            reason = row.get("degenerate_reason") or "degenerate"
             rows["degenerate"].append(pool.number(reason) if row["degenerate"] else None)
-            rows["finish"].append(pool.number(_text(row["finish_reason"])))
-            rows["tokens"].append(plain(row["output_tokens"]))
+            rows["finish"].append(pool.number(row.get("finish_reason")))
+            rows["tokens"].append(row.get("output_tokens"))
     for (key, example), i in place.items():
         text = texts[key, example]
         prompts["id"].append(example)
@@ -186,14 +188,6 @@ def _tables(
         prompts["references"].append([pool.number(a) for a in text["answers"]])
         prompts["context"].append(pool.number(_cut(text["context"], context_chars)))
     return {"texts": pool.texts, "prompts": prompts, "answers": rows}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _flag(value: Any) -> int:
-    return int(value is True or value is np.True_)
 
 
 def _cut(text: str | None, chars: int | None) -> str | None:

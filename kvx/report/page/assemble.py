@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import logging
+import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from kvx.report.page.tables_shown import figures
 from kvx.store.atomic import write_text
 from kvx.store.catalog import PointRecord
 
+log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 MOST_BYTES = 5_000_000
 VENDORED = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
@@ -24,7 +27,6 @@ MODULES = (
     "data.js", "elements.js", "wording.js", "diff.js", "heat.js", "curves.js", "costs.js",
     "samples.js", "app.js",
 )  # fmt: skip
-TABLES = ("bin_stats", "comparisons", "transitions", "catastrophe_stats")
 
 
 def write_page(
@@ -33,13 +35,18 @@ def write_page(
     points: Sequence[PointRecord],
     frames: Mapping[str, pd.DataFrame],
     output: Path,
+    confidence: float,
     stamp: str,
 ) -> None:
     """Write report.html. `told` is what report.md is made from (`report.build`)."""
-    shown = figures(points, *(frames[name] for name in TABLES))
+    shown = figures(
+        points, frames["bin_stats"], frames["comparisons"], frames["transitions"],
+        frames["catastrophe_stats"], confidence,
+    )  # fmt: skip
     head = {
         "name": told["name"], "requests": int(told["n_requests"]),
-        "responses": int(told["n_responses"]), "findings": list(told["findings"]),
+        "responses": int(told["n_responses"]), "verdict": list(told["verdict"]),
+        "findings": list(told["findings"]),
         "warnings": list(told["warnings"]), "confidence": told["confidence"],
         "facts": [[k, v] for k, v in told["reproducibility"]],
     }  # fmt: skip
@@ -48,6 +55,12 @@ def write_page(
     number = {p["id"]: i for i, p in enumerate(shown["points"])}
     samples = answers(points, number, output, MOST_BYTES - taken)
     write_text(path, page_of({**head, **shown}, samples, stamp))
+
+
+def show(path: Path) -> None:
+    """Open the page in the user's browser; where there is none, say so."""
+    if not webbrowser.open(path.absolute().as_uri()):
+        log.warning("report: found no browser; open %s in one", path.absolute())
 
 
 def page_of(shown: Mapping[str, Any], samples: Shown, stamp: str) -> str:

@@ -11,6 +11,7 @@ from kvx.analyze.looks import FULL_CACHE, looks
 from kvx.analyze.naming import metric_title
 from kvx.analyze.plots import plain as plain_rows
 from kvx.report.page.packing import columns, plain
+from kvx.report.verdicts import corrected_p, verdict
 from kvx.report.wording import series_name
 from kvx.store.catalog import PointRecord, read_columns
 
@@ -25,8 +26,8 @@ CELL = {
 }  # fmt: skip
 PAIR = {
     "n_pairs": "pairs", "difference": "difference", "ci_low": "difference_low",
-    "ci_high": "difference_high", "n_lost": "lost", "n_won": "gained", "mcnemar_p": "p",
-    "twin_mean": "twin_mean",
+    "ci_high": "difference_high", "n_lost": "lost", "n_won": "gained", "n_missing": "missing",
+    "corrected_p": "p", "verdict": "verdict",
 }  # fmt: skip
 DERAILED = {
     "kind": "kind", "n": "n", "rate": "rate", "ci_low": "low", "ci_high": "high",
@@ -45,6 +46,7 @@ def figures(
     comparisons: pd.DataFrame,
     transitions: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
+    confidence: float,
 ) -> dict[str, Any]:
     """Everything that is drawn; points and variants by their numbers in the lists of this.
 
@@ -52,6 +54,11 @@ def figures(
     """
     stats = bin_stats[bin_stats["primary"]]
     pairs = comparisons[comparisons["primary"]]
+    rows = [row for _, row in pairs.iterrows()]
+    pairs = pairs.assign(
+        verdict=[verdict(row, 1 - confidence).name for row in rows],
+        corrected_p=[corrected_p(row) for row in rows],
+    )
     first = stats.drop_duplicates("point_id").assign(full=is_full)
     variants = list(dict.fromkeys(first["variant_id"]))
     number = {point: i for i, point in enumerate(first["point_id"])}

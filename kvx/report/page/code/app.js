@@ -18,14 +18,19 @@ function drawn(make) {
   return { box, redraw: (other) => { wanted = other; draw(); } };
 }
 
+/** The first `n` sentences, and the others behind a line that says how many there are. */
+function folded(sentences, n, list) {
+  const rest = sentences.slice(n);
+  return [list(sentences.slice(0, n)), rest.length ? el("details", {}, el("summary", {}, `${rest.length} more`), list(rest)) : null];
+}
+
 function verdict(experiment) {
-  const [first, rest] = [experiment.findings.slice(0, 4), experiment.findings.slice(4)];
   const item = (sentence) => el("li", {}, prose(sentence));
-  return section("verdict", "Verdict", null, el("ul", { class: "findings" }, first.map(item)),
-    rest.length ? el("details", {}, el("summary", {}, `${rest.length} more`), el("ul", { class: "findings" }, rest.map(item))) : null,
+  return section("verdict", "Verdict", null,
+    folded(experiment.verdict, 8, (some) => el("ul", { class: "findings" }, some.map(item))),
+    el("details", {}, el("summary", {}, `All findings (${experiment.findings.length})`), el("ul", { class: "findings" }, experiment.findings.map(item))),
     experiment.warnings.length
-      ? el("details", { class: "beware", open: true }, el("summary", {}, `Before you believe it (${experiment.warnings.length})`),
-        el("ul", {}, experiment.warnings.map(item)))
+      ? el("div", { class: "beware" }, el("h3", {}, "Before you believe it"), folded(experiment.warnings, 3, (some) => el("ul", {}, some.map(item))))
       : null);
 }
 
@@ -61,7 +66,7 @@ function sectionsOf(experiment, number, open) {
     heatMap(experiment, variant, shown, open),
     section("curves", "Score over budget", `Bands are ${experiment.confidence} intervals; hollow markers are degenerate. Click a marker to read its answers.`,
       el("div", { class: "controls" }, by, lengths), curves.box),
-    section("lengths", "Score over context length", "A line per budget, paler the less is kept. Shaded: between the two budgets where the classic rule finds the first break.",
+    section("lengths", "Score over context length", "A line per budget, paler the less is kept. Shaded: between the two budgets of a break that the report names.",
       drawn((width) => overLengths(experiment, variant, shown, width, open)).box),
     section("cost", "Score for the memory", "KV bytes of the compressed prompt. The dashed line joins the points that no other beats in score and bytes at once.",
       el("div", { class: "controls" }, choice("length", bins, ALL_BINS, (bin) => front.redraw((width) => paretoFront(experiment, variant, series, bin, width, open)))), legend(series), front.box),
@@ -147,6 +152,10 @@ async function start() {
     else if (event.key === "t") theme.click();
     else if (event.key === "?") keys.showModal();
     else if (event.key === "m") { const map = document.getElementById("map"); map?.scrollIntoView(); map?.querySelector("tbody button[tabindex='0']")?.focus(); }
+  });
+  // on paper nothing can be unfolded
+  addEventListener("beforeprint", () => {
+    for (const folded of document.querySelectorAll("#verdict details")) folded.open = true;
   });
   const linked = location.hash.match(/^#examples\?(.*)$/);
   if (linked) {

@@ -4,7 +4,8 @@
 function byteTicks([low, high]) {
   const parts = high / low > 8 ? [1] : high / low > 3 ? [1, 1.5] : [1, 1.25, 1.5, 1.75];
   const powers = d3.range(Math.floor(Math.log2(low)), Math.log2(high) + 1);
-  return powers.flatMap((k) => parts.map((part) => part * 2 ** k)).filter((v) => v >= low && v <= high);
+  const ticks = powers.flatMap((k) => parts.map((part) => part * 2 ** k)).filter((v) => v >= low && v <= high);
+  return ticks.length ? ticks : [low, high];
 }
 
 /** Score over bytes, and the points that no other beats in both. */
@@ -18,10 +19,11 @@ function paretoFront(experiment, variant, series, bin, width, open) {
       : null;
   }).filter(Boolean));
   if (!rows.length) return el("p", { class: "none-here" }, "No KV bytes were measured.");
+  const [least, most] = d3.extent(rows, (r) => r.x), middle = Math.sqrt(least * most);
   let best = -Infinity;
   const front = d3.sort(rows, (r) => r.x, (r) => -sign * r.y).filter((r) => sign * r.y > best && ((best = sign * r.y), true));
   return clickable(Plot.plot({
-    width, height: Math.min(440, Math.max(300, width * 0.42)), marginLeft: 48, marginRight: 90, marginBottom: 40, marginTop: 22,
+    width, height: Math.min(440, Math.max(300, width * 0.42)), marginLeft: 48, marginRight: 30, marginBottom: 40, marginTop: 22,
     ariaLabel: "Score over KV bytes", color: { type: "identity" }, symbol: { type: "identity" },
     x: { type: "log", label: "KV bytes per request (mean, log scale) →", tickFormat: byteCount, ticks: byteTicks(d3.extent(rows, (r) => r.x)), grid: true, inset: 12 },
     y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", grid: true, domain: scoreDomain(rows) },
@@ -29,7 +31,9 @@ function paretoFront(experiment, variant, series, bin, width, open) {
       Plot.line(front, { x: "x", y: "y", curve: "step-after", stroke: "var(--muted)", strokeWidth: 1.5, strokeDasharray: "4 3" }),
       Plot.ruleX(rows, { x: "x", y1: "low", y2: "high", stroke: colourOf, strokeOpacity: 0.45, strokeWidth: 1.5 }),
       dots(rows, { r: 4.5 }),
-      Plot.text(front, { x: "x", y: "y", text: "label", dx: 8, dy: -9, textAnchor: "start", fontSize: 11, fill: "var(--ink)", stroke: "var(--surface)", strokeWidth: 3 }),
+      ...[true, false].map((right) => Plot.text(front.filter((r) => (r.x > middle) === right), {
+        x: "x", y: "y", text: "label", dx: right ? -8 : 8, dy: -10, textAnchor: right ? "end" : "start", fontSize: 11, fill: "var(--ink)", stroke: "var(--surface)", strokeWidth: 3,
+      })),
       tips(rows, {}),
     ],
   }), open);
@@ -47,7 +51,7 @@ function failureBars(experiment, variant, series, width, open) {
   const rows = series.flatMap((one) => one.points.flatMap((point) => {
     const cell = experiment.cell(point, ALL_BINS);
     return [...experiment.failures(point, ALL_BINS)].map(([kind, count]) => ({
-      panel: one.name, x: point.label, kind, share: count / cell.requests, point: point.index, bin: ALL_BINS, show: "failed",
+      panel: one.name, x: askedLabel(point), kind, share: count / cell.requests, point: point.index, bin: ALL_BINS, show: "failed",
       title: `${pointName(point)}: ${count} of ${cell.requests} ${kindName(kind)}`,
     }));
   }));
@@ -55,10 +59,10 @@ function failureBars(experiment, variant, series, width, open) {
   const kinds = [...new Set(rows.map((r) => r.kind))].sort();
   const names = series.map((s) => s.name).filter((name) => rows.some((r) => r.panel === name));
   const cut = grid(names, width), at = { fx: cut.fx, fy: cut.fy };
-  const labels = [...new Set(d3.sort(series.flatMap((s) => s.points), byBudget).map((p) => p.label))];
+  const labels = budgetsOf(series.flatMap((s) => s.points)).map((b) => b.label);
   const plot = Plot.plot(panels(cut, width, 140, {
     ariaLabel: "Failure rate by kind, a panel per press",
-    x: { type: "band", domain: labels, label: "KV budget", tickFormat: short, padding: 0.25, tickRotate: labels.length > 8 ? -45 : 0 },
+    x: { type: "band", domain: labels, label: "KV budget", tickFormat: short, padding: 0.25 },
     y: { label: "share of requests", labelAnchor: "center", labelArrow: "none", grid: true, ticks: 3, tickFormat: "%", domain: [0, Math.max(0.05, d3.max(d3.rollups(rows, (v) => d3.sum(v, (r) => r.share), (r) => r.point), (d) => d[1]))] },
     marks: [
       outline(cut),

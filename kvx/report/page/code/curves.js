@@ -32,9 +32,9 @@ function swatch(one) {
 
 /** Panels in rows: each name's column and row, for as many columns as `width` has room for. */
 function grid(names, width, least = 230) {
-  const columns = Math.max(1, Math.min(names.length, Math.floor(width / least)));
+  const rows = Math.ceil(names.length / Math.max(1, Math.floor(width / least)));
+  const columns = Math.max(1, Math.ceil(names.length / rows));  // so that the last row is not short
   const place = new Map(names.map((name, i) => [name, [i % columns, Math.floor(i / columns)]]));
-  const rows = Math.ceil(names.length / columns);
   return { columns, rows, fx: (d) => place.get(d.panel)[0], fy: (d) => place.get(d.panel)[1], place };
 }
 
@@ -68,7 +68,7 @@ function budgetRows(experiment, variant, series, bin) {
 const budgetAxis = (rows) => {
   const values = [...new Set(rows.map((r) => r.x))].sort(d3.descending);
   const ticks = [];
-  for (const v of values) if (!ticks.length || ticks.at(-1) / v > 1.35) ticks.push(v);
+  for (const v of values) if (!ticks.length || ticks.at(-1) / v > 1.5) ticks.push(v);
   return { type: "log", label: "KV budget (log scale)", ticks, tickFormat: (v) => short(`${Number(v.toPrecision(2))}`), domain: d3.extent(rows, (r) => r.x), inset: 8 };
 };
 
@@ -112,15 +112,15 @@ function curvesByLength(experiment, variant, series, width, open) {
   const bins = [ALL_BINS, ...variant.bins.map((b) => b.bin)];
   const rows = bins.flatMap((bin) => budgetRows(experiment, variant, series, bin).map((r) => ({ ...r, name: r.panel, panel: binName(variant, bin) })));
   const cut = grid(bins.map((bin) => binName(variant, bin)), width, 300), at = { fx: cut.fx, fy: cut.fy };
-  const ends = d3.groups(rows, (r) => r.panel, (r) => r.name).flatMap(([, lines]) =>
-    lines.map(([, line]) => d3.least(line, (r) => r.x)));
   const lines = { ...at, z: "name" };
   return clickable(Plot.plot(panels(cut, width, 200, {
     ariaLabel: "Score over budget, a panel per context length", marginRight: 30,
     x: budgetAxis(rows), y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", domain: scoreDomain(rows), grid: true, ticks: 4 },
     marks: [
       outline(cut),
-      Plot.areaY(rows, { ...lines, x: "x", y1: "low", y2: "high", fill: colourOf, fillOpacity: 0.12 }),
+      Plot.areaY(rows, { ...lines, x: "x", y1: "low", y2: "high", fill: colourOf, fillOpacity: 0.08 }),
+      Plot.line(rows, { ...lines, x: "x", y: "low", stroke: colourOf, strokeOpacity: 0.35, strokeWidth: 0.8 }),
+      Plot.line(rows, { ...lines, x: "x", y: "high", stroke: colourOf, strokeOpacity: 0.35, strokeWidth: 0.8 }),
       Plot.line(rows, { ...lines, x: "x", y: "y", stroke: colourOf, strokeWidth: 2 }),
       dots(rows, at), titles(cut, new Map()), tips(rows, at),
     ],
@@ -133,13 +133,13 @@ const scoreDomain = (rows) => [Math.min(0, d3.min(rows, (r) => r.low) ?? 0), Mat
 const legend = (series) =>
   el("ul", { class: "legend" }, series.map((one) => el("li", {}, swatch(one), one.name)));
 
-/** Score over lengths: a line per budget, and between two lines where the classic rule sees a break. */
+/** Score over lengths: a line per budget, and between two lines where the report names a break. */
 function overLengths(experiment, variant, series, width, open) {
   const middle = new Map(variant.bins.map((b) => [b.bin, Math.sqrt(Math.max(1, b.low) * Math.max(1, b.high))]));
   const rows = series.flatMap((one) => one.points.flatMap((point, rank) => variant.bins.map(({ bin }) => {
     const cell = experiment.cell(point, bin);
     return cell && known(cell.mean)
-      ? { ...one, panel: one.name, budget: point.label, x: middle.get(bin), y: cell.mean, low: cell.low, high: cell.high, hollow: cell.degenerate > 0,
+      ? { ...one, panel: one.name, label: point.label, budget: askedLabel(point), x: middle.get(bin), y: cell.mean, low: cell.low, high: cell.high, hollow: cell.degenerate > 0,
         weight: point.full ? 1 : 0.85 - 0.55 * (rank / Math.max(1, one.points.length - 1)), full: point.full,
         point: point.index, bin, title: cellSentence(experiment, variant, point, bin) }
       : null;
@@ -147,7 +147,8 @@ function overLengths(experiment, variant, series, width, open) {
   const names = series.map((s) => s.name).filter((name) => rows.some((r) => r.panel === name));
   const cut = grid(names, width), at = { fx: cut.fx, fy: cut.fy };
   const zones = breaks(experiment, variant, series, rows);
-  const ends = d3.groups(rows, (r) => r.panel, (r) => r.budget).flatMap(([, lines]) => lines.map(([, line]) => d3.greatest(line, (r) => r.x)));
+  const ends = d3.groups(rows, (r) => r.panel, (r) => r.budget).flatMap(([, lines]) =>
+    apart(lines.map(([, line]) => d3.greatest(line, (r) => r.x)), 0.1));
   return clickable(Plot.plot(panels(cut, width, 170, {
     ariaLabel: "Score over context length, a panel per press", marginRight: 34,
     x: { type: "log", label: "context tokens (log scale)", ticks: [...middle.values()], tickFormat: (v) => (v >= 1000 ? `${(v / 1000).toPrecision(2)}k` : v.toFixed(0)), inset: 8 },
@@ -163,13 +164,22 @@ function overLengths(experiment, variant, series, width, open) {
   })), open);
 }
 
+/** Of the ends of lines those that have room for a label: at least `least` from the one above. */
+function apart(ends, least) {
+  const kept = [];
+  for (const end of d3.sort(ends, (r) => -r.y)) {
+    if (!kept.length || kept.at(-1).y - end.y >= least) kept.push(end);
+  }
+  return kept;
+}
+
 /** Between which two budgets each press breaks (`transitions`), as an area over the lengths. */
 function breaks(experiment, variant, series, rows) {
   const number = experiment.variants.indexOf(variant);
   return experiment.transitions.filter((t) => t.variant === number && known(t.transition_label)).flatMap((t) => {
     const one = series.find((s) => s.press === t.press && s.controller === t.controller && s.seed === t.seed);
     if (!one) return [];
-    const line = (label) => rows.filter((r) => r.panel === one.name && r.budget === label);
+    const line = (label) => rows.filter((r) => r.panel === one.name && r.label === label);
     const above = new Map(line(t.transition_above_label).map((r) => [r.bin, r.y]));
     return line(t.transition_label).filter((r) => above.has(r.bin))
       .map((r) => ({ panel: r.panel, x: r.x, low: r.y, high: above.get(r.bin) }));

@@ -18,6 +18,8 @@ function records(columns) {
     Object.fromEntries(names.map((name) => [name, columns[name][i]])));
 }
 
+/** The budget as it was asked for: a fraction, or `256t`. */
+const askedLabel = (point) => (point.kind === "tokens" ? `${point.asked}t` : `${point.asked}`);
 const budgetKey = (point) => `${point.kind} ${point.asked}`;
 const byBudget = (a, b) => b.budget - a.budget || b.asked - a.asked;
 
@@ -68,8 +70,7 @@ function experimentOf(raw) {
 function budgetsOf(points) {
   const found = new Map();
   for (const p of points) {
-    const label = p.kind === "tokens" ? `${p.asked}t` : `${p.asked}`;
-    found.set(budgetKey(p), { key: budgetKey(p), label, kind: p.kind, asked: p.asked });
+    found.set(budgetKey(p), { key: budgetKey(p), label: askedLabel(p), kind: p.kind, asked: p.asked });
   }
   return [...found.values()].sort((a, b) => d3.ascending(a.kind, b.kind) || b.asked - a.asked);
 }

@@ -27,16 +27,20 @@ function shade(measure, value, variant) {
   };
 }
 
-/** Whether the interval of a difference leaves zero out. */
-const clear = (cell) =>
-  known(cell?.difference_low) && (cell.difference_low > 0 || cell.difference_high < 0);
+/** Whether a test, corrected for how many there are, says that the difference is no chance. */
+const clear = (cell) => cell?.verdict === "loss" || cell?.verdict === "gain";
+const VERDICTS = {
+  unclear: "no clear change", may_be_chance: "may be chance", too_few: "too few examples for a verdict",
+  at_odds: "no verdict: interval and test disagree", nothing: "nothing to compare",
+};
 
 function cellSentence(experiment, variant, point, bin) {
   const cell = experiment.cell(point, bin);
   const parts = [`${pointName(point)}, ${binName(variant, bin)}${bin === ALL_BINS ? "" : " tokens"}:`,
     `${variant.metric} ${fixed(cell.mean)} ${interval(cell.low, cell.high)}, n = ${cell.n}`];
   if (known(cell.difference)) {
-    parts.push(`· ${signed(cell.difference)} ${interval(cell.difference_low, cell.difference_high, signed)} against the full cache, ${cell.lost} lost, ${cell.gained} gained`);
+    parts.push(`· ${signed(cell.difference)} ${interval(cell.difference_low, cell.difference_high, signed)} against the full cache, ${cell.lost} lost, ${cell.gained} gained${cell.missing ? `, ${cell.missing} missing (wrong)` : ""}`);
+    parts.push(`(${VERDICTS[cell.verdict] ?? `a ${cell.verdict}`}${known(cell.p) ? `, corrected p = ${cell.p < 0.001 ? cell.p.toExponential(0) : cell.p.toPrecision(2)}` : ""})`);
   }
   parts.push(`· ${cell.failures} failed`);
   if (cell.degenerate) parts.push(`· ${cell.degenerate} degenerate †`);
@@ -67,8 +71,8 @@ function heatMap(experiment, variant, series, open) {
       return el("tr", {}, el("th", { scope: "row" }, swatch(one), one.name),
         bins.map((bin) => budgets.map((budget, i) => heatCell(experiment, variant, measure, at.get(budget.key), bin, i === 0, readout, open))));
     });
-    const room = Math.max(36, Math.min(60, Math.floor(950 / (bins.length * budgets.length))));
-    frame.replaceChildren(el("table", { class: "heat", style: { "--cell": `${room}px` } }, head, el("tbody", {}, rows)));
+    const room = Math.max(30, Math.min(60, Math.floor(950 / (bins.length * budgets.length))));
+    frame.replaceChildren(el("table", { class: room < 38 ? "heat tight" : "heat", style: { "--cell": `${room}px` } }, head, el("tbody", {}, rows)));
     frame.querySelector("tbody button")?.setAttribute("tabindex", "0");
   };
   frame.addEventListener("keydown", moveInMap);
@@ -76,7 +80,7 @@ function heatMap(experiment, variant, series, open) {
   draw(first);
   const labels = Object.entries(MEASURES).filter(([n]) => present.has(n)).map(([n, m]) => [n, m.label]);
   return section("map", "Where it holds, where it breaks",
-    "One block of columns for each context length, one row for each press. Bold: the interval of the difference leaves out zero. † degenerate: the press is not what it is meant to be there. Any cell opens its examples.",
+    "One block of columns for each context length, one row for each press. Bold: a loss or gain by a test corrected for the number of cells. † degenerate: the press is not what it is meant to be there. Any cell opens its examples.",
     choice("what the cells show", labels, first, draw), readout, frame);
 }
 

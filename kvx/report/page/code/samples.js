@@ -17,9 +17,10 @@ function samplesOf(raw, experiment) {
   };
   const outcomes = answers.point.map((number, i) => {
     const found = new Set(["all"]), other = twin(i);
-    const sign = experiment.variants[experiment.points[number].variant].higher ? 1 : -1;
-    if (other !== undefined && known(answers.score[i]) && known(answers.score[other])) {
-      const change = sign * (answers.score[i] - answers.score[other]);
+    const { higher } = experiment.variants[experiment.points[number].variant];
+    if (other !== undefined && known(answers.score[other])) {
+      // an answer that is missing counts as wrong, as in the tables
+      const change = (higher ? 1 : -1) * ((answers.score[i] ?? (higher ? 0 : 1)) - answers.score[other]);
       if (change) found.add(change < 0 ? "lost" : "gained");
     }
     if (known(answers.failure[i])) found.add("failed");
@@ -46,11 +47,12 @@ function sampleBrowser(experiment, samples, note) {
   /** The answers that pass every filter but that of the outcome. */
   function candidates() {
     const words = state.search.toLowerCase();
+    const paired = experiment.points.some((p) => p.variant === state.variant && known(p.twin));
     return d3.range(answers.point.length).filter((i) => {
       const point = pointOf(i), prompt = answers.prompt[i];
       if (point.variant !== state.variant) return false;
       if (state.series && point.series !== state.series) return false;
-      if (!state.budget && !known(point.twin)) return false;  // the full cache's stand beside others
+      if (!state.budget && paired && !known(point.twin)) return false;  // the full cache's stand beside others
       if (state.budget && budgetKey(point) !== state.budget) return false;
       if (state.bin !== "" && prompts.bin[prompt] !== Number(state.bin)) return false;
       if (!words) return true;
@@ -126,7 +128,7 @@ function sampleBrowser(experiment, samples, note) {
     }
     const point = pointOf(i), prompt = answers.prompt[i], other = samples.twin(i);
     const variant = experiment.variants[point.variant];
-    const ours = text(answers.text[i]), theirs = other === undefined ? null : text(answers.text[other]);
+    const ours = text(answers.text[i])?.trim(), theirs = other === undefined ? null : text(answers.text[other])?.trim();
     const parts = known(ours) && known(theirs) ? wordDifferences(theirs, ours) : null;
     const references = (prompts.references[prompt] ?? []).map(text);
     detail.replaceChildren(
@@ -170,7 +172,7 @@ function sampleBrowser(experiment, samples, note) {
         }, known(answers.score[i]) ? short(fixed(answers.score[i])) : "–"));
       }));
     });
-    return el("details", { open: true }, el("summary", {}, "This prompt at every press and budget"),
+    return el("details", { open: series.length <= 8 }, el("summary", {}, "This prompt at every press and budget"),
       el("div", { class: "scroll" }, el("table", { class: "heat small" },
         el("thead", {}, el("tr", {}, el("td"), budgets.map((b) => el("th", { scope: "col" }, short(b.label))))), el("tbody", {}, rows))));
   }

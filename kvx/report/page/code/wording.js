@@ -11,8 +11,8 @@ function fixed(value, digits = 2) {
 }
 
 const signed = (value, digits = 2) => (known(value) && value > 0 ? "+" : "") + fixed(value, digits);
-/** .58: cells of the map have no room for the nought. */
-const short = (text) => text.replace(/^([+\u2212]?)0\./, "$1.");
+/** .58 and 1: cells of the map have no room for more. */
+const short = (text) => text.replace(/^([+\u2212]?)0\./, "$1.").replace(/^([+\u2212]?\d+)\.0+$/, "$1");
 const interval = (low, high, form = fixed) =>
   known(low) && known(high) ? `[${form(low)}, ${form(high)}]` : "[n/a]";
 
@@ -30,5 +30,5 @@ const tokenRange = (bin) => `${bin.low.toLocaleString("en")}–${bin.high.toLoca
 const binName = (variant, bin) =>
   bin === ALL_BINS ? "all lengths" : tokenRange(variant.bins.find((b) => b.bin === bin));
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
-const kindName = (kind) => kind.replaceAll("_", " ").toLowerCase();
+const kindName = (kind) => kind.toLowerCase().replace("non_termination", "non-termination").replaceAll("_", " ");
 const pointName = (point) => `${point.series} at ${point.label}`;

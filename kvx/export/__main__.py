@@ -1,0 +1,4 @@
+from kvx.cli.entry import start
+
+if __name__ == "__main__":
+    start("export")

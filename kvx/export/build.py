@@ -1,0 +1,84 @@
+"""kvx.export: an experiment's results as files for papers, spreadsheets and kvpress's board."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from kvx.analyze import plots
+from kvx.analyze.build import TABLES, inputs_hash
+from kvx.config.export import ExportFormat
+from kvx.config.schema import Config
+from kvx.errors import UserError
+from kvx.export import leaderboard, paper_tables
+from kvx.points import experiment_dir
+from kvx.store.catalog import finished_points
+from kvx.store.shards import read_inputs
+
+log = logging.getLogger(__name__)
+IMAGES = (ExportFormat.png, ExportFormat.svg, ExportFormat.pdf)
+
+
+def export_experiment(config: Config) -> list[Path]:
+    """Write what `export.formats` names; the files and folders written.
+
+    Raises `UserError` if the experiment is not analysed, or was before its points changed, and for
+    no format.
+    """
+    asked, folder = config.export, experiment_dir(config)
+    if not asked.formats:
+        raise UserError(
+            "export.formats=[]: name at least one of csv, latex, svg, pdf, png, kvpress"
+        )
+    target = Path(asked.folder) if asked.folder else folder / "export"
+    written: list[Path] = []
+    if ExportFormat.kvpress in asked.formats:
+        written += _board(config, target / "kvpress")
+    if asked.formats != [ExportFormat.kvpress]:
+        frames = analysed(config)
+        if ExportFormat.csv in asked.formats:
+            written += paper_tables.write_csv(frames, target / "csv")
+        if ExportFormat.latex in asked.formats:
+            written += paper_tables.write_latex(frames, target / "latex")
+        if images := [f.value for f in asked.formats if f in IMAGES]:
+            written += plots.draw_all(
+                frames["bin_stats"],
+                frames["catastrophe_stats"],
+                target / "plots",
+                config.analyze.confidence,
+                images,
+            )
+    log.info("export: %d files → %s", len(written), target)
+    return written
+
+
+def analysed(config: Config) -> dict[str, pd.DataFrame]:
+    """The tables of kvx.analyze. Raises `UserError` if they are not those of the points there."""
+    folder = experiment_dir(config)
+    inputs = inputs_hash(folder, config.analyze)
+    if any(read_inputs(folder / f"{name}.parquet") != inputs for name in TABLES):
+        raise UserError(
+            f"{folder}: not analysed, or not with these points and settings; run kvx.score and "
+            "kvx.analyze with the same arguments"
+        )
+    return {
+        name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
+        for name in TABLES
+    }
+
+
+def _board(config: Config, target: Path) -> list[Path]:
+    output, written = Path(config.paths.output), []
+    for point in finished_points(experiment_dir(config)):
+        if point.is_guarded:
+            log.warning("export: left out, as a controller steered it: %s", point.id)
+            continue
+        made = leaderboard.write_point(point, output, target)
+        if made in written:
+            raise UserError(
+                f"{point.dir}: another point has the folder {made.name} too, as kvpress's names do "
+                "not tell them apart; export them from experiments of their own"
+            )
+        written.append(made)
+    return written

@@ -1,0 +1,111 @@
+"""What the report says about a curve: from scores with a known truth to its sentences."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_dose_response import logistic, study
+
+from kvx.analyze.dose_stats import rows_of
+from kvx.analyze.press_curves import KEYS, Curve
+from kvx.analyze.transitions import rows_of as transition_rows
+from kvx.config.analyze import AnalyzeConfig
+from kvx.report.curve_findings import curve_sentences
+
+LEVELS = [1.0, 0.8, 0.6, 0.4, 0.3, 0.2]
+CONFIG = AnalyzeConfig(n_boot=200)
+
+
+def curve_of(rates, n, n_bins=5, budgets=LEVELS, seed=0, failed=None, **data):
+    """A curve with `n` examples in each bin; `rates` [k] or, for each bin, [bins, k]."""
+    rng = np.random.default_rng(seed)
+    by_bin = np.broadcast_to(rates, (n_bins, len(budgets)))
+    drawn = [study.draw_scores(one, n, rng, **data) for one in by_bin]
+    scores = np.hstack([s for s, _ in drawn])
+    clusters = np.concatenate([c + 1000 * b for b, (_, c) in enumerate(drawn)])
+    bins = np.repeat(np.arange(n_bins), n)
+    failed = np.zeros(scores.shape, dtype=bool) if failed is None else failed
+    return made(scores, bins, clusters, failed, budgets)
+
+
+def made(scores, bins, clusters, failed, budgets):
+    key = dict.fromkeys(KEYS, "") | {"press": "snapkv", "controller": "none", "seed": 0}
+    key |= {"variant_id": "v", "variant": "v", "model": "m", "dataset": "d", "budget_kind": "ratio"}
+    rows = [
+        key | {
+            "point_id": f"p{b}", "bin": int(index), "budget": b, "budget_label": f"{b:g}",
+            "budget_measured": b, "metric": "exact_match", "primary": True, "n_degenerate": 0,
+            "kv_bytes_mean": 1000 * b, "bin_low_tokens": 1000 * 2 ** max(int(index), 0),
+            "bin_high_tokens": 2000 * 2 ** (4 if index < 0 else int(index)),
+        }
+        for b in budgets for index in [*np.unique(bins), -1]
+    ]  # fmt: skip
+    stats = pd.DataFrame(rows)
+    overall = stats[stats["bin"] == -1].set_index("point_id")
+    return Curve(key, overall, scores, failed, bins, clusters), stats
+
+
+def told(curve, stats, config=CONFIG):
+    transitions = pd.DataFrame(transition_rows([curve], config))
+    doses = pd.DataFrame(rows_of([curve], stats, config))
+    return curve_sentences("snapkv", transitions.iloc[0], config, doses)
+
+
+def test_a_cliff_is_a_break_and_its_thresholds_lie_on_it():
+    first, second = told(*curve_of([0.9, 0.9, 0.9, 0.3, 0.3, 0.3], 24))
+    assert first.startswith("**snapkv keeps 95% of the score down to budget 0.")
+    assert "breaks first between budgets 0.6 and 0.4** (-0." in second
+    assert "corrected for 5 steps" in second
+
+
+def test_a_decline_of_two_thirds_over_twenty_budgets_does_not_read_no_transition():
+    budgets = np.linspace(1, 0.05, 21).round(3).tolist()
+    sentences = told(*curve_of(np.linspace(0.9, 0.23, 21), 24, budgets=budgets))
+    text = " ".join(sentences)
+    assert "declines without a break" in text
+    assert "no transition" not in text
+    assert "keeps 95% of the score down to budget 0.9" in text or "0.8" in sentences[0]
+    assert "half of it down to 0." in sentences[0]
+
+
+def test_a_flat_curve_has_no_transition_and_keeps_its_score():
+    text = " ".join(told(*curve_of([0.9] * 6, 60, pairing=0.95)))
+    assert "keeps 95% of the score at every budget tried" in text or "cannot be told" in text
+    assert "has no transition" in text
+
+
+def test_a_loss_at_one_length_is_told():
+    rates = [0.9 * logistic(LEVELS, math.log2(0.1) + 0.6 * b, 0.2) / 0.99 for b in range(5)]
+    first = told(*curve_of(np.clip(rates, 0, 1), 40))[0]
+    assert "at 1000–2000 tokens, and" in first
+    assert "each doubling multiplies the budget it needs by 1." in first
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_clusters_get_one_sentence(n):
+    scores = np.ones((3, 20))
+    scores[1:] = 0
+    clusters = np.arange(20) % n
+    curve, stats = made(scores, np.zeros(20, int), clusters, scores == 0, [1.0, 0.5, 0.2])
+    (only,) = told(curve, stats)
+    assert f"too few examples (n = {n}) to say whether or where it breaks" in only
+
+
+@pytest.mark.parametrize(
+    ("scores", "n_bins"),
+    [
+        (np.zeros((3, 20)), 2),  # all failed, the full cache too
+        (np.full((3, 20), np.nan), 2),  # no answer of the full cache
+        (np.array([[1.0] * 20, [0.0] * 20, [0.0] * 20]), 1),  # all lost, one bin
+        (np.ones((2, 20)), 20),  # one compressed budget, one prompt per bin
+        (np.ones((3, 1)), 1),
+    ],
+)
+def test_odd_tables_say_something_and_never_crash(scores, n_bins):
+    n = scores.shape[1]
+    bins = np.arange(n) * n_bins // n
+    budgets = [1.0, 0.5, 0.2][: len(scores)]
+    sentences = told(*made(scores, bins, np.arange(n), np.isnan(scores), budgets))
+    assert sentences
+    assert not any("nan" in sentence for sentence in sentences)
