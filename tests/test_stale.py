@@ -49,6 +49,7 @@ def test_the_digest_is_of_content_not_of_place(copied: Path) -> None:
         "store/catalog.py",
         "points.py",
         "report/report.md.j2",
+        "report/details.md.j2",
         "config/numbers.py",
     ],
 )

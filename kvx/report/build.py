@@ -95,7 +95,7 @@ def report_experiment(config: Config) -> Path:
     context = _context(config, points, folder, known, **frames)
     output, confidence = Path(config.paths.output), config.analyze.confidence
     write_page(page, context, points, frames, output, confidence, stamp)
-    for file, template in ((details, "report.md.j2"), (path, "summary.md.j2")):
+    for file, template in ((details, "details.md.j2"), (path, "report.md.j2")):
         text = render(Path(__file__).with_name(template), **context)
         write_text(file, f"{text.rstrip()}\n\n{stamp}\n")
     log.info("report: %s, %s", path, page)
