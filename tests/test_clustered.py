@@ -197,7 +197,7 @@ def test_no_difference_is_found_in_at_most_five_percent_and_covered_in_95(groups
         covered += seen.interval.low <= 0 <= seen.interval.high
     assert found / runs <= 0.06
     assert covered / runs >= 0.93
-    assert groups < 15 or covered / runs <= 0.995  # few differ in half the texts: wider
+    assert groups < 40 or covered / runs <= 0.995  # with few, half of them alike, too wide
 
 
 @pytest.mark.parametrize("groups", [10, 30])
