@@ -133,7 +133,7 @@ function sampleBrowser(experiment, samples, note) {
     const references = (prompts.references[prompt] ?? []).map(text);
     detail.replaceChildren(
       el("header", {}, el("h3", {}, prompts.id[prompt], badges(i)),
-        el("p", { class: "muted" }, `${pointName(point)} · ${prompts.tokens[prompt]?.toLocaleString("en") ?? "?"} context tokens · example ${state.chosen + 1} of ${found.length.toLocaleString("en")}`)),
+        el("p", { class: "muted" }, `${pointName(point)} · ${prompts.tokens[prompt]?.toLocaleString("en") ?? "?"} context tokens · example ${(state.chosen + 1).toLocaleString("en")} of ${found.length.toLocaleString("en")}`)),
       el("div", { class: "asked" }, el("h4", {}, "Question"), el("p", { class: "given" }, text(prompts.question[prompt])),
         el("h4", {}, references.length > 1 ? "Right answers" : "Right answer"), el("p", { class: "given" }, references.join("  ·  "))),
       el("div", { class: "pair" },
