@@ -68,7 +68,7 @@ def _bin(cut: dict[int, Columns], index: int) -> Columns:
 def _mean_columns(cell: Columns, binary: bool, config: AnalyzeConfig) -> Row:
     """Mean over all examples, a missing answer counted as wrong, and over those with an answer."""
     answered = ~cell["missing"]
-    clusters = cell["cluster"].tolist()
+    clusters = cell["cluster"]
     found = clustered.mean(cell["score"], clusters, config.confidence, binary=binary)
     complete = found
     if not answered.all():
@@ -97,7 +97,7 @@ def _failure_columns(asked: Columns) -> Row:
 
 
 def _failure_interval(asked: Columns, config: AnalyzeConfig) -> Row:
-    failed, clusters = asked["failed"].astype(float), asked["cluster"].tolist()
+    failed, clusters = asked["failed"].astype(float), asked["cluster"]
     interval = clustered.mean(failed, clusters, config.confidence, binary=True).interval
     return {"failure_ci_low": null(interval.low), "failure_ci_high": null(interval.high)}
 
@@ -210,7 +210,7 @@ def _compare(pairs: Columns, binary: bool, higher: bool, config: AnalyzeConfig) 
     here; where the full cache has none there is nothing to lose, and the pair is left out.
     """
     ours, full, failed = pairs["score"], pairs["score_full"], pairs["failed"]
-    clusters, compared = pairs["cluster"].tolist(), ~np.isnan(full)
+    clusters, compared = pairs["cluster"], ~np.isnan(full)
     answered = ~pairs["missing"]
     found = clustered.paired_difference(ours, full, clusters, config.confidence, binary=binary)
     complete = found
@@ -249,5 +249,5 @@ def _by_length(pairs: Columns, index: int, config: AnalyzeConfig) -> Row:
     if index != ALL_BINS:
         return {}
     apart = pairs["score"] - pairs["score_full"]
-    p = interaction_p(apart, pairs["bin"], pairs["cluster"].tolist(), config.seed)
+    p = interaction_p(apart, pairs["bin"], pairs["cluster"], config.seed)
     return {"interaction_p": null(p)}

@@ -81,7 +81,7 @@ def catastrophe_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row
 
 def _rate(cell: _Cell, config: AnalyzeConfig) -> Row:
     """Over the responses of which the kind is known."""
-    found = clustered.mean(cell.here, cell.clusters.tolist(), config.confidence, binary=True)
+    found = clustered.mean(cell.here, cell.clusters, config.confidence, binary=True)
     return {
         "n": found.n, "n_clusters": found.n_clusters, "rate": null(found.mean),
         "ci_low": null(found.interval.low), "ci_high": null(found.interval.high),
@@ -92,7 +92,7 @@ def _rate(cell: _Cell, config: AnalyzeConfig) -> Row:
 def _excess(cell: _Cell, config: AnalyzeConfig) -> Row:
     """Over the pairs of which both sides are known; a catastrophe more is a pair won."""
     found = clustered.paired_difference(
-        cell.here, cell.full, cell.clusters.tolist(), config.confidence, binary=True
+        cell.here, cell.full, cell.clusters, config.confidence, binary=True
     )
     row: Row = {"n_pairs": found.n_pairs, "n_excess": found.n_won, "n_cured": found.n_lost}
     if not found.n_pairs:

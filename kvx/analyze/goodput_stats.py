@@ -68,7 +68,7 @@ def _credit(own: Columns, lower_is_better: bool) -> NDArray[np.float64]:
 
 
 def _cell(cell: Columns, config: AnalyzeConfig) -> Row:
-    clusters, credit = cell["cluster"].tolist(), cell["credit"]
+    clusters, credit = cell["cluster"], cell["credit"]
     right = mean(credit, clusters, config.confidence)
     tokens = np.nan_to_num(cell["output_tokens"].astype(float))  # no response: no tokens
     gib = cell["kv_bytes_physical"].astype(float) / GIB

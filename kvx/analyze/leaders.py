@@ -96,7 +96,7 @@ def ranked(contests: Sequence[Contest], config: AnalyzeConfig) -> list[Row]:
 
 def _tested(contest: Contest, config: AnalyzeConfig) -> list[Row]:
     """The tests of all pairs of presses; of each, `a` ranks before `b`."""
-    clusters = contest.clusters.tolist()
+    clusters = contest.clusters
     found = []
     for a, b in combinations(contest.order, 2):
         difference = paired_difference(

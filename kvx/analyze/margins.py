@@ -59,7 +59,7 @@ def _rows(
         here, there = panel.goodness[at][:, cell].astype(float)
         lost, unknown = panel.missing[at][:, cell]
         there[unknown] = np.nan  # nothing to lose
-        clusters = panel.clusters[cell].tolist()
+        clusters = panel.clusters[cell]
         found = non_inferiority(here, there, clusters, config.margin, config.confidence)
         apart = here[~unknown] - there[~unknown]
         spread = float((apart**2).mean()) if apart.size else 0.0

@@ -85,7 +85,7 @@ def _rows(
         ours = one.goodness[one.row(a.id)][cell].astype(float)
         theirs = other.goodness[other.row(b.id)][cell].astype(float)
         clusters = one.clusters[cell]
-        d = paired_difference(ours, theirs, clusters.tolist(), config.confidence)
+        d = paired_difference(ours, theirs, clusters, config.confidence)
         rows.append(
             {
                 **about, "bin": index, "n_pairs": d.n_pairs, "n_clusters": d.n_clusters,

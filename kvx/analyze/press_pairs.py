@@ -59,7 +59,7 @@ def _rows(panel: Panel, kind: str, a: Measured, b: Measured, config: AnalyzeConf
     for index, cell in panel.cells():
         ours, theirs = panel.goodness[at][:, cell]
         d = paired_difference(
-            ours, theirs, panel.clusters[cell].tolist(), config.confidence, binary=panel.binary
+            ours, theirs, panel.clusters[cell], config.confidence, binary=panel.binary
         )
         rows.append(
             {

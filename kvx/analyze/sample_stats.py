@@ -57,7 +57,7 @@ def _rows(experiment: Experiment, panel: Panel, config: AnalyzeConfig) -> Iterat
         about = _about(experiment, panel, at)
         for index, cell in panel.cells():
             here = panel.goodness[at][:, cell].T.astype(float)
-            clusters = panel.clusters[cell].tolist()
+            clusters = panel.clusters[cell]
             common = {
                 **about, "bin": index, "n_prompts": len(here),
                 "n_missing": int(panel.missing[at][:, cell].sum()), **_spread(here),
