@@ -12,6 +12,7 @@ from kvx.analyze.press_curves import KEYS, Curve
 from kvx.analyze.transitions import rows_of as transition_rows
 from kvx.config.analyze import AnalyzeConfig
 from kvx.report.curve_findings import curve_sentences
+from kvx.stats.interaction import interaction_p
 
 LEVELS = [1.0, 0.8, 0.6, 0.4, 0.3, 0.2]
 CONFIG = AnalyzeConfig(n_boot=200)
@@ -109,3 +110,14 @@ def test_odd_tables_say_something_and_never_crash(scores, n_bins):
     sentences = told(*made(scores, bins, np.arange(n), np.isnan(scores), budgets))
     assert sentences
     assert not any("nan" in sentence for sentence in sentences)
+
+
+def test_the_length_test_is_that_of_the_comparisons():
+    """Questions on one text in one bin are lost together: no effect of the length."""
+    rng = np.random.default_rng(0)
+    texts, bins = np.repeat(np.arange(20), 15), np.tile(np.repeat(range(3), 5), 20)
+    scores = np.ones((3, 300))
+    scores[1:] -= rng.integers(0, 2, (20, 3))[texts, bins]
+    curve, stats = made(scores, bins, texts, scores == 0, [1.0, 0.5, 0.2])
+    overall = next(row for row in rows_of([curve], stats, CONFIG) if row["bin"] == -1)
+    assert overall["length_p"] == interaction_p(scores[1] - scores[0], bins, texts, CONFIG.seed)

@@ -10,7 +10,8 @@ from kvx.stats.curve_area import area
 from kvx.stats.curve_shape import step_out_of_sample
 from kvx.stats.dose_response import BELOW, REACHED, UNKNOWN, fit
 from kvx.stats.instability import rises
-from kvx.stats.length_effect import interaction_p, shift_per_doubling
+from kvx.stats.interaction import interaction_p
+from kvx.stats.length_effect import shift_per_doubling
 
 BUDGETS = [1.0, 0.8, 0.6, 0.4, 0.3, 0.2]
 
@@ -177,17 +178,8 @@ def test_a_curve_that_moves_with_the_length_is_measured():
     assert found.interval.low < 2**0.3 < found.interval.high < found.interval.low + 0.3
     assert found.p < 0.001
     losses = scores[0] - scores[1:].mean(axis=0)
-    assert interaction_p(losses, lengths, range(120)) < 0.01
-    assert interaction_p(losses, lengths, np.arange(120) % 24) < 0.01  # texts in every bin
-
-
-def test_a_curve_that_stays_rejects_no_more_than_it_may():
-    p = []
-    for seed in range(40):
-        scores, lengths = of_lengths(0.0, seed=10 * seed)
-        losses = scores[0] - scores[1:].mean(axis=0)
-        p.append(interaction_p(losses, lengths, range(120), seed))
-    assert np.mean(np.array(p) <= 0.05) <= 0.15
+    assert interaction_p(losses, lengths, range(120), 0) < 0.01
+    assert interaction_p(losses, lengths, np.arange(120) % 24, 0) < 0.01  # texts in every bin
 
 
 def test_the_length_says_nothing_with_one_bin_few_clusters_or_no_loss():
@@ -197,5 +189,3 @@ def test_the_length_says_nothing_with_one_bin_few_clusters_or_no_loss():
     assert math.isnan(shift_per_doubling(BUDGETS, scores, lengths, [0, 1] * 60, 0.95).p)
     whole = shift_per_doubling(BUDGETS, np.ones((6, 120)), lengths, range(120), 0.95)
     assert math.isnan(whole.p)
-    assert math.isnan(interaction_p(np.ones(20), [0] * 20, range(20)))
-    assert math.isnan(interaction_p(np.full(20, np.nan), [0, 1] * 10, range(20)))

@@ -41,6 +41,16 @@ def test_no_interaction_is_found_in_five_percent(groups, crossed):
     assert 0.02 <= found / runs <= 0.085  # 3 standard errors
 
 
+def test_questions_that_share_a_text_and_a_length_are_one_observation():
+    """20 texts in three bins, five questions each, that are lost or kept together."""
+    rng, runs, found = np.random.default_rng(2), 300, 0
+    texts, bins = np.repeat(np.arange(20), 15), np.tile(np.repeat(range(3), 5), 20)
+    for _ in range(runs):
+        together = rng.normal(0, 0.3, (20, 3))[texts, bins]
+        found += interaction_p(together + rng.normal(0, 0.1, 300), bins, texts, 0) <= 0.05
+    assert found / runs <= 0.09
+
+
 def test_a_cliff_in_one_of_five_bins_is_found():
     """38 points lost at one length, 24 examples a bin, and one answer in twenty flips anyway."""
     rng, runs, found = np.random.default_rng(0), 200, 0

@@ -15,7 +15,8 @@ from kvx.analyze.press_curves import Curve, curves
 from kvx.config.analyze import AnalyzeConfig
 from kvx.stats.curve_area import area
 from kvx.stats.dose_response import UNFITTED, DoseResponse, Threshold, fit
-from kvx.stats.length_effect import NO_SHIFT, interaction_p, shift_per_doubling
+from kvx.stats.interaction import interaction_p
+from kvx.stats.length_effect import NO_SHIFT, shift_per_doubling
 from kvx.stats.multiplicity import holm
 
 Doses = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Whether what compression costs depends on the length of the context, and by how much."""
+"""By how much the budget that is needed moves with the length of the context."""
 
 import math
 from collections.abc import Collection, Hashable, Sequence
@@ -9,14 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit, stdtr, stdtrit, xlog1py, xlogy
 
-from kvx.stats.bootstrap import cluster_codes, cluster_sums, score_array
+from kvx.stats.bootstrap import cluster_codes, score_array
 from kvx.stats.clustered import LEAST_CLUSTERS
 from kvx.stats.dose_response import FLAT, USUAL_WIDTH, WIDTH_SPREAD
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
 
 Floats = NDArray[np.float64]
 
-N_PERMUTATIONS = 999
 TELLING = 4.0  # log2 units: a wider half of the interval means that nothing is known
 
 
@@ -126,54 +125,3 @@ def _shift(x: Floats, at: Floats, right: Floats, n: Floats, confidence: float) -
         return NO_SHIFT
     interval = Interval(2 ** (shift - reach), 2 ** (shift + reach))
     return Shift(2**shift, interval, min(1.0, 2 * float(stdtr(df, -abs(shift) / error))))
-
-
-def interaction_p(
-    losses: ArrayLike,
-    bins: ArrayLike,
-    clusters: Collection[Hashable],
-    seed: int | tuple[int, ...] = 0,
-) -> float:
-    """P that the mean of `losses` [n] is the same in all `bins` [n]: press × length, tested.
-
-    `losses` are an example's scores with the full cache minus those with the press. Bins are
-    permuted 999 times: over whole clusters where each lies in one bin, else among the rows of each
-    cluster. nan with one bin or fewer than `LEAST_CLUSTERS` clusters; nan losses are left out.
-
-    Source: Welch (1951), Biometrika 38, 330-336.
-    """
-    values, labels = score_array(losses), np.asarray(bins)
-    if values.shape != labels.shape or len(clusters) != len(values):
-        raise ValueError(f"losses {values.shape}, bins {labels.shape}: need [n] each")
-    known = ~np.isnan(values)
-    codes, n_clusters = cluster_codes([c for c, k in zip(clusters, known, strict=True) if k])
-    values = values[known]
-    names, places = np.unique(labels[known], return_inverse=True)
-    if len(names) < 2 or n_clusters < LEAST_CLUSTERS:
-        return math.nan
-    rng = np.random.default_rng(seed)
-    nested = len(np.unique(codes * len(names) + places)) == n_clusters
-    if nested:  # a cluster is one observation: its mean
-        sums, counts = cluster_sums(values, codes.tolist())
-        values = sums / counts
-        first = np.unique(codes, return_index=True)[1]
-        places = places[first]
-        drawn = rng.permuted(np.broadcast_to(places, (N_PERMUTATIONS, len(places))), axis=1)
-    else:
-        order = np.argsort(codes, kind="stable")
-        values, places, codes = values[order], places[order], codes[order]
-        keys = codes + rng.random((N_PERMUTATIONS, len(codes)))
-        drawn = places[np.argsort(keys, axis=1)]
-    own = _between(values, places[None], len(names))[0]
-    others = _between(values, drawn, len(names))
-    return float((1 + (others >= own - 1e-12).sum()) / (1 + N_PERMUTATIONS))
-
-
-def _between(values: Floats, places: NDArray[np.intp], n_bins: int) -> Floats:
-    """Spread of the bins' means [b] for each assignment `places` [b, n], weighted by size."""
-    centred = values - values.mean()
-    found = np.zeros(len(places))
-    for number in range(n_bins):
-        inside = places == number
-        found += (inside @ centred) ** 2 / np.maximum(inside.sum(axis=1), 1)
-    return found
