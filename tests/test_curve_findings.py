@@ -70,6 +70,16 @@ def test_a_decline_of_two_thirds_over_twenty_budgets_does_not_read_no_transition
     assert "half of it down to 0." in sentences[0]
 
 
+@pytest.mark.parametrize(("n", "shape"), [(9, None), (10, "step")])
+def test_a_slope_is_not_named_where_none_was_compared(n, shape):
+    """Six budgets of 1, 1, 1, 0, 0, 0; nine prompts are too few to hold out a tenth."""
+    scores = np.repeat([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], n).reshape(6, n)
+    curve, stats = made(scores, np.zeros(n, int), np.arange(n), scores == 0, LEVELS)
+    (row,) = transition_rows([curve], CONFIG)
+    assert row["shape"] == shape
+    assert "breaks first between budgets 0.6 and 0.4" in " ".join(told(curve, stats))
+
+
 def test_a_flat_curve_has_no_transition_and_keeps_its_score():
     text = " ".join(told(*curve_of([0.9] * 6, 60, pairing=0.95)))
     assert "keeps 95% of the score at every budget tried" in text or "cannot be told" in text

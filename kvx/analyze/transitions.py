@@ -10,7 +10,7 @@ from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.frames import Experiment
 from kvx.analyze.press_curves import Curve, curves
 from kvx.config.analyze import AnalyzeConfig
-from kvx.stats.curve_shape import LEAST_BUDGETS, step_out_of_sample
+from kvx.stats.curve_shape import FOLDS, LEAST_BUDGETS, step_out_of_sample
 from kvx.stats.instability import FAILURES, SPREAD, Rise, rises
 from kvx.stats.multiplicity import holm
 from kvx.stats.paired import least_pairs
@@ -90,7 +90,9 @@ def _shape(
 
     None where too few budgets or clusters tell a step from a slope.
     """
-    if len(curve.labels) < LEAST_BUDGETS or not steps or all(math.isnan(s.p) for s in steps):
+    if len(curve.labels) < LEAST_BUDGETS or _fewest_clusters(curve) < FOLDS:
+        return None
+    if all(math.isnan(step.p) for step in steps):
         return None
     ranks = np.linspace(1.0, 0.0, len(curve.labels), endpoint=False)
     doses = np.clip(curve.stats["budget"].to_numpy(dtype=float), 1e-6, 1.0)
