@@ -60,12 +60,12 @@ def test_a_cliff_is_a_break_and_its_thresholds_lie_on_it():
     assert "corrected for 5 steps" in second
 
 
-def test_a_decline_of_two_thirds_over_twenty_budgets_does_not_read_no_transition():
+def test_a_decline_of_two_thirds_over_twenty_budgets_is_no_step_and_says_how_far_it_goes():
     budgets = np.linspace(1, 0.05, 21).round(3).tolist()
     sentences = told(*curve_of(np.linspace(0.9, 0.23, 21), 24, budgets=budgets))
     text = " ".join(sentences)
-    assert "declines without a break" in text
-    assert "no transition" not in text
+    assert "**snapkv has no step of ≥ 0.15 that a test can tell from chance** (20 steps, n" in text
+    assert "At budget 0.05 it stands -0.6" in text
     assert "keeps 95% of the score down to budget 0.9" in text or "0.8" in sentences[0]
     assert "half of it down to 0." in sentences[0]
 
@@ -80,10 +80,27 @@ def test_a_slope_is_not_named_where_none_was_compared(n, shape):
     assert "breaks first between budgets 0.6 and 0.4" in " ".join(told(curve, stats))
 
 
-def test_a_flat_curve_has_no_transition_and_keeps_its_score():
+def test_a_cliff_that_few_examples_cannot_show_is_not_said_to_be_absent():
+    """29 points in one step of five, 24 examples: seven are lost, p = 0.08 after correction."""
+    scores = np.ones((6, 24))
+    scores[3:, :7] = 0
+    bins = np.zeros(24, int)
+    text = " ".join(told(*made(scores, bins, np.arange(24), scores == 0, LEVELS)))
+    assert "has no step of ≥ 0.15 that a test can tell from chance** (5 steps, n = 24)" in text
+    assert "without a break" not in text
+    assert "no transition" not in text
+
+
+def test_a_break_that_a_slope_predicts_as_well_says_so():
+    text = " ".join(told(*curve_of(np.linspace(0.9, 0.1, 6), 40)))
+    assert "**snapkv falls first between budgets " in text
+    assert "but a slope predicts held-out examples as well as a step" in text
+
+
+def test_a_flat_curve_shows_no_step_and_keeps_its_score():
     text = " ".join(told(*curve_of([0.9] * 6, 60, pairing=0.95)))
     assert "keeps 95% of the score at every budget tried" in text or "cannot be told" in text
-    assert "has no transition" in text
+    assert "has no step of ≥ 0.15 that a test can tell from chance" in text
 
 
 def test_a_loss_at_one_length_is_told():

@@ -28,12 +28,11 @@ def curve_sentences(
     With `doses` (the table `dose_response`) the first sentence says how far the score is kept. A
     single sentence where there are too few independent examples for any.
     """
-    rule = f"a fall of ≥ {config.transition_drop:g} in one step"
     alpha = 1 - config.confidence
     if curve["n_clusters"] < least_pairs(alpha) or not curve["n_steps"]:
         return [
             f"**{name}**: too few examples (n = {curve['n_clusters']}) to say whether or where it "
-            f"breaks ({rule})."
+            f"breaks (a fall of ≥ {config.transition_drop:g} in one step)."
         ]
     own = _own(curve, doses)
     overall = own[own["bin"] == ALL_BINS]
@@ -41,7 +40,7 @@ def curve_sentences(
     by_length = [
         text for _, row in overall.iterrows() for text in _by_length(name, row, own, alpha)
     ]
-    return [*by_length, *kept, _break(name, curve, rule, overall), *_zone(name, curve)]
+    return [*by_length, *kept, _break(name, curve, config.transition_drop), *_zone(name, curve)]
 
 
 def _own(curve: pd.Series, doses: pd.DataFrame | None) -> pd.DataFrame:
@@ -80,15 +79,13 @@ def _threshold(row: pd.Series, which: str) -> str:
     return f"{value} [{begin}, {row[f'{which}_ci_high']:.2g}]"
 
 
-def _break(name: str, curve: pd.Series, rule: str, overall: pd.DataFrame) -> str:
+def _break(name: str, curve: pd.Series, drop: float) -> str:
     steps = plural(curve["n_steps"], "step")
     if pd.isna(curve["transition_budget"]):
-        lost = len(overall) and overall.iloc[0]["area_ci_high"] < 0
-        says = "declines without a break" if lost else "has no transition"
         return (
-            f"**{name} {says}** (no {rule[2:]} that a test can tell from chance, in {steps}). "
-            f"At budget {curve['lowest_label']} it stands {curve['lowest_difference']:+.2f} from "
-            "the full cache."
+            f"**{name} has no step of ≥ {drop:g} that a test can tell from chance** ({steps}, "
+            f"n = {curve['n_clusters']}). At budget {curve['lowest_label']} it stands "
+            f"{curve['lowest_difference']:+.2f} from the full cache."
         )
     where = f"between budgets {curve['transition_above_label']} and {curve['transition_label']}"
     size = (
@@ -98,8 +95,8 @@ def _break(name: str, curve: pd.Series, rule: str, overall: pd.DataFrame) -> str
     text = f"**{name} breaks first {where}** ({size})."
     if curve.get("shape") == SMOOTH:
         text = (
-            f"**{name} declines without a break**: it falls most clearly {where} ({size}), but "
-            "a slope predicts held-out examples as well as a step."
+            f"**{name} falls first {where}** ({size}), but a slope predicts held-out examples as "
+            "well as a step."
         )
     if curve["n_degenerate"]:
         text += f" {DEGENERATE} The curve has degenerate points."
