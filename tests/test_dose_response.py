@@ -182,6 +182,30 @@ def test_a_curve_that_moves_with_the_length_is_measured():
     assert interaction_p(losses, lengths, np.arange(120) % 24, 0) < 0.01  # texts in every bin
 
 
+@pytest.mark.parametrize(
+    ("budgets", "levels"),
+    [
+        ([1.0, 0.5], [[1.0, 0.9], [1.0, 0.4]]),  # one compressed budget: the width is not known
+        ([1.0, 0.5, 0.2], [[1.0, 0.0, 0.0]] * 2),  # all lost at once
+        ([1.0, 0.5, 0.2], [[1.0, 1.0, 0.0]] * 2),  # anywhere between two budgets
+        ([1.0, 0.5, 0.2], [[1.0, 0.2, 0.2]] * 2),  # at the floor
+    ],
+)
+def test_a_shift_needs_a_budget_inside_the_fall(budgets, levels):
+    scores = np.hstack([(np.arange(20) < 20 * np.array(one)[:, None]) * 1.0 for one in levels])
+    found = shift_per_doubling(budgets, scores, np.repeat([500, 2000], 20), range(40), 0.95)
+    assert math.isnan(found.factor)
+    assert math.isnan(found.p)
+
+
+def test_two_compressed_budgets_are_enough_if_one_lies_inside_the_fall():
+    levels = np.array([[1.0, 0.8, 0.2], [1.0, 0.5, 0.1]])
+    scores = np.hstack([(np.arange(40) < 40 * one[:, None]) * 1.0 for one in levels])
+    found = shift_per_doubling([1.0, 0.5, 0.2], scores, np.repeat([500, 2000], 40), range(80), 0.95)
+    assert found.interval.low < found.factor < found.interval.high
+    assert found.factor > 1
+
+
 def test_the_length_says_nothing_with_one_bin_few_clusters_or_no_loss():
     one = shift_per_doubling(BUDGETS, np.ones((6, 20)), [1000] * 20, range(20), 0.95)
     assert math.isnan(one.p)

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit, stdtr, stdtrit, xlog1py, xlogy
 
 from kvx.stats.bootstrap import cluster_codes, score_array
-from kvx.stats.clustered import LEAST_CLUSTERS
+from kvx.stats.clustered import LEAST_CLUSTERS, paired_difference
 from kvx.stats.dose_response import FLAT, USUAL_WIDTH, WIDTH_SPREAD
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
 
@@ -49,8 +49,10 @@ def shift_per_doubling(
     and floor stay. `b50` then moves as the midpoint does. The interval is Student's over clusters
     (sandwich variance).
 
-    Unknown with one length, fewer than `LEAST_CLUSTERS` clusters, or where nothing is lost. Raises
-    `ValueError` on shapes that do not fit and scores out of range.
+    Unknown with one length, fewer than `LEAST_CLUSTERS` clusters, and where no budget lies inside
+    the fall, tellably below the full cache and above the lowest budget: then the curve's width is
+    that of its prior, and the shift with it. Raises `ValueError` on shapes that do not fit and
+    scores out of range.
 
     Source: Liang & Zeger (1986), Biometrika 73, 13-22.
     """
@@ -67,9 +69,9 @@ def shift_per_doubling(
     )
     table, z = table[:, known], z[known]
     places, bins = np.unique(z, return_inverse=True)
-    if len(places) < 2 or n_clusters < LEAST_CLUSTERS or len(x) < 2 or not table[0].any():
+    if len(places) < 2 or n_clusters < LEAST_CLUSTERS or len(x) < 3 or not table[0].any():
         return NO_SHIFT
-    if table[0].mean() <= table[1:].mean(axis=1).min():
+    if not _one_inside(table, codes.tolist(), confidence):
         return NO_SHIFT
     # right [k, clusters, bins] of n [clusters, bins]
     slots, shape = codes * len(places) + bins, (n_clusters, len(places))
@@ -78,6 +80,23 @@ def shift_per_doubling(
     right: Floats = np.stack([np.bincount(slots, row, size).reshape(shape) for row in table])
     at: Floats = places - float(n.sum(axis=0) @ places) / float(n.sum())
     return _shift(x, at, right, n, confidence)
+
+
+def _one_inside(table: Floats, clusters: list[int], confidence: float) -> bool:
+    """Whether a budget's mean is told from both the full cache's and the lowest, by paired tests.
+
+    `table` [k, n] without nan, the full cache first.
+    """
+    means = table.mean(axis=1)
+    low = int(means.argmin())
+    middle = int(np.abs(means - (means[0] + means[low]) / 2).argmin())
+    return all(
+        found.difference > 0 and found.p <= 1 - confidence
+        for found in (
+            paired_difference(table[0], table[middle], clusters, confidence),
+            paired_difference(table[middle], table[low], clusters, confidence),
+        )
+    )
 
 
 def _shift(x: Floats, at: Floats, right: Floats, n: Floats, confidence: float) -> Shift:
