@@ -55,7 +55,7 @@ def told(curve, stats, config=CONFIG):
 
 def test_a_cliff_is_a_break_and_its_thresholds_lie_on_it():
     first, second = told(*curve_of([0.9, 0.9, 0.9, 0.3, 0.3, 0.3], 24))
-    assert first.startswith("**snapkv keeps 95% of the score down to budget 0.")
+    assert first.startswith("**snapkv keeps 95% of the score down to a budget between 0.")
     assert "breaks first between budgets 0.6 and 0.4** (-0." in second
     assert "corrected for 5 steps" in second
 
@@ -67,7 +67,7 @@ def test_a_decline_of_two_thirds_over_twenty_budgets_is_no_step_and_says_how_far
     assert "**snapkv has no step of ≥ 0.15 that a test can tell from chance** (20 steps, n" in text
     assert "At budget 0.05 it stands -0.6" in text
     assert "keeps 95% of the score down to budget 0.9" in text or "0.8" in sentences[0]
-    assert "half of it down to 0." in sentences[0]
+    assert "half of it down to budget 0." in sentences[0]
 
 
 @pytest.mark.parametrize(("n", "shape"), [(9, None), (10, "step")])
@@ -137,6 +137,15 @@ def test_odd_tables_say_something_and_never_crash(scores, n_bins):
     sentences = told(*made(scores, bins, np.arange(n), np.isnan(scores), budgets))
     assert sentences
     assert not any("nan" in sentence for sentence in sentences)
+
+
+def test_a_score_lost_at_the_first_budget_tried_is_lost_between_it_and_the_full_cache():
+    scores = np.repeat([1.0, 0.0, 0.0], 120).reshape(3, 120)
+    curve, stats = made(scores, np.zeros(120, int), np.arange(120), scores == 0, [1.0, 0.5, 0.2])
+    assert told(curve, stats)[0] == (
+        "**snapkv keeps 95% of the score at no budget tried**, from 0.5 down; half of it down to a "
+        "budget between 1 and 0.5."
+    )
 
 
 def test_the_length_test_is_that_of_the_comparisons():

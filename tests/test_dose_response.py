@@ -8,7 +8,7 @@ from test_curve_breaks import study
 
 from kvx.stats.curve_area import area
 from kvx.stats.curve_shape import step_out_of_sample
-from kvx.stats.dose_response import BELOW, REACHED, UNKNOWN, fit
+from kvx.stats.dose_response import BELOW, BETWEEN, REACHED, UNKNOWN, fit
 from kvx.stats.instability import rises
 from kvx.stats.interaction import interaction_p
 from kvx.stats.length_effect import shift_per_doubling
@@ -64,15 +64,34 @@ def test_a_score_that_is_kept_everywhere_has_no_threshold_but_a_bound():
 
 def test_a_score_lost_at_once_lies_above_every_budget_tried():
     found = fit(BUDGETS, *scores_of([0.9, *[0.1] * 5], 200), 0.95)
-    assert found.b95.state == REACHED
-    assert 0.75 < found.b95.interval.low < found.b95.interval.high <= 1.0
+    assert found.b95.state == BETWEEN
+    assert tuple(found.b95.interval) == (0.8, 1.0)
 
 
-def test_two_compressed_budgets_say_no_more_than_where_it_lies_between():
-    scores, clusters = scores_of([0.9, 0.88, 0.05], 200, pairing=0.9)
-    low, high = fit([1.0, 0.5, 0.2], scores, clusters, 0.95).b50.interval
-    assert 0.2 <= low < 0.25
-    assert 0.4 < high <= 0.52
+@pytest.mark.parametrize(("levels", "between"), [([1, 1, 0], (0.2, 0.5)), ([1, 0, 0], (0.5, 1.0))])
+def test_a_fall_between_two_budgets_may_lie_anywhere_there(levels, between):
+    found = fit([1.0, 0.5, 0.2], np.repeat(levels, 500).reshape(3, 500), range(500), 0.95)
+    for one in (found.b50, found.b95):
+        assert one.state == BETWEEN
+        assert math.isnan(one.budget)
+        assert tuple(one.interval) == between
+
+
+@pytest.mark.parametrize("cliff", [0.55, 0.47, 0.22])
+@pytest.mark.parametrize("levels", [(0.95, 0.05), (0.9, 0.6)])
+def test_a_cliff_anywhere_between_two_budgets_is_held_by_the_interval(cliff, levels):
+    budgets, held = [1.0, 0.5, 0.2], 0
+    for seed in range(10):
+        rates = np.where(np.array(budgets) >= cliff, *levels)
+        low, high = fit(budgets, *scores_of(rates, 200, seed), 0.95).b95.interval
+        held += low <= cliff <= high
+    assert held >= 9
+
+
+def test_a_curve_with_a_budget_inside_its_fall_has_a_threshold():
+    found = fit([1.0, 0.5, 0.35, 0.2], *scores_of([0.9, 0.85, 0.5, 0.1], 400), 0.95)
+    assert found.b50.state == REACHED
+    assert 0.3 < found.b50.interval.low < found.b50.budget < found.b50.interval.high < 0.36
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from kvx.analyze.columns import ALL_BINS
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.numbers import plural
 from kvx.report.wording import DEGENERATE, token_range
-from kvx.stats.dose_response import BELOW, REACHED, UNKNOWN
+from kvx.stats.dose_response import BELOW, BETWEEN, REACHED, UNKNOWN
 from kvx.stats.paired import least_pairs
 
 KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
@@ -63,20 +63,31 @@ def _kept(name: str, row: pd.Series) -> str:
     elif row["b95_ci_high"] > high and row["b95_ci_low"] < low:
         unknown = f"cannot be told from {plural(row['n'], 'example')}"
         return f"**{name}**: how far it keeps 95% of the score {unknown}."
-    elif row["b95_ci_low"] > high:
+    elif _at_none(row):
         text = f"**{name} keeps 95% of the score at no budget tried**, from {high:.2g} down"
     else:
-        text = f"**{name} keeps 95% of the score down to budget {_threshold(row, 'b95')}**"
-    half = f"; half of it down to {_threshold(row, 'b50')}" if row["b50_state"] == REACHED else ""
+        text = f"**{name} keeps 95% of the score down to {_threshold(row, 'b95')}**"
+    known = row["b50_state"] in (REACHED, BETWEEN)
+    half = f"; half of it down to {_threshold(row, 'b50')}" if known else ""
     return f"{text}{half}."
 
 
+def _at_none(row: pd.Series) -> bool:
+    """Whether 95% is lost at the highest budget tried; an interval between two holds no end."""
+    low, high = float(row["b95_ci_low"]), float(row["highest_budget"])
+    return low >= high if row["b95_state"] == BETWEEN else low > high
+
+
 def _threshold(row: pd.Series, which: str) -> str:
-    """`0.43 [0.36, 0.51]`; an interval that goes below every budget tried says so."""
-    low, lowest = float(row[f"{which}_ci_low"]), float(row["lowest_budget"])
+    """`budget 0.43 [0.36, 0.51]`, or `a budget between 1 and 0.5` where any there fits."""
+    low, high = float(row[f"{which}_ci_low"]), float(row[f"{which}_ci_high"])
+    lowest, state = float(row["lowest_budget"]), row[f"{which}_state"]
+    if state == BETWEEN:
+        end = f"below {lowest:.2g}" if low < lowest else f"{low:.2g}"
+        return f"a budget between {high:.2g} and {end}"
     begin = f"< {lowest:.2g}" if low < lowest else f"{low:.2g}"
-    value = f"{row[which]:.2g}" if row[f"{which}_state"] == REACHED else f"below {lowest:.2g}"
-    return f"{value} [{begin}, {row[f'{which}_ci_high']:.2g}]"
+    value = f"{row[which]:.2g}" if state == REACHED else f"below {lowest:.2g}"
+    return f"budget {value} [{begin}, {high:.2g}]"
 
 
 def _break(name: str, curve: pd.Series, drop: float) -> str:
@@ -125,9 +136,9 @@ def _by_length(name: str, row: pd.Series, own: pd.DataFrame, alpha: float) -> It
 
 
 def _down_to(row: pd.Series) -> str:
-    if row["b95_ci_low"] > row["highest_budget"]:
+    if _at_none(row):
         return f"at no budget tried (from {row['highest_budget']:.2g} down)"
-    return f"down to budget {_threshold(row, 'b95')}"
+    return f"down to {_threshold(row, 'b95')}"
 
 
 def _zone(name: str, curve: pd.Series) -> Iterator[str]:

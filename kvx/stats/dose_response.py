@@ -16,16 +16,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression, minimize
+from scipy.optimize import minimize
 from scipy.special import betaln, expit, logit, stdtrit, xlog1py, xlogy
 
 from kvx.stats.bootstrap import ClusterBootstrap, cluster_sums, score_array
 from kvx.stats.clustered import LEAST_CLUSTERS
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
+from kvx.stats.isotonic import gap, threshold
 
 Floats = NDArray[np.float64]
 
-REACHED, BELOW, UNKNOWN = "reached", "below_lowest", "unknown"
+REACHED, BETWEEN, BELOW, UNKNOWN = "reached", "between_budgets", "below_lowest", "unknown"
 USUAL_WIDTH, WIDTH_SPREAD = 0.4, 1.2  # doublings: a weak prior where budgets say little of it
 N_BOOT = 200
 FAR = 7.0  # log-likelihood below the best beyond which no curve is looked at
@@ -41,9 +42,11 @@ FLAT = 1e-6  # least probability: no score is impossible
 class Threshold:
     """A budget in (0, 1] that keeps a share of the full cache's score, with its interval.
 
-    `state` is `reached`; `below_lowest`: the share is kept at every budget tried, so that `budget`
-    is nan and the interval starts at 0; or `unknown`: nothing can be said, all nan. A `low` of 0
-    says that the interval goes below the lowest budget tried.
+    `state` is `reached`; `between_budgets`: the curve falls between two budgets tried and may do so
+    anywhere there, so that `budget` is nan and the interval holds both; `below_lowest`: the share
+    is kept at every budget tried, so that `budget` is nan and the interval starts at 0; or
+    `unknown`: nothing can be said, all nan. A `low` of 0 says that the interval goes below the
+    lowest budget tried.
     """
 
     budget: float
@@ -94,7 +97,8 @@ def fit(
     Point estimates maximise the likelihood (beta-binomial where clusters have several examples)
     with a weak prior on the width. Intervals are of the profile likelihood, cut where a resample of
     the clusters says, since the scores of an example at several budgets depend on each other; but
-    never where independent scores would not be cut.
+    never where independent scores would not be cut. Where most of the fall lies between two
+    neighbouring budgets, no data tell its shape: the interval is then widened to both.
 
     Raises `ValueError` for budgets or scores out of range and shapes that do not fit.
     """
@@ -112,12 +116,13 @@ def fit(
     dispersion = _dispersion(table, sums, counts)
     intervals = _profiles(log_doses, found, sums, counts, dispersion, confidence, seed)
     lowest = float(log_doses.min())
+    right, n = sums.sum(axis=1), counts.sum(axis=1).astype(float)
     halves = [
-        _threshold(found.keeps(share), interval, lowest)
+        _threshold(found.keeps(share), interval, lowest, gap(doses, right, n, share))
         for share, interval in zip(SHARES, intervals, strict=True)
     ]
     top = found.full / float(found.rise(0.0))
-    free = isotonic(doses, sums.sum(axis=1), counts.sum(axis=1))
+    free = [threshold(doses, right, n, share) for share in SHARES]
     return DoseResponse(
         guess=found.floor * top,
         lapse=max(0.0, 1 - top),
@@ -132,26 +137,6 @@ def fit(
 
 
 SHARES = (0.5, 0.95)
-
-
-def isotonic(doses: Floats, sums: Floats, counts: Floats) -> list[float]:
-    """For each of `SHARES` the budget that keeps it on a monotone fit; nan where every one does.
-
-    Between budgets the fit is linear in their logarithm.
-    """
-    order = np.argsort(doses)
-    means = isotonic_regression((sums / counts)[order], weights=counts[order].astype(float)).x
-    log_doses = np.log2(doses[order])
-    found = []
-    for share in SHARES:
-        low = np.flatnonzero(means < share * means[-1])
-        if not low.size:
-            found.append(math.nan)
-            continue
-        at = int(low[-1])
-        part = (share * means[-1] - means[at]) / (means[at + 1] - means[at])
-        found.append(float(2 ** (log_doses[at] + part * (log_doses[at + 1] - log_doses[at]))))
-    return found
 
 
 @dataclass(frozen=True)
@@ -252,9 +237,14 @@ def _crossing(m: ArrayLike, w: ArrayLike, floor: ArrayLike, share: float) -> Flo
         return np.where(wanted > 0, middle + scale * logit(np.clip(wanted, 0, 1)), -np.inf)
 
 
-def _threshold(log_budget: float, interval: tuple[float, float], lowest: float) -> Threshold:
+def _threshold(
+    log_budget: float, interval: tuple[float, float], lowest: float, fall: Interval | None
+) -> Threshold:
     low, high = min(interval[0], log_budget), max(interval[1], log_budget)
     ends = Interval(0.0 if low < lowest else 2**low, 2**lowest if high < lowest else 2**high)
+    if fall is not None and ends.low < fall.high and fall.low < ends.high:
+        wide = Interval(min(ends.low, fall.low), max(ends.high, fall.high))
+        return Threshold(math.nan, wide, BETWEEN)
     if log_budget < lowest:
         return Threshold(math.nan, ends, BELOW)
     return Threshold(2**log_budget, ends, REACHED)
