@@ -106,8 +106,50 @@ def test_a_flat_curve_shows_no_step_and_keeps_its_score():
 def test_a_loss_at_one_length_is_told():
     rates = [0.9 * logistic(LEVELS, math.log2(0.1) + 0.6 * b, 0.2) / 0.99 for b in range(5)]
     first = told(*curve_of(np.clip(rates, 0, 1), 40))[0]
-    assert "at 1000–2000 tokens, and" in first
+    assert first.startswith("**snapkv keeps 95% of the score down to budget 0.")
+    assert " at 16000–32000 tokens**; at 1000–2000 tokens 40 examples cannot tell how far" in first
     assert "each doubling multiplies the budget it needs by 1." in first
+
+
+def length_row(index, state, b95, low, high):
+    return {
+        **dict.fromkeys(KEYS, ""), "bin": index, "n": 20, "b95": b95, "b95_ci_low": low,
+        "b95_ci_high": high, "b95_state": state, "b50": math.nan, "b50_state": "unknown",
+        "lowest_budget": 0.5, "highest_budget": 0.8, "bin_low_tokens": 1000 * (index + 1),
+        "bin_high_tokens": 1000 * (index + 2), "length_p_holm": 0.01 if index < 0 else math.nan,
+        "shift_p": math.nan, "area_ci_high": -0.1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "begins"),
+    [
+        (
+            ("below_lowest", math.nan, 0.0, 0.94), ("reached", 0.7, 0.6, 0.75),
+            "**snapkv keeps 95% of the score down to budget 0.7 [0.6, 0.75] at 2000–3000 tokens**; "
+            "at 1000–2000 tokens 20 examples cannot tell how far (its loss differs between ",
+        ),
+        (
+            ("below_lowest", math.nan, 0.0, 0.6), ("reached", 0.9, 0.85, 0.95),
+            "**snapkv keeps 95% of the score at every budget tried (down to 0.5) at 1000–2000 "
+            "tokens, and at no budget tried (from 0.8 down) at 2000–3000 tokens** (its loss ",
+        ),
+        (
+            ("below_lowest", math.nan, 0.0, 0.94), ("reached", 0.6, 0.0, 0.9),
+            "**snapkv depends on the length of the context** (its loss differs between lengths, ",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_length_cannot_tell_is_not_told(short, long, begins):
+    curve = pd.Series(
+        dict.fromkeys(KEYS, "")
+        | {
+            "n_clusters": 40, "n_steps": 2, "transition_budget": math.nan, "lowest_label": "0.5",
+            "lowest_difference": -0.1, "zone_labels": [], "zone_reasons": [], "n_degenerate": 0,
+        }
+    )  # fmt: skip
+    doses = pd.DataFrame([length_row(-1, *long), length_row(0, *short), length_row(1, *long)])
+    assert curve_sentences("snapkv", curve, CONFIG, doses)[0].startswith(begins)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

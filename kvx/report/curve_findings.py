@@ -60,7 +60,7 @@ def _kept(name: str, row: pd.Series) -> str:
             f"**{name} keeps 95% of the score at every budget tried**, down to {low:.2g}; the "
             f"examples (n = {row['n']}) bear it out down to {row['b95_ci_high']:.2g}"
         )
-    elif row["b95_ci_high"] > high and row["b95_ci_low"] < low:
+    elif _untold(row):
         unknown = f"cannot be told from {plural(row['n'], 'example')}"
         return f"**{name}**: how far it keeps 95% of the score {unknown}."
     elif _at_none(row):
@@ -70,6 +70,12 @@ def _kept(name: str, row: pd.Series) -> str:
     known = row["b50_state"] in (REACHED, BETWEEN)
     half = f"; half of it down to {_threshold(row, 'b50')}" if known else ""
     return f"{text}{half}."
+
+
+def _untold(row: pd.Series) -> bool:
+    """Whether the interval goes from below the lowest budget tried to above the highest."""
+    low, high = float(row["b95_ci_low"]), float(row["b95_ci_high"])
+    return low < float(row["lowest_budget"]) and high > float(row["highest_budget"])
 
 
 def _at_none(row: pd.Series) -> bool:
@@ -122,10 +128,14 @@ def _by_length(name: str, row: pd.Series, own: pd.DataFrame, alpha: float) -> It
     text = f"**{name} depends on the length of the context**"
     if len(bins) > 1:
         short, long = (bins.iloc[i] for i in (0, -1))
-        text = (
-            f"**{name} keeps 95% of the score {_down_to(short)} at {token_range(short)} tokens, "
-            f"and {_down_to(long)} at {token_range(long)}**"
-        )
+        told = [
+            f"{_down_to(one)} at {token_range(one)} tokens"
+            for one in (short, long)
+            if not _untold(one)
+        ]
+        if told:
+            text = f"**{name} keeps 95% of the score {', and '.join(told)}**"
+            text += "".join(_cannot(one) for one in (short, long) if _untold(one))
     text += f" (its loss differs between lengths, p = {row['length_p_holm']:.2g})"
     if pd.notna(row["shift_p"]) and row["shift_p"] <= alpha:
         text += (
@@ -135,7 +145,13 @@ def _by_length(name: str, row: pd.Series, own: pd.DataFrame, alpha: float) -> It
     yield f"{text}."
 
 
+def _cannot(row: pd.Series) -> str:
+    return f"; at {token_range(row)} tokens {plural(row['n'], 'example')} cannot tell how far"
+
+
 def _down_to(row: pd.Series) -> str:
+    if row["b95_state"] == BELOW and row["b95_ci_high"] <= row["highest_budget"]:
+        return f"at every budget tried (down to {row['lowest_budget']:.2g})"
     if _at_none(row):
         return f"at no budget tried (from {row['highest_budget']:.2g} down)"
     return f"down to {_threshold(row, 'b95')}"
