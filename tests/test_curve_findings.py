@@ -12,6 +12,7 @@ from kvx.analyze.press_curves import KEYS, Curve
 from kvx.analyze.transitions import rows_of as transition_rows
 from kvx.config.analyze import AnalyzeConfig
 from kvx.report.curve_findings import curve_sentences
+from kvx.report.summary import verdict_sentences
 from kvx.stats.interaction import interaction_p
 
 LEVELS = [1.0, 0.8, 0.6, 0.4, 0.3, 0.2]
@@ -30,14 +31,14 @@ def curve_of(rates, n, n_bins=5, budgets=LEVELS, seed=0, failed=None, **data):
     return made(scores, bins, clusters, failed, budgets)
 
 
-def made(scores, bins, clusters, failed, budgets):
+def made(scores, bins, clusters, failed, budgets, kind="ratio"):
     key = dict.fromkeys(KEYS, "") | {"press": "snapkv", "controller": "none", "seed": 0}
-    key |= {"variant_id": "v", "variant": "v", "model": "m", "dataset": "d", "budget_kind": "ratio"}
+    key |= {"variant_id": "v", "variant": "v", "model": "m", "dataset": "d", "budget_kind": kind}
     rows = [
         key | {
             "point_id": f"p{b}", "bin": int(index), "budget": b, "budget_label": f"{b:g}",
-            "budget_measured": b, "metric": "exact_match", "primary": True, "n_degenerate": 0,
-            "kv_bytes_mean": 1000 * b, "bin_low_tokens": 1000 * 2 ** max(int(index), 0),
+            "budget_measured": b / max(budgets), "metric": "exact_match", "primary": True,
+            "n_degenerate": 0, "kv_bytes_mean": 1000 * b, "bin_low_tokens": 1000 * 2 ** max(int(index), 0),
             "bin_high_tokens": 2000 * 2 ** (4 if index < 0 else int(index)),
         }
         for b in budgets for index in [*np.unique(bins), -1]
@@ -199,3 +200,21 @@ def test_the_length_test_is_that_of_the_comparisons():
     curve, stats = made(scores, bins, texts, scores == 0, [1.0, 0.5, 0.2])
     overall = next(row for row in rows_of([curve], stats, CONFIG) if row["bin"] == -1)
     assert overall["length_p"] == interaction_p(scores[1] - scores[0], bins, texts, CONFIG.seed)
+
+
+def test_curves_over_tokens_and_over_fractions_are_told_apart():
+    """Kept at 60 tokens of 100 and lost at 10, lost at all fractions: two curves of one press."""
+    levels = {"ratio": [1.0, 0.0, 0.0], "tokens": [1.0, 1.0, 0.0]}
+    budgets = {"ratio": [1.0, 0.5, 0.2], "tokens": [100.0, 60.0, 10.0]}
+    transitions, doses = [], []
+    for kind, rates in levels.items():
+        scores, bins = np.repeat(rates, 40).reshape(3, 40), np.zeros(40, int)
+        curve, stats = made(scores, bins, np.arange(40), scores == 0, budgets[kind], kind)
+        transitions += transition_rows([curve], CONFIG)
+        doses += rows_of([curve], stats, CONFIG)
+    tables = pd.DataFrame(transitions), CONFIG, pd.DataFrame(doses)
+    fractions, tokens = verdict_sentences(pd.DataFrame(), *tables)
+    assert fractions.startswith("**snapkv keeps 95% of the score at no budget tried**, from 0.5")
+    assert tokens.startswith(
+        "**snapkv (budgets in tokens) keeps 95% of the score down to a share between 0.6 and 0.1**"
+    )

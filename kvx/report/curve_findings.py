@@ -23,7 +23,7 @@ ZONE = {
 def curve_sentences(
     name: str, curve: pd.Series, config: AnalyzeConfig, doses: pd.DataFrame | None = None
 ) -> list[str]:
-    """What a row of `transitions` says about the press called `name`.
+    """What a row of `transitions` says about the curve called `name` (`curve_name`).
 
     With `doses` (the table `dose_response`) the first sentence says how far the score is kept. A
     single sentence where there are too few independent examples for any.
@@ -85,15 +85,19 @@ def _at_none(row: pd.Series) -> bool:
 
 
 def _threshold(row: pd.Series, which: str) -> str:
-    """`budget 0.43 [0.36, 0.51]`, or `a budget between 1 and 0.5` where any there fits."""
+    """`budget 0.43 [0.36, 0.51]`, or `a budget between 1 and 0.5` where any there fits.
+
+    Budgets in tokens are told as shares of the context, as they were measured.
+    """
+    one = "share" if row["budget_kind"] == "tokens" else "budget"
     low, high = float(row[f"{which}_ci_low"]), float(row[f"{which}_ci_high"])
     lowest, state = float(row["lowest_budget"]), row[f"{which}_state"]
     if state == BETWEEN:
         end = f"below {lowest:.2g}" if low < lowest else f"{low:.2g}"
-        return f"a budget between {high:.2g} and {end}"
+        return f"a {one} between {high:.2g} and {end}"
     begin = f"< {lowest:.2g}" if low < lowest else f"{low:.2g}"
     value = f"{row[which]:.2g}" if state == REACHED else f"below {lowest:.2g}"
-    return f"budget {value} [{begin}, {high:.2g}]"
+    return f"{one} {value} [{begin}, {high:.2g}]"
 
 
 def _break(name: str, curve: pd.Series, drop: float) -> str:

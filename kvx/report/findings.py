@@ -8,7 +8,7 @@ from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.analyze import AnalyzeConfig
 from kvx.report.curve_findings import curve_sentences
 from kvx.report.verdicts import Verdict, corrected_p, in_words, lengths, verdict
-from kvx.report.wording import DEGENERATE, full_name, interval, ranges_of
+from kvx.report.wording import DEGENERATE, curve_name, full_name, interval, ranges_of
 
 MANY = 12  # compressed points above which the tables alone say what each one costs
 KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
@@ -40,7 +40,8 @@ def findings(
             sentences.append(_cost(name, row, group, ranges, used, 1 - config.confidence))
         for _, row in transitions.iterrows():
             if all(row[k] == v for k, v in zip(KEYS, key, strict=True)):
-                sentences += curve_sentences(name, row, config, dose_response)
+                called = curve_name(group.iloc[0], several)
+                sentences += curve_sentences(called, row, config, dose_response)
     return sentences
 
 

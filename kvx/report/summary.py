@@ -10,7 +10,7 @@ from kvx.config.numbers import byte_count
 from kvx.report.curve_findings import curve_sentences
 from kvx.report.tables import Cells, number, per_point
 from kvx.report.verdicts import in_a_cell
-from kvx.report.wording import full_name, interval, ranges_of
+from kvx.report.wording import curve_name, interval, ranges_of
 
 SHOWN = 12  # presses that get a sentence; the table has them all
 
@@ -28,7 +28,7 @@ def verdict_sentences(
         return
     several = transitions["variant_id"].nunique() > 1
     for _, row in transitions.head(SHOWN).iterrows():
-        yield curve_sentences(full_name(row, several), row, config, dose_response)[0]
+        yield curve_sentences(curve_name(row, several), row, config, dose_response)[0]
     if len(transitions) > SHOWN:
         yield f"{len(transitions) - SHOWN} more are in the table and in details.md."
 

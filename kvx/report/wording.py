@@ -31,6 +31,12 @@ def full_name(row: Any, several: bool) -> str:
     return f"{series_name(row)} [{row['variant']}]" if several else series_name(row)
 
 
+def curve_name(row: Any, several: bool) -> str:
+    """`full_name`, told apart from the same press's curve over fractions if budgets are tokens."""
+    in_tokens = " (budgets in tokens)" if row["budget_kind"] == "tokens" else ""
+    return f"{full_name(row, several)}{in_tokens}"
+
+
 def metric_name(row: Any) -> str:
     """`exact match`, and `distance (lower is better)`."""
     name = metric_title(str(row["metric"]))
