@@ -33,3 +33,31 @@ def test_prompts_are_asked_for_only_where_the_margin_is_not_shown() -> None:
         "With 40 prompts tova at budget 0.5 would be shown to be within 20 points in fewer than "
         "80% of runs even if it lost nothing: 90 would do, at the 16% of answers that differ."
     )
+
+
+def test_seeds_are_one_name() -> None:
+    """A budget counts if all seeds hold there; the widest bound of them is told."""
+    seeds = [
+        point(press, budget, holds, seed=seed, loss_upper=0.05 + seed / 100)
+        for press, budget, seed, holds in [
+            *(("knorm", 0.5, seed, True) for seed in range(3)),
+            *(("knorm", 0.2, seed, seed != 1) for seed in range(3)),
+            *(("tova", 0.5, seed, seed != 2) for seed in range(3)),
+            *(("random", 0.5, seed, None) for seed in range(3)),
+        ]
+    ]
+    (only,) = sentences(*seeds)
+    assert only.split(": ", 1)[1] == (
+        "shown for knorm down to budget 0.5 (at most 7.0 points, n = 40); not shown at any budget "
+        "for tova; too few independent prompts to say for random."
+    )
+
+
+def test_of_many_names_some_are_told() -> None:
+    many = [
+        point("knorm", 0.5, False, variant_id=f"v{i}", variant=f"v{i}", seed=seed)
+        for i in range(6)
+        for seed in range(2)
+    ]
+    (only,) = sentences(*many, several=True)
+    assert only.endswith("for knorm [v0], knorm [v1], knorm [v2], knorm [v3] and 2 more.")
