@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvx.points import Point
+from kvx.scoring.failures import FailureType
 from kvx.stats.samples import pass_at_k
 from kvx.store import schemas
 from tests.conftest import Kvx
@@ -41,6 +42,27 @@ def test_seeds_are_samples_of_one_configuration(kvx: Kvx) -> None:
     report = (FOLDER / "details.md").read_text()
     assert "Sampled 3 times, a prompt's own answers make" in report
     assert "| pass@2 | pass@3 |" in report
+
+
+def test_a_silent_full_cache_is_no_gain(kvx: Kvx) -> None:
+    """It times out on 12 prompts, of 4 in one sample of two: these are left out, not won."""
+
+    def silent(point: Point) -> AnswerOf:
+        times_out = range(12 if point.config.seed else 8)
+        return lambda number, budget: (
+            ("", None, FailureType.TIMEOUT) if budget == 1 and number in times_out
+            else ("Nora met Ivo" if number != 39 or budget == 1 else "Nora, no", [1, 0], "stop")
+        )  # fmt: skip
+
+    sampled = ("seed=0,1", "decoding.temperature=1.0", "press=knorm,tova")
+    write_experiment(failing(), *sampled, choose=silent)
+    samples, leading = tables(kvx, "samples", "leaders")
+    half = samples[(samples["bin"] == -1) & (samples["budget_label"] == "0.5")]
+    assert set(half["k"]) == {1, 2}
+    assert (half["n_missing_full"] == 12).all()
+    assert half["difference"].tolist() == pytest.approx([-1 / 28] * len(half))
+    assert (half["twin_pass_at_k"] == 1).all()
+    assert set(leading["full_mean"]) == {1.0}
 
 
 def test_other_k_can_be_asked_for(kvx: Kvx) -> None:

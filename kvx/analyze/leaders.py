@@ -167,11 +167,17 @@ def _contest(experiment: Experiment, panel: Panel, kind: str, label: str, group:
         panel.clusters,
         panel.binary and all(len(at) == 1 for at in rows.values()),
         False,
-        float(panel.goodness[full].mean(dtype=float)) if full else np.nan,
+        _full_mean(panel, full),
         [int(panel.missing[at].sum()) for at in rows.values()],
         list(group.values()),
         1,
     )
+
+
+def _full_mean(panel: Panel, full: list[int]) -> float:
+    """Mean of the full caches' answers that are there; nan without one."""
+    known = panel.goodness[full][~panel.missing[full]]
+    return float(known.mean(dtype=float)) if known.size else np.nan
 
 
 def _together(found: list[tuple[Panel, Contest]]) -> Contest | None:

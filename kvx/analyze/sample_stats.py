@@ -25,9 +25,9 @@ def samples(experiment: Experiment, panels: Iterable[Panel], config: AnalyzeConf
 
     `pass_at_k` is the mean over samples at k = 1, and for right/wrong metrics the chance that one
     of k is right. Intervals are over the clusters of prompts; a missing answer counts as wrong.
-    `difference` is that to the full cache with the same k and number of samples, if there is one;
-    `p_holm` is corrected over all configurations at one k, all bins together apart from the single
-    bins.
+    `difference` is that to the full cache with the same k and number of samples, if there is one,
+    without the prompts of which one of its samples is missing: there is nothing to lose. `p_holm`
+    is corrected over all configurations at one k, all bins together apart from the single bins.
     """
     rows = [row for panel in panels for row in _rows(experiment, panel, config)]
     for overall in (True, False):
@@ -53,7 +53,7 @@ def _rows(experiment: Experiment, panel: Panel, config: AnalyzeConfig) -> Iterat
         if len(at) < 2:
             continue
         beside = seeds.get(full.get(key, ()), [])
-        twins = panel.goodness[beside].T.astype(float) if len(beside) == len(at) else None
+        twins = _known(panel, beside) if len(beside) == len(at) else None
         about = _about(experiment, panel, at)
         for index, cell in panel.cells():
             here = panel.goodness[at][:, cell].T.astype(float)
@@ -74,11 +74,19 @@ def _rows(experiment: Experiment, panel: Panel, config: AnalyzeConfig) -> Iterat
                     theirs = _passed(twins[cell], k)
                     d = paired_difference(ours, theirs, clusters, config.confidence)
                     row |= {
+                        "n_missing_full": len(theirs) - d.n_pairs,
                         "twin_pass_at_k": null(d.mean_b), "difference": null(d.difference),
                         "difference_ci_low": null(d.interval.low),
                         "difference_ci_high": null(d.interval.high), "p": null(d.p),
                     }  # fmt: skip
                 yield row
+
+
+def _known(panel: Panel, full: list[int]) -> Goodness:
+    """Scores of full-cache points [prompts, samples]; nan where one of a prompt's is missing."""
+    scores = panel.goodness[full].T.astype(float)
+    scores[panel.missing[full].any(axis=0)] = np.nan
+    return scores
 
 
 def _about(experiment: Experiment, panel: Panel, at: list[int]) -> Row:
@@ -113,8 +121,11 @@ def _ks(n_samples: int, binary: bool, config: AnalyzeConfig) -> list[int]:
 
 
 def _passed(scores: Goodness, k: int) -> Goodness:
-    """Of each prompt [prompts, samples] the mean over samples, or pass@k."""
+    """Of each prompt [prompts, samples] the mean over samples, or pass@k; nan where one is nan."""
     if k == 1:
         means: Goodness = scores.mean(axis=1)
         return means
-    return pass_at_k(scores.sum(axis=1), scores.shape[1], k)
+    passed = np.full(len(scores), np.nan)
+    known = ~np.isnan(scores).any(axis=1)
+    passed[known] = pass_at_k(scores[known].sum(axis=1), scores.shape[1], k)
+    return passed

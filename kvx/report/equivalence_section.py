@@ -8,7 +8,8 @@ from kvx.analyze.columns import ALL_BINS
 from kvx.report.tables import Cells, number, per_point
 from kvx.report.wording import full_name, percent, series_name
 
-KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
+SHOWN = 4  # names of a list in a sentence
+KEYS = ["variant_id", "press", "controller", "budget_kind"]
 
 
 def equivalence_table(equivalence: pd.DataFrame) -> str:
@@ -36,7 +37,8 @@ def equivalence_table(equivalence: pd.DataFrame) -> str:
 def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Iterator[str]:
     """One sentence on all presses: down to which budget each is shown to lose at most the margin.
 
-    A budget counts only if every larger one of its curve holds too.
+    A budget counts only if it holds in every seed and every larger one of its curve does too; the
+    seed with the largest bound is told.
     """
     overall = equivalence[equivalence["bin"] == ALL_BINS]
     if not len(overall):
@@ -44,36 +46,46 @@ def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Ite
     margin = f"{100 * overall['margin'].iloc[0]:g} points"
     held, never, unknown = [], [], []
     for _, curve in overall.groupby(KEYS, sort=False):
-        falling = curve.sort_values("budget", ascending=False)
-        name = full_name(falling.iloc[0].replace({"seed": 0}), several)
-        if falling["holds"].isna().all():
+        name = full_name(curve.iloc[0].to_dict() | {"seed": 0}, several)
+        if curve["holds"].isna().all():
             unknown.append(name)
             continue
-        shown = falling[(falling["holds"] == True).cumprod().astype(bool)]  # noqa: E712
-        if len(shown):
-            last = shown.iloc[-1]
+        last: pd.Series | None = None
+        for _, seeds in curve.sort_values("budget_asked", ascending=False).groupby(
+            "budget_asked", sort=False
+        ):
+            if not (seeds["holds"] == True).all():  # noqa: E712
+                break
+            last = seeds.sort_values("loss_upper").iloc[-1]
+        if last is None:
+            never.append(name)
+        else:
             held.append(
                 f"{name} down to budget {last['budget_label']} (at most "
                 f"{100 * last['loss_upper']:.1f} points, n = {last['n_pairs']})"
             )
-        else:
-            never.append(name)
     parts = []
     if held:
-        parts.append(f"shown for {'; '.join(held)}")
+        parts.append(f"shown for {_some(held, '; ')}")
     if never:
-        parts.append(f"not shown at any budget for {', '.join(dict.fromkeys(never))}")
+        parts.append(f"not shown at any budget for {_some(never, ', ')}")
     if unknown:
-        few = ", ".join(dict.fromkeys(unknown))
-        parts.append(f"too few independent prompts to say for {few}")
+        parts.append(f"too few independent prompts to say for {_some(unknown, ', ')}")
     at = percent(confidence)
     yield f"Loses at most {margin} ({at}, all budgets together): {'; '.join(parts)}."
-    reachable = overall[overall["n_for_margin"].notna()].sort_values("n_for_margin")
-    least = reachable.iloc[0] if len(reachable) else None
-    if never and least is not None and least["n_for_margin"] > least["n_pairs"]:
+    open_ = overall[(overall["holds"] == False) & overall["n_for_margin"].notna()]  # noqa: E712
+    if not never or not len(open_):
+        return
+    least = open_.sort_values("n_for_margin").iloc[0]
+    if least["n_for_margin"] > least["n_pairs"]:
         yield (
             f"With {least['n_pairs']} prompts {series_name(least)} at budget "
-            f"{least['budget_label']} cannot be shown to be within {margin} even if it loses "
-            f"nothing: {least['n_for_margin']:,.0f} would do in 80% of runs, at the "
+            f"{least['budget_label']} would be shown to be within {margin} in fewer than 80% of "
+            f"runs even if it lost nothing: {least['n_for_margin']:,.0f} would do, at the "
             f"{percent(round(least['discordance'], 2))} of answers that differ."
         )
+
+
+def _some(told: list[str], between: str) -> str:
+    more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    return between.join(told[:SHOWN]) + more

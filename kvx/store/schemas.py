@@ -245,7 +245,7 @@ SAMPLES = _schema(
     {
         "pass_at_k": F64, "ci_low": F64, "ci_high": F64, "twin_pass_at_k": F64, "difference": F64,
         "difference_ci_low": F64, "difference_ci_high": F64, "p": F64, "p_holm": F64,
-        "variance_between": F64, "variance_within": F64, "alike": F64,
+        "variance_between": F64, "variance_within": F64, "alike": F64, "n_missing_full": I64,
     },
 )  # fmt: skip
 
