@@ -8,7 +8,7 @@ import pandas as pd
 from kvx.analyze.budget_plots import series
 from kvx.analyze.columns import is_full
 from kvx.analyze.looks import looks
-from kvx.report.page.tables_shown import points_shown
+from kvx.report.page.tables_shown import catastrophes_shown, points_shown
 
 Asked = tuple[str, str, int, float]
 
@@ -65,3 +65,11 @@ def test_a_press_that_only_a_controller_ran_has_a_colour_too() -> None:
 def test_where_all_points_have_controllers_each_has_a_look_of_its_own() -> None:
     asked = [("knorm", "reactive", 0, 0.5), ("knorm", "always_safe", 0, 0.5)]
     assert len({look(point) for point in shown(asked).values()}) == 2
+
+
+def test_an_excess_is_bold_by_its_own_corrected_test() -> None:
+    p = [0.049, 0.05, None]
+    rows = pd.DataFrame({"kind": "looping", "excess": 0.5, "excess_p": 0.001, "excess_p_bh": p})
+    found = catastrophes_shown(rows, 0.05)
+    assert found["clear"].tolist() == [True, False, False]
+    assert found["p"].tolist()[:2] == [0.049, 0.05]

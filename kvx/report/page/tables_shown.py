@@ -32,7 +32,7 @@ PAIR = {
 DERAILED = {
     "kind": "kind", "n": "n", "rate": "rate", "ci_low": "low", "ci_high": "high",
     "excess": "excess", "excess_ci_low": "excess_low", "excess_ci_high": "excess_high",
-    "n_excess": "n_excess",
+    "n_excess": "n_excess", "excess_p_bh": "p", "clear": "clear",
 }  # fmt: skip
 CURVE = (
     "press", "controller", "seed", "budget_kind", "transition_label", "transition_above_label",
@@ -77,7 +77,7 @@ def figures(
     cells = cells.merge(beside, on=key, how="left")
     failed = read_columns(points, "failures", ["point_id", "bin", "error_type"])
     counts = failed.groupby([*key, "error_type"]).size().rename("count").reset_index()
-    derailed = catastrophe_stats[[*key, *DERAILED]].rename(columns=DERAILED)
+    derailed = catastrophes_shown(catastrophe_stats, 1 - confidence)[[*key, *DERAILED.values()]]
     return {
         "variants": [_variant(stats[stats["variant_id"] == v]) for v in variants],
         "points": points_shown(first, variants, number, twins),
@@ -90,6 +90,12 @@ def figures(
         ],
         "fits": _fits(dose_response, variants),
     }
+
+
+def catastrophes_shown(stats: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """Rows of catastrophe_stats; `clear` where report.md sets the excess in bold."""
+    p = pd.to_numeric(stats["excess_p_bh"])
+    return stats.assign(clear=p.notna() & (p < alpha)).rename(columns=DERAILED)
 
 
 def _fits(dose_response: pd.DataFrame | None, variants: Sequence[str]) -> list[dict[str, Any]]:
