@@ -155,6 +155,52 @@ def test_keys_move_through_map_and_examples(report: Path, opened: Open) -> None:
     assert page.locator("dialog").is_visible()
 
 
+def test_bold_cells_are_those_whose_shown_value_was_tested(
+    report: Path, opened: Open, tmp_path: Path
+) -> None:
+    figures = embedded(report, "figures")
+    table = figures["catastrophes"]
+    table["clear"] = [False] * len(table["kind"])
+    cells = zip(table["kind"], table["bin"], table["excess"], strict=True)
+    one = next(
+        i for i, (k, b, e) in enumerate(cells) if k == "looping" and b == 0 and e is not None
+    )
+    table["clear"][one] = True
+    path = tmp_path / "report.html"
+    path.write_text(assemble.page_of(figures, shown(embedded(report, "samples")), ""), "utf-8")
+    page = opened(path)
+    bold = page.locator("#map td button.clear")
+    verdicts = figures["cells"]["verdict"]
+    assert bold.count() == sum(v in ("loss", "gain") for v in verdicts) > 0
+    page.get_by_role("button", name="failure rate").click()
+    assert bold.count() == 0
+    page.get_by_role("button", name="excess looping").click()
+    assert bold.count() == 1
+    assert bold.get_attribute("data-point") == str(table["point"][one])
+
+
+def test_budgets_in_fractions_and_in_tokens_are_no_one_curve(
+    report: Path, opened: Open, tmp_path: Path
+) -> None:
+    figures = embedded(report, "figures")
+    for point in figures["points"]:
+        if point["label"] == "0.2":
+            point |= {"kind": "tokens", "asked": 60, "label": "60t"}
+    figures["fits"] = []
+    path = tmp_path / "report.html"
+    path.write_text(assemble.page_of(figures, shown(embedded(report, "samples")), ""), "utf-8")
+    page = opened(path)
+    names = {"press": ["snapkv", "streaming"], "length": ["all lengths"]}
+    for view, panels in names.items():
+        page.get_by_role("button", name=f"a panel per {view}").click()
+        titles = page.locator("#curves .plot text").all_text_contents()
+        assert {*panels, *(f"{name} (budgets in tokens)" for name in panels)} <= set(titles)
+        lines = page.locator("#curves .plot [aria-label=line] path")
+        drawn = lines.evaluate_all("paths => paths.map((path) => path.getAttribute('d'))")
+        assert max(line.count("L") for line in drawn) == 1  # from the full cache to 0.5, no further
+        assert min(line.count("L") for line in drawn) == 0  # 60 tokens alone
+
+
 def test_hostile_output_stays_text(report: Path, opened: Open, tmp_path: Path) -> None:
     figures, data = embedded(report, "figures"), embedded(report, "samples")
     data["texts"] = [f"{text} {HOSTILE}" for text in data["texts"]]

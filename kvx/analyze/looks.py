@@ -24,13 +24,16 @@ class Look:
     dash: int
 
 
-def looks(presses: Iterable[str]) -> dict[str, Look]:
+def looks(presses: Iterable[str], more: Iterable[str] = ()) -> dict[str, Look]:
     """The look of each press of an experiment: by the sorted names, so by no table's order.
+
+    Those of `more` come after them, and change no look of `presses`.
 
     `none` is black. The other seven colours come first with solid lines, then again with other
     markers and dashes: 49 presses look different.
     """
-    names = sorted(set(presses) - {FULL_CACHE})
+    first = set(presses) - {FULL_CACHE}
+    names = [*sorted(first), *sorted(set(more) - first - {FULL_CACHE})]
     n = len(COLOURS) - 1
     found = {
         name: Look(1 + i % n, (i + i // n) % N_MARKERS, i // n % N_MARKERS)

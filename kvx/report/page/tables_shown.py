@@ -32,7 +32,7 @@ PAIR = {
 DERAILED = {
     "kind": "kind", "n": "n", "rate": "rate", "ci_low": "low", "ci_high": "high",
     "excess": "excess", "excess_ci_low": "excess_low", "excess_ci_high": "excess_high",
-    "n_excess": "n_excess",
+    "n_excess": "n_excess", "excess_p_bh": "p", "clear": "clear",
 }  # fmt: skip
 CURVE = (
     "press", "controller", "seed", "budget_kind", "transition_label", "transition_above_label",
@@ -77,10 +77,10 @@ def figures(
     cells = cells.merge(beside, on=key, how="left")
     failed = read_columns(points, "failures", ["point_id", "bin", "error_type"])
     counts = failed.groupby([*key, "error_type"]).size().rename("count").reset_index()
-    derailed = catastrophe_stats[[*key, *DERAILED]].rename(columns=DERAILED)
+    derailed = catastrophes_shown(catastrophe_stats, 1 - confidence)[[*key, *DERAILED.values()]]
     return {
         "variants": [_variant(stats[stats["variant_id"] == v]) for v in variants],
-        "points": _points(first, variants, number, twins),
+        "points": points_shown(first, variants, number, twins),
         "cells": columns(_numbered(cells, number)),
         "failures": columns(_numbered(counts, number).rename(columns={"error_type": "kind"})),
         "catastrophes": columns(_numbered(derailed, number)),
@@ -90,6 +90,12 @@ def figures(
         ],
         "fits": _fits(dose_response, variants),
     }
+
+
+def catastrophes_shown(stats: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """Rows of catastrophe_stats; `clear` where report.md sets the excess in bold."""
+    p = pd.to_numeric(stats["excess_p_bh"])
+    return stats.assign(clear=p.notna() & (p < alpha)).rename(columns=DERAILED)
 
 
 def _fits(dose_response: pd.DataFrame | None, variants: Sequence[str]) -> list[dict[str, Any]]:
@@ -113,18 +119,22 @@ def _variant(stats: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _points(
+def points_shown(
     first: pd.DataFrame,
     variants: Sequence[str],
     number: Mapping[str, int],
     twins: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    # as in the plots of report.md; points of controllers look like their press, dashed
-    alone, named = plain_rows(first), series(first)
-    look = looks(series(alone)[~is_full(alone)])
+    """Every point with its look: that of its press in the plots of report.md.
+
+    `first` has a row of bin_stats for each point.
+    """
+    names = _drawn_names(first)
+    alone, compressed = plain_rows(first).index, ~is_full(first)
+    look = looks(names[alone][compressed[alone]], names[compressed])
     found = []
-    for (_, row), name in zip(first.iterrows(), named, strict=True):
-        own = look.get(name, look.get(row["press"], look[FULL_CACHE]))
+    for (_, row), name in zip(first.iterrows(), names, strict=True):
+        own = look.get(name, look[FULL_CACHE])
         twin = twins.get(row["point_id"])
         found.append(
             {
@@ -138,6 +148,18 @@ def _points(
             }
         )  # fmt: skip
     return found
+
+
+def _drawn_names(first: pd.DataFrame) -> "pd.Series[str]":
+    """What the plots of report.md call each point's curve.
+
+    They leave out points of controllers, which here look like their press, with short dashes.
+    """
+    alone = plain_rows(first)
+    if len(alone) == len(first):
+        return series(first)
+    names = first["press"].astype(str)
+    return names + " seed=" + first["seed"].astype(str) if alone["seed"].nunique() > 1 else names
 
 
 def _numbered(frame: pd.DataFrame, number: Mapping[str, int]) -> pd.DataFrame:

@@ -45,12 +45,12 @@ function sectionsOf(experiment, number, open) {
   const compressed = series.filter((s) => s.points.some((p) => !p.full));
   const shown = compressed.length ? compressed : series;
   const bins = [[ALL_BINS, "all lengths"], ...variant.bins.map((b) => [b.bin, tokenRange(b)])];
-  const many = shown.length > 4;
+  const curved = byKind(shown), many = curved.length > 4;
 
   const view = { by: many ? "press" : "length", bin: ALL_BINS };
   const curve = () => (width) => (view.by === "press"
-    ? curvesByPress(experiment, variant, shown, view.bin, width, open)
-    : el("div", {}, legend(shown), curvesByLength(experiment, variant, shown, width, open)));
+    ? curvesByPress(experiment, variant, curved, view.bin, width, open)
+    : el("div", {}, legend(shown), curvesByLength(experiment, variant, curved, width, open)));
   const curves = drawn(curve());
   const lengths = choice("length", bins, ALL_BINS, (bin) => { view.bin = bin; curves.redraw(curve()); });
   lengths.hidden = view.by !== "press";
@@ -68,13 +68,13 @@ function sectionsOf(experiment, number, open) {
     section("curves", "Score over budget", `Bands are ${experiment.confidence} intervals; hollow markers are degenerate. Click a marker to read its answers.${experiment.fits.length ? " Dashed: the fitted curve. The bar at the foot: the smallest budget that keeps 95% of the full cache's score, with its interval." : ""}`,
       el("div", { class: "controls" }, by, lengths), curves.box),
     section("lengths", "Score over context length", "A line per budget, paler the less is kept. Shaded: between the two budgets of a break that the report names.",
-      drawn((width) => overLengths(experiment, variant, shown, width, open)).box,
-      needed ? [el("h3", {}, "The budget that a length needs"), el("p", { class: "lead" }, "From fitted curves: the smallest budget that keeps 95% of the full cache's score (solid) and 50% (dashed), with intervals."), drawn((width) => neededBudgets(experiment, variant, shown, width)).box] : null),
+      drawn((width) => overLengths(experiment, variant, curved, width, open)).box,
+      needed ? [el("h3", {}, "The budget that a length needs"), el("p", { class: "lead" }, "From fitted curves: the smallest budget that keeps 95% of the full cache's score (solid) and 50% (dashed), with intervals."), drawn((width) => neededBudgets(experiment, variant, curved, width)).box] : null),
     section("cost", "Score for the memory", "KV bytes of the compressed prompt. The dashed line joins the points that no other beats in score and bytes at once.",
       el("div", { class: "controls" }, choice("length", bins, ALL_BINS, (bin) => front.redraw((width) => paretoFront(experiment, variant, series, bin, width, open)))), legend(series), front.box),
     section("failures", "Failures and catastrophes", "Failures yield no proper answer. Catastrophes are answers that derail; the curves show what compression added to the full cache's.",
       drawn((width) => failureBars(experiment, variant, series, width, open)).box,
-      drawn((width) => catastropheCurves(experiment, variant, shown, width, open)).box),
+      drawn((width) => catastropheCurves(experiment, variant, curved, width, open)).box),
     latency ? section("latency", "Latency", "Requests that ran alone, one at a time; medians.", drawn((width) => latencyDots(experiment, variant, series, width)).box) : null,
   ].filter(Boolean);
 }

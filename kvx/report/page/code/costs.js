@@ -76,7 +76,7 @@ function failureBars(experiment, variant, series, width, open) {
 
 /** Catastrophes beyond those of the full cache: a panel per press, a line per kind. */
 function catastropheCurves(experiment, variant, series, width, open) {
-  const rows = series.flatMap((one) => one.points.flatMap((point) =>
+  const rows = series.flatMap((one) => one.points.filter((p) => !(p.full && one.kind === "tokens")).flatMap((point) =>
     experiment.catastrophes(point, ALL_BINS).filter((c) => KINDS.includes(c.kind) && known(c.excess)).map((c) => ({
       panel: one.name, x: point.budget, y: c.excess, low: c.excess_low ?? c.excess, high: c.excess_high ?? c.excess, kind: c.kind,
       colour: KIND_COLOURS[KINDS.indexOf(c.kind)], point: point.index, bin: ALL_BINS,

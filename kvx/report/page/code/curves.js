@@ -54,13 +54,13 @@ const titles = (cut, series) => Plot.text([...cut.place.keys()], {
 
 const outline = (cut) => Plot.frame({ stroke: "var(--line)" });
 
-/** The rows of curves over budgets in one bin. */
+/** The rows of curves over budgets in one bin; the full cache, a fraction of 1, is not `joined` to budgets in tokens. */
 function budgetRows(experiment, variant, series, bin) {
   return series.flatMap((one) => one.points.map((point) => {
     const cell = experiment.cell(point, bin);
     return cell && known(cell.mean) && known(point.budget)
       ? { ...one, panel: one.name, x: point.budget, y: cell.mean, low: cell.low ?? cell.mean, high: cell.high ?? cell.mean,
-        hollow: cell.degenerate > 0, point: point.index, bin, title: cellSentence(experiment, variant, point, bin) }
+        hollow: cell.degenerate > 0, joined: !(point.full && one.kind === "tokens"), point: point.index, bin, title: cellSentence(experiment, variant, point, bin) }
       : null;
   }).filter(Boolean));
 }
@@ -90,7 +90,7 @@ function clickable(plot, open) {
 
 const fitOf = (experiment, variant, one, bin) => {
   const number = experiment.variants.indexOf(variant);
-  return experiment.fits.filter((f) => f.variant === number && f.bin === bin && f.press === one.press && f.controller === one.controller && f.seed === one.seed && known(f.midpoint));
+  return experiment.fits.filter((f) => f.variant === number && f.bin === bin && f.press === one.press && f.controller === one.controller && f.seed === one.seed && f.budget_kind === one.kind && known(f.midpoint));
 };
 
 /** Points of the fitted curves over budgets (`dose_response`): a logistic rise from `guess` that meets the full cache's score at 1. */
@@ -103,7 +103,7 @@ function fittedRows(experiment, variant, series, bin) {
     if (!known(full)) return [];
     return d3.range(0, 1.0001, 0.04).map((share) => {
       const x = fit.lowest_budget ** (1 - share);  // evenly from the lowest budget to 1 on a log scale
-      return { ...one, panel: one.name, curve: `${one.name} ${fit.budget_kind}`, x, y: fit.guess + (full - fit.guess) * rise(x) / rise(1) };
+      return { ...one, panel: one.name, x, y: fit.guess + (full - fit.guess) * rise(x) / rise(1) };
     });
   }));
 }
@@ -122,16 +122,17 @@ function curvesByPress(experiment, variant, series, bin, width, open) {
   const names = series.map((s) => s.name).filter((name) => rows.some((r) => r.panel === name));
   const cut = grid(names, width), at = { fx: cut.fx, fy: cut.fy };
   const own = new Map(series.map((s) => [s.name, s]));
+  const joined = rows.filter((r) => r.joined);
   const fitted = fittedRows(experiment, variant, series, bin), kept = thresholdRows(experiment, variant, series, bin);
   return clickable(Plot.plot(panels(cut, width, 170, {
     ariaLabel: `Score over budget, a panel per press`,
     x: budgetAxis(rows), y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", domain: scoreDomain(rows), grid: true, ticks: 4 },
     marks: [
       outline(cut),
-      Plot.line(rows, { ...at, facet: "exclude", x: "x", y: "y", z: "panel", stroke: "var(--faint)", strokeWidth: 1 }),
-      Plot.areaY(rows, { ...at, x: "x", y1: "low", y2: "high", z: "panel", fill: colourOf, fillOpacity: 0.18 }),
-      Plot.line(rows, { ...at, x: "x", y: "y", z: "panel", stroke: colourOf, strokeWidth: 2 }),
-      Plot.line(fitted, { ...at, x: "x", y: "y", z: "curve", stroke: "var(--ink)", strokeWidth: 1, strokeDasharray: "3 2" }),
+      Plot.line(joined, { ...at, facet: "exclude", x: "x", y: "y", z: "panel", stroke: "var(--faint)", strokeWidth: 1 }),
+      Plot.areaY(joined, { ...at, x: "x", y1: "low", y2: "high", z: "panel", fill: colourOf, fillOpacity: 0.18 }),
+      Plot.line(joined, { ...at, x: "x", y: "y", z: "panel", stroke: colourOf, strokeWidth: 2 }),
+      Plot.line(fitted, { ...at, x: "x", y: "y", z: "panel", stroke: "var(--ink)", strokeWidth: 1, strokeDasharray: "3 2" }),
       Plot.ruleY(kept, { ...at, y: 0.03, x1: "low", x2: "high", stroke: colourOf, strokeWidth: 5, strokeOpacity: 0.35 }),
       Plot.ruleX(kept, { ...at, x: "x", y1: 0, y2: 0.07, stroke: colourOf, strokeWidth: 3 }),
       dots(rows, at), titles(cut, own), tips(rows, at),
@@ -139,21 +140,24 @@ function curvesByPress(experiment, variant, series, bin, width, open) {
   })), open);
 }
 
-/** One panel per length bin, all presses in it with their names at the cheap end. */
+/** One panel per length bin (and kind of budget, where there are both), all presses in it with their names at the cheap end. */
 function curvesByLength(experiment, variant, series, width, open) {
   const bins = [ALL_BINS, ...variant.bins.map((b) => b.bin)];
-  const rows = bins.flatMap((bin) => budgetRows(experiment, variant, series, bin).map((r) => ({ ...r, name: r.panel, panel: binName(variant, bin) })));
-  const cut = grid(bins.map((bin) => binName(variant, bin)), width, 300), at = { fx: cut.fx, fy: cut.fy };
+  const kinds = [...new Set(series.map((one) => one.kind))].sort();
+  const panelOf = (bin, kind) => `${binName(variant, bin)}${kinds.length > 1 && kind === "tokens" ? " (budgets in tokens)" : ""}`;
+  const rows = bins.flatMap((bin) => budgetRows(experiment, variant, series, bin).map((r) => ({ ...r, name: r.panel, panel: panelOf(bin, r.kind) })));
+  const joined = rows.filter((r) => r.joined);
+  const cut = grid(bins.flatMap((bin) => kinds.map((kind) => panelOf(bin, kind))), width, 300), at = { fx: cut.fx, fy: cut.fy };
   const lines = { ...at, z: "name" };
   return clickable(Plot.plot(panels(cut, width, 200, {
     ariaLabel: "Score over budget, a panel per context length", marginRight: 30,
     x: budgetAxis(rows), y: { label: variant.metric, labelAnchor: "center", labelArrow: "none", domain: scoreDomain(rows), grid: true, ticks: 4 },
     marks: [
       outline(cut),
-      Plot.areaY(rows, { ...lines, x: "x", y1: "low", y2: "high", fill: colourOf, fillOpacity: 0.08 }),
-      Plot.line(rows, { ...lines, x: "x", y: "low", stroke: colourOf, strokeOpacity: 0.35, strokeWidth: 0.8 }),
-      Plot.line(rows, { ...lines, x: "x", y: "high", stroke: colourOf, strokeOpacity: 0.35, strokeWidth: 0.8 }),
-      Plot.line(rows, { ...lines, x: "x", y: "y", stroke: colourOf, strokeWidth: 2 }),
+      Plot.areaY(joined, { ...lines, x: "x", y1: "low", y2: "high", fill: colourOf, fillOpacity: 0.08 }),
+      Plot.line(joined, { ...lines, x: "x", y: "low", stroke: colourOf, strokeOpacity: 0.35, strokeWidth: 0.8 }),
+      Plot.line(joined, { ...lines, x: "x", y: "high", stroke: colourOf, strokeOpacity: 0.35, strokeWidth: 0.8 }),
+      Plot.line(joined, { ...lines, x: "x", y: "y", stroke: colourOf, strokeWidth: 2 }),
       dots(rows, at), titles(cut, new Map()), tips(rows, at),
     ],
   })), open);
@@ -243,7 +247,7 @@ function apart(ends, least) {
 function breaks(experiment, variant, series, rows) {
   const number = experiment.variants.indexOf(variant);
   return experiment.transitions.filter((t) => t.variant === number && known(t.transition_label) && t.shape !== "smooth").flatMap((t) => {
-    const one = series.find((s) => s.press === t.press && s.controller === t.controller && s.seed === t.seed);
+    const one = series.find((s) => s.press === t.press && s.controller === t.controller && s.seed === t.seed && s.kind === t.budget_kind);
     if (!one) return [];
     const line = (label) => rows.filter((r) => r.panel === one.name && r.label === label);
     const above = new Map(line(t.transition_above_label).map((r) => [r.bin, r.y]));

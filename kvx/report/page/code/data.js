@@ -23,6 +23,21 @@ const askedLabel = (point) => (point.kind === "tokens" ? `${point.asked}t` : `${
 const budgetKey = (point) => `${point.kind} ${point.asked}`;
 const byBudget = (a, b) => b.budget - a.budget || b.asked - a.asked;
 
+/**
+ * Series of which each has budgets of one kind, beside the full cache. One with fractions and tokens becomes two: a
+ * curve through both would join budgets that do not mean the same at every length.
+ */
+function byKind(series) {
+  return series.flatMap((one) => {
+    const kinds = [...new Set(one.points.filter((p) => !p.full).map((p) => p.kind))].sort();
+    if (kinds.length < 2) return [{ ...one, kind: kinds[0] ?? one.kind }];
+    return kinds.map((kind) => ({
+      ...one, kind, name: kind === "tokens" ? `${one.name} (budgets in tokens)` : one.name,
+      points: one.points.filter((p) => p.full || p.kind === kind),
+    }));
+  });
+}
+
 /** The experiment's figures, with the lookups that sections need. */
 function experimentOf(raw) {
   const points = raw.points.map((point, index) => ({ ...point, index }));

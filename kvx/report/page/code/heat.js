@@ -1,17 +1,21 @@
 // The map: presses by budgets, once for each length bin. Every cell opens its examples.
 
-const excess = (kind) => (e, point, bin) =>
-  e.catastrophes(point, bin).find((row) => row.kind === kind)?.excess;
+const derailed = (kind, e, point, bin) => e.catastrophes(point, bin).find((row) => row.kind === kind);
+const excess = (kind, label) => ({
+  label, value: (e, p, b) => derailed(kind, e, p, b)?.excess, bold: (e, p, b) => derailed(kind, e, p, b)?.clear, form: signed, tone: "loss",
+});
+/** Whether a test, corrected for how many there are, says that the difference is no chance. */
+const changed = (e, point, bin) => ["loss", "gain"].includes(e.cell(point, bin)?.verdict);
 
-/** What cells can show: value, form, and where colours end. `loss` colours grow with damage. */
+/** What cells can show: value, form, where it is bold by a test of this very value, and where colours end. `loss` colours grow with damage. */
 const MEASURES = {
-  difference: { label: "against the full cache", value: (e, p, b) => e.cell(p, b)?.difference, form: signed, tone: "diverging" },
-  score: { label: "score", value: (e, p, b) => e.cell(p, b)?.mean, form: fixed, tone: "score" },
-  failures: { label: "failure rate", value: (e, p, b) => e.cell(p, b)?.failure_rate, form: fixed, tone: "loss" },
-  looping: { label: "excess looping", value: excess("looping"), form: signed, tone: "loss" },
-  non_termination: { label: "excess non-termination", value: excess("non_termination"), form: signed, tone: "loss" },
-  amnesia: { label: "excess amnesia", value: excess("amnesia"), form: signed, tone: "loss" },
-  silent_failure: { label: "excess silent failure", value: excess("silent_failure"), form: signed, tone: "loss" },
+  difference: { label: "against the full cache", value: (e, p, b) => e.cell(p, b)?.difference, bold: changed, form: signed, tone: "diverging" },
+  score: { label: "score", value: (e, p, b) => e.cell(p, b)?.mean, bold: changed, form: fixed, tone: "score" },
+  failures: { label: "failure rate", value: (e, p, b) => e.cell(p, b)?.failure_rate, bold: () => false, form: fixed, tone: "loss" },
+  looping: excess("looping", "excess looping"),
+  non_termination: excess("non_termination", "excess non-termination"),
+  amnesia: excess("amnesia", "excess amnesia"),
+  silent_failure: excess("silent_failure", "excess silent failure"),
 };
 
 /** Colour of a value as custom properties; the style sheet mixes them for light, dark and print. */
@@ -27,8 +31,6 @@ function shade(measure, value, variant) {
   };
 }
 
-/** Whether a test, corrected for how many there are, says that the difference is no chance. */
-const clear = (cell) => cell?.verdict === "loss" || cell?.verdict === "gain";
 const VERDICTS = {
   unclear: "no clear change", may_be_chance: "may be chance", too_few: "too few examples for a verdict",
   at_odds: "no verdict: interval and test disagree", nothing: "nothing to compare",
@@ -80,7 +82,7 @@ function heatMap(experiment, variant, series, open) {
   draw(first);
   const labels = Object.entries(MEASURES).filter(([n]) => present.has(n)).map(([n, m]) => [n, m.label]);
   return section("map", "Where it holds, where it breaks",
-    "One block of columns for each context length, one row for each press. Bold: a loss or gain by a test corrected for the number of cells. † degenerate: the press is not what it is meant to be there. Any cell opens its examples.",
+    "One block of columns for each context length, one row for each press. Bold, by a test corrected for the number of cells: a loss or gain of score, an excess of catastrophes; failure rates are not tested. † degenerate: the press is not what it is meant to be there. Any cell opens its examples.",
     choice("what the cells show", labels, first, draw), readout, frame);
 }
 
@@ -95,7 +97,7 @@ function heatCell(experiment, variant, measure, point, bin, start, readout, open
   const text = short(measure.form(value)) + (cell.degenerate ? "†" : "");
   return el("td", { class: edge.trim() },
     el("button", {
-      type: "button", tabindex: "-1", class: `${look.class}${clear(cell) ? " clear" : ""}`, style: look.style,
+      type: "button", tabindex: "-1", class: `${look.class}${measure.bold(experiment, point, bin) ? " clear" : ""}`, style: look.style,
       "aria-label": sentence, "data-point": point.index, "data-bin": bin,
       onmouseenter: tell, onfocus: tell, onclick: () => open({ point: point.index, bin }),
     }, text));
