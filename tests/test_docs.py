@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvx.analyze.build import TABLES
 from kvx.cli.stages import STAGES, TOOLS
 from kvx.config.folders import conf_dir, package_dir
 from tests.test_structure import LAYERS
@@ -98,3 +99,13 @@ def test_exists_knows_what_is_not_there() -> None:
     assert exists("kvx.config.schema.Config")
     assert not exists("kvx.validate")
     assert not exists("kvx.config.schema.NoSuchName")
+
+
+def test_the_tables_of_an_experiment_are_listed_where_a_reader_looks() -> None:
+    tree = (ROOT / "docs/results-format.md").read_text().split("```")[1]
+    (python,) = re.findall(
+        r"^\| `e\.tables\(\)` \|.*$", (ROOT / "docs/python.md").read_text(), re.M
+    )
+    for name in TABLES:
+        assert f" {name}.parquet" in tree
+        assert f"`{name}`" in python
