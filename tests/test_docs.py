@@ -50,7 +50,9 @@ def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=of)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    for target in [*links, *re.findall(r'<img src="([^"]+)"', text)]:
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), f"{of(page)} links to {target}"
 
