@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvx.analyze.build import TABLES
 from kvx.cli.stages import STAGES, TOOLS
 from kvx.config.folders import conf_dir, package_dir
 from tests.test_structure import LAYERS
@@ -49,7 +50,9 @@ def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=of)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    for target in [*links, *re.findall(r'<img src="([^"]+)"', text)]:
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), f"{of(page)} links to {target}"
 
@@ -98,3 +101,13 @@ def test_exists_knows_what_is_not_there() -> None:
     assert exists("kvx.config.schema.Config")
     assert not exists("kvx.validate")
     assert not exists("kvx.config.schema.NoSuchName")
+
+
+def test_the_tables_of_an_experiment_are_listed_where_a_reader_looks() -> None:
+    tree = (ROOT / "docs/results-format.md").read_text().split("```")[1]
+    (python,) = re.findall(
+        r"^\| `e\.tables\(\)` \|.*$", (ROOT / "docs/python.md").read_text(), re.M
+    )
+    for name in TABLES:
+        assert f" {name}.parquet" in tree
+        assert f"`{name}`" in python

@@ -180,6 +180,23 @@ def test_the_report_has_a_section_on_the_guard(analysed: Kvx) -> None:
         assert "nothing to do" in analysed(stage).err
 
 
+def test_what_a_controller_gives_back_is_in_no_figure_about_memory(analysed: Kvx) -> None:
+    goodput = pq.read_table(FOLDER / "goodput.parquet").to_pandas()
+    overall = goodput[goodput["bin"] == -1].set_index(["controller", "budget_label"])
+    assert overall["correct_per_gib"].isna().to_dict() == {
+        ("none", "1"): False, ("none", "0.5"): False, ("reactive", "0.5"): True,
+        ("always_safe", "0.5"): True,
+    }  # fmt: skip
+    doses = pq.read_table(FOLDER / "dose_response.parquet").to_pandas()
+    assert set(doses["controller"]) == {"none"}
+    lines = (FOLDER / "report.md").read_text().splitlines()
+    cells = [[c.strip() for c in line.split("|")] for line in lines if line.startswith("| knorm +")]
+    always, reactive = cells
+    used = figures("reactive")["mean_budget", ""]["value"]
+    assert (always[1], always[3], always[8]) == ("knorm + always_safe", "1.000", "–")
+    assert (reactive[1], reactive[3], reactive[8]) == ("knorm + reactive", f"{used:.3f}", "–")
+
+
 def test_without_a_guard_there_is_no_section(kvx: Kvx) -> None:
     write_experiment(unguarded)
     for stage in ("score", "analyze", "report"):

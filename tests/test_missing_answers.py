@@ -58,6 +58,8 @@ def test_wrong_answers_that_become_time_outs_change_no_headline(kvx: Kvx) -> Non
     assert row["difference_from_failures"] == pytest.approx(-12 / 40)
     mean = stats.loc["0.5"]
     assert (mean["n"], mean["n_missing"], mean["mean"]) == (40, 12, pytest.approx(24 / 40))
+    said = " ".join((FOLDER / "details.md").read_text().split("How to read failures")[1].split())
+    assert "count as wrong answers in every mean score" in said
     assert mean["complete_mean"] == pytest.approx(24 / 28)
     text = (FOLDER / "details.md").read_text()
     assert "a loss of exact match" in text

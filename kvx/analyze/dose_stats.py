@@ -24,8 +24,12 @@ AREA = ("area", "area_full", "area_difference", "area_ci_low", "area_ci_high", "
 
 
 def dose_response(experiment: Experiment, stats: list[Row], config: AnalyzeConfig) -> list[Row]:
-    """One row per curve and bin, and one for all bins (-1), of the primary metric."""
-    return rows_of(curves(experiment, stats), pd.DataFrame(stats), config)
+    """One row per curve and bin, and one for all bins (-1), of the primary metric.
+
+    Points with a controller have none: it gives entries back, so that no one budget is theirs.
+    """
+    alone = (curve for curve in curves(experiment, stats) if curve.key["controller"] == "none")
+    return rows_of(alone, pd.DataFrame(stats), config)
 
 
 def rows_of(found_curves: Iterable[Curve], stats: pd.DataFrame, config: AnalyzeConfig) -> list[Row]:

@@ -295,13 +295,16 @@ def tested(
 def _would_do(
     row: Tested, losses: NDArray[np.float64], alpha: float, delta: float, test: RiskTest
 ) -> str:
-    """Why a budget is not certified: its mean loss, or the number of prompts."""
+    """Why a budget is not certified: its mean loss, or the number of prompts.
+
+    `losses` [n] are those that were tested, one for each independent prompt.
+    """
     said = f"mean loss {row.mean_loss or 0.0:.3f}"
     if (row.mean_loss or 0.0) >= alpha:
         return said
     by_total = {EXACT.name: binomial_p, BOUNDED.name: hoeffding_bentkus_p}.get(test.name)
     if by_total is not None:
-        needed = prompts_needed(row.total_loss or 0.0, alpha, delta, by_total)
+        needed = prompts_needed(float(losses.sum()), alpha, delta, by_total)
         return f"with this loss in all it needs n ≥ {needed} prompts"
     like = prompts_like(losses, alpha, delta, POWER)
     return said if like is None else f"{said}; about {like:,} prompts like these pass in 80%"

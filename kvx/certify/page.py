@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from kvx.certify.certificate import Certificate, DeviceUse, Group, Verdict, whole
+from kvx.certify.certificate import Certificate, DeviceUse, Group, Tested, Verdict, whole
 from kvx.config.numbers import plural
 from kvx.report.tables import markdown, number
 from kvx.report.template import render
@@ -86,12 +86,13 @@ def _kept(used: DeviceUse) -> str:
 
 
 def _table(group: Group) -> str:
-    header = ["budget", "prompts", "lost in all", "mean loss", "p", "verdict"]
+    examples = ["examples"] if any(t.n_examples is not None for t in group.tests) else []
+    header = ["budget", "prompts", *examples, "lost in all", "mean loss", "p", "verdict"]
     rows = []
     for t in group.tests:
         verdict = f"**{t.verdict}**" if t.verdict is Verdict.CERTIFIED else str(t.verdict)
         rows.append([
-            t.budget, f"{t.n:,}", number(t.total_loss, "{:g}"), number(t.mean_loss, "{:.3f}"),
+            t.budget, f"{t.n:,}", *_lost(t), number(t.mean_loss, "{:.3f}"),
             number(t.p, "{:.2g}"), f"{verdict}: {t.reason}" if t.reason else verdict,
         ])  # fmt: skip
     if any(t.mean_budget is not None for t in group.tests):
@@ -102,6 +103,12 @@ def _table(group: Group) -> str:
     if whole(group):
         return table
     return f"Contexts of {group.low_tokens}–{group.high_tokens} tokens:\n\n{table}"
+
+
+def _lost(row: Tested) -> tuple[str, ...]:
+    """The losses in all, beside the number of examples where the mean is over them."""
+    lost = number(row.total_loss, "{:g}")
+    return (lost,) if row.n_examples is None else (f"{row.n_examples:,}", lost)
 
 
 def _fields(values: Mapping[str, object]) -> str:

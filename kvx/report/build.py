@@ -239,7 +239,9 @@ def _variants(
                 "budget_table": tables.budget_table(
                     overall, found, guard_section.device_budgets(guarded)
                 ),
-                "summary_table": summary_table(overall, compared, frame, config),
+                "summary_table": summary_table(
+                    overall, compared, frame, config, guard_section.device_budgets(guarded)
+                ),
                 "accuracy_table": tables.accuracy_table(frame),
                 "comparison_table": tables.comparison_table(compared),
                 "length_table": length_table(compared, frame, 1 - config.confidence),

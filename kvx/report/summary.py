@@ -1,6 +1,6 @@
 """The short report: a sentence for each press and one table of all points."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
@@ -34,11 +34,16 @@ def verdict_sentences(
 
 
 def summary_table(
-    overall: pd.DataFrame, comparisons: pd.DataFrame, stats: pd.DataFrame, config: AnalyzeConfig
+    overall: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    stats: pd.DataFrame,
+    config: AnalyzeConfig,
+    used: Mapping[str, float],
 ) -> str:
     """A row per point: what was kept, the score beside the full cache's, and the verdict.
 
-    `stats` is bin_stats, which knows the tokens of each bin.
+    `stats` is bin_stats, which knows the tokens of each bin; `used` the share that guarded points
+    had on the device, whose bytes were not measured.
     """
     paired = comparisons[comparisons["primary"] & (comparisons["bin"] == ALL_BINS)]
     by_point = paired.set_index("point_id")
@@ -54,9 +59,11 @@ def summary_table(
             pair, bins = by_point.loc[point], by_bin[by_bin["point_id"] == point]
             change = f"{number(pair['difference'], '{:+.2f}')} {interval(pair, sign=True)}"
             told = in_a_cell(pair, bins, ranges, 1 - config.confidence)
+        kept, held = row["budget_measured"], byte_count(row["kv_bytes_mean"])
+        if row["controller"] != "none":
+            kept, held = used.get(point), number(None)
         return (
-            number(row["budget_measured"], "{:.3f}"), mean, change, told,
-            number(row["failure_rate"]), byte_count(row["kv_bytes_mean"]),
+            number(kept, "{:.3f}"), mean, change, told, number(row["failure_rate"]), held
         )  # fmt: skip
 
     header = ["kept", "score", "against the full cache", "verdict", "failures", "KV bytes"]

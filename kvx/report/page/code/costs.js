@@ -8,10 +8,10 @@ function byteTicks([low, high]) {
   return ticks.length ? ticks : [low, high];
 }
 
-/** Score over bytes, and the points that no other beats in both. */
+/** Score over bytes, and the points that no other beats in both; those of controllers, which give bytes back, are left out. */
 function paretoFront(experiment, variant, series, bin, width, open) {
   const sign = variant.higher ? 1 : -1;
-  const rows = series.flatMap((one) => one.points.map((point) => {
+  const rows = series.filter((one) => one.controller === "none").flatMap((one) => one.points.map((point) => {
     const cell = experiment.cell(point, bin);
     return cell && known(cell.mean) && cell.bytes > 0
       ? { ...one, x: cell.bytes, y: cell.mean, low: cell.low, high: cell.high, hollow: cell.degenerate > 0, label: pointName(point),
