@@ -38,7 +38,8 @@ def made(scores, bins, clusters, failed, budgets, kind="ratio"):
         key | {
             "point_id": f"p{b}", "bin": int(index), "budget": b, "budget_label": f"{b:g}",
             "budget_measured": b / max(budgets), "metric": "exact_match", "primary": True,
-            "n_degenerate": 0, "kv_bytes_mean": 1000 * b, "bin_low_tokens": 1000 * 2 ** max(int(index), 0),
+            "n_degenerate": 0, "kv_bytes_mean": 1000 * b,
+            "bin_low_tokens": 1000 * 2 ** max(int(index), 0),
             "bin_high_tokens": 2000 * 2 ** (4 if index < 0 else int(index)),
         }
         for b in budgets for index in [*np.unique(bins), -1]
