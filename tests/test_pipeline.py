@@ -174,7 +174,7 @@ def test_the_short_report_has_a_verdict_a_row_per_point_and_what_to_beware(demo:
     (told,) = (row for row in rows if row.startswith("| snapkv | 0.5 "))
     assert f"| {half['mean']:.2f} [{half['ci_low']:.2f}, {half['ci_high']:.2f}] |" in told
     assert "**a loss**" in told
-    assert "**snapkv breaks first between budgets 1 and 0.5**" in verdict
+    assert "**snapkv keeps 95% of the score at no budget tried**, from 0.5 down" in verdict
     assert "**Small bins.**" in text
     for name in ("details.md", "report.html", "plots/acc_by_budget.png"):
         assert f"]({name})" in text
