@@ -146,7 +146,9 @@ def _context(
         "verdict": [
             *leaders_section.verdicts(leaders, several),
             *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
-            *samples_section.noise(numerics, equivalence),
+            *samples_section.noise(
+                numerics, equivalence, comparisons, 1 - config.analyze.confidence
+            ),
             *verdict_sentences(comparisons, transitions, config.analyze, dose_response),
         ],
         "page": PAGE, "guarded": bool(len(guard_stats)),
@@ -156,7 +158,9 @@ def _context(
             *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
             *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
             *samples_section.verdicts(samples),
-            *samples_section.noise(numerics, equivalence),
+            *samples_section.noise(
+                numerics, equivalence, comparisons, 1 - config.analyze.confidence
+            ),
             *findings(
                 bin_stats, comparisons, transitions, used, config.analyze, dose_response
             ),
