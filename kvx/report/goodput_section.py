@@ -12,7 +12,8 @@ from kvx.report.wording import full_name, interval
 SHOWN = 4
 INTRODUCTION = (
     "A right answer counts by its score, if it ended by itself: what is missing or was cut counts "
-    "nothing. *Per GiB*: of the KV cache of the compressed prompt part. *Per second*: one request "
+    "nothing. *Per GiB*: of the KV cache of the compressed prompt part, – if that of one answer is "
+    "unknown. *Per second*: one request "
     "after the other, at the latencies measured alone. *Length*: generated tokens here per token "
     "of the full cache, over the same prompts."
 )
