@@ -129,6 +129,7 @@ def _context(
     seen = read_columns(points, "catastrophes", ["point_id", "unit"])
     alone = latency_of(points)
     requests = requests_of(points, TOLD)
+    equivalence, goodput = (tables.marked(table, overall) for table in (equivalence, goodput))
     found = proof_section.proofs(requests)
     left_out, used = unfinished_points(folder), guard_section.device_budgets(guard_stats)
     return {

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
-from kvx.report.tables import Cells, number, per_point
+from kvx.report.tables import Cells, mark, number, per_point
 from kvx.report.wording import full_name, interval
 
 SHOWN = 4
@@ -33,7 +33,7 @@ def goodput_table(goodput: pd.DataFrame) -> str:
         )  # fmt: skip
 
     header = ["right and ended", "per GiB", "per second", "tokens per right answer", "length"]
-    return per_point(overall.assign(n_degenerate=0), header, cells) if len(overall) else ""
+    return per_point(overall, header, cells) if len(overall) else ""
 
 
 def verdicts(goodput: pd.DataFrame, alpha: float, several: bool) -> Iterator[str]:
@@ -45,7 +45,7 @@ def verdicts(goodput: pd.DataFrame, alpha: float, several: bool) -> Iterator[str
     far = np.argsort(-np.abs(np.log(changed["inflation"].to_numpy(dtype=float))), kind="stable")
     overall = changed.iloc[far[:SHOWN]]
     named = [
-        f"{full_name(row, several)} at {row['budget_label']} ×{row['inflation']:.2f} "
+        f"{full_name(row, several)} at {row['budget_label']}{mark(row)} ×{row['inflation']:.2f} "
         f"{_interval(row, 'inflation')}"
         for _, row in overall.iterrows()
     ]

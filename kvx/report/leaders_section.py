@@ -7,8 +7,8 @@ import pandas as pd
 from kvx.analyze.equal_budgets import BYTES
 from kvx.analyze.leaders import ALL_VARIANTS
 from kvx.config.numbers import byte_count
-from kvx.report.tables import markdown, number
-from kvx.report.wording import DEGENERATE, interval
+from kvx.report.tables import mark, markdown, number
+from kvx.report.wording import interval
 
 SHOWN = 4  # names of a list in a sentence
 KEYS = ["scope", "budget_by", "budget_label"]
@@ -23,7 +23,7 @@ def leaders_table(leaders: pd.DataFrame, scope: str) -> str:
         rows.append(
             [
                 _budget(row) if first else "",
-                f"{row['press']}{f' {DEGENERATE}' if row['n_degenerate'] else ''}",
+                f"{row['press']}{mark(row)}",
                 row["rank"] if row["rank_low"] == row["rank_high"] else ranks,
                 number(row["mean"]),
                 "–" if first else f"{number(row['difference'], '{:+.2f}')} "
@@ -63,9 +63,10 @@ def _verdict(ranked: pd.DataFrame) -> str:
         if budget["p"].isna().sum() > 1:
             unknown.append(_budget(first))
         elif first["rank_high"] == 1:
-            certain.setdefault(first["press"], []).append(_budget(first))
+            certain.setdefault(first["press"], []).append(f"{_budget(first)}{mark(first)}")
         else:
-            ahead = budget.loc[budget["rank_low"] == 1, "press"]
+            first_few = budget[budget["rank_low"] == 1]
+            ahead = [f"{row['press']}{mark(row)}" for _, row in first_few.iterrows()]
             names = ", ".join(ahead) if len(ahead) <= SHOWN else f"{len(ahead)} of {len(budget)}"
             undecided.append(f"{_budget(first)} ({names} may be first)")
     parts = [f"**{press}** leads at {_some(at)}" for press, at in certain.items()]
