@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from kvx.config.analyze import AnalyzeConfig, Family
 from kvx.report import leaders_section
 from kvx.report.equivalence_section import equivalence_table, verdicts
 from kvx.report.tables import marked
@@ -20,8 +21,10 @@ def point(press: str, budget: float, holds: bool | None, **fields: Any) -> dict[
     }  # fmt: skip
 
 
-def sentences(*points: dict[str, Any], several: bool = False) -> list[str]:
-    return list(verdicts(pd.DataFrame(points), 0.95, several))
+def sentences(
+    *points: dict[str, Any], several: bool = False, family: Family = Family.experiment
+) -> list[str]:
+    return list(verdicts(pd.DataFrame(points), AnalyzeConfig(family=family), several))
 
 
 def test_prompts_are_asked_for_only_where_the_margin_is_not_shown() -> None:
@@ -91,3 +94,15 @@ def test_leaders_that_are_degenerate_are_marked() -> None:
     (only,) = leaders_section.verdicts(leaders, False)
     assert "**knorm** leads at budget 0.5 †;" in only
     assert "at budget 0.2 (knorm, tova † may be first)." in only
+
+
+def test_the_sentence_says_what_holds_together() -> None:
+    told = {
+        family: sentences(point("knorm", 0.5, True), family=family)[0].split(":")[0]
+        for family in Family
+    }
+    assert told == {
+        Family.experiment: "Loses at most 20 points (95%, all points together)",
+        Family.variant: "Loses at most 20 points (95%, all points of a variant together)",
+        Family.curve: "Loses at most 20 points (95%, all budgets of a press together)",
+    }

@@ -83,7 +83,7 @@ def test_presses_at_one_budget(kvx: Kvx) -> None:
     assert at["n_for_margin"].isna().all()  # each loses more than the margin
     report = (FOLDER / "details.md").read_text()
     assert "no press leads for certain at budget 0.5 (tova, streaming may be first)" in report
-    assert "Loses at most 2 points (95%, all budgets together): not shown at any" in report
+    assert "Loses at most 2 points (95%, all points together): not shown at any" in report
 
 
 def test_a_missing_answer_is_wrong(kvx: Kvx) -> None:

@@ -79,6 +79,17 @@ def test_other_k_can_be_asked_for(kvx: Kvx) -> None:
     assert set(samples["k"]) == {1, 3}
 
 
+def test_configurations_of_a_family_share_an_error_rate(kvx: Kvx) -> None:
+    write_experiment(failing(), *SAMPLED, "press=knorm,tova", choose=by_seed)
+    assert kvx("score").code == 0
+    for family, tests in ("experiment", 2), ("curve", 1):
+        assert kvx("analyze", f"analyze.family={family}").code == 0
+        samples = pq.read_table(FOLDER / "samples.parquet").to_pandas()
+        once = samples[(samples["bin"] == -1) & (samples["k"] == 1)].dropna(subset="p")
+        assert len(once) == 2
+        assert once["p_holm"].to_list() == pytest.approx((tests * once["p"]).to_list())
+
+
 def test_greedy_seeds_are_one_sample(kvx: Kvx) -> None:
     write_experiment(failing(range(5)), "seed=0,1")
     (samples,) = tables(kvx, "samples")

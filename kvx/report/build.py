@@ -40,7 +40,7 @@ from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
-from kvx.report.wording import percent, token_range
+from kvx.report.wording import POINTS_OF, RANKS_OF, percent, token_range
 from kvx.stats.clustered import LEAST_CLUSTERS
 from kvx.store.atomic import write_text
 from kvx.store.catalog import (
@@ -146,7 +146,7 @@ def _context(
         "controllers": _controllers(controller_stats),
         "verdict": [
             *leaders_section.verdicts(leaders, several),
-            *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
+            *equivalence_section.verdicts(equivalence, config.analyze, several),
             *samples_section.noise(
                 numerics, equivalence, comparisons, 1 - config.analyze.confidence
             ),
@@ -156,7 +156,7 @@ def _context(
         "latency": bool((overall["n_latency"] > 0).any()),
         "findings": [
             *leaders_section.verdicts(leaders, several),
-            *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
+            *equivalence_section.verdicts(equivalence, config.analyze, several),
             *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
             *samples_section.verdicts(samples),
             *samples_section.noise(
@@ -173,6 +173,8 @@ def _context(
         "table_names": ", ".join(f"`{name}.parquet`" for name in sorted(TABLES)),
         "goodput_introduction": goodput_section.INTRODUCTION,
         "confidence": percent(config.analyze.confidence),
+        "points_of_family": POINTS_OF[config.analyze.family],
+        "ranks_of_family": RANKS_OF[config.analyze.family],
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
     }  # fmt: skip

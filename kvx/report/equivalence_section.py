@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
+from kvx.config.analyze import AnalyzeConfig
 from kvx.report.tables import Cells, mark, number, per_point
-from kvx.report.wording import full_name, percent, series_name
+from kvx.report.wording import POINTS_OF, full_name, percent, series_name
 
 SHOWN = 4  # names of a list in a sentence
 KEYS = ["variant_id", "press", "controller", "budget_kind"]
@@ -34,7 +35,7 @@ def equivalence_table(equivalence: pd.DataFrame) -> str:
     return per_point(overall, header, cells)
 
 
-def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Iterator[str]:
+def verdicts(equivalence: pd.DataFrame, config: AnalyzeConfig, several: bool) -> Iterator[str]:
     """One sentence on all presses: down to which budget each is shown to lose at most the margin.
 
     A budget counts only if it holds in every seed and every larger one of its curve does too; the
@@ -72,8 +73,8 @@ def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Ite
         parts.append(f"not shown at any budget for {_some(never, ', ')}")
     if unknown:
         parts.append(f"too few independent prompts to say for {_some(unknown, ', ')}")
-    at = percent(confidence)
-    yield f"Loses at most {margin} ({at}, all budgets together): {'; '.join(parts)}."
+    at = f"{percent(config.confidence)}, {POINTS_OF[config.family]} together"
+    yield f"Loses at most {margin} ({at}): {'; '.join(parts)}."
     open_ = overall[(overall["holds"] == False) & overall["n_for_margin"].notna()]  # noqa: E712
     if not never or not len(open_):
         return

@@ -39,7 +39,8 @@ def goodput_table(goodput: pd.DataFrame) -> str:
 def verdicts(goodput: pd.DataFrame, alpha: float, several: bool) -> Iterator[str]:
     """One sentence on the points whose answers are longer or shorter than the full cache's.
 
-    A point counts if its test, corrected for all points, says so; the `SHOWN` farthest are named.
+    A point counts if its test, corrected within `analyze.family`, says so; the `SHOWN` farthest are
+    named.
     """
     changed = goodput[(goodput["bin"] == ALL_BINS) & (goodput["inflation_p_holm"] <= alpha)]
     far = np.argsort(-np.abs(np.log(changed["inflation"].to_numpy(dtype=float))), kind="stable")
