@@ -39,16 +39,16 @@ def leaders_table(leaders: pd.DataFrame, scope: str) -> str:
 def verdicts(leaders: pd.DataFrame, several: bool) -> Iterator[str]:
     """One sentence for each scope: who leads where, and where nobody does for certain.
 
-    Of several models and datasets the one over all of them, if they were ranked together.
+    Of several variants (models, datasets, settings) the one over all, if they were ranked together.
     """
     together = leaders[leaders["scope"] == ALL_VARIANTS]
     metrics = sorted(leaders["metric"].unique())
     if several and len(metrics) > 1:
-        yield f"Models and datasets are not ranked together: metrics differ ({', '.join(metrics)})."
+        yield f"Variants are not ranked together: metrics differ ({', '.join(metrics)})."
     for scope, ranked in (together if len(together) else leaders).groupby("scope", sort=False):
         where = ""
         if scope == ALL_VARIANTS:
-            where = f" over {ranked['n_variants'].iloc[0]} models and datasets"
+            where = f" over {ranked['n_variants'].iloc[0]} variants"
         elif several:
             where = f", variant `{scope}`"
         yield f"Presses at equal measured budget{where}: {_verdict(ranked)}."
