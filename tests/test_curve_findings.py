@@ -118,9 +118,9 @@ def length_row(index, state, b95, low, high):
     return {
         **dict.fromkeys(KEYS, ""), "bin": index, "n": 20, "b95": b95, "b95_ci_low": low,
         "b95_ci_high": high, "b95_state": state, "b50": math.nan, "b50_state": "unknown",
-        "n_degenerate": 0, "lowest_budget": 0.5, "highest_budget": 0.8, "bin_low_tokens": 1000 * (index + 1),
+        "lowest_budget": 0.5, "highest_budget": 0.8, "bin_low_tokens": 1000 * (index + 1),
         "bin_high_tokens": 1000 * (index + 2), "length_p_holm": 0.01 if index < 0 else math.nan,
-        "shift_p": math.nan, "area_ci_high": -0.1,
+        "shift_p": math.nan, "area_ci_high": -0.1, "n_degenerate": 0,
     }  # fmt: skip
 
 
