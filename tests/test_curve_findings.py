@@ -1,5 +1,6 @@
 """What the report says about a curve: from scores with a known truth to its sentences."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from test_dose_response import logistic, study
 from kvx.analyze.dose_stats import rows_of
 from kvx.analyze.press_curves import KEYS, Curve
 from kvx.analyze.transitions import rows_of as transition_rows
-from kvx.config.analyze import AnalyzeConfig
+from kvx.config.analyze import AnalyzeConfig, Family
 from kvx.report.curve_findings import curve_sentences
 from kvx.report.summary import verdict_sentences
 from kvx.stats.interaction import interaction_p
@@ -119,7 +120,7 @@ def length_row(index, state, b95, low, high):
         "b95_ci_high": high, "b95_state": state, "b50": math.nan, "b50_state": "unknown",
         "lowest_budget": 0.5, "highest_budget": 0.8, "bin_low_tokens": 1000 * (index + 1),
         "bin_high_tokens": 1000 * (index + 2), "length_p_holm": 0.01 if index < 0 else math.nan,
-        "shift_p": math.nan, "area_ci_high": -0.1,
+        "shift_p": math.nan, "area_ci_high": -0.1, "n_degenerate": 0,
     }  # fmt: skip
 
 
@@ -219,3 +220,26 @@ def test_curves_over_tokens_and_over_fractions_are_told_apart():
     assert tokens.startswith(
         "**snapkv (budgets in tokens) keeps 95% of the score down to a share between 0.6 and 0.1**"
     )
+
+
+def test_a_degenerate_curve_is_marked_where_its_score_is_kept():
+    curve, stats = curve_of([0.9, 0.9, 0.9, 0.3, 0.3, 0.3], 24)
+    assert "†" not in told(curve, stats)[0]
+    stats.loc[stats["point_id"] == "p0.2", "n_degenerate"] = 7
+    assert told(curve, stats)[0].endswith(". †")
+
+
+def test_curves_of_a_family_share_the_error_rate_of_the_length_test():
+    """Two presses: Holm over both, or each press's own p if a curve is a family."""
+    falls = [[0.9, 0.9, 0.9, 0.9, 0.9, 0.9 - 0.2 * b] for b in range(4)]
+    one, stats = curve_of(falls, 30, n_bins=4)
+    key = one.key | {"press": "tova"}
+    other = dataclasses.replace(one, key=key)
+    p = {}
+    for family in Family:
+        rows = rows_of([one, other], stats, dataclasses.replace(CONFIG, family=family))
+        p[family] = [(row["length_p"], row["length_p_holm"]) for row in rows if row["bin"] == -1]
+    for alone, together in p[Family.experiment]:
+        assert together == pytest.approx(2 * alone)
+    for alone, own in p[Family.curve]:
+        assert own == pytest.approx(alone)

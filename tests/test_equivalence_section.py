@@ -4,7 +4,10 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.report.equivalence_section import verdicts
+from kvx.config.analyze import AnalyzeConfig, Family
+from kvx.report import leaders_section
+from kvx.report.equivalence_section import equivalence_table, verdicts
+from kvx.report.tables import marked
 
 
 def point(press: str, budget: float, holds: bool | None, **fields: Any) -> dict[str, Any]:
@@ -13,12 +16,15 @@ def point(press: str, budget: float, holds: bool | None, **fields: Any) -> dict[
         "budget_kind": "ratio", "budget_label": f"{budget:g}", "budget_asked": budget,
         "budget": budget, "bin": -1, "margin": 0.2, "holds": holds, "loss_upper": 0.1,
         "n_pairs": 40, "n_for_margin": None, "discordance": 0.16, "point_id": f"{press}-{budget}",
+        "n_degenerate": 0,
         **fields,
     }  # fmt: skip
 
 
-def sentences(*points: dict[str, Any], several: bool = False) -> list[str]:
-    return list(verdicts(pd.DataFrame(points), 0.95, several))
+def sentences(
+    *points: dict[str, Any], several: bool = False, family: Family = Family.experiment
+) -> list[str]:
+    return list(verdicts(pd.DataFrame(points), AnalyzeConfig(family=family), several))
 
 
 def test_prompts_are_asked_for_only_where_the_margin_is_not_shown() -> None:
@@ -61,3 +67,42 @@ def test_of_many_names_some_are_told() -> None:
     ]
     (only,) = sentences(*many, several=True)
     assert only.endswith("for knorm [v0], knorm [v1], knorm [v2], knorm [v3] and 2 more.")
+
+
+def test_degenerate_points_are_marked() -> None:
+    (only,) = sentences(point("knorm", 0.5, True), point("knorm", 0.2, True, n_degenerate=29))
+    assert "shown for knorm down to budget 0.2 † (at most" in only
+
+
+def test_tables_know_what_is_degenerate() -> None:
+    points = pd.DataFrame([point("knorm", b, True, loss=0.0, p_holm=0.01, n_missing=0,
+                                 detectable=0.1) for b in (0.5, 0.2)])  # fmt: skip
+    stats = pd.DataFrame({"point_id": ["knorm-0.2", "knorm-0.5"], "n_degenerate": [29, 0]})
+    lines = equivalence_table(marked(points.drop(columns="n_degenerate"), stats)).splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["0.5", "0.2 †"]
+
+
+def test_leaders_that_are_degenerate_are_marked() -> None:
+    ranks = [("0.5", "knorm", 1, 1, 3), ("0.5", "tova", 2, 2, 0),
+             ("0.2", "knorm", 1, 2, 0), ("0.2", "tova", 1, 2, 4)]  # fmt: skip
+    leaders = pd.DataFrame(
+        [{"scope": "v", "metric": "m", "budget_by": "fraction", "budget_label": budget,
+          "press": press, "rank_low": low, "rank_high": high, "n_degenerate": n,
+          "p": None if press == "knorm" else 0.01}
+         for budget, press, low, high, n in ranks]
+    )  # fmt: skip
+    (only,) = leaders_section.verdicts(leaders, False)
+    assert "**knorm** leads at budget 0.5 †;" in only
+    assert "at budget 0.2 (knorm, tova † may be first)." in only
+
+
+def test_the_sentence_says_what_holds_together() -> None:
+    told = {
+        family: sentences(point("knorm", 0.5, True), family=family)[0].split(":")[0]
+        for family in Family
+    }
+    assert told == {
+        Family.experiment: "Loses at most 20 points (95%, all points together)",
+        Family.variant: "Loses at most 20 points (95%, all points of a variant together)",
+        Family.curve: "Loses at most 20 points (95%, all budgets of a press together)",
+    }

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvx.cli.command import run_stage
+from kvx.scoring.failures import FailureType
 from kvx.store import schemas
 from tests.conftest import Kvx
 from tests.test_catastrophes import FOLDER, write_experiment
@@ -50,6 +51,24 @@ def test_goodput_counts_answers_that_are_right_and_ended(kvx: Kvx) -> None:
     assert pd.isna(full["inflation"])
     report = (FOLDER / "details.md").read_text()
     assert "Length of the answers against the full cache: knorm at 0.5 ×2.50" in report
+
+
+def test_late_answers_make_no_point_cheap(kvx: Kvx) -> None:
+    """Of 20 answers that did not come nobody knows the bytes, so none are told per GiB."""
+
+    def late(number: int, budget: float) -> Answer:
+        lost = budget < 1 and number % 2
+        return ("", None, FailureType.TIMEOUT) if lost else ("Nora met Ivo", [1, 0], "stop")
+
+    write_experiment(late)
+    assert kvx("score").code == 0
+    assert kvx("analyze").code == 0
+    frame = pq.read_table(FOLDER / "goodput.parquet").to_pandas()
+    overall = frame[frame["bin"] == -1].set_index("budget_label")
+    assert overall.loc["0.5", "correct_ended"] == 0.5
+    assert overall["correct_per_gib"].isna().to_dict() == {"1": False, "0.5": True}
+    assert overall.loc["0.5", "inflation"] == 1
+    assert overall["inflation_ci_low"].isna().all()  # all alike
 
 
 def planned(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -82,8 +82,8 @@ def test_presses_at_one_budget(kvx: Kvx) -> None:
     assert not at["holds"].any()
     assert at["n_for_margin"].isna().all()  # each loses more than the margin
     report = (FOLDER / "details.md").read_text()
-    assert "no press leads for certain at budget 0.5 (tova, streaming may be first)" in report
-    assert "Loses at most 2 points (95%, all budgets together): not shown at any" in report
+    assert "no press leads for certain at budget 0.5 (tova †, streaming † may be first)" in report
+    assert "Loses at most 2 points (95%, all points together): not shown at any" in report
 
 
 def test_a_missing_answer_is_wrong(kvx: Kvx) -> None:
@@ -142,8 +142,23 @@ def test_models_are_ranked_together_over_the_same_texts(kvx: Kvx) -> None:
     assert together.loc["knorm", "difference"] == pytest.approx(-18 / 40)
     assert together.loc["knorm", "rank_low"] == 2
     report = (FOLDER / "report.md").read_text()
-    assert "over 2 models and datasets: **tova** leads at budget 0.5." in report
+    assert "over 2 variants: **tova** leads at budget 0.5 †." in report
     assert report.count("leads at") == 1
+
+
+def test_clusters_of_two_files_are_apart(kvx: Kvx) -> None:
+    """Two local files whose clusters have the same names: 80 texts, not 40."""
+    write_experiment(failing(), "press=knorm,tova", choose=by_press(PRESSES))
+    rows = pd.read_json("data.jsonl", lines=True)
+    rows["context"] = rows["context"] + " more"
+    rows.to_json("other.jsonl", orient="records", lines=True)
+    write_experiment(
+        failing(), "press=knorm,tova", "dataset.source.path=data.jsonl,other.jsonl",
+        choose=by_press(PRESSES),
+    )  # fmt: skip
+    (leading,) = tables(kvx, "leaders")
+    together = leading[leading["scope"] == "all"]
+    assert set(together["n_clusters"]) == {80}
 
 
 def test_where_the_full_cache_is_silent_nothing_is_known(kvx: Kvx) -> None:

@@ -1,14 +1,20 @@
 """Seeds as samples, and full caches that rounding tells apart, from answers to the report."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from kvx.analyze.numerics import ROUNDING, apart_from_rounding
 from kvx.points import Point
+from kvx.report.samples_section import noise
 from kvx.scoring.failures import FailureType
 from kvx.stats.samples import pass_at_k
 from kvx.store import schemas
+from kvx.store.catalog import PointRecord
+from kvx.store.layout import Done
 from tests.conftest import Kvx
 from tests.test_catastrophes import FOLDER, write_experiment
 from tests.test_press_pairs import Answer, failing, tables
@@ -73,6 +79,17 @@ def test_other_k_can_be_asked_for(kvx: Kvx) -> None:
     assert set(samples["k"]) == {1, 3}
 
 
+def test_configurations_of_a_family_share_an_error_rate(kvx: Kvx) -> None:
+    write_experiment(failing(), *SAMPLED, "press=knorm,tova", choose=by_seed)
+    assert kvx("score").code == 0
+    for family, tests in ("experiment", 2), ("curve", 1):
+        assert kvx("analyze", f"analyze.family={family}").code == 0
+        samples = pq.read_table(FOLDER / "samples.parquet").to_pandas()
+        once = samples[(samples["bin"] == -1) & (samples["k"] == 1)].dropna(subset="p")
+        assert len(once) == 2
+        assert once["p_holm"].to_list() == pytest.approx((tests * once["p"]).to_list())
+
+
 def test_greedy_seeds_are_one_sample(kvx: Kvx) -> None:
     write_experiment(failing(range(5)), "seed=0,1")
     (samples,) = tables(kvx, "samples")
@@ -115,3 +132,63 @@ def test_differences_within_rounding_are_noise(kvx: Kvx) -> None:
         "changes the score of 4 of 40 full-cache answers and moves a mean by up to 0.100" in report
     )
     assert "Noise by this: knorm at 0.5" in report
+
+
+def test_time_outs_are_no_rounding(kvx: Kvx) -> None:
+    """Six answers of the float32 full cache are late, two of another dtype are wrong."""
+
+    def by_dtype(point: Point) -> AnswerOf:
+        exact = point.config.model.dtype == "float32"
+
+        def answer(number: int, budget: float) -> Answer:
+            if exact and number < 6:
+                return "", None, FailureType.TIMEOUT
+            wrong = not exact and number in (10, 30)
+            return "Nora, and Ivo" if wrong else "Nora met Ivo", [1, 0], "stop"
+
+        return answer
+
+    write_experiment(failing(), "budget=1.0", "model.dtype=float32,bfloat16", choose=by_dtype)
+    assert kvx("score").code == 0
+    assert kvx("analyze").code == 0
+    numerics = pq.read_table(FOLDER / "numerics.parquet").to_pandas()
+    row = numerics[numerics["bin"] == -1].iloc[0]
+    assert (row["n_differ"], row["n_pairs"]) == (2, 34)
+    assert row["floor"] == pytest.approx(1.959964 * 2**0.5 / 34)  # random signs
+
+
+def test_other_models_and_requests_are_no_rounding() -> None:
+    for name in ("engine.model", "engine.api", "engine.extra_body.keep", "engine.omit"):
+        assert name not in ROUNDING
+    made = {"engine": {"model": "small", "max_rows": 8}, "model": {"dtype": "float32"}}
+    other = {"engine": {"model": "big", "max_rows": 8}, "model": {"dtype": "float32"}}
+    batches = {"engine": {"model": "small", "max_rows": 1}, "model": {"dtype": "bfloat16"}}
+    one, two, three = (
+        apart_from_rounding(
+            PointRecord(
+                Path(),
+                {"config": c, "manifest": {"sha256": "m"}, "model_hash": "h"},
+                Done(0, 0, {}, 0, "", {}),
+            )
+        )
+        for c in (made, other, batches)
+    )
+    assert one == three
+    assert one != two
+
+
+def test_a_clear_loss_is_no_noise() -> None:
+    numerics = pd.DataFrame(
+        [{"bin": -1, "n_differ": 9, "n_pairs": 40, "floor": 0.2, "differs_in": "model.dtype: a | b",
+          "variant_a": "v", "variant_b": "w"}]
+    )  # fmt: skip
+    points = [("knorm", 0.15, 0.01), ("tova", 0.1, 0.2), ("random", 0.3, 0.001)]
+    losses = pd.DataFrame(
+        [{"point_id": press, "press": press, "budget_label": "0.5", "variant_id": "v", "bin": -1,
+          "loss": loss} for press, loss, _ in points]
+    )  # fmt: skip
+    tests = pd.DataFrame(
+        [{"point_id": press, "bin": -1, "primary": True, "p": p} for press, _, p in points]
+    )
+    (only,) = noise(numerics, losses, tests, 0.05)
+    assert only.endswith("smaller differences are noise. Noise by this: tova at 0.5.")

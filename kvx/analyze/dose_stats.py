@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.correction import SHARED, correct
 from kvx.analyze.frames import Experiment
 from kvx.analyze.press_curves import Curve, curves
 from kvx.config.analyze import AnalyzeConfig
@@ -44,9 +45,7 @@ def rows_of(found_curves: Iterable[Curve], stats: pd.DataFrame, config: AnalyzeC
             row = _row(curve, inside, about, config) | {"bin": index}
             rows.append(row | (_length(curve, frame, config) if index == ALL_BINS else {}))
     tested = [row for row in rows if row["bin"] == ALL_BINS]
-    known = [math.nan if row["length_p"] is None else row["length_p"] for row in tested]
-    for row, p in zip(tested, holm(known), strict=True):
-        row["length_p_holm"] = null(p)
+    correct(tested, "length_p", "length_p_holm", holm, SHARED[config.family])
     return rows
 
 

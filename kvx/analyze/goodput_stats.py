@@ -72,7 +72,9 @@ def _cell(cell: Columns, config: AnalyzeConfig, guarded: bool) -> Row:
     right = mean(credit, clusters, config.confidence)
     tokens = np.nan_to_num(cell["output_tokens"].astype(float))  # no response: no tokens
     gib = cell["kv_bytes_physical"].astype(float) / GIB
-    if guarded:  # those before the controller's first step: later ones are not recorded
+    # unknown bytes, as of wrong answers, would make a point look cheap; with a controller those are
+    # recorded before its first step, and later ones are not
+    if guarded or np.isnan(gib).any():
         gib = np.full(gib.shape, np.nan)
     row: Row = {
         "n": len(credit), "n_clusters": right.n_clusters, "correct_ended": null(right.mean),

@@ -184,20 +184,21 @@ def _together(found: list[tuple[Panel, Contest]]) -> Contest | None:
     """The presses that all variants have, each variant with the same weight; None if fewer than two
     variants or presses are left, or if their metrics differ.
 
-    A cluster of a dataset stays one across models and tokenizers.
+    A cluster of a dataset, at one revision, stays one across models and tokenizers.
     """
     presses = [p for p in found[0][1].presses if all(p in c.presses for _, c in found)]
     metrics = {contest.metric for _, contest in found}
     if len(found) < 2 or len(presses) < 2 or len(metrics) > 1:
         return None
     total, scores, clusters = sum(len(p.clusters) for p, _ in found), [], []
-    numbers: dict[tuple[str, str], int] = {}
+    numbers: dict[tuple[str, str, str], int] = {}
     for panel, contest in found:
         at = [contest.presses.index(press) for press in presses]
         weight = total / (len(found) * len(panel.clusters))
         scores.append(contest.scores[at] * weight)
-        data = panel.points[0].info["dataset"]
-        codes = [numbers.setdefault((data, name), len(numbers)) for name in panel.names]
+        info = panel.points[0].info
+        data = (info["dataset"], info["manifest"].get("source_revision", ""))
+        codes = [numbers.setdefault((*data, name), len(numbers)) for name in panel.names]
         clusters += [codes[c] for c in panel.clusters.tolist()]
     where = [[c.presses.index(press) for press in presses] for _, c in found]
     first = found[0][1]

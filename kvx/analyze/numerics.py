@@ -18,21 +18,24 @@ from kvx.stats.samples import noise_reach
 from kvx.store.catalog import PointRecord
 
 # settings that change the order or the precision of sums, and nothing that is computed
-ROUNDING = ("model.dtype", "model.device", "model.attn_implementation")
+ROUNDING = (
+    "model.dtype", "model.device", "model.attn_implementation", "engine.share", "engine.max_rows",
+    "engine.max_cache_gib",
+)  # fmt: skip
 
 
 def numerics(experiment: Experiment, panels: Iterable[Panel], config: AnalyzeConfig) -> list[Row]:
     """One row per full-cache point beside the first of its seed, and bin; -1 is all bins together.
 
     Both are of one variant (presses at budget 1, in other batches), or of variants whose
-    configurations differ only in `ROUNDING` or the engine's settings, over the same examples.
-    `floor` is how far rounding alone moves the mean of so many prompts, see `noise_reach`.
+    configurations differ only in `ROUNDING`, over the examples that both answered. `floor` is how
+    far rounding alone moves the mean of so many prompts, see `noise_reach`.
     """
     found: dict[tuple[str, int], list[tuple[Panel, PointRecord]]] = defaultdict(list)
     for panel in panels:
         for point in panel.points:
             if point.is_full_cache and point.info["controller"] == "none":
-                found[_same(point), point.info["seed"]].append((panel, point))
+                found[apart_from_rounding(point), point.info["seed"]].append((panel, point))
     rows = []
     for alike in found.values():
         one, a = min(alike, key=lambda of: experiment.press_labels[of[1].id] != "none")
@@ -49,19 +52,15 @@ def _settings(point: PointRecord) -> dict[str, str]:
     return flat(own | {"manifest": point.info["manifest"]["sha256"]})
 
 
-def _rounds(name: str) -> bool:
-    return name in ROUNDING or name.startswith("engine.")
-
-
-def _same(point: PointRecord) -> str:
+def apart_from_rounding(point: PointRecord) -> str:
     """What two points must share: everything but what rounds."""
-    fields = {k: v for k, v in _settings(point).items() if not _rounds(k)}
+    fields = {k: v for k, v in _settings(point).items() if k not in ROUNDING}
     return repr((point.info["model_hash"], sorted(fields.items())))
 
 
 def _differs_in(experiment: Experiment, a: PointRecord, b: PointRecord) -> str:
     one, other = _settings(a), _settings(b)
-    names = [k for k in sorted(one | other) if _rounds(k) and one.get(k) != other.get(k)]
+    names = [k for k in sorted(one | other) if k in ROUNDING and one.get(k) != other.get(k)]
     told = [f"{k}: {one.get(k)} | {other.get(k)}" for k in names]
     presses = [experiment.press_labels[p.id] for p in (a, b)]
     return "; ".join(told) or f"press at budget 1: {' | '.join(presses)}"
@@ -81,7 +80,11 @@ def _rows(
         "differs_in": _differs_in(experiment, a, b),
     }  # fmt: skip
     rows = []
-    for index, cell in one.cells():
+    answered = ~(one.missing[one.row(a.id)] | other.missing[other.row(b.id)])
+    for index, whole in one.cells():
+        cell = whole & answered
+        if not cell.any():
+            continue
         ours = one.goodness[one.row(a.id)][cell].astype(float)
         theirs = other.goodness[other.row(b.id)][cell].astype(float)
         clusters = one.clusters[cell]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kvx.analyze.bin_stats import Row, null
 from kvx.analyze.columns import ALL_BINS
-from kvx.analyze.correction import correct
+from kvx.analyze.correction import SHARED, correct
 from kvx.analyze.frames import Experiment
 from kvx.analyze.panels import Panel
 from kvx.config.analyze import AnalyzeConfig
@@ -27,12 +27,13 @@ def samples(experiment: Experiment, panels: Iterable[Panel], config: AnalyzeConf
     of k is right. Intervals are over the clusters of prompts; a missing answer counts as wrong.
     `difference` is that to the full cache with the same k and number of samples, if there is one,
     without the prompts of which one of its samples is missing: there is nothing to lose. `p_holm`
-    is corrected over all configurations at one k, all bins together apart from the single bins.
+    is corrected within `analyze.family` at one k, all bins together apart from the single bins.
     """
     rows = [row for panel in panels for row in _rows(experiment, panel, config)]
+    family = [name for name in SHARED[config.family] if name != "seed"]
     for overall in (True, False):
         tested = [row for row in rows if (row["bin"] == ALL_BINS) == overall]
-        correct(tested, "p", "p_holm", holm, ("k",))
+        correct(tested, "p", "p_holm", holm, ("k", *family))
     return rows
 
 

@@ -40,7 +40,7 @@ from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions
 from kvx.report.warnings import warnings
-from kvx.report.wording import percent, token_range
+from kvx.report.wording import POINTS_OF, RANKS_OF, percent, token_range
 from kvx.stats.clustered import LEAST_CLUSTERS
 from kvx.store.atomic import write_text
 from kvx.store.catalog import (
@@ -129,6 +129,7 @@ def _context(
     seen = read_columns(points, "catastrophes", ["point_id", "unit"])
     alone = latency_of(points)
     requests = requests_of(points, TOLD)
+    equivalence, goodput = (tables.marked(table, overall) for table in (equivalence, goodput))
     found = proof_section.proofs(requests)
     left_out, used = unfinished_points(folder), guard_section.device_budgets(guard_stats)
     return {
@@ -145,18 +146,22 @@ def _context(
         "controllers": _controllers(controller_stats),
         "verdict": [
             *leaders_section.verdicts(leaders, several),
-            *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
-            *samples_section.noise(numerics, equivalence),
+            *equivalence_section.verdicts(equivalence, config.analyze, several),
+            *samples_section.noise(
+                numerics, equivalence, comparisons, 1 - config.analyze.confidence
+            ),
             *verdict_sentences(comparisons, transitions, config.analyze, dose_response),
         ],
         "page": PAGE, "guarded": bool(len(guard_stats)),
         "latency": bool((overall["n_latency"] > 0).any()),
         "findings": [
             *leaders_section.verdicts(leaders, several),
-            *equivalence_section.verdicts(equivalence, config.analyze.confidence, several),
+            *equivalence_section.verdicts(equivalence, config.analyze, several),
             *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
             *samples_section.verdicts(samples),
-            *samples_section.noise(numerics, equivalence),
+            *samples_section.noise(
+                numerics, equivalence, comparisons, 1 - config.analyze.confidence
+            ),
             *findings(
                 bin_stats, comparisons, transitions, used, config.analyze, dose_response
             ),
@@ -168,6 +173,8 @@ def _context(
         "table_names": ", ".join(f"`{name}.parquet`" for name in sorted(TABLES)),
         "goodput_introduction": goodput_section.INTRODUCTION,
         "confidence": percent(config.analyze.confidence),
+        "points_of_family": POINTS_OF[config.analyze.family],
+        "ranks_of_family": RANKS_OF[config.analyze.family],
         "drop": f"{config.analyze.transition_drop:g}",
         "reproducibility": _reproducibility(points, requests["made_with"]),
     }  # fmt: skip

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
-from kvx.report.tables import Cells, number, per_point
-from kvx.report.wording import full_name, percent, series_name
+from kvx.config.analyze import AnalyzeConfig
+from kvx.report.tables import Cells, mark, number, per_point
+from kvx.report.wording import POINTS_OF, full_name, percent, series_name
 
 SHOWN = 4  # names of a list in a sentence
 KEYS = ["variant_id", "press", "controller", "budget_kind"]
@@ -31,14 +32,14 @@ def equivalence_table(equivalence: pd.DataFrame) -> str:
         "loss", "at most", f"within {margin}", "p (Holm)", "missing", "detectable",
         "prompts needed",
     ]  # fmt: skip
-    return per_point(overall.assign(n_degenerate=0), header, cells)
+    return per_point(overall, header, cells)
 
 
-def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Iterator[str]:
+def verdicts(equivalence: pd.DataFrame, config: AnalyzeConfig, several: bool) -> Iterator[str]:
     """One sentence on all presses: down to which budget each is shown to lose at most the margin.
 
     A budget counts only if it holds in every seed and every larger one of its curve does too; the
-    seed with the largest bound is told.
+    seed with the largest bound is told. A dagger marks a budget with degenerate requests.
     """
     overall = equivalence[equivalence["bin"] == ALL_BINS]
     if not len(overall):
@@ -56,12 +57,13 @@ def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Ite
         ):
             if not (seeds["holds"] == True).all():  # noqa: E712
                 break
-            last = seeds.sort_values("loss_upper").iloc[-1]
+            last = seeds.sort_values("loss_upper").iloc[-1].copy()
+            last["n_degenerate"] = seeds["n_degenerate"].sum()
         if last is None:
             never.append(name)
         else:
             held.append(
-                f"{name} down to budget {last['budget_label']} (at most "
+                f"{name} down to budget {last['budget_label']}{mark(last)} (at most "
                 f"{100 * last['loss_upper']:.1f} points, n = {last['n_pairs']})"
             )
     parts = []
@@ -71,8 +73,8 @@ def verdicts(equivalence: pd.DataFrame, confidence: float, several: bool) -> Ite
         parts.append(f"not shown at any budget for {_some(never, ', ')}")
     if unknown:
         parts.append(f"too few independent prompts to say for {_some(unknown, ', ')}")
-    at = percent(confidence)
-    yield f"Loses at most {margin} ({at}, all budgets together): {'; '.join(parts)}."
+    at = f"{percent(config.confidence)}, {POINTS_OF[config.family]} together"
+    yield f"Loses at most {margin} ({at}): {'; '.join(parts)}."
     open_ = overall[(overall["holds"] == False) & overall["n_for_margin"].notna()]  # noqa: E712
     if not never or not len(open_):
         return

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
-from kvx.report.tables import Cells, number, per_point
+from kvx.report.tables import Cells, mark, number, per_point
 from kvx.report.wording import full_name, interval
 
 SHOWN = 4
 INTRODUCTION = (
     "A right answer counts by its score, if it ended by itself: what is missing or was cut counts "
-    "nothing. *Per GiB*: of the KV cache of the compressed prompt part. *Per second*: one request "
+    "nothing. *Per GiB*: of the KV cache of the compressed prompt part, – if that of one answer is "
+    "unknown. *Per second*: one request "
     "after the other, at the latencies measured alone. *Length*: generated tokens here per token "
     "of the full cache, over the same prompts."
 )
@@ -32,19 +33,20 @@ def goodput_table(goodput: pd.DataFrame) -> str:
         )  # fmt: skip
 
     header = ["right and ended", "per GiB", "per second", "tokens per right answer", "length"]
-    return per_point(overall.assign(n_degenerate=0), header, cells) if len(overall) else ""
+    return per_point(overall, header, cells) if len(overall) else ""
 
 
 def verdicts(goodput: pd.DataFrame, alpha: float, several: bool) -> Iterator[str]:
     """One sentence on the points whose answers are longer or shorter than the full cache's.
 
-    A point counts if its test, corrected for all points, says so; the `SHOWN` farthest are named.
+    A point counts if its test, corrected within `analyze.family`, says so; the `SHOWN` farthest are
+    named.
     """
     changed = goodput[(goodput["bin"] == ALL_BINS) & (goodput["inflation_p_holm"] <= alpha)]
     far = np.argsort(-np.abs(np.log(changed["inflation"].to_numpy(dtype=float))), kind="stable")
     overall = changed.iloc[far[:SHOWN]]
     named = [
-        f"{full_name(row, several)} at {row['budget_label']} ×{row['inflation']:.2f} "
+        f"{full_name(row, several)} at {row['budget_label']}{mark(row)} ×{row['inflation']:.2f} "
         f"{_interval(row, 'inflation')}"
         for _, row in overall.iterrows()
     ]

@@ -7,8 +7,8 @@ import pandas as pd
 from kvx.analyze.equal_budgets import BYTES
 from kvx.analyze.leaders import ALL_VARIANTS
 from kvx.config.numbers import byte_count
-from kvx.report.tables import markdown, number
-from kvx.report.wording import DEGENERATE, interval
+from kvx.report.tables import mark, markdown, number
+from kvx.report.wording import interval
 
 SHOWN = 4  # names of a list in a sentence
 KEYS = ["scope", "budget_by", "budget_label"]
@@ -23,7 +23,7 @@ def leaders_table(leaders: pd.DataFrame, scope: str) -> str:
         rows.append(
             [
                 _budget(row) if first else "",
-                f"{row['press']}{f' {DEGENERATE}' if row['n_degenerate'] else ''}",
+                f"{row['press']}{mark(row)}",
                 row["rank"] if row["rank_low"] == row["rank_high"] else ranks,
                 number(row["mean"]),
                 "–" if first else f"{number(row['difference'], '{:+.2f}')} "
@@ -39,16 +39,16 @@ def leaders_table(leaders: pd.DataFrame, scope: str) -> str:
 def verdicts(leaders: pd.DataFrame, several: bool) -> Iterator[str]:
     """One sentence for each scope: who leads where, and where nobody does for certain.
 
-    Of several models and datasets the one over all of them, if they were ranked together.
+    Of several variants (models, datasets, settings) the one over all, if they were ranked together.
     """
     together = leaders[leaders["scope"] == ALL_VARIANTS]
     metrics = sorted(leaders["metric"].unique())
     if several and len(metrics) > 1:
-        yield f"Models and datasets are not ranked together: metrics differ ({', '.join(metrics)})."
+        yield f"Variants are not ranked together: metrics differ ({', '.join(metrics)})."
     for scope, ranked in (together if len(together) else leaders).groupby("scope", sort=False):
         where = ""
         if scope == ALL_VARIANTS:
-            where = f" over {ranked['n_variants'].iloc[0]} models and datasets"
+            where = f" over {ranked['n_variants'].iloc[0]} variants"
         elif several:
             where = f", variant `{scope}`"
         yield f"Presses at equal measured budget{where}: {_verdict(ranked)}."
@@ -63,9 +63,10 @@ def _verdict(ranked: pd.DataFrame) -> str:
         if budget["p"].isna().sum() > 1:
             unknown.append(_budget(first))
         elif first["rank_high"] == 1:
-            certain.setdefault(first["press"], []).append(_budget(first))
+            certain.setdefault(first["press"], []).append(f"{_budget(first)}{mark(first)}")
         else:
-            ahead = budget.loc[budget["rank_low"] == 1, "press"]
+            first_few = budget[budget["rank_low"] == 1]
+            ahead = [f"{row['press']}{mark(row)}" for _, row in first_few.iterrows()]
             names = ", ".join(ahead) if len(ahead) <= SHOWN else f"{len(ahead)} of {len(budget)}"
             undecided.append(f"{_budget(first)} ({names} may be first)")
     parts = [f"**{press}** leads at {_some(at)}" for press, at in certain.items()]

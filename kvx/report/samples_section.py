@@ -68,15 +68,23 @@ def verdicts(samples: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def noise(numerics: pd.DataFrame, equivalence: pd.DataFrame) -> Iterator[str]:
-    """What rounding alone changes, and which points lie within it."""
-    overall = numerics[numerics["bin"] == ALL_BINS]
-    moved = overall[overall["n_differ"] > 0]
+def noise(
+    numerics: pd.DataFrame, equivalence: pd.DataFrame, comparisons: pd.DataFrame, alpha: float
+) -> Iterator[str]:
+    """What rounding alone changes, and which points lie within it.
+
+    A point whose own test against the full cache (`comparisons`) finds a change is not named.
+    """
+    overall = comparisons[comparisons["primary"] & (comparisons["bin"] == ALL_BINS)]
+    changed = overall.loc[overall["p"] <= alpha, "point_id"]
+    apart = numerics[numerics["bin"] == ALL_BINS]
+    moved = apart[apart["n_differ"] > 0]
     for _, row in moved.sort_values("floor", ascending=False).iloc[:SHOWN].iterrows():
         inside = equivalence[
             (equivalence["bin"] == ALL_BINS)
             & equivalence["variant_id"].isin([row["variant_a"], row["variant_b"]])
             & (equivalence["loss"].abs() <= row["floor"])
+            & ~equivalence["point_id"].isin(changed)
         ]
         names = [f"{r['press']} at {r['budget_label']}" for _, r in inside.iterrows()]
         told = f" Noise by this: {', '.join(dict.fromkeys(names))}." if names else ""

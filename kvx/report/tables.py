@@ -40,6 +40,12 @@ def mark(row: pd.Series) -> str:
     return f"{found} {ADAPTED}" if row.get("n_adapted", 0) > 0 else found
 
 
+def marked(frame: pd.DataFrame, stats: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with `n_degenerate` of each point, which `stats` (bin_stats, all bins) knows."""
+    found = frame["point_id"].map(stats.set_index("point_id")["n_degenerate"])
+    return frame.assign(n_degenerate=found.fillna(0).astype(int))
+
+
 def per_point(frame: pd.DataFrame, header: Cells, cells: Callable[[pd.Series], Cells]) -> str:
     """A table with a row per point: press, budget (marked if degenerate), then `cells`."""
     rows = [

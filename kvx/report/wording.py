@@ -5,9 +5,21 @@ from typing import Any
 import pandas as pd
 
 from kvx.analyze.naming import metric_title
+from kvx.config.analyze import Family
 
 DEGENERATE = "†"
 ADAPTED = "‡"
+# what shares one error rate, see `analyze.family`: tests of points, and of press against press
+POINTS_OF = {
+    Family.experiment: "all points",
+    Family.variant: "all points of a variant",
+    Family.curve: "all budgets of a press",
+}
+RANKS_OF = {
+    Family.experiment: "all budgets",
+    Family.variant: "all budgets of a variant",
+    Family.curve: "the presses at one budget",
+}
 
 
 def interval(row: Any, low: str = "ci_low", high: str = "ci_high", sign: bool = False) -> str:

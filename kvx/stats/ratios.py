@@ -29,8 +29,9 @@ def ratio_of_sums(
     """Ratio of the sums of `a` [n] and `b` [n], both at least 0, over the prompts that have both.
 
     The interval is Student's over clusters on the log scale, from the residuals a - ratio · b
-    (Cochran 1977, Sampling Techniques, section 6). Unknown with fewer than `LEAST_CLUSTERS` and
-    where a sum is 0. Raises `ValueError` for negative or infinite values and shapes that differ.
+    (Cochran 1977, Sampling Techniques, section 6). Unknown with fewer than `LEAST_CLUSTERS`,
+    where a sum is 0, and where all clusters have the same ratio: that says nothing of those that
+    were not drawn. Raises `ValueError` for negative or infinite values and shapes that differ.
     """
     check_confidence(confidence)
     above, below = score_array(a), score_array(b)
@@ -50,6 +51,8 @@ def ratio_of_sums(
     if groups < LEAST_CLUSTERS or value == 0:
         return Ratio(n, groups, value, UNKNOWN_INTERVAL)
     off = tops - value * bottoms
+    if np.allclose(off, 0, rtol=0, atol=1e-9 * float(tops.max())):
+        return Ratio(n, groups, value, UNKNOWN_INTERVAL)
     error = math.sqrt(groups / (groups - 1) * float(off @ off)) / total / value
     reach = math.exp(float(stdtrit(groups - 1, (1 + confidence) / 2)) * error)
     return Ratio(n, groups, value, Interval(value / reach, value * reach))
