@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from kvx.compare.inspect_log import read_log
 from kvx.compare.kvpress_predictions import parsed, read_predictions
 from kvx.compare.lm_eval_samples import read_samples
 from kvx.compare.pairing import pairs
+from kvx.compare.places import told_apart
 from kvx.compare.results import Result, text_key
 from kvx.compare.table import compare, matches
 from kvx.errors import UserError
@@ -193,6 +195,29 @@ def test_points_match_by_press_and_budget_across_models() -> None:
     found = [(a.label, b.label) for a, b in matches(left, right)]
     assert found == [("m-snapkv-0.5", "n-snapkv-0.5")]
     assert len(matches(left[:1], right)) == 3  # a single one is compared with all
+
+
+def sinks(n_sink: int, budget: str, **more: int) -> Result:
+    """A result of streaming with these parameters."""
+    made = result(["1"], [1.0])
+    place = {"press": "streaming", "budget": budget, "model": "m", "seed": "0"}
+    return replace(
+        made, label=f"{n_sink}", place=place, behind={"press": {"n_sink": n_sink, **more}}
+    )
+
+
+def test_presses_of_one_name_pair_by_the_parameters_that_differ_within_a_side() -> None:
+    left = [sinks(2, "0.5"), sinks(3, "0.5"), sinks(3, "0.2")]
+    one, other = told_apart(left, [sinks(2, "0.5", window=8), sinks(3, "0.5", window=8)])
+    assert [r.place["press"] for r in one] == [f"streaming(n_sink={n})" for n in (2, 3, 3)]
+    assert [(a.label, b.label) for a, b in matches(one, other)] == [("2", "2"), ("3", "3")]
+    # also where only one side has several
+    one, other = told_apart(left, [sinks(3, "0.5"), sinks(3, "0.2")])
+    found = [(a.label, a.place["budget"]) for a, _ in matches(one, other)]
+    assert found == [("3", "0.5"), ("3", "0.2")]
+    # and where the sides alone differ, they are compared
+    one, other = told_apart(left[:1], [sinks(3, "0.5")])
+    assert one[0].place["press"] == other[0].place["press"] == "streaming"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ class Result:
     it: its id, hashes of its prompt, of its question with the references, and of the references
     alone, and its cluster. `scores` [examples, metrics] is nan where there is no answer; the first
     metric is the primary one. `place` are the properties by which results of one source differ
-    (press, budget, task …), `settings` all that is known of how the answers were made.
+    (press, budget, task …), `settings` all that is known of how the answers were made. `behind`
+    has, for some of `place`, what may differ between results that name them alike.
     """
 
     path: Path
@@ -33,6 +34,7 @@ class Result:
     higher_is_better: Mapping[str, bool]
     place: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    behind: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
