@@ -15,10 +15,11 @@ from kvx.cli.arguments import named
 from kvx.compare.inspect_log import read_log
 from kvx.compare.kvpress_predictions import parsed, read_predictions
 from kvx.compare.lm_eval_samples import read_samples
+from kvx.compare.page import Page
 from kvx.compare.pairing import pairs
 from kvx.compare.places import told_apart
 from kvx.compare.results import Result, text_key
-from kvx.compare.table import compare, matches
+from kvx.compare.table import compare, frame, matches
 from kvx.errors import UserError
 from kvx.report.booktabs import booktabs
 from kvx.stats.paired import mcnemar_exact, newcombe_interval
@@ -174,6 +175,33 @@ def test_missing_is_wrong_also_where_lower_is_better() -> None:
     assert found is not None
     assert found.headline.difference == 0.1
     assert found.lost_and_won == (1, 0)
+
+
+def test_time_outs_of_a_full_cache_are_no_wins_of_a_press() -> None:
+    ids = [str(i) for i in range(40)]
+    full = replace(result(ids, [np.nan] * 10 + [1.0] * 30), is_full=True)
+    press = result(ids, [1.0] * 39 + [np.nan])
+    found = compare(full, press, None, None, 0.95)
+    back = compare(press, full, None, None, 0.95)
+    both = compare(replace(full, is_full=False), press, None, None, 0.95)
+    assert found is not None
+    assert back is not None
+    assert both is not None
+    assert (found.reference, back.reference, both.reference) == ("a", "b", None)
+    # of the 30 prompts that the full cache answered, the press has no answer to one
+    assert (found.headline.n_pairs, found.lost_and_won, found.headline.p) == (30, (1, 0), 1.0)
+    assert found.headline.difference == pytest.approx(-1 / 30)
+    assert back.headline.difference == pytest.approx(1 / 30)
+    assert (found.missing_a, found.missing_b, found.complete.n_pairs) == (10, 1, 29)
+    # of two presses neither is the reference
+    assert (both.headline.n_pairs, both.lost_and_won) == (40, (1, 10))
+    rows = frame([found])
+    told = Page("full", "press", [found], rows, 0, 0.95).text()
+    header, row = told.splitlines()[3:5]
+    assert "     p  missing a  missing b  lost  won  pairs  clusters" in header
+    assert row.split()[-10:-4] == ["10", "1", "1", "0", "30", "30"]
+    assert "a is a full cache: pairs without its answer are left out" in told
+    assert "other missing answers count as wrong" in told
 
 
 def test_scores_beyond_0_and_1_have_no_worst_value() -> None:

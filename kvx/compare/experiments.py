@@ -79,6 +79,7 @@ def _read(point: PointRecord, folder: Path) -> Result:
             "model": {k: v for k, v in info["config"].items() if k not in (*OWN, "dataset")},
             "dataset": info["config"]["dataset"],
         },
+        is_full=point.is_full_cache and not point.is_guarded,
         settings=settings_of(point, folder.parent.parent),
         notes=["scored by other code of kvx than this"] if is_by_other_code(path) else [],
     )
