@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from kvx.cli.arguments import named
 from kvx.compare.inspect_log import read_log
 from kvx.compare.kvpress_predictions import parsed, read_predictions
 from kvx.compare.lm_eval_samples import read_samples
+from kvx.compare.page import Page
 from kvx.compare.pairing import pairs
+from kvx.compare.places import told_apart
 from kvx.compare.results import Result, text_key
-from kvx.compare.table import compare, matches
+from kvx.compare.table import compare, frame, matches
 from kvx.errors import UserError
 from kvx.report.booktabs import booktabs
 from kvx.stats.paired import mcnemar_exact, newcombe_interval
@@ -174,6 +177,33 @@ def test_missing_is_wrong_also_where_lower_is_better() -> None:
     assert found.lost_and_won == (1, 0)
 
 
+def test_time_outs_of_a_full_cache_are_no_wins_of_a_press() -> None:
+    ids = [str(i) for i in range(40)]
+    full = replace(result(ids, [np.nan] * 10 + [1.0] * 30), is_full=True)
+    press = result(ids, [1.0] * 39 + [np.nan])
+    found = compare(full, press, None, None, 0.95)
+    back = compare(press, full, None, None, 0.95)
+    both = compare(replace(full, is_full=False), press, None, None, 0.95)
+    assert found is not None
+    assert back is not None
+    assert both is not None
+    assert (found.reference, back.reference, both.reference) == ("a", "b", None)
+    # of the 30 prompts that the full cache answered, the press has no answer to one
+    assert (found.headline.n_pairs, found.lost_and_won, found.headline.p) == (30, (1, 0), 1.0)
+    assert found.headline.difference == pytest.approx(-1 / 30)
+    assert back.headline.difference == pytest.approx(1 / 30)
+    assert (found.missing_a, found.missing_b, found.complete.n_pairs) == (10, 1, 29)
+    # of two presses neither is the reference
+    assert (both.headline.n_pairs, both.lost_and_won) == (40, (1, 10))
+    rows = frame([found])
+    told = Page("full", "press", [found], rows, 0, 0.95).text()
+    header, row = told.splitlines()[3:5]
+    assert "     p  missing a  missing b  lost  won  pairs  clusters" in header
+    assert row.split()[-10:-4] == ["10", "1", "1", "0", "30", "30"]
+    assert "a is a full cache: pairs without its answer are left out" in told
+    assert "other missing answers count as wrong" in told
+
+
 def test_scores_beyond_0_and_1_have_no_worst_value() -> None:
     ids = [str(i) for i in range(10)]
     found = compare(result(ids, [9.0] * 10), result(ids, [7.5] * 9 + [np.nan]), None, None, 0.95)
@@ -193,6 +223,29 @@ def test_points_match_by_press_and_budget_across_models() -> None:
     found = [(a.label, b.label) for a, b in matches(left, right)]
     assert found == [("m-snapkv-0.5", "n-snapkv-0.5")]
     assert len(matches(left[:1], right)) == 3  # a single one is compared with all
+
+
+def sinks(n_sink: int, budget: str, **more: int) -> Result:
+    """A result of streaming with these parameters."""
+    made = result(["1"], [1.0])
+    place = {"press": "streaming", "budget": budget, "model": "m", "seed": "0"}
+    return replace(
+        made, label=f"{n_sink}", place=place, behind={"press": {"n_sink": n_sink, **more}}
+    )
+
+
+def test_presses_of_one_name_pair_by_the_parameters_that_differ_within_a_side() -> None:
+    left = [sinks(2, "0.5"), sinks(3, "0.5"), sinks(3, "0.2")]
+    one, other = told_apart(left, [sinks(2, "0.5", window=8), sinks(3, "0.5", window=8)])
+    assert [r.place["press"] for r in one] == [f"streaming(n_sink={n})" for n in (2, 3, 3)]
+    assert [(a.label, b.label) for a, b in matches(one, other)] == [("2", "2"), ("3", "3")]
+    # also where only one side has several
+    one, other = told_apart(left, [sinks(3, "0.5"), sinks(3, "0.2")])
+    found = [(a.label, a.place["budget"]) for a, _ in matches(one, other)]
+    assert found == [("3", "0.5"), ("3", "0.2")]
+    # and where the sides alone differ, they are compared
+    one, other = told_apart(left[:1], [sinks(3, "0.5")])
+    assert one[0].place["press"] == other[0].place["press"] == "streaming"
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from kvx.compare import page, table
+from kvx.compare.places import told_apart
 from kvx.compare.results import Result
 from kvx.compare.sides import read
 from kvx.compare.table import Comparison
@@ -29,6 +30,7 @@ def compare_results(config: Config) -> Path:
     assert asked.b is not None
     left = read("compare.a", asked.a, runs, asked.metric, asked.cluster)
     right = read("compare.b", asked.b, runs, asked.metric_b or asked.metric, asked.cluster)
+    left, right = told_apart(left, right)
     found, apart = compared(left, right, asked.metric, asked.metric_b, config.analyze.confidence)
     if not found:
         raise UserError(none_in_common(asked.a, asked.b, left, right))

@@ -11,6 +11,9 @@ import pandas as pd
 from kvx.compare.results import Result, asked_key, references_key, text_key
 from kvx.data.frozen_examples import load_examples
 from kvx.errors import UserError
+from kvx.guard.own_code import controller_code
+from kvx.identity.user_code import press_parameters, told
+from kvx.points import OWN, told_guard
 from kvx.store.catalog import PointRecord, finished_points, read_frame
 from kvx.store.shards import is_by_other_code
 
@@ -70,9 +73,27 @@ def _read(point: PointRecord, folder: Path) -> Result:
             "model": str(info["model"]),
             "seed": str(info["seed"]),
         },
+        behind={
+            "press": press_parameters(info),
+            "controller": _controller(point),
+            "model": {k: v for k, v in info["config"].items() if k not in (*OWN, "dataset")},
+            "dataset": info["config"]["dataset"],
+        },
+        is_full=point.is_full_cache and not point.is_guarded,
         settings=settings_of(point, folder.parent.parent),
         notes=["scored by other code of kvx than this"] if is_by_other_code(path) else [],
     )
+
+
+def _controller(point: PointRecord) -> dict[str, Any]:
+    if not point.is_guarded:
+        return {}
+    info = point.info
+    return {
+        "controller": info["config"]["controller"],
+        "code": told(controller_code(info)),
+        "guard": told_guard(info["guard"]),
+    }
 
 
 def settings_of(point: PointRecord, output: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ METHODS = {
     "newcombe": "Newcombe's interval and McNemar's exact test (independent right/wrong pairs)",
     "cluster_t": "Student's interval over clusters and a sign-flip test of their sums",
     "all_alike": "all pairs differ by the same: exact interval over clusters, sign-flip test",
+    "no_data": "none, for want of a pair",
     "too_few_clusters": "too few clusters for an interval or a test",
 }
 TOKENIZER = "manifest.tokenizer_hash"
@@ -76,15 +77,19 @@ class Page:
         if len(self.comparisons) > 1:
             header[header.index("p")] = "p (Holm)"
         missing = bool(self.rows[["missing_a", "missing_b"]].to_numpy().any())
-        header += ["missing a, b", "b − a, complete"] if missing else []
+        if missing:
+            after_p = header.index("lost")
+            header[after_p:after_p] = ["missing a", "missing b"]
+            header += ["b − a, complete", f"{header[after_p - 1]}, complete"]
         cells = []
         for c, (_, row) in zip(self.comparisons, self.rows.iterrows(), strict=True):
             line = [_place(c, name) for name in names]
             line += [_number(row["mean_a"]), _number(row["mean_b"]), _difference(row, "")]
-            line += [_p(row["p_holm"]), str(row["n_lost"]), str(row["n_won"])]
-            line += [str(row["n_pairs"]), str(row["n_clusters"])]
+            line += [_p(row["p_holm"])]
+            line += [str(row["missing_a"]), str(row["missing_b"])] if missing else []
+            line += [str(row[n]) for n in ("n_lost", "n_won", "n_pairs", "n_clusters")]
             if missing:
-                line += [f"{row['missing_a']}, {row['missing_b']}", _difference(row, "complete_")]
+                line += [_difference(row, "complete_"), _p(row["complete_p_holm"])]
             cells.append(line)
         return header, cells
 
@@ -107,14 +112,7 @@ class Page:
             yield f"p is corrected by Holm for {plural(len(rows), 'comparison')}"
         by = dict.fromkeys(c.pairs.by for c in self.comparisons)
         yield "paired by " + ", or ".join(WORDS[key] for key in by)
-        if rows[["missing_a", "missing_b"]].to_numpy().any():
-            counted = all(c.headline.n_pairs > c.complete.n_pairs for c in self.comparisons
-                          if c.missing_a or c.missing_b)  # fmt: skip
-            yield (
-                "missing answers count as wrong; complete: the pairs with both answers"
-                if counted
-                else "missing answers are left out: scores are not within 0 and 1, so none is worst"
-            )
+        yield from self._of_missing()
         for side, name in (("a", self.a), ("b", self.b)):
             if (most := int(rows[f"only_{side}"].max())) > 0:
                 least = int(rows[f"only_{side}"].min())
@@ -133,6 +131,22 @@ class Page:
                 "the tokenizers differ: the same text has other lengths, so budgets in tokens and "
                 "length bins do not mean the same"
             )
+
+    def _of_missing(self) -> Iterator[str]:
+        """How missing answers count in the rows that have some."""
+        some = [c for c in self.comparisons if c.missing_a or c.missing_b]
+        bounded = [c for c in some if c.bounded]
+        for side in ("a", "b"):
+            if any(c.reference == side and getattr(c, f"missing_{side}") for c in bounded):
+                yield (
+                    f"{side} is a full cache: pairs without its answer are left out, there is "
+                    "nothing to lose"
+                )
+        if bounded:
+            other = "other " if any(c.reference for c in bounded) else ""
+            yield (f"{other}missing answers count as wrong; complete: the pairs with both answers")
+        if len(bounded) < len(some):
+            yield ("missing answers are left out: scores are not within 0 and 1, so none is worst")
 
     def _settings(self) -> Iterator[str]:
         """The settings that differ between a and b, a line each."""

@@ -22,7 +22,9 @@ class Result:
     it: its id, hashes of its prompt, of its question with the references, and of the references
     alone, and its cluster. `scores` [examples, metrics] is nan where there is no answer; the first
     metric is the primary one. `place` are the properties by which results of one source differ
-    (press, budget, task …), `settings` all that is known of how the answers were made.
+    (press, budget, task …), `settings` all that is known of how the answers were made. `behind`
+    has, for some of `place`, what may differ between results that name them alike. `is_full` tells
+    a full cache that no controller steered, where that is known.
     """
 
     path: Path
@@ -33,6 +35,8 @@ class Result:
     higher_is_better: Mapping[str, bool]
     place: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    behind: Mapping[str, Any] = field(default_factory=dict)
+    is_full: bool = False
     notes: Sequence[str] = ()
 
 

@@ -22,8 +22,9 @@ class Comparison:
     """`b` against `a`: differences are b - a. `lost` are pairs where `b` is worse.
 
     In `headline` a missing answer counts as the metric's worst value, where it has one (scores
-    between 0 and 1); `complete` are the pairs with both answers. `only_a` and `only_b` count
-    examples without a partner; they are in neither.
+    between 0 and 1, then `bounded`); `complete` are the pairs with both answers. Where one side
+    alone is a full cache, the `reference`, pairs without its answer are left out of both: there is
+    nothing to lose. `only_a` and `only_b` count examples without a partner; they are in neither.
     """
 
     a: Result
@@ -37,6 +38,11 @@ class Comparison:
     clusters: NDArray[np.object_]
     headline: Difference
     complete: Difference
+    bounded: bool
+
+    @property
+    def reference(self) -> str | None:
+        return _reference(self.a, self.b)
 
     @property
     def missing_a(self) -> int:
@@ -88,11 +94,23 @@ def compare(
     headline = complete
     if bounds is not None:
         worst = 0.0 if directions[0] else 1.0
-        filled = [np.where(np.isnan(side), worst, side) for side in (theirs, ours)]
+        reference = _reference(a, b)
+        filled = [
+            side if name == reference else np.where(np.isnan(side), worst, side)
+            for name, side in (("b", theirs), ("a", ours))
+        ]
         headline = paired_difference(filled[0], filled[1], groups, confidence, bounds)
     return Comparison(
-        a, b, *names, directions[0], paired, ours, theirs, groups, headline, complete
+        a, b, *names, directions[0], paired, ours, theirs, groups, headline, complete,
+        bounds is not None,
     )  # fmt: skip
+
+
+def _reference(a: Result, b: Result) -> str | None:
+    """The side that is a full cache, if the other is not."""
+    if a.is_full == b.is_full:
+        return None
+    return "a" if a.is_full else "b"
 
 
 def metric_names(a: Result, b: Result, metric: str | None, metric_b: str | None) -> tuple[str, str]:
@@ -140,10 +158,15 @@ def corrected(comparisons: Sequence[Comparison]) -> NDArray[np.float64]:
     return holm([c.headline.p for c in comparisons])
 
 
+def corrected_complete(comparisons: Sequence[Comparison]) -> NDArray[np.float64]:
+    """The same of the pairs with both answers."""
+    return holm([c.complete.p for c in comparisons])
+
+
 def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """All that is known of each comparison, a row each; the columns of compare.csv."""
-    rows = [_row(c, p) for c, p in zip(comparisons, corrected(comparisons), strict=True)]
-    return pd.DataFrame(rows)
+    p_holm, complete = corrected(comparisons), corrected_complete(comparisons)
+    return pd.DataFrame([_row(*row) for row in zip(comparisons, p_holm, complete, strict=True)])
 
 
 def example_frame(comparisons: Iterable[Comparison]) -> pd.DataFrame:
@@ -166,7 +189,7 @@ def example_frame(comparisons: Iterable[Comparison]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _row(c: Comparison, p_holm: float) -> dict[str, Any]:
+def _row(c: Comparison, p_holm: float, complete_p_holm: float) -> dict[str, Any]:
     lost, won = c.lost_and_won
     head, complete = c.headline, c.complete  # of b - a: what they call `a` is b
     return {
@@ -176,9 +199,10 @@ def _row(c: Comparison, p_holm: float) -> dict[str, Any]:
         "mean_a": head.mean_b, "mean_b": head.mean_a, "difference": head.difference,
         "ci_low": head.interval.low, "ci_high": head.interval.high, "method": head.method,
         "p": head.p, "p_holm": p_holm, "n_lost": lost, "n_won": won,
-        "missing_a": c.missing_a, "missing_b": c.missing_b,
+        "missing_a": c.missing_a, "missing_b": c.missing_b, "reference": c.reference,
         "complete_n_pairs": complete.n_pairs, "complete_mean_a": complete.mean_b,
         "complete_mean_b": complete.mean_a, "complete_difference": complete.difference,
         "complete_ci_low": complete.interval.low, "complete_ci_high": complete.interval.high,
+        "complete_p": complete.p, "complete_p_holm": complete_p_holm,
         "only_a": c.only_a, "only_b": c.only_b,
     }  # fmt: skip
