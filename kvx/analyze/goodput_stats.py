@@ -42,6 +42,8 @@ def _rows(experiment: Experiment, config: AnalyzeConfig) -> Iterator[Row]:
         theirs = None if full is None or full.id == point.id else _primary(experiment, full.id)
         if theirs is not None:
             own = {**own, "tokens_full": theirs["output_tokens"]}
+        if point.is_guarded:  # what is recorded are the bytes before the controller's first step
+            own = {**own, "kv_bytes_physical": np.full(len(own["pair"]), np.nan)}
         seconds = _seconds(experiment, point.id)
         about = {
             **experiment.series_columns(point), "metric": str(own["metric"][0]),
@@ -51,7 +53,7 @@ def _rows(experiment: Experiment, config: AnalyzeConfig) -> Iterator[Row]:
         cells = list(by_bin({**own, "credit": credits}))
         for index, cell in cells:
             inside = [c for i, c in cells if i != ALL_BINS and index in (i, ALL_BINS)]
-            row = {**about, "bin": index, **_cell(cell, config, point.is_guarded)}
+            row = {**about, "bin": index, **_cell(cell, config)}
             yield row | {"correct_per_s": _per_second(inside, seconds)}
 
 
@@ -67,13 +69,11 @@ def _credit(own: Columns, lower_is_better: bool) -> NDArray[np.float64]:
     return np.where(ended, good, 0.0)
 
 
-def _cell(cell: Columns, config: AnalyzeConfig, guarded: bool) -> Row:
+def _cell(cell: Columns, config: AnalyzeConfig) -> Row:
     clusters, credit = cell["cluster"], cell["credit"]
     right = mean(credit, clusters, config.confidence)
     tokens = np.nan_to_num(cell["output_tokens"].astype(float))  # no response: no tokens
     gib = cell["kv_bytes_physical"].astype(float) / GIB
-    if guarded:  # those before the controller's first step: later ones are not recorded
-        gib = np.full(gib.shape, np.nan)
     row: Row = {
         "n": len(credit), "n_clusters": right.n_clusters, "correct_ended": null(right.mean),
         "correct_ended_ci_low": null(right.interval.low),
