@@ -21,9 +21,10 @@ from kvx.engines.base import KVUse, Response
 from kvx.guard.events import Guarded
 from kvx.points import Point, Request
 from kvx.run.planning import plan
-from kvx.scoring.catastrophes import KINDS, inspect, pair
+from kvx.scoring.catastrophes import KINDS, Asked, loop_columns, pair
 from kvx.scoring.failures import FailureType
 from kvx.scoring.instructions import Instruction
+from kvx.scoring.loops import find_loop
 from kvx.stats.intervals import clopper_pearson
 from kvx.stats.paired import newcombe_interval
 from kvx.store import journal, locks, schemas
@@ -154,25 +155,23 @@ def test_pairing_is_even_handed(pairs: list[tuple[dict[str, Any], dict[str, Any]
 
 
 def test_what_is_seen_in_one_response_alone() -> None:
-    asked = [Instruction("end_phrase", "That is all.").dumps()]
-    found = inspect("Nora met Ivo", [1, 2, 3, 0], "stop", "Did Nora meet Ivo in 1790?", asked)
-    assert found["n_tokens"] == 4
-    assert found["unit"] == "token"
+    phrase = Instruction("end_phrase", "That is all.").dumps()
+    found = Asked.of("Did Nora meet Ivo in 1790?", [phrase]).seen_in("Nora met Ivo", cut=False)
     assert found["instruction_kept"] is False
     assert found["question_recall"] == pytest.approx(2 / 3)
-    cut = inspect("Nora met", [1, 2], "length", "Why?", asked)
-    assert cut["cap_reached"]
+    cut = Asked.of("Why?", [phrase]).seen_in("Nora met", cut=True)
     assert cut["instruction_kept"] is None
     assert cut["question_recall"] is None
-    assert inspect("Paris", [1], "stop", "Why?", ["Paris"])["instruction_kept"] is None
+    assert Asked.of("Why?", ["Paris"]).seen_in("Paris", cut=False)["instruction_kept"] is None
 
 
-def test_without_token_ids_words_stand_for_tokens() -> None:
-    text = "well then " + "on and " * 12
-    by_word = inspect(text, None, "length", "Why?", [])
-    assert (by_word["unit"], by_word["n_tokens"]) == ("word", 26)
-    assert (by_word["loop_onset"], by_word["loop_period"]) == (4, 2)
-    assert not inspect(text, list(range(40)), "length", "Why?", [])["looping"]
+def test_words_may_stand_for_tokens() -> None:
+    words = ("well then " + "on and " * 12).split()
+    by_word = loop_columns(find_loop(words), told=False)
+    assert (by_word["looping"], by_word["loop_onset"], by_word["loop_period"]) == (True, 4, 2)
+    assert not loop_columns(find_loop(list(range(40))), told=False)["looping"]
+    told = loop_columns(None, told=True)
+    assert (told["looping"], told["loop_onset"], told["loop_rule"]) == (True, None, "server")
 
 
 Answer = Callable[[int, float], tuple[str, list[int] | None, str]]

@@ -45,7 +45,8 @@ def test_sound_intervals_and_tests_pass(tmp_path: Path) -> None:
     for part in parts:
         found = run([part], 1.0, 0, tmp_path / "store.jsonl")[part.name]
         assert not any(ask.short(*row) for row in found for ask in part.asks)
-    assert f"None of {len(found)} settings falls short." in section(parts[-1], found)
+    said = f"None of {len(found)} settings falls short, as far as 150 repeats can tell."
+    assert said in section(parts[-1], found)
 
 
 def test_intervals_that_ignore_clusters_are_found_out(

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from kvx.analyze.columns import Columns, take
+from kvx.analyze.columns import Columns
 from kvx.analyze.facts import Facts, check_metrics
 from kvx.analyze.naming import differences, told_apart
 from kvx.analyze.point_tables import PointTables
@@ -284,18 +283,3 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
         experiment.facts.add(point, *tables)
         check_metrics(point, experiment.of("judged", point.id), metrics)
     return experiment
-
-
-def paired_table(experiment: Experiment, point_ids: list[str]) -> tuple[NDArray[Any], Columns]:
-    """Primary scores [points, examples] side by side, and the examples' bin and cluster.
-
-    nan where a point has no score for an example that another one has.
-    """
-    primary = [experiment.of("judged", point_id) for point_id in point_ids]
-    primary = [take(columns, columns["primary"]) for columns in primary]
-    pairs, first = np.unique(np.concatenate([c["pair"] for c in primary]), return_index=True)
-    scores = np.full((len(point_ids), len(pairs)), np.nan)
-    for row, columns in zip(scores, primary, strict=True):
-        row[np.searchsorted(pairs, columns["pair"])] = columns["score"]
-    about = {name: np.concatenate([c[name] for c in primary])[first] for name in ("bin", "cluster")}
-    return scores, about

@@ -24,7 +24,7 @@ def goodput(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     """One row per point and bin; bin -1 is all bins together.
 
     A right answer counts by its primary score if it ended by itself; one that is missing or was cut
-    at the token limit counts nothing. Metrics of which lower is better count 1 - score.
+    at the token limit counts nothing. Higher is better in every primary score.
     `inflation_p_holm` is corrected within `analyze.family`, all bins together apart from
     the single bins.
     """
@@ -42,16 +42,17 @@ def _rows(experiment: Experiment, config: AnalyzeConfig) -> Iterator[Row]:
         theirs = None if full is None or full.id == point.id else _primary(experiment, full.id)
         if theirs is not None:
             own = {**own, "tokens_full": theirs["output_tokens"]}
+        if point.is_guarded:  # what is recorded are the bytes before the controller's first step
+            own = {**own, "kv_bytes_physical": np.full(len(own["pair"]), np.nan)}
         seconds = _seconds(experiment, point.id)
         about = {
             **experiment.series_columns(point), "metric": str(own["metric"][0]),
             "twin_point_id": None if theirs is None or full is None else full.id,
         }  # fmt: skip
-        credits = _credit(own, str(own["metric"][0]) in experiment.lower_is_better)
-        cells = list(by_bin({**own, "credit": credits}))
+        cells = list(by_bin({**own, "credit": _credit(own)}))
         for index, cell in cells:
             inside = [c for i, c in cells if i != ALL_BINS and index in (i, ALL_BINS)]
-            row = {**about, "bin": index, **_cell(cell, config, point.is_guarded)}
+            row = {**about, "bin": index, **_cell(cell, config)}
             yield row | {"correct_per_s": _per_second(inside, seconds)}
 
 
@@ -60,21 +61,17 @@ def _primary(experiment: Experiment, point_id: str) -> Columns:
     return take(columns, columns["primary"].astype(bool))
 
 
-def _credit(own: Columns, lower_is_better: bool) -> NDArray[np.float64]:
-    score = own["score"].astype(float)
-    good = 1 - score if lower_is_better else score
+def _credit(own: Columns) -> NDArray[np.float64]:
     ended = ~own["missing"].astype(bool) & (own["kind"] != FailureType.TRUNCATED)
-    return np.where(ended, good, 0.0)
+    return np.where(ended, own["score"].astype(float), 0.0)
 
 
-def _cell(cell: Columns, config: AnalyzeConfig, guarded: bool) -> Row:
+def _cell(cell: Columns, config: AnalyzeConfig) -> Row:
     clusters, credit = cell["cluster"], cell["credit"]
     right = mean(credit, clusters, config.confidence)
     tokens = np.nan_to_num(cell["output_tokens"].astype(float))  # no response: no tokens
     gib = cell["kv_bytes_physical"].astype(float) / GIB
-    # unknown bytes, as of wrong answers, would make a point look cheap; with a controller those are
-    # recorded before its first step, and later ones are not
-    if guarded or np.isnan(gib).any():
+    if np.isnan(gib).any():  # without the bytes of wrong answers a point would look cheap
         gib = np.full(gib.shape, np.nan)
     row: Row = {
         "n": len(credit), "n_clusters": right.n_clusters, "correct_ended": null(right.mean),

@@ -13,12 +13,10 @@ from kvx.analyze.frames import Experiment
 from kvx.errors import UserError
 from kvx.store.catalog import PointRecord
 
-BEST = 1.0  # every metric of kvx gives a number from 0 to 1
-
 
 @dataclass(frozen=True)
 class Panel:
-    """`goodness` [points, examples] is the score, or 1 - score where lower is better.
+    """`goodness` [points, examples] are scores: of a primary metric higher is better.
 
     A missing answer counts as wrong; `missing` says where. `pairs` (which example, over all
     variants), `bins` and `clusters` are [examples]; `names` are those of the clusters.
@@ -81,7 +79,6 @@ def _panel(experiment: Experiment, points: list[PointRecord]) -> Panel:
     stacked, missing = np.stack(scores), np.stack(absent)
     metric = str(first["metric"][0])
     higher = metric not in experiment.lower_is_better
-    goodness = stacked if higher else BEST - stacked
     known, clusters = np.unique(first["cluster"], return_inverse=True)
     entries = experiment.manifest(points[0])["entries"]
     in_order = list(dict.fromkeys(entry["cluster"] for entry in entries))
@@ -91,7 +88,7 @@ def _panel(experiment: Experiment, points: list[PointRecord]) -> Panel:
         metric,
         higher,
         metric in experiment.binary_metrics,
-        goodness,
+        stacked,
         missing,
         first["pair"].astype(np.int64),
         first["bin"].astype(np.int64),

@@ -25,8 +25,8 @@ def press_pairs(
 ) -> list[Row]:
     """One row per pair of points and bin; bin -1 is all bins together.
 
-    Differences are of how good the answers are, a - b: positive where `press_a` is better, also
-    for metrics of which lower is better. A missing answer counts as wrong. `p_holm` is corrected
+    Differences are of scores, a - b: positive where `press_a` is better. A missing answer counts as
+    wrong. `p_holm` is corrected
     within `analyze.family` (a curve: two presses' budgets), all bins together apart from the single
     bins; `p_bh` over all pairs of the experiment, in the same two parts, for exploration.
     """

@@ -4,7 +4,7 @@ A row of `store.schemas.CATASTROPHES` holds what a response shows alone; `pair` 
 comparison with the full cache's answer to the same example shows.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvx.scoring.instructions import Instruction, kept_at_the_end, parse
-from kvx.scoring.loops import Loop, find_loop
+from kvx.scoring.loops import Loop
 from kvx.scoring.names import asked_for, recall
 
 CATASTROPHES = ("looping", "non_termination", "amnesia")
@@ -54,33 +54,6 @@ def loop_columns(loop: Loop | None, told: bool) -> dict[str, Any]:
         "looping": told or loop is not None, "loop_onset": loop and loop.onset,
         "loop_rule": loop.rule if loop else SERVER_RULE if told else None,
         "loop_period": loop and loop.period,
-    }  # fmt: skip
-
-
-def inspect(
-    text: str,
-    token_ids: Sequence[int] | None,
-    finish_reason: str | None,
-    question: str,
-    answers: Sequence[str],
-    generated: str | None = None,
-) -> dict[str, Any]:
-    """The columns of CATASTROPHES that one response shows alone.
-
-    `text` is the answer, `generated` everything generated where that is more (reasoning).
-
-    Without token ids (a server that gives none) words stand for tokens, as `unit` says; a loop
-    inside one word, or in a script without spaces, is then not seen. `n_tokens` includes the stop
-    token. If a server ended the response because it repeated itself (`repetition`) but no loop is
-    seen here, the rule is `server` and the onset unknown.
-    """
-    words = text if generated is None else generated
-    units: Sequence[Hashable] = words.split() if token_ids is None else list(token_ids)
-    cut = finish_reason == "length"
-    return {
-        "n_tokens": len(units), "unit": WORDS if token_ids is None else TOKENS,
-        **loop_columns(find_loop(units), finish_reason == REPETITION),
-        "cap_reached": cut, **Asked.of(question, answers).seen_in(text, cut),
     }  # fmt: skip
 
 

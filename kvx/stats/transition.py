@@ -136,18 +136,6 @@ def find_transition(
     return Transition(budget, fall, agreeing, any_, shares)
 
 
-def mean_of_bin_means(scores: ArrayLike, bins: ArrayLike) -> NDArray[np.float64]:
-    """Mean over bins of the mean score in each bin, [k], of `scores` [k, n] with `bins` [n].
-
-    Every bin weighs the same. nan scores and bins without a score are left out; nan where nothing
-    is scored. Raises `ValueError` on shapes that do not fit and on infinite scores.
-    """
-    table, labels = score_array(scores), np.asarray(bins)
-    if table.ndim != 2 or labels.shape != table.shape[1:]:
-        raise ValueError(f"scores {table.shape}, bins {labels.shape}: need [k, n] and [n]")
-    return _mean_of_scored(_bin_means(table, labels), axis=0)
-
-
 def _descending(budgets: Sequence[float]) -> NDArray[np.float64]:
     series = np.asarray(budgets, dtype=np.float64)
     if series.ndim != 1 or not (np.diff(series) < 0).all():
