@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kvx.analyze.frames import load_experiment
+from kvx.analyze.frames import Experiment, load_experiment
 from kvx.certify.certificate import Verdict, read
 from kvx.certify.losses import LossReader
 from kvx.certify.series import all_series, chosen
@@ -345,6 +346,13 @@ def test_there_must_be_something_to_certify(kvx: Kvx, copied: Path) -> None:
     assert "no compressed point to certify" in outcome.err
 
 
+def with_requests(whole: Experiment, requests: pd.DataFrame) -> Experiment:
+    """The experiment as if these were its requests."""
+    changed = dataclasses.replace(whole)
+    vars(changed)["requests"] = requests  # a cached property
+    return changed
+
+
 def test_lost_answers_lose_everything_and_lost_twins_are_left_out(finished: Path) -> None:
     output = finished / "outputs"
     whole = load_experiment(output / "runs" / "small", output)
@@ -356,7 +364,7 @@ def test_lost_answers_lose_everything_and_lost_twins_are_left_out(finished: Path
         gone = (requests["point_id"] == point_id) & (requests["example_id"] == example)
         requests.loc[gone, "has_response"] = False
         requests.loc[gone, "failed"] = True
-    changed = dataclasses.replace(whole, requests=requests)
+    changed = with_requests(whole, requests)
     for loss in Loss:
         found = LossReader(changed, CertifyConfig(loss=loss), output).of(own, full)
         assert found.losses[0] == 1
@@ -372,9 +380,8 @@ def test_examples_of_one_text_are_one_prompt(finished: Path) -> None:
         next(p for p in whole.points if p.id.startswith(s)) for s in ("snapkv-0.5", "none")
     )
     rank = whole.requests["example_id"].rank(method="dense").astype(int)
-    grouped = dataclasses.replace(
-        whole, requests=whole.requests.assign(cluster=[f"text{r // 2}" for r in rank])
-    )
+    texts = [f"text{r // 2}" for r in rank]
+    grouped = with_requests(whole, whole.requests.assign(cluster=texts))
     one, two = (LossReader(e, CertifyConfig(), output) for e in (whole, grouped))
     assert one.test(own, 60, 0.05).name == "exact binomial"
     assert two.test(own, 60, 0.05).name == "Hoeffding–Bentkus"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kvx.analyze.columns import Columns
-from kvx.analyze.facts import Facts, check_metrics
+from kvx.analyze.facts import Facts, check_counts, check_metrics
 from kvx.analyze.naming import differences, told_apart
 from kvx.analyze.point_tables import PointTables
 from kvx.errors import UserError
@@ -279,7 +279,8 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
     experiment = Experiment(folder, points, manifests)
     metrics: dict[str, str] = {}
     for point in points:
-        tables = (experiment.of(name, point.id) for name in ("requests", "judged"))
-        experiment.facts.add(point, *tables)
+        requests = experiment.of("requests", point.id)
+        check_counts(point, requests)  # before scores are compared with them
+        experiment.facts.add(point, requests, experiment.of("judged", point.id))
         check_metrics(point, experiment.of("judged", point.id), metrics)
     return experiment
