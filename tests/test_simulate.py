@@ -263,7 +263,8 @@ def test_a_response_whose_twin_failed_is_in_no_figure(finished: Path) -> None:
     seen = whole.catastrophes
     lost = seen[seen["point_id"] == full]["example_id"].iloc[0]
     gone = (seen["point_id"] == full) & (seen["example_id"] == lost)
-    fewer = replace(whole, catastrophes=seen[~gone])
+    fewer = replace(whole)
+    vars(fewer)["catastrophes"] = seen[~gone]  # a cached property
     before, after = (load(e, Labels.excess, True).frame["request_id"] for e in (whole, fewer))
     missing = set(before) - set(after)
     assert missing == set(
@@ -272,10 +273,9 @@ def test_a_response_whose_twin_failed_is_in_no_figure(finished: Path) -> None:
     assert len(missing) == len(whole.points) - 1
     requests = whole.requests
     failed = (requests["point_id"] == full) & (requests["example_id"] == lost)
-    said = checks._baseline(
-        replace(whole, requests=requests.assign(has_response=requests["has_response"] & ~failed)),
-        whole.points,
-    )
+    silent = replace(whole)
+    vars(silent)["requests"] = requests.assign(has_response=requests["has_response"] & ~failed)
+    said = checks._baseline(silent, whole.points)
     assert said.verdict is checks.Verdict.WARN
     assert f"{len(missing)} responses whose full-cache run failed" in said.reason
     assert checks._baseline(whole, whole.points).verdict is checks.Verdict.OK

@@ -55,5 +55,5 @@ class AnalyzeConfig:
         below=1,
     )
     pass_at: list[int] = option(
-        [], "the k of pass@k where seeds are samples; empty: 1, 2, 4, … and all samples"
+        [], "the k of pass@k where seeds are samples; empty: 1, 2, 4, … and all samples", at_least=1
     )

@@ -53,7 +53,7 @@ def nearest(key: str, known: Collection[str]) -> str | None:
     everything = list(paths())
     same = [path for path in everything if path.rpartition(".")[2] == name]
     beside = [f"{section}.{f}" if section else f for f in known]
-    if section.partition(".")[0] == "hydra":
+    if section.partition(".")[0] == "hydra" or len(name) == 1:  # a letter alone tells nothing
         everything, same = [], []
     near = difflib.get_close_matches(name, [b.rpartition(".")[2] for b in beside], cutoff=0.9)
     if not near and (found := difflib.get_close_matches(key, same, n=1, cutoff=0.0)):
