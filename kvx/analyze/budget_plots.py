@@ -191,7 +191,7 @@ def explain(figure: Figure, frame: pd.DataFrame) -> None:
     if (frame["n_degenerate"] > 0).any():
         handle = Line2D([], [], linestyle="", marker="o", mfc="white", mec="black", markersize=5)
         told = "hollow: degenerate, the press is not what it is meant to be there"
-        figure.legend([handle], [told], loc="outside lower left", fontsize=8)
+        figure.legend([handle], [told], loc="outside upper left", fontsize=8)
 
 
 def excess_by_budget(
