@@ -27,6 +27,7 @@ from kvx.analyze.transitions import transitions
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
 from kvx.data.frozen_examples import examples_file
+from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest
 from kvx.points import experiment_dir
 from kvx.store import schemas, sqlite
@@ -75,6 +76,23 @@ def _is_complete(folder: Path, inputs: str) -> bool:
     made = [*plots.expected(folder / "plots", variants), folder / "kv_transition.sqlite"]
     tables_are_current = all(read_inputs(folder / f"{n}.parquet") == inputs for n in TABLES)
     return tables_are_current and all(path.is_file() for path in made)
+
+
+def tables_of(folder: Path, inputs: str) -> dict[str, pd.DataFrame]:
+    """The tables of `TABLES`, if made from `inputs` (`inputs_hash`). Raises `UserError` if not."""
+    check_analysed(folder, inputs)
+    return {
+        name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
+        for name in TABLES
+    }
+
+
+def check_analysed(folder: Path, inputs: str) -> None:
+    if any(read_inputs(folder / f"{name}.parquet") != inputs for name in TABLES):
+        raise UserError(
+            f"{folder}: not analysed, or not with these points and settings; run kvx.score and "
+            "kvx.analyze with the same arguments"
+        )
 
 
 def analyze_experiment(config: Config) -> None:

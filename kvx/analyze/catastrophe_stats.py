@@ -7,8 +7,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvx.analyze.bin_stats import Row, null
-from kvx.analyze.columns import ALL_BINS, by_bin
-from kvx.analyze.correction import correct, is_full
+from kvx.analyze.columns import ALL_BINS, by_bin, is_full
+from kvx.analyze.correction import correct
 from kvx.analyze.frames import Experiment
 from kvx.config.analyze import AnalyzeConfig
 from kvx.scoring.catastrophes import KINDS, pair

@@ -16,8 +16,8 @@ BUDGET = ["budget_kind", "budget_asked"]
 Columns = dict[str, NDArray[Any]]
 
 
-def is_full(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Of each row of a table, whether its point was asked for the full cache."""
+def is_full(frame: Any) -> Any:
+    """Of each row of a table, or of one row, whether its point was asked for the full cache."""
     return (frame["budget_kind"] == "ratio") & (frame["budget_asked"] == 1.0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.analyze import Family
 from kvx.stats.multiplicity import benjamini_hochberg, holm
 
@@ -49,8 +49,3 @@ def correct(
         p = [np.nan if row.get(source) is None else row[source] for row in family]
         for row, corrected in zip(family, correction(p).tolist(), strict=True):
             row[target] = None if np.isnan(corrected) else corrected
-
-
-def is_full(row: Row) -> bool:
-    """Whether the row's point was asked for the full cache."""
-    return bool(row["budget_kind"] == "ratio" and row["budget_asked"] == 1.0)

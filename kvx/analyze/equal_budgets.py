@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, is_full
 
 FRACTION, TOKENS, BYTES = "fraction", "tokens", "bytes"
 KINDS = {"ratio": FRACTION, "tokens": TOKENS}
@@ -40,9 +40,8 @@ def measured(stats: Iterable[Mapping[str, Any]], point_ids: Iterable[str]) -> li
     """
     wanted, found = set(point_ids), {}
     for row in stats:
-        is_full = row["budget_kind"] == "ratio" and row["budget_asked"] == 1.0
         apart = row["bin"] != ALL_BINS or not row["primary"] or row["controller"] != "none"
-        if apart or is_full or row["point_id"] not in wanted:
+        if apart or is_full(row) or row["point_id"] not in wanted:
             continue
         if row["budget_measured"] is None or row["kv_bytes_mean"] is None:
             continue

@@ -85,7 +85,10 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
 def compressed(catastrophes: pd.DataFrame) -> pd.DataFrame:
     """The rows about all bins of points with a full cache beside them, of kinds in the plot."""
     shown = catastrophes["kind"].isin(PANELS) & (catastrophes["bin"] == ALL_BINS)
-    return catastrophes[shown & (catastrophes["n_pairs"] > 0) & ~is_full(catastrophes)]
+    found: pd.DataFrame = catastrophes[
+        shown & (catastrophes["n_pairs"] > 0) & ~is_full(catastrophes)
+    ]
+    return found
 
 
 def by_bin(

@@ -3,18 +3,14 @@
 import logging
 from pathlib import Path
 
-import pandas as pd
-import pyarrow.parquet as pq
-
 from kvx.analyze import plots
-from kvx.analyze.build import TABLES, inputs_hash
+from kvx.analyze.build import inputs_hash, tables_of
 from kvx.config.export import ExportFormat
 from kvx.config.schema import Config
 from kvx.errors import UserError
 from kvx.export import leaderboard, paper_tables
 from kvx.points import experiment_dir
 from kvx.store.catalog import finished_points
-from kvx.store.shards import read_inputs
 
 log = logging.getLogger(__name__)
 IMAGES = (ExportFormat.png, ExportFormat.svg, ExportFormat.pdf)
@@ -36,7 +32,7 @@ def export_experiment(config: Config) -> list[Path]:
     if ExportFormat.kvpress in asked.formats:
         written += _board(config, target / "kvpress")
     if asked.formats != [ExportFormat.kvpress]:
-        frames = analysed(config)
+        frames = tables_of(folder, inputs_hash(folder, config.analyze))
         if ExportFormat.csv in asked.formats:
             written += paper_tables.write_csv(frames, target / "csv")
         if ExportFormat.latex in asked.formats:
@@ -51,21 +47,6 @@ def export_experiment(config: Config) -> list[Path]:
             )
     log.info("export: %d files → %s", len(written), target)
     return written
-
-
-def analysed(config: Config) -> dict[str, pd.DataFrame]:
-    """The tables of kvx.analyze. Raises `UserError` if they are not those of the points there."""
-    folder = experiment_dir(config)
-    inputs = inputs_hash(folder, config.analyze)
-    if any(read_inputs(folder / f"{name}.parquet") != inputs for name in TABLES):
-        raise UserError(
-            f"{folder}: not analysed, or not with these points and settings; run kvx.score and "
-            "kvx.analyze with the same arguments"
-        )
-    return {
-        name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
-        for name in TABLES
-    }
 
 
 def _board(config: Config, target: Path) -> list[Path]:

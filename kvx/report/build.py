@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from kvx.analyze import plots, tradeoff
-from kvx.analyze.build import TABLES, inputs_hash
+from kvx.analyze.build import TABLES, check_analysed, inputs_hash, tables_of
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.leaders import ALL_VARIANTS
 from kvx.analyze.naming import metric_title
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
 from kvx.engines.base import BudgetProof
-from kvx.errors import UserError
 from kvx.guard.controllers import Hazard
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.caveats import GuardedPoint, caveats
@@ -52,7 +50,6 @@ from kvx.store.catalog import (
     requests_of,
     unfinished_points,
 )
-from kvx.store.shards import read_inputs
 
 log = logging.getLogger(__name__)
 STAMP = "<!-- kvx inputs {} -->"
@@ -75,11 +72,7 @@ def report_experiment(config: Config) -> Path:
     points = finished_points(folder)
     path, details, page = folder / "report.md", folder / "details.md", folder / PAGE
     inputs = inputs_hash(folder, config.analyze)
-    if any(read_inputs(folder / f"{name}.parquet") != inputs for name in TABLES):
-        raise UserError(
-            f"{folder}: not analysed, or not with these points and settings; run kvx.score and "
-            "kvx.analyze with the same arguments"
-        )
+    check_analysed(folder, inputs)
     known = list(caveats(_forecasting(points, config)))
     stamp = STAMP.format(digest([inputs, known, package_digest()], 16))
     written = all(file.exists() for file in (path, details, page))
@@ -88,10 +81,7 @@ def report_experiment(config: Config) -> Path:
         if config.report.open:
             show(page)
         return path
-    frames = {
-        name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
-        for name in TABLES
-    }
+    frames = tables_of(folder, inputs)
     context = _context(config, points, folder, known, **frames)
     output, confidence = Path(config.paths.output), config.analyze.confidence
     write_page(page, context, points, frames, output, confidence, stamp)

@@ -53,7 +53,7 @@ def summary_table(
     def cells(row: pd.Series) -> Cells:
         mean = f"{number(row['mean'])} {interval(row)}"
         point = row["point_id"]
-        if point not in by_point.index or is_full(row.to_frame().T).iloc[0]:
+        if point not in by_point.index or is_full(row):
             change, told = "", ""
         else:
             pair, bins = by_point.loc[point], by_bin[by_bin["point_id"] == point]
