@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from kvx.analyze import plots, tradeoff
 from kvx.analyze.bin_stats import Row
-from kvx.analyze.chunks import n_requests
 from kvx.analyze.controller_stats import controller_stats
 from kvx.analyze.dose_stats import dose_response
 from kvx.analyze.frames import Experiment, load_experiment
@@ -20,6 +19,7 @@ from kvx.analyze.leaders import leaders
 from kvx.analyze.margins import equivalence
 from kvx.analyze.numerics import numerics
 from kvx.analyze.panels import panels
+from kvx.analyze.point_chunks import n_requests
 from kvx.analyze.point_rows import point_rows
 from kvx.analyze.press_pairs import press_pairs
 from kvx.analyze.sample_stats import samples

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvx.analyze.chunks import in_chunks
 from kvx.analyze.columns import Columns
 from kvx.analyze.facts import Facts, check_counts, check_metrics
 from kvx.analyze.naming import differences, told_apart
+from kvx.analyze.point_chunks import in_chunks
 from kvx.analyze.point_tables import PointTables
 from kvx.errors import UserError
 from kvx.guard.own_code import controller_code
