@@ -19,7 +19,6 @@ from kvx.analyze.leaders import leaders
 from kvx.analyze.margins import equivalence
 from kvx.analyze.numerics import numerics
 from kvx.analyze.panels import panels
-from kvx.analyze.point_chunks import n_requests
 from kvx.analyze.point_rows import point_rows
 from kvx.analyze.press_pairs import press_pairs
 from kvx.analyze.sample_stats import samples
@@ -38,6 +37,7 @@ from kvx.store.catalog import (
     columns_of,
     finished_points,
     latency_of,
+    n_requests,
     not_applicable_points,
     unfinished_points,
 )

@@ -14,14 +14,20 @@ import pandas as pd
 from kvx.analyze.columns import Columns
 from kvx.analyze.facts import Facts, check_counts, check_metrics
 from kvx.analyze.naming import differences, told_apart
-from kvx.analyze.point_chunks import in_chunks
 from kvx.analyze.point_tables import PointTables
 from kvx.errors import UserError
 from kvx.guard.own_code import controller_code
 from kvx.identity.user_code import press_parameters, told
 from kvx.points import OWN, told_guard
 from kvx.scoring.catastrophes import flags_beside
-from kvx.store.catalog import PointRecord, events_of, finished_points, read_frame, requests_of
+from kvx.store.catalog import (
+    PointRecord,
+    events_of,
+    finished_points,
+    in_chunks,
+    read_frame,
+    requests_of,
+)
 from kvx.store.forks import in_order
 from kvx.store.schemas import SCORED
 from kvx.store.shards import is_by_other_code

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from kvx.analyze.columns import ALL_BINS, Columns, take
 from kvx.analyze.frames import Experiment
-from kvx.analyze.point_chunks import in_chunks
 from kvx.errors import UserError
-from kvx.store.catalog import PointRecord
+from kvx.store.catalog import PointRecord, in_chunks
 from kvx.store.forks import in_order
 
 
