@@ -22,6 +22,7 @@ from kvx.config.folders import conf_dir
 from kvx.config.messages import explain
 from kvx.config.schema import Config, shared_store
 from kvx.config.sweep import compose_sweep, typed
+from kvx.errors import UserError
 from tests.conftest import Kvx
 from tests.waiting import HANGS_S
 
@@ -42,8 +43,10 @@ ODD = {
     "prompt: {query_aware: true}\ndataset: {max_new_tokens: ${seed}}\nmodel: {dtype: bfloat16}\n",
     "dataset/several.yaml": "name: several\ntask: a\nmax_new_tokens: 9\nmetrics: [exact_match]\n"
     "source: {_target_: kvx.data.sources.recall.RecallSource, n_examples: 40}\n"
-    "tasks:\n  a:\n  b: {max_new_tokens: 5, metrics: [qa_f1], source: {n_facts: 3}}\n"
+    "tasks:\n  a: {}\n  b: {max_new_tokens: 5, metrics: [qa_f1], source: {n_facts: 3}}\n"
     "  c: {source: {_target_: kvx.data.sources.recall.RecallSource, seed: 1}}\n",
+    "dataset/fewer.yaml": "defaults:\n  - several\nname: fewer\nmax_new_tokens: 3\n"
+    "tasks:\n  b: null\n  c: {metrics: [qa_f1]}\n",
     "experiment/picks.yaml": "# @package _global_\ndefaults:\n  - override /dataset: several\n"
     "experiment_name: picks\ndataset: {task: b, max_new_tokens: 6}\n",
     # choices that decide about other choices, and a node that two files fill
@@ -71,7 +74,7 @@ COLUMNS = [
     ["experiment=twice", "experiment=follows"],
     ["experiment=one"],
     ["dataset=several"],
-    ["dataset=several", "dataset=recall"],
+    ["dataset=several", "dataset=recall", "dataset=fewer"],
     ["dataset.task=a", "dataset.task=b", "dataset.task=c"],
     ["dataset.task=b"],
     ["dataset.task=b", "dataset.task=nosuch"],
@@ -274,6 +277,10 @@ def test_a_task_comes_after_its_file_and_before_everything_else(in_hydra: None) 
     assert b.source == {**own.source, "n_facts": 3}
     assert c.source == {"_target_": own.source["_target_"], "seed": 1}  # a source of its own
     assert list(b.tasks) == ["a", "b", "c"]
+    heir = dataset("dataset=fewer", "dataset.task=c")
+    assert (heir.max_new_tokens, heir.metrics, heir.source) == (3, ["qa_f1"], c.source)
+    with pytest.raises(UserError, match="no task of dataset=fewer; use all, or one of a, c"):
+        dataset("dataset=fewer", "dataset.task=b")
     picked = dataset("experiment=picks")
     assert (picked.task, picked.max_new_tokens, picked.metrics) == ("b", 6, ["qa_f1"])
     assert dataset("experiment=picks", "dataset.max_new_tokens=7").max_new_tokens == 7

@@ -100,7 +100,7 @@ class DatasetConfig:
     )
     tasks: dict[str, Any] = option(
         dict,
-        "the dataset's tasks: in its file, what each lays over the other fields",
+        "the dataset's tasks: in its file, what each lays over the other fields; null: none of it",
         neutral=True,
     )
     length: int | None = option(

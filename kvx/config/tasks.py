@@ -2,7 +2,8 @@
 
 `dataset.task=<task>` lays that entry over the file's other fields while Hydra composes, so an
 experiment's values and the command line's come after it. `dataset.task=all` stands for every task
-of the file. Once composed, `tasks` holds the names alone.
+of the file. Once composed, `tasks` holds the names alone. A file with a defaults list inherits
+another one's tasks, and drops one with `<task>: null`.
 """
 
 import contextlib
@@ -18,7 +19,6 @@ from kvx.errors import UserError
 
 ALL = "all"
 KEY = "dataset.task"
-GROUP = "dataset/"  # of the paths of dataset files
 
 
 def unknown_task(name: str, task: str, tasks: Sequence[str]) -> UserError:
@@ -28,20 +28,18 @@ def unknown_task(name: str, task: str, tasks: Sequence[str]) -> UserError:
 
 
 def laid_over(dataset: DictConfig, task: str | None) -> DictConfig:
-    """A dataset file's content with the entry of `task` over its other fields.
+    """A dataset's content with the entry of `task` over its other fields.
 
     Nested fields are merged one by one, lists replaced. An entry's `source` with a `_target_` of
-    its own replaces the file's. Without a task, or with `all`, the file's own task is taken. Raises
-    `UserError` for a task that the file does not have.
+    its own replaces the dataset's; a task of null is none of this dataset. Without a task, or with
+    `all`, the dataset's own is taken. Raises `UserError` for a task that it does not have.
     """
     raw = {name: dataset._get_node(name) for name in dataset if name != "tasks"}
-    tasks = dataset.tasks
-    chosen = dataset.task if task in (None, ALL) else task
+    tasks = [str(name) for name, entry in dataset.tasks.items() if entry is not None]
+    chosen = str(dataset.task) if task in (None, ALL) else str(task)
     if chosen not in tasks:
-        raise unknown_task(dataset.get("name", "…"), str(chosen), list(map(str, tasks)))
-    entry = tasks._get_node(chosen)
-    if entry._is_none():
-        entry = OmegaConf.create()
+        raise unknown_task(dataset.get("name", "…"), chosen, tasks)
+    entry = dataset.tasks[chosen]
     if "_target_" in (OmegaConf.select(entry, "source") or ()):
         raw.pop("source", None)
     merged = OmegaConf.merge(raw, entry, {"task": chosen, "tasks": dict.fromkeys(tasks)})
@@ -51,10 +49,10 @@ def laid_over(dataset: DictConfig, task: str | None) -> DictConfig:
 
 @contextlib.contextmanager
 def tasks_laid_over() -> Iterator[None]:
-    """While kvx composes: Hydra reads dataset files as `laid_over` for the task that is asked for.
+    """While kvx composes: the files of a dataset are merged as `laid_over` by the asked task.
 
-    Two steps of Hydra's loader are replaced for that, as it has no hook between reading a file and
-    merging it: the one that parses the command line, and the one that merges the files.
+    Two steps of Hydra's loader are replaced for that, as it has no hook between reading files and
+    merging them: the one that parses the command line, and the one that merges the files.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
@@ -68,16 +66,34 @@ def tasks_laid_over() -> Iterator[None]:
     def parsed(self: Any, config_name: Any, overrides: Any) -> Any:
         found, repo = parse(self, config_name, overrides)
         repo.task = _asked(found)
-        repo.load_config = _reading(repo, repo.load_config)
         return found, repo
 
-    def merged(self: Any, defaults: Any, repo: Any) -> DictConfig:
-        cfg = merge(self, defaults, repo)
-        dataset = cfg._get_node("dataset") if "dataset" in cfg else None
-        if repo.task is None and isinstance(dataset, DictConfig) and dataset.get("tasks"):
-            repo.task = dataset.task  # an experiment's file may have chosen another one
-            cfg = merge(self, defaults, repo)
-        return cfg
+    def merged(self: Any, defaults: Any, repo: Any) -> Any:
+        files = [d for d in defaults if d.package == "dataset" and d.config_path]
+        alone: Any = merge(self, files, repo).get("dataset") if files else None
+        if not has_tasks(alone):
+            return merge(self, defaults, repo)
+        read = repo.load_config
+        paths = [file.config_path for file in files]
+
+        def laid(task: str | None) -> Any:
+            def load(config_path: str) -> Any:
+                found = read(config_path)
+                if config_path not in paths:
+                    return found
+                last = config_path == paths[-1]
+                node = laid_over(alone, task) if last else OmegaConf.create()
+                return dataclasses.replace(found, config=node)
+
+            repo.load_config = load
+            try:
+                return merge(self, defaults, repo)
+            finally:
+                repo.load_config = read
+
+        cfg = laid(repo.task)
+        chosen = cfg.dataset.task  # an experiment's file may name another one
+        return cfg if repo.task is not None or chosen == alone.task else laid(chosen)
 
     parsed.lays_tasks = True  # type: ignore[attr-defined]
     loader._parse_overrides_and_create_caching_repo = parsed
@@ -95,18 +111,8 @@ def _asked(overrides: Sequence[Override]) -> str | None:
     return str(values[-1]) if values and values[-1] is not None else None
 
 
-def _reading(repo: Any, load: Callable[..., Any]) -> Callable[..., Any]:
-    def read(config_path: str) -> Any:
-        found = load(config_path)
-        if found is None or not config_path.startswith(GROUP) or not has_tasks(found.config):
-            return found
-        return dataclasses.replace(found, config=laid_over(found.config, repo.task))
-
-    return read
-
-
 def has_tasks(config: Any) -> bool:
-    """Whether a file of the group `dataset` holds several tasks."""
+    """Whether the content of a dataset, or of one of its files, names its tasks."""
     return isinstance(config, DictConfig) and bool(config.get("tasks"))
 
 
