@@ -8,6 +8,8 @@ from hydra.core.override_parser.types import ChoiceSweep
 from kvx.cli.stages import GROUPS, STAGES
 from kvx.config.budgets import with_budgets
 from kvx.config.overrides import parse, quoted, readable, several
+from kvx.config.tasks import ALL
+from kvx.config.tasks import KEY as TASK
 from kvx.errors import UserError
 
 MULTIRUN = ("-m", "--multirun")
@@ -101,10 +103,22 @@ def refuse_sweeps(name: str, argv: list[str]) -> None:
             raise UserError(f"{argument}: {why_dropped(key)}")
 
 
-def with_workers(argv: list[str]) -> list[str]:
-    """Add `-m` where a launcher with workers is asked for: Hydra starts it for sweeps only."""
-    asked = any(a in WORKERS for a in argv) and not any(a.startswith("-") for a in argv)
+def with_multirun(argv: list[str]) -> list[str]:
+    """Add `-m` where several tasks or lengths are asked for, or a launcher with workers.
+
+    Hydra starts such a launcher for sweeps only.
+    """
+    if any(a.startswith(("-", "hydra.mode=")) for a in argv):
+        return argv
+    asked = any(a in WORKERS or _sweeps_tasks(a) for a in argv)
     return ["-m", *argv] if asked else argv
+
+
+def _sweeps_tasks(argument: str) -> bool:
+    key = argument.partition("=")[0].lstrip("+")
+    if key not in (TASK, "dataset.length") or (override := parse(argument)) is None:
+        return False
+    return override.is_sweep_override() or (key == TASK and override.value() == ALL)
 
 
 def after_options(argv: list[str]) -> list[str]:

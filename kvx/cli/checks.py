@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from kvx.config import conditions, fields
+from kvx.config.dataset import DatasetConfig
 from kvx.config.engine import OpenAIConfig
 from kvx.config.folder_names import check_name
 from kvx.config.press_choices import PressNeed
 from kvx.config.schema import BudgetConfig, BudgetKind, Config, Measure
+from kvx.config.tasks import ALL, unknown_task
 from kvx.data import binning
 from kvx.data.chat import RESERVED
 from kvx.errors import UserError, require
@@ -19,6 +21,7 @@ def check(config: Config, points: bool = True) -> None:
     if points:
         _check_budget(config.budget)
         _check_press(config)
+    _check_dataset(config.dataset, points)
     binning.check(config.dataset.binning, config.dataset.sampling)
     _check_scoring(config)
     controllers.check(config.controller)
@@ -48,6 +51,26 @@ def wants_less_of_the_full_cache(config: Config) -> bool:
     # kvx.serve checks the press of a certificate
     open_yet = budget.kind is BudgetKind.certified
     return config.press.method is None and not budget.is_full and not open_yet
+
+
+def _check_dataset(dataset: DatasetConfig, points: bool) -> None:
+    tasks = dataset.tasks
+    if given := [name for name, entry in tasks.items() if entry is not None]:
+        raise UserError(
+            f"dataset.tasks.{given[0]}: is read in the dataset's own file; set the field itself, "
+            "as in dataset.max_new_tokens=64"
+        )
+    if tasks and points and dataset.task == ALL:
+        raise UserError(
+            f"dataset.task={ALL}: a sweep over {len(tasks)} tasks; add -m, or name one of "
+            f"{', '.join(tasks)}"
+        )
+    if tasks and dataset.task not in (*tasks, ALL):
+        raise unknown_task(dataset.name, dataset.task, list(tasks))
+    if dataset.length is not None and dataset.source.get("length") != dataset.length:
+        raise UserError(
+            f"dataset.length={dataset.length}: dataset={dataset.name} does not generate to a length"
+        )
 
 
 def _check_scoring(config: Config) -> None:

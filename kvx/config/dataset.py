@@ -95,7 +95,20 @@ class TemplateConfig:
 @dataclass
 class DatasetConfig:
     name: str = option(MISSING, "name of the dataset in tables and folders", check=folder_name)
-    task: str = option(MISSING, "name of its task", check=folder_name)
+    task: str = option(
+        MISSING, "name of its task; all: every task of the dataset, as a sweep", check=folder_name
+    )
+    tasks: dict[str, Any] = option(
+        dict,
+        "the dataset's tasks: in its file, what each lays over the other fields; null: none of it",
+        neutral=True,
+    )
+    length: int | None = option(
+        None,
+        "tokens of a prompt and its answer, where the source generates to a length",
+        added=True,
+        at_least=1,
+    )
     source: dict[str, Any] = option(dict, "the source's class (_target_) and its arguments")
     template: TemplateConfig = option(TemplateConfig)
     binning: BinningConfig = option(BinningConfig)

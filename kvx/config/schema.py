@@ -31,6 +31,7 @@ from kvx.config.model_features import ModelFeature
 from kvx.config.press_choices import Keeps, PressLayers, PressNeed, Queries
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
+from kvx.config.tasks import tasks_laid_over
 from kvx.config.train import TrainConfig, VerifyConfig
 
 if TYPE_CHECKING:
@@ -355,19 +356,20 @@ def register() -> None:
 
 @contextlib.contextmanager
 def shared_store() -> Iterator[None]:
-    """While kvx composes: Hydra's store is not copied.
+    """While kvx composes: Hydra's store is not copied, and tasks are laid over their datasets.
 
     Hydra copies all of it for every composition and for every group that --help lists. It also
     copies each node it hands out, so sharing it is safe, and halves the start-up time.
     """
-    if "__deepcopy__" in vars(ConfigStore):  # within another composition, or the user's own
-        yield
-        return
-    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
+    with tasks_laid_over():
+        if "__deepcopy__" in vars(ConfigStore):  # within another composition, or the user's own
+            yield
+            return
+        ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
 
 
 register()
