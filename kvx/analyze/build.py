@@ -23,6 +23,7 @@ from kvx.analyze.numerics import numerics
 from kvx.analyze.panels import panels
 from kvx.analyze.press_pairs import press_pairs
 from kvx.analyze.sample_stats import samples
+from kvx.analyze.task_means import task_means
 from kvx.analyze.transitions import transitions
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
@@ -52,6 +53,7 @@ TABLES = {
     "goodput": schemas.GOODPUT,
     "samples": schemas.SAMPLES,
     "numerics": schemas.NUMERICS,
+    "task_means": schemas.TASK_MEANS,
     "transitions": schemas.TRANSITIONS,
     "dose_response": schemas.DOSE_RESPONSE,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
@@ -104,10 +106,12 @@ def analyze_experiment(config: Config) -> None:
         return
     experiment = load_experiment(folder, Path(config.paths.output))
     stats = bin_stats.bin_stats(experiment, config.analyze)
+    compared = bin_stats.comparisons(experiment, config.analyze)
     side_by_side = list(panels(experiment))
     rows = {
         "bin_stats": stats,
-        "comparisons": bin_stats.comparisons(experiment, config.analyze),
+        "comparisons": compared,
+        "task_means": task_means(experiment, stats, compared),
         "press_pairs": press_pairs(experiment, side_by_side, stats, config.analyze),
         "equivalence": equivalence(experiment, side_by_side, config.analyze),
         "leaders": leaders(experiment, side_by_side, stats, config.analyze),
@@ -167,6 +171,7 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "goodput": table("goodput"),
             "samples": table("samples"),
             "numerics": table("numerics"),
+            "task_means": table("task_means"),
             "transition_summary": table("transitions"),
             "dose_response": table("dose_response"),
             "catastrophe_stats": table("catastrophe_stats"),

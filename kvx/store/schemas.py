@@ -178,6 +178,20 @@ COMPARISONS = _schema(
     },
 )  # fmt: skip
 
+# a benchmark's average over its tasks; `difference` is that to the full cache
+TASK_MEANS = _schema(
+    {
+        "benchmark_id": S, "benchmark": S, "model": S, "press": S, "controller": S, "seed": I64,
+        "budget_kind": S, "budget_label": S, "budget_asked": F64, "budget": F64, "n_tasks": I64,
+        "n_missing_tasks": I64, "tasks": pa.list_(S), "task_means": pa.list_(F64), "n": I64,
+        "n_degenerate": I64,
+    },
+    {
+        "mean": F64, "ci_low": F64, "ci_high": F64, "difference": F64, "difference_ci_low": F64,
+        "difference_ci_high": F64,
+    },
+)  # fmt: skip
+
 # press against press where the measured budgets are the same; bin -1 is all bins together
 PRESS_PAIRS = _schema(
     {
