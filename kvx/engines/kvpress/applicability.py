@@ -17,6 +17,7 @@ from kvx.config.model_features import ModelFeature
 from kvx.config.press_choices import PressLayers, PressNeed, Queries
 from kvx.config.schema import Config, PressConfig
 from kvx.data.model_folder import files_of
+from kvx.engines.kvpress.hub_files import missing_file
 from kvx.engines.kvpress.press import ALONE
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest, sha256_file
@@ -61,12 +62,13 @@ def not_applicable(config: Config) -> str | None:
     """
     if config.press.method is None or config.budget.is_full:
         return None
-    missing = missing_of(config.model)
-    return None if missing is None else reason(config.press, config.model, missing)
+    return reason(config.press, config.model, missing_of(config.model) or {})
 
 
 def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> str | None:
     """Why `press` cannot be used on a model that lacks what `missing` names; None if it can."""
+    if press.refused is not None:
+        return f"it {press.refused}"
     if (why := _no_hiding(press, model, missing)) is not None:
         return f"it hides entries from attention, but {why}"
     met = _met_by_queries(press)
@@ -82,7 +84,7 @@ def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> s
             hint = HINT if feature in OF_QUERIES and press.queries is not Queries.model else ""
             hint = WINDOWS if feature is ModelFeature.full_layers else hint
             return f"it {DOES[feature]}, but {missing[feature.name]}{hint}"
-    return None
+    return missing_file(press, model)
 
 
 def _no_hiding(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> str | None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import hydra.utils
 
+from kvx.config import conditions
+from kvx.config.press import PressConfig
 from kvx.config.press_choices import PressNeed, Queries
 from kvx.errors import UserError
 from kvx.points import Point
@@ -38,8 +40,7 @@ class PointPress:
         if ratio == 0.0:
             return None
         config = self.point.config.press
-        assert config.method is not None
-        return with_queries(instantiate(config.method, ratio), config.queries)
+        return with_queries(instantiate(config, ratio), config.queries)
 
     def at(self, budget: float) -> "PointPress":
         return replace(self, budget=budget)
@@ -56,11 +57,17 @@ class PointPress:
         return None if config.score_uses_budget else repr((config.method, config.queries))
 
 
-def instantiate(method: dict[str, Any], ratio: float) -> Any:
+def instantiate(config: PressConfig, ratio: float) -> Any:
     """The press with its ratio set afterwards: wrappers pass it on to the press they wrap.
 
     Raises `UserError` for one that takes none, and what its class raises.
     """
+    method = config.method
+    assert method is not None
+    if config.budget_sets is not None:
+        return hydra.utils.instantiate(
+            method | conditions.arguments(config, 1.0 - ratio), _convert_="all"
+        )
     press = hydra.utils.instantiate(method, _convert_="all")
     # not hasattr: some of kvpress's tell their ratio only after a run, and assert before
     if "compression_ratio" not in getattr(press, "__dict__", {}) and not hasattr(

@@ -71,9 +71,10 @@ def check_method(point: Point) -> None:
             "the command again"
         )
     try:
-        press = instantiate(config.method, 0.5)
+        press = instantiate(config, 0.5)
     except UserError as error:
-        raise UserError(f"press={config.name}: {error}") from None
+        told = str(error).removeprefix(f"press={config.name}: ")
+        raise UserError(f"press={config.name}: {told}") from None
     except hydra.errors.InstantiationException as error:
         reason = _why_not_made(error, config.method)
         raise UserError(f"press={config.name}: {target}: {reason}") from error
@@ -94,7 +95,7 @@ def check_on_model(point: Point, model: Any) -> None:
     config = point.config.press
     if config.method is None:
         return
-    press, layers = instantiate(config.method, 0.5), layers_of(model)
+    press, layers = instantiate(config, 0.5), layers_of(model)
     if not layers.cached:
         raise UserError(
             f"press={config.name}: cannot be used with {type(model).__name__}: it has "
