@@ -1,6 +1,6 @@
 """How many tokens texts have: many at a time, and each text once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ class TokenCounter:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._backend: Any = None  # None until the first text shows whether it can be used
+        self._encode_batch: Callable[..., list[Any]] | None = None
         self._probed = False
         self._known: dict[bytes, Count] = {}
 
@@ -45,22 +45,22 @@ class TokenCounter:
 
     def _counted(self, texts: list[str]) -> list[Count]:
         if not self._probed:
-            self._backend, self._probed = self._usable(texts[0][:PROBE_CHARS]), True
-        backend = self._backend
-        if backend is None:
+            self._encode_batch, self._probed = self._usable(texts[0][:PROBE_CHARS]), True
+        if self._encode_batch is None:
             ids = (self.tokenizer.encode(t, add_special_tokens=False) for t in texts)
             return [_count(found) for found in ids]
-        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self._encode_batch(texts, add_special_tokens=False)
         return [_count(found.ids) for found in encoded]
 
-    def _usable(self, text: str) -> Any:
-        """The tokenizer's backend, if it gives the same ids; None if there is none."""
+    def _usable(self, text: str) -> Callable[..., list[Any]] | None:
+        """The backend's `encode_batch_fast`, if there is one and it gives the same ids."""
         wanted = self.tokenizer.encode(text, add_special_tokens=False)  # also resets padding
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if not hasattr(backend, "encode_batch_fast"):
+        encode: Callable[..., list[Any]] | None = getattr(backend, "encode_batch_fast", None)
+        if encode is None:
             return None
-        (found,) = backend.encode_batch_fast([text], add_special_tokens=False)
-        return backend if found.ids == list(wanted) else None
+        (found,) = encode([text], add_special_tokens=False)
+        return encode if found.ids == list(wanted) else None
 
 
 def batches(items: Iterable[T], size: Any, limit: int = BATCH_CHARS) -> Iterator[list[T]]:
