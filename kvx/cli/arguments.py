@@ -1,5 +1,6 @@
 """Prepare a command line before Hydra reads it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from kvx.errors import UserError
 MULTIRUN = ("-m", "--multirun")
 VALUED = ("--config-dir", "-cd", "--config-path", "-cp")  # options that a value follows
 WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
+# press.inner=snapkv, beside which press.inner.window_size=16 has to fit
+INNER = re.compile(r"^(\+{0,2}press(?:\.inner)+)=")
 # a stage's own sections: an experiment or a server has one of each, whatever is swept
 SECTIONS = tuple(s.name for s in STAGES.values() if s.name in s.reads and s.name != "run")
 
@@ -25,7 +28,7 @@ def understood(argv: list[str]) -> list[str]:
     Flags come first in the result: argparse does not take them between overrides. Raises
     `UserError` for a list where one option of a group is meant.
     """
-    rewritten = with_budgets([readable(a) for a in argv])
+    rewritten = with_budgets([INNER.sub(r"\1.name=", readable(a)) for a in argv])
     for argument in rewritten:
         _refuse_unnamed(argument)
     multirun = [a for a in rewritten if a in MULTIRUN]

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from kvx.config.fields import option
+from kvx.config.fields import free_form, option
 from kvx.config.folder_names import folder_name
 from kvx.config.model_features import ModelFeature
 from kvx.config.press_choices import Keeps, PressLayers, PressNeed, Queries
@@ -98,5 +98,12 @@ class PressConfig:
         Queries.model,
         "whose queries it ranks by: the model's own, or those that kvpress recomputes, which on "
         "some families are others (docs/queries.md)",
+        added=True,
+    )
+    # kvx.config.inner_press puts what it names into the other fields
+    inner: dict[str, Any] = option(
+        free_form,
+        "the press that this one works on, by its name in this group, as press.inner=snapkv; its "
+        "arguments as press.inner.window_size=16",
         added=True,
     )

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from kvx.config import field_checks
 from kvx.config.analyze import AnalyzeConfig
@@ -22,7 +22,7 @@ from kvx.config.controller import ControllerConfig
 from kvx.config.dataset import DatasetConfig, stops
 from kvx.config.engine import EngineConfig, OpenAIConfig
 from kvx.config.export import ExportConfig
-from kvx.config.fields import option
+from kvx.config.fields import free_form, option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
@@ -214,11 +214,6 @@ class PathsConfig:
     cache: str = option(MISSING, "folder of what is downloaded and computed once")
 
 
-def _open() -> Any:
-    """A node that takes any key, and stays so while Hydra composes."""
-    return DictConfig({}, flags={"struct": False})
-
-
 @dataclass
 class Config:
     """Everything one point needs. One object a point travels through every stage."""
@@ -235,7 +230,7 @@ class Config:
     model: ModelConfig = option(ModelConfig)
     press: PressConfig = option(PressConfig)
     budget: BudgetConfig = option(BudgetConfig)
-    controller: Controller = field(default_factory=_open)
+    controller: Controller = field(default_factory=free_form)
     guard: GuardConfig = option(GuardConfig)
     prompt: PromptConfig = option(PromptConfig)
     decoding: DecodingConfig = option(DecodingConfig)

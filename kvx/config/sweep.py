@@ -26,7 +26,9 @@ from kvx.config.controller_options import made
 from kvx.config.engine import OpenAIConfig
 from kvx.config.escapes import as_meant
 from kvx.config.field_names import refuse_unknown
+from kvx.config.inner_press import with_inner
 from kvx.config.placeholders import as_typed
+from kvx.config.press import PressConfig
 from kvx.config.schema import Config
 from kvx.config.tasks import KEY as TASK
 from kvx.config.tasks import with_all_tasks
@@ -56,6 +58,7 @@ def typed(cfg: DictConfig) -> Config:
     assert isinstance(config, Config)
     config.engine = _typed_node(cfg, "engine")
     config.controller = _typed_node(cfg, "controller")
+    config.press = _typed_node(cfg, "press")
     for name in ("dataset", "decoding", "prompt", "score"):
         setattr(config, name, as_meant(getattr(config, name)))
     return config
@@ -298,6 +301,8 @@ def _typed_node(cfg: DictConfig, name: str) -> Any:
         raw = OmegaConf.to_container(value, resolve=False)
         assert isinstance(raw, dict)
         node.extra_body = as_typed(raw["extra_body"], node.extra_body)
+    if isinstance(node, PressConfig):
+        return with_inner(node)
     return as_meant(node)
 
 

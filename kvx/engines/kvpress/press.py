@@ -8,6 +8,7 @@ import hydra.utils
 from kvx.config import conditions
 from kvx.config.press import PressConfig
 from kvx.config.press_choices import PressNeed, Queries
+from kvx.engines.kvpress.adapted import adapted
 from kvx.errors import UserError
 from kvx.points import Point
 
@@ -68,7 +69,7 @@ def instantiate(config: PressConfig, ratio: float) -> Any:
         return hydra.utils.instantiate(
             method | conditions.arguments(config, 1.0 - ratio), _convert_="all"
         )
-    press = hydra.utils.instantiate(method, _convert_="all")
+    press = adapted(hydra.utils.instantiate(method, _convert_="all"))
     # not hasattr: some of kvpress's tell their ratio only after a run, and assert before
     if "compression_ratio" not in getattr(press, "__dict__", {}) and not hasattr(
         type(press), "compression_ratio"
