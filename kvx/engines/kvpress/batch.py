@@ -150,6 +150,7 @@ class Batch:
             request,
             request.decoding,
             watched=probed,
+            positions=self.probing,
             probed=probed,
             guard=guard_of(request),
             until=self._watch(),
