@@ -6,6 +6,7 @@ the template's closing text and the answer prefix follow.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from kvx.config.engine import Api, OpenAIConfig
@@ -81,6 +82,23 @@ class PromptBuilder:
         if self.query_aware:
             return before + question, after + answer_prefix
         return before, question + after + answer_prefix
+
+    def context_chars(self, example: Example) -> list[int] | None:
+        """How many characters of `example.context` each compressed token stands for, in order.
+
+        They add up to the whole context; tokens outside of it, of the templates and a question,
+        have 0. None where the template changes the context, or the tokenizer does not tell places.
+        """
+        if not self.tokenizer.is_fast:
+            return None
+        text, context = self.texts(example)[0], example.context
+        found = context.strip()  # some templates do so
+        at = text.find(found) - context.find(found)
+        if not found or found not in text:
+            return None
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        inside = [min(max(start - at, 0), len(context)) for start, _ in encoded["offset_mapping"]]
+        return [end - start for start, end in pairwise([0, *inside[1:], len(context)])]
 
     def message(self, example: Example) -> str:
         """The user message, for a server that applies the chat template itself.

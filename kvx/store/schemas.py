@@ -83,6 +83,7 @@ TRACES = _schema(
     {
         **{name: pa.list_(kind) for name, kind in SIGNALS.items()},
         "probe_kl_nats": pa.list_(F32), "probe_same_top1": pa.list_(B), "score_evicted": F32,
+        "prompt_kept_percent": pa.list_(pa.uint8()), "prompt_context_chars": pa.list_(I32),
     },
 )  # fmt: skip
 
