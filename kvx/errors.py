@@ -4,7 +4,9 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -12,6 +14,20 @@ class UserError(Exception):
 
     Its message is one line: what is wrong, in which field or file, and what to do.
     """
+
+
+class NotApplicableError(UserError):
+    """Points whose press cannot be used on their model or with their server.
+
+    `reasons` says why, by the point's directory. A sweep goes on without them.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[Path, str]) -> None:
+        super().__init__(message, reasons)  # both: it is pickled on its way from a worker
+        self.reasons = dict(reasons)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ArgumentError(UserError, ValueError):

@@ -6,7 +6,6 @@ from kvx.config import conditions, fields
 from kvx.config.dataset import DatasetConfig
 from kvx.config.engine import OpenAIConfig
 from kvx.config.folder_names import check_name
-from kvx.config.press_choices import PressNeed
 from kvx.config.schema import BudgetConfig, BudgetKind, Config, Measure
 from kvx.config.tasks import ALL, unknown_task
 from kvx.data import binning
@@ -105,10 +104,3 @@ def _check_press(config: Config) -> None:
     if press.method is not None and "compression_ratio" in press.method:
         raise UserError(f"press={press.name}: set budget, not press.method.compression_ratio")
     conditions.check(press)
-    compresses = press.method is not None and not config.budget.is_full
-    eager = config.model.attn_implementation in ("auto", "eager")
-    if PressNeed.attention_weights in press.needs and compresses and not eager:
-        raise UserError(
-            f"press={press.name}: needs attention weights; "
-            "set model.attn_implementation=eager or auto"
-        )

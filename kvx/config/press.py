@@ -50,6 +50,11 @@ class PressConfig:
     hub: list[HubFile] = option(
         [], "files that its class loads, from the hub or another address", neutral=True
     )
+    saves_memory: bool = option(
+        True,
+        "whether what it drops leaves the memory; one that needs masks never does",
+        neutral=True,
+    )
     refused: str | None = option(None, "why kvx cannot run it", neutral=True)
     budget_sets: dict[str, str] | None = option(
         None,

@@ -60,15 +60,29 @@ def not_applicable(config: Config) -> str | None:
     None also where that is not known: a model that cannot be built from its configuration is
     refused, with the reason, when it is loaded.
     """
-    if config.press.method is None or config.budget.is_full:
+    press = config.press
+    if press.method is None or config.budget.is_full:
         return None
-    return reason(config.press, config.model, missing_of(config.model) or {})
+    if PressNeed.query_in_prompt in press.needs and not config.prompt.query_aware:
+        return "it needs the question in what is compressed; add prompt.query_aware=true"
+    return reason(press, config.model, missing_of(config.model) or {})
 
 
 def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> str | None:
     """Why `press` cannot be used on a model that lacks what `missing` names; None if it can."""
+    return obstacle(press, model, missing) or missing_file(press, model)
+
+
+def obstacle(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> str | None:
+    """The same, as far as it does not depend on files of the hub."""
     if press.refused is not None:
         return f"it {press.refused}"
+    attention = model.attn_implementation
+    if PressNeed.attention_weights in press.needs and attention not in ("auto", "eager"):
+        return (
+            "it needs attention weights, but model.attn_implementation="
+            f"{attention} returns none; set it to eager or auto"
+        )
     if (why := _no_hiding(press, model, missing)) is not None:
         return f"it hides entries from attention, but {why}"
     met = _met_by_queries(press)
@@ -84,7 +98,7 @@ def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> s
             hint = HINT if feature in OF_QUERIES and press.queries is not Queries.model else ""
             hint = WINDOWS if feature is ModelFeature.full_layers else hint
             return f"it {DOES[feature]}, but {missing[feature.name]}{hint}"
-    return missing_file(press, model)
+    return None
 
 
 def _no_hiding(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> str | None:
