@@ -15,24 +15,23 @@ from kvx.data.example import Example
 from kvx.data.files import fingerprint
 from kvx.data.prompt import PromptBuilder
 from kvx.data.ranges import check_least
-from kvx.data.ruler import documents
-from kvx.data.ruler.counting import CommonWords, FrequentWords
-from kvx.data.ruler.drafts import Draft, Task
-from kvx.data.ruler.fitting import fitted, seeded
-from kvx.data.ruler.needles import UUIDS, Needles, Speeches
-from kvx.data.ruler.tracking import Tracking
+from kvx.data.ruler_tasks import documents
+from kvx.data.ruler_tasks.counting import CommonWords, FrequentWords
+from kvx.data.ruler_tasks.drafts import Draft, Task
+from kvx.data.ruler_tasks.needles import NOISE_LINES, OTHERS, TEXT, UUIDS, Needles, Speeches
+from kvx.data.ruler_tasks.to_length import fitted, seeded
+from kvx.data.ruler_tasks.tracking import Tracking
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
 
 VERSION = "1"
-TEXT = "text"
 NEEDLES: dict[str, dict[str, Any]] = {
-    "niah_single_1": {"haystack": "noise"},
+    "niah_single_1": {"haystack": NOISE_LINES},
     "niah_single_2": {"haystack": TEXT},
     "niah_single_3": {"haystack": TEXT, "value_kind": UUIDS},
     "niah_multikey_1": {"haystack": TEXT, "keys": 4},
-    "niah_multikey_2": {"haystack": "needles"},
-    "niah_multikey_3": {"haystack": "needles", "key_kind": UUIDS, "value_kind": UUIDS},
+    "niah_multikey_2": {"haystack": OTHERS},
+    "niah_multikey_3": {"haystack": OTHERS, "key_kind": UUIDS, "value_kind": UUIDS},
     "niah_multivalue": {"haystack": TEXT, "values": 4},
     "niah_multiquery": {"haystack": TEXT, "queries": 4},
 }

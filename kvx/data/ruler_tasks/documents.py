@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvx.data.files import existing, read_text
-from kvx.data.ruler.drafts import Count, Draft
+from kvx.data.ruler_tasks.drafts import Count, Draft
 from kvx.errors import UserError
 from kvx.identity.hashing import sha256_text
 
@@ -20,7 +20,7 @@ FILES = {
     SQUAD: ("squad.json", "dev-v2.0.json"),
     HOTPOTQA: ("hotpotqa.json", "hotpot_dev_distractor_v1.json"),
 }
-CHARS_PER_TOKEN = 4.5  # at first; `kvx.data.ruler.fitting` measures it
+CHARS_PER_TOKEN = 4.5  # at first; `kvx.data.ruler_tasks.to_length` measures it
 
 
 @dataclass(frozen=True)

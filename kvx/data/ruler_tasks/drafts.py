@@ -13,7 +13,7 @@ class Draft:
     """`build(n)` is the context with `n` units (lines, sentences, words or documents).
 
     `tokens(n)` is about how many tokens they take, growing with n between `least` and `most`. How
-    far it is off must hardly depend on n: `kvx.data.ruler.fitting` measures it.
+    far it is off must hardly depend on n: `kvx.data.ruler_tasks.to_length` measures it.
     """
 
     question: str

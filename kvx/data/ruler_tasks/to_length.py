@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from kvx.data.example import Example
-from kvx.data.ruler.drafts import Count, Draft
+from kvx.data.ruler_tasks.drafts import Count, Draft
 from kvx.errors import UserError
 
 BATCH_TOKENS = 400_000  # that are counted together: they lie in memory

@@ -4,10 +4,11 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from kvx.data.ruler.drafts import Count, Draft, spread
-from kvx.data.ruler.needles import NOISE
+from kvx.data.ruler_tasks.drafts import Count, Draft, spread
+from kvx.data.ruler_tasks.needles import NOISE
 
 LETTERS, SHOT_LETTERS = 5, 3  # of a variable's name
 SHOT_TOKENS, SHOT_LINES = 470, 5  # of the worked example, whose answer has 30 tokens
@@ -51,7 +52,7 @@ class Tracking:
         found = []
         for chain, value in enumerate(values):
             own = names[chain * (self.hops + 1) : (chain + 1) * (self.hops + 1)]
-            steps = [f"VAR {b} = VAR {a} " for a, b in zip(own, own[1:], strict=False)]
+            steps = [f"VAR {b} = VAR {a} " for a, b in pairwise(own)]
             found.append([f"VAR {own[0]} = {value}", *steps])
         return names[: self.hops + 1], str(values[0]), found
 

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx.data.ruler.drafts import Count, Draft
-from kvx.data.ruler.words import all_words, nouns_and_adjectives
+from kvx.data.ruler_tasks.drafts import Count, Draft
+from kvx.data.ruler_tasks.words import all_words, nouns_and_adjectives
 
 COMMON = 10  # words that appear most often, and are asked for
 EASIER_BELOW = 4096  # tokens; shorter lists repeat less often
@@ -115,7 +115,8 @@ class FrequentWords:
         order = rng.random()
 
         def repeats(n: int) -> NDArray[np.int64]:
-            return np.floor(n * shares).astype(np.int64)
+            found: NDArray[np.int64] = np.floor(n * shares).astype(np.int64)
+            return found
 
         def build(n: int) -> str:
             listed = [w for w, k in zip(words, repeats(n), strict=True) for _ in range(k)]
