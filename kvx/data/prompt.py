@@ -5,6 +5,7 @@ kvpress's own pipeline, the context goes through the chat template up to a separ
 the template's closing text and the answer prefix follow.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -127,6 +128,15 @@ class PromptBuilder:
     def context_tokens(self, example: Example) -> int:
         """Tokens of the context alone, without template or question, which decide the bin."""
         return len(self._encode(example.context))
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text; a fast tokenizer counts them all together."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return [len(self._encode(text)) for text in texts]
+        # no offsets, and no lists of ids
+        found = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(encoding) for encoding in found]
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)

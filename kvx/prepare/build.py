@@ -44,6 +44,7 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     """
     if not isinstance(config.engine, OpenAIConfig):
         check_kind(files_of(config.model), config.model.name)
+    check_length(config)
     source = manifests.make_source(config.dataset)
     revision = source.revision()
     key = manifests.manifest_key(config, revision)
@@ -59,7 +60,7 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     from kvx.store.shards import write_table
 
     log.debug("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
-    built, chosen = build(config, manifests.examples_of(source), key, revision)
+    built, chosen = build(config, manifests.examples_of(source, config), key, revision)
     has_settings = any(_own(e) or e.max_new_tokens for e in chosen)
     schema = schemas.EXAMPLES_WITH_SETTINGS if has_settings else schemas.EXAMPLES
     rows = [vars(e) | {"meta_json": json.dumps(e.meta, sort_keys=True)} for e in chosen]
@@ -78,6 +79,16 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     )
     _tell(config, complete)
     return complete, folder
+
+
+def check_length(config: Config) -> None:
+    """Raises `UserError` for prompts generated to more tokens than the model takes."""
+    length = config.dataset.length
+    if length is not None and length > (limit := max_context_tokens(config.model)):
+        raise UserError(
+            f"dataset.length={length}: model={config.model.name} takes at most {limit} tokens "
+            "(model.max_context_tokens)"
+        )
 
 
 def _tell(config: Config, manifest: Manifest) -> None:
