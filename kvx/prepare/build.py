@@ -132,10 +132,13 @@ def build(
         seen = hazard_files.prompts_of(model)
         hashes = {i: hazard_files.prompt_hash(s.example.cluster) for i, s in found.items()}
         ids_by_bin = [[i for i in ids if hashes[i] not in seen] for ids in ids_by_bin]
-    chosen = choose(ids_by_bin, d.sampling)
+    clusters = {i: sized.example.cluster for i, sized in found.items()}
+    chosen = choose(ids_by_bin, d.sampling, clusters)
+    what = "clusters" if d.sampling.whole_clusters else "examples"
     for index, ids in enumerate(chosen):
-        if len(ids) < d.sampling.n_per_bin and not d.sampling.pinned_ids:
-            log.warning("prepare: bin %d holds only %d examples", index, len(ids))
+        n_found = len({clusters[i] for i in ids}) if d.sampling.whole_clusters else len(ids)
+        if n_found < d.sampling.n_per_bin and not d.sampling.pinned_ids:
+            log.warning("prepare: bin %d holds only %d %s", index, n_found, what)
     entries = [_entry(found[i], index) for index, ids in enumerate(chosen) for i in ids]
     bins = tuple(
         Bin(i, edges[i], edges[i + 1], len(ids_by_bin[i]), len(chosen[i]))
