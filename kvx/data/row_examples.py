@@ -64,7 +64,7 @@ def examples(rows: Iterable[Row], where: str, reading: Reading) -> Iterator[Exam
     n_unanswerable = 0
     for number, row in enumerate(rows, 1):
         at = f"{where}: row {number}"
-        layout = layout or _layout(row, reading)
+        layout = layout or _layout(row, reading, at)
         for question in layout.rows(row, at):
             answers = layout.column("answers", question)
             if values.is_unanswerable(question.get(answers)):
@@ -89,7 +89,12 @@ def examples(rows: Iterable[Row], where: str, reading: Reading) -> Iterator[Exam
         )
 
 
-def _layout(row: Row, reading: Reading) -> Layout:
+def _layout(row: Row, reading: Reading, at: str) -> Layout:
+    if {"needle", "questions"} <= set(row):
+        raise UserError(
+            f"{at}: a NoLiMa needle set, which holds templates; write rows of one question with "
+            "its needle placed in a haystack (columns context, question, answers)"
+        )
     fields = dict(reading.fields or {})
     named = any(fields.get(role, role) != role for role in NEEDED)
     name = reading.layout

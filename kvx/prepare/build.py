@@ -139,7 +139,9 @@ def build(
         n_found = len({clusters[i] for i in ids}) if d.sampling.whole_clusters else len(ids)
         if n_found < d.sampling.n_per_bin and not d.sampling.pinned_ids:
             log.warning("prepare: bin %d holds only %d %s", index, n_found, what)
-    entries = [_entry(found[i], index) for index, ids in enumerate(chosen) for i in ids]
+    places = [(index, found[i]) for index, ids in enumerate(chosen) for i in ids]
+    sizes = sizer.complete([sized for _, sized in places])
+    entries = [_entry(sized, index) for (index, _), sized in zip(places, sizes, strict=True)]
     bins = tuple(
         Bin(i, edges[i], edges[i + 1], len(ids_by_bin[i]), len(chosen[i]))
         for i in range(len(chosen))
@@ -203,6 +205,8 @@ def _check_metrics(config: Config, example: Example) -> None:
 
 def _entry(sized: Sized, index: int) -> Entry:
     example, length = sized.example, sized.context_tokens
+    assert sized.prompt_tokens is not None
+    assert sized.compressed_tokens is not None
     return Entry(
         example_id=example.example_id,
         bin=index,
