@@ -66,6 +66,11 @@ class SamplingConfig:
     n_per_bin: int = option(
         10, "examples of each bin; 0 beside pinned_ids", at_least=0, words="at least 1"
     )
+    whole_clusters: bool = option(
+        False,
+        "n_per_bin counts clusters (documents), and all questions of each are asked",
+        added=True,
+    )
     focus_bins: list[int] = option(
         [], "of strategy=focus_transition: bins with focus_n_per_bin examples", at_least=0
     )

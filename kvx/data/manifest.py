@@ -200,6 +200,8 @@ def _source(dataset: DatasetConfig) -> dict[str, Any]:
 def _sampling(dataset: DatasetConfig) -> dict[str, Any]:
     """What decides which examples are chosen; for a hazard model, the prompts it was trained on."""
     fields = dataclasses.asdict(dataset.sampling)
+    if not fields["whole_clusters"]:  # it came later
+        del fields["whole_clusters"]
     unseen_by = fields.pop("unseen_by")
     if unseen_by is not None:
         fields["unseen_by"] = sorted(hazard_files.prompts_of(unseen_by))

@@ -143,11 +143,16 @@ def build(
         seen = hazard_files.prompts_of(model)
         hashes = {i: hazard_files.prompt_hash(s.example.cluster) for i, s in found.items()}
         ids_by_bin = [[i for i in ids if hashes[i] not in seen] for ids in ids_by_bin]
-    chosen = choose(ids_by_bin, d.sampling)
+    clusters = {i: sized.example.cluster for i, sized in found.items()}
+    chosen = choose(ids_by_bin, d.sampling, clusters)
+    what = "clusters" if d.sampling.whole_clusters else "examples"
     for index, ids in enumerate(chosen):
-        if len(ids) < d.sampling.n_per_bin and not d.sampling.pinned_ids:
-            log.warning("prepare: bin %d holds only %d examples", index, len(ids))
-    entries = [_entry(found[i], index) for index, ids in enumerate(chosen) for i in ids]
+        n_found = len({clusters[i] for i in ids}) if d.sampling.whole_clusters else len(ids)
+        if n_found < d.sampling.n_per_bin and not d.sampling.pinned_ids:
+            log.warning("prepare: bin %d holds only %d %s", index, n_found, what)
+    places = [(index, found[i]) for index, ids in enumerate(chosen) for i in ids]
+    sizes = sizer.complete([sized for _, sized in places])
+    entries = [_entry(sized, index) for (index, _), sized in zip(places, sizes, strict=True)]
     bins = tuple(
         Bin(i, edges[i], edges[i + 1], len(ids_by_bin[i]), len(chosen[i]))
         for i in range(len(chosen))
@@ -211,6 +216,8 @@ def _check_metrics(config: Config, example: Example) -> None:
 
 def _entry(sized: Sized, index: int) -> Entry:
     example, length = sized.example, sized.context_tokens
+    assert sized.prompt_tokens is not None
+    assert sized.compressed_tokens is not None
     return Entry(
         example_id=example.example_id,
         bin=index,
