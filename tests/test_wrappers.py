@@ -34,6 +34,11 @@ THEIRS: dict[str, tuple[tuple[str, ...], Made]] = {
     ),
     "key_rerotation": (SNAPKV, lambda r: kvpress.KeyRerotationPress(_snapkv(r))),
     "merging": (SNAPKV, lambda r: kvpress.MergingPress(_snapkv(r))),
+    "think": ((), lambda r: kvpress.ThinKPress(2 * r)),
+    "dms": (
+        ("press.inner=knorm", "press.method.threshold=-8", "press.method.sliding_window_size=16"),
+        lambda r: kvpress.DMSPress(kvpress.KnormPress(), threshold=-8, sliding_window_size=16),
+    ),
     "composed": (
         ("press.inner=[snapkv,think]", "press.inner.snapkv.window_size=8",
          "press.inner.think.key_channel_compression_ratio=0.25"),

@@ -34,7 +34,9 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 _NODES: tuple[type[ast.AST], ...] = (
     ast.Name, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.IfExp, ast.Compare, ast.Call,
 )  # fmt: skip
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"int": int, "min": min, "max": max, "round": round}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "int": int, "min": min, "max": max, "round": round, "sum": sum, "len": len,
+}  # fmt: skip
 
 
 def names_of(method: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

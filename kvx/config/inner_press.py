@@ -5,7 +5,8 @@ holds
 
 - `name`: a file of the group `press`; a list of them where the press chains several,
 - `default`: the same in the press's own YAML, for what `method` wraps as it stands there,
-- `sees`: what the inner press is given of a prompt, where that is not all of it, as an expression,
+- `sees`: how much of a prompt the inner press is given, where that is not all, as an expression,
+- `asked`: how many entries it is asked to keep of that, where the share is not the budget's,
 - arguments of the inner press by name. In a chain they stand below the inner press's name.
 
 The inner press may be a wrapper with an `inner` of its own.
@@ -22,13 +23,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvx.config.folders import conf_dir
-from kvx.config.press import Degenerate, PressConfig
+from kvx.config.press import Degenerate, HubFile, PressConfig
 from kvx.config.press_choices import Keeps
 from kvx.errors import UserError, first_line
 
 # arguments of a wrapper that hold what it wraps: one press, or several in a row
 ONE, SEVERAL = "press", "presses"
-SETTINGS = ("name", "default", "sees")
+SETTINGS = ("name", "default", "sees", "asked")
 
 
 def with_inner(press: PressConfig) -> PressConfig:
@@ -59,7 +60,7 @@ def with_inner(press: PressConfig) -> PressConfig:
         inner={},
     )
     for part in parts:
-        found = _taken_over(found, part, asked.get("sees"))
+        found = _taken_over(found, part, asked.get("sees"), asked.get("asked"))
     return found
 
 
@@ -177,16 +178,21 @@ def _inner(
     return with_inner(replace(press, inner={**press.inner, **inner}))
 
 
-def _taken_over(press: PressConfig, inner: PressConfig, sees: str | None) -> PressConfig:
+def _taken_over(
+    press: PressConfig, inner: PressConfig, sees: str | None, asked: str | None
+) -> PressConfig:
     """`press` with what holds of `inner`, too."""
-    by_method = Keeps.by_method in (press.keeps, inner.keeps)
+    # what drops no entries has no part in the budget of a chain
+    by_method = inner.keeps is Keeps.by_method and inner.budget_sets is None
     rules, least = list(inner.degenerate_when), inner.degenerate_at_tokens
-    if sees is not None and least:
+    if (sees or asked) is not None and least:
         when = f"kept <= {least}"
         rules = [Degenerate(when=when, reason=f"{inner.name} needs more than {least}"), *rules]
         least = 0
     return replace(
         press,
+        hub=[*press.hub, *(_filled(file, inner.method or {}) for file in inner.hub)],
+        refused=press.refused if inner.refused is None else inner.refused,
         needs=[*press.needs, *(need for need in inner.needs if need not in press.needs)],
         requires=[*press.requires, *(r for r in inner.requires if r not in press.requires)],
         keeps=Keeps.by_method if by_method else press.keeps,
@@ -196,19 +202,29 @@ def _taken_over(press: PressConfig, inner: PressConfig, sees: str | None) -> Pre
         degenerate_when=[
             *press.degenerate_when,
             *(
-                Degenerate(when=_inside(rule.when, inner.method or {}, sees), reason=rule.reason)
+                Degenerate(
+                    when=_inside(rule.when, inner.method or {}, sees, asked), reason=rule.reason
+                )
                 for rule in rules
             ),
         ],
     )
 
 
-def _inside(condition: str, method: Mapping[str, Any], sees: str | None) -> str:
+def _filled(needed: HubFile, method: Mapping[str, Any]) -> HubFile:
+    """An inner press's file, with its arguments put in."""
+    file = needed.file
+    for name, value in method.items():
+        file = file.replace(f"{{{name}}}", str(value))
+    return replace(needed, file=file)
+
+
+def _inside(condition: str, method: Mapping[str, Any], sees: str | None, asked: str | None) -> str:
     """An inner press's condition, with its arguments and what it sees of a prompt put in."""
     seen = "prompt_tokens" if sees is None else f"({sees})"
-    share = f"asked * {seen} / prompt_tokens"
+    share = f"asked * {seen} / prompt_tokens" if asked is None else asked
     known = {name: repr(value) for name, value in method.items() if isinstance(value, int | float)}
-    if sees is not None:
+    if (sees or asked) is not None:
         known |= {
             "prompt_tokens": seen, "asked": f"({share})", "kept": f"max(1, int({share}))"
         }  # fmt: skip

@@ -8,6 +8,8 @@ the template's closing text and the answer prefix follow.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from itertools import takewhile
+from operator import eq
 from typing import Any
 
 from kvx.config.engine import Api, OpenAIConfig
@@ -100,6 +102,18 @@ class PromptBuilder:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         inside = [min(max(start - at, 0), len(context)) for start, _ in encoded["offset_mapping"]]
         return [end - start for start, end in pairwise([0, *inside[1:], len(context)])]
+
+    def question_tokens(self, example: Example) -> int:
+        """Tokens of the question at the end of the compressed part; 0 if it comes after it."""
+        if not self.query_aware:
+            return 0
+        context, _, _ = self._filled(example)
+        before = (self.tokenizer.bos_token or "") + context
+        if self.chat is not None:
+            before, _ = self.chat.around(context)
+        compressed, alone = self._encode(self.texts(example)[0]), self._encode(before)
+        same = sum(1 for _ in takewhile(bool, map(eq, compressed, alone)))
+        return len(compressed) - same
 
     def message(self, example: Example) -> str:
         """The user message, for a server that applies the chat template itself.

@@ -143,7 +143,12 @@ class Finch(kvpress.FinchPress):  # type: ignore[misc]
     __call__ = BasePress.__call__
 
     def asked_with(self, question_tokens: int) -> None:
-        """The question is the last `question_tokens` of what is compressed."""
+        """The question is the last `question_tokens` of what is compressed.
+
+        Raises `ValueError` if there is none.
+        """
+        if question_tokens < 1:
+            raise ValueError("FINCH ranks by the question, and this prompt has none")
         self.window_size = question_tokens
 
 

@@ -142,9 +142,11 @@ class Batch:
         n = len(parts.compressed_ids)
         probed = self.probed([request])
         in_transformers = self.in_transformers or PressNeed.masks in point.config.press.needs
+        asks = PressNeed.query_in_prompt in point.config.press.needs
+        asked_with = self.builder.question_tokens(asked.example) if asks else 0
         return Submission(
             parts,
-            PointPress(point, n),
+            PointPress(point, n, question_tokens=asked_with),
             point.config.press.name,
             point.kept_tokens(n),
             request.max_new_tokens,

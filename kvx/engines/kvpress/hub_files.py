@@ -1,8 +1,10 @@
 """Files that presses load for a model: named in their YAML, looked for before a model is loaded."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from string import Formatter
+from typing import Any
 from urllib.parse import urlsplit
 
 from kvx.config import conditions
@@ -19,14 +21,26 @@ _unreachable: dict[str, str] = {}  # by host, why: not tried again for every pre
 
 def missing_file(press: PressConfig, model: ModelConfig) -> str | None:
     """Why a file that `press` needs for `model` cannot be had; None if all can."""
-    for needed in press.hub:
-        name = name_of(model)
-        if needed.models and name not in needed.models:
-            listed = ", ".join(needed.models)
-            return f"it needs a file that there is for {listed} only"
-        if (why := _unavailable(address(needed, press, name))) is not None:
+    name = name_of(model) if press.hub else ""
+    ours = [needed for needed in press.hub if not needed.models or name in needed.models]
+    if press.hub and not ours:
+        listed = ", ".join(other for needed in press.hub for other in needed.models)
+        return f"it needs a file that there is for {listed} only"
+    for needed in ours:
+        known = _counted(model) if "{groups}" in needed.file else {}
+        if (why := _unavailable(address(needed, press, name, known))) is not None:
             return why
     return None
+
+
+def _counted(model: ModelConfig) -> dict[str, Any]:
+    """Query heads for each KV head, by which some files are named."""
+    try:
+        config = files_of(model).read_text_config()
+    except UserError:
+        return {}
+    heads = config.get("num_attention_heads", 1)
+    return {"groups": heads // (config.get("num_key_value_heads") or heads)}
 
 
 def name_of(model: ModelConfig) -> str:
@@ -37,14 +51,18 @@ def name_of(model: ModelConfig) -> str:
         return model.path
 
 
-def address(needed: HubFile, press: PressConfig, model: str) -> str:
+def address(
+    needed: HubFile, press: PressConfig, model: str, counted: Mapping[str, Any] | None = None
+) -> str:
     """The file's address for the `model` of a name. Raises `UserError` for an unknown blank."""
     last = Path(model).name
     known = {
         "model": last,
+        "lower": last.lower(),
         # as QFilterPress names them
         "llama": last if "405B" in last else last.replace("Meta-Llama", "Llama"),
         "path": model,
+        **(counted or {}),
         **conditions.names_of(press.method or {}),
     }
     for _, blank, _, _ in Formatter().parse(needed.file):

@@ -10,7 +10,6 @@ import kvpress
 from kvpress import BasePress, ScorerPress
 
 from kvx.config.inner_press import ONE, SEVERAL, named_press, names, with_inner
-from kvx.config.press_choices import PressNeed
 from kvx.engines.kvpress.parts import DECODING, MASKING, packs, parts_of
 from kvx.errors import UserError, first_line
 
@@ -43,10 +42,18 @@ def check_wrapping(name: str, method: Mapping[str, Any]) -> None:
         reason = _obstacle(outer)
         if reason is None:
             continue
-        fit = [other for other in names() if _obstacle_of(outer, slot, other) is None]
+        kind = str(outer["_target_"]).rpartition(".")[2]
+        before: list[Any] = []
+        told = f"{kind} works on"
+        if slot == SEVERAL:
+            first = outer[slot][0]
+            told = f"{kind} can begin with"
+            if _obstacle({**outer, slot: [first]}) is None:
+                before = [first]
+                told = f"{str(first['_target_']).rpartition('.')[2]} can be followed by"
+        fit = [other for other in names() if _fits(outer, slot, before, other)]
         if fit:  # else it is not the press inside that is wrong
-            kind = str(outer["_target_"]).rpartition(".")[2]
-            raise UserError(f"press={name}: {reason}; {kind} works on {', '.join(fit)}")
+            raise UserError(f"press={name}: {reason}; {told} {', '.join(fit)}")
 
 
 def _wrapping(method: Any) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -63,19 +70,17 @@ def _wrapping(method: Any) -> Iterator[tuple[Mapping[str, Any], str]]:
             yield method, slot
 
 
-def _obstacle_of(outer: Mapping[str, Any], slot: str, name: str) -> str | None:
-    """Why `outer` cannot work on the press in the file `name`; of a chain, as its second press."""
+def _fits(outer: Mapping[str, Any], slot: str, before: list[Any], name: str) -> bool:
+    """Whether `outer` can work on the press in the file `name`; of a chain, behind others."""
     try:
         press = named_press(name)
         press = None if press is None else with_inner(press)
-    except UserError as error:
-        return str(error)
-    if press is None or press.method is None:
-        return "is no press"
-    if PressNeed.changes_forward in press.needs and slot == ONE:
-        return "changes the forward pass"
-    inner = press.method if slot == ONE else [outer[slot][0], press.method]
-    return _obstacle({**outer, slot: inner})
+    except UserError:
+        return False
+    if press is None or press.method is None or press.refused is not None:
+        return False
+    inner = press.method if slot == ONE else [*before, press.method]
+    return _obstacle({**outer, slot: inner}) is None
 
 
 def _obstacle(outer: Mapping[str, Any]) -> str | None:
@@ -143,6 +148,8 @@ def _of_chain(presses: list[Any]) -> str | None:
             return f"{name} changes the forward pass, so it cannot be one of several"
         if isinstance(press, kvpress.ThinKPress):
             continue
+        if not _takes_ratio(press):
+            return f"no budget can be set for {name}"
         if dropping and packs(dropping[0]):
             return (
                 f"{name} would leave gaps in the positions that {type(dropping[0]).__name__} made"
@@ -152,6 +159,14 @@ def _of_chain(presses: list[Any]) -> str | None:
             return f"{name} goes by the order of entries, and {before} leaves them in another"
         dropping.append(press)
     return None if dropping else "none of the presses drops entries, so no budget can be set"
+
+
+def _takes_ratio(press: Any) -> bool:
+    try:
+        press.compression_ratio = 0.5
+    except AttributeError:
+        return False
+    return True
 
 
 def orderless(press: Any) -> bool:
