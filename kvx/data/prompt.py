@@ -7,8 +7,7 @@ the template's closing text and the answer prefix follow.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from operator import eq
 from typing import Any
 
