@@ -28,6 +28,11 @@ NAMES = {
 MATCHES = ("string_match_all", "string_match_any")  # RULER's, of which kvpress has one name
 
 
+def target_of(point: PointRecord) -> str:
+    """The name of the folder that `write_point` makes."""
+    return folder_name(point.info, compression_ratio(point, requests_of([point])))
+
+
 def write_point(point: PointRecord, output: Path, folder: Path) -> Path:
     """Write one point below `folder`; where.
 

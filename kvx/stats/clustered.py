@@ -116,7 +116,8 @@ def paired_difference(
 
     - `newcombe`: 0/1 scores, one pair per cluster, with McNemar's exact p;
     - `cluster_t`: Student's t over clusters and two added ones, which differ by more the more
-      one-sided the differences are (see `t_interval`); with `sign_flip_p` of the clusters' sums;
+      one-sided and the rarer the differences are (see `t_interval`); with `sign_flip_p` of the
+      clusters' sums;
     - `all_alike`: all pairs differ by the same (see `alike_interval`), the same p;
     - `too_few_clusters`: fewer than `LEAST_CLUSTERS`, neither interval nor p; `no_data`: no pair.
 
@@ -148,12 +149,9 @@ def paired_difference(
     elif groups < LEAST_CLUSTERS:
         interval, method = UNKNOWN_INTERVAL, TOO_FEW
     else:
-        sizes = np.abs(sums)  # where all differ to one side, as much as the largest
-        added = float(sizes.max() * abs(sums.sum()) / sizes.sum()) if sizes.any() else 0.0
-        reach = None
-        if bounds is not None:
-            width = bounds[1] - bounds[0]
-            reach, added = (-width, width), min(added, width * float(counts.mean()))
+        reach = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+        largest = math.inf if reach is None else reach[1] * float(counts.mean())
+        added = _added(sums, largest)
         interval, method = t_interval(apart, sums, counts, confidence, reach, added)
         p = sign_flip_p(sums)
     return Difference(
@@ -264,6 +262,23 @@ def korn_graubard(
     low = betaincinv(k, effective - k + 1, (1 - confidence) / 2) if k > 0 else 0.0
     high = betaincinv(k + 1, effective - k, (1 + confidence) / 2) if k < effective else 1.0
     return Interval(float(low), float(high))
+
+
+def _added(sums: Floats, largest: float) -> float:
+    """The difference of the two added clusters (see `t_interval`); 0 where wins balance losses.
+
+    Where all clusters differ to one side it is the largest sum to be reckoned with: the largest
+    seen, moved towards the `largest` possible by 1 / (k + 1), because k clusters that differ say
+    little of how far others may (Laplace's rule of succession).
+    """
+    sizes = np.abs(sums)
+    if not sizes.any():
+        return 0.0
+    one_sided = abs(float(sums.sum())) / float(sizes.sum())
+    seen = min(float(sizes.max()), largest)
+    if math.isinf(largest):
+        return one_sided * seen
+    return one_sided * (seen + (largest - seen) / (np.count_nonzero(sizes) + 1))
 
 
 def _sums(values: ArrayLike, clusters: Collection[Hashable]) -> tuple[Floats, Floats]:
