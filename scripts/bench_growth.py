@@ -60,8 +60,8 @@ def main() -> None:
                     theirs = partial(run_kvpress, loaded, one, args.new_tokens)
                     seconds = timed(loaded, theirs).seconds
                     per_point = seconds / len(work)
-                seconds, _, _ = timed(loaded, lambda: run_kvx(loaded, work, cost))  # noqa: B023
-            ours, theirs = seconds / args.examples, per_point * points
+                seconds = timed(loaded, partial(run_kvx, loaded, work, cost)).seconds
+            ours, expected = seconds / args.examples, per_point * points
             print(
                 f"| {tokens} | {points} | {expected:.1f} | {ours:.2f} | {expected / ours:.1f} |",
                 flush=True,
