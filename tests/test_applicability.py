@@ -92,6 +92,7 @@ class Half:
         return PressNeed.attention_weights in self.config.needs
 
 
+@torch.inference_mode()
 def raising(loaded: LoadedModel, presses: Sequence[PressConfig]) -> set[str]:
     """The presses that raise on this model, run as kvx runs them."""
     found: set[str] = set()
@@ -100,19 +101,29 @@ def raising(loaded: LoadedModel, presses: Sequence[PressConfig]) -> set[str]:
         group = [p for p in presses if (PressNeed.attention_weights in p.needs) is eager]
         can = loaded.model._supports_sdpa and not eager
         loaded.set_attention("sdpa" if can else "eager")
-        shared = [p for p in group if PressNeed.masks not in p.needs]
+        shared = [p for p in group if not ALONE & set(p.needs)]
         rows = [PromptRow(Half(p), N_TOKENS // 2, RandomStream(0, loaded.devices)) for p in shared]
         prefill(loaded, ids, rows, 4, alone=False)
         found |= {p.name for p, row in zip(shared, rows, strict=True) if row.error is not None}
-        for press in group:
-            if press not in shared:
-                try:
-                    prefill_masked(
-                        loaded, PromptParts(ids, [5]), Half(press).build(), N_TOKENS // 2
-                    )
-                except Exception:  # noqa: BLE001  what it raises is the model's affair
-                    found.add(press.name)
+        for press in (p for p in group if p not in shared):
+            row = PromptRow(Half(press), N_TOKENS // 2, RandomStream(0, loaded.devices))
+            try:
+                if PressNeed.masks in press.needs:
+                    made = Half(press).build()
+                    prefill_masked(loaded, PromptParts(ids, [5]), made, N_TOKENS // 2)
+                else:
+                    prefill(loaded, ids, [row], 4, alone=True)
+            except Exception:  # noqa: BLE001  what it raises is the model's affair
+                found.add(press.name)
     return found
+
+
+def at_work(press: PressConfig) -> PressConfig:
+    """`press`, with arguments for prompts as short as these."""
+    assert press.method is not None
+    if press.name == "simlayerkv":  # it scores no prompt that it need not shorten
+        return replace(press, method=press.method | {"n_recent": N_TOKENS // 2})
+    return press
 
 
 # kvx itself refuses presses of windows, and masks on layers that share entries
@@ -120,7 +131,6 @@ REFUSED = ("mistral_window", "gemma3n")
 
 
 @pytest.mark.parametrize("family", [name for name in LACKS if name not in REFUSED])
-@torch.inference_mode()
 def test_presses_that_are_applicable_are_those_that_run(tmp_path: Path, family: str) -> None:
     """Of every shipped press: a reason where it raises, and none where it does not."""
     config = ModelConfig(name=family, path=str(write(family, tmp_path / family)))
@@ -131,7 +141,7 @@ def test_presses_that_are_applicable_are_those_that_run(tmp_path: Path, family: 
     missing = missing_of(config)
     assert missing is not None
     for queries in Queries:
-        presses = [replace(press, queries=queries) for press in PRESSES]
+        presses = [replace(press, queries=queries) for press in map(at_work, PRESSES)]
         told = {p.name for p in presses if reason(p, config, missing) is not None}
         assert told == raising(loaded, presses), queries
 
