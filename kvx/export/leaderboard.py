@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from kvx.analyze.facts import keeps_another_number
 from kvx.data.example import Example
 from kvx.data.frozen_examples import load_examples
 from kvx.errors import UserError
@@ -67,8 +68,10 @@ def write_point(point: PointRecord, output: Path, folder: Path) -> Path:
 
 
 def compression_ratio(point: PointRecord, requests: pd.DataFrame) -> float:
-    """1 - budget; of a budget in tokens, the mean share that it dropped, as measured."""
-    if point.info["budget_kind"] == "ratio":
+    """1 - budget; of a budget in tokens, or a press that kept another number by its method, the
+    mean share that it dropped, as measured.
+    """
+    if point.info["budget_kind"] == "ratio" and not keeps_another_number(requests).any():
         return round(1 - float(point.info["budget"]), 10)
     kept = requests["kv_entries_effective"].astype(float) / requests["compressed_tokens"]
     return float(1 - kept.mean())
