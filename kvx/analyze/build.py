@@ -23,6 +23,7 @@ from kvx.analyze.panels import panels
 from kvx.analyze.point_rows import point_rows
 from kvx.analyze.press_pairs import press_pairs
 from kvx.analyze.sample_stats import samples
+from kvx.analyze.task_means import task_means
 from kvx.analyze.transitions import transitions
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
@@ -113,6 +114,7 @@ def analyze_experiment(config: Config) -> None:
         beside(lambda: sqlite.write_rows(temporary, _large(experiment.points)), n) as written,
     ):
         rows = point_rows(experiment, config.analyze, n)
+        rows["task_means"] = task_means(experiment, rows["bin_stats"], rows["comparisons"])
         with beside(lambda: _draw(rows, folder, config.analyze), n) as drawn:
             rows |= _other_rows(experiment, rows["bin_stats"], config.analyze, n)
             drawn()
@@ -196,6 +198,7 @@ def _small(
         "goodput": table("goodput"),
         "samples": table("samples"),
         "numerics": table("numerics"),
+        "task_means": table("task_means"),
         "transition_summary": table("transitions"),
         "dose_response": table("dose_response"),
         "catastrophe_stats": table("catastrophe_stats"),
