@@ -21,7 +21,7 @@ from kvx.cli.command import compose
 from kvx.cli.press_files import shipped_presses
 from kvx.config.press_config import PressConfig
 from kvx.config.schema import BudgetConfig
-from kvx.engines.kvpress import hub_files
+from kvx.engines.kvpress import needed_files
 from kvx.engines.kvpress.applicability import not_applicable
 from kvx.engines.kvpress.engine import KVPressEngine
 from kvx.engines.kvpress.press import instantiate
@@ -160,7 +160,7 @@ def test_files_have_the_names_that_kvpress_asks_for(
         with pytest.raises(Asked):
             instantiate(press, 0.5).post_init_from_model(SimpleNamespace(config=config))
         (needed,) = press.hub
-        address = hub_files.address(needed, press, f"owner/{name}")
+        address = needed_files.address(needed, press, f"owner/{name}")
         assert address == f"{asked.pop()}:model.safetensors"
 
 
@@ -169,9 +169,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache of the hub, which cannot be reached."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub_files._unavailable.cache_clear()
+    needed_files._unavailable.cache_clear()
     yield tmp_path / "hub"
-    hub_files._unavailable.cache_clear()
+    needed_files._unavailable.cache_clear()
 
 
 def test_a_press_without_its_file_is_one_line_before_a_model_is_loaded(kvx: Kvx, hub: Path) -> None:

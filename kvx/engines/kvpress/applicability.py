@@ -17,7 +17,7 @@ from kvx.config.model_features import ModelFeature
 from kvx.config.press_choices import PressLayers, PressNeed, Queries
 from kvx.config.schema import Config, PressConfig
 from kvx.data.model_folder import files_of
-from kvx.engines.kvpress.hub_files import missing_file
+from kvx.engines.kvpress.needed_files import missing_file
 from kvx.engines.kvpress.press import ALONE
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest, sha256_file

@@ -352,7 +352,9 @@ def _value_output_norm(module: Any, values: torch.Tensor) -> torch.Tensor:
     """
     weight = output_projection(module).weight  # [hidden size, heads * value size]
     by_head = weight.view(weight.shape[0], values.shape[1], -1, values.shape[-1])
-    return torch.einsum("jhgi,bhti->bhgtj", by_head, values).norm(dim=-1)
+    behind = torch.einsum("jhgi,bhti->bhgtj", by_head, values)
+    norms: torch.Tensor = torch.linalg.vector_norm(behind, dim=-1)
+    return norms
 
 
 def _reconstruction(part: Any) -> Callable[..., torch.Tensor]:
