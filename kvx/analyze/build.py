@@ -55,6 +55,7 @@ TABLES = {
     "goodput": schemas.GOODPUT,
     "samples": schemas.SAMPLES,
     "numerics": schemas.NUMERICS,
+    "task_means": schemas.TASK_MEANS,
     "transitions": schemas.TRANSITIONS,
     "dose_response": schemas.DOSE_RESPONSE,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
