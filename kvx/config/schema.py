@@ -50,11 +50,25 @@ class BudgetKind(Enum):
 
 
 class Measure(Enum):
-    """Answers from shared, batched work, or latencies of requests that run alone."""
+    """Answers from shared, batched work, latencies of requests that run alone, or fidelity."""
 
     quality = "quality"
     latency = "latency"
-    both = "both"
+    fidelity = "fidelity"  # next-token distributions against the full cache's
+    both = "both"  # quality and latency
+    quality_fidelity = "quality_fidelity"
+    latency_fidelity = "latency_fidelity"
+    all = "all"
+
+    @property
+    def parts(self) -> frozenset["Measure"]:
+        """Which of the first three it asks for."""
+        names = {"both": "quality_latency", "all": "quality_latency_fidelity"}
+        return frozenset(Measure[n] for n in names.get(self.name, self.name).split("_"))
+
+    def with_(self, other: "Measure") -> "Measure":
+        """What asks for all that the two do."""
+        return next(m for m in Measure if m.parts == self.parts | other.parts)
 
 
 class Reasoning(Enum):
@@ -227,6 +241,15 @@ class LatencyConfig:
 
 
 @dataclass
+class FidelityConfig:
+    """Requests that are compared with the full cache, token by token."""
+
+    n_per_bin: int | None = option(
+        None, "examples of each bin that are compared with the full cache; null: all", at_least=1
+    )
+
+
+@dataclass
 class ScoreConfig:
     """Settings that replace those of the points' runs; null: those they were run with."""
 
@@ -310,11 +333,14 @@ class Config:
     )
     measure: Measure = option(
         Measure.quality,
-        "quality: answers, shared and batched; latency: requests alone, at batch 1; or both",
+        "quality: answers, shared and batched; latency: requests alone, at batch 1; both: these "
+        "two; fidelity: KL and top-1 agreement with the full cache along its own answer; "
+        "quality_fidelity; latency_fidelity; or all",
         neutral=True,
         sweeps=True,
     )
     latency: LatencyConfig = option(LatencyConfig, neutral=True)
+    fidelity: FidelityConfig = option(FidelityConfig, neutral=True)
     run: RunConfig = option(RunConfig, neutral=True)
     score: ScoreConfig = option(ScoreConfig, neutral=True)
     analyze: AnalyzeConfig = option(AnalyzeConfig, neutral=True)

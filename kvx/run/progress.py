@@ -95,7 +95,7 @@ class Meter(AbstractContextManager["Meter"]):
         loads = dict.fromkeys(Measure, NOTHING)
         for unit in units:
             loads[unit.measure] += unit.load
-        widths = {Measure.quality: width}  # latencies are measured alone
+        widths = {Measure.quality: width, Measure.fidelity: width}  # latencies: alone
         self._paces = {
             kind: Pace(load, now, widths.get(kind, 1))
             for kind, load in loads.items()

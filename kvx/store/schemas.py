@@ -100,6 +100,22 @@ LATENCY = _schema(
     },
 )  # fmt: skip
 
+# one row per request compared with the full cache, along the full cache's own greedy answer
+FIDELITY = _schema(
+    {
+        "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32,
+        "prompt_tokens": I32, "compressed_tokens": I32, "degenerate": B,
+        "finished_at": pa.timestamp("us", tz="UTC"),
+    },
+    {
+        "token_ids": pa.list_(I32), "kl_nats": pa.list_(F32), "same_top1": pa.list_(B),
+        "logprob": pa.list_(F32), "full_logprob": pa.list_(F32), "degenerate_reason": S,
+        "adapted": S, "budget_proof": S, "kv_entries_nominal": F64, "kv_entries_effective": F64,
+        "kv_entries_physical": F64, "kv_bytes_physical": I64, "kv_bytes_full": I64,
+        "error_type": S, "error_message": S,
+    },
+)  # fmt: skip
+
 SCORES = _schema(
     {
         "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32, "metric": S,
