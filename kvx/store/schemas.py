@@ -323,6 +323,25 @@ CATASTROPHE_STATS = _schema(
     },
 )  # fmt: skip
 
+# next-token distributions against the full cache's, along its own answers; bin -1 is all bins
+# together, and alone is also cut by the position in the answer
+FIDELITY_STATS = _schema(
+    {
+        **_SERIES, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32, "position_low": I32,
+        "n_tokens": I64, "n_prompts": I64, "n_clusters": I64, "n_failed": I64,
+        "n_degenerate": I64, "n_adapted": I64,
+    },
+    {
+        "position_high": I32,
+        **{
+            f"{name}{end}": F64
+            for name in ("kl_nats", "agreement", "perplexity_ratio", "same_answer")
+            for end in ("", "_ci_low", "_ci_high")
+        },
+        "budget_measured": F64, "kv_bytes_mean": F64, "kv_bytes_full_mean": F64,
+    },
+)  # fmt: skip
+
 # what controllers did in live runs: one row per guarded point and figure
 GUARD_STATS = _schema(
     {**_SERIES, "figure": S, "n": I64, "n_clusters": I64, "n_degenerate": I64},
