@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvx.cli import keywords
 from kvx.cli.command import describe
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:

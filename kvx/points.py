@@ -13,9 +13,10 @@ from kvx.config import conditions
 from kvx.config.controller import RECORD
 from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.identity import is_guarded, resolved, unlabelled
+from kvx.config.measures import Measure
 from kvx.config.numbers import exact
 from kvx.config.press_choices import Queries
-from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
+from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.model_attention import has_plain_layers, is_as_recomputed, recomputes
 from kvx.data.tokenizer import model_hash

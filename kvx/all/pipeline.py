@@ -11,7 +11,8 @@ from rich.table import Table
 from kvx.analyze.build import analyze_experiment, has_fidelity_only
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.naming import metric_title
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
 from kvx.report.build import PAGE, report_experiment

@@ -6,8 +6,9 @@ from kvx.config import conditions, fields
 from kvx.config.engine import OpenAIConfig
 from kvx.config.folder_names import check_name
 from kvx.config.identity import is_guarded
+from kvx.config.measures import Measure
 from kvx.config.press_choices import PressNeed
-from kvx.config.schema import BudgetConfig, BudgetKind, Config, Measure
+from kvx.config.schema import BudgetConfig, BudgetKind, Config
 from kvx.data import binning
 from kvx.data.chat import RESERVED
 from kvx.errors import UserError, require

@@ -27,6 +27,7 @@ from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
 from kvx.config.language_model import ModelConfig
+from kvx.config.measures import FidelityConfig, LatencyConfig, Measure
 from kvx.config.model_features import ModelFeature
 from kvx.config.press_choices import Keeps, PressLayers, PressNeed, Queries
 from kvx.config.serve import ServeConfig
@@ -47,28 +48,6 @@ class BudgetKind(Enum):
     ratio = "ratio"
     tokens = "tokens"
     certified = "certified"  # what a certificate allows; kvx.serve puts one of the others in place
-
-
-class Measure(Enum):
-    """Answers from shared, batched work, latencies of requests that run alone, or fidelity."""
-
-    quality = "quality"
-    latency = "latency"
-    fidelity = "fidelity"  # next-token distributions against the full cache's
-    both = "both"  # quality and latency
-    quality_fidelity = "quality_fidelity"
-    latency_fidelity = "latency_fidelity"
-    all = "all"
-
-    @property
-    def parts(self) -> frozenset["Measure"]:
-        """Which of the first three it asks for."""
-        names = {"both": "quality_latency", "all": "quality_latency_fidelity"}
-        return frozenset(Measure[n] for n in names.get(self.name, self.name).split("_"))
-
-    def with_(self, other: "Measure") -> "Measure":
-        """What asks for all that the two do."""
-        return next(m for m in Measure if m.parts == self.parts | other.parts)
 
 
 class Reasoning(Enum):
@@ -229,24 +208,6 @@ class RunConfig:
     shard_s: float = option(20.0, "… or what was done in this many seconds", at_least=0)
     progress: bool = option(True, "show progress")
     retry_failed: bool = option(False, "ask again what got no response (time-outs, errors)")
-
-
-@dataclass
-class LatencyConfig:
-    """Requests that are measured alone, at batch 1."""
-
-    n_per_bin: int = option(2, "examples of each bin that are measured alone", at_least=1)
-    warmup: int = option(1, "requests before the first one that counts, per point", at_least=0)
-    repeats: int = option(3, "measurements of each example", at_least=1)
-
-
-@dataclass
-class FidelityConfig:
-    """Requests that are compared with the full cache, token by token."""
-
-    n_per_bin: int | None = option(
-        None, "examples of each bin that are compared with the full cache; null: all", at_least=1
-    )
 
 
 @dataclass

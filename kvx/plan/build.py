@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kvx.config.measures import Measure
 from kvx.config.numbers import byte_count, duration, plural
-from kvx.config.schema import BudgetConfig, Config, Measure, PlanFormat
+from kvx.config.schema import BudgetConfig, Config, PlanFormat
 from kvx.data.kv_layout import kv_layout
 from kvx.data.tokenizer import model_hash
 from kvx.plan.cost import calibrate, largest_prompts, runs_dir

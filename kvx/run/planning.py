@@ -6,7 +6,8 @@ from pathlib import Path
 
 from kvx.cli.checks import refuse_certificate
 from kvx.config.identity import resolved
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.data.manifest import Manifest
 from kvx.errors import UserError
 from kvx.guard.live_checks import live

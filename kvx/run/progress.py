@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kvx.config.schema import Measure
+from kvx.config.measures import Measure
 from kvx.engines.activity import ACTIVITY, Seen
 from kvx.run.time_left import NOTHING, Pace
 from kvx.run.units import Unit

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvx.config.identity import resolved
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.identity.hashing import digest
 from kvx.points import Point, request_id
 from kvx.run.time_left import Load

@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection
 
 import hydra.utils
 
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import Engine
 from kvx.errors import UserError, first_line
