@@ -8,6 +8,11 @@ from typing import Any, ClassVar
 
 from kvpress import KnormPress
 
+from kvx.cli.press_files import shipped_presses
+
+# those that kvx runs without a file of the hub
+RUNNABLE = sorted(p.name for p in shipped_presses() if not p.hub and p.refused is None)
+
 
 @dataclass
 class SlowPress(KnormPress):  # type: ignore[misc]

@@ -76,8 +76,7 @@ class Half:
     config: PressConfig
 
     def build(self) -> Any:
-        assert self.config.method is not None
-        return with_queries(instantiate(self.config.method, 0.5), self.config.queries)
+        return with_queries(instantiate(self.config, 0.5), self.config.queries)
 
     def at(self, budget: float) -> "Half":
         return self

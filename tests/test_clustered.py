@@ -19,10 +19,10 @@ from kvx.stats.clustered import (
     korn_graubard,
     mean,
     paired_difference,
-    sign_flip_p,
     t_interval,
 )
 from kvx.stats.paired import mcnemar_exact
+from kvx.stats.sign_flips import sign_flip_p
 
 # Darwin's maize, eighths of an inch, cross- minus self-fertilised; Fisher (1935), section 21:
 # 863 of the 32,768 choices of signs reach a total of 314, so p = 1,726 / 32,768
@@ -63,6 +63,22 @@ def test_whole_sums_are_counted_exactly(sums):
         chance = grown
     exact = sum(p for total, p in chance.items() if abs(total) >= abs(sum(sums)))
     assert sign_flip_p(sums) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0, 2, 9])
+@pytest.mark.parametrize("unit", [1, 6])
+def test_small_chances_keep_their_digits(shift, unit):
+    sums = unit * (np.random.default_rng(shift).integers(-9, 10, 150) + shift)
+    sizes, away = np.abs(sums).tolist(), abs(int(sums.sum()))
+    ways = 1  # 150 bits for the number of choices that give each sum of the positive ones
+    for size in sizes:
+        ways += ways << (150 * size)
+    tail = ways >> (150 * ((sum(sizes) + away) // 2))
+    n_ways = 0
+    while tail:
+        n_ways += tail & ((1 << 150) - 1)
+        tail >>= 150
+    assert sign_flip_p(sums) == pytest.approx(2 * n_ways / 2**150, rel=1e-10)
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (6, 0), (9, 2), (40, 21), (300, 240)])

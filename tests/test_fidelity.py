@@ -22,7 +22,7 @@ from kvx.engines.kvpress.fidelity import Comparison
 from kvx.engines.kvpress.measure import clear_masks
 from kvx.engines.kvpress.transformers_versions import pressing
 from kvx.points import Request
-from kvx.store import schemas
+from kvx.store import fidelity_schemas
 from tests.conftest import Kvx
 from tests.test_engine import make_work
 
@@ -151,7 +151,7 @@ def test_an_experiment_without_answers_is_compared_resumed_and_reported(kvx: Kvx
     later = kvx("all", *sweep, "measure=fidelity")
     assert later.code == 0, later.err
     rows = pd.concat([pq.read_table(p).to_pandas() for p in paths])
-    assert pq.read_schema(paths[0]).equals(schemas.FIDELITY)
+    assert pq.read_schema(paths[0]).equals(fidelity_schemas.FIDELITY)
     assert len(rows) == 2 * 12
     known = before.set_index("request_id")["finished_at"]
     assert rows.set_index("request_id").loc[known.index, "finished_at"].equals(known)

@@ -13,13 +13,13 @@ from kvx.stats.clustered import (
     korn_graubard,
     mean,
     paired_difference,
-    sign_flip_p,
     t_interval,
 )
 from kvx.stats.intervals import clopper_pearson, wilson
 from kvx.stats.multiplicity import benjamini_hochberg, holm
 from kvx.stats.paired import mcnemar_exact, newcombe_interval
 from kvx.stats.risk_control import binomial_p
+from kvx.stats.sign_flips import sign_flip_p
 
 # 22 texts of 1 to 6 questions, some of them easier than others
 RNG = np.random.default_rng(11)

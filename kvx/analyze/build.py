@@ -24,6 +24,7 @@ from kvx.analyze.numerics import numerics
 from kvx.analyze.panels import panels
 from kvx.analyze.press_pairs import press_pairs
 from kvx.analyze.sample_stats import samples
+from kvx.analyze.task_means import task_means
 from kvx.analyze.transitions import transitions
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
@@ -31,7 +32,7 @@ from kvx.data.frozen_examples import examples_file
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest
 from kvx.points import experiment_dir
-from kvx.store import schemas, sqlite
+from kvx.store import fidelity_schemas, schemas, sqlite
 from kvx.store.catalog import (
     NOT_APPLICABLE,
     answered_points,
@@ -55,10 +56,11 @@ TABLES = {
     "goodput": schemas.GOODPUT,
     "samples": schemas.SAMPLES,
     "numerics": schemas.NUMERICS,
+    "task_means": schemas.TASK_MEANS,
     "transitions": schemas.TRANSITIONS,
     "dose_response": schemas.DOSE_RESPONSE,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
-    "fidelity_stats": schemas.FIDELITY_STATS,
+    "fidelity_stats": fidelity_schemas.FIDELITY_STATS,
     "guard_stats": schemas.GUARD_STATS,
     "controller_stats": schemas.CONTROLLER_STATS,
     "bin_stats": schemas.BIN_STATS,  # last: its inputs hash marks the whole analysis as done
@@ -66,7 +68,7 @@ TABLES = {
 
 
 # of an experiment without answers
-COMPARED_TABLES = {"fidelity_stats": schemas.FIDELITY_STATS}
+COMPARED_TABLES = {"fidelity_stats": fidelity_schemas.FIDELITY_STATS}
 
 
 def has_fidelity_only(experiment: Path) -> bool:
@@ -120,12 +122,14 @@ def analyze_experiment(config: Config) -> None:
         log.info("analyze: nothing to do → %s", folder)
         return
     experiment = load_experiment(folder, Path(config.paths.output))
-    compared = load_compared(folder, Path(config.paths.output))
+    beside_full = load_compared(folder, Path(config.paths.output))
     stats = bin_stats.bin_stats(experiment, config.analyze)
+    compared = bin_stats.comparisons(experiment, config.analyze)
     side_by_side = list(panels(experiment))
-    rows = {
+    rows: dict[str, list[bin_stats.Row]] = {
         "bin_stats": stats,
-        "comparisons": bin_stats.comparisons(experiment, config.analyze),
+        "comparisons": compared,
+        "task_means": task_means(experiment, stats, compared),
         "press_pairs": press_pairs(experiment, side_by_side, stats, config.analyze),
         "equivalence": equivalence(experiment, side_by_side, config.analyze),
         "leaders": leaders(experiment, side_by_side, stats, config.analyze),
@@ -135,7 +139,7 @@ def analyze_experiment(config: Config) -> None:
         "transitions": transitions(experiment, stats, config.analyze),
         "dose_response": dose_response(experiment, stats, config.analyze),
         "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
-        "fidelity_stats": fidelity_stats(compared, config.analyze),
+        "fidelity_stats": fidelity_stats(beside_full, config.analyze),
         "guard_stats": guard_stats(experiment, config.analyze),
         "controller_stats": controller_stats(experiment, config.analyze),
     }
@@ -161,12 +165,12 @@ def _analyze_fidelity(config: Config, folder: Path, inputs: str) -> None:
     compared = load_compared(folder, Path(config.paths.output))
     rows = fidelity_stats(compared, config.analyze)
     _draw_fidelity(rows, folder, config.analyze)
-    write_table(folder / "fidelity_stats.parquet", rows, schemas.FIDELITY_STATS, inputs)
+    write_table(folder / "fidelity_stats.parquet", rows, fidelity_schemas.FIDELITY_STATS, inputs)
     log.info("analyze: fidelity of %d points → %s", len(compared.points), folder)
 
 
 def _draw_fidelity(rows: list[dict[str, Any]], folder: Path, config: AnalyzeConfig) -> None:
-    frame = pd.DataFrame(rows, columns=schemas.FIDELITY_STATS.names)
+    frame = pd.DataFrame(rows, columns=fidelity_schemas.FIDELITY_STATS.names)
     fidelity_plots.draw_all(frame, folder / "plots", config.confidence)
 
 
@@ -204,6 +208,7 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
             "goodput": table("goodput"),
             "samples": table("samples"),
             "numerics": table("numerics"),
+            "task_means": table("task_means"),
             "transition_summary": table("transitions"),
             "dose_response": table("dose_response"),
             "catastrophe_stats": table("catastrophe_stats"),

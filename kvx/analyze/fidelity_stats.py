@@ -24,7 +24,7 @@ from kvx.config.analyze import AnalyzeConfig
 from kvx.engines.base import ROUNDING
 from kvx.stats import clustered
 from kvx.stats.intervals import Interval
-from kvx.store import schemas
+from kvx.store import fidelity_schemas
 from kvx.store.catalog import PointRecord, columns_of, compared_points
 from kvx.store.layout import FIDELITY
 
@@ -55,7 +55,7 @@ class ComparedTables(PointTables):
 
     def _requests(self, point: PointRecord) -> Columns:
         found = columns_of(point, FIDELITY, ("example_id", *PER_REQUEST))
-        return self._located(point, found, PER_REQUEST, schemas.FIDELITY)
+        return self._located(point, found, PER_REQUEST, fidelity_schemas.FIDELITY)
 
 
 class ComparedExperiment(Experiment):

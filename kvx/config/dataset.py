@@ -66,6 +66,11 @@ class SamplingConfig:
     n_per_bin: int = option(
         10, "examples of each bin; 0 beside pinned_ids", at_least=0, words="at least 1"
     )
+    whole_clusters: bool = option(
+        False,
+        "n_per_bin counts clusters (documents), and all questions of each are asked",
+        added=True,
+    )
     focus_bins: list[int] = option(
         [], "of strategy=focus_transition: bins with focus_n_per_bin examples", at_least=0
     )
@@ -95,7 +100,20 @@ class TemplateConfig:
 @dataclass
 class DatasetConfig:
     name: str = option(MISSING, "name of the dataset in tables and folders", check=folder_name)
-    task: str = option(MISSING, "name of its task", check=folder_name)
+    task: str = option(
+        MISSING, "name of its task; all: every task of the dataset, as a sweep", check=folder_name
+    )
+    tasks: dict[str, Any] = option(
+        dict,
+        "the dataset's tasks: in its file, what each lays over the other fields; null: none of it",
+        neutral=True,
+    )
+    length: int | None = option(
+        None,
+        "tokens of a prompt and its answer, where the source generates to a length",
+        added=True,
+        at_least=1,
+    )
     source: dict[str, Any] = option(dict, "the source's class (_target_) and its arguments")
     template: TemplateConfig = option(TemplateConfig)
     binning: BinningConfig = option(BinningConfig)

@@ -5,7 +5,10 @@ kvpress's own pipeline, the context goes through the chat template up to a separ
 the template's closing text and the answer prefix follow.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
+from operator import eq
 from typing import Any
 
 from kvx.config.engine import Api, OpenAIConfig
@@ -82,6 +85,35 @@ class PromptBuilder:
             return before + question, after + answer_prefix
         return before, question + after + answer_prefix
 
+    def context_chars(self, example: Example) -> list[int] | None:
+        """How many characters of `example.context` each compressed token stands for, in order.
+
+        They add up to the whole context; tokens outside of it, of the templates and a question,
+        have 0. None where the template changes the context, or the tokenizer does not tell places.
+        """
+        if not self.tokenizer.is_fast:
+            return None
+        text, context = self.texts(example)[0], example.context
+        found = context.strip()  # some templates do so
+        at = text.find(found) - context.find(found)
+        if not found or found not in text:
+            return None
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        inside = [min(max(start - at, 0), len(context)) for start, _ in encoded["offset_mapping"]]
+        return [end - start for start, end in pairwise([0, *inside[1:], len(context)])]
+
+    def question_tokens(self, example: Example) -> int:
+        """Tokens of the question at the end of the compressed part; 0 if it comes after it."""
+        if not self.query_aware:
+            return 0
+        context, _, _ = self._filled(example)
+        before = (self.tokenizer.bos_token or "") + context
+        if self.chat is not None:
+            before, _ = self.chat.around(context)
+        compressed, alone = self._encode(self.texts(example)[0]), self._encode(before)
+        same = sum(1 for _ in takewhile(bool, map(eq, compressed, alone)))
+        return len(compressed) - same
+
     def message(self, example: Example) -> str:
         """The user message, for a server that applies the chat template itself.
 
@@ -109,6 +141,15 @@ class PromptBuilder:
     def context_tokens(self, example: Example) -> int:
         """Tokens of the context alone, without template or question, which decide the bin."""
         return len(self._encode(example.context))
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text; a fast tokenizer counts them all together."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return [len(self._encode(text)) for text in texts]
+        # no offsets, and no lists of ids
+        found = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(encoding) for encoding in found]
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)

@@ -76,7 +76,10 @@ class Trace:
 
     `signals` holds the columns of `store.schemas.SIGNALS` by name, `probe` and
     `score_evicted` (share of the press's score mass that was dropped, mean over layers and heads)
-    what was seen at the prefill: None if not recorded or not to be had.
+    what was seen at the prefill: None if not recorded or not to be had. `kept_percent` [compressed
+    tokens] likewise: in how many percent of the layers and KV heads that a press compresses it kept
+    each position of the prompt; None also without a press. `context_chars` [compressed tokens] are
+    the characters of the context that these stand for (`PromptBuilder.context_chars`).
 
     `source` is "full" where the whole distribution was seen, "top20" where only the 20 likeliest
     were (`top_logprobs`, highest first): then the entropy takes the rest as one outcome, a lower
@@ -92,6 +95,8 @@ class Trace:
     signals: dict[str, list[Any]] | None = None
     probe: Probe | None = None
     score_evicted: float | None = None
+    kept_percent: list[int] | None = None
+    context_chars: list[int] | None = None
 
 
 class BudgetProof(StrEnum):

@@ -38,6 +38,7 @@ from kvx.report import (
     proof_section,
     samples_section,
     tables,
+    task_section,
 )
 from kvx.report.findings import findings
 from kvx.report.length_section import length_table
@@ -122,6 +123,7 @@ def _context(
     samples: pd.DataFrame,
     numerics: pd.DataFrame,
     fidelity_stats: pd.DataFrame,
+    task_means: pd.DataFrame,
     **_: pd.DataFrame,  # tables that the page has no section for
 ) -> dict[str, Any]:
     several = bin_stats["variant_id"].nunique() > 1
@@ -141,6 +143,7 @@ def _context(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
             config.analyze, found, leaders, equivalence, goodput, samples, fidelity_stats,
         ),
+        "benchmarks": list(task_section.benchmarks(task_means)),
         "leaders_of_all": leaders_section.leaders_table(leaders, ALL_VARIANTS),
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
         "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),

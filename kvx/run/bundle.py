@@ -66,7 +66,11 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         with waiting("checking the points"):
             _check_models(missing)
             _check_fidelity(missing)
-            pool.check(missing)
+            found = applicable.refused(missing, pool.check)
+        if found:
+            apart |= found
+            applicable.tell(points, apart, found)
+            missing = [p for p in missing if p.dir not in apart]
     with locks.claim([p.dir for p in undone]) as claim:
         refuse_if_submitted(missing)  # no new submission can start now; one may have just before
         journal.begin(points)
@@ -77,6 +81,13 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         claim.share()
         units = make_units(todo, pool.slices(missing)) if todo else []
         outcomes = pool.run(units) if units else []
+        if found := {d: why for outcome in outcomes for d, why in outcome.apart.items()}:
+            apart |= found
+            applicable.tell(points, apart, found)
+            for point in missing:
+                if point.dir in found:
+                    PointStore(point).set_aside(found[point.dir])
+            missing = [p for p in missing if p.dir not in found]
         _judge(points, missing, outcomes)
     log.info("run: %d points complete → %s", len(points) - len(apart), where)
     return points

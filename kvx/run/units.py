@@ -83,13 +83,15 @@ class Outcome:
     """How a unit ended: points that failed and why, or why the unit itself did.
 
     `lost` is what happened to its worker; `refused` a wrong request that only the worker could
-    detect. What was written before counts all the same.
+    detect; `apart` why points are not applicable, by directory, which only a loaded model shows.
+    What was written before counts all the same.
     """
 
     unit: Unit
     failed: dict[str, str] = field(default_factory=dict)
     lost: str | None = None
     refused: str | None = None
+    apart: dict[Path, str] = field(default_factory=dict)
 
 
 def by_engine(points: Sequence[Point]) -> list[list[Point]]:

@@ -19,6 +19,7 @@ from kvx.config.schema import Config
 from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import Engine
 from kvx.errors import UserError, first_line
+from kvx.run.applicable import refused
 from kvx.run.collect import Collector
 from kvx.run.planning import plan
 from kvx.run.progress import Advances
@@ -43,8 +44,10 @@ def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
     """
     points = plan(unit.configs)
     engine = engine_of(unit.configs[0])
-    if check:
-        engine.check(points)
+    apart = refused(points, engine.check) if check else {}
+    points = [p for p in points if p.dir not in apart]
+    if not points:
+        return Outcome(unit, apart=apart)
     stores = {p.dir: PointStore(p) for p in points}
     try:
         present = {p.dir: stores[p.dir].resume(unit.writer) for p in points}
@@ -61,7 +64,8 @@ def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
             work = [answers_work(p, present[p.dir], unit.example_ids) for p in points]
             collector = Collector(work, stores, meter)
             answer(engine, collector, work)
-        return Outcome(unit, {d.name: message for d, message in collector.failed.items()})
+        failed = {d.name: message for d, message in collector.failed.items()}
+        return Outcome(unit, failed, apart=apart)
     finally:
         for store in stores.values():
             store.close()

@@ -11,21 +11,17 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv, gammaln, ndtri, stdtr, stdtrit
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from kvx.stats.bootstrap import cluster_sums, score_array
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence, clopper_pearson
 from kvx.stats.paired import mcnemar_exact, newcombe_interval
+from kvx.stats.sign_flips import sign_flip_p
 
 Floats = NDArray[np.float64]
 
 LEAST_CLUSTERS = 8  # below, an interval over clusters covers far less than it says
 PSEUDO = 0.5  # of a cluster, added at each end of the range of a mean
-ENUMERATED = 12  # clusters that differ: all signs are tried
-MOST_SUMS = 100  # distinct sums beyond which the sign-flip test is Student's to two digits
-CELLS_PER_SUM = 20  # cells of the grid to which sums are rounded, for each of them
-LEAST_CELLS = 2000
-MOST_CELLS = 200_000
 
 CLOPPER_PEARSON, KORN_GRAUBARD = "clopper_pearson", "korn_graubard"
 NEWCOMBE, CLUSTER_T = "newcombe", "cluster_t"
@@ -175,37 +171,6 @@ def paired_difference(
     )
 
 
-def sign_flip_p(sums: ArrayLike) -> float:
-    """Two-sided p that the clusters' `sums` [g] of differences are as likely with either sign.
-
-    The share of all 2^g choices of signs whose total is at least as far from 0. Exact for whole
-    numbers and for few clusters; else sums are rounded to a fine grid, and with more than
-    `MOST_SUMS` distinct ones Student's p is taken. Independent pairs of 0/1 scores give McNemar's
-    exact p. 1.0 where no cluster differs.
-
-    Source: Fisher (1935), The Design of Experiments, section 21.
-    """
-    own = np.asarray(sums, dtype=np.float64)
-    own = own[own != 0]
-    if not own.size:
-        return 1.0
-    if own.size <= ENUMERATED:
-        return _all_signs(own)
-    whole = bool((own == np.rint(own)).all())
-    total = float(np.abs(own).sum())
-    values, n = np.unique(np.abs(own), return_counts=True)
-    if total > MOST_CELLS or (len(values) > MOST_SUMS and not whole):
-        return _t_p(np.asarray(sums, dtype=np.float64))
-    if not whole:
-        unit = total / max(LEAST_CELLS, CELLS_PER_SUM * own.size)
-        own = np.rint(own / unit)
-        values, n = np.unique(np.abs(own[own != 0]), return_counts=True)
-    size, away = int(np.abs(own).sum()), abs(int(own.sum()))
-    chance = _total_of_signs(values.astype(int), n, size)
-    # a total of `away` has (size + away) / 2 on the positive side
-    return min(1.0, 2 * float(chance[(size + away) // 2 :].sum())) if away else 1.0
-
-
 def alike_interval(
     value: float, n_clusters: int, confidence: float, bounds: tuple[float, float] | None
 ) -> Interval:
@@ -319,44 +284,6 @@ def _standard_error(sums: Floats, counts: Floats) -> float:
 @cache
 def _t_quantile(df: float, confidence: float) -> float:
     return float(stdtrit(df, (1 + confidence) / 2))
-
-
-def _t_p(sums: Floats) -> float:
-    n = len(sums)
-    error = math.sqrt(n * float(sums.var(ddof=1)))
-    return min(1.0, 2 * float(stdtr(n - 1, -abs(float(sums.sum())) / error)))
-
-
-def _all_signs(sums: Floats) -> float:
-    sizes = np.abs(sums)
-    totals = sizes[:1]  # the first keeps its sign: the other half is the mirror image
-    for size in sizes[1:]:
-        totals = np.concatenate([totals + size, totals - size])
-    rounding = 1e-9 * float(sizes.sum())
-    return float((np.abs(totals) >= abs(float(sums.sum())) - rounding).mean())
-
-
-def _total_of_signs(values: NDArray[np.int_], n: NDArray[np.int_], size: int) -> Floats:
-    """Chance of each total [size + 1] of `values`, `n` of each, all counted with chance 1/2."""
-    chance = np.zeros(size + 1)
-    chance[0], reached = 1.0, 0
-    for value, times in sorted(zip(values, n, strict=True), key=lambda pair: -pair[1]):
-        if times > 4:
-            k = np.arange(times + 1)
-            kernel = np.zeros(value * times + 1)
-            kernel[::value] = np.exp(
-                gammaln(times + 1) - gammaln(k + 1) - gammaln(times - k + 1) - times * math.log(2)
-            )
-            grown = np.convolve(chance[: reached + 1], kernel)
-            reached += int(value * times)
-            chance[: reached + 1] = grown
-            continue
-        for _ in range(times):
-            counted = chance[: reached + 1].copy()
-            chance[: reached + 1] *= 0.5
-            chance[value : value + reached + 1] += 0.5 * counted
-            reached += int(value)
-    return chance
 
 
 def _mean(values: Floats) -> float:

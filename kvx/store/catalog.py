@@ -14,7 +14,7 @@ from kvx.config.folder_names import is_name
 from kvx.config.numbers import exact
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
-from kvx.store import contents, journal, layout, schemas
+from kvx.store import contents, fidelity_schemas, journal, layout, schemas
 from kvx.store.layout import EVENTS, FIDELITY, KINDS, LATENCY, REQUESTS, Done
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def latency_of(points: Sequence[PointRecord]) -> pd.DataFrame:
 
 def fidelity_of(points: Sequence[PointRecord]) -> pd.DataFrame:
     """Every request that was compared with the full cache."""
-    return _merged(points, FIDELITY, schemas.FIDELITY)
+    return _merged(points, FIDELITY, fidelity_schemas.FIDELITY)
 
 
 def events_of(points: Sequence[PointRecord]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvx.errors import UserError, first_line
-from kvx.store import layout, schemas
+from kvx.store import fidelity_schemas, layout, schemas
 from kvx.store.layout import EVENTS, FIDELITY, LATENCY, REQUESTS, TRACES, Present
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ SCHEMAS = {
     TRACES: schemas.TRACES,
     EVENTS: schemas.EVENTS,
     LATENCY: schemas.LATENCY,
-    FIDELITY: schemas.FIDELITY,
+    FIDELITY: fidelity_schemas.FIDELITY,
 }
 SETTLE_S = 60.0  # until a network file system shows the result of a merge that removed shards
 

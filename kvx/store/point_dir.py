@@ -30,7 +30,7 @@ from kvx.engines.base import Fidelity, Measurement, Response
 from kvx.errors import UserError
 from kvx.identity import provenance
 from kvx.points import Point, budget_label, guard_identity, request_id
-from kvx.store import completion, contents, layout, locks, merge, schemas
+from kvx.store import completion, contents, fidelity_schemas, layout, locks, merge, schemas
 from kvx.store.atomic import write_text
 from kvx.store.contents import SCHEMAS, UnreadableError
 from kvx.store.layout import (
@@ -167,7 +167,7 @@ class PointStore:
     def write_fidelity(self, compared: Sequence[tuple[Fidelity, datetime]]) -> None:
         """Write one new shard of requests that were compared with the full cache."""
         rows = [fidelity_row(*item) for item in compared]
-        write_table(self._shard(FIDELITY), rows, schemas.FIDELITY)
+        write_table(self._shard(FIDELITY), rows, fidelity_schemas.FIDELITY)
         self._next[FIDELITY] += 1
 
     def _shard(self, kind: str) -> Path:

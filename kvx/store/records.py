@@ -93,6 +93,7 @@ def trace_row(response: Response) -> Row | None:
         "logprob": trace.logprob, "entropy_nats": trace.entropy_nats,
         "signals_source": trace.source, "top_logprobs": trace.top_logprobs,
         "arrival_s": trace.arrival_s, "score_evicted": trace.score_evicted,
+        "prompt_kept_percent": trace.kept_percent, "prompt_context_chars": trace.context_chars,
     }  # fmt: skip
     if trace.probe is not None:
         row |= {f"probe_{name}": value for name, value in asdict(trace.probe).items()}

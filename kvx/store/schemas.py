@@ -83,6 +83,7 @@ TRACES = _schema(
     {
         **{name: pa.list_(kind) for name, kind in SIGNALS.items()},
         "probe_kl_nats": pa.list_(F32), "probe_same_top1": pa.list_(B), "score_evicted": F32,
+        "prompt_kept_percent": pa.list_(pa.uint8()), "prompt_context_chars": pa.list_(I32),
     },
 )  # fmt: skip
 
@@ -97,22 +98,6 @@ LATENCY = _schema(
         "ttft_s": F64, "tpot_s": F64, "latency_s": F64, "prefill_s": F64, "decode_s": F64,
         "output_tokens": I32, "kv_bytes_peak": I64, "peak_memory_bytes": I64,
         "others_cpu_share": F64, "gpu_others": I32, "error_type": S, "error_message": S,
-    },
-)  # fmt: skip
-
-# one row per request compared with the full cache, along the full cache's own greedy answer
-FIDELITY = _schema(
-    {
-        "request_id": S, "point_id": S, "example_id": S, "cluster": S, "bin": I32,
-        "prompt_tokens": I32, "compressed_tokens": I32, "degenerate": B,
-        "finished_at": pa.timestamp("us", tz="UTC"),
-    },
-    {
-        "token_ids": pa.list_(I32), "kl_nats": pa.list_(F32), "same_top1": pa.list_(B),
-        "logprob": pa.list_(F32), "full_logprob": pa.list_(F32), "degenerate_reason": S,
-        "adapted": S, "budget_proof": S, "kv_entries_nominal": F64, "kv_entries_effective": F64,
-        "kv_entries_physical": F64, "kv_bytes_physical": I64, "kv_bytes_full": I64,
-        "error_type": S, "error_message": S,
     },
 )  # fmt: skip
 
@@ -191,6 +176,20 @@ COMPARISONS = _schema(
         "complete_difference": F64, "complete_ci_low": F64, "complete_ci_high": F64,
         "n_lost": I64, "n_won": I64, "mcnemar_p": F64, "failure_rate_difference": F64,
         "difference_from_failures": F64, "difference_from_truncated": F64, "baseline_floor": B,
+    },
+)  # fmt: skip
+
+# a benchmark's average over its tasks; `difference` is that to the full cache
+TASK_MEANS = _schema(
+    {
+        "benchmark_id": S, "benchmark": S, "model": S, "press": S, "controller": S, "seed": I64,
+        "budget_kind": S, "budget_label": S, "budget_asked": F64, "budget": F64, "n_tasks": I64,
+        "n_missing_tasks": I64, "tasks": pa.list_(S), "task_means": pa.list_(F64), "n": I64,
+        "n_degenerate": I64,
+    },
+    {
+        "mean": F64, "ci_low": F64, "ci_high": F64, "difference": F64, "difference_ci_low": F64,
+        "difference_ci_high": F64,
     },
 )  # fmt: skip
 
@@ -320,25 +319,6 @@ CATASTROPHE_STATS = _schema(
         "twin_point_id": S, "rate": F64, "ci_low": F64, "ci_high": F64, "ci_method": S,
         "twin_rate": F64, "excess": F64, "excess_ci_low": F64, "excess_ci_high": F64,
         "excess_ci_method": S, "excess_p": F64, "excess_p_bh": F64, "mcnemar_p": F64,
-    },
-)  # fmt: skip
-
-# next-token distributions against the full cache's, along its own answers; bin -1 is all bins
-# together, and alone is also cut by the position in the answer
-FIDELITY_STATS = _schema(
-    {
-        **_SERIES, "bin": I32, "bin_low_tokens": I32, "bin_high_tokens": I32, "position_low": I32,
-        "n_tokens": I64, "n_prompts": I64, "n_clusters": I64, "n_failed": I64,
-        "n_degenerate": I64, "n_adapted": I64,
-    },
-    {
-        "position_high": I32,
-        **{
-            f"{name}{end}": F64
-            for name in ("kl_nats", "agreement", "perplexity_ratio", "same_answer")
-            for end in ("", "_ci_low", "_ci_high")
-        },
-        "budget_measured": F64, "kv_bytes_mean": F64, "kv_bytes_full_mean": F64,
     },
 )  # fmt: skip
 

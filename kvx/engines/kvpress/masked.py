@@ -17,6 +17,7 @@ from kvx.engines.kvpress.admission import Submission
 from kvx.engines.kvpress.compress import hooked, watch
 from kvx.engines.kvpress.decode import Sampler, take
 from kvx.engines.kvpress.head_size import with_head_size
+from kvx.engines.kvpress.kept import KeptPositions, unmasked_positions, watch_positions
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.measure import clear_masks, masked_entries, unmasked
 from kvx.engines.kvpress.model import LoadedModel
@@ -37,8 +38,8 @@ from kvx.guard.trace_arrays import PROBE_TOKENS
 class Masked:
     """A compressed prompt in transformers' cache, and logits [tokens, vocab] of its last tokens.
 
-    `position` is the next token's, `evicted` the share of the score mass that was dropped, if it
-    was watched.
+    `position` is the next token's, `evicted` the share of the score mass that was dropped, and
+    `kept_percent` as in `Trace`, if they were watched.
     """
 
     cache: Any
@@ -46,6 +47,7 @@ class Masked:
     kv: KVUse
     position: int
     evicted: float | None = None
+    kept_percent: list[int] | None = None
 
 
 def prefill_masked(
@@ -56,6 +58,7 @@ def prefill_masked(
     keep: int = 1,
     watched: bool = False,
     reads_weights: bool = False,
+    kept: KeptPositions | None = None,
 ) -> Masked:
     """The prompt as kvpress's pipeline runs it, with logits of its last `keep` tokens."""
     model, n = loaded.model, len(parts.compressed_ids)
@@ -63,10 +66,13 @@ def prefill_masked(
     cache = new_cache(model)
     ids = torch.tensor([parts.compressed_ids], device=loaded.device)
     evicted = watch(press) if watched and press is not None else None
+    if kept is not None and press is not None:
+        watch_positions(press, kept)
     with with_head_size(model), hooked(model, press, cache, reads_weights):
         argument = cache_argument(model, cache)
         out = model(input_ids=ids, **argument, logits_to_keep=1, use_cache=True)
     kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
+    percent = None if kept is None else _kept_percent(model, cache, kept, n)
     start = round(kv.entries_physical) if press is not None and packs(press) else n
     logits, at_once = out.logits[0].to(loaded.device), len(parts.rest_ids)
     if layers_of(model).recurrent:
@@ -79,7 +85,13 @@ def prefill_masked(
         after.append(_step(model, cache, some[None], positions[None], keep))
     if after:
         logits = torch.cat(after)[-keep:]
-    return Masked(cache, logits, kv, start + len(parts.rest_ids), share)
+    return Masked(cache, logits, kv, start + len(parts.rest_ids), share, percent)
+
+
+def _kept_percent(model: Any, cache: Any, kept: KeptPositions, n: int) -> list[int] | None:
+    layers = layers_of(model).full
+    heads = [kv_of(cache, layer.index)[0].shape[1] for layer in layers]
+    return (unmasked_positions(layers, heads, n) or kept).percent()
 
 
 def _step(
@@ -167,7 +179,7 @@ def _generate(
     with RandomStream(asked.seed, loaded.devices).drawing():
         weights = asked.press is not None and asked.press.reads_weights
         prompt = prefill_masked(
-            loaded, parts, press, asked.kept_tokens, keep, asked.watched, weights
+            loaded, parts, press, asked.kept_tokens, keep, asked.watched, weights, asked.kept()
         )
     if asked.request is not None:
         prove_budget(asked.request.point, prompt.kv)
@@ -178,7 +190,14 @@ def _generate(
     if asked.probed:
         both = torch.stack([prompt.logits if beside is None else beside, prompt.logits])
         probe = probes(both, 0)[1]
-    first = Prefill(prompt.logits[-1], parts.n_tokens, n, probe, prompt.evicted)
+    first = Prefill(
+        prompt.logits[-1],
+        parts.n_tokens,
+        n,
+        probe,
+        prompt.evicted,
+        kept_percent=prompt.kept_percent,
+    )
     _decode(loaded, row, prompt.cache, first, config, observers)
     return row
 

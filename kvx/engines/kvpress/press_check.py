@@ -14,6 +14,7 @@ from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
 from kvx.engines.kvpress.sharing import ragged_obstacle
+from kvx.engines.kvpress.wrapping import check_wrapping
 from kvx.errors import UserError, first_line
 from kvx.guard.own_code import check_code
 from kvx.identity.user_code import sources_of
@@ -22,16 +23,8 @@ from kvx.points import Point
 # by class: why a press of kvpress cannot be used
 REFUSED: tuple[tuple[type, str], ...] = (
     (
-        kvpress.ComposedPress,
-        "has the product of its presses' budgets, so none can be set; use one of them alone",
-    ),
-    (
         kvpress.RestoreKVPress,
         "appends entries to the prompt, so the text after them would be at wrong positions",
-    ),
-    (
-        kvpress.FinchPress,
-        "needs a delimiter token between context and question, which kvx's prompts do not have",
     ),
 )
 
@@ -70,10 +63,12 @@ def check_method(point: Point) -> None:
             f"press={config.name}: the code of {target} changed while this run was starting; type "
             "the command again"
         )
+    check_wrapping(config.name, config.method)
     try:
-        press = instantiate(config.method, 0.5)
+        press = instantiate(config, 0.5)
     except UserError as error:
-        raise UserError(f"press={config.name}: {error}") from None
+        told = str(error).removeprefix(f"press={config.name}: ")
+        raise UserError(f"press={config.name}: {told}") from None
     except hydra.errors.InstantiationException as error:
         reason = _why_not_made(error, config.method)
         raise UserError(f"press={config.name}: {target}: {reason}") from error
@@ -94,7 +89,7 @@ def check_on_model(point: Point, model: Any) -> None:
     config = point.config.press
     if config.method is None:
         return
-    press, layers = instantiate(config.method, 0.5), layers_of(model)
+    press, layers = instantiate(config, 0.5), layers_of(model)
     if not layers.cached:
         raise UserError(
             f"press={config.name}: cannot be used with {type(model).__name__}: it has "

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kvx.engines.base import KVUse
+from kvx.engines.kvpress.kept import KeptPositions
 from kvx.engines.kvpress.layers import CachedLayer
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.shadow import RowShadow
@@ -38,8 +39,8 @@ class PromptRow:
     """One point's share of a prompt: its press, and what compression left in each layer.
 
     Without a press the full cache stays. A `watched` row also records the share of the score mass
-    that was dropped. A `shadow` is filled during the prefill; all shadows of a prefill share one
-    `PromptShadow`.
+    that was dropped, one with `kept` the positions that stayed. A `shadow` is filled during the
+    prefill; all shadows of a prefill share one `PromptShadow`.
     """
 
     press: RowPress | None
@@ -47,6 +48,7 @@ class PromptRow:
     stream: RandomStream
     watched: bool = False
     evicted: EvictedMass | None = None
+    kept: KeptPositions | None = None
     shadow: RowShadow | None = None
     room: int = 0  # how many tokens may follow the prompt
     everywhere: bool = False  # whether it compresses layers with a window too

@@ -124,10 +124,11 @@ async function start() {
   /** The sample browser; unpacked once, when it is first wanted. */
   const samples = () => {
     opening ??= unpack("samples").then((raw) => {
-      const { prompts, all, chars } = document.getElementById("samples").dataset;
+      const { prompts, all, chars, unshaded } = document.getElementById("samples").dataset;
       const note = [
         Number(prompts) < Number(all) ? `of ${plural(Number(prompts), "prompt")}, drawn evenly from ${Number(all).toLocaleString("en")}, so that this page stays small` : null,
         chars ? `contexts are cut to ${Number(chars).toLocaleString("en")} characters` : null,
+        unshaded ? "what presses kept of the contexts is left out" : null,
       ].filter(Boolean).join(" · ");
       browser = sampleBrowser(experiment, samplesOf(raw, experiment), note);
       place.replaceWith(browser.root);
