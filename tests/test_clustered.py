@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from kvx.stats.cluster_intervals import korn_graubard, t_interval
 from kvx.stats.clustered import (
     ALL_ALIKE,
     CLOPPER_PEARSON,
@@ -16,10 +17,8 @@ from kvx.stats.clustered import (
     NEWCOMBE,
     NO_DATA,
     TOO_FEW,
-    korn_graubard,
     mean,
     paired_difference,
-    t_interval,
 )
 from kvx.stats.paired import mcnemar_exact
 from kvx.stats.sign_flips import sign_flip_p

@@ -9,11 +9,10 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
+from kvx.stats.cluster_intervals import korn_graubard, t_interval
 from kvx.stats.clustered import (
-    korn_graubard,
     mean,
     paired_difference,
-    t_interval,
 )
 from kvx.stats.intervals import clopper_pearson, wilson
 from kvx.stats.multiplicity import benjamini_hochberg, holm

@@ -1,6 +1,7 @@
 """bin_stats and comparisons: rows of plain values from an experiment's frames."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from kvx.stats import clustered
 from kvx.stats.interaction import interaction_p
 from kvx.stats.paired import failure_attribution
 from kvx.stats.repeats import others_share, spread
+from kvx.store.catalog import PointRecord
 
 Row = dict[str, Any]
 MCNEMAR, SIGN_FLIP = "mcnemar", "sign_flip"
@@ -28,11 +30,14 @@ def null(value: Any) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
-    """One row per point, bin and metric; bin -1 is all bins together."""
-    rows: list[Row] = []
-    cells: list[tuple[Columns, Columns]] = []
-    for point in experiment.points:
+def bin_stats(
+    experiment: Experiment, config: AnalyzeConfig, points: Iterable[PointRecord] | None = None
+) -> list[Row]:
+    """One row per point, bin and metric; bin -1 is all bins together. `points`: only theirs."""
+    shared: list[tuple[Row, Columns]] = []  # of a point and bin
+    rows: list[tuple[int, Row]] = []
+    cells: list[Columns] = []
+    for point in experiment.points if points is None else points:
         requests, scores, latency = (
             dict(by_bin(experiment.of(table, point.id)))
             for table in ("requests", "judged", "latency")
@@ -46,17 +51,17 @@ def bin_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
                 **_failure_columns(asked), **_cost_columns(asked), **cut_columns(asked),
                 **_latency_columns(_bin(latency, index)),
             }  # fmt: skip
+            shared.append((common, asked))
             for metric, primary, cell in by_metric(_bin(scores, index)):
                 higher = metric not in experiment.lower_is_better
                 about = {"metric": metric, "primary": primary, "higher_is_better": higher}
-                rows.append(common | about)
-                cells.append((cell, asked))
-    binary = experiment.binary_metrics
+                rows.append((len(shared) - 1, about))
+                cells.append(cell)
+    binary = [about["metric"] in experiment.binary_metrics for _, about in rows]
+    failed = _failure_intervals([asked for _, asked in shared], config)
     return [
-        row
-        | _failure_interval(asked, config)
-        | _mean_columns(cell, row["metric"] in binary, config)
-        for row, (cell, asked) in zip(rows, cells, strict=True)
+        shared[i][0] | about | failed[i] | means
+        for (i, about), means in zip(rows, _mean_columns(cells, binary, config), strict=True)
     ]
 
 
@@ -65,22 +70,31 @@ def _bin(cut: dict[int, Columns], index: int) -> Columns:
     return cut[index] if index in cut else take(cut[ALL_BINS], slice(0))
 
 
-def _mean_columns(cell: Columns, binary: bool, config: AnalyzeConfig) -> Row:
+def _mean_columns(cells: list[Columns], binary: list[bool], config: AnalyzeConfig) -> list[Row]:
     """Mean over all examples, a missing answer counted as wrong, and over those with an answer."""
-    answered = ~cell["missing"]
-    clusters = cell["cluster"]
-    found = clustered.mean(cell["score"], clusters, config.confidence, binary=binary)
-    complete = found
-    if not answered.all():
-        known = np.where(answered, cell["score"], np.nan)
-        complete = clustered.mean(known, clusters, config.confidence, binary=binary)
-    return {
-        "n": found.n, "n_missing": int((~answered).sum()), "n_clusters": found.n_clusters,
-        "mean": null(found.mean), "sd": null(found.sd), "ci_low": null(found.interval.low),
-        "ci_high": null(found.interval.high), "ci_method": found.method,
-        "complete_mean": null(complete.mean), "complete_ci_low": null(complete.interval.low),
-        "complete_ci_high": null(complete.interval.high),
-    }  # fmt: skip
+    all_ = [(cell["score"], cell["cluster"]) for cell in cells]
+    found = clustered.means(all_, config.confidence, binary=binary)
+    some = [i for i, cell in enumerate(cells) if cell["missing"].any()]
+    known = [
+        (np.where(cells[i]["missing"], np.nan, cells[i]["score"]), cells[i]["cluster"])
+        for i in some
+    ]
+    told = [binary[i] for i in some]
+    complete = dict(zip(some, clustered.means(known, config.confidence, binary=told), strict=True))
+    rows: list[Row] = []
+    for i, (cell, mean) in enumerate(zip(cells, found, strict=True)):
+        answered = complete.get(i, mean)
+        rows.append(
+            {
+                "n": mean.n, "n_missing": int(cell["missing"].sum()),
+                "n_clusters": mean.n_clusters, "mean": null(mean.mean), "sd": null(mean.sd),
+                "ci_low": null(mean.interval.low), "ci_high": null(mean.interval.high),
+                "ci_method": mean.method, "complete_mean": null(answered.mean),
+                "complete_ci_low": null(answered.interval.low),
+                "complete_ci_high": null(answered.interval.high),
+            }
+        )  # fmt: skip
+    return rows
 
 
 def _failure_columns(asked: Columns) -> Row:
@@ -96,10 +110,15 @@ def _failure_columns(asked: Columns) -> Row:
     }  # fmt: skip
 
 
-def _failure_interval(asked: Columns, config: AnalyzeConfig) -> Row:
-    failed, clusters = asked["failed"].astype(float), asked["cluster"]
-    interval = clustered.mean(failed, clusters, config.confidence, binary=True).interval
-    return {"failure_ci_low": null(interval.low), "failure_ci_high": null(interval.high)}
+def _failure_intervals(asked: list[Columns], config: AnalyzeConfig) -> list[Row]:
+    cells = [(columns["failed"], columns["cluster"]) for columns in asked]
+    return [
+        {
+            "failure_ci_low": null(found.interval.low),
+            "failure_ci_high": null(found.interval.high),
+        }
+        for found in clustered.means(cells, config.confidence, binary=True)
+    ]
 
 
 def _cost_columns(asked: Columns) -> Row:
@@ -174,9 +193,16 @@ def _quantiles(values: NDArray[np.float64]) -> list[list[float | None]]:
 
 def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     """Every point against its full cache, example by example, per bin and over all bins."""
+    return correct_comparisons(compared(experiment, config, experiment.points), config.family)
+
+
+def compared(
+    experiment: Experiment, config: AnalyzeConfig, points: Iterable[PointRecord]
+) -> list[Row]:
+    """The rows of `comparisons` about `points`, not corrected yet."""
     rows: list[Row] = []
     cells: list[Columns] = []
-    for point in experiment.points:
+    for point in points:
         full = experiment.full_cache(point)
         if full is None or full.id == point.id:
             continue
@@ -193,32 +219,51 @@ def comparisons(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
             for index, cell in by_bin(group):
                 rows.append({**about, "bin": index})
                 cells.append(cell)
-    binary = experiment.binary_metrics
-    found = [
+    binary = [row["metric"] in experiment.binary_metrics for row in rows]
+    found = _differences([_pair(cell) for cell in cells], binary, config)
+    some = [i for i, cell in enumerate(cells) if _some_missing(cell)]
+    told = [binary[i] for i in some]
+    complete = dict(
+        zip(some, _differences([_pair(cells[i], True) for i in some], told, config), strict=True)
+    )
+    return [
         row
-        | _compare(cell, row["metric"] in binary, row["higher_is_better"], config)
+        | _compare(cell, difference, complete.get(i, difference), row["higher_is_better"], config)
         | _by_length(cell, row["bin"], config)
-        for row, cell in zip(rows, cells, strict=True)
+        for i, (row, cell, difference) in enumerate(zip(rows, cells, found, strict=True))
     ]
-    return correct_comparisons(found, config.family)
 
 
-def _compare(pairs: Columns, binary: bool, higher: bool, config: AnalyzeConfig) -> Row:
+def _differences(
+    pairs: list[clustered.Pair], binary: list[bool], config: AnalyzeConfig
+) -> list[clustered.Difference]:
+    return clustered.paired_differences(pairs, config.confidence, binary=binary)
+
+
+def _pair(pairs: Columns, answered: bool = False) -> clustered.Pair:
+    """Scores here and with the full cache; `answered`: only of what was answered here."""
+    here = np.where(pairs["missing"], np.nan, pairs["score"]) if answered else pairs["score"]
+    return here, pairs["score_full"], pairs["cluster"]
+
+
+def _some_missing(pairs: Columns) -> bool:
+    return bool((pairs["missing"] & ~np.isnan(pairs["score_full"])).any())
+
+
+def _compare(
+    pairs: Columns,
+    found: clustered.Difference,
+    complete: clustered.Difference,
+    higher: bool,
+    config: AnalyzeConfig,
+) -> Row:
     """Lost is what got worse: lower scores, or higher ones unless `higher` is better.
 
     The difference is that of the scores, whichever way is better. A missing answer counts as wrong
     here; where the full cache has none there is nothing to lose, and the pair is left out.
     """
     ours, full, failed = pairs["score"], pairs["score_full"], pairs["failed"]
-    clusters, compared = pairs["cluster"], ~np.isnan(full)
-    answered = ~pairs["missing"]
-    found = clustered.paired_difference(ours, full, clusters, config.confidence, binary=binary)
-    complete = found
-    if not answered[compared].all():
-        known = np.where(answered, ours, np.nan)
-        complete = clustered.paired_difference(
-            known, full, clusters, config.confidence, binary=binary
-        )
+    compared, answered = ~np.isnan(full), ~pairs["missing"]
     truncated = pairs["kind"] == FailureType.TRUNCATED
     fallen, risen = found.n_lost, found.n_won
     room = found.mean_b if higher else 1 - found.mean_b  # to get worse in

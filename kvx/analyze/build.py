@@ -4,24 +4,24 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvx.analyze import bin_stats, fidelity_plots, plots, tradeoff
-from kvx.analyze.catastrophe_stats import catastrophe_stats
+from kvx.analyze import fidelity_plots, plots, tradeoff
+from kvx.analyze.bin_stats import Row
+from kvx.analyze.chunks import n_requests
 from kvx.analyze.controller_stats import controller_stats
 from kvx.analyze.dose_stats import dose_response
 from kvx.analyze.fidelity_stats import fidelity_stats, load_compared
 from kvx.analyze.frames import Experiment, load_experiment
-from kvx.analyze.goodput_stats import goodput
 from kvx.analyze.guard_stats import guard_stats
 from kvx.analyze.leaders import leaders
 from kvx.analyze.margins import equivalence
 from kvx.analyze.numerics import numerics
 from kvx.analyze.panels import panels
+from kvx.analyze.point_rows import point_rows
 from kvx.analyze.press_pairs import press_pairs
 from kvx.analyze.sample_stats import samples
 from kvx.analyze.task_means import task_means
@@ -35,6 +35,7 @@ from kvx.points import experiment_dir
 from kvx.store import fidelity_schemas, schemas, sqlite
 from kvx.store.catalog import (
     NOT_APPLICABLE,
+    PointRecord,
     answered_points,
     columns_in,
     columns_of,
@@ -44,6 +45,7 @@ from kvx.store.catalog import (
     not_applicable_points,
     unfinished_points,
 )
+from kvx.store.forks import beside, processes
 from kvx.store.layout import FIDELITY, REQUESTS
 from kvx.store.shards import read_inputs, write_table
 
@@ -56,7 +58,6 @@ TABLES = {
     "goodput": schemas.GOODPUT,
     "samples": schemas.SAMPLES,
     "numerics": schemas.NUMERICS,
-    "task_means": schemas.TASK_MEANS,
     "transitions": schemas.TRANSITIONS,
     "dose_response": schemas.DOSE_RESPONSE,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
@@ -121,37 +122,28 @@ def analyze_experiment(config: Config) -> None:
     if _is_complete(folder, inputs):
         log.info("analyze: nothing to do → %s", folder)
         return
-    experiment = load_experiment(folder, Path(config.paths.output))
-    beside_full = load_compared(folder, Path(config.paths.output))
-    stats = bin_stats.bin_stats(experiment, config.analyze)
-    compared = bin_stats.comparisons(experiment, config.analyze)
-    side_by_side = list(panels(experiment))
-    rows: dict[str, list[bin_stats.Row]] = {
-        "bin_stats": stats,
-        "comparisons": compared,
-        "task_means": task_means(experiment, stats, compared),
-        "press_pairs": press_pairs(experiment, side_by_side, stats, config.analyze),
-        "equivalence": equivalence(experiment, side_by_side, config.analyze),
-        "leaders": leaders(experiment, side_by_side, stats, config.analyze),
-        "goodput": goodput(experiment, config.analyze),
-        "samples": samples(experiment, side_by_side, config.analyze),
-        "numerics": numerics(experiment, side_by_side, config.analyze),
-        "transitions": transitions(experiment, stats, config.analyze),
-        "dose_response": dose_response(experiment, stats, config.analyze),
-        "catastrophe_stats": catastrophe_stats(experiment, config.analyze),
-        "fidelity_stats": fidelity_stats(beside_full, config.analyze),
-        "guard_stats": guard_stats(experiment, config.analyze),
-        "controller_stats": controller_stats(experiment, config.analyze),
-    }
-    frame, derailed = pd.DataFrame(stats), pd.DataFrame(rows["catastrophe_stats"])
-    plots.draw_all(frame, derailed, folder / "plots", config.analyze.confidence)
-    _draw_fidelity(rows["fidelity_stats"], folder, config.analyze)
-    tradeoff.draw(
-        pd.DataFrame(rows["controller_stats"], columns=TABLES["controller_stats"].names),
-        folder / "plots",
-        config.analyze.confidence,
-    )
-    _export(experiment, rows, Path(config.paths.output))
+    output = Path(config.paths.output)
+    n = processes(n_requests(finished_points(folder)))
+    experiment = load_experiment(folder, output, n)
+    database = folder / "kv_transition.sqlite"
+    with (
+        sqlite.begun(database) as temporary,
+        beside(lambda: sqlite.write_rows(temporary, _large(experiment.points)), n) as written,
+    ):
+        rows = point_rows(experiment, config.analyze, n)
+        rows["task_means"] = task_means(experiment, rows["bin_stats"], rows["comparisons"])
+        rows["fidelity_stats"] = fidelity_stats(load_compared(folder, output), config.analyze)
+        with beside(lambda: _draw(rows, folder, config.analyze), n) as drawn:
+            rows |= _other_rows(experiment, rows["bin_stats"], config.analyze, n)
+            drawn()
+        tradeoff.draw(
+            pd.DataFrame(rows["controller_stats"], columns=TABLES["controller_stats"].names),
+            folder / "plots",
+            config.analyze.confidence,
+        )
+        small = _small(experiment, rows, output)
+        written()
+        sqlite.finish(temporary, database, small)
     for name, schema in TABLES.items():
         write_table(folder / f"{name}.parquet", rows[name], schema, inputs)
     log.info("analyze: %d points → %s", len(experiment.points), folder)
@@ -169,12 +161,52 @@ def _analyze_fidelity(config: Config, folder: Path, inputs: str) -> None:
     log.info("analyze: fidelity of %d points → %s", len(compared.points), folder)
 
 
-def _draw_fidelity(rows: list[dict[str, Any]], folder: Path, config: AnalyzeConfig) -> None:
+def _draw_fidelity(rows: list[Row], folder: Path, config: AnalyzeConfig) -> None:
     frame = pd.DataFrame(rows, columns=fidelity_schemas.FIDELITY_STATS.names)
     fidelity_plots.draw_all(frame, folder / "plots", config.confidence)
 
 
-def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], output: Path) -> None:
+def _other_rows(
+    experiment: Experiment, stats: list[Row], config: AnalyzeConfig, n_processes: int
+) -> dict[str, list[Row]]:
+    """The tables of more than one point each."""
+    side_by_side = list(panels(experiment, n_processes))
+    return {
+        "press_pairs": press_pairs(experiment, side_by_side, stats, config),
+        "equivalence": equivalence(experiment, side_by_side, config),
+        "leaders": leaders(experiment, side_by_side, stats, config),
+        "samples": samples(experiment, side_by_side, config),
+        "numerics": numerics(experiment, side_by_side, config),
+        "transitions": transitions(experiment, stats, config, n_processes),
+        "dose_response": dose_response(experiment, stats, config, n_processes),
+        "guard_stats": guard_stats(experiment, config),
+        "controller_stats": controller_stats(experiment, config),
+    }
+
+
+def _draw(rows: dict[str, list[Row]], folder: Path, config: AnalyzeConfig) -> None:
+    stats, derailed = pd.DataFrame(rows["bin_stats"]), pd.DataFrame(rows["catastrophe_stats"])
+    plots.draw_all(stats, derailed, folder / "plots", config.confidence)
+    _draw_fidelity(rows["fidelity_stats"], folder, config)
+
+
+def _large(points: list[PointRecord]) -> dict[str, Iterator[pa.Table]]:
+    """The tables with a row per request, point by point."""
+
+    def scored(name: str) -> Iterator[pa.Table]:
+        schema = schemas.SCORED[name]
+        return (columns_in(p.dir / f"{name}.parquet", schema, schema.names) for p in points)
+
+    return {
+        "requests": (columns_of(p, REQUESTS, sqlite.REQUEST) for p in points),
+        "responses": (sqlite.responses(columns_of(p, REQUESTS, sqlite.ANSWER)) for p in points),
+        **{name: scored(name) for name in ("scores", "failures", "catastrophes")},
+    }
+
+
+def _small(
+    experiment: Experiment, rows: dict[str, list[Row]], output: Path
+) -> dict[str, pd.DataFrame]:
     folders = {p.info["manifest"]["key"]: p.manifest_dir(output) for p in experiment.points}
     examples = pd.concat(
         pq.read_table(examples_file(folder), partitioning=None).to_pandas().assign(manifest_key=key)
@@ -188,40 +220,28 @@ def _export(experiment: Experiment, rows: dict[str, list[dict[str, Any]]], outpu
     def table(name: str) -> pd.DataFrame:
         return pd.DataFrame(rows[name], columns=TABLES[name].names)
 
-    def scored(name: str) -> Iterator[pa.Table]:
-        schema = schemas.SCORED[name]
-        return (columns_in(p.dir / f"{name}.parquet", schema, schema.names) for p in points)
-
-    sqlite.export(
-        experiment.dir / "kv_transition.sqlite",
-        {
-            "experiments": overview,
-            **sqlite.manifest_tables(experiment.manifests.values(), examples),
-            "runs": runs,
-            "telemetry": latency_of(points),
-            "events": experiment.events,
-            "bin_stats": table("bin_stats"),
-            "comparisons": table("comparisons"),
-            "press_pairs": table("press_pairs"),
-            "equivalence": table("equivalence"),
-            "leaders": table("leaders"),
-            "goodput": table("goodput"),
-            "samples": table("samples"),
-            "numerics": table("numerics"),
-            "task_means": table("task_means"),
-            "transition_summary": table("transitions"),
-            "dose_response": table("dose_response"),
-            "catastrophe_stats": table("catastrophe_stats"),
-            "fidelity_stats": table("fidelity_stats"),
-            "guard_stats": table("guard_stats"),
-            "controller_stats": table("controller_stats"),
-            "not_applicable": pd.DataFrame(
-                not_applicable_points(experiment.dir), columns=NOT_APPLICABLE
-            ),
-        },
-        {
-            "requests": (columns_of(p, REQUESTS, sqlite.REQUEST) for p in points),
-            "responses": (sqlite.responses(columns_of(p, REQUESTS, sqlite.ANSWER)) for p in points),
-            **{name: scored(name) for name in ("scores", "failures", "catastrophes")},
-        },
-    )
+    return {
+        "experiments": overview,
+        **sqlite.manifest_tables(experiment.manifests.values(), examples),
+        "runs": runs,
+        "telemetry": latency_of(points),
+        "events": experiment.events,
+        "bin_stats": table("bin_stats"),
+        "comparisons": table("comparisons"),
+        "press_pairs": table("press_pairs"),
+        "equivalence": table("equivalence"),
+        "leaders": table("leaders"),
+        "goodput": table("goodput"),
+        "samples": table("samples"),
+        "numerics": table("numerics"),
+        "task_means": table("task_means"),
+        "transition_summary": table("transitions"),
+        "dose_response": table("dose_response"),
+        "catastrophe_stats": table("catastrophe_stats"),
+        "fidelity_stats": table("fidelity_stats"),
+        "guard_stats": table("guard_stats"),
+        "controller_stats": table("controller_stats"),
+        "not_applicable": pd.DataFrame(
+            not_applicable_points(experiment.dir), columns=NOT_APPLICABLE
+        ),
+    }

@@ -1,5 +1,6 @@
 """catastrophe_stats: how often generations derail, and how much of that compression caused."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from kvx.config.analyze import AnalyzeConfig
 from kvx.scoring.catastrophes import KINDS, pair
 from kvx.stats import clustered
 from kvx.stats.multiplicity import benjamini_hochberg
+from kvx.store.catalog import PointRecord
 
 Flags = NDArray[np.float64]  # 1 yes, 0 no, nan not known
 
@@ -55,9 +57,25 @@ def catastrophe_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row
     Rates are over the responses of which the kind is known, all that concerns the full cache over
     pairs.
     """
+    return corrected(rates(experiment, config, experiment.points))
+
+
+def corrected(rows: list[Row]) -> list[Row]:
+    """Adds `excess_p_bh` to `rates` of all points."""
+    tested = [row for row in rows if not is_full(row)]
+    for overall in (True, False):
+        family = [row for row in tested if (row["bin"] == ALL_BINS) == overall]
+        correct(family, "excess_p", "excess_p_bh", benjamini_hochberg, ())
+    return rows
+
+
+def rates(
+    experiment: Experiment, config: AnalyzeConfig, points: Iterable[PointRecord]
+) -> list[Row]:
+    """The rows of `catastrophe_stats` about `points`, not corrected yet."""
     rows: list[Row] = []
     cells: list[_Cell] = []
-    for point in experiment.points:
+    for point in points:
         full = experiment.full_cache(point)
         about = {
             **experiment.series_columns(point),
@@ -68,20 +86,18 @@ def catastrophe_stats(experiment: Experiment, config: AnalyzeConfig) -> list[Row
             for kind in KINDS:
                 rows.append({**here, "kind": kind})
                 cells.append(_Cell(columns[kind], columns[f"twin_{kind}"], columns["cluster"]))
-    found = [
-        row | _rate(cell, config) | _excess(cell, config)
-        for row, cell in zip(rows, cells, strict=True)
+    alone = [(cell.here, cell.clusters) for cell in cells]
+    pairs = [(cell.here, cell.full, cell.clusters) for cell in cells]
+    means = clustered.means(alone, config.confidence, binary=True)
+    differences = clustered.paired_differences(pairs, config.confidence, binary=True)
+    return [
+        row | _rate(mean) | _excess(difference)
+        for row, mean, difference in zip(rows, means, differences, strict=True)
     ]
-    tested = [row for row in found if not is_full(row)]
-    for overall in (True, False):
-        family = [row for row in tested if (row["bin"] == ALL_BINS) == overall]
-        correct(family, "excess_p", "excess_p_bh", benjamini_hochberg, ())
-    return found
 
 
-def _rate(cell: _Cell, config: AnalyzeConfig) -> Row:
+def _rate(found: clustered.Mean) -> Row:
     """Over the responses of which the kind is known."""
-    found = clustered.mean(cell.here, cell.clusters, config.confidence, binary=True)
     return {
         "n": found.n, "n_clusters": found.n_clusters, "rate": null(found.mean),
         "ci_low": null(found.interval.low), "ci_high": null(found.interval.high),
@@ -89,11 +105,8 @@ def _rate(cell: _Cell, config: AnalyzeConfig) -> Row:
     }  # fmt: skip
 
 
-def _excess(cell: _Cell, config: AnalyzeConfig) -> Row:
+def _excess(found: clustered.Difference) -> Row:
     """Over the pairs of which both sides are known; a catastrophe more is a pair won."""
-    found = clustered.paired_difference(
-        cell.here, cell.full, cell.clusters, config.confidence, binary=True
-    )
     row: Row = {"n_pairs": found.n_pairs, "n_excess": found.n_won, "n_cured": found.n_lost}
     if not found.n_pairs:
         return row

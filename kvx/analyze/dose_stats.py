@@ -19,33 +19,50 @@ from kvx.stats.dose_response import UNFITTED, DoseResponse, Threshold, fit
 from kvx.stats.interaction import interaction_p
 from kvx.stats.length_effect import NO_SHIFT, shift_per_doubling
 from kvx.stats.multiplicity import holm
+from kvx.store.forks import in_order
 
 Doses = NDArray[np.float64]
 AREA = ("area", "area_full", "area_difference", "area_ci_low", "area_ci_high", "area_p")
 
 
-def dose_response(experiment: Experiment, stats: list[Row], config: AnalyzeConfig) -> list[Row]:
+def dose_response(
+    experiment: Experiment, stats: list[Row], config: AnalyzeConfig, n_processes: int = 1
+) -> list[Row]:
     """One row per curve and bin, and one for all bins (-1), of the primary metric.
 
     Points with a controller have none: it gives entries back, so that no one budget is theirs.
     """
-    alone = (curve for curve in curves(experiment, stats) if curve.key["controller"] == "none")
-    return rows_of(alone, pd.DataFrame(stats), config)
+    alone = [at for at in curves(experiment, stats) if at.key["controller"] == "none"]
+    frame = _by_point(pd.DataFrame(stats))
+    found = in_order(lambda at: _of(at.read(), frame, config), alone, n_processes)
+    return _corrected([row for rows in found for row in rows], config)
 
 
 def rows_of(found_curves: Iterable[Curve], stats: pd.DataFrame, config: AnalyzeConfig) -> list[Row]:
     """The rows of an experiment with these curves; `stats` is its table bin_stats."""
-    frame = stats[stats["primary"]].set_index(["point_id", "bin"])
-    rows = []
-    for curve in found_curves:
-        present = [int(b) for b in np.unique(curve.bins)]
-        for index in [*present, ALL_BINS]:
-            inside = curve.bins == index if index != ALL_BINS else np.ones(curve.bins.shape, bool)
-            about = frame.loc[[(point_id, index) for point_id in curve.ids]]
-            row = _row(curve, inside, about, config) | {"bin": index}
-            rows.append(row | (_length(curve, frame, config) if index == ALL_BINS else {}))
+    frame = _by_point(stats)
+    return _corrected([row for c in found_curves for row in _of(c, frame, config)], config)
+
+
+def _by_point(stats: pd.DataFrame) -> pd.DataFrame:
+    return stats[stats["primary"]].set_index(["point_id", "bin"]).sort_index()
+
+
+def _corrected(rows: list[Row], config: AnalyzeConfig) -> list[Row]:
     tested = [row for row in rows if row["bin"] == ALL_BINS]
     correct(tested, "length_p", "length_p_holm", holm, SHARED[config.family])
+    return rows
+
+
+def _of(curve: Curve, frame: pd.DataFrame, config: AnalyzeConfig) -> list[Row]:
+    """A curve's rows, not corrected yet."""
+    rows = []
+    present = [int(b) for b in np.unique(curve.bins)]
+    for index in [*present, ALL_BINS]:
+        inside = curve.bins == index if index != ALL_BINS else np.ones(curve.bins.shape, bool)
+        about = frame.loc[[(point_id, index) for point_id in curve.ids]]
+        row = _row(curve, inside, about, config) | {"bin": index}
+        rows.append(row | (_length(curve, frame, config) if index == ALL_BINS else {}))
     return rows
 
 

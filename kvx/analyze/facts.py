@@ -36,6 +36,13 @@ class Facts:
             if name not in self._higher:
                 self._higher[name] = bool(judged["higher_is_better"][names == name][0])
 
+    def join(self, later: "Facts") -> None:
+        """Note what is known of later points."""
+        self.keep_another_number |= later.keep_another_number
+        self.scored |= later.scored
+        self.graded |= later.graded
+        self._higher = later._higher | self._higher
+
     @property
     def lower_is_better(self) -> set[str]:
         """As recorded when they were first scored."""
@@ -69,12 +76,11 @@ def check_counts(point: PointRecord, requests: Columns) -> None:
         raise UserError(f"{point.dir}: {n} requests, its manifest has {asked}; run kvx.run again")
 
 
-def check_metrics(point: PointRecord, judged: Columns, seen: dict[str, str]) -> None:
-    """Points of one variant are compared, so they must be scored by the same metrics.
+def check_metrics(point: PointRecord, metrics: str, seen: dict[str, str]) -> None:
+    """Points of one variant are compared, so they must be scored by the same `metrics`.
 
     `seen` are the metrics of each variant so far.
     """
-    metrics = ", ".join(sorted(set(judged["metric"])))
     others = seen.setdefault(point.info["variant_id"], metrics)
     if others != metrics:
         raise UserError(

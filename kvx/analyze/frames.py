@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kvx.analyze.chunks import in_chunks
 from kvx.analyze.columns import Columns
 from kvx.analyze.facts import Facts, check_counts, check_metrics
 from kvx.analyze.naming import differences, told_apart, variant_settings
@@ -20,6 +22,7 @@ from kvx.identity.user_code import press_parameters, told
 from kvx.points import told_guard
 from kvx.scoring.catastrophes import flags_beside
 from kvx.store.catalog import PointRecord, events_of, finished_points, read_frame, requests_of
+from kvx.store.forks import in_order
 from kvx.store.schemas import SCORED
 from kvx.store.shards import is_by_other_code
 
@@ -254,7 +257,7 @@ class Experiment:
         return found
 
 
-def load_experiment(folder: Path, output: Path) -> Experiment:
+def load_experiment(folder: Path, output: Path, n_processes: int = 1) -> Experiment:
     """Read everything once, point by point, and check it.
 
     Raises `UserError` if a point is not scored or row counts do not add up.
@@ -274,9 +277,20 @@ def load_experiment(folder: Path, output: Path) -> Experiment:
             manifests[key] = json.loads((point.manifest_dir(output) / "manifest.json").read_text())
     experiment = Experiment(folder, points, manifests)
     metrics: dict[str, str] = {}
-    for point in points:
-        requests = experiment.of("requests", point.id)
-        check_counts(point, requests)  # before scores are compared with them
-        experiment.facts.add(point, requests, experiment.of("judged", point.id))
-        check_metrics(point, experiment.of("judged", point.id), metrics)
+
+    def check(some: Sequence[PointRecord]) -> tuple[Facts, list[str]]:
+        facts, named = Facts(), []
+        for point in some:
+            requests = experiment.of("requests", point.id)
+            check_counts(point, requests)  # before scores are compared with them
+            judged = experiment.of("judged", point.id)
+            facts.add(point, requests, judged)
+            named.append(", ".join(sorted(set(judged["metric"]))))
+        return facts, named
+
+    chunks = in_chunks(points)
+    for some, (facts, named) in zip(chunks, in_order(check, chunks, n_processes), strict=True):
+        experiment.facts.join(facts)
+        for point, names in zip(some, named, strict=True):
+            check_metrics(point, names, metrics)
     return experiment

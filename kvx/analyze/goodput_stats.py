@@ -1,6 +1,6 @@
 """goodput: right answers for the memory, the tokens and the seconds that they took."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from kvx.analyze.correction import SHARED, correct
 from kvx.analyze.frames import Experiment
 from kvx.config.analyze import AnalyzeConfig
 from kvx.scoring.failures import FailureType
-from kvx.stats.clustered import mean, paired_difference
+from kvx.stats.clustered import means, paired_differences
 from kvx.stats.multiplicity import holm
-from kvx.stats.ratios import Ratio, ratio_of_sums
+from kvx.stats.ratios import Ratio, ratios_of_sums
+from kvx.store.catalog import PointRecord
 
 GIB = 2**30
 
@@ -28,15 +29,24 @@ def goodput(experiment: Experiment, config: AnalyzeConfig) -> list[Row]:
     `inflation_p_holm` is corrected within `analyze.family`, all bins together apart from
     the single bins.
     """
-    rows = list(_rows(experiment, config))
+    return corrected(credits(experiment, config, experiment.points), config)
+
+
+def corrected(rows: list[Row], config: AnalyzeConfig) -> list[Row]:
+    """Adds `inflation_p_holm` to `credits` of all points."""
     for overall in (True, False):
         tested = [row for row in rows if (row["bin"] == ALL_BINS) == overall]
         correct(tested, "inflation_p", "inflation_p_holm", holm, SHARED[config.family])
     return rows
 
 
-def _rows(experiment: Experiment, config: AnalyzeConfig) -> Iterator[Row]:
-    for point in experiment.points:
+def credits(
+    experiment: Experiment, config: AnalyzeConfig, points: Iterable[PointRecord]
+) -> list[Row]:
+    """The rows of `goodput` about `points`, not corrected yet."""
+    rows: list[Row] = []
+    cells: list[Columns] = []
+    for point in points:
         full = experiment.full_cache(point)
         own = _primary(experiment, point.id)
         theirs = None if full is None or full.id == point.id else _primary(experiment, full.id)
@@ -49,11 +59,12 @@ def _rows(experiment: Experiment, config: AnalyzeConfig) -> Iterator[Row]:
             **experiment.series_columns(point), "metric": str(own["metric"][0]),
             "twin_point_id": None if theirs is None or full is None else full.id,
         }  # fmt: skip
-        cells = list(by_bin({**own, "credit": _credit(own)}))
-        for index, cell in cells:
-            inside = [c for i, c in cells if i != ALL_BINS and index in (i, ALL_BINS)]
-            row = {**about, "bin": index, **_cell(cell, config)}
-            yield row | {"correct_per_s": _per_second(inside, seconds)}
+        cut = list(by_bin({**own, "credit": _credit(own)}))
+        for index, cell in cut:
+            inside = [c for i, c in cut if i != ALL_BINS and index in (i, ALL_BINS)]
+            rows.append({**about, "bin": index, "correct_per_s": _per_second(inside, seconds)})
+            cells.append(cell)
+    return [row | more for row, more in zip(rows, _columns(cells, config), strict=True)]
 
 
 def _primary(experiment: Experiment, point_id: str) -> Columns:
@@ -66,35 +77,61 @@ def _credit(own: Columns) -> NDArray[np.float64]:
     return np.where(ended, own["score"].astype(float), 0.0)
 
 
-def _cell(cell: Columns, config: AnalyzeConfig) -> Row:
-    clusters, credit = cell["cluster"], cell["credit"]
-    right = mean(credit, clusters, config.confidence)
-    tokens = np.nan_to_num(cell["output_tokens"].astype(float))  # no response: no tokens
-    gib = cell["kv_bytes_physical"].astype(float) / GIB
-    if np.isnan(gib).any():  # without the bytes of wrong answers a point would look cheap
-        gib = np.full(gib.shape, np.nan)
-    row: Row = {
-        "n": len(credit), "n_clusters": right.n_clusters, "correct_ended": null(right.mean),
-        "correct_ended_ci_low": null(right.interval.low),
-        "correct_ended_ci_high": null(right.interval.high),
-        "n_inflation": 0, "inflation": None, "inflation_p": None,
-        **_columns("correct_per_gib", ratio_of_sums(credit, gib, clusters, config.confidence)),
-        **_columns(
-            "tokens_per_correct", ratio_of_sums(tokens, credit, clusters, config.confidence)
-        ),
-    }  # fmt: skip
-    if "tokens_full" in cell:
-        here, full = cell["output_tokens"].astype(float), cell["tokens_full"].astype(float)
-        longer = ratio_of_sums(here, full, clusters, config.confidence)
-        differ = paired_difference(here, full, clusters, config.confidence, bounds=None)
-        row |= {
-            **_columns("inflation", longer), "n_inflation": longer.n,
-            "inflation_p": null(differ.p),
+def _columns(cells: list[Columns], config: AnalyzeConfig) -> Iterator[Row]:
+    """Of each cell of a point and bin."""
+    clusters = [cell["cluster"] for cell in cells]
+    credit = [cell["credit"] for cell in cells]
+    # no response: no tokens
+    tokens = [np.nan_to_num(cell["output_tokens"].astype(float)) for cell in cells]
+    gib = [_gib(cell["kv_bytes_physical"]) for cell in cells]
+    right = means(list(zip(credit, clusters, strict=True)), config.confidence)
+    compared = [i for i, cell in enumerate(cells) if "tokens_full" in cell]
+    longer = [
+        (
+            cells[i]["output_tokens"].astype(float),
+            cells[i]["tokens_full"].astype(float),
+            clusters[i],
+        )
+        for i in compared
+    ]
+    ratios = ratios_of_sums(
+        [
+            *zip(credit, gib, clusters, strict=True),
+            *zip(tokens, credit, clusters, strict=True),
+            *longer,
+        ],
+        config.confidence,
+    )
+    differences = paired_differences(longer, config.confidence, bounds=None)
+    inflation = dict(
+        zip(compared, zip(ratios[2 * len(cells) :], differences, strict=True), strict=True)
+    )
+    for i, (cell, mean) in enumerate(zip(cells, right, strict=True)):
+        row: Row = {
+            "n": len(cell["credit"]), "n_clusters": mean.n_clusters,
+            "correct_ended": null(mean.mean),
+            "correct_ended_ci_low": null(mean.interval.low),
+            "correct_ended_ci_high": null(mean.interval.high),
+            "n_inflation": 0, "inflation": None, "inflation_p": None,
+            **_ratio("correct_per_gib", ratios[i]),
+            **_ratio("tokens_per_correct", ratios[len(cells) + i]),
         }  # fmt: skip
-    return row
+        if i in inflation:
+            ratio, difference = inflation[i]
+            row |= {
+                **_ratio("inflation", ratio), "n_inflation": ratio.n,
+                "inflation_p": null(difference.p),
+            }  # fmt: skip
+        yield row
 
 
-def _columns(name: str, ratio: Ratio) -> Row:
+def _gib(kv_bytes: NDArray[Any]) -> NDArray[np.float64]:
+    """Unknown for all where it is for one: without those of wrong answers a point looks cheap."""
+    gib = kv_bytes.astype(float) / GIB
+    return np.full(gib.shape, np.nan) if np.isnan(gib).any() else gib
+
+
+def _ratio(name: str, ratio: Ratio) -> Row:
     return {
         name: null(ratio.value),
         f"{name}_ci_low": null(ratio.interval.low),

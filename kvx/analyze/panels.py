@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx.analyze.columns import ALL_BINS, take
+from kvx.analyze.chunks import in_chunks
+from kvx.analyze.columns import ALL_BINS, Columns, take
 from kvx.analyze.frames import Experiment
 from kvx.errors import UserError
 from kvx.store.catalog import PointRecord
+from kvx.store.forks import in_order
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Panel:
         yield ALL_BINS, np.ones(len(self.bins), dtype=bool)
 
 
-def panels(experiment: Experiment) -> Iterator[Panel]:
+def panels(experiment: Experiment, n_processes: int = 1) -> Iterator[Panel]:
     """One for each variant. Raises `UserError` if its points are not scored on the same examples.
 
     Variants are numbered apart: clusters of one panel do not compare with those of another.
@@ -56,33 +57,41 @@ def panels(experiment: Experiment) -> Iterator[Panel]:
     for point in experiment.points:
         by_variant.setdefault(point.info["variant_id"], []).append(point)
     for points in by_variant.values():
-        yield _panel(experiment, points)
+        yield _panel(experiment, points, n_processes)
 
 
-def _panel(experiment: Experiment, points: list[PointRecord]) -> Panel:
-    scores: list[NDArray[np.float32]] = []
-    absent: list[NDArray[np.bool_]] = []
-    first: dict[str, NDArray[Any]] = {}
-    for point in points:
-        columns = experiment.of("judged", point.id)
-        columns = take(columns, columns["primary"].astype(bool))
-        first = first or columns
-        if not np.array_equal(columns["pair"], first["pair"]):
-            raise UserError(
-                f"{experiment.dir}: {point.id} and {points[0].id} are not scored on the same "
-                "examples; run kvx.score again"
-            )
-        scores.append(columns["score"].astype(np.float32))
-        absent.append(columns["missing"].astype(bool))
+def _primary(experiment: Experiment, point: PointRecord) -> Columns:
+    columns = experiment.of("judged", point.id)
+    return take(columns, columns["primary"].astype(bool))
+
+
+def _panel(experiment: Experiment, points: list[PointRecord], n_processes: int) -> Panel:
+    first = _primary(experiment, points[0])
+
+    def read(some: list[PointRecord]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        scores: list[NDArray[np.float32]] = []
+        absent: list[NDArray[np.bool_]] = []
+        for point in some:
+            columns = _primary(experiment, point)
+            if not np.array_equal(columns["pair"], first["pair"]):
+                raise UserError(
+                    f"{experiment.dir}: {point.id} and {points[0].id} are not scored on the same "
+                    "examples; run kvx.score again"
+                )
+            scores.append(columns["score"].astype(np.float32))
+            absent.append(columns["missing"].astype(bool))
+        return np.stack(scores), np.stack(absent)
+
+    parts = list(in_order(read, in_chunks(points), n_processes))
+    stacked, missing = (np.concatenate(side) for side in zip(*parts, strict=True))
     if not len(first["pair"]):
         raise UserError(f"{experiment.dir}: {points[0].id} has no scores; run kvx.score again")
-    stacked, missing = np.stack(scores), np.stack(absent)
     metric = str(first["metric"][0])
     higher = metric not in experiment.lower_is_better
     known, clusters = np.unique(first["cluster"], return_inverse=True)
     entries = experiment.manifest(points[0])["entries"]
-    in_order = list(dict.fromkeys(entry["cluster"] for entry in entries))
-    names = [in_order[number] for number in known]
+    ordered = list(dict.fromkeys(entry["cluster"] for entry in entries))
+    names = [ordered[number] for number in known]
     return Panel(
         points,
         metric,

@@ -1,6 +1,6 @@
 """A press's curve over its budgets: primary scores of the same examples, the full cache first."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,21 +40,36 @@ class Curve:
         return [str(label) for label in self.stats["budget_label"]]
 
 
-def curves(experiment: Experiment, stats: list[Row]) -> Iterator[Curve]:
+def curves(experiment: Experiment, stats: list[Row]) -> Sequence["CurveAt"]:
     """One per press, controller, seed and kind of budget; none without a full cache."""
     frame = pd.DataFrame(stats)
     overall = frame[frame["primary"] & (frame["bin"] == ALL_BINS)].set_index("point_id")
     groups: dict[tuple[Any, ...], list[PointRecord]] = {}
+    keys = overall[KEYS].to_dict("index")
     for point in experiment.points:
         if not point.is_full_cache:
-            groups.setdefault(tuple(overall.loc[point.id, KEYS]), []).append(point)
+            groups.setdefault(tuple(keys[point.id].values()), []).append(point)
+    found = []
     for key, points in groups.items():
         full = experiment.full_cache(points[0])
         if full is None:
             continue
         points.sort(key=lambda point: point.budget_asked, reverse=True)
         ids = [full.id, *(p.id for p in points)]
-        yield _curve(experiment, dict(zip(KEYS, key, strict=True)), overall.loc[ids])
+        found.append(CurveAt(experiment, dict(zip(KEYS, key, strict=True)), overall.loc[ids]))
+    return found
+
+
+@dataclass(frozen=True)
+class CurveAt:
+    """A curve whose scores are read when they are asked for."""
+
+    experiment: Experiment
+    key: Row
+    stats: pd.DataFrame
+
+    def read(self) -> Curve:
+        return _curve(self.experiment, self.key, self.stats)
 
 
 def _curve(experiment: Experiment, key: Row, stats: pd.DataFrame) -> Curve:

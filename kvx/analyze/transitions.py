@@ -15,34 +15,46 @@ from kvx.stats.instability import FAILURES, SPREAD, Rise, rises
 from kvx.stats.multiplicity import holm
 from kvx.stats.paired import least_pairs
 from kvx.stats.transition import Step, curve_steps, find_transition, first_break
+from kvx.store.forks import in_order
 
 STEP, SMOOTH = "step", "smooth"
 
 
-def transitions(experiment: Experiment, stats: list[Row], config: AnalyzeConfig) -> list[Row]:
+def transitions(
+    experiment: Experiment, stats: list[Row], config: AnalyzeConfig, n_processes: int = 1
+) -> list[Row]:
     """One row per curve: a press's budgets of one kind, begun at their full cache.
 
     A curve without a full cache, or without a compressed point, has no row. Rises of spread and
     failures are corrected over all curves, so that a report without any effect names none.
     """
-    return rows_of(curves(experiment, stats), config)
+    found = curves(experiment, stats)
+    return _rows(in_order(lambda at: _of(at.read(), config), found, n_processes), config)
 
 
 def rows_of(found_curves: Iterable[Curve], config: AnalyzeConfig) -> list[Row]:
     """The rows of an experiment with these curves."""
-    rows, found = [], []
-    for curve in found_curves:
-        rows.append(curve.key | _row(curve, config))
-        unstable = []
-        if rows[-1]["n_clusters"] >= least_pairs(1 - config.confidence):
-            unstable = rises(
-                curve.scores, curve.failed, curve.clusters.tolist(), config.transition_drop
-            )
-        found += [(rows[-1], curve.labels, rise) for rise in unstable]
-    corrected = holm([rise.p for _, _, rise in found])
-    for (row, labels, rise), p in zip(found, corrected, strict=True):
+    return _rows((_of(curve, config) for curve in found_curves), config)
+
+
+def _of(curve: Curve, config: AnalyzeConfig) -> tuple[Row, list[str], list[Rise]]:
+    """A curve's row, the labels of its budgets and the rises along it, not corrected yet."""
+    row = curve.key | _row(curve, config)
+    unstable = []
+    if row["n_clusters"] >= least_pairs(1 - config.confidence):
+        unstable = rises(
+            curve.scores, curve.failed, curve.clusters.tolist(), config.transition_drop
+        )
+    return row, curve.labels, unstable
+
+
+def _rows(found: Iterable[tuple[Row, list[str], list[Rise]]], config: AnalyzeConfig) -> list[Row]:
+    parts = list(found)
+    rising = [(row, labels, rise) for row, labels, unstable in parts for rise in unstable]
+    corrected = holm([rise.p for _, _, rise in rising])
+    for (row, labels, rise), p in zip(rising, corrected, strict=True):
         _note(row, labels[rise.index], rise, float(p), config)
-    return rows
+    return [row for row, _, _ in parts]
 
 
 def _row(curve: Curve, config: AnalyzeConfig) -> Row:

@@ -28,8 +28,8 @@ from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
 from kvx.config.language_model import ModelConfig
 from kvx.config.measures import FidelityConfig, LatencyConfig, Measure
-from kvx.config.press import Degenerate as Degenerate
-from kvx.config.press import PressConfig as PressConfig
+from kvx.config.press_config import Degenerate as Degenerate
+from kvx.config.press_config import PressConfig as PressConfig
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
 from kvx.config.tasks import tasks_laid_over

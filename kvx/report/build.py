@@ -264,7 +264,8 @@ def _variants(
                     equivalence[equivalence["variant_id"] == variant]
                 ),
                 "samples_table": samples_section.samples_table(
-                    samples[samples["variant_id"] == variant]
+                    samples[samples["variant_id"] == variant],
+                    set(overall.loc[overall["n_degenerate"] > 0, "point_id"]),
                 ),
                 "leaders_table": leaders_section.leaders_table(leaders, str(variant)),
                 "failure_table": tables.failure_table(overall, compared, failures),

@@ -2,11 +2,12 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kvx.config.engine import OpenAIConfig
 from kvx.config.numbers import plural
+from kvx.config.schema import Config
 from kvx.engines.kvpress import applicability
 from kvx.errors import NotApplicableError, UserError
 from kvx.points import Point
@@ -72,15 +73,7 @@ def refused(points: Sequence[Point], check: Callable[[Sequence[Point]], None]) -
 
 def in_lines(points: Sequence[Point], reasons: Mapping[Path, str]) -> list[str]:
     """One line for each press, model and reason."""
-    lines = Counter(
-        (p.config.press.name, p.config.model.name, reasons[p.dir])
-        for p in points
-        if p.dir in reasons
-    )
-    return [
-        f"press={press} on model={model}: not applicable: {reason} ({plural(n, 'point')})"
-        for (press, model, reason), n in lines.items()
-    ]
+    return _lines((p.config, reasons[p.dir]) for p in points if p.dir in reasons)
 
 
 def tell(
@@ -92,7 +85,36 @@ def tell(
     """
     lines = in_lines(points, reasons if new is None else new)
     if lines and len(reasons) == len(points):
-        more = f" (and {len(lines) - 1} more such)" if len(lines) > 1 else ""
-        raise UserError(f"{lines[0]}{more}; choose another press or model (kvx presses lists them)")
+        raise _nothing_left(lines)
     for line in lines:
         log.warning("run: %s", line)
+
+
+def refuse_all(configs: Sequence[Config]) -> None:
+    """Raises `UserError` where no configuration's press can be used, whatever its prompts are.
+
+    Before they are prepared, which can take long.
+    """
+    told = []
+    for config in configs:
+        if (
+            config.engine._target_ != KVPRESS
+            or (why := applicability.not_applicable(config)) is None
+        ):
+            return
+        told.append((config, why))
+    if told:
+        raise _nothing_left(_lines(told))
+
+
+def _nothing_left(lines: Sequence[str]) -> UserError:
+    more = f" (and {len(lines) - 1} more such)" if len(lines) > 1 else ""
+    return UserError(f"{lines[0]}{more}; choose another press or model (kvx presses lists them)")
+
+
+def _lines(told: Iterable[tuple[Config, str]]) -> list[str]:
+    counts = Counter((config.press.name, config.model.name, why) for config, why in told)
+    return [
+        f"press={press} on model={model}: not applicable: {reason} ({plural(n, 'point')})"
+        for (press, model, reason), n in counts.items()
+    ]

@@ -31,6 +31,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     end if some points are not complete (all others are then), and `Submitted` if the work goes on
     without us.
     """
+    applicable.refuse_all(configs)
     points = plan(configs)
     undone = [p for p in points if not is_done(p)]
     where = experiment_dir(points[0].config)

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, stdtrit
 
 from kvx.stats.bootstrap import cluster_codes
-from kvx.stats.clustered import LEAST_CLUSTERS, alike_interval
+from kvx.stats.cluster_intervals import alike_interval
+from kvx.stats.clustered import LEAST_CLUSTERS
 from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence
 
 Floats = NDArray[np.float64]

@@ -2,30 +2,43 @@
 
 Exact methods where the rows are independent and every score is 0 or 1; else Student's t over the
 clusters, with a test that flips the signs of their sums. With too few clusters neither is given.
+
+Thousands of cells are computed together: those with the same rows and clusters as one array.
 """
 
 import math
-from collections.abc import Collection, Hashable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv, ndtri, stdtrit
 
-from kvx.stats.bootstrap import cluster_sums, score_array
-from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence, clopper_pearson
-from kvx.stats.paired import mcnemar_exact, newcombe_interval
+from kvx.stats.bootstrap import Cell, cluster_codes, cluster_sums, row_chunks, score_array
+from kvx.stats.cluster_intervals import (
+    ALL_ALIKE,
+    CLUSTER_T,
+    KORN_GRAUBARD,
+    Bounds,
+    alike_ends,
+    padded_ends,
+    t_ends,
+)
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, check_confidence, exact_ends
+from kvx.stats.paired import mcnemar_ps, newcombe_ends
 from kvx.stats.sign_flips import sign_flip_p
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Pair = tuple[ArrayLike, ArrayLike, Collection[Hashable]]
+T = TypeVar("T")
 
 LEAST_CLUSTERS = 8  # below, an interval over clusters covers far less than it says
-PSEUDO = 0.5  # of a cluster, added at each end of the range of a mean
+TOGETHER_BYTES = 4 * 2**20  # of the values of cells that are computed together
 
-CLOPPER_PEARSON, KORN_GRAUBARD = "clopper_pearson", "korn_graubard"
-NEWCOMBE, CLUSTER_T = "newcombe", "cluster_t"
-ALL_ALIKE, TOO_FEW, NO_DATA = "all_alike", "too_few_clusters", "no_data"
+CLOPPER_PEARSON, NEWCOMBE = "clopper_pearson", "newcombe"
+TOO_FEW, NO_DATA = "too_few_clusters", "no_data"
 
 
 @dataclass(frozen=True)
@@ -84,22 +97,7 @@ def mean(
 
     Source: Korn & Graubard (1998), Survey Methodology 24, 193-201.
     """
-    check_confidence(confidence)
-    scores, known = score_array(values), ~np.isnan(score_array(values))
-    check_bounds(scores, bounds)
-    sums, counts = _sums(values, clusters)
-    scores, groups = scores[known], len(sums)
-    n = len(scores)
-    found = float(np.sort(scores).mean()) if n else math.nan
-    sd = float(scores.std(ddof=1)) if n >= 2 else math.nan
-    exact = bool(np.isin(scores, (0, 1)).all()) if binary is None else binary
-    if not n:
-        return Mean(0, 0, found, sd, UNKNOWN_INTERVAL, NO_DATA)
-    if exact and groups == n:
-        interval = clopper_pearson(round(float(scores.sum())), n, confidence)
-        return Mean(n, groups, found, sd, interval, CLOPPER_PEARSON)
-    interval, method = _mean_interval(scores, sums, counts, confidence, bounds)
-    return Mean(n, groups, found, sd, interval, method)
+    return means([(values, clusters)], confidence, bounds, binary)[0]
 
 
 def paired_difference(
@@ -122,100 +120,46 @@ def paired_difference(
 
     Raises `ValueError` for values outside `bounds` or infinite, and on shapes that differ.
     """
-    check_confidence(confidence)
-    left, right = score_array(a), score_array(b)
-    if left.shape != right.shape:
-        raise ValueError(f"a {left.shape} and b {right.shape}: must pair up")
-    check_bounds(left, bounds)
-    check_bounds(right, bounds)
-    apart = left - right
-    sums, counts = _sums(apart, clusters)
-    paired = ~np.isnan(apart)
-    left, right, apart = left[paired], right[paired], apart[paired]
-    n, groups = len(apart), len(sums)
-    n_lost, n_won = int((left < right).sum()), int((left > right).sum())
-    if binary is None:
-        binary = bool(np.isin([left, right], (0, 1)).all())
-    exact = binary and groups == n
-    difference, p = float(sums.sum() / n) if n else math.nan, math.nan
-    if not n:
-        interval, method = UNKNOWN_INTERVAL, NO_DATA
-    elif exact:
-        both = int((left * right).sum())
-        neither = n - both - n_lost - n_won
-        interval = newcombe_interval(both, n_lost, n_won, neither, confidence)
-        p, method = mcnemar_exact(n_lost, n_won), NEWCOMBE
-    elif groups < LEAST_CLUSTERS:
-        interval, method = UNKNOWN_INTERVAL, TOO_FEW
-    else:
-        sizes = np.abs(sums)  # where all differ to one side, as much as the largest
-        added = float(sizes.max() * abs(sums.sum()) / sizes.sum()) if sizes.any() else 0.0
-        reach = None
-        if bounds is not None:
-            width = bounds[1] - bounds[0]
-            reach, added = (-width, width), min(added, width * float(counts.mean()))
-        interval, method = t_interval(apart, sums, counts, confidence, reach, added)
-        p = sign_flip_p(sums)
-    return Difference(
-        n_pairs=n,
-        n_clusters=groups,
-        mean_a=_mean(left),
-        mean_b=_mean(right),
-        difference=difference,
-        interval=interval,
-        p=p,
-        method=method,
-        n_lost=n_lost,
-        n_won=n_won,
-        exact=exact,
-    )
+    return paired_differences([(a, b, clusters)], confidence, bounds, binary)[0]
 
 
-def alike_interval(
-    value: float, n_clusters: int, confidence: float, bounds: tuple[float, float] | None
-) -> Interval:
-    """Interval of a mean where every cluster gave the same `value`; unknown without `bounds`.
-
-    At `confidence` at most a share u of all clusters gives another value, by Clopper and Pearson;
-    these could lie at either bound. Of rates of 0 or 1 it is the exact interval with a cluster as a
-    trial.
-    """
-    if bounds is None:
-        return UNKNOWN_INTERVAL
-    others = clopper_pearson(0, n_clusters, confidence).high
-    return Interval(value - others * (value - bounds[0]), value + others * (bounds[1] - value))
-
-
-def t_interval(
-    values: Floats,
-    sums: Floats,
-    counts: Floats,
+def means(
+    cells: Sequence[Cell],
     confidence: float,
-    bounds: tuple[float, float] | None,
-    added: float = 0.0,
-) -> tuple[Interval, str]:
-    """Student's interval of the mean of `values` [n] over clusters, within `bounds`; and its name.
+    bounds: Bounds = (0.0, 1.0),
+    binary: bool | Sequence[bool] | None = None,
+) -> list[Mean]:
+    """`mean` of each (values, clusters) of `cells`; `binary` may be said of each."""
+    check_confidence(confidence)
 
-    `sums` and `counts` [g] are the clusters'; there are g - 1 degrees of freedom. Every row weighs
-    the same, so larger clusters weigh more. Two clusters of the mean size are added whose sums are
-    `added` and -`added`: where few clusters differ, and all to one side, the spread seen is too
-    small. For single 0/1 pairs and the sum 1 that is Bonett and Price's adjustment.
+    def together(
+        sides: list[Floats], codes: NDArray[np.intp], some: NDArray[np.intp]
+    ) -> list[Mean]:
+        check_bounds(sides[0], bounds)
+        return _means(sides[0], codes, confidence, bounds, _of(binary, some, len(cells)))
 
-    Source: Cameron & Miller (2015), Journal of Human Resources 50, 317-372; Bonett & Price (2012),
-    Journal of Educational and Behavioral Statistics 37, 479-488.
-    """
-    groups = len(sums)
-    if values.min() == values.max():
-        return alike_interval(float(values[0]), groups, confidence, bounds), ALL_ALIKE
-    if added:
-        sums = np.append(sums, [-added, added])
-        counts = np.append(counts, [counts.mean()] * 2)
-    centre = float(sums.sum() / counts.sum())
-    reach = _t_quantile(groups - 1, confidence) * _standard_error(sums, counts)
-    low, high = centre - reach, centre + reach
-    if bounds is not None:
-        low, high = max(low, bounds[0]), min(high, bounds[1])
-    return Interval(low, high), CLUSTER_T
+    return by_clusters(cells, together)
+
+
+def paired_differences(
+    pairs: Sequence[Pair],
+    confidence: float,
+    bounds: Bounds = (0.0, 1.0),
+    binary: bool | Sequence[bool] | None = None,
+) -> list[Difference]:
+    """`paired_difference` of each (a, b, clusters) of `pairs`; `binary` may be said of each."""
+    check_confidence(confidence)
+
+    def together(
+        sides: list[Floats], codes: NDArray[np.intp], some: NDArray[np.intp]
+    ) -> list[Difference]:
+        left, right = sides
+        check_bounds(left, bounds)
+        check_bounds(right, bounds)
+        told = _of(binary, some, len(pairs))
+        return _differences(left, right, codes, confidence, bounds, told)
+
+    return by_clusters(pairs, together)
 
 
 def check_bounds(values: Floats, bounds: tuple[float, float] | None) -> None:
@@ -225,66 +169,214 @@ def check_bounds(values: Floats, bounds: tuple[float, float] | None) -> None:
         raise ValueError(f"{worst:g} lies outside the metric's range [{bounds[0]}, {bounds[1]}]")
 
 
-def _mean_interval(
-    scores: Floats,
-    sums: Floats,
-    counts: Floats,
-    confidence: float,
-    bounds: tuple[float, float] | None,
-) -> tuple[Interval, str]:
-    groups = len(sums)
-    if groups < LEAST_CLUSTERS:
-        return UNKNOWN_INTERVAL, TOO_FEW
-    if bounds is None or scores.min() == scores.max():
-        return t_interval(scores, sums, counts, confidence, bounds)
-    low, width = bounds[0], bounds[1] - bounds[0]
-    shares, half = (sums - low * counts) / width, PSEUDO * float(counts.mean())
-    # values that all happen to lie near one end would seem to have no spread
-    shares, counts = np.append(shares, [0.0, half]), np.append(counts, [half, half])
-    share, error = float(shares.sum() / counts.sum()), _standard_error(shares, counts)
-    interval = korn_graubard(share, error, groups, confidence)
-    return Interval(low + width * interval.low, low + width * interval.high), KORN_GRAUBARD
+def _of(binary: bool | Sequence[bool] | None, some: NDArray[np.intp], n: int) -> Bools | None:
+    """What is said of `some` of `n` cells."""
+    return None if binary is None else np.broadcast_to(np.asarray(binary, dtype=bool), n)[some]
 
 
-def korn_graubard(
-    share: float, standard_error: float, n_clusters: int, confidence: float
-) -> Interval:
-    """Clopper and Pearson's interval of a `share` at its effective n, for clustered data.
+def by_clusters(
+    cells: Sequence[tuple[Any, ...]],
+    function: Callable[[list[Floats], NDArray[np.intp], NDArray[np.intp]], list[T]],
+) -> list[T]:
+    """`function` of all cells that have the same rows and clusters at once; in the cells' order.
 
-    `standard_error` is that over clusters. The effective n is share (1 - share) / error², with
-    quantiles of Student's distribution for the normal's, since few clusters know their spread
-    badly.
-
-    Source: Korn & Graubard (1998), Survey Methodology 24, 193-201.
+    A cell is one or two sides of [n] values and their clusters. `function` gets the sides [m, n],
+    each row's cluster [n] by number, and the numbers [m] of the cells. Raises `ValueError` for
+    infinite values and on lengths that differ.
     """
-    z, t = float(ndtri((1 + confidence) / 2)), _t_quantile(n_clusters - 1, confidence)
-    error = max(standard_error, 1e-12)
-    effective = share * (1 - share) / error**2 * (z / t) ** 2
-    k = share * effective
-    low = betaincinv(k, effective - k + 1, (1 - confidence) / 2) if k > 0 else 0.0
-    high = betaincinv(k + 1, effective - k, (1 + confidence) / 2) if k < effective else 1.0
-    return Interval(float(low), float(high))
+    alike: dict[bytes, list[int]] = defaultdict(list)
+    codes_of: dict[int, bytes] = {}  # by identity: many cells share one collection
+    scores: list[list[Floats]] = []
+    for i, (*sides, names) in enumerate(cells):
+        scores.append([score_array(side) for side in sides])
+        if id(names) not in codes_of:
+            codes_of[id(names)] = cluster_codes(names)[0].tobytes()
+        shapes = {side.shape for side in scores[-1]}
+        if shapes != {(len(names),)}:
+            raise ValueError(f"values {sorted(shapes)}: must pair up, with {len(names)} clusters")
+        alike[codes_of[id(names)]].append(i)
+    found: dict[int, T] = {}
+    for key, same in alike.items():
+        codes = np.frombuffer(key, np.intp)
+        for chunk in row_chunks(len(same), 8 * len(codes) + 8, TOGETHER_BYTES):
+            some = same[chunk]
+            stacked = [np.stack(side) for side in zip(*(scores[i] for i in some), strict=True)]
+            found |= zip(some, function(stacked, codes, np.array(some)), strict=True)
+    return [found[i] for i in range(len(cells))]
 
 
-def _sums(values: ArrayLike, clusters: Collection[Hashable]) -> tuple[Floats, Floats]:
-    """Sums and counts of the clusters that have a value, by size: names and order do not matter."""
-    sums, counts = cluster_sums(values, clusters)
-    sums, counts = sums[counts > 0], counts[counts > 0]
-    order = np.lexsort((sums, counts))
-    return sums[order], counts[order].astype(np.float64)
+def _means(
+    scores: Floats,
+    codes: NDArray[np.intp],
+    confidence: float,
+    bounds: Bounds,
+    binary: Bools | None,
+) -> list[Mean]:
+    """Of each row of `scores` [m, n]."""
+    known = ~np.isnan(scores)
+    sums, counts = _by_size(*sums_of(scores, known, codes))
+    n, groups = known.sum(axis=1), (counts > 0).sum(axis=1)
+    found = _row_means(scores, known, n)
+    off = np.where(known, scores - found[:, None], 0.0)
+    sd = np.full(len(n), np.nan)
+    np.sqrt((off**2).sum(axis=1) / np.maximum(n - 1, 1), out=sd, where=n > 1)
+    zero_one = _zero_one(scores, known) if binary is None else binary
+    low, high = np.full((2, len(n)), np.nan)
+    method = np.where(n > 0, TOO_FEW, NO_DATA).astype(object)
+
+    def fill(chosen: Bools, name: str, ends: Callable[[Bools], tuple[Floats, Floats]]) -> None:
+        if chosen.any():
+            low[chosen], high[chosen] = ends(chosen)
+            method[chosen] = name
+
+    exact = zero_one & (groups == n) & (n > 0)
+    fill(
+        exact, CLOPPER_PEARSON, lambda c: exact_ends(np.rint(sums[c].sum(axis=1)), n[c], confidence)
+    )
+    rest = ~exact & (groups >= LEAST_CLUSTERS)
+    alike = rest & _alike(scores, known)
+    fill(
+        alike,
+        ALL_ALIKE,
+        lambda c: alike_ends(_first(scores, known, c), groups[c], confidence, bounds),
+    )
+    rest &= ~alike
+    if bounds is None:
+        none = np.zeros(len(n))
+        fill(
+            rest,
+            CLUSTER_T,
+            lambda c: t_ends(sums[c], counts[c], groups[c], confidence, None, none[c]),
+        )
+    else:
+        fill(
+            rest,
+            KORN_GRAUBARD,
+            lambda c: padded_ends(sums[c], counts[c], groups[c], confidence, bounds),
+        )
+    return [
+        Mean(k, g, average, spread, _interval(a, b), name)
+        for k, g, average, spread, a, b, name in _rows(n, groups, found, sd, low, high, method)
+    ]
 
 
-def _standard_error(sums: Floats, counts: Floats) -> float:
-    """Of the mean sums / counts, over clusters."""
-    groups, n = len(sums), float(counts.sum())
-    off = sums - sums.sum() / n * counts
-    return math.sqrt(groups / (groups - 1) * float(off @ off)) / n
+def _differences(
+    left: Floats,
+    right: Floats,
+    codes: NDArray[np.intp],
+    confidence: float,
+    bounds: Bounds,
+    binary: Bools | None,
+) -> list[Difference]:
+    """Of each row of `left` and `right` [m, n]."""
+    apart = left - right
+    known = ~np.isnan(apart)
+    sums, counts = _by_size(*sums_of(apart, known, codes))
+    n, groups = known.sum(axis=1), (counts > 0).sum(axis=1)
+    lost, won = (left < right).sum(axis=1), (left > right).sum(axis=1)
+    zero_one = binary
+    if zero_one is None:
+        zero_one = _zero_one(left, known) & _zero_one(right, known)
+    low, high, p = np.full((3, len(n)), np.nan)
+    method = np.where(n > 0, TOO_FEW, NO_DATA).astype(object)
+    exact = zero_one & (groups == n)
+    if (counted := exact & (n > 0)).any():
+        both = np.where(known, left * right, 0.0)[counted].sum(axis=1).astype(np.int64)
+        b, c = lost[counted], won[counted]
+        neither = n[counted] - both - b - c
+        low[counted], high[counted] = newcombe_ends(both, b, c, neither, confidence)
+        p[counted], method[counted] = mcnemar_ps(b, c), NEWCOMBE
+    rest = ~exact & (groups >= LEAST_CLUSTERS)
+    reach = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+    alike = rest & _alike(apart, known)
+    if alike.any():
+        values = _first(apart, known, alike)
+        low[alike], high[alike] = alike_ends(values, groups[alike], confidence, reach)
+        method[alike] = ALL_ALIKE
+    t = rest & ~alike
+    if t.any():
+        added = _added(sums[t], n[t] / groups[t], reach)
+        low[t], high[t] = t_ends(sums[t], counts[t], groups[t], confidence, reach, added)
+        method[t] = CLUSTER_T
+    p[rest] = [sign_flip_p(sums[i][counts[i] > 0]) for i in np.flatnonzero(rest)]
+    mean_a, mean_b = (_row_means(np.where(known, side, np.nan), known, n) for side in (left, right))
+    difference = np.divide(sums.sum(axis=1), n, out=np.full(len(n), np.nan), where=n > 0)
+    means_of = _rows(n, groups, mean_a, mean_b, difference)
+    tests = _rows(low, high, p, method, lost, won, exact)
+    return [
+        Difference(k, g, ours, theirs, d, _interval(a, b), p_, name, n_lost, n_won, is_exact)
+        for (k, g, ours, theirs, d), (a, b, p_, name, n_lost, n_won, is_exact) in zip(
+            means_of, tests, strict=True
+        )
+    ]
 
 
-@cache
-def _t_quantile(df: float, confidence: float) -> float:
-    return float(stdtrit(df, (1 + confidence) / 2))
+def _rows(*columns: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
+    """Plain values of one cell after the other."""
+    return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def _mean(values: Floats) -> float:
-    return float(np.sort(values).mean()) if values.size else math.nan
+def _interval(low: float, high: float) -> Interval:
+    return UNKNOWN_INTERVAL if math.isnan(low) else Interval(low, high)
+
+
+def sums_of(values: Floats, known: Bools, codes: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """Sums and counts [m, c] of the clusters, both 0 where a cell has none."""
+    if len(np.unique(codes)) == len(codes):
+        return np.where(known, values, 0.0), known.astype(np.float64)
+    sums, counts = cluster_sums(values, codes)
+    return sums, counts.astype(np.float64)
+
+
+def _by_size(sums: Floats, counts: Floats) -> tuple[Floats, Floats]:
+    """Each row in an order that names and places of clusters do not change."""
+    if (counts == counts[:1, :1]).all():
+        return np.sort(sums, axis=1), counts
+    order = np.lexsort((sums, counts), axis=1)
+    return np.take_along_axis(sums, order, axis=1), np.take_along_axis(counts, order, axis=1)
+
+
+def _row_means(values: Floats, known: Bools, n: NDArray[np.int64]) -> Floats:
+    """Mean of the known `values` [m, n] of each row, added by size; nan without one."""
+    ordered = np.nan_to_num(np.sort(values, axis=1), nan=0.0)
+    means: Floats = np.divide(ordered.sum(axis=1), n, out=np.full(len(n), np.nan), where=n > 0)
+    return means
+
+
+def _zero_one(values: Floats, known: Bools) -> Bools:
+    """Of each row, whether what is known is 0 or 1."""
+    found: Bools = ((values == 0) | (values == 1) | ~known).all(axis=1)
+    return found
+
+
+def _alike(values: Floats, known: Bools) -> Bools:
+    """Of each row, whether all that is known is the same."""
+    low = np.where(known, values, np.inf).min(axis=1, initial=np.inf)
+    found: Bools = low == np.where(known, values, -np.inf).max(axis=1, initial=-np.inf)
+    return found
+
+
+def _first(values: Floats, known: Bools, chosen: Bools) -> Floats:
+    """The first known value of each of the `chosen` rows, which have one."""
+    rows = np.flatnonzero(chosen)
+    found: Floats = values[rows, known[rows].argmax(axis=1)]
+    return found
+
+
+def _added(sums: Floats, size: Floats, reach: Bounds) -> Floats:
+    """The sum of the clusters added to each cell (see `t_interval`), `size` the mean of clusters.
+
+    0 where wins balance losses. Where all clusters differ to one side it is the largest sum to be
+    reckoned with: the largest seen, moved towards the largest possible by 1 / (k + 1), because k
+    clusters that differ say little of how far others may (Laplace's rule of succession).
+    """
+    sizes = np.abs(sums)
+    total = sizes.sum(axis=1)
+    share = np.abs(sums.sum(axis=1)) / np.where(total > 0, total, 1.0)
+    if reach is None:
+        without: Floats = sizes.max(axis=1) * share
+        return without
+    largest = reach[1] * size
+    seen = np.minimum(sizes.max(axis=1), largest)
+    added: Floats = share * (seen + (largest - seen) / (np.count_nonzero(sizes, axis=1) + 1))
+    return added

@@ -4,7 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv, ndtri
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,18 @@ def clopper_pearson(k: int, n: int, confidence: float) -> Interval:
     """
     if _nothing_known(k, n, confidence):
         return UNKNOWN_INTERVAL
-    low = betaincinv(k, n - k + 1, (1 - confidence) / 2) if k > 0 else 0.0
-    high = betaincinv(k + 1, n - k, (1 + confidence) / 2) if k < n else 1.0
+    low, high = exact_ends(k, n, confidence)
     return Interval(float(low), float(high))
+
+
+def exact_ends(k: ArrayLike, n: ArrayLike, confidence: float) -> tuple[Floats, Floats]:
+    """Both ends of `clopper_pearson` for arrays `k` and `n`, which need not be whole; n > 0."""
+    hits = np.asarray(k, np.float64)
+    misses: Floats = np.asarray(n, np.float64) - hits
+    some, most = hits > 0, misses > 0
+    low = betaincinv(np.where(some, hits, 1), misses + 1, (1 - confidence) / 2)
+    high = betaincinv(hits + 1, np.where(most, misses, 1), (1 + confidence) / 2)
+    return np.where(some, low, 0.0), np.where(most, high, 1.0)
 
 
 def with_width(interval: Interval, share: float, n_clusters: int, confidence: float) -> Interval:
@@ -63,11 +76,19 @@ def wilson(k: int, n: int, confidence: float) -> Interval:
     """
     if _nothing_known(k, n, confidence):
         return UNKNOWN_INTERVAL
+    low, high = wilson_ends(k, n, confidence)
+    return Interval(float(low), float(high))
+
+
+def wilson_ends(k: ArrayLike, n: ArrayLike, confidence: float) -> tuple[Floats, Floats]:
+    """Both ends of `wilson` for arrays `k` and `n` > 0."""
+    hits, trials = np.asarray(k, np.float64), np.asarray(n, np.float64)
     z = float(ndtri((1 + confidence) / 2))
-    centre = (2 * k + z**2) / (2 * (n + z**2))
-    reach = z * math.sqrt(4 * k * (n - k) / n + z**2) / (2 * (n + z**2))
+    centre = (2 * hits + z**2) / (2 * (trials + z**2))
+    spread = np.sqrt(4 * hits * (trials - hits) / trials + z**2)
+    reach = z * spread / (2 * (trials + z**2))
     # computed, the ends would be a rounding error away from 0 and 1
-    return Interval(centre - reach if k > 0 else 0.0, centre + reach if k < n else 1.0)
+    return np.where(hits > 0, centre - reach, 0.0), np.where(hits < trials, centre + reach, 1.0)
 
 
 def check_confidence(confidence: float) -> None:

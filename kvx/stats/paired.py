@@ -1,16 +1,16 @@
 """A point against its full cache, example by example."""
 
-import math
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr
 
 from kvx.stats.bootstrap import MeanEstimate, bootstrap_means, score_array
-from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, wilson
+from kvx.stats.intervals import UNKNOWN_INTERVAL, Interval, wilson_ends
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,14 @@ def mcnemar_exact(n_lost: int, n_won: int) -> float:
     """
     if n_lost < 0 or n_won < 0:
         raise ValueError(f"n_lost={n_lost}, n_won={n_won}: must be at least 0")
-    if n_lost + n_won == 0:
-        return 1.0
-    return min(1.0, 2 * float(bdtr(min(n_lost, n_won), n_lost + n_won, 0.5)))
+    return float(mcnemar_ps(n_lost, n_won))
+
+
+def mcnemar_ps(n_lost: ArrayLike, n_won: ArrayLike) -> NDArray[np.float64]:
+    """`mcnemar_exact` of arrays of counts."""
+    lost, won = np.asarray(n_lost), np.asarray(n_won)
+    p: NDArray[np.float64] = np.minimum(1.0, 2 * bdtr(np.minimum(lost, won), lost + won, 0.5))
+    return np.where(lost + won == 0, 1.0, p)
 
 
 def least_pairs(alpha: float) -> int:
@@ -114,23 +119,30 @@ def newcombe_interval(both: int, lost: int, won: int, neither: int, confidence: 
     n = both + lost + won + neither
     if n == 0:
         return UNKNOWN_INTERVAL
-    here, full = (both + won) / n, (both + lost) / n
-    low_here, high_here = wilson(both + won, n, confidence)
-    low_twin, high_twin = wilson(both + lost, n, confidence)
-    margins = math.sqrt((both + lost) * (won + neither) * (both + won) * (lost + neither))
-    excess: float = both * neither - lost * won
-    if excess > 0:
-        excess = max(excess - n / 2, 0)
-    phi = excess / margins if margins else 0.0
+    low, high = newcombe_ends(both, lost, won, neither, confidence)
+    return Interval(float(low), float(high))
 
-    def reach(ours: float, theirs: float) -> float:
-        return math.sqrt(max(ours**2 - 2 * phi * ours * theirs + theirs**2, 0.0))
 
-    difference = here - full
-    return Interval(
-        max(difference - reach(here - low_here, high_twin - full), -1.0),
-        min(difference + reach(high_here - here, full - low_twin), 1.0),
-    )
+def newcombe_ends(
+    both: ArrayLike, lost: ArrayLike, won: ArrayLike, neither: ArrayLike, confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both ends of `newcombe_interval` for arrays of counts, each with a pair."""
+    a, b, c, d = (np.asarray(counts, np.float64) for counts in (both, lost, won, neither))
+    n = a + b + c + d
+    here, full = (a + c) / n, (a + b) / n
+    low_here, high_here = wilson_ends(a + c, n, confidence)
+    low_twin, high_twin = wilson_ends(a + b, n, confidence)
+    margins = np.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+    excess = a * d - b * c
+    excess = np.where(excess > 0, np.maximum(excess - n / 2, 0), excess)
+    phi = np.divide(excess, margins, out=np.zeros_like(margins), where=margins > 0)
+
+    def reach(ours: Any, theirs: Any) -> Any:
+        return np.sqrt(np.maximum(ours**2 - 2 * phi * ours * theirs + theirs**2, 0.0))
+
+    low = here - full - reach(here - low_here, high_twin - full)
+    high = here - full + reach(high_here - here, full - low_twin)
+    return np.maximum(low, -1.0), np.minimum(high, 1.0)
 
 
 def failure_attribution(score: ArrayLike, twin_score: ArrayLike, failed: ArrayLike) -> float:

@@ -3,7 +3,8 @@
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,44 @@ ANSWER = ("has_response", *RESPONSE)
 
 
 def export(
-    path: Path, tables: dict[str, pd.DataFrame], rows: dict[str, Iterable[pa.Table]]
+    path: Path, tables: dict[str, pd.DataFrame], rows: Mapping[str, Iterable[pa.Table]]
 ) -> None:
     """Write a new SQLite file that replaces the old one at once.
 
     `tables` are small; of `rows`, tables with equal columns, one part is held at a time.
     """
+    with begun(path) as temporary:
+        write_rows(temporary, rows)
+        finish(temporary, path, tables)
+
+
+@contextmanager
+def begun(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` when it is finished; removed if it is not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    leftovers = [temporary, temporary.with_name(f"{temporary.name}-journal")]
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
     try:
-        for name, parts in rows.items():
-            _ingest(temporary, name, parts)
-        with sqlite3.connect(temporary) as connection:
-            for name, frame in tables.items():
-                _plain(frame).to_sql(name, connection, index=False)
-        connection.close()
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield temporary
+    finally:
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+
+
+def write_rows(temporary: Path, rows: Mapping[str, Iterable[pa.Table]]) -> None:
+    """Write the large tables, see `export`."""
+    for name, parts in rows.items():
+        _ingest(temporary, name, parts)
+
+
+def finish(temporary: Path, path: Path, tables: dict[str, pd.DataFrame]) -> None:
+    """Write the small tables beside those of `write_rows`; then the file becomes `path`."""
+    with sqlite3.connect(temporary) as connection:
+        for name, frame in tables.items():
+            _plain(frame).to_sql(name, connection, index=False)
+    connection.close()
+    temporary.rename(path)
 
 
 def _ingest(path: Path, name: str, parts: Iterable[pa.Table]) -> None:

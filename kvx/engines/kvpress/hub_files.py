@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from kvx.config import conditions
 from kvx.config.language_model import ModelConfig
-from kvx.config.press import HubFile, PressConfig
+from kvx.config.press_config import HubFile, PressConfig
 from kvx.data.model_folder import files_of, hub_id_of
 from kvx.errors import UserError, first_line
 
@@ -21,10 +21,12 @@ _unreachable: dict[str, str] = {}  # by host, why: not tried again for every pre
 
 def missing_file(press: PressConfig, model: ModelConfig) -> str | None:
     """Why a file that `press` needs for `model` cannot be had; None if all can."""
-    name = name_of(model) if press.hub else ""
-    ours = [needed for needed in press.hub if not needed.models or name in needed.models]
-    if press.hub and not ours:
-        listed = ", ".join(other for needed in press.hub for other in needed.models)
+    given = press.method or {}
+    needed_files = [f for f in press.hub if given.get(f.unless) is None]
+    name = name_of(model) if needed_files else ""
+    ours = [f for f in needed_files if not f.models or name in f.models]
+    if needed_files and not ours:
+        listed = ", ".join(other for f in needed_files for other in f.models)
         return f"it needs a file that there is for {listed} only"
     for needed in ours:
         known = _counted(model) if "{groups}" in needed.file else {}
@@ -78,13 +80,17 @@ def address(
 def _unavailable(file: str) -> str | None:
     """Why a file can be neither read nor fetched, as the end of a sentence; None if it can."""
     from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     if "://" in file:
         return f"it needs {file}, and {OFFLINE} is set" if constants.HF_HUB_OFFLINE else _at(file)
     repository, _, name = file.partition(":")
-    if isinstance(try_to_load_from_cache(repository, name), str):
-        return None
     where = f"it needs {name} of {repository} at the hub"
+    try:
+        if isinstance(try_to_load_from_cache(repository, name), str):
+            return None
+    except HFValidationError:
+        return f"{where}, which is no name of a repository"
     if constants.HF_HUB_OFFLINE:
         return f"{where}, which is not in the cache, and {OFFLINE} is set"
     return _at_hub(repository, name, where)
@@ -92,15 +98,13 @@ def _unavailable(file: str) -> str | None:
 
 def _at_hub(repository: str, name: str, where: str) -> str | None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     url = hf_hub_url(repository, name)
     if (why := _unreachable.get(urlsplit(url).netloc)) is not None:
         return f"{where}, {why}"
     try:
         get_hf_file_metadata(url, timeout=TIMEOUT_S)
-    except HFValidationError:
-        return f"{where}, which is no name of a repository"
     except HfHubHTTPError as error:
         code = getattr(error.response, "status_code", None)
         if code in (401, 403, 404):

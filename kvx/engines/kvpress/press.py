@@ -6,8 +6,8 @@ from typing import Any
 import hydra.utils
 
 from kvx.config import conditions
-from kvx.config.press import PressConfig
 from kvx.config.press_choices import PressNeed, Queries
+from kvx.config.press_config import PressConfig
 from kvx.engines.kvpress.adapted import Finch, adapted
 from kvx.errors import UserError
 from kvx.points import Point

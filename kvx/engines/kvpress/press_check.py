@@ -187,6 +187,11 @@ def _check_kind(point: Point, press: Any) -> None:
         for kind, reason in REFUSED:
             if isinstance(part, kind):
                 raise UserError(f"press={config.name}: {kind.__name__} {reason}")
+        if isinstance(part, kvpress.RandomPress) and part.seed is not None:
+            raise UserError(
+                f"press={config.name}: press.method.seed={part.seed}: keeps the same positions in "
+                "every layer and prompt; leave it out, kvx draws anew from the run's seed"
+            )
         if _is_abstract(part):
             raise UserError(
                 f"press={config.name}: {type(part).__name__} does not compress; "

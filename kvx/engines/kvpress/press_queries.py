@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from kvx.config.press import PressConfig
 from kvx.config.press_choices import PressNeed, Queries
+from kvx.config.press_config import PressConfig
 from kvx.engines.base import Ranked
 from kvx.engines.kvpress.agreement import agreement, agreement_of, recomputed
 from kvx.engines.kvpress.model import LoadedModel

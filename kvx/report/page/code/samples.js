@@ -42,7 +42,7 @@ function shadedBy(context, chars, kept) {
     pieces.push(el("span", { class: "kept", "data-level": kept[token], style: { "--level": kept[token] } }, points.slice(start, end).join("")));
     start = end;
   }
-  return pieces;
+  return [...pieces, points.slice(start).join("")];
 }
 
 function keptKey() {

@@ -35,6 +35,7 @@ class HubFile:
     models: list[str] = option(
         [], "the models that there is one for; empty: the file's name tells", neutral=True
     )
+    unless: str = option("", "an argument of the press that names another file", neutral=True)
 
 
 @dataclass
