@@ -6,7 +6,9 @@ from kvx.config import conditions, fields
 from kvx.config.dataset import DatasetConfig
 from kvx.config.engine import OpenAIConfig
 from kvx.config.folder_names import check_name
-from kvx.config.schema import BudgetConfig, BudgetKind, Config, Measure
+from kvx.config.identity import is_guarded
+from kvx.config.measures import Measure
+from kvx.config.schema import BudgetConfig, BudgetKind, Config
 from kvx.config.tasks import ALL, unknown_task
 from kvx.data import binning
 from kvx.data.chat import RESERVED
@@ -25,6 +27,8 @@ def check(config: Config, points: bool = True) -> None:
     _check_scoring(config)
     controllers.check(config.controller)
     check_name("controller.name", config.controller.name)
+    if Measure.fidelity in config.measure.parts:
+        _check_fidelity(config)
     engine, measure, model = config.engine, config.measure, config.model
     if isinstance(engine, OpenAIConfig):
         if measure is not Measure.quality and not engine.stream:
@@ -35,6 +39,19 @@ def check(config: Config, points: bool = True) -> None:
         raise UserError(f"model.device={model.device}: conflicts with model.device_map; set one")
     if reserved := [name for name in config.prompt.template_kwargs or {} if name in RESERVED]:
         raise UserError(f"prompt.template_kwargs.{reserved[0]}: kvx sets it; leave it out")
+
+
+def _check_fidelity(config: Config) -> None:
+    asked, name = f"measure={config.measure.name}", config.controller.name
+    if isinstance(config.engine, OpenAIConfig):
+        raise UserError(
+            f"{asked}: a server shows no logits along an answer it is given; use engine=kvpress"
+        )
+    if is_guarded(config):
+        raise UserError(
+            f"{asked}: every point is fed the full cache's answer, so controller={name} has "
+            "nothing to steer; use controller=none"
+        )
 
 
 def refuse_certificate(config: Config) -> None:

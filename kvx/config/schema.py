@@ -27,6 +27,7 @@ from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
 from kvx.config.language_model import ModelConfig
+from kvx.config.measures import FidelityConfig, LatencyConfig, Measure
 from kvx.config.press_config import Degenerate as Degenerate
 from kvx.config.press_config import PressConfig as PressConfig
 from kvx.config.serve import ServeConfig
@@ -48,14 +49,6 @@ class BudgetKind(Enum):
     ratio = "ratio"
     tokens = "tokens"
     certified = "certified"  # what a certificate allows; kvx.serve puts one of the others in place
-
-
-class Measure(Enum):
-    """Answers from shared, batched work, or latencies of requests that run alone."""
-
-    quality = "quality"
-    latency = "latency"
-    both = "both"
 
 
 class Reasoning(Enum):
@@ -154,15 +147,6 @@ class RunConfig:
 
 
 @dataclass
-class LatencyConfig:
-    """Requests that are measured alone, at batch 1."""
-
-    n_per_bin: int = option(2, "examples of each bin that are measured alone", at_least=1)
-    warmup: int = option(1, "requests before the first one that counts, per point", at_least=0)
-    repeats: int = option(3, "measurements of each example", at_least=1)
-
-
-@dataclass
 class ScoreConfig:
     """Settings that replace those of the points' runs; null: those they were run with."""
 
@@ -241,11 +225,14 @@ class Config:
     )
     measure: Measure = option(
         Measure.quality,
-        "quality: answers, shared and batched; latency: requests alone, at batch 1; or both",
+        "quality: answers, shared and batched; latency: requests alone, at batch 1; both: these "
+        "two; fidelity: KL and top-1 agreement with the full cache along its own answer; "
+        "quality_fidelity; latency_fidelity; or all",
         neutral=True,
         sweeps=True,
     )
     latency: LatencyConfig = option(LatencyConfig, neutral=True)
+    fidelity: FidelityConfig = option(FidelityConfig, neutral=True)
     run: RunConfig = option(RunConfig, neutral=True)
     score: ScoreConfig = option(ScoreConfig, neutral=True)
     analyze: AnalyzeConfig = option(AnalyzeConfig, neutral=True)

@@ -210,6 +210,28 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """A request's next-token distributions along the full cache's own greedy answer, `token_ids`.
+
+    The lists have one item per token of that answer, its end token included: KL(full cache ||
+    this cache) in nats, whether both find the same token likeliest, and the answer's log-prob under
+    this cache and under the full one.
+    """
+
+    request: Request
+    token_ids: list[int] | None = None
+    kl_nats: list[float] | None = None
+    same_top1: list[bool] | None = None
+    logprob: list[float] | None = None
+    full_logprob: list[float] | None = None
+    kv: KVUse | None = None
+    budget_proof: BudgetProof | None = None
+    ranked: Ranked | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True)
 class LatencyWork:
     """The measurements left for one point: (request, example, repeat)."""
 
@@ -237,6 +259,13 @@ class Engine(Protocol):
         """One `Measurement` per item; each request runs alone, after its point's warm-up.
 
         Points take turns (`interleaved`): what drifts meanwhile is in all of them alike.
+        """
+        ...
+
+    def fidelity(self, work: Sequence[PointWork]) -> Iterator[Fidelity | PointFailed]:
+        """Exactly one `Fidelity` per request of a point, unless a `PointFailed` ends that point.
+
+        Asked only of an engine that has this method; others see no logits of a forced answer.
         """
         ...
 

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import hydra.utils
+
 from kvx.config.engine import OpenAIConfig
 from kvx.config.schema import Config
 from kvx.data.model_checks import check_files
@@ -64,6 +66,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     if missing:
         with waiting("checking the points"):
             _check_models(missing)
+            _check_fidelity(missing)
             found = applicable.refused(missing, pool.check)
         if found:
             apart |= found
@@ -101,6 +104,15 @@ def _check_models(points: Sequence[Point]) -> None:
     here = [p.config.model for p in points if not isinstance(p.config.engine, OpenAIConfig)]
     for model in {m.path: m for m in here}.values():
         check_files(files_of(model), model.name)
+
+
+def _check_fidelity(points: Sequence[Point]) -> None:
+    """Raises `UserError` for an engine that cannot compare with the full cache."""
+    for engine in {p.config.engine._target_ for p in points if p.wants_fidelity}:
+        if not hasattr(hydra.utils.get_class(engine), "fidelity"):
+            raise UserError(
+                f"measure=fidelity: {engine} has no method `fidelity`; use engine=kvpress"
+            )
 
 
 def _forecasting(points: Sequence[Point]) -> Iterator[GuardedPoint]:

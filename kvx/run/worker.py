@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection
 
 import hydra.utils
 
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import Engine
 from kvx.errors import UserError, first_line
@@ -23,7 +24,7 @@ from kvx.run.collect import Collector
 from kvx.run.planning import plan
 from kvx.run.progress import Advances
 from kvx.run.units import Outcome, Unit
-from kvx.run.work import answer, answers_work, latency_work, measure
+from kvx.run.work import answer, answers_work, compare, fidelity_work, latency_work, measure
 from kvx.store import layout
 from kvx.store.point_dir import PointStore
 
@@ -55,6 +56,10 @@ def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
             alone = [latency_work(p, present[p.dir]) for p in points]
             collector = Collector([], stores, meter, alone)
             measure(engine, collector, alone)
+        elif unit.measure is Measure.fidelity:
+            work = [fidelity_work(p, present[p.dir], unit.example_ids) for p in points]
+            collector = Collector(work, stores, meter)
+            compare(engine, collector, work)
         else:
             work = [answers_work(p, present[p.dir], unit.example_ids) for p in points]
             collector = Collector(work, stores, meter)

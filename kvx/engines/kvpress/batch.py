@@ -89,15 +89,17 @@ class Batch:
 
     def run(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
         """Exactly one response per request, unless its point fails."""
-        for chunk in self._chunks(work):
+        for chunk in self.chunks(work):
             self.submit(chunk)
         with fast_linears(self.loaded.model):
             yield from self.drain()
 
     def submit(self, chunk: Chunk) -> None:
-        alone = chunk.alone
-        tasks = [Asked(self, request, chunk.example, alone) for request in chunk.requests]
+        tasks = [self.asked(request, chunk.example, chunk.alone) for request in chunk.requests]
         self.scheduler.submit(tasks, chunk.bytes)
+
+    def asked(self, request: Request, example: Example, alone: bool) -> Asked:
+        return Asked(self, request, example, alone)
 
     def drain(self) -> Iterator[Response | PointFailed]:
         """What becomes of the submitted requests."""
@@ -106,7 +108,7 @@ class Batch:
                 if (found := self._answer(event)) is not None:
                     yield found
 
-    def _chunks(self, work: Sequence[PointWork]) -> list[Chunk]:
+    def chunks(self, work: Sequence[PointWork]) -> list[Chunk]:
         """The requests by example, in manifest order: those that share a prefill, then others."""
         together: dict[str, list[Request]] = {}
         found: list[Chunk] = []

@@ -10,10 +10,18 @@ from pathlib import Path
 
 from kvx.config.schema import Config
 from kvx.data.tokenizer import model_hash
-from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
+from kvx.engines.base import (
+    Fidelity,
+    LatencyWork,
+    Measurement,
+    PointFailed,
+    PointWork,
+    Response,
+)
 from kvx.engines.kvpress import latency
 from kvx.engines.kvpress.account import Account, RowCost
 from kvx.engines.kvpress.batch import Batch
+from kvx.engines.kvpress.fidelity import Answers, Comparison
 from kvx.engines.kvpress.guarded import renew_hazard_models
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.memory import free_for_caches
@@ -110,6 +118,14 @@ class KVPressEngine:
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
         with self.loaded.own_attention():
             yield from latency.measure(self.loaded, work, self.account())
+
+    def fidelity(self, work: Sequence[PointWork]) -> Iterator[Fidelity | PointFailed]:
+        account, answers = self.account(), Answers()
+        for items in _groups(self.loaded, work):
+            config, date = items[0].point.config, items[0].point.manifest.date
+            with self.loaded.own_attention(), reporting_progress(self.loaded.model):
+                self.loaded.set_attention(self.loaded.attention_for(config))
+                yield from Comparison(self.loaded, config, account, date, answers).run(items)
 
     def account(self) -> Account:
         """What rows cost, and the bytes that all caches together may take."""

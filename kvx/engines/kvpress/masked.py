@@ -19,7 +19,7 @@ from kvx.engines.kvpress.decode import Sampler, take
 from kvx.engines.kvpress.head_size import with_head_size
 from kvx.engines.kvpress.kept import KeptPositions, unmasked_positions, watch_positions
 from kvx.engines.kvpress.layers import layers_of
-from kvx.engines.kvpress.measure import clear_masks, masked_entries
+from kvx.engines.kvpress.measure import clear_masks, masked_entries, unmasked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.model_state import untouched
 from kvx.engines.kvpress.parts import packs
@@ -123,6 +123,46 @@ def generate_masked(
     """
     with untouched(loaded.model), own_positions(loaded.model):
         return _generate(loaded, asked, config, observers)
+
+
+def side_by_side(
+    loaded: LoadedModel,
+    asked: Submission,
+    full: Submission,
+    config: DecodingConfig,
+    sampler: Sampler,
+    observer: StepObserver,
+) -> Row:
+    """A sequence and its `full` cache, each in transformers' cache, decoded with the same tokens.
+
+    `sampler` and `observer` see both rows at every step, the full cache's last. Returns the first
+    row. Raises `BudgetContradictedError` for a cache that holds something else than was asked.
+    """
+    parts, n = asked.parts, len(asked.parts.compressed_ids)
+    assert asked.request is not None
+    with untouched(loaded.model), own_positions(loaded.model):
+        whole = prefill_masked(loaded, parts, None, n)
+        press = None if asked.press is None else asked.press.build()
+        with RandomStream(asked.seed, loaded.devices).drawing():
+            weights = asked.press is not None and asked.press.reads_weights
+            prompt = prefill_masked(loaded, parts, press, asked.kept_tokens, reads_weights=weights)
+        prove_budget(asked.request.point, prompt.kv)
+        rows = [asked.begin(), full.begin()]
+        rows[0].kv, rows[0].position, rows[1].position = prompt.kv, prompt.position, whole.position
+        logits = torch.stack([prompt.logits[-1], whole.logits[-1]])
+        while True:
+            tokens = sampler.choose(rows, logits)
+            take(loaded, rows, tokens, config)
+            observer.on_step(rows, logits, tokens)
+            if rows[1].finish_reason is not None:
+                return rows[0]
+            at = torch.tensor([[row.position] for row in rows], device=loaded.device)
+            compressed = _step(loaded.model, prompt.cache, tokens[:1, None], at[:1])
+            with unmasked(loaded.model):
+                kept = _step(loaded.model, whole.cache, tokens[1:, None], at[1:])
+            logits = torch.cat([compressed, kept])
+            for row in rows:
+                row.position += 1
 
 
 def _generate(

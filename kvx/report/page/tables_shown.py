@@ -34,6 +34,12 @@ DERAILED = {
     "excess": "excess", "excess_ci_low": "excess_low", "excess_ci_high": "excess_high",
     "n_excess": "n_excess", "excess_p_bh": "p", "clear": "clear",
 }  # fmt: skip
+COMPARED = {
+    "position_low": "from", "position_high": "to", "n_tokens": "tokens", "n_prompts": "prompts",
+    "n_degenerate": "degenerate", "kl_nats": "kl", "kl_nats_ci_low": "kl_low",
+    "kl_nats_ci_high": "kl_high", "agreement": "agreement", "agreement_ci_low": "agreement_low",
+    "agreement_ci_high": "agreement_high", "same_answer": "same", "perplexity_ratio": "perplexity",
+}  # fmt: skip
 CURVE = (
     "press", "controller", "seed", "budget_kind", "transition_label", "transition_above_label",
     "shape",
@@ -54,6 +60,7 @@ def figures(
     transitions: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
     dose_response: pd.DataFrame | None,
+    fidelity_stats: pd.DataFrame,
     confidence: float,
 ) -> dict[str, Any]:
     """Everything that is drawn; points and variants by their numbers in the lists of this.
@@ -89,7 +96,28 @@ def figures(
             for _, row in transitions.iterrows()
         ],
         "fits": _fits(dose_response, variants),
+        "fidelity": fidelity_shown(fidelity_stats, number),
     }
+
+
+def fidelity_figures(fidelity_stats: pd.DataFrame) -> dict[str, Any]:
+    """What is drawn of an experiment without answers."""
+    first = fidelity_stats.drop_duplicates("point_id").assign(full=is_full)
+    variants = list(dict.fromkeys(first["variant_id"]))
+    number = {point: i for i, point in enumerate(first["point_id"])}
+    about = fidelity_stats.assign(metric="", higher_is_better=True)
+    return {
+        "variants": [_variant(about[about["variant_id"] == v]) for v in variants],
+        "points": points_shown(first, variants, number, {}),
+        "cells": {}, "failures": {}, "catastrophes": {}, "transitions": [], "fits": [],
+        "fidelity": fidelity_shown(fidelity_stats, number),
+    }  # fmt: skip
+
+
+def fidelity_shown(stats: pd.DataFrame, number: Mapping[str, int]) -> dict[str, list[Any]]:
+    """Rows of fidelity_stats; those over all tokens have no `to` and begin at token 1."""
+    rows = stats.rename(columns=COMPARED)
+    return columns(_numbered(rows[["point_id", "bin", *COMPARED.values()]], number))
 
 
 def catastrophes_shown(stats: pd.DataFrame, alpha: float) -> pd.DataFrame:
