@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from kvx.analyze import fidelity_plots, plots, tradeoff
 from kvx.analyze.bin_stats import Row
-from kvx.analyze.chunks import n_requests
 from kvx.analyze.controller_stats import controller_stats
 from kvx.analyze.dose_stats import dose_response
 from kvx.analyze.fidelity_stats import fidelity_stats, load_compared
@@ -42,6 +41,7 @@ from kvx.store.catalog import (
     compared_points,
     finished_points,
     latency_of,
+    n_requests,
     not_applicable_points,
     unfinished_points,
 )

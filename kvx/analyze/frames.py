@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvx.analyze.chunks import in_chunks
 from kvx.analyze.columns import Columns
 from kvx.analyze.facts import Facts, check_counts, check_metrics
 from kvx.analyze.naming import differences, told_apart, variant_settings
@@ -21,7 +20,14 @@ from kvx.guard.own_code import controller_code
 from kvx.identity.user_code import press_parameters, told
 from kvx.points import told_guard
 from kvx.scoring.catastrophes import flags_beside
-from kvx.store.catalog import PointRecord, events_of, finished_points, read_frame, requests_of
+from kvx.store.catalog import (
+    PointRecord,
+    events_of,
+    finished_points,
+    in_chunks,
+    read_frame,
+    requests_of,
+)
 from kvx.store.forks import in_order
 from kvx.store.schemas import SCORED
 from kvx.store.shards import is_by_other_code

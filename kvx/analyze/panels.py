@@ -7,11 +7,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx.analyze.chunks import in_chunks
 from kvx.analyze.columns import ALL_BINS, Columns, take
 from kvx.analyze.frames import Experiment
 from kvx.errors import UserError
-from kvx.store.catalog import PointRecord
+from kvx.store.catalog import PointRecord, in_chunks
 from kvx.store.forks import in_order
 
 

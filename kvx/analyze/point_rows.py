@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from kvx.analyze import catastrophe_stats, goodput_stats
 from kvx.analyze.bin_stats import Row, bin_stats, compared
-from kvx.analyze.chunks import in_chunks
 from kvx.analyze.correction import correct_comparisons
 from kvx.analyze.frames import Experiment
 from kvx.config.analyze import AnalyzeConfig
-from kvx.store.catalog import PointRecord
+from kvx.store.catalog import PointRecord, in_chunks
 from kvx.store.forks import in_order
 
 

@@ -21,7 +21,8 @@ from kvx.score.settings import Judging, judging_of, tell_of_others
 from kvx.scoring.catastrophes import TOKENS, WORDS
 from kvx.scoring.loops import find_loop, may_loop
 from kvx.store import schemas
-from kvx.store.catalog import PointRecord, columns_of, finished_points
+from kvx.store.catalog import PointRecord, columns_of, finished_points, in_chunks, n_requests
+from kvx.store.forks import in_order, processes
 from kvx.store.layout import REQUESTS
 from kvx.store.shards import read_inputs, stamped, write_arrow
 
@@ -39,8 +40,12 @@ def score_experiment(config: Config) -> None:
     experiment, output = experiment_dir(config), Path(config.paths.output)
     records = finished_points(experiment)
     tell_of_others([record.info for record in records], config)
-    judges: dict[str, Judge] = {}
-    redone = sum(score_point(r, judging_of(r.info, config), output, judges) for r in records)
+    judges: dict[str, Judge] = {}  # each process fills its own
+
+    def score(some: Sequence[PointRecord]) -> int:
+        return sum(score_point(r, judging_of(r.info, config), output, judges) for r in some)
+
+    redone = sum(in_order(score, in_chunks(records), processes(n_requests(records))))
     if redone:
         log.info("score: %d points scored → %s", redone, experiment)
     else:

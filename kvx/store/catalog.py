@@ -24,6 +24,7 @@ NOT_APPLICABLE = (
 LATENCY_ONLY = "it has no answers, only latencies"
 FIDELITY_ONLY = "it has no answers, only fidelity"
 NOT_BEGUN = "not begun"
+MOST_REQUESTS = 25_000  # of points that are worked on together
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,20 @@ def _merged(points: Sequence[PointRecord], kind: str, schema: pa.Schema) -> pd.D
     paths = [layout.merged(p.dir, kind) for p in points if p.done.holds(kind)]
     frame = read_frame(paths) if paths else schema.empty_table().to_pandas()
     return frame.reindex(columns=schema.names)
+
+
+def n_requests(points: Sequence[PointRecord]) -> int:
+    return sum(int(point.info["manifest"]["n_requests"]) for point in points)
+
+
+def in_chunks(points: Sequence[PointRecord]) -> list[list[PointRecord]]:
+    """`points` in their order, at most `MOST_REQUESTS` requests together, or a single point."""
+    chunks: list[list[PointRecord]] = []
+    for point in points:
+        if not chunks or n_requests([*chunks[-1], point]) > MOST_REQUESTS:
+            chunks.append([])
+        chunks[-1].append(point)
+    return chunks
 
 
 def finished_points(experiment: Path) -> list[PointRecord]:
