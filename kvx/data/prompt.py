@@ -48,6 +48,7 @@ class PromptBuilder:
         self.template = config.dataset.template
         self.query_aware = config.prompt.query_aware
         self.chat: ChatTemplate | None = None
+        self._last: tuple[str, list[int]] = "", []
         self.system, self.settings = config.prompt.system, config.prompt.template_kwargs or {}
         if config.model.chat_template and tokenizer.chat_template is not None:
             name = config.model.name
@@ -73,7 +74,11 @@ class PromptBuilder:
         """Tokenise `example`; see the module docstring for the parts."""
         compressed, rest = self.texts(example)
         opened = reasoning.opens(compressed + rest)
-        return PromptParts(self._encode(compressed), self._encode(rest), opened)
+        last, ids = self._last
+        if compressed != last:  # questions on one context come one after the other
+            ids = self._encode(compressed)
+            self._last = compressed, ids
+        return PromptParts(list(ids), self._encode(rest), opened)
 
     def texts(self, example: Example) -> tuple[str, str]:
         """The compressed part and the rest, with all that a template adds."""
