@@ -19,7 +19,7 @@ from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.model_folder import files_of
 from kvx.data.model_kind import check_kind
 from kvx.data.prompt import PromptBuilder
-from kvx.data.tokenizer import load_tokenizer, tokenizer_hash
+from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
 from kvx.identity import hazard_files
 from kvx.identity.hashing import digest, sha256_file
@@ -32,8 +32,17 @@ log = logging.getLogger(__name__)
 
 def ensure_manifests(configs: Sequence[Config]) -> None:
     """The manifest of every configuration, built where there is none."""
+    check_sources(configs)
     for config in configs:
         ensure_manifest(config)
+
+
+def check_sources(configs: Sequence[Config]) -> None:
+    """Raises `UserError` for data that is not there, before any is made for another point."""
+    for dataset in {id(c.dataset): c.dataset for c in configs}.values():
+        manifests.make_source(dataset).revision()
+    for config in configs:
+        check_length(config)
 
 
 def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
