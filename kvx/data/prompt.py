@@ -15,6 +15,7 @@ from kvx.config.engine import Api, OpenAIConfig
 from kvx.config.schema import Config
 from kvx.data.chat import ChatTemplate
 from kvx.data.example import Example
+from kvx.data.token_counts import counter_of
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
 from kvx.text import reasoning
@@ -44,7 +45,7 @@ class PromptBuilder:
     """
 
     def __init__(self, tokenizer: Any, config: Config, date: str | None = None) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.counter = tokenizer, counter_of(tokenizer)
         self.template = config.dataset.template
         self.query_aware = config.prompt.query_aware
         self.chat: ChatTemplate | None = None
@@ -148,13 +149,8 @@ class PromptBuilder:
         return len(self._encode(example.context))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """The tokens of each text; a fast tokenizer counts them all together."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return [len(self._encode(text)) for text in texts]
-        # no offsets, and no lists of ids
-        found = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [len(encoding) for encoding in found]
+        """The tokens of each text, many at a time."""
+        return [found.n_tokens for found in self.counter(texts)]
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)

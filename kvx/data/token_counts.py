@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -61,6 +62,12 @@ class TokenCounter:
             return None
         (found,) = encode([text], add_special_tokens=False)
         return encode if found.ids == list(wanted) else None
+
+
+@lru_cache(maxsize=8)
+def counter_of(tokenizer: Any) -> TokenCounter:
+    """The one counter of a tokenizer: what a source counted is not counted again."""
+    return TokenCounter(tokenizer)
 
 
 def batches(items: Iterable[T], size: Any, limit: int = BATCH_CHARS) -> Iterator[list[T]]:

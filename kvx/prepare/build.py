@@ -32,8 +32,17 @@ log = logging.getLogger(__name__)
 
 def ensure_manifests(configs: Sequence[Config]) -> None:
     """The manifest of every configuration, built where there is none."""
+    check_sources(configs)
     for config in configs:
         ensure_manifest(config)
+
+
+def check_sources(configs: Sequence[Config]) -> None:
+    """Raises `UserError` for data that is not there, before any is made for another point."""
+    for dataset in {id(c.dataset): c.dataset for c in configs}.values():
+        manifests.make_source(dataset).revision()
+    for config in configs:
+        check_length(config)
 
 
 def ensure_manifest(config: Config) -> tuple[Manifest, Path]:

@@ -10,7 +10,7 @@ from kvx.data.binning import bin_of
 from kvx.data.example import Example
 from kvx.data.model_folder import files_of
 from kvx.data.prompt import PromptBuilder, truncate_context
-from kvx.data.token_counts import Count, TokenCounter, batches
+from kvx.data.token_counts import Count, batches
 from kvx.data.tokenizer import max_context_tokens
 from kvx.errors import UserError
 
@@ -39,7 +39,7 @@ class Sizer:
 
     def __init__(self, config: Config, builder: PromptBuilder) -> None:
         self.config, self.builder = config, builder
-        self.count = TokenCounter(builder.tokenizer)
+        self.count = builder.counter
         self.limit = max_context_tokens(config.model)
         self.known = _vocabulary(config)
 

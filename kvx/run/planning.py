@@ -13,7 +13,7 @@ from kvx.errors import UserError
 from kvx.guard.live_checks import live
 from kvx.identity.hashing import digest
 from kvx.points import SHARED, Point
-from kvx.prepare.build import ensure_manifest
+from kvx.prepare.build import check_sources, ensure_manifest
 
 
 def plan(configs: Sequence[Config]) -> list[Point]:
@@ -26,6 +26,7 @@ def plan(configs: Sequence[Config]) -> list[Point]:
     for config in configs:
         refuse_certificate(config)
     configs = live(configs)
+    check_sources(configs)
     manifests: dict[str, tuple[Manifest, Path]] = {}
     variants: dict[tuple[int, ...], Point] = {}  # points of a sweep share what they agree on
     points: dict[Path, Point] = {}

@@ -19,6 +19,7 @@ NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 DEPTHS = 40  # places of a needle in a text, from its start to its end
 PIECE_WORDS = 8  # in which a text is cut where it ends
+MEASURED = 512  # lines whose tokens are counted, for the mean of all
 NUMBERS, WORDS, UUIDS = "numbers", "words", "uuids"
 NOISE_LINES, OTHERS, TEXT = "noise", "needles", "text"  # haystacks
 Lines = Callable[[int], list[str]]
@@ -120,15 +121,16 @@ class Needles:
     value_kind: str = NUMBERS
     speeches: Speeches | None = None
     depths: Sequence[float] = ()
+    _sizes: dict[str, float] = field(default_factory=dict, repr=False)
 
     def draft(self, index: int, rng: random.Random, count: Count) -> Draft:
         asked = self._asked(rng)
         depth = self.depths[index % len(self.depths)] / 100 if self.depths else None
         if self.haystack == TEXT:
             return self._in_text(asked, index, depth, rng, count)
-        lines, size = self._noise(count)
-        if self.haystack == OTHERS:
-            lines, size = self._others(asked.keys, rng, count)
+        is_noise = self.haystack == NOISE_LINES
+        noise, others = self._noise, self._others
+        lines, size = noise(count) if is_noise else others(asked.keys, rng, count)
         return _among(asked, lines, size, depth, rng)
 
     def _asked(self, rng: random.Random) -> _Asked:
@@ -174,8 +176,10 @@ class Needles:
         )
 
     def _noise(self, count: Count) -> tuple[Lines, float]:
-        size = (count(["\n".join([NOISE] * 9)])[0] - count([NOISE])[0]) / 8
-        return (lambda n: [NOISE] * n), size
+        if NOISE_LINES not in self._sizes:
+            text = "\n".join([NOISE] * MEASURED)
+            self._sizes[NOISE_LINES] = count([text])[0] / MEASURED
+        return (lambda n: [NOISE] * n), self._sizes[NOISE_LINES]
 
     def _others(
         self, keys: frozenset[str], rng: random.Random, count: Count
@@ -191,7 +195,9 @@ class Needles:
             known.extend(line() for _ in range(n - len(known)))
             return known[:n]
 
-        return others, count(["\n".join(others(32))])[0] / 32
+        if OTHERS not in self._sizes:  # the first example's serve all
+            self._sizes[OTHERS] = count(["\n".join(others(MEASURED))])[0] / MEASURED
+        return others, self._sizes[OTHERS]
 
 
 def _among(

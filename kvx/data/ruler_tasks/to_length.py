@@ -11,7 +11,7 @@ from kvx.errors import UserError
 
 BATCH_TOKENS = 400_000  # that are counted together: they lie in memory
 SHORT = 0.01  # a prompt may be that much shorter than it could be
-ROUNDS = 8
+MOST_ROUNDS = 8
 
 Make = Callable[[Draft, int, int], Example]  # of a draft, its index and its number of units
 Texts = Callable[[Example], tuple[str, str]]
@@ -19,11 +19,16 @@ Texts = Callable[[Example], tuple[str, str]]
 
 @dataclass
 class _Open:
-    """A draft on its way: how far `tokens` is off, and the longest example that fits so far."""
+    """A draft on its way: what its `tokens` are worth, and the longest example that fits so far.
+
+    A prompt of n units is expected to have `off + scale * tokens(n)` tokens.
+    """
 
     index: int
     draft: Draft
     off: float
+    scale: float
+    last: tuple[float, int] | None = None  # what was measured: the draft's tokens, and the prompt's
     fits: int | None = None
     over: int | None = None  # units that were too many
     tried: int = 0
@@ -34,11 +39,24 @@ class _Open:
         high = self.draft.most if self.over is None else self.over - 1
         while low < high:
             middle = (low + high + 1) // 2
-            if self.draft.tokens(middle) + self.off <= room:
+            if self.off + self.scale * self.draft.tokens(middle) <= room:
                 low = middle
             else:
                 high = middle - 1
         return low
+
+    def learn(self, n: int, size: int, room: int) -> None:
+        """The prompt with `n` units has `size` tokens."""
+        told = self.draft.tokens(n)
+        if self.last is not None and told != self.last[0]:
+            slope = (size - self.last[1]) / (told - self.last[0])
+            self.scale = slope if slope > 0 else self.scale
+        self.off, self.last = size - self.scale * told, (told, size)
+        self.tried += 1
+        if size <= room:
+            self.fits = n
+        else:
+            self.over = n
 
 
 def fitted(
@@ -49,10 +67,10 @@ def fitted(
     Each is counted as the model will see it. The next draft starts from how far the last estimate
     was off, so most are counted once. Raises `UserError` where the least does not fit.
     """
-    off = 0.0
+    off, scale = 0.0, 1.0
     batch = max(1, BATCH_TOKENS // room)
     first = True
-    while todo := [_Open(i, d, off) for i, d in islice(drafts, 1 if first else batch)]:
+    while todo := [_Open(i, d, off, scale) for i, d in islice(drafts, 1 if first else batch)]:
         first = False
         done: dict[int, Example] = {}
         pending = todo
@@ -62,15 +80,12 @@ def fitted(
             sizes = _sizes([texts(example) for example in made], count)
             left = []
             for (one, n), example, size in zip(tries, made, sizes, strict=True):
-                off = one.off = size - one.draft.tokens(n)
-                one.tried += 1
+                one.learn(n, size, room)
+                off, scale = one.off, one.scale
                 if size <= room:
-                    one.fits = n
                     done[one.index] = example
-                else:
-                    one.over = n
-                    if n <= one.draft.least:
-                        raise _too_short(room, size)
+                elif n <= one.draft.least:
+                    raise _too_short(room, size)
                 if not _is_done(one, n, size, room):
                     left.append(one)
             pending = left
@@ -81,7 +96,7 @@ def _is_done(one: _Open, n: int, size: int, room: int) -> bool:
     if one.fits is None:
         return False
     near = size <= room and size >= room * (1 - SHORT)
-    return near or one.tried >= ROUNDS or one.units(room) == one.fits
+    return near or one.tried >= MOST_ROUNDS or one.units(room) == one.fits
 
 
 def _sizes(prompts: Sequence[tuple[str, str]], count: Count) -> list[int]:

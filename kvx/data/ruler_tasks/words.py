@@ -1,6 +1,7 @@
 """Words of needles and lists: wonderwords' (MIT), which RULER takes too."""
 
 from functools import cache
+from typing import Any
 
 KINDS = ("noun", "adjective", "verb")
 
@@ -8,9 +9,14 @@ KINDS = ("noun", "adjective", "verb")
 @cache
 def of_kind(kind: str) -> tuple[str, ...]:
     """All nouns, adjectives or verbs, sorted."""
+    return tuple(sorted(set(_lists().filter(include_parts_of_speech=[kind]))))
+
+
+@cache
+def _lists() -> Any:
     from wonderwords import RandomWord
 
-    return tuple(sorted(set(RandomWord().filter(include_parts_of_speech=[kind]))))
+    return RandomWord()  # takes a second
 
 
 def nouns_and_adjectives() -> tuple[tuple[str, ...], tuple[str, ...]]:
