@@ -21,7 +21,8 @@ class ArgumentError(UserError, ValueError):
 EXTRAS = {  # what an extra of kvx installs, by the name that is imported
     "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve",
     "openai": "openai", "anyio": "openai", "aiolimiter": "openai", "tenacity": "openai",
-    "dotenv": "openai", "submitit": "slurm", "xgboost": "guard",
+    "dotenv": "openai", "submitit": "slurm", "xgboost": "guard", "jieba": "longbench",
+    "rouge": "longbench",
 }  # fmt: skip
 
 

@@ -77,8 +77,8 @@ def _check_scoring(config: Config) -> None:
     from kvx.scoring.failure_rules import ANY, check_format
     from kvx.scoring.metrics import resolve
 
-    resolve(config.dataset.metrics)
-    resolve(config.score.metrics or [], "score.metrics")
+    asked = resolve(config.dataset.metrics) | resolve(config.score.metrics or [], "score.metrics")
+    require(*(name for metric in asked.values() for name in metric.needs))
     check_format(config.dataset.answer_format)
     if config.score.answer_format != ANY:
         check_format(config.score.answer_format, "score.answer_format")

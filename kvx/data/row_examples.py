@@ -23,7 +23,8 @@ class Reading:
     """How rows are read: their layout (or `auto`), and columns by role where they differ.
 
     A role whose column is None is not read. `prefix` begins every id; a row without an id is called
-    `row_id`, counted from `from_row`. `cells`: the file holds nothing but text (csv).
+    `row_id`, counted from `from_row`. `cells`: the file holds nothing but text (csv). Columns of
+    `meta` are kept in `Example.meta` as they are, where they hold something.
     """
 
     layout: str = AUTO
@@ -32,6 +33,7 @@ class Reading:
     row_id: str = "row-{:05d}"
     from_row: int = 1
     cells: bool = False
+    meta: tuple[str, ...] = ()
 
 
 def check_layout(name: str) -> None:
@@ -133,6 +135,7 @@ def _example(row: Row, layout: Layout, at: str, reading: Reading, index: int) ->
         answer_prefix=answer_prefix,
         max_new_tokens=_limit(cell("max_new_tokens"), at),
         formatted=layout.formatted,
+        meta={name: row[name] for name in reading.meta if not values.missing(row.get(name))},
     )
 
 

@@ -88,7 +88,8 @@ def metrics_of(
     rows: dict[str, dict[str, list[float]]] = {}
     for task, text, example in zip(tasks, texts, asked, strict=True):
         for name, metric in _metrics(names, task):
-            value = METRICS.get(metric, "dataset.metrics")(text, example.answers).value
+            found = METRICS.get(metric, "dataset.metrics")
+            value = found(text, example.answers, example.meta).value
             rows.setdefault(task, {}).setdefault(name, []).append(value)
     return {
         task: {name: round(100 * float(np.mean(values)), 2) for name, values in found.items()}

@@ -20,15 +20,15 @@ from kvx.data.model_folder import files_of
 from kvx.data.model_kind import check_kind
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
-from kvx.errors import UserError, shown
+from kvx.errors import UserError
 from kvx.identity import hazard_files
 from kvx.identity.hashing import digest, sha256_file
-from kvx.scoring.metrics.numeric import find_number
+from kvx.scoring.metrics import resolve
 from kvx.store.atomic import write_text
 
 log = logging.getLogger(__name__)
 
-TRUNCATED_FROM, NUMERIC = "truncated_from_tokens", "numeric"
+TRUNCATED_FROM = "truncated_from_tokens"
 
 
 def ensure_manifests(configs: Sequence[Config]) -> None:
@@ -52,9 +52,9 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     folder = manifests.manifest_dir(config, key)
     if (folder / "manifest.json").exists():
         found = manifests.load(folder, config)
-        if NUMERIC in config.dataset.metrics:  # it may have been made for another metric
+        if _choosy(config):  # it may have been made for another metric
             for example in load_examples(folder).values():
-                _check_numeric(example)
+                _check_metrics(config, example)
         _tell(config, found)
         return found, folder
     from kvx.store import schemas  # importing Arrow costs more than finding a manifest
@@ -192,18 +192,22 @@ def _checked(config: Config, examples: Iterator[Example]) -> Iterator[Example]:
                 "be unique"
             )
         seen.add(example.example_id)
-        if NUMERIC in config.dataset.metrics:
-            _check_numeric(example)
+        _check_metrics(config, example)
         yield example
 
 
-def _check_numeric(example: Example) -> None:
-    if all(find_number(answer) is None for answer in example.answers):
-        raise UserError(
-            f"example {example.example_id}: no number in its reference "
-            f"{shown(example.answers[0] if example.answers else '')}, which dataset.metrics="
-            "numeric compares; mend the data or choose another metric"
-        )
+def _choosy(config: Config) -> bool:
+    """Whether a metric is not for every example."""
+    return any(m.fits is not None or m.reads for m in resolve(config.dataset.metrics).values())
+
+
+def _check_metrics(config: Config, example: Example) -> None:
+    for name, metric in resolve(config.dataset.metrics).items():
+        if wrong := metric.refusal(example.answers, example.meta):
+            raise UserError(
+                f"example {example.example_id}: {wrong}, which dataset.metrics={name} needs; mend "
+                "the data or choose another metric"
+            )
 
 
 def _fitting(

@@ -35,10 +35,10 @@ def qa_f1(prediction: str, answers: Sequence[str]) -> Score:
 
     LongBench's qa_f1_score (https://arxiv.org/abs/2308.14508).
     """
-    return best(normalize_answer(prediction), [normalize_answer(a) for a in answers], _token_f1)
+    return best(normalize_answer(prediction), [normalize_answer(a) for a in answers], token_f1)
 
 
-def _token_f1(ours: str, reference: str) -> float:
+def token_f1(ours: str, reference: str) -> float:
     ours_tokens, reference_tokens = ours.split(), reference.split()
     n_same = (Counter(ours_tokens) & Counter(reference_tokens)).total()
     # 2PR/(P+R) with P = same/ours and R = same/reference, in one division
