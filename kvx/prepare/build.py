@@ -4,10 +4,11 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kvx.config.dataset import BinStrategy, Overflow
+from kvx.config.dataset import BinStrategy, BinUnit, DatasetConfig, Overflow
 from kvx.config.engine import OpenAIConfig
 from kvx.config.schema import Config
 from kvx.data import manifest as manifests
@@ -20,6 +21,7 @@ from kvx.data.model_folder import files_of
 from kvx.data.model_kind import check_kind
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
+from kvx.data.truncation import TRUNCATED_FROM, truncate_prompt
 from kvx.errors import UserError
 from kvx.identity import hazard_files
 from kvx.identity.hashing import digest, sha256_file
@@ -27,8 +29,6 @@ from kvx.scoring.metrics import resolve
 from kvx.store.atomic import write_text
 
 log = logging.getLogger(__name__)
-
-TRUNCATED_FROM = "truncated_from_tokens"
 
 
 def ensure_manifests(configs: Sequence[Config]) -> None:
@@ -129,16 +129,18 @@ def build(
     builder = PromptBuilder(tokenizer, config, config.prompt.date or today())
     if d.binning.strategy is BinStrategy.edges:  # whatever the model could take
         fixed = bin_edges([], d.binning)
-        examples = (e for e in examples if bin_of(builder.context_tokens(e), fixed) is not None)
+        examples = (e for e in examples if bin_of(length_of(e, builder, d), fixed) is not None)
     fitting = _fitting(config, _checked(config, examples), builder, tokenizer)
     found = {example.example_id: example for example in fitting}
     if not found:
         inside = " inside dataset.binning.edges" if d.binning.edges else ""
         raise UserError(f"dataset={d.name}: the source yields no examples{inside}")
     lengths = {i: builder.context_tokens(e) for i, e in found.items()}
-    edges = bin_edges(list(lengths.values()), d.binning)
+    by_tokens = d.binning.unit is BinUnit.tokens
+    measured = lengths if by_tokens else {i: length_of(e, builder, d) for i, e in found.items()}
+    edges = bin_edges(list(measured.values()), d.binning)
     ids_by_bin: list[list[str]] = [[] for _ in edges[1:]]
-    for example_id, length in lengths.items():
+    for example_id, length in measured.items():
         if (index := bin_of(length, edges)) is not None:
             ids_by_bin[index].append(example_id)
     if (model := d.sampling.unseen_by) is not None:
@@ -154,9 +156,12 @@ def build(
         for index, ids in enumerate(chosen)
         for i in ids
     ]
+    tokens = list(pairwise(edges))
+    if not by_tokens:  # tables name bins by tokens: of the examples in them
+        tokens = [_span([lengths[i] for i in ids]) for ids in ids_by_bin]
     bins = tuple(
-        Bin(i, edges[i], edges[i + 1], len(ids_by_bin[i]), len(chosen[i]))
-        for i in range(len(chosen))
+        Bin(i, low, high, len(ids_by_bin[i]), len(chosen[i]))
+        for i, (low, high) in enumerate(tokens)
     )
     manifest = Manifest(
         dataset_id=manifests.dataset_id(d),
@@ -215,6 +220,7 @@ def _fitting(
 ) -> Iterator[Example]:
     """The examples that fit the model's context, truncated if the configuration says so."""
     limit, usual = max_context_tokens(config.model), config.decoding.max_new_tokens
+    overflow, most = config.dataset.overflow, config.dataset.max_prompt_tokens
     known = _vocabulary(config)
     for example in examples:
         new = usual if example.max_new_tokens is None else example.max_new_tokens
@@ -225,14 +231,17 @@ def _fitting(
                 f"model={config.model.name}; is the tokenizer in its folder another model's?"
             )
         excess = parts.n_tokens + new - limit
+        if overflow is Overflow.truncate_prompt and (excess > 0 or most is not None):
+            yield truncate_prompt(example, limit - new, builder, most)
+            continue
         if excess <= 0:
             yield example
             continue
-        if config.dataset.overflow is Overflow.error:
+        if overflow is Overflow.error:
             raise UserError(
                 f"example {example.example_id}: prompt and {new} new tokens exceed the context of "
                 f"model={config.model.name} ({limit}) by {excess}; set dataset.overflow="
-                "truncate_middle or truncate_head, or use shorter contexts"
+                "truncate_middle, truncate_head or truncate_prompt, or use shorter contexts"
             )
         yield _truncated(example, excess, config, builder, tokenizer, limit - new)
 
@@ -288,3 +297,20 @@ def _own(example: Example) -> list[Any]:
     if example.answer_prefix is None and not example.formatted:
         return []
     return [example.answer_prefix, example.formatted]
+
+
+def _span(lengths: Sequence[int]) -> tuple[int, int]:
+    return min(lengths, default=0), max(lengths, default=0)
+
+
+def length_of(example: Example, builder: PromptBuilder, dataset: DatasetConfig) -> int:
+    """What decides an example's bin. Raises `UserError` for a row without a length of its own."""
+    if dataset.binning.unit is BinUnit.tokens:
+        return builder.context_tokens(example)
+    length = example.meta.get("length")
+    if type(length) is not int:
+        raise UserError(
+            f"example {example.example_id}: no length in its row, which "
+            "dataset.binning.unit=words needs"
+        )
+    return length

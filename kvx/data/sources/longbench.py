@@ -38,8 +38,9 @@ class LongBenchSource:
     file `archive`, which is such a zip, or without `archive` as rows in kvpress's form (context,
     question, answer_prefix, answers, max_new_tokens), which contain LongBench's prompt, so that the
     dataset's template is not used. `even` names LongBench-E, in `<task>_e.jsonl`. Without
-    `row_limits`, `decoding.max_new_tokens` holds for all rows. `all_classes` and, of LongBench-E,
-    `length` (in words) are kept in `Example.meta`.
+    `row_limits`, `decoding.max_new_tokens` holds for all rows, and without `reads_input` a row's
+    `input` is no part of the prompt, as LongBench asks for summaries. `all_classes` and, of
+    LongBench-E, `length` (in words) are kept in `Example.meta`.
     """
 
     task: str
@@ -49,11 +50,12 @@ class LongBenchSource:
     row_limits: bool = True
     archive: str | None = None
     even: bool = False
+    reads_input: bool = True
 
     @staticmethod
     def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
         """The fields that decide the examples; `revision` names the commit."""
-        usual = {"row_limits": True, "archive": None, "even": False}
+        usual = {"row_limits": True, "archive": None, "even": False, "reads_input": True}
         told = {k: v for k, v in fields.items() if k not in usual or v != usual[k]}
         return {**told, "hub_revision": None}
 
@@ -83,12 +85,15 @@ class LongBenchSource:
                 f"LongBench {self.name}: not LongBench's layout (input, context, answers, ..): it "
                 f"has {columns_of(first)}"
             )
-        fields = {} if self.row_limits else {"max_new_tokens": None}
+        fields: dict[str, str | None] = {} if self.row_limits else {"max_new_tokens": None}
         reading = row_examples.Reading(
             layout, fields, f"{self.task}-", "{:05d}", from_row=0,
             meta=("all_classes", "length") if self.even else ("all_classes",),
         )  # fmt: skip
-        return row_examples.examples(chain([first], found), f"LongBench {self.name}", reading)
+        rows = chain([first], found)
+        if not kvpress and not self.reads_input:
+            rows = ({**row, "input": ""} for row in rows)
+        return row_examples.examples(rows, f"LongBench {self.name}", reading)
 
     def _rows(self) -> Iterator[Row]:
         if self.path:
