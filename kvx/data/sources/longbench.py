@@ -90,7 +90,7 @@ class LongBenchSource:
             layout, fields, f"{self.task}-", "{:05d}", from_row=0,
             meta=("all_classes", "length") if self.even else ("all_classes",),
         )  # fmt: skip
-        rows = chain([first], found)
+        rows: Iterator[Row] = chain([first], found)
         if not kvpress and not self.reads_input:
             rows = ({**row, "input": ""} for row in rows)
         return row_examples.examples(rows, f"LongBench {self.name}", reading)
