@@ -117,7 +117,7 @@ def test_a_place_that_is_not_longbenchs_says_what_is_there(tmp_path: Path) -> No
     [
         (("dataset=longbench", "dataset.task=squad"), "dataset.task=squad: no task of dataset="),
         (("dataset=longbench_e", "dataset.task=musique"), "use all, or one of qasper, multifield"),
-        (("dataset=longbench",), "the hub did not give data.zip (LocalEntryNotFoundError); "
+        (("dataset=longbench",), "the hub did not give data.zip (OfflineModeIsEnabled); "
          "without a hub, set dataset.source.path to a directory of LongBench's jsonl files"),
         (("dataset=longbench_v2",), "set dataset.source.path to LongBench v2's data.json"),
         (("dataset=longbench", "dataset.max_prompt_tokens=100", "dataset.overflow=error"),
