@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from kvx.config import conditions, fields
-from kvx.config.dataset import DatasetConfig
+from kvx.config.dataset import DatasetConfig, Overflow
 from kvx.config.engine import OpenAIConfig
 from kvx.config.folder_names import check_name
 from kvx.config.identity import is_guarded
@@ -80,6 +80,11 @@ def _check_dataset(dataset: DatasetConfig, points: bool) -> None:
         raise UserError(
             f"dataset.task={ALL}: a sweep over {len(tasks)} tasks; add -m, or name one of "
             f"{', '.join(tasks)}"
+        )
+    if dataset.max_prompt_tokens is not None and dataset.overflow is not Overflow.truncate_prompt:
+        raise UserError(
+            f"dataset.max_prompt_tokens={dataset.max_prompt_tokens}: is read with "
+            "dataset.overflow=truncate_prompt; set that too"
         )
     if tasks and dataset.task not in (*tasks, ALL):
         raise unknown_task(dataset.name, dataset.task, list(tasks))

@@ -1,9 +1,13 @@
 """Single files of a hub dataset, at one commit."""
 
+import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 from kvx.errors import UserError
+
+TIMEOUT_S = 10.0
 
 
 def commit(hub: str, revision: str | None) -> str:
@@ -21,13 +25,21 @@ def hub_file(hub: str, revision: str | None, name: str, otherwise: str) -> Path:
 
     Raises `UserError`, which says what to do `otherwise`, if the hub does not give it.
     """
-    from huggingface_hub import hf_hub_download
+    import httpx  # what huggingface_hub asks with
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     at = commit(hub, revision)
+    where: Any = {"repo_type": "dataset", "revision": at}
+    with contextlib.suppress(LocalEntryNotFoundError):  # a commit does not change
+        return Path(hf_hub_download(hub, name, local_files_only=True, **where))
     try:
-        return Path(hf_hub_download(hub, name, repo_type="dataset", revision=at))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        # asked once: the download itself tries six times over half a minute, and logs each
+        get_hf_file_metadata(hf_hub_url(hub, name, **where), timeout=TIMEOUT_S)
+        return Path(hf_hub_download(hub, name, **where))
+    except (
+        httpx.HTTPError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError,
+    ) as error:  # fmt: skip
         raise UserError(
             f"dataset.source.hub={hub}: the hub did not give {name} ({type(error).__name__}); "
             f"without a hub, {otherwise}"

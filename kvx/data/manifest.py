@@ -17,7 +17,7 @@ from typing import Any
 import hydra.utils
 
 from kvx.config.dataset import DatasetConfig
-from kvx.config.identity import resolved
+from kvx.config.identity import known_before, resolved
 from kvx.config.schema import Config
 from kvx.data.chat import today
 from kvx.data.example import DatasetSource, Example
@@ -170,9 +170,10 @@ def manifest_key(config: Config, revision: str) -> str:
         {
             **told,
             **({"code": code} if code else {}),
+            **({"most": d.max_prompt_tokens} if d.max_prompt_tokens is not None else {}),
             "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision,
-            "source": _source(d), "template": dataclasses.asdict(d.template),
-            "binning": dataclasses.asdict(d.binning),
+            "source": _source(d), "template": known_before(d.template),
+            "binning": known_before(d.binning),
             "sampling": _sampling(d), "overflow": d.overflow.name,
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
             "max_context_tokens": max_context_tokens(config.model),

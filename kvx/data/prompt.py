@@ -51,10 +51,18 @@ class PromptBuilder:
         self.chat: ChatTemplate | None = None
         self._last: tuple[str, list[int]] = "", []
         self.system, self.settings = config.prompt.system, config.prompt.template_kwargs or {}
-        if config.model.chat_template and tokenizer.chat_template is not None:
+        by_server = isinstance(config.engine, OpenAIConfig) and config.engine.api is Api.chat
+        if by_server and not self.template.chat:
+            raise UserError(
+                f"dataset.template.chat=false: dataset={config.dataset.name} is asked without a "
+                "chat template, and engine.api=chat applies the server's; set "
+                "engine.api=completions"
+            )
+        has_template = config.model.chat_template and tokenizer.chat_template is not None
+        if has_template and self.template.chat:
             name = config.model.name
             self.chat = ChatTemplate(tokenizer, name, date, self.system, self.settings)
-        elif not (isinstance(config.engine, OpenAIConfig) and config.engine.api is Api.chat):
+        elif not by_server:
             refuse_template_fields(config)  # no server renders it either
 
     @property
@@ -69,7 +77,9 @@ class PromptBuilder:
         parts = [self.template.context, self.template.question, self.template.answer_prefix]
         dated = [] if self.date is None else [self.date]
         told = [self.system, self.settings] if self.system is not None or self.settings else []
-        return digest([parts, chat, self.query_aware, *dated, *told], 12)
+        separator = self.template.separator  # hashed where it is not what it always was
+        others = [separator] if self.chat is None and separator != "\n" else []
+        return digest([parts, chat, self.query_aware, *dated, *told, *others], 12)
 
     def parts(self, example: Example) -> PromptParts:
         """Tokenise `example`; see the module docstring for the parts."""
@@ -84,7 +94,8 @@ class PromptBuilder:
     def texts(self, example: Example) -> tuple[str, str]:
         """The compressed part and the rest, with all that a template adds."""
         context, question, answer_prefix = self._filled(example)
-        before, after = (self.tokenizer.bos_token or "") + context, "\n"
+        before = (self.tokenizer.bos_token or "") + context
+        after = self.template.separator
         if self.chat is not None:
             before, after = self.chat.around(context)
         if self.query_aware:
@@ -143,6 +154,12 @@ class PromptBuilder:
             template.question.replace("{question}", example.question),
             prefix,
         )
+
+    def wording(self, example: Example) -> tuple[str, str]:
+        """What stands before and after the example's context, without a chat template."""
+        _, question, prefix = self._filled(example)
+        first, _, last = self.template.context.partition("{context}")
+        return ("", question + prefix) if example.formatted else (first, last + question + prefix)
 
     def context_tokens(self, example: Example) -> int:
         """Tokens of the context alone, without template or question, which decide the bin."""

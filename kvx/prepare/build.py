@@ -4,10 +4,11 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kvx.config.dataset import BinStrategy
+from kvx.config.dataset import BinStrategy, BinUnit
 from kvx.config.engine import OpenAIConfig
 from kvx.config.schema import Config
 from kvx.data import manifest as manifests
@@ -143,10 +144,11 @@ def build(
     if not found:
         inside = " inside dataset.binning.edges" if d.binning.edges else ""
         raise UserError(f"dataset={d.name}: the source yields no examples{inside}")
-    edges = bin_edges([sized.context_tokens for sized in found.values()], d.binning)
+    lengths = {i: sizer.length(sized.example, sized.context_tokens) for i, sized in found.items()}
+    edges = bin_edges(list(lengths.values()), d.binning)
     ids_by_bin: list[list[str]] = [[] for _ in edges[1:]]
-    for example_id, sized in found.items():
-        if (index := bin_of(sized.context_tokens, edges)) is not None:
+    for example_id, length in lengths.items():
+        if (index := bin_of(length, edges)) is not None:
             ids_by_bin[index].append(example_id)
     if (model := d.sampling.unseen_by) is not None:
         seen = hazard_files.prompts_of(model)
@@ -162,9 +164,12 @@ def build(
     places = [(index, found[i]) for index, ids in enumerate(chosen) for i in ids]
     sizes = sizer.complete([sized for _, sized in places])
     entries = [_entry(sized, index) for (index, _), sized in zip(places, sizes, strict=True)]
+    tokens = list(pairwise(edges))
+    if d.binning.unit is not BinUnit.tokens:  # tables name bins by tokens: of the examples in them
+        tokens = [_span([found[i].context_tokens for i in ids]) for ids in ids_by_bin]
     bins = tuple(
-        Bin(i, edges[i], edges[i + 1], len(ids_by_bin[i]), len(chosen[i]))
-        for i in range(len(chosen))
+        Bin(i, low, high, len(ids_by_bin[i]), len(chosen[i]))
+        for i, (low, high) in enumerate(tokens)
     )
     manifest = Manifest(
         dataset_id=manifests.dataset_id(d),
@@ -245,3 +250,7 @@ def _own(example: Example) -> list[Any]:
     if example.answer_prefix is None and not example.formatted:
         return []
     return [example.answer_prefix, example.formatted]
+
+
+def _span(lengths: Sequence[int]) -> tuple[int, int]:
+    return min(lengths, default=0), max(lengths, default=0)

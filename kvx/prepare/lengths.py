@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from kvx.config.dataset import Overflow
+from kvx.config.dataset import BinUnit, Overflow
 from kvx.config.engine import OpenAIConfig
 from kvx.config.schema import Config
 from kvx.data.binning import bin_of
@@ -12,10 +12,8 @@ from kvx.data.model_folder import files_of
 from kvx.data.prompt import PromptBuilder, truncate_context
 from kvx.data.token_counts import Count, batches
 from kvx.data.tokenizer import max_context_tokens
+from kvx.data.truncation import TRUNCATED_FROM, truncate_prompt
 from kvx.errors import UserError
-
-TRUNCATED_FROM = "truncated_from_tokens"
-
 
 # A prompt may have other tokens than its parts where they meet; this many are allowed for.
 JOINTS = 256
@@ -41,14 +39,27 @@ class Sizer:
         self.config, self.builder = config, builder
         self.count = builder.counter
         self.limit = max_context_tokens(config.model)
+        self.most = config.dataset.max_prompt_tokens
         self.known = _vocabulary(config)
 
+    def length(self, example: Example, context_tokens: int) -> int:
+        """What decides an example's bin. Raises `UserError` for a row without words of its own."""
+        if self.config.dataset.binning.unit is BinUnit.tokens:
+            return context_tokens
+        words = example.meta.get("length")
+        if type(words) is not int:
+            raise UserError(
+                f"example {example.example_id}: no length in its row, which "
+                "dataset.binning.unit=words needs"
+            )
+        return words
+
     def inside(self, examples: Iterator[Example], edges: Sequence[int]) -> Iterator[Example]:
-        """The examples whose contexts are of a length between `edges`."""
+        """The examples whose length is between `edges`."""
         for batch in batches(examples, _chars):
             found = self.count([e.context for e in batch])
             for example, context in zip(batch, found, strict=True):
-                if bin_of(context.n_tokens, edges) is not None:
+                if bin_of(self.length(example, context.n_tokens), edges) is not None:
                     yield example
 
     def fitting(self, examples: Iterator[Example]) -> Iterator[Sized]:
@@ -66,13 +77,13 @@ class Sizer:
                 before, rest = self.builder.texts(example)
                 n_around = len((before + rest).encode()) - len(example.context.strip().encode())
                 most = context.n_tokens + n_around + JOINTS
-                if most + self._new_tokens(example) <= self.limit:
+                fits = most + self._new_tokens(example) <= self.limit
+                if fits and (self.most is None or most <= self.most):
                     sized[place] = Sized(example, context.n_tokens)
                 else:
                     unsure[place] = example
             for place, found_size in zip(unsure, self._sized(list(unsure.values())), strict=True):
-                excess = self._excess(found_size)
-                sized[place] = found_size if excess <= 0 else self._shortened(found_size, excess)
+                sized[place] = self._cut(found_size)
             yield from (sized[place] for place in range(len(batch)))
 
     def complete(self, chosen: Sequence[Sized]) -> list[Sized]:
@@ -107,6 +118,15 @@ class Sizer:
         usual = self.config.decoding.max_new_tokens
         return usual if example.max_new_tokens is None else example.max_new_tokens
 
+    def _cut(self, sized: Sized) -> Sized:
+        excess, example = self._excess(sized), sized.example
+        whole = self.config.dataset.overflow is Overflow.truncate_prompt
+        if whole and (excess > 0 or self.most is not None):
+            room = self.limit - self._new_tokens(example)
+            cut = truncate_prompt(example, room, self.builder, self.most)
+            return sized if cut is example else next(self._sized([cut]))
+        return sized if excess <= 0 else self._shortened(sized, excess)
+
     def _shortened(self, sized: Sized, excess: int) -> Sized:
         example, before = sized.example, sized.context_tokens
         name, overflow = self.config.model.name, self.config.dataset.overflow
@@ -114,7 +134,8 @@ class Sizer:
             raise UserError(
                 f"example {example.example_id}: prompt and {self._new_tokens(example)} new tokens "
                 f"exceed the context of model={name} ({self.limit}) by {excess}; set "
-                "dataset.overflow=truncate_middle or truncate_head, or use shorter contexts"
+                "dataset.overflow=truncate_middle, truncate_head or truncate_prompt, or use "
+                "shorter contexts"
             )
         middle = overflow is Overflow.truncate_middle
         keep = before - excess

@@ -37,23 +37,26 @@ class LongBenchSource:
     `data.zip`. Without it they come from the hub dataset `hub` at commit `hub_revision`: from its
     file `archive`, which is such a zip, or without `archive` as rows in kvpress's form (context,
     question, answer_prefix, answers, max_new_tokens), which contain LongBench's prompt, so that the
-    dataset's template is not used. `even` names LongBench-E, in `<task>_e.jsonl`. Without
-    `row_limits`, `decoding.max_new_tokens` holds for all rows. `all_classes` and, of LongBench-E,
+    dataset's template is not used. A `hub` of null asks for a `path`. `even` names LongBench-E, in
+    `<task>_e.jsonl`. Without `row_limits`, `decoding.max_new_tokens` holds for all rows, and
+    without `reads_input` a row's `input` is no part of the prompt, as LongBench asks for summaries.
+    `all_classes` and, of LongBench-E,
     `length` (in words) are kept in `Example.meta`.
     """
 
     task: str
     path: str | None = None
-    hub: str = HUB
+    hub: str | None = HUB
     hub_revision: str | None = HUB_REVISION
     row_limits: bool = True
     archive: str | None = None
     even: bool = False
+    reads_input: bool = True
 
     @staticmethod
     def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
         """The fields that decide the examples; `revision` names the commit."""
-        usual = {"row_limits": True, "archive": None, "even": False}
+        usual = {"row_limits": True, "archive": None, "even": False, "reads_input": True}
         told = {k: v for k, v in fields.items() if k not in usual or v != usual[k]}
         return {**told, "hub_revision": None}
 
@@ -64,8 +67,8 @@ class LongBenchSource:
 
     def revision(self) -> str:
         if not self.path:
-            at = commit(self.hub, self.hub_revision)
-            return f"longbench-{row_examples.VERSION}-{self.hub}@{at}"
+            hub, at = self._commit()
+            return f"longbench-{row_examples.VERSION}-{hub}@{at}"
         place = self._place(self.path)
         asked = ({"input": row.get("question"), **row} for row in place.rows())
         version = VERSION if row_examples.were_plain(asked, FIELDS) else row_examples.VERSION
@@ -83,32 +86,40 @@ class LongBenchSource:
                 f"LongBench {self.name}: not LongBench's layout (input, context, answers, ..): it "
                 f"has {columns_of(first)}"
             )
-        fields = {} if self.row_limits else {"max_new_tokens": None}
+        fields: dict[str, str | None] = {} if self.row_limits else {"max_new_tokens": None}
         reading = row_examples.Reading(
             layout, fields, f"{self.task}-", "{:05d}", from_row=0,
             meta=("all_classes", "length") if self.even else ("all_classes",),
         )  # fmt: skip
-        return row_examples.examples(chain([first], found), f"LongBench {self.name}", reading)
+        rows: Iterator[Row] = chain([first], found)
+        if not kvpress and not self.reads_input:
+            rows = ({**row, "input": ""} for row in rows)
+        return row_examples.examples(rows, f"LongBench {self.name}", reading)
 
     def _rows(self) -> Iterator[Row]:
         if self.path:
             yield from self._place(self.path).rows()
             return
+        hub, at = self._commit()
         if self.archive is not None:
-            file = hub_file(self.hub, self.hub_revision, self.archive, FOLDER)
+            file = hub_file(hub, at, self.archive, FOLDER)
             yield from self._place(str(file)).rows()
             return
         import datasets
 
         try:
-            yield from datasets.load_dataset(
-                self.hub, self.name, split="test", revision=commit(self.hub, self.hub_revision)
-            )
+            yield from datasets.load_dataset(hub, self.name, split="test", revision=at)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"dataset.source.hub={self.hub}: could not load ({first_line(error)}); without "
+                f"dataset.source.hub={hub}: could not load ({first_line(error)}); without "
                 f"a hub, {FOLDER}"
             ) from None
+
+    def _commit(self) -> tuple[str, str]:
+        """The hub dataset and its commit. Raises `UserError` without the one or the other."""
+        if self.hub is None:
+            raise UserError(f"dataset.source.path=null: {FOLDER}")
+        return self.hub, commit(self.hub, self.hub_revision)
 
     def _place(self, path: str) -> "_File | _Zipped":
         """Where the task's rows are. Raises `UserError` that lists the tasks that are there."""
