@@ -21,10 +21,11 @@ from kvx.data.model_folder import files_of
 from kvx.data.model_kind import check_kind
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
+from kvx.data.truncation import TRUNCATED_FROM
 from kvx.errors import UserError
 from kvx.identity import hazard_files
 from kvx.identity.hashing import digest, sha256_file
-from kvx.prepare.lengths import TRUNCATED_FROM, Sized, Sizer
+from kvx.prepare.lengths import Sized, Sizer
 from kvx.scoring.metrics import resolve
 from kvx.store.atomic import write_text
 
