@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kvx.config.folders import conf_dir
-from kvx.config.press import Degenerate, HubFile, PressConfig
 from kvx.config.press_choices import Keeps
+from kvx.config.press_config import Degenerate, HubFile, PressConfig
 from kvx.errors import UserError, first_line
 
 # arguments of a wrapper that hold what it wraps: one press, or several in a row

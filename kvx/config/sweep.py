@@ -28,7 +28,7 @@ from kvx.config.escapes import as_meant
 from kvx.config.field_names import refuse_unknown
 from kvx.config.inner_press import with_inner
 from kvx.config.placeholders import as_typed
-from kvx.config.press import PressConfig
+from kvx.config.press_config import PressConfig
 from kvx.config.schema import Config
 from kvx.config.tasks import KEY as TASK
 from kvx.config.tasks import with_all_tasks

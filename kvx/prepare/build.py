@@ -19,7 +19,7 @@ from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.model_folder import files_of
 from kvx.data.model_kind import check_kind
 from kvx.data.prompt import PromptBuilder
-from kvx.data.tokenizer import load_tokenizer, tokenizer_hash
+from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
 from kvx.errors import UserError
 from kvx.identity import hazard_files
 from kvx.identity.hashing import digest, sha256_file

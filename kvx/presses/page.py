@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvx.cli.press_files import shipped_presses
+from kvx.config.inner_press import wrappers
 from kvx.config.model_features import ModelFeature
 from kvx.config.schema import PressConfig
 from kvx.engines.kvpress.applicability import DOES
@@ -31,6 +32,7 @@ def page() -> str:
         files=table(["press", "file", "models"], [row for p in presses for row in _files(p)]),
         features="\n".join(map(_feature, features)),
         uncovered="\n".join(_uncovered(presses)),
+        wrappers=", ".join(f"`{name}`" for name in wrappers()),
         n_families=len(families()),
         decoding=", ".join(f"`{name}`" for name in DECODING),
         refused="\n".join(f"- `{p.name}` {p.refused}" for p in presses if p.refused),
