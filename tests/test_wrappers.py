@@ -206,7 +206,7 @@ def test_what_holds_of_the_inner_press_holds_of_the_outer_one() -> None:
     assert press.needs == [PressNeed.masks]
     assert [feature.name for feature in press.requires] == ["output_projection", "head_size"]
     assert press.degenerate_at_tokens == 4
-    assert [rule.when for rule in press.degenerate_when][0] == "prompt_tokens < 4 + 2 * 128"
+    assert press.degenerate_when[0].when == "prompt_tokens < 4 + 2 * 128"
     chunk = compose("press=chunk", "press.inner=streaming", "press.method.chunk_length=100").press
     assert "min(prompt_tokens, chunk_length)" in chunk.degenerate_when[-1].when
     dms = compose("press=dms").press
