@@ -132,10 +132,11 @@ def prefilled(work: PointWork, index: int = 0, alone: bool = False) -> PromptCac
     """One prompt of a point, compressed."""
     loaded = KVPressEngine(work.point.config).loaded
     request, example = work.requests[index]
-    parts = PromptBuilder(loaded.tokenizer, work.point.config).parts(example)
+    builder = PromptBuilder(loaded.tokenizer, work.point.config)
+    parts = builder.parts(example)
     n = len(parts.compressed_ids)
     row = PromptRow(
-        PointPress(work.point, n),
+        PointPress(work.point, n, question_tokens=builder.question_tokens(example)),
         work.point.kept_tokens(n),
         RandomStream(seed_of(request), loaded.device),
     )

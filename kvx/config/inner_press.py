@@ -82,6 +82,17 @@ def named_press(name: str) -> PressConfig | None:
     return press
 
 
+def methods() -> dict[str, dict[str, Any]]:
+    """By name, the methods of the presses in the group that kvx runs, as their files have them."""
+    found: dict[str, Any] = {}
+    for name in names():
+        file = _loaded(name)
+        if file is None or not file.get("method") or file.get("refused"):
+            continue
+        found[name] = OmegaConf.to_container(file.method, resolve=False)
+    return found
+
+
 def names() -> list[str]:
     """The names of the files of the group `press`."""
     hydra = GlobalHydra.instance()
@@ -93,12 +104,7 @@ def names() -> list[str]:
 
 def wrappers() -> list[str]:
     """Those that wrap others."""
-    loaded = {name: _loaded(name) for name in names()}
-    return [
-        name
-        for name, found in loaded.items()
-        if found is not None and {ONE, SEVERAL} & set(found.get("method") or {})
-    ]
+    return [name for name, method in methods().items() if {ONE, SEVERAL} & set(method)]
 
 
 def _loaded(name: str) -> Any | None:

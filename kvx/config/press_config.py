@@ -63,6 +63,9 @@ class PressConfig:
         "budget",
         added=True,
     )
+    budget_above: float = option(
+        0.0, "the share that it cannot go below; budgets must be above it", at_least=0, neutral=True
+    )
     needs: list[PressNeed] = option([], "what it asks of the engine beyond scoring and dropping")
     requires: list[ModelFeature] = option(
         [],

@@ -6,6 +6,7 @@ forward hook.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,9 @@ import torch
 from kvpress import BasePress
 
 from kvx.engines.kvpress.states import KV
+
+# its one message is that layers of different length need flash attention, and here they do not
+logging.getLogger("kvpress.presses.per_layer_compression_press").setLevel(logging.ERROR)
 
 
 class Chained(kvpress.ComposedPress):  # type: ignore[misc]

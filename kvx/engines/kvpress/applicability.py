@@ -14,8 +14,9 @@ from importlib.metadata import version
 from kvx.config.folders import cache_dir
 from kvx.config.language_model import ModelConfig
 from kvx.config.model_features import ModelFeature
+from kvx.config.numbers import exact
 from kvx.config.press_choices import PressLayers, PressNeed, Queries
-from kvx.config.schema import Config, PressConfig
+from kvx.config.schema import BudgetKind, Config, PressConfig
 from kvx.data.model_folder import files_of
 from kvx.engines.kvpress.needed_files import missing_file
 from kvx.engines.kvpress.press import ALONE
@@ -65,6 +66,9 @@ def not_applicable(config: Config) -> str | None:
         return None
     if PressNeed.query_in_prompt in press.needs and not config.prompt.query_aware:
         return "it needs the question in what is compressed; add prompt.query_aware=true"
+    budget, least = config.budget, press.budget_above
+    if budget.kind is BudgetKind.ratio and budget.ratio <= least:
+        return f"its budgets are above {exact(least)}: it keeps more than that whatever it is asked"
     return reason(press, config.model, missing_of(config.model) or {})
 
 

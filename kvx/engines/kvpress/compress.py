@@ -15,7 +15,7 @@ from kvx.engines.kvpress.kept import LayerEntries, watch_positions
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.linear import own_linears
 from kvx.engines.kvpress.model_state import untouched
-from kvx.engines.kvpress.parts import needs_gradients, packs
+from kvx.engines.kvpress.parts import needs_gradients, packs, zeroes
 from kvx.engines.kvpress.press_queries import PressQueries
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow, RowPress
@@ -156,6 +156,7 @@ def _compressing(
         if press is None and not layers.full:
             row.everywhere = True  # windows are its full cache
         row.packs = press is not None and packs(press)
+        row.zeroes = press is not None and zeroes(press)
         if hasattr(press, "score") and row.watched:
             row.evicted = EvictedMass(press)
     shadows = {id(r.shadow.prompt): r.shadow.prompt for r in rows if r.shadow is not None}

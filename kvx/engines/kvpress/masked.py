@@ -22,9 +22,10 @@ from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.measure import clear_masks, masked_entries, unmasked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.model_state import untouched
-from kvx.engines.kvpress.parts import packs
+from kvx.engines.kvpress.parts import packs, zeroes
 from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.probe import mean_share, probes
+from kvx.engines.kvpress.prompt_row import zero_bytes
 from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
@@ -71,7 +72,8 @@ def prefill_masked(
     with with_head_size(model), hooked(model, press, cache, reads_weights):
         argument = cache_argument(model, cache)
         out = model(input_ids=ids, **argument, logits_to_keep=1, use_cache=True)
-    kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
+    dead = press is not None and zeroes(press)
+    kv, share = _measure(model, cache, n, kept_tokens, dead), mean_share(evicted)
     percent = None if kept is None else _kept_percent(model, cache, kept, n)
     start = round(kv.entries_physical) if press is not None and packs(press) else n
     logits, at_once = out.logits[0].to(loaded.device), len(parts.rest_ids)
@@ -228,7 +230,7 @@ def _decode(
         row.position += 1
 
 
-def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int) -> KVUse:
+def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int, dead_channels: bool) -> KVUse:
     layers = layers_of(model)
     held = [kv_of(cache, layer.index) for layer in layers.full]
     if not held:  # no press compresses such a model
@@ -238,6 +240,7 @@ def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int) -> KVUse:
     physical = sum(keys.shape[2] for keys, _ in held) / len(held)
     effective = physical - masked_entries(layers.full, [keys.shape[1] for keys, _ in held])
     taken = sum(t.numel() * t.element_size() for kv in held for t in kv)
+    dead = sum(zero_bytes(keys) for keys, _ in held) if dead_channels else 0
     fixed, per_entry = layers.row_bytes(n_tokens), taken / physical
     full = n_tokens * per_entry
     return KVUse(
@@ -245,7 +248,7 @@ def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int) -> KVUse:
         entries_effective=effective,
         entries_physical=physical,
         bytes_nominal=round(kept_tokens * per_entry) + fixed,
-        bytes_effective=round(effective * per_entry) + fixed,
+        bytes_effective=round(effective * per_entry) - dead + fixed,
         bytes_physical=taken + fixed,
         bytes_full=round(full) + fixed,
         bytes_peak=taken + fixed,

@@ -8,6 +8,7 @@ import hydra.utils
 import kvpress
 from kvpress import BasePress, ScorerPress
 
+from kvx.config.numbers import exact
 from kvx.config.press_choices import PressLayers, PressNeed
 from kvx.config.schema import PressConfig
 from kvx.engines.kvpress.layers import layers_of
@@ -46,6 +47,12 @@ def check_press(point: Point) -> None:
                 f"press={config.name}: needs prompts of more than {config.min_prompt_tokens} "
                 f"tokens; example {entry.example_id} has {n}; "
                 "lower the press's window or use longer contexts (dataset.binning.edges)"
+            )
+        if point.kept_share(n) <= config.budget_above:
+            raise UserError(
+                f"press={config.name}: keeps more than {exact(config.budget_above)} of a prompt "
+                f"whatever it is asked; of example {entry.example_id}, which has {n} tokens, "
+                f"budget={point.config.budget.tokens}t would be less"
             )
         point.degenerate_reason(n)  # raises for a condition that cannot be evaluated
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from kvx.engines.base import KVUse
 from kvx.engines.kvpress.kept import KeptPositions
 from kvx.engines.kvpress.layers import CachedLayer
@@ -53,8 +55,10 @@ class PromptRow:
     room: int = 0  # how many tokens may follow the prompt
     everywhere: bool = False  # whether it compresses layers with a window too
     packs: bool = False  # whether its press moved what it kept to the first positions
+    zeroes: bool = False  # whether its press sets channels of keys to zero
     entries: list[int] = field(default_factory=list)  # per layer that the press compresses
     bytes: int = 0  # of keys and values in those layers
+    zero_bytes: int = 0  # of those, channels that are zero in every entry
     fixed_bytes: int = 0  # of windows and states, which no press touches
     error: Exception | None = None
 
@@ -65,6 +69,8 @@ class PromptRow:
         if layer.window is None or self.everywhere:
             self.entries.append(n)
             self.bytes += held
+            if self.zeroes:
+                self.zero_bytes += zero_bytes(kept[0])
         else:
             self.fixed_bytes += held
 
@@ -73,8 +79,15 @@ class PromptRow:
         return n_tokens - self.entries[0] if self.packs else 0
 
 
+def zero_bytes(keys: torch.Tensor) -> int:
+    """Bytes of channels that are zero in every entry of a head, of `keys` [1, heads, n, size]."""
+    return int((keys == 0).all(dim=2).sum()) * keys.shape[2] * keys.element_size()
+
+
 def kv_use(row: PromptRow, n_tokens: int) -> KVUse:
     """The cache after compression of `n_tokens` prompt tokens; no entry is hidden from attention.
+
+    Channels that a press has zeroed take memory and are not counted as effective.
 
     Raises `ValueError` if it is empty.
     """
@@ -88,7 +101,7 @@ def kv_use(row: PromptRow, n_tokens: int) -> KVUse:
         entries_effective=kept,
         entries_physical=kept,
         bytes_nominal=round(row.kept_tokens * per_entry) + fixed,
-        bytes_effective=row.bytes + fixed,
+        bytes_effective=row.bytes - row.zero_bytes + fixed,
         bytes_physical=row.bytes + fixed,
         bytes_full=round(full) + fixed,
         bytes_peak=row.bytes + fixed,

@@ -9,7 +9,7 @@ import hydra.utils
 import kvpress
 from kvpress import BasePress, ScorerPress
 
-from kvx.config.inner_press import ONE, SEVERAL, named_press, names, with_inner
+from kvx.config.inner_press import ONE, SEVERAL, methods
 from kvx.engines.kvpress.parts import DECODING, MASKING, packs, parts_of
 from kvx.errors import UserError, first_line
 
@@ -51,7 +51,11 @@ def check_wrapping(name: str, method: Mapping[str, Any]) -> None:
             if _obstacle({**outer, slot: [first]}) is None:
                 before = [first]
                 told = f"{str(first['_target_']).rpartition('.')[2]} can be followed by"
-        fit = [other for other in names() if _fits(outer, slot, before, other)]
+        fit = [
+            other
+            for other, inner in methods().items()
+            if _obstacle({**outer, slot: inner if slot == ONE else [*before, inner]}) is None
+        ]
         if fit:  # else it is not the press inside that is wrong
             raise UserError(f"press={name}: {reason}; {told} {', '.join(fit)}")
 
@@ -68,19 +72,6 @@ def _wrapping(method: Any) -> Iterator[tuple[Mapping[str, Any], str]]:
     for slot in (ONE, SEVERAL):
         if method.get(slot):
             yield method, slot
-
-
-def _fits(outer: Mapping[str, Any], slot: str, before: list[Any], name: str) -> bool:
-    """Whether `outer` can work on the press in the file `name`; of a chain, behind others."""
-    try:
-        press = named_press(name)
-        press = None if press is None else with_inner(press)
-    except UserError:
-        return False
-    if press is None or press.method is None or press.refused is not None:
-        return False
-    inner = press.method if slot == ONE else [*before, press.method]
-    return _obstacle({**outer, slot: inner}) is None
 
 
 def _obstacle(outer: Mapping[str, Any]) -> str | None:
