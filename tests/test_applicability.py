@@ -1,7 +1,6 @@
 """What a press cannot do on a model is known from the configuration, and said without a failure."""
 
 import json
-import re
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

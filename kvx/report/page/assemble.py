@@ -12,6 +12,7 @@ import jinja2
 import pandas as pd
 
 from kvx.analyze.looks import COLOURS, DARK_COLOURS
+from kvx.report.guard_section import device_budgets
 from kvx.report.page.answers import Shown, answers
 from kvx.report.page.packing import packed
 from kvx.report.page.tables_shown import fidelity_figures, figures
@@ -42,7 +43,7 @@ def write_page(
     shown = figures(
         points, frames["bin_stats"], frames["comparisons"], frames["transitions"],
         frames["catastrophe_stats"], frames.get("dose_response"), frames["fidelity_stats"],
-        confidence,
+        confidence, device_budgets(frames["guard_stats"]),
     )  # fmt: skip
     head = {
         "name": told["name"], "requests": int(told["n_requests"]),

@@ -62,10 +62,12 @@ def figures(
     dose_response: pd.DataFrame | None,
     fidelity_stats: pd.DataFrame,
     confidence: float,
+    used: Mapping[str, float],
 ) -> dict[str, Any]:
     """Everything that is drawn; points and variants by their numbers in the lists of this.
 
-    Only the primary metric's rows are shown.
+    Only the primary metric's rows are shown. Points with a controller stand at the share that they
+    had on the device on average (`used`), not at the one that they began with.
     """
     stats = bin_stats[bin_stats["primary"]]
     pairs = comparisons[comparisons["primary"]]
@@ -87,7 +89,9 @@ def figures(
     derailed = catastrophes_shown(catastrophe_stats, 1 - confidence)[[*key, *DERAILED.values()]]
     return {
         "variants": [_variant(stats[stats["variant_id"] == v]) for v in variants],
-        "points": points_shown(first, variants, number, twins),
+        "points": points_shown(
+            first.assign(budget=_drawn_at(first, used)), variants, number, twins
+        ),
         "cells": columns(_numbered(cells, number)),
         "failures": columns(_numbered(counts, number).rename(columns={"error_type": "kind"})),
         "catastrophes": columns(_numbered(derailed, number)),
@@ -176,6 +180,13 @@ def points_shown(
             }
         )  # fmt: skip
     return found
+
+
+def _drawn_at(first: pd.DataFrame, used: Mapping[str, float]) -> "pd.Series[float]":
+    """The budget at which each point is drawn; nan for a controller's that was not measured."""
+    return first["budget"].where(
+        first["controller"] == "none", first["point_id"].map(used).astype(float)
+    )
 
 
 def _drawn_names(first: pd.DataFrame) -> "pd.Series[str]":

@@ -62,7 +62,7 @@ function sectionsOf(experiment, number, open) {
   });
 
   const front = drawn((width) => paretoFront(experiment, variant, series, ALL_BINS, width, open));
-  const needed = experiment.fits.some((f) => f.variant === number && f.bin !== ALL_BINS && (f.b95_state === "reached" || f.b50_state === "reached"));
+  const needed = experiment.fits.some((f) => f.variant === number && f.bin !== ALL_BINS && (told(f, "b95") || told(f, "b50")));
   const latency = series.some((s) => s.points.some((p) => experiment.cell(p, ALL_BINS)?.n_latency > 0));
   return [
     heatMap(experiment, variant, shown, open),
