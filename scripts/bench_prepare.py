@@ -20,7 +20,7 @@ from kvx.data import manifest as manifests
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.prepare.build import ensure_manifest
-from kvx.prepare.lengths import Sizer
+from kvx.prepare.prompt_lengths import Sizer
 
 
 class Recorder:

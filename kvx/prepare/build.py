@@ -25,7 +25,7 @@ from kvx.data.truncation import TRUNCATED_FROM
 from kvx.errors import UserError
 from kvx.identity import hazard_files
 from kvx.identity.hashing import digest, sha256_file
-from kvx.prepare.lengths import Sized, Sizer
+from kvx.prepare.prompt_lengths import Sized, Sizer
 from kvx.scoring.metrics import resolve
 from kvx.store.atomic import write_text
 
