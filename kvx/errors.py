@@ -4,7 +4,9 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -14,6 +16,20 @@ class UserError(Exception):
     """
 
 
+class NotApplicableError(UserError):
+    """Points whose press cannot be used on their model or with their server.
+
+    `reasons` says why, by the point's directory. A sweep goes on without them.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[Path, str]) -> None:
+        super().__init__(message, reasons)  # both: it is pickled on its way from a worker
+        self.reasons = dict(reasons)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class ArgumentError(UserError, ValueError):
     """A wrong argument of a function that users of the library call."""
 
@@ -21,7 +37,8 @@ class ArgumentError(UserError, ValueError):
 EXTRAS = {  # what an extra of kvx installs, by the name that is imported
     "fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve",
     "openai": "openai", "anyio": "openai", "aiolimiter": "openai", "tenacity": "openai",
-    "dotenv": "openai", "submitit": "slurm", "xgboost": "guard",
+    "dotenv": "openai", "submitit": "slurm", "xgboost": "guard", "jieba": "longbench",
+    "rouge": "longbench",
 }  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvx.cli import keywords
 from kvx.cli.command import describe
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ class Sweep:
         from kvx.score.build import score_experiment
         from kvx.store.catalog import (
             answered_points,
+            compared_points,
             events_of,
+            fidelity_of,
             latency_of,
             read_frame,
             requests_of,
@@ -98,8 +101,8 @@ class Sweep:
         from kvx.store.schemas import SCORED
 
         with _in_one_line(), _told():
-            if self._holds_latencies_only():
-                return {"latency": read_frame(sorted(self.dir.glob("points/*/latency.parquet")))}
+            if self._has_no_answers():
+                return self._without_answers()
             score_experiment(self.configs[0])
             analyze_experiment(self.configs[0])
             points = answered_points(self.dir)
@@ -107,6 +110,7 @@ class Sweep:
                 "requests": requests_of(points),
                 "latency": latency_of(points),
                 "events": events_of(points),
+                "fidelity": fidelity_of(compared_points(self.dir)),
             }
             for name in SCORED:
                 found[name] = read_frame([p.dir / f"{name}.parquet" for p in points])
@@ -116,14 +120,15 @@ class Sweep:
 
     def report(self) -> Report:
         """The experiment's report, written anew if stale."""
-        from kvx.analyze.build import analyze_experiment
+        from kvx.analyze.build import analyze_experiment, has_fidelity_only
         from kvx.report.build import report_experiment
         from kvx.score.build import score_experiment
 
         with _in_one_line(), _told():
-            if self._holds_latencies_only():
+            if not self._has_no_answers():
+                score_experiment(self.configs[0])
+            elif not has_fidelity_only(self.dir):
                 raise UserError(f"{self.dir}: holds latencies only; nothing to report")
-            score_experiment(self.configs[0])
             analyze_experiment(self.configs[0])
             return Report(report_experiment(self.configs[0]).absolute())
 
@@ -139,10 +144,25 @@ class Sweep:
             rows = [vars(point) | {"state": point.state.name} for point in read_status(self.dir)]
         return pd.DataFrame(rows, columns=names)
 
-    def _holds_latencies_only(self) -> bool:
+    def _has_no_answers(self) -> bool:
         from kvx.store.catalog import answered_points
 
-        return self.configs[0].measure is Measure.latency and not answered_points(self.dir)
+        asked = Measure.quality in self.configs[0].measure.parts
+        return not asked and not answered_points(self.dir)
+
+    def _without_answers(self) -> "dict[str, pd.DataFrame]":
+        from kvx.analyze.build import COMPARED_TABLES, analyze_experiment, has_fidelity_only
+        from kvx.store.catalog import compared_points, fidelity_of, read_frame
+
+        found = {}
+        if paths := sorted(self.dir.glob("points/*/latency.parquet")):
+            found["latency"] = read_frame(paths)
+        if has_fidelity_only(self.dir):
+            analyze_experiment(self.configs[0])
+            found["fidelity"] = fidelity_of(compared_points(self.dir))
+            for name in COMPARED_TABLES:
+                found[name] = read_frame([self.dir / f"{name}.parquet"])
+        return found
 
 
 @contextlib.contextmanager

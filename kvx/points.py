@@ -13,9 +13,10 @@ from kvx.config import conditions
 from kvx.config.controller import RECORD
 from kvx.config.guard import GuardConfig, Shadow
 from kvx.config.identity import is_guarded, resolved, unlabelled
+from kvx.config.measures import Measure
 from kvx.config.numbers import exact
 from kvx.config.press_choices import Queries
-from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig, Measure
+from kvx.config.schema import BudgetConfig, BudgetKind, Config, DecodingConfig
 from kvx.data.manifest import Entry, Manifest
 from kvx.data.model_attention import has_plain_layers, is_as_recomputed, recomputes
 from kvx.data.tokenizer import model_hash
@@ -181,11 +182,15 @@ class Point:
 
     @property
     def wants_answers(self) -> bool:
-        return self.config.measure is not Measure.latency
+        return Measure.quality in self.config.measure.parts
 
     @property
     def wants_latency(self) -> bool:
-        return self.config.measure is not Measure.quality
+        return Measure.latency in self.config.measure.parts
+
+    @property
+    def wants_fidelity(self) -> bool:
+        return Measure.fidelity in self.config.measure.parts
 
     @cached_property
     def latency_items(self) -> list[tuple[Entry, int]]:
@@ -195,13 +200,28 @@ class Point:
         """
         if not self.wants_latency:
             return []
-        settings, seen = self.config.latency, Counter[int]()
-        chosen = []
+        settings = self.config.latency
+        chosen = self._first(settings.n_per_bin)
+        return [(entry, repeat) for repeat in range(settings.repeats) for entry in chosen]
+
+    @cached_property
+    def fidelity_entries(self) -> list[Entry]:
+        """What is compared with the full cache: the first `fidelity.n_per_bin` of each bin.
+
+        Empty unless the configuration asks for it.
+        """
+        if not self.wants_fidelity:
+            return []
+        n = self.config.fidelity.n_per_bin
+        return list(self.manifest.entries) if n is None else self._first(n)
+
+    def _first(self, n_per_bin: int) -> list[Entry]:
+        seen, chosen = Counter[int](), []
         for entry in self.manifest.entries:
             seen[entry.bin] += 1
-            if seen[entry.bin] <= settings.n_per_bin:
+            if seen[entry.bin] <= n_per_bin:
                 chosen.append(entry)
-        return [(entry, repeat) for repeat in range(settings.repeats) for entry in chosen]
+        return chosen
 
     def kept_tokens(self, n_tokens: int) -> int:
         """Entries per head and layer that the budget asks to keep of `n_tokens`.

@@ -11,10 +11,11 @@ import argparse
 import dataclasses
 import logging
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
-from bench_sweep import BUDGETS, build_work, run_kvpress, run_kvx, timed
+from sweep_runs import BUDGETS, build_work, run_kvpress, run_kvx, timed
 
 from kvx.engines.base import PointWork
 from kvx.engines.kvpress.account import RowCost
@@ -56,12 +57,13 @@ def main() -> None:
                 run_kvx(loaded, first(work[:2], 1), cost)  # warm
                 if per_point is None:
                     one = first(work, 1)
-                    seconds, _, _ = timed(loaded, lambda: run_kvpress(loaded, one, args.new_tokens))  # noqa: B023
+                    theirs = partial(run_kvpress, loaded, one, args.new_tokens)
+                    seconds = timed(loaded, theirs).seconds
                     per_point = seconds / len(work)
-                seconds, _, _ = timed(loaded, lambda: run_kvx(loaded, work, cost))  # noqa: B023
-            ours, theirs = seconds / args.examples, per_point * points
+                seconds = timed(loaded, partial(run_kvx, loaded, work, cost)).seconds
+            ours, expected = seconds / args.examples, per_point * points
             print(
-                f"| {tokens} | {points} | {theirs:.1f} | {ours:.2f} | {theirs / ours:.1f} |",
+                f"| {tokens} | {points} | {expected:.1f} | {ours:.2f} | {expected / ours:.1f} |",
                 flush=True,
             )
 

@@ -1,6 +1,7 @@
 """Parts of scripts/coverage_study.py: means, paired differences, and families of their tests."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,9 +16,9 @@ def means(setting: Setting, repeats: int, rng: np.random.Generator) -> Result:
     world, rate = WORLDS[setting["world"]], setting["rate"]
     known = covered = 0
     width = 0.0
-    for _ in range(repeats):
-        values, clusters = worlds.scores(world, setting["n"], rate, rng)
-        low, high = clustered.mean(values, clusters.tolist(), CONFIDENCE).interval
+    drawn = [worlds.scores(world, setting["n"], rate, rng) for _ in range(repeats)]
+    for found in clustered.means([(v, c.tolist()) for v, c in drawn], CONFIDENCE):
+        low, high = found.interval
         if not math.isnan(low):
             known += 1
             covered += low - 1e-12 <= rate <= high + 1e-12
@@ -31,9 +32,8 @@ def differences(setting: Setting, repeats: int, rng: np.random.Generator) -> Res
     truth = worlds.true_difference(world, discordance, lost)
     known = covered = tested = rejected = 0
     width = 0.0
-    for _ in range(repeats):
-        here, full, clusters = worlds.pairs(world, setting["n"], discordance, lost, rng)
-        found = clustered.paired_difference(here, full, clusters.tolist(), CONFIDENCE)
+    drawn = [worlds.pairs(world, setting["n"], discordance, lost, rng) for _ in range(repeats)]
+    for found in _tested(drawn):
         low, high = found.interval
         if not math.isnan(low):
             known += 1
@@ -52,13 +52,18 @@ def families(setting: Setting, repeats: int, rng: np.random.Generator) -> Result
     world = WORLDS[setting["world"]]
     said = uncorrected = 0
     for _ in range(repeats):
-        p = []
-        for _ in range(setting["points"]):
-            here, full, clusters = worlds.pairs(world, setting["n"], 0.2, 0.5, rng)
-            p.append(clustered.paired_difference(here, full, clusters.tolist(), CONFIDENCE).p)
+        points = range(setting["points"])
+        drawn = [worlds.pairs(world, setting["n"], 0.2, 0.5, rng) for _ in points]
+        p = [found.p for found in _tested(drawn)]
         said += bool((holm(p) <= LEVEL).any())
         uncorrected += int((np.array(p) <= LEVEL).sum())
     return {"reports": repeats, "said": said, "uncorrected": uncorrected / repeats}
+
+
+def _tested(drawn: Sequence[worlds.Pair]) -> list[clustered.Difference]:
+    """As `comparisons` tests many cells: together, where their clusters are the same."""
+    pairs = [(here, full, clusters.tolist()) for here, full, clusters in drawn]
+    return clustered.paired_differences(pairs, CONFIDENCE)
 
 
 def _share(total: float, n: int) -> float:
@@ -70,7 +75,7 @@ PARTS = [
     Part(
         "means",
         "Means",
-        "`kvx.stats.clustered.mean`, which `bin_stats` calls. Exact intervals of independent "
+        "`kvx.stats.clustered.means`, which `bin_stats` calls. Exact intervals of independent "
         "0/1 scores may be wider than asked, the more so the rarer one of both is.",
         settings_of(
             world=[w for w in WORLDS if not w.startswith("12")],
@@ -84,7 +89,7 @@ PARTS = [
     Part(
         "differences",
         "Paired differences and their tests",
-        "`kvx.stats.clustered.paired_difference`, which `comparisons` calls. `lost` is the share "
+        "`kvx.stats.clustered.paired_differences`, which `comparisons` calls. `lost` is the share "
         "of the pairs that differ in which the compressed answer is worse; 0.5 is the null.",
         [
             s

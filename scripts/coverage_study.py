@@ -28,7 +28,9 @@ from scripts import (
     coverage_certificates,
     coverage_curves,
     coverage_intervals,
+    coverage_lengths,
     coverage_margins,
+    coverage_presses,
 )
 from scripts.coverage_base import SURE, Ask, Part, Result, Setting
 
@@ -39,10 +41,13 @@ PARTS = [
     *coverage_intervals.PARTS,
     *coverage_margins.PARTS,
     *coverage_curves.PARTS,
+    *coverage_lengths.PARTS,
+    *coverage_presses.PARTS,
     *coverage_auroc.PARTS,
     *coverage_certificates.PARTS,
 ]
 MOST_SHORT = 12  # settings listed for a part
+FOLLOWED = ("kvx.stats.", "kvx.analyze.leaders", "scripts.coverage_")
 Key = str
 Measured = tuple[int, Result]  # repeats
 HEAD = """# Are the statistics right?
@@ -58,9 +63,8 @@ few repeats show coarse faults only, and `--repeats` asks for more. With 50, a t
 12% where 6% is asked does not fall short. Numbers are the lowest and the highest share over a row's
 settings. Seed {seed}.
 
-Not measured here: the tests of press × length, the shift per doubling of the length, the ranks of
-presses, ratios (goodput, length of answers), instability zones (`scripts.curve_study` has them) and
-curves that are not logistic. `scripts.null_study` counts the false sentences of whole reports.
+`scripts.null_study` counts the false sentences of whole reports, `scripts.curve_study` also those
+on instability.
 """
 
 
@@ -72,14 +76,14 @@ def code_digest(part: Part) -> str:
 
 @cache
 def code_behind(file: Path) -> frozenset[Path]:
-    """`file` and the modules of kvx.stats and of this study that it imports, theirs too."""
+    """`file` and the modules of statistics and of this study that it imports, theirs too."""
     found = {file}
     for node in ast.walk(ast.parse(file.read_text())):
         if not isinstance(node, ast.ImportFrom) or node.module is None:
             continue
         for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
             path = ROOT / f"{name.replace('.', '/')}.py"
-            if name.startswith(("kvx.stats.", "scripts.coverage_")) and path.is_file():
+            if name.startswith(FOLLOWED) and path.is_file():
                 found |= code_behind(path)
     return frozenset(found)
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Clusters = NDArray[np.int64]
+Pair = tuple[Floats, Floats, Clusters]  # here and full cache [n]
 MOST_PER_CLUSTER = 30
 
 
@@ -63,9 +64,7 @@ def _drawn(world: World, expected: Floats, rng: np.random.Generator) -> Floats:
     return rng.beta(inside, 1 - inside)  # many near 0 and 1, as token F1 has
 
 
-def pairs(
-    world: World, n: int, discordance: float, lost: float, rng: np.random.Generator
-) -> tuple[Floats, Floats, Clusters]:
+def pairs(world: World, n: int, discordance: float, lost: float, rng: np.random.Generator) -> Pair:
     """Scores here and of the full cache [n], and their clusters; the full cache's mean is 1/2.
 
     A share `discordance` differs, of which a share `lost` is worse here. Both vary by cluster.

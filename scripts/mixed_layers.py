@@ -5,18 +5,25 @@ transformers for a mask that lets tokens of the question see later ones (`findin
 reference here is kvpress's own hook on the full layers, in a loop of our own with a causal mask.
 """
 
+import argparse
 import contextlib
+import dataclasses
+import os
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from sweep_runs import run_kvx, timed
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from kvx.config.schema import Config
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.base import PointWork
+from kvx.engines.kvpress import admission
+from kvx.engines.kvpress.account import RowCost
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.linear import fast_linears
 from kvx.engines.kvpress.measure import synchronize
@@ -50,6 +57,99 @@ def mixed_model(config: Config) -> LoadedModel:
         norm = layer.self_attn.k_norm.weight  # knorm would rank them by rounding
         norm.data.copy_(torch.rand_like(norm) + 0.5)
     return LoadedModel(model.eval(), load_tokenizer(config.model), device, frozenset())
+
+
+@torch.inference_mode()
+def compare(args: argparse.Namespace, work: list[PointWork]) -> dict[str, Any]:
+    """A model of sliding and full layers: shared, one request at a time, and kvpress."""
+    config = work[0].point.config
+    loaded = mixed_model(config)
+    loaded.set_attention("sdpa")
+    layers = layers_of(loaded.model)
+    cost = RowCost(layers.entry_bytes, 4 * loaded.model.config.vocab_size, layers=layers)
+    alone = dataclasses.replace(config, engine=dataclasses.replace(config.engine, share=False))
+    short = [PointWork(w.point, w.requests[:1]) for w in work[:2]]
+    run_kvx(loaded, short, cost)
+    run_kvpress(loaded, short, 2)
+
+    seconds: dict[str, list[float]] = {}
+    cpu_seconds: dict[str, list[float]] = {}
+    prefills: dict[str, list[float]] = {}
+    peaks: dict[str, list[int]] = {}
+    equal: dict[str, int] = {}
+
+    def run(name: str, call: Callable[[], Any]) -> Any:
+        with timed_prefills(loaded.device) as parts:
+            found = timed(loaded, call)
+        answers, prefill_s = found.answers, sum(parts)
+        if name == "kvpress":
+            answers, prefill_s = answers
+        seconds.setdefault(name, []).append(found.seconds)
+        cpu_seconds.setdefault(name, []).append(found.cpu_seconds)
+        prefills.setdefault(name, []).append(prefill_s)
+        peaks.setdefault(name, []).append(found.peak_bytes)
+        print(
+            f"{name} {found.seconds:.2f} s, of which prefills {prefill_s:.2f} s; "
+            f"{found.cpu_seconds:.2f} CPU s; load {os.getloadavg()[0]:.1f}",
+            flush=True,
+        )
+        return answers
+
+    def note_equal(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+        same = sum(found[key] == expected[key] for key in expected)
+        print(f"{name}: {same} of {len(expected)} responses have kvpress's tokens", flush=True)
+        if name not in equal:
+            for line in differences(loaded, work, found, expected):
+                print(f"{name}: {line}", flush=True)
+        equal[name] = min(same, equal.get(name, same))
+
+    for _ in range(args.repeats):
+        answers = run("kvx_shared", lambda: run_kvx(loaded, work, cost, config))
+        expected = run("kvpress", lambda: run_kvpress(loaded, work, args.new_tokens))
+        note_equal("kvx_shared", answers, expected)
+    answers = run("kvx_alone", lambda: run_kvx(loaded, work, cost, alone))  # once: it takes long
+    note_equal("kvx_alone", answers, expected)
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    passing, live = memory_bound(loaded.model, work, args.max_rows)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    cpu = {name: statistics.median(values) for name, values in cpu_seconds.items()}
+    return {
+        "device": str(loaded.device), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "model": args.shape, "dtype": args.dtype,
+        "points": len(work), "examples": args.examples,
+        "new_tokens": args.new_tokens,
+        "prompt_tokens_mean": statistics.fmean(r.entry.prompt_tokens for r, _ in work[0].requests),
+        "seconds": seconds, "cpu_seconds": cpu_seconds, "prefill_seconds": prefills,
+        "ratio_to_alone": median["kvx_alone"] / median["kvx_shared"],
+        "ratio_to_kvpress": median["kvpress"] / median["kvx_shared"],
+        "cpu_ratio_to_alone": cpu["kvx_alone"] / cpu["kvx_shared"],
+        "cpu_ratio_to_kvpress": cpu["kvpress"] / cpu["kvx_shared"],
+        "responses": sum(len(w.requests) for w in work), "equal_to_kvpress": equal,
+        "peak_bytes_with_weights": {name: max(values) + weights for name, values in peaks.items()},
+        "peak_bound_bytes": round(1.1 * (weights + passing + live)),
+        "weights_bytes": weights, "prefill_kv_bytes": passing, "live_kv_bytes": live,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def timed_prefills(device: torch.device) -> Iterator[list[float]]:
+    """The seconds of each of kvx's prefills in this context, presses included."""
+    parts: list[float] = []
+    prefill = admission.prefill
+
+    def timed_prefill(*args: Any, **options: Any) -> Any:
+        synchronize(device)
+        start = time.perf_counter()
+        found = prefill(*args, **options)
+        synchronize(device)
+        parts.append(time.perf_counter() - start)
+        return found
+
+    admission.prefill = timed_prefill
+    try:
+        yield parts
+    finally:
+        admission.prefill = prefill
 
 
 def run_kvpress(

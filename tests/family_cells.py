@@ -14,7 +14,6 @@ import hydra.utils
 import torch
 
 from kvx.cli.command import compose
-from kvx.config.folders import conf_dir
 from kvx.config.press_choices import PressNeed
 from kvx.config.schema import BudgetConfig, Config, PressConfig
 from kvx.data.example import Example
@@ -30,6 +29,7 @@ from kvx.prepare.build import ensure_manifest
 from tests.families import FAMILIES, make, write
 from tests.family_reference import Answer, compressed, generated, rounded
 from tests.models import TINY
+from tests.presses import RUNNABLE
 
 LENGTHS = (131, 246, 533)  # tokens: below the window, at its edge while answering, above it
 NEW_TOKENS = 12  # of an answer
@@ -73,9 +73,8 @@ class Column:
 
 @cache
 def shipped() -> dict[str, PressConfig]:
-    """The press of every file in conf/press."""
-    names = sorted(path.stem for path in (conf_dir() / "press").glob("*.yaml"))
-    return {name: compose(f"press={name}").press for name in names}
+    """Every press of conf/press that needs no file of the hub."""
+    return {name: compose(f"press={name}").press for name in RUNNABLE}
 
 
 def column(

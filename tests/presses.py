@@ -8,6 +8,19 @@ from typing import Any, ClassVar
 
 from kvpress import KnormPress
 
+from kvx.cli.press_files import shipped_presses
+from kvx.config.press_choices import PressNeed
+
+# those that kvx runs without a file of the hub, after any prompt and at any budget
+RUNNABLE = sorted(
+    p.name
+    for p in shipped_presses()
+    if not p.hub
+    and p.refused is None
+    and not p.budget_above
+    and PressNeed.query_in_prompt not in p.needs
+)
+
 
 @dataclass
 class SlowPress(KnormPress):  # type: ignore[misc]

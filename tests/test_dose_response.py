@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_curve_breaks import study
 
+from kvx.stats.clustered import paired_difference
 from kvx.stats.curve_area import area
 from kvx.stats.curve_shape import step_out_of_sample
 from kvx.stats.dose_response import BELOW, BETWEEN, REACHED, UNKNOWN, fit
@@ -180,6 +181,14 @@ def test_the_area_is_the_mean_over_budgets_beside_the_full_cache():
     assert found.difference == pytest.approx(-0.375)
     with pytest.raises(ValueError, match="full cache first"):
         area([1.0, 1.0], np.ones((2, 3)), range(3), 0.95)
+
+
+def test_the_area_of_scores_that_all_change_alike_has_the_exact_interval():
+    found = area([1.0, 0.6, 0.2], np.outer([1.0, 0.0, 0.0], np.ones(20)), range(20), 0.95)
+    same = paired_difference(np.full(20, 0.25), np.ones(20), range(20), 0.95, binary=False)
+    assert found.method == same.method == "all_alike"
+    assert found.interval == pytest.approx(same.interval)
+    assert found.interval.low < found.difference < found.interval.high
 
 
 def of_lengths(move, n=24, seed=0):

@@ -1,13 +1,13 @@
 """engine=kvpress: kvpress's own answers, proved budgets, failures that stay where they are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kvpress import KnormPress, ScorerPress, SnapKVPress, StreamingLLMPress
+from kvpress import KnormPress, SnapKVPress, StreamingLLMPress
 from kvpress.pipeline import KVPressTextGenerationPipeline
 
 from kvx.cli.command import compose
@@ -58,7 +58,7 @@ def recall(tmp_path: Path, *overrides: str, n: int | None = None) -> PointWork:
 
 
 def assert_equals_kvpress(
-    work: PointWork, responses: Sequence[Response], press_class: type[ScorerPress]
+    work: PointWork, responses: Sequence[Response], press_class: Callable[..., Any]
 ) -> None:
     """The same texts as kvpress's own text-generation pipeline."""
     config = work.point.config
@@ -79,7 +79,7 @@ def assert_equals_kvpress(
                 template.context.replace("{context}", example.context),
                 question=template.question.replace("{question}", example.question),
                 answer_prefix=template.answer_prefix.replace("{question}", example.question),
-                press=press_class(compression_ratio=1 - config.budget.ratio),
+                press=press_class(1 - config.budget.ratio),
                 max_new_tokens=config.decoding.max_new_tokens,
             )["answer"]
         assert response.text == theirs
@@ -132,10 +132,11 @@ def prefilled(work: PointWork, index: int = 0, alone: bool = False) -> PromptCac
     """One prompt of a point, compressed."""
     loaded = KVPressEngine(work.point.config).loaded
     request, example = work.requests[index]
-    parts = PromptBuilder(loaded.tokenizer, work.point.config).parts(example)
+    builder = PromptBuilder(loaded.tokenizer, work.point.config)
+    parts = builder.parts(example)
     n = len(parts.compressed_ids)
     row = PromptRow(
-        PointPress(work.point, n),
+        PointPress(work.point, n, question_tokens=builder.question_tokens(example)),
         work.point.kept_tokens(n),
         RandomStream(seed_of(request), loaded.device),
     )

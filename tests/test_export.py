@@ -60,6 +60,19 @@ def test_what_is_not_analysed_is_not_exported(analysed: Kvx) -> None:
     assert analysed("export", "export.formats=[docx]").code == 2
 
 
+def test_points_that_kvpress_has_one_name_for_are_refused_before_anything_is_written(
+    analysed: Kvx,
+) -> None:
+    for value in (2, 3):
+        asked = ("press=streaming", "budget=0.5", f"press.method.n_sink={value}", *SMALL)
+        for stage in ("run", "score", "analyze"):
+            assert analysed(stage, *asked).code == 0
+    found = analysed("export", "export.formats=[csv,kvpress]")
+    assert found.code == 2
+    assert "kvpress's names do not tell them apart" in found.err
+    assert not (RUN / "export").exists()
+
+
 def test_metrics_of_ruler_are_those_that_kvpress_wrote() -> None:
     folder = FOREIGN / "ruler__4096__tiny_recall__snapkv__0.50"
     table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)

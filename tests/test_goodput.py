@@ -83,8 +83,8 @@ def planned(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_plan_says_what_its_prompts_can_find(kvx: Kvx, capfd: pytest.CaptureFixture[str]) -> None:
     swept = ("dataset.sampling.n_per_bin=10", "-m", "press=snapkv", "budget=1.0,0.5")
     shown = planned(capfd, *swept)
-    assert "50 prompts; a difference of 18 points is found in 80% of runs" in shown
+    assert "50 prompts; a difference of 18 points if 20% of answers differ is found in 80%" in shown
     assert '"loses at most 2 points" (analyze.margin) needs 1,546 prompts' in shown
     asked = planned(capfd, *swept, "plan.format=json", "analyze.margin=0.05")
     assert "needs 248 prompts" in json.loads(asked)["reach"][1]
-    assert "points is found" not in planned(capfd, "press=none")
+    assert "is found in 80%" not in planned(capfd, "press=none")

@@ -146,7 +146,7 @@ def test_curves_keep_controllers_apart_and_the_twin_has_none(analysed: Kvx) -> N
     assert set(compared["twin_point_id"]) == {full}
     assert len(compared[compared["bin"] == -1]) == 3
     curves = pq.read_table(FOLDER / "transitions.parquet").to_pandas()
-    assert sorted(curves["controller"]) == ["always_safe", "none", "reactive"]
+    assert list(curves["controller"]) == ["none"]  # the others' budget changes while they answer
     assert set(curves["n_budgets"]) == {2}
     (plain,) = (p.name for p in FOLDER.glob("points/knorm-0.5-????????"))
     assert set(table()["unguarded_point_id"]) == {plain}

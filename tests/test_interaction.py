@@ -41,6 +41,16 @@ def test_no_interaction_is_found_in_five_percent(groups, crossed):
     assert 0.02 <= found / runs <= 0.085  # 3 standard errors
 
 
+def test_an_effect_of_each_text_at_each_length_is_not_one_of_the_length():
+    """Five questions on a text at one length are lost together; on average as many at each."""
+    rng, runs, found = np.random.default_rng(4), 300, 0
+    texts, bins = np.repeat(np.arange(20), 15), np.tile(np.repeat([0, 1, 2], 5), 20)
+    for _ in range(runs):
+        own = np.repeat(rng.normal(-0.2, 0.4, 60), 5)
+        found += interaction_p(own + rng.normal(0, 0.2, 300), bins, texts, 0) <= 0.05
+    assert 0.01 <= found / runs <= 0.09  # single rows shuffled within texts: about a third
+
+
 def test_questions_that_share_a_text_and_a_length_are_one_observation():
     """20 texts in three bins, five questions each, that are lost or kept together."""
     rng, runs, found = np.random.default_rng(2), 300, 0

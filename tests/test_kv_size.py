@@ -10,6 +10,7 @@ import torch
 from kvx.data.kv_layout import KVLayout, kv_layout
 from kvx.engines.kvpress import layers
 from kvx.engines.kvpress.layers import layers_of
+from kvx.engines.kvpress.skeleton import caches_latents
 from kvx.engines.kvpress.states import holds_layers, new_cache, states_of
 from tests.families import WINDOW, available, make
 from tests.models import model_config
@@ -43,12 +44,14 @@ def test_a_prompt_takes_the_bytes_it_is_said_to(name: str) -> None:
         assert layers.entry_bytes * n + layers.row_bytes(n) == held(cache)
 
 
-def test_latent_attention_is_cached_as_keys_and_values_of_every_head() -> None:
-    """What a config's head_dim and number of KV heads tell is less than half of it."""
-    config = make("deepseek_v3").config
+def test_latent_attention_is_cached_as_the_installed_transformers_does() -> None:
+    """What a config's head_dim and number of KV heads tell is neither."""
+    model = make("deepseek_v3")
+    config, per_layer = model.config, layers_of(model).entry_bytes / model.config.num_hidden_layers
     keys = config.qk_nope_head_dim + config.qk_rope_head_dim
-    per_layer = config.num_attention_heads * (keys + config.v_head_dim) * 4
-    assert layers_of(make("deepseek_v3")).entry_bytes == config.num_hidden_layers * per_layer
+    of_heads = config.num_attention_heads * (keys + config.v_head_dim)
+    latent = config.kv_lora_rank + config.qk_rope_head_dim
+    assert per_layer == 4 * (latent if caches_latents(model) else of_heads)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

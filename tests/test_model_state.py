@@ -10,7 +10,6 @@ import torch
 from kvpress import KnormPress, SnapKVPress
 
 import kvx
-from kvx.config.folders import conf_dir
 from kvx.config.press_choices import PressNeed
 from kvx.config.schema import PressConfig
 from kvx.engines.base import PointWork, Response
@@ -23,9 +22,8 @@ from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Request
 from tests.families import make
 from tests.guarding import a_prompt, tiny_model
+from tests.presses import RUNNABLE
 from tests.test_engine import answers, recall
-
-SHIPPED = sorted(p.stem for p in (conf_dir() / "press").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +64,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("press", SHIPPED)
+@pytest.mark.parametrize("press", RUNNABLE)
 def test_no_shipped_press_leaves_anything_on_the_model(
     tmp_path: Path, press: str, share: bool
 ) -> None:

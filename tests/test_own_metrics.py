@@ -121,7 +121,7 @@ def test_a_wrong_metric_is_one_line_with_its_name_and_the_request(
     ("name", "said"),
     [
         ("exact_mtach", "did you mean exact_match? There is "),
-        ("rouge", "unknown metric 'rouge'; choose from "),
+        ("bertscore", "unknown metric 'bertscore'; choose from "),
         ("{mine}.absent", "cannot be imported (AttributeError: "),
         ("no_such_module_of_anybody.f", "cannot be imported (ModuleNotFoundError: "),
         ("{mine}.plain", "is not a metric; decorate it with @metric"),

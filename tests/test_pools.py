@@ -17,7 +17,8 @@ from submitit.core.utils import UncompletedJobError
 
 from kvx.cli.command import compose
 from kvx.config.folders import package_dir
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import PointFailed, PointWork, Response
 from kvx.errors import RunFailedError, Submitted, UserError

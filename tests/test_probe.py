@@ -115,6 +115,8 @@ def assert_seen_alike(found: dict[Any, Response], expected: dict[Any, Response])
         assert mass is None or mass == pytest.approx(expected_mass, rel=1e-4)
         assert response.trace.logprob == pytest.approx(other.trace.logprob, abs=1e-4)
         assert response.kv == other.kv
+        assert response.trace.kept_percent == other.trace.kept_percent
+        assert response.trace.context_chars == other.trace.context_chars
 
 
 def test_a_request_that_is_tried_alone_is_seen_as_in_its_batch(
@@ -250,3 +252,26 @@ def test_traces_are_stored_whole(kvx: Kvx) -> None:
                 assert len(row[name]) == n, name
             assert row["signals_source"] == "full"
             assert len(row["probe_kl_nats"]) == len(row["probe_same_top1"]) > 0
+
+
+def test_the_shares_of_positions_that_were_kept_add_up_to_the_budget(tmp_path: Path) -> None:
+    """Also of a press that hides entries, and of one whose scores are known."""
+    points = [
+        (f"press={name}", "budget.ratio=0.3", "signals=full")
+        for name in ("knorm", "snapkv", "adakv")
+    ]
+    works = [make_work(tmp_path, *SMALL, *point) for point in points]
+    examples = {e.example_id: e for work in works for _, e in work.requests}
+    for (_, example), response in generated_of(works).items():
+        trace, kv = response.trace, response.kv
+        assert trace is not None
+        assert kv is not None
+        assert trace.kept_percent is not None
+        assert trace.context_chars is not None
+        n = response.request.entry.compressed_tokens
+        assert len(trace.kept_percent) == len(trace.context_chars) == n
+        assert sum(trace.context_chars) == len(examples[example].context)
+        assert sum(trace.kept_percent) == pytest.approx(100 * kv.entries_effective, abs=0.5 * n)
+    for response in generated(tmp_path, ("press=none", "signals=full")).values():
+        assert response.trace is not None
+        assert response.trace.kept_percent is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kvx.cli.command import compose
-from kvx.config.schema import Measure
+from kvx.config.measures import Measure
 from kvx.data.tokenizer import model_hash
 from kvx.engines.activity import ACTIVITY, Activity, Seen
 from kvx.engines.kvpress.model import load

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 import kvx as package
 from kvx.analyze.build import TABLES
 from kvx.cli import keywords
-from kvx.config.schema import Measure
+from kvx.config.measures import Measure
 from kvx.errors import UserError
 
 SIZE = {

@@ -20,7 +20,8 @@ from kvx.report.page.answers import Shown
 from kvx.report.page.packing import packed
 from tests.browser import browser  # noqa: F401  a fixture
 
-SMALL = ("experiment=demo", "dataset.source.n_examples=100", "dataset.sampling.n_per_bin=8")
+SMALL = ("experiment=demo", "dataset.source.n_examples=100", "dataset.sampling.n_per_bin=8",
+         "signals=full")  # fmt: skip
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked=1'> &amp;"
 Open = Callable[..., Page]
 
@@ -111,6 +112,32 @@ def test_what_is_shown_is_what_was_answered(report: Path, opened: Open) -> None:
     page.wait_for_selector("#examples .card")
     assert page.locator("#examples h3").first.inner_text().startswith(example)
     assert page.locator(".card .answer").nth(1).inner_text() == texts[answers["text"][i]]
+
+
+def test_a_context_is_shaded_by_what_the_press_kept(report: Path, opened: Open) -> None:
+    data, figures = embedded(report, "samples"), embedded(report, "figures")
+    answers, texts, prompts = data["answers"], data["texts"], data["prompts"]
+    i = next(
+        i for i, p in enumerate(answers["point"])
+        if figures["points"][p]["label"] == "0.2" and answers["kept"][i] is not None
+    )  # fmt: skip
+    point, prompt = figures["points"][answers["point"][i]], answers["prompt"][i]
+    page = opened(
+        report, f"#examples?point={point['id']}&bin=&show=all&example={prompts['id'][prompt]}"
+    )
+    page.locator("#examples summary", has_text="kept of it").click()
+    context = page.locator("#examples .context")
+    assert context.text_content() == texts[prompts["context"][prompt]]
+    pieces = context.locator(".kept").evaluate_all(
+        "all => all.map((one) => [one.dataset.level, one.textContent.length])"
+    )
+    levels = "".join(level * length for level, length in pieces)
+    digits = texts[answers["kept"][i]]
+    chars = prompts["chars"][prompt]
+    assert levels == "".join(d * n for d, n in zip(digits, chars, strict=True))
+    assert {"0", "9"} < set(levels)
+    full = answers["point"].index(next(p for p, v in enumerate(figures["points"]) if v["full"]))
+    assert answers["kept"][full] is None
 
 
 def test_filters_narrow_what_is_listed(report: Path, opened: Open) -> None:
@@ -285,7 +312,13 @@ def test_examples_are_left_out_evenly_where_they_would_not_fit(
     runs = tmp_path / "outputs"
     shutil.copytree(report.parents[2], runs)
     (runs / "runs/demo/report.html").unlink()
-    monkeypatch.setattr(assemble, "MOST_BYTES", len(report.read_bytes()) - 8_000)
+    data = embedded(report, "samples")
+    whole = len(packed(data))
+    for kept in {*data["answers"]["kept"]} - {None}:  # what is left out first
+        data["texts"][kept] = ""
+    data["prompts"]["chars"] = [None] * 40
+    room = len(report.read_bytes()) - (whole - len(packed(data))) - 8_000
+    monkeypatch.setattr(assemble, "MOST_BYTES", room)
     monkeypatch.setattr("kvx.report.page.answers.CONTEXT_CHARS", (None,))  # not by cut contexts
     assert run_stage("report", [*SMALL, f"paths.output={runs}"]) == 0
     smaller = runs / "runs/demo/report.html"
@@ -298,6 +331,7 @@ def test_examples_are_left_out_evenly_where_they_would_not_fit(
     page.wait_for_selector("#examples .row")
     said = page.locator("#examples .count").inner_text()
     assert f"of {len(prompts['id'])} prompts, drawn evenly from 40" in said
+    assert "what presses kept of the contexts is left out" in said
 
 
 def test_vendored_libraries_are_those_that_were_fetched() -> None:

@@ -74,9 +74,20 @@ def test_a_silent_full_cache_is_no_gain(kvx: Kvx) -> None:
 def test_other_k_can_be_asked_for(kvx: Kvx) -> None:
     write_experiment(failing(), *SAMPLED, choose=by_seed)
     assert kvx("score").code == 0
-    assert kvx("analyze", "analyze.pass_at=[3,9]").code == 0
+    found = kvx("analyze", "analyze.pass_at=[3,9]")
+    assert found.code == 0
+    assert "analyze.pass_at=[9]: left out, pass@9 needs as many seeds" in found.err
+    assert "no point has more than 3" in found.err
     samples = pq.read_table(FOLDER / "samples.parquet").to_pandas()
     assert set(samples["k"]) == {1, 3}
+    # kvpress's folders have no seed in their names
+    assert kvx("export", "export.formats=[kvpress]").code == 0
+    folders = sorted(p.parent for p in FOLDER.glob("export/kvpress/*/*/config.yaml"))
+    assert len(folders) == 3 * 2
+    for seed in range(3):
+        own = [f for f in folders if f.parent.name == f"seed={seed}"]
+        assert len(own) == 2
+        assert all(f"seed: {seed}\n" in (f / "config.yaml").read_text() for f in own)
 
 
 def test_configurations_of_a_family_share_an_error_rate(kvx: Kvx) -> None:

@@ -13,7 +13,6 @@ from kvpress import ExpectedAttentionPress, KnormPress
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvx.cli.command import compose
-from kvx.config.folders import conf_dir
 from kvx.config.schema import SHARING
 from kvx.engines.base import PointFailed, PointWork, Response, Trace
 from kvx.engines.kvpress import admission, batch, forward
@@ -31,9 +30,9 @@ from kvx.engines.kvpress.memory import free_bytes
 from kvx.engines.kvpress.sequence import StepObserver
 from kvx.engines.kvpress.shared_scores import remember_average_rope
 from kvx.errors import UserError
+from tests.presses import RUNNABLE
 from tests.test_engine import make_work, recall
 
-PRESSES = sorted(path.stem for path in (conf_dir() / "press").glob("*.yaml"))
 BUDGETS = ("0.5", "0.25")
 
 
@@ -59,10 +58,10 @@ def points(tmp_path: Path, presses: Sequence[str], *overrides: str, n: int = 3) 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every shipped press at two budgets, in one shared run."""
-    return tokens(points(tmp_path_factory.mktemp("together"), PRESSES))
+    return tokens(points(tmp_path_factory.mktemp("together"), RUNNABLE))
 
 
-@pytest.mark.parametrize("press", PRESSES)
+@pytest.mark.parametrize("press", RUNNABLE)
 def test_every_press_answers_the_same_shared_and_alone(
     tmp_path: Path, together: dict[str, Any], press: str
 ) -> None:

@@ -22,6 +22,7 @@ from kvx.config.folders import conf_dir
 from kvx.config.messages import explain
 from kvx.config.schema import Config, shared_store
 from kvx.config.sweep import compose_sweep, typed
+from kvx.errors import UserError
 from tests.conftest import Kvx
 from tests.waiting import HANGS_S
 
@@ -40,6 +41,14 @@ ODD = {
     "experiment_name: two\ndecoding: {max_new_tokens: 5}\nbudget: {ratio: 0.7}\n",
     "experiment/three.yaml": "# @package _global_\nexperiment_name: three\n"
     "prompt: {query_aware: true}\ndataset: {max_new_tokens: ${seed}}\nmodel: {dtype: bfloat16}\n",
+    "dataset/several.yaml": "name: several\ntask: a\nmax_new_tokens: 9\nmetrics: [exact_match]\n"
+    "source: {_target_: kvx.data.sources.recall.RecallSource, n_examples: 40}\n"
+    "tasks:\n  a: {}\n  b: {max_new_tokens: 5, metrics: [qa_f1], source: {n_facts: 3}}\n"
+    "  c: {source: {_target_: kvx.data.sources.recall.RecallSource, seed: 1}}\n",
+    "dataset/fewer.yaml": "defaults:\n  - several\nname: fewer\nmax_new_tokens: 3\n"
+    "tasks:\n  b: null\n  c: {metrics: [qa_f1]}\n",
+    "experiment/picks.yaml": "# @package _global_\ndefaults:\n  - override /dataset: several\n"
+    "experiment_name: picks\ndataset: {task: b, max_new_tokens: 6}\n",
     # choices that decide about other choices, and a node that two files fill
     "experiment/follows.yaml": "# @package _global_\ndefaults:\n"
     "  - /press/extra/${model}@press\nexperiment_name: follows\n",
@@ -64,6 +73,12 @@ COLUMNS = [
     ["experiment=twice"],
     ["experiment=twice", "experiment=follows"],
     ["experiment=one"],
+    ["dataset=several"],
+    ["dataset=several", "dataset=recall", "dataset=fewer"],
+    ["dataset.task=a", "dataset.task=b", "dataset.task=c"],
+    ["dataset.task=b"],
+    ["dataset.task=b", "dataset.task=nosuch"],
+    ["experiment=picks", "experiment=one"],
     ["budget.ratio=1", "budget.ratio=0.5", "budget.ratio=0.25"],
     ["budget.ratio=0.5", "budget.ratio=abc"],
     ["budget.tokens=16", "budget.tokens=32"],
@@ -179,6 +194,12 @@ def test_any_sweep_is_what_hydra_makes_of_it(in_hydra: None, columns: list[list[
         [["controller=none", "controller=ngram", "controller=gate"],
          ["controller.cooldown=4", "controller.cooldown=5"]],
         [["controller=none", "controller=ngram"], ["controller.rate=0.5"]],
+        # tasks of a dataset, below an experiment's values and the command line's
+        [["dataset=several"], ["dataset.task=a", "dataset.task=b", "dataset.task=c"],
+         ["press=snapkv", "press=tova"], ["budget.ratio=0.5", "budget.ratio=0.25"],
+         ["dataset.max_new_tokens=7", "dataset.max_new_tokens=${seed}"]],
+        [["dataset=several", "dataset=recall"], ["dataset.task=b"], ["seed=1", "seed=2"]],
+        [["experiment=picks", "experiment=one"], ["press=snapkv", "press=tova"]],
     ],
 )  # fmt: skip
 def test_values_beside_any_options_are_set_as_hydra_sets_them(
@@ -243,3 +264,32 @@ def test_a_sweep_is_planned_without_torch(tmp_path: Path) -> None:
         "assert len(seen) == 54 and 'torch' not in sys.modules and 'submitit' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=HANGS_S)
+
+
+def test_a_task_comes_after_its_file_and_before_everything_else(in_hydra: None) -> None:
+    def dataset(*row: str) -> Any:
+        (config,) = compose_sweep([row], Counting())
+        return config.dataset
+
+    own, b, c = (dataset("dataset=several", f"dataset.task={task}") for task in "abc")
+    assert (own.max_new_tokens, own.metrics, own.source["n_examples"]) == (9, ["exact_match"], 40)
+    assert (b.max_new_tokens, b.metrics) == (5, ["qa_f1"])
+    assert b.source == {**own.source, "n_facts": 3}
+    assert c.source == {"_target_": own.source["_target_"], "seed": 1}  # a source of its own
+    assert list(b.tasks) == ["a", "b", "c"]
+    heir = dataset("dataset=fewer", "dataset.task=c")
+    assert (heir.max_new_tokens, heir.metrics, heir.source) == (3, ["qa_f1"], c.source)
+    with pytest.raises(UserError, match="no task of dataset=fewer; use all, or one of a, c"):
+        dataset("dataset=fewer", "dataset.task=b")
+    picked = dataset("experiment=picks")
+    assert (picked.task, picked.max_new_tokens, picked.metrics) == ("b", 6, ["qa_f1"])
+    assert dataset("experiment=picks", "dataset.max_new_tokens=7").max_new_tokens == 7
+    assert dataset("experiment=picks", "dataset.task=c").max_new_tokens == 6
+
+
+def test_all_is_every_task_of_a_dataset_beside_the_rest_of_the_sweep(in_hydra: None) -> None:
+    rows = [("dataset=several", "dataset.task=all", p) for p in ("press=tova", "press=knorm")]
+    found = [(c.dataset.task, c.press.name) for c in compose_sweep(rows, Counting())]
+    assert found == [(t, p) for p in ("tova", "knorm") for t in "abc"]
+    alone = compose_sweep([("dataset=recall", "dataset.task=all")], Counting())
+    assert [c.dataset.task for c in alone] == ["kv"]  # a dataset of one task

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvx.cli.command import compose
-from kvx.config.schema import Measure
+from kvx.config.measures import Measure
 from kvx.points import Point
 from kvx.prepare.build import ensure_manifest
 from kvx.run.units import Todo, balanced, make_units

@@ -77,7 +77,7 @@ def test_wrong_configuration(kvx: Kvx, arguments: list[str], says: str) -> None:
         (["model.attn_implementation=flush"], "model.attn_implementation=flush: "),
         (
             ["press.method.window_size=5000"],
-            "needs prompts of more than 5000 tokens; example recall-",
+            "needs prompts of more than 5000 tokens, but example recall-",
         ),
     ],
 )

@@ -1,16 +1,18 @@
 """Every stage in order, for all points of a sweep at once."""
 
 import logging
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from kvx.analyze.build import analyze_experiment
+from kvx.analyze.build import analyze_experiment, has_fidelity_only
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.naming import metric_title
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.errors import RunFailedError, UserError
 from kvx.points import experiment_dir
 from kvx.report.build import PAGE, report_experiment
@@ -36,8 +38,9 @@ def run_pipeline(configs: list[Config], pool: Pool | None = None) -> None:
     except RunFailedError as error:
         failure = error
     for config in {experiment_dir(c): c for c in configs}.values():
-        if config.measure is Measure.latency and not answered_points(experiment_dir(config)):
-            log.info("all: %s holds latencies only; nothing to score", experiment_dir(config))
+        folder = experiment_dir(config)
+        if Measure.quality not in config.measure.parts and not answered_points(folder):
+            _without_answers(config, folder)
             continue
         try:
             score_experiment(config)
@@ -56,6 +59,17 @@ def run_pipeline(configs: list[Config], pool: Pool | None = None) -> None:
             Console().print(f"report: {made}", soft_wrap=True, highlight=False)
     if failure is not None:
         raise failure
+
+
+def _without_answers(config: Config, folder: Path) -> None:
+    """Report what was compared with the full cache, if anything was."""
+    if not has_fidelity_only(folder):
+        log.info("all: %s holds latencies only; nothing to score", folder)
+        return
+    analyze_experiment(config)
+    path = report_experiment(config)
+    for made in (path, path.with_name(PAGE)):
+        Console().print(f"report: {made}", soft_wrap=True, highlight=False)
 
 
 def print_summary(stats: pd.DataFrame) -> None:

@@ -84,7 +84,7 @@ def _what(frame: pd.DataFrame, kind: str) -> str:
     return "before controllers raise it" if raised else KINDS[kind]
 
 
-def _at(rows: pd.DataFrame, kind: str) -> pd.Series:
+def at(rows: pd.DataFrame, kind: str) -> pd.Series:
     return rows["budget" if kind == "ratio" else "budget_asked"].astype(float)
 
 
@@ -97,7 +97,7 @@ def _curve(
     if kind == "ratio":
         rows = pd.concat([own[is_full(own)], rows])
     style = {"color": look.colour, "marker": look.marker, "linestyle": "-"}
-    x = _at(rows, kind).to_numpy() * apart
+    x = at(rows, kind).to_numpy() * apart
     return Curve(x, curves.values(rows, interval), curves.hollow(rows), style)
 
 
@@ -123,7 +123,7 @@ def _shared(
         for i, n in enumerate(names)
     ]
     curves.draw(axis, lines)
-    _budget_axis(axis, frame, kind)
+    budget_axis(axis, frame, kind)
     ends = [
         (line.y[-1, 0], name, found[name].colour)
         for line, name in zip(lines, names, strict=True)
@@ -157,7 +157,7 @@ def _multiples(
         _full(axis, full, interval)
         curve = _curve(frame, name, kind, found[name], interval)
         curves.draw(axis, [curve._replace(style={**curve.style, "markersize": 4})])
-        _budget_axis(axis, frame, kind, size=7)
+        budget_axis(axis, frame, kind, size=7)
         axis.tick_params(axis="y", labelsize=7)
         more = " (tokens)" if kind == "tokens" and len(kinds) > 1 else ""
         axis.set_title(name + more, color=found[name].colour, fontsize=9, fontweight="bold")
@@ -166,13 +166,13 @@ def _multiples(
     return figure
 
 
-def _budget_axis(axis: Axes, frame: pd.DataFrame, kind: str, size: float = 9) -> None:
+def budget_axis(axis: Axes, frame: pd.DataFrame, kind: str, size: float = 9) -> None:
     """Budgets from the dearest to the cheapest, on a log scale; names that stand too close would be
     unreadable, so only the first of them is named.
     """
     rows = frame[(frame["budget_kind"] == kind) & ~is_full(frame)]
     own_full = is_full(frame) & frame["series"].isin(rows["series"])
-    ticks = set(_at(rows, kind)) | ({1.0} if kind == "ratio" and own_full.any() else set())
+    ticks = set(at(rows, kind)) | ({1.0} if kind == "ratio" and own_full.any() else set())
     ticks = ticks or {1.0}
     named, last = [], 0.0
     room = CLOSE * (1 if size > 8 else 1.6)

@@ -2,17 +2,18 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvx.analyze import plots, tradeoff
+from kvx.analyze import fidelity_plots, plots, tradeoff
 from kvx.analyze.bin_stats import Row
 from kvx.analyze.controller_stats import controller_stats
 from kvx.analyze.dose_stats import dose_response
+from kvx.analyze.fidelity_stats import fidelity_stats, load_compared
 from kvx.analyze.frames import Experiment, load_experiment
 from kvx.analyze.guard_stats import guard_stats
 from kvx.analyze.leaders import leaders
@@ -22,6 +23,7 @@ from kvx.analyze.panels import panels
 from kvx.analyze.point_rows import point_rows
 from kvx.analyze.press_pairs import press_pairs
 from kvx.analyze.sample_stats import samples
+from kvx.analyze.task_means import task_means
 from kvx.analyze.transitions import transitions
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.schema import Config
@@ -29,12 +31,14 @@ from kvx.data.frozen_examples import examples_file
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest
 from kvx.points import experiment_dir
-from kvx.store import schemas, sqlite
+from kvx.store import fidelity_schemas, schemas, sqlite
 from kvx.store.catalog import (
     NOT_APPLICABLE,
     PointRecord,
+    answered_points,
     columns_in,
     columns_of,
+    compared_points,
     finished_points,
     latency_of,
     n_requests,
@@ -42,7 +46,7 @@ from kvx.store.catalog import (
     unfinished_points,
 )
 from kvx.store.forks import beside, processes
-from kvx.store.layout import REQUESTS
+from kvx.store.layout import FIDELITY, REQUESTS
 from kvx.store.shards import read_inputs, write_table
 
 log = logging.getLogger(__name__)
@@ -54,22 +58,34 @@ TABLES = {
     "goodput": schemas.GOODPUT,
     "samples": schemas.SAMPLES,
     "numerics": schemas.NUMERICS,
+    "task_means": schemas.TASK_MEANS,
     "transitions": schemas.TRANSITIONS,
     "dose_response": schemas.DOSE_RESPONSE,
     "catastrophe_stats": schemas.CATASTROPHE_STATS,
+    "fidelity_stats": fidelity_schemas.FIDELITY_STATS,
     "guard_stats": schemas.GUARD_STATS,
     "controller_stats": schemas.CONTROLLER_STATS,
     "bin_stats": schemas.BIN_STATS,  # last: its inputs hash marks the whole analysis as done
 }
 
 
+# of an experiment without answers
+COMPARED_TABLES = {"fidelity_stats": fidelity_schemas.FIDELITY_STATS}
+
+
+def has_fidelity_only(experiment: Path) -> bool:
+    """Whether no point has answers, and some were compared with the full cache."""
+    return not answered_points(experiment) and bool(compared_points(experiment))
+
+
 def inputs_hash(experiment: Path, config: AnalyzeConfig) -> str:
     """Identity of everything the analysis is made from."""
-    points = finished_points(experiment)
+    compared = [[p.id, p.content_sha256(FIDELITY)] for p in compared_points(experiment)]
+    points = finished_points(experiment) if answered_points(experiment) or not compared else []
     # of what scoring writes, the scores come last
     scored = [[p.id, p.content_sha256(), read_inputs(p.dir / "scores.parquet")] for p in points]
     left_out = [unfinished_points(experiment), not_applicable_points(experiment)]
-    return digest([package_digest(), scored, left_out, dataclasses.asdict(config)], 16)
+    return digest([package_digest(), scored, compared, left_out, dataclasses.asdict(config)], 16)
 
 
 def _is_complete(folder: Path, inputs: str) -> bool:
@@ -80,17 +96,17 @@ def _is_complete(folder: Path, inputs: str) -> bool:
     return tables_are_current and all(path.is_file() for path in made)
 
 
-def tables_of(folder: Path, inputs: str) -> dict[str, pd.DataFrame]:
-    """The tables of `TABLES`, if made from `inputs` (`inputs_hash`). Raises `UserError` if not."""
-    check_analysed(folder, inputs)
+def tables_of(folder: Path, inputs: str, names: Iterable[str] = TABLES) -> dict[str, pd.DataFrame]:
+    """The tables `names`, if made from `inputs` (`inputs_hash`). Raises `UserError` if not."""
+    check_analysed(folder, inputs, names)
     return {
         name: pq.read_table(folder / f"{name}.parquet", partitioning=None).to_pandas()
-        for name in TABLES
+        for name in names
     }
 
 
-def check_analysed(folder: Path, inputs: str) -> None:
-    if any(read_inputs(folder / f"{name}.parquet") != inputs for name in TABLES):
+def check_analysed(folder: Path, inputs: str, names: Iterable[str] = TABLES) -> None:
+    if any(read_inputs(folder / f"{name}.parquet") != inputs for name in names):
         raise UserError(
             f"{folder}: not analysed, or not with these points and settings; run kvx.score and "
             "kvx.analyze with the same arguments"
@@ -101,6 +117,9 @@ def analyze_experiment(config: Config) -> None:
     """Write the tables of `TABLES`, the plots and kv_transition.sqlite."""
     folder = experiment_dir(config)
     inputs = inputs_hash(folder, config.analyze)
+    if has_fidelity_only(folder):
+        _analyze_fidelity(config, folder, inputs)
+        return
     if _is_complete(folder, inputs):
         log.info("analyze: nothing to do → %s", folder)
         return
@@ -113,6 +132,8 @@ def analyze_experiment(config: Config) -> None:
         beside(lambda: sqlite.write_rows(temporary, _large(experiment.points)), n) as written,
     ):
         rows = point_rows(experiment, config.analyze, n)
+        rows["task_means"] = task_means(experiment, rows["bin_stats"], rows["comparisons"])
+        rows["fidelity_stats"] = fidelity_stats(load_compared(folder, output), config.analyze)
         with beside(lambda: _draw(rows, folder, config.analyze), n) as drawn:
             rows |= _other_rows(experiment, rows["bin_stats"], config.analyze, n)
             drawn()
@@ -127,6 +148,23 @@ def analyze_experiment(config: Config) -> None:
     for name, schema in TABLES.items():
         write_table(folder / f"{name}.parquet", rows[name], schema, inputs)
     log.info("analyze: %d points → %s", len(experiment.points), folder)
+
+
+def _analyze_fidelity(config: Config, folder: Path, inputs: str) -> None:
+    """The table and the plots of an experiment that has no answers to score."""
+    if read_inputs(folder / "fidelity_stats.parquet") == inputs:
+        log.info("analyze: nothing to do → %s", folder)
+        return
+    compared = load_compared(folder, Path(config.paths.output))
+    rows = fidelity_stats(compared, config.analyze)
+    _draw_fidelity(rows, folder, config.analyze)
+    write_table(folder / "fidelity_stats.parquet", rows, fidelity_schemas.FIDELITY_STATS, inputs)
+    log.info("analyze: fidelity of %d points → %s", len(compared.points), folder)
+
+
+def _draw_fidelity(rows: list[Row], folder: Path, config: AnalyzeConfig) -> None:
+    frame = pd.DataFrame(rows, columns=fidelity_schemas.FIDELITY_STATS.names)
+    fidelity_plots.draw_all(frame, folder / "plots", config.confidence)
 
 
 def _other_rows(
@@ -150,6 +188,7 @@ def _other_rows(
 def _draw(rows: dict[str, list[Row]], folder: Path, config: AnalyzeConfig) -> None:
     stats, derailed = pd.DataFrame(rows["bin_stats"]), pd.DataFrame(rows["catastrophe_stats"])
     plots.draw_all(stats, derailed, folder / "plots", config.confidence)
+    _draw_fidelity(rows["fidelity_stats"], folder, config)
 
 
 def _large(points: list[PointRecord]) -> dict[str, Iterator[pa.Table]]:
@@ -196,9 +235,11 @@ def _small(
         "goodput": table("goodput"),
         "samples": table("samples"),
         "numerics": table("numerics"),
+        "task_means": table("task_means"),
         "transition_summary": table("transitions"),
         "dose_response": table("dose_response"),
         "catastrophe_stats": table("catastrophe_stats"),
+        "fidelity_stats": table("fidelity_stats"),
         "guard_stats": table("guard_stats"),
         "controller_stats": table("controller_stats"),
         "not_applicable": pd.DataFrame(

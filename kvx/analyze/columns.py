@@ -12,6 +12,8 @@ ALL = "all"  # the group of all rows
 
 # distinguishes the budgets of a press; `budget_label` is only for people
 BUDGET = ["budget_kind", "budget_asked"]
+# of points that lie on one curve over budgets these columns agree
+CURVE = ["variant_id", "press", "controller", "seed", "budget_kind"]
 
 Columns = dict[str, NDArray[Any]]
 

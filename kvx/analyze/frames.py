@@ -13,12 +13,12 @@ import pandas as pd
 
 from kvx.analyze.columns import Columns
 from kvx.analyze.facts import Facts, check_counts, check_metrics
-from kvx.analyze.naming import differences, told_apart
+from kvx.analyze.naming import differences, told_apart, variant_settings
 from kvx.analyze.point_tables import PointTables
 from kvx.errors import UserError
 from kvx.guard.own_code import controller_code
 from kvx.identity.user_code import press_parameters, told
-from kvx.points import OWN, told_guard
+from kvx.points import told_guard
 from kvx.scoring.catastrophes import flags_beside
 from kvx.store.catalog import (
     PointRecord,
@@ -185,11 +185,7 @@ class Experiment:
     @cached_property
     def variant_labels(self) -> dict[str, str]:
         """Variant id → model and dataset, with the settings that differ."""
-        settings = {
-            p.info["variant_id"]: {k: v for k, v in p.info["config"].items() if k not in OWN}
-            for p in self.points
-        }
-        suffixes = differences(settings)
+        suffixes = variant_settings({p.info["variant_id"]: p.info["config"] for p in self.points})
         labels = {
             p.info["variant_id"]: ", ".join(
                 filter(

@@ -9,11 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kvx.analyze.bin_stats import Row
-from kvx.analyze.columns import ALL_BINS, take
+from kvx.analyze.columns import ALL_BINS, CURVE, take
 from kvx.analyze.frames import Experiment
 from kvx.store.catalog import PointRecord
 
-KEYS = ["variant_id", "variant", "model", "dataset", "press", "controller", "seed", "budget_kind"]
+KEYS = [*CURVE, "variant", "model", "dataset"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """samples: seeds as samples of one configuration, with prompts as the units that vary."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from kvx.stats.clustered import mean, paired_difference
 from kvx.stats.multiplicity import holm
 from kvx.stats.samples import pass_at_k, variance_components
 
+log = logging.getLogger(__name__)
 Key = tuple[Any, ...]
 Goodness = NDArray[np.float64]
 
@@ -30,11 +32,26 @@ def samples(experiment: Experiment, panels: Iterable[Panel], config: AnalyzeConf
     is corrected within `analyze.family` at one k, all bins together apart from the single bins.
     """
     rows = [row for panel in panels for row in _rows(experiment, panel, config)]
+    _say_unknown(rows, config)
     family = [name for name in SHARED[config.family] if name != "seed"]
     for overall in (True, False):
         tested = [row for row in rows if (row["bin"] == ALL_BINS) == overall]
         correct(tested, "p", "p_holm", holm, ("k", *family))
     return rows
+
+
+def _say_unknown(rows: list[Row], config: AnalyzeConfig) -> None:
+    """Warn of values of `analyze.pass_at` that are in no row."""
+    missing = sorted(set(config.pass_at) - {row["k"] for row in rows})
+    if not missing:
+        return
+    most = max((row["n_samples"] for row in rows), default=1)
+    why = (
+        f"needs as many seeds as samples, and no point has more than {most}"
+        if missing[0] > most
+        else "is known of right/wrong scores only"
+    )
+    log.warning("analyze.pass_at=%s: left out, pass@%d %s", missing, missing[0], why)
 
 
 def _rows(experiment: Experiment, panel: Panel, config: AnalyzeConfig) -> Iterator[Row]:

@@ -25,11 +25,12 @@ def transitions(
 ) -> list[Row]:
     """One row per curve: a press's budgets of one kind, begun at their full cache.
 
-    A curve without a full cache, or without a compressed point, has no row. Rises of spread and
+    A curve without a full cache, or without a compressed point, has no row, and neither has one of
+    points with a controller, which gives entries back: no one budget is theirs. Rises of spread and
     failures are corrected over all curves, so that a report without any effect names none.
     """
-    found = curves(experiment, stats)
-    return _rows(in_order(lambda at: _of(at.read(), config), found, n_processes), config)
+    alone = [at for at in curves(experiment, stats) if at.key["controller"] == "none"]
+    return _rows(in_order(lambda at: _of(at.read(), config), alone, n_processes), config)
 
 
 def rows_of(found_curves: Iterable[Curve], config: AnalyzeConfig) -> list[Row]:

@@ -1,5 +1,6 @@
 """Prepare a command line before Hydra reads it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,11 +9,15 @@ from hydra.core.override_parser.types import ChoiceSweep
 from kvx.cli.stages import GROUPS, STAGES
 from kvx.config.budgets import with_budgets
 from kvx.config.overrides import parse, quoted, readable, several
+from kvx.config.tasks import ALL
+from kvx.config.tasks import KEY as TASK
 from kvx.errors import UserError
 
 MULTIRUN = ("-m", "--multirun")
 VALUED = ("--config-dir", "-cd", "--config-path", "-cp")  # options that a value follows
 WORKERS = ("hydra/launcher=kvx_local", "hydra/launcher=kvx_slurm")
+# press.inner=snapkv, beside which press.inner.window_size=16 has to fit
+INNER = re.compile(r"^(\+{0,2}press(?:\.inner)+)=")
 # a stage's own sections: an experiment or a server has one of each, whatever is swept
 SECTIONS = tuple(s.name for s in STAGES.values() if s.name in s.reads and s.name != "run")
 
@@ -23,7 +28,7 @@ def understood(argv: list[str]) -> list[str]:
     Flags come first in the result: argparse does not take them between overrides. Raises
     `UserError` for a list where one option of a group is meant.
     """
-    rewritten = with_budgets([readable(a) for a in argv])
+    rewritten = with_budgets([INNER.sub(r"\1.name=", readable(a)) for a in argv])
     for argument in rewritten:
         _refuse_unnamed(argument)
     multirun = [a for a in rewritten if a in MULTIRUN]
@@ -101,10 +106,22 @@ def refuse_sweeps(name: str, argv: list[str]) -> None:
             raise UserError(f"{argument}: {why_dropped(key)}")
 
 
-def with_workers(argv: list[str]) -> list[str]:
-    """Add `-m` where a launcher with workers is asked for: Hydra starts it for sweeps only."""
-    asked = any(a in WORKERS for a in argv) and not any(a.startswith("-") for a in argv)
+def with_multirun(argv: list[str]) -> list[str]:
+    """Add `-m` where several tasks or lengths are asked for, or a launcher with workers.
+
+    Hydra starts such a launcher for sweeps only.
+    """
+    if any(a.startswith(("-", "hydra.mode=")) for a in argv):
+        return argv
+    asked = any(a in WORKERS or _sweeps_tasks(a) for a in argv)
     return ["-m", *argv] if asked else argv
+
+
+def _sweeps_tasks(argument: str) -> bool:
+    key = argument.partition("=")[0].lstrip("+")
+    if key not in (TASK, "dataset.length") or (override := parse(argument)) is None:
+        return False
+    return override.is_sweep_override() or (key == TASK and override.value() == ALL)
 
 
 def after_options(argv: list[str]) -> list[str]:

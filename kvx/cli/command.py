@@ -46,7 +46,7 @@ def run_stage(name: str, argv: list[str], work: Work | None = None) -> int:
         if stage.aggregates:
             argv = arguments.drop_sweeps(argv)
         else:
-            argv = arguments.after_options(arguments.with_workers(argv))
+            argv = arguments.after_options(arguments.with_multirun(argv))
         _run_hydra(stage, work, argv)
     except (KeyboardInterrupt, Exception) as error:
         if debug:

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from kvx.cli.command import compose
 from kvx.config.folders import conf_dir
+from kvx.config.inner_press import with_inner
 from kvx.config.schema import PressConfig
 
 
@@ -20,4 +21,4 @@ def _read(path: Path) -> PressConfig:
         return compose(f"press={path.stem}").press
     press = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PressConfig), loaded))
     assert isinstance(press, PressConfig)
-    return press
+    return with_inner(press)

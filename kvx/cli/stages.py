@@ -8,7 +8,7 @@ from typing import Any
 GROUPS = ("dataset", "engine", "model", "press", "budget", "controller", "experiment")
 # sections that stages read
 POINTS = ("experiment_name", "seed", "prompt", "decoding")
-RUN = (*POINTS, "signals", "measure", "latency", "guard", "run")
+RUN = (*POINTS, "signals", "measure", "latency", "fidelity", "guard", "run")
 
 
 @dataclass(frozen=True)

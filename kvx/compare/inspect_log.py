@@ -21,6 +21,11 @@ ZSTANDARD = 93  # zip's number of a method that Python's zipfile knows from 3.14
 WORDS = {
     "c": 1.0, "p": 0.5, "i": 0.0, "n": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0,
 }  # fmt: skip
+# inspect_ai's own scorers
+HIGHER = {
+    "match", "includes", "pattern", "answer", "choice", "exact", "f1", "math",
+    "model_graded_qa", "model_graded_fact",
+}  # fmt: skip
 SETTINGS = ("model", "model_args", "model_generate_config", "task_args", "task_version")
 
 
@@ -36,14 +41,16 @@ def read_log(path: Path, cluster: str | None) -> Result:
     if not samples:
         raise UserError(f"{path}: holds no samples; it was written with log_samples=false")
     by_id: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for sample in samples:
+    for number, sample in enumerate(samples, start=1):
+        if not isinstance(sample, dict) or not {"id", "input"} <= sample.keys():
+            raise UserError(f"{path}: sample {number} has no id and input")
         by_id[str(sample["id"])].append(sample)
     _refuse_doubled(path, by_id)
-    asked = [str(i) for i in about.get("dataset", {}).get("sample_ids") or []]
+    asked = [str(i) for i in (about.get("dataset") or {}).get("sample_ids") or []]
     names = list(dict.fromkeys(name for s in samples for name, _ in _values(s)))
     if not names:
         raise UserError(f"{path}: no sample has a score that is a number; run inspect score")
-    epochs = int(about.get("config", {}).get("epochs") or 1)
+    epochs = int((about.get("config") or {}).get("epochs") or 1)
     ids = [*by_id, *(i for i in asked if i not in by_id)]
     first = {i: runs[0] for i, runs in by_id.items()}
     scores, left = _means(ids, by_id, names, epochs)
@@ -70,7 +77,7 @@ def read_log(path: Path, cluster: str | None) -> Result:
         higher_is_better=dict.fromkeys(names, True),  # inspect's metrics have no direction
         place={"task": str(about.get("task"))},
         settings=_settings(about),
-        notes=_notes(log, left, epochs),
+        notes=_notes(log, names, left, epochs),
     )
 
 
@@ -127,7 +134,7 @@ def _refuse_doubled(path: Path, by_id: Mapping[str, Sequence[dict[str, Any]]]) -
 def _values(sample: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """A sample's scores that are numbers, by metric; nan where inspect calls it unscored."""
     for scorer, score in (sample.get("scores") or {}).items():
-        value = score.get("value")
+        value = score.get("value") if isinstance(score, dict) else score
         for name, part in value.items() if isinstance(value, dict) else [("", value)]:
             if (number := _number(part)) is not None:
                 yield f"{scorer}/{name}" if name else scorer, number
@@ -197,18 +204,23 @@ def _clusters(
 
 
 def _settings(about: Mapping[str, Any]) -> dict[str, Any]:
-    config = about.get("config", {})
+    config = about.get("config") or {}
     return {
         **{name: about[name] for name in SETTINGS if name in about},
-        "dataset": about.get("dataset", {}).get("name"),
+        "dataset": (about.get("dataset") or {}).get("name"),
         "epochs": config.get("epochs"),
         "limit": config.get("limit"),
         **{f"versions.{name}": v for name, v in (about.get("packages") or {}).items()},
     }
 
 
-def _notes(log: Mapping[str, Any], left: int, epochs: int) -> list[str]:
+def _notes(log: Mapping[str, Any], names: Sequence[str], left: int, epochs: int) -> list[str]:
+    others = [n for n in dict.fromkeys(n.partition("/")[0] for n in names) if n not in HIGHER]
     notes = []
+    if others:
+        notes.append(
+            f"inspect's scores have no direction: higher is taken as better of {', '.join(others)}"
+        )
     if log.get("status") not in (None, "success"):
         notes.append(f"the run ended with status {log.get('status', 'started')}")
     if epochs > 1:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from kvx.compare.results import Result, asked_key, references_key
 from kvx.errors import UserError, first_line
@@ -66,7 +68,7 @@ def read_predictions(path: Path, metric: str | None, cluster: str | None) -> Res
             "dataset": f"{dataset}/{config['data_dir']}" if config.get("data_dir") else dataset,
             "model": str(config.get("model", "?")),
             "press": press,
-            "compression_ratio": "?" if ratio is None else f"{ratio:g}",
+            "compression_ratio": _ratio(ratio),
         },
         settings=config,
         notes=_check(path, table, name, scores),
@@ -82,6 +84,14 @@ def parsed(text: str) -> list[str]:
         return [text]
     found = [str(ast.literal_eval(part)) for part in STRING.findall(text)]
     return found or [part for part in re.split(r"[,\s]+", text[1:-1]) if part]
+
+
+def _ratio(value: Any) -> str:
+    """A compression ratio in one form, also where a YAML file has it as a text."""
+    try:
+        return f"{float(value):g}"
+    except (TypeError, ValueError):
+        return "?" if value is None else str(value)
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -104,6 +114,10 @@ def _config(path: Path) -> dict[str, Any]:
         found = OmegaConf.to_container(OmegaConf.load(path.with_name("config.yaml")))
     except FileNotFoundError:
         return {}
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        raise UserError(
+            f"{path.with_name('config.yaml')}: cannot be read ({first_line(error)})"
+        ) from None
     return {str(k): v for k, v in found.items()} if isinstance(found, dict) else {}
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,25 @@ ABOUT = {
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics",
     "doc_hash", "prompt_hash", "target_hash",
 }  # fmt: skip
+# directions of lm-eval's own metrics (lm_eval.api.metrics), where no results_*.json tells them
+LOWER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score"}
+HIGHER = {
+    "acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "exact", "f1", "em", "mcc",
+    "bleu", "chrf", "rouge1", "rouge2", "rougeL", "mc1", "mc2", "pass@1",
+}  # fmt: skip
 # what results_*.json tells of a run and can change its answers
 SETTINGS = ("model", "model_args", "gen_kwargs", "limit", "random_seed", "fewshot_seed")
 
 
-def read_folder(folder: Path, cluster: str | None) -> list[Result]:
+def newest(folder: Path) -> list[Path]:
     """The newest file of each task in `folder` and the folders below it."""
-    newest: dict[tuple[Path, str], tuple[str, Path]] = {}
+    latest: dict[tuple[Path, str], tuple[str, Path]] = {}
     for path in sorted(folder.rglob("samples_*.jsonl")):
         found = NAME.fullmatch(path.name)
         task, at = (found["task"], found["at"]) if found else (path.stem, "")
         key = (path.parent, task)
-        newest[key] = max(newest.get(key, ("", path)), (at, path))
-    return [read_samples(path, cluster) for _, path in newest.values()]
+        latest[key] = max(latest.get(key, ("", path)), (at, path))
+    return [path for _, path in latest.values()]
 
 
 def read_samples(path: Path, cluster: str | None) -> Result:
@@ -57,8 +63,8 @@ def read_samples(path: Path, cluster: str | None) -> Result:
     scores = found.pivot(index="doc_id", columns="metric", values="score")[names]
     first = {row["doc_id"]: row for row in reversed(rows)}
     docs = [first[i] for i in scores.index]
-    directions = about.get("higher_is_better", {}).get(task, {})
-    model = str(about.get("model_name") or about.get("config", {}).get("model") or path.parent.name)
+    directions = _mapping(about, "higher_is_better", task)
+    model = about.get("model_name") or _mapping(about, "config").get("model") or path.parent.name
     return Result(
         path=path,
         kind=KIND,
@@ -73,10 +79,26 @@ def read_samples(path: Path, cluster: str | None) -> Result:
             }
         ),
         scores=scores.reset_index(drop=True).astype(np.float64),
-        higher_is_better={m: bool(directions.get(m.partition(",")[0], True)) for m in names},
+        higher_is_better={m: better(m.partition(",")[0], directions) for m in names},
         place={"task": task},
         settings=_settings(about, task),
+        notes=_notes(names, directions),
     )
+
+
+def better(metric: str, told: Mapping[str, Any]) -> bool:
+    """Whether `metric` is better the higher it is: as `told`, else as lm-eval has it, else yes."""
+    return bool(told.get(metric, metric not in LOWER))
+
+
+def _notes(names: Sequence[str], told: Mapping[str, Any]) -> list[str]:
+    metrics = dict.fromkeys(name.partition(",")[0] for name in names)
+    guessed = [m for m in metrics if m not in told and m not in LOWER | HIGHER]
+    if not guessed:
+        return []
+    return [
+        f"no results_*.json tells the direction of {', '.join(guessed)}: higher is taken as better"
+    ]
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -95,6 +117,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}: line {number} has no doc_id and doc; name a samples_*.jsonl that "
                     "lm-eval wrote with --log_samples"
                 )
+            if not isinstance(row["doc_id"], int | str):
+                raise UserError(f"{path}: line {number}: doc_id is no number")
             yield row
 
 
@@ -135,6 +159,8 @@ def _clusters(
 ) -> list[str] | list[None]:
     if field is None:
         return [None] * len(docs)
+    if any(not isinstance(row["doc"], dict) for row in docs):
+        raise UserError(f"{path}: compare.cluster={field}: its doc is no mapping of fields")
     if any(field not in row["doc"] for row in docs):
         known = ", ".join(docs[0]["doc"])
         raise UserError(f"{path}: compare.cluster={field} is no field of doc; there are {known}")
@@ -150,13 +176,21 @@ def _results(path: Path, at: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _mapping(about: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """What is nested in `about` under these names; empty where there is nothing, or no mapping."""
+    found: Any = about
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def _settings(about: dict[str, Any], task: str) -> dict[str, Any]:
-    config = about.get("config", {})
-    own = about.get("configs", {}).get(task, {})
+    config = _mapping(about, "config")
+    own = _mapping(about, "configs", task)
     return {
         **{name: config.get(name) for name in SETTINGS if name in config},
-        "num_fewshot": about.get("n-shot", {}).get(task),
-        "task_hash": about.get("task_hashes", {}).get(task),
+        "num_fewshot": _mapping(about, "n-shot").get(task),
+        "task_hash": _mapping(about, "task_hashes").get(task),
         "generation_kwargs": own.get("generation_kwargs"),
         "chat_template_sha": about.get("chat_template_sha"),
         "versions.lm_eval": about.get("lm_eval_version"),

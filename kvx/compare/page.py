@@ -11,6 +11,7 @@ from kvx.compare.table import Comparison
 from kvx.config.numbers import plural
 from kvx.report.booktabs import booktabs
 from kvx.report.tables import markdown
+from kvx.report.wording import percent
 
 MANY_SETTINGS = 25
 METHODS = {
@@ -63,7 +64,7 @@ class Page:
 
     def latex(self) -> str:
         header, cells = self._table()
-        level = f"{self.confidence:.0%}"
+        level = percent(self.confidence)
         return booktabs(header, cells, f"{self.b} against {self.a}; {level} intervals.")
 
     def _head(self) -> list[str]:
@@ -105,7 +106,7 @@ class Page:
         metrics = {(c.metric_a, c.metric_b) for c in self.comparisons}
         for ours, theirs in sorted(metrics):
             yield f"metric: {ours}" if ours == theirs else f"a is scored by {ours}, b by {theirs}"
-        level = f"{self.confidence:.0%}"
+        level = percent(self.confidence)
         for method in dict.fromkeys(rows["method"]):
             yield f"{level} intervals: {METHODS.get(method, method)}"
         if len(rows) > 1:

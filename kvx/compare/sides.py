@@ -1,14 +1,15 @@
 """What `compare.a` names: an experiment, a point, or a file or folder of another tool."""
 
+import contextlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kvx.compare.experiments import read_experiment
 from kvx.compare.inspect_log import read_log
 from kvx.compare.kvpress_predictions import read_predictions
-from kvx.compare.lm_eval_samples import read_folder, read_samples
+from kvx.compare.lm_eval_samples import newest, read_samples
 from kvx.compare.results import Result, checked
 from kvx.errors import UserError, first_line
 
@@ -46,11 +47,11 @@ def _of_folder(path: Path, metric: str | None, cluster: str | None) -> Sequence[
     if (path / "point.json").is_file():
         return read_experiment(path.resolve().parents[1], path.resolve().name)
     if tables := sorted(path.rglob("predictions.csv")):
-        return [read_predictions(table, metric, cluster) for table in tables]
-    if any(path.rglob("samples_*.jsonl")):
-        return read_folder(path, cluster)
+        return [_of_file(table, metric, cluster) for table in tables]
+    if samples := newest(path):
+        return [_of_file(one, metric, cluster) for one in samples]
     logs = [p for p in sorted([*path.glob("*.eval"), *path.glob("*.json")]) if _is_log(p)]
-    return [read_log(log, cluster) for log in logs]
+    return [_of_file(log, metric, cluster) for log in logs]
 
 
 def _of_file(path: Path, metric: str | None, cluster: str | None) -> Result:
@@ -58,17 +59,34 @@ def _of_file(path: Path, metric: str | None, cluster: str | None) -> Result:
         raise UserError(f"{path}: is empty")
     match path.suffix:
         case ".csv":
-            return read_predictions(path, metric, cluster)
+            with _as_written_by(path, "kvpress"):
+                return read_predictions(path, metric, cluster)
         case ".jsonl":
-            return read_samples(path, cluster)
+            with _as_written_by(path, "lm-eval"):
+                return read_samples(path, cluster)
         case ".eval":
             if not zipfile.is_zipfile(path):
                 raise UserError(f"{path}: is no log of inspect_ai, or was cut off while written")
-            return read_log(path, cluster)
+            with _as_written_by(path, "inspect_ai"):
+                return read_log(path, cluster)
         case ".json":
             _refuse_means(path)
-            return read_log(path, cluster)
+            with _as_written_by(path, "inspect_ai"):
+                return read_log(path, cluster)
     raise UserError(f"{path}: not a kind of file that is known here; name {KINDS}")
+
+
+@contextlib.contextmanager
+def _as_written_by(path: Path, tool: str) -> Iterator[None]:
+    """Raises `UserError` where a foreign file has another shape than its `tool` gives it.
+
+    Readers check what tools leave out; a file edited by hand can have anything anywhere.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"{path}: is not as {tool} writes it ({what})") from error
 
 
 def _is_log(path: Path) -> bool:

@@ -7,6 +7,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kvx.config.tasks import has_tasks
+
 Compose = Callable[[Sequence[str]], DictConfig]  # Hydra's composition of one point
 
 
@@ -29,9 +31,11 @@ class Composer:
         return bool(self._loader.repository.group_exists(key))
 
     def is_local(self, group: str, option: str) -> bool:
-        """Whether the option's file has neither a `@package` header nor a defaults list."""
+        """Whether the option's file has no `@package` header, no defaults list and no tasks."""
         loaded = self._load(f"{group}/{option}")
-        return loaded is not None and not loaded.defaults_list and not loaded.header.get("package")
+        if loaded is None or loaded.defaults_list or loaded.header.get("package"):
+            return False
+        return not has_tasks(loaded.config)
 
     def parts(self, overrides: Sequence[str]) -> "Parts":
         """What Hydra merges into a point.

@@ -1,4 +1,5 @@
-"""Conditions in a press's YAML: at which prompts and budgets it acts as another method.
+"""Expressions in a press's YAML: at which prompts and budgets it acts as another method, and what
+a budget sets where it takes no compression ratio.
 
 A condition is an expression of numbers, comparisons and `and`, `or`, `not`, `if else`, over
 
@@ -6,6 +7,8 @@ A condition is an expression of numbers, comparisons and `and`, `or`, `not`, `if
 - `asked`: entries that the budget asks to keep of them, not rounded, as kvpress counts them,
 - `kept`: the same, rounded as kvpress does,
 - the arguments in `press.method`, by name; those of a wrapped press as `press.window_size`.
+
+What a budget sets is such an expression over `budget` and the arguments.
 """
 
 import ast
@@ -31,7 +34,9 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 _NODES: tuple[type[ast.AST], ...] = (
     ast.Name, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.IfExp, ast.Compare, ast.Call,
 )  # fmt: skip
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"int": int, "min": min, "max": max, "round": round}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "int": int, "min": min, "max": max, "round": round, "sum": sum, "len": len,
+}  # fmt: skip
 
 
 def names_of(method: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -66,16 +71,36 @@ def reason(press: PressConfig, prompt_tokens: int, asked: float, kept: int) -> s
 
 
 def check(press: PressConfig) -> None:
-    """Raises `UserError` for a condition that cannot be evaluated."""
+    """Raises `UserError` for an expression of its YAML that cannot be evaluated."""
+    arguments(press, 0.5)
     for n in (1, 100, 10_000):
         for asked in (0.5, n / 2, float(n)):
             reason(press, n, asked, max(1, int(asked)))
 
 
+def arguments(press: PressConfig, budget: float) -> dict[str, Any]:
+    """What `press.budget_sets` makes of a budget, by argument. Raises `UserError`."""
+    names = names_of(press.method or {}) | {"budget": budget}
+    found = {}
+    for name, expression in (press.budget_sets or {}).items():
+        try:
+            found[name] = value_of(expression, names)
+        except ValueError as error:
+            raise UserError(
+                f"press={press.name}: budget_sets.{name}: {expression!r}: {error}"
+            ) from None
+    return found
+
+
 def holds(condition: str, names: Names) -> bool:
     """Whether `condition` is true of `names`. Raises `ValueError` saying what is wrong with it."""
+    return bool(value_of(condition, names))
+
+
+def value_of(condition: str, names: Names) -> Any:
+    """The value of an expression over `names`. Raises `ValueError` saying what is wrong with it."""
     try:
-        return bool(_Condition(names).eval(condition, _parsed(condition)))
+        return _Condition(names).eval(condition, _parsed(condition))
     except NameNotDefined as error:
         known = ", ".join(sorted(names))
         raise ValueError(f"{error.name!r} is not known; there are {known}") from None

@@ -17,6 +17,14 @@ class Overflow(Enum):
     error = "error"
     truncate_middle = "truncate_middle"
     truncate_head = "truncate_head"
+    truncate_prompt = "truncate_prompt"  # LongBench's: the middle of context and wording together
+
+
+class BinUnit(Enum):
+    """What bins are cut by."""
+
+    tokens = "tokens"  # of the context
+    words = "words"  # the row's own `length`, as LongBench-E counts
 
 
 class BinStrategy(Enum):
@@ -56,7 +64,10 @@ class BinningConfig:
     strategy: BinStrategy = option(BinStrategy.quantile, "how bins of prompt lengths are cut")
     n_bins: int = option(5, "of strategy=quantile", at_least=1)
     edges: list[int] | None = option(
-        None, "of strategy=edges: ascending token counts", at_least=0, check=ascending
+        None, "of strategy=edges: ascending counts of the unit", at_least=0, check=ascending
+    )
+    unit: BinUnit = option(
+        BinUnit.tokens, "what edges count: tokens, or the rows' own length in words", added=True
     )
 
 
@@ -65,6 +76,11 @@ class SamplingConfig:
     strategy: SampleStrategy = option(SampleStrategy.uniform, "how examples are chosen in bins")
     n_per_bin: int = option(
         10, "examples of each bin; 0 beside pinned_ids", at_least=0, words="at least 1"
+    )
+    whole_clusters: bool = option(
+        False,
+        "n_per_bin counts clusters (documents), and all questions of each are asked",
+        added=True,
     )
     focus_bins: list[int] = option(
         [], "of strategy=focus_transition: bins with focus_n_per_bin examples", at_least=0
@@ -90,18 +106,42 @@ class TemplateConfig:
     context: str = option("{context}", "what is compressed", check=_holding("{context}"))
     question: str = option("{question}", "what comes after it", check=_holding("{question}"))
     answer_prefix: str = option("", "beginning of the answer, written for the model")
+    chat: bool = option(True, "false: never in a chat template, whatever the model has", added=True)
+    separator: str = option(
+        "\n", "between question and answer_prefix where there is no chat template", added=True
+    )
 
 
 @dataclass
 class DatasetConfig:
     name: str = option(MISSING, "name of the dataset in tables and folders", check=folder_name)
-    task: str = option(MISSING, "name of its task", check=folder_name)
+    task: str = option(
+        MISSING, "name of its task; all: every task of the dataset, as a sweep", check=folder_name
+    )
+    tasks: dict[str, Any] = option(
+        dict,
+        "the dataset's tasks: in its file, what each lays over the other fields; null: none of it",
+        neutral=True,
+    )
+    length: int | None = option(
+        None,
+        "tokens of a prompt and its answer, where the source generates to a length",
+        added=True,
+        at_least=1,
+    )
     source: dict[str, Any] = option(dict, "the source's class (_target_) and its arguments")
     template: TemplateConfig = option(TemplateConfig)
     binning: BinningConfig = option(BinningConfig)
     sampling: SamplingConfig = option(SamplingConfig)
     overflow: Overflow = option(
         Overflow.error, "what to do with a context that does not fit the model"
+    )
+    max_prompt_tokens: int | None = option(
+        None,
+        "of overflow=truncate_prompt: tokens that are left of a longer prompt, before the chat "
+        "template; null: as many as fit",
+        added=True,
+        at_least=2,
     )
     metrics: list[str] = option(
         ["exact_match"],

@@ -39,6 +39,7 @@ def undistinguished(key: str) -> bool:
 def refuse_dropped(configs: Sequence[Config]) -> None:
     """Raises `UserError` where a sweep holds two values of a field for one and the same point."""
     _refuse_unused_budgets(configs)
+    _refuse_budgets_without_effect(configs)
     _refuse_unread_of_guard(configs)
     varied = [
         f.name
@@ -78,6 +79,22 @@ def _refuse_unused_budgets(configs: Sequence[Config]) -> None:
             f"budget.ratio={exact(ratios[-1])}: is not read with budget=tokens; add budget=ratio, "
             "or leave it out"
         )
+
+
+def _refuse_budgets_without_effect(configs: Sequence[Config]) -> None:
+    """Raises `UserError` for several budgets of a press that keeps what a threshold leaves."""
+    budgets: dict[str, dict[str, None]] = {}
+    for config in configs:
+        press, budget = config.press, config.budget
+        if press.method is not None and press.budget_sets == {} and not budget.is_full:
+            told = f"{budget.tokens}t" if budget.kind is BudgetKind.tokens else exact(budget.ratio)
+            budgets.setdefault(press.name, {})[told] = None
+    for name, several in budgets.items():
+        if len(several) > 1:
+            raise UserError(
+                f"budget={','.join(several)}: press={name} keeps what its threshold leaves, "
+                "whatever the budget; give one budget, and sweep press.method.threshold"
+            )
 
 
 def _refuse_unread_of_guard(configs: Sequence[Config]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import DictConfig
+
 from kvx.config.numbers import exact
 from kvx.errors import UserError
 
@@ -83,6 +85,8 @@ class About:
 def option(default: Any, help: str = "", **about: Any) -> Any:
     """A field of the schema. The other arguments are those of `About`, and bounds of `Limits`.
 
+    The default is a value, or a class or function that makes one.
+
     With bounds, its number or the numbers of its list must be finite and within them; null is
     allowed where the field's type has it.
     """
@@ -90,11 +94,16 @@ def option(default: Any, help: str = "", **about: Any) -> Any:
     limits = Limits(**bounds) if bounds else None
     neutral = about.pop("neutral", False) or about.get("recorded", False)
     metadata = {ABOUT: About(help=help, limits=limits, neutral=neutral, **about)}
-    if isinstance(default, type):
+    if callable(default):
         return field(default_factory=default, metadata=metadata)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def free_form() -> Any:
+    """A node that takes any key, and stays so while Hydra composes."""
+    return DictConfig({}, flags={"struct": False})
 
 
 def about(f: dataclasses.Field[Any]) -> About:

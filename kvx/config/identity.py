@@ -52,6 +52,14 @@ def _unused(field: dataclasses.Field[Any], value: Any) -> bool:
     return bool(value == (field.default if made is dataclasses.MISSING else made()))
 
 
+def known_before(value: Any) -> dict[str, Any]:
+    """A configuration as `dataclasses.asdict`, without fields that came later and are at their
+    default.
+    """
+    unused = {f.name for f in dataclasses.fields(value) if _unused(f, getattr(value, f.name))}
+    return {n: v for n, v in dataclasses.asdict(value).items() if n not in unused}
+
+
 def made_with(value: Any, prefix: str = "") -> dict[str, Any]:
     """The fields of a configuration that name no point but may tip a near tie, by dotted name."""
     found: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from kvx.config import field_checks
 from kvx.config.analyze import AnalyzeConfig
@@ -22,15 +22,17 @@ from kvx.config.controller import ControllerConfig
 from kvx.config.dataset import DatasetConfig, stops
 from kvx.config.engine import EngineConfig, OpenAIConfig
 from kvx.config.export import ExportConfig
-from kvx.config.fields import option
+from kvx.config.fields import free_form, option
 from kvx.config.folder_names import folder_name
 from kvx.config.folders import cache_dir, package_dir
 from kvx.config.guard import GuardConfig
 from kvx.config.language_model import ModelConfig
-from kvx.config.model_features import ModelFeature
-from kvx.config.press_choices import Keeps, PressLayers, PressNeed, Queries
+from kvx.config.measures import FidelityConfig, LatencyConfig, Measure
+from kvx.config.press_config import Degenerate as Degenerate
+from kvx.config.press_config import PressConfig as PressConfig
 from kvx.config.serve import ServeConfig
 from kvx.config.simulate import SimulateConfig
+from kvx.config.tasks import tasks_laid_over
 from kvx.config.train import TrainConfig, VerifyConfig
 
 if TYPE_CHECKING:
@@ -49,14 +51,6 @@ class BudgetKind(Enum):
     certified = "certified"  # what a certificate allows; kvx.serve puts one of the others in place
 
 
-class Measure(Enum):
-    """Answers from shared, batched work, or latencies of requests that run alone."""
-
-    quality = "quality"
-    latency = "latency"
-    both = "both"
-
-
 class Reasoning(Enum):
     """Whether what a model thought before its answer is scored too."""
 
@@ -70,71 +64,6 @@ class Signals(Enum):
     off = "off"
     light = "light"  # log-prob and entropy of the chosen token
     full = "full"  # what the guard learns from, and the probe of every prompt
-
-
-@dataclass
-class Degenerate:
-    """The prompts and budgets at which a press acts as another method, and which one."""
-
-    when: str = option(
-        MISSING,
-        "an expression over prompt_tokens, kept, asked (kept before rounding) and the arguments in "
-        "the press's method (see kvx.config.conditions)",
-    )
-    reason: str = option(MISSING, "what the press is then", neutral=True)
-
-
-@dataclass
-class PressConfig:
-    """A compression method."""
-
-    name: str = option(MISSING, "name of the press in tables and folders", check=folder_name)
-    method: dict[str, Any] | None = option(
-        None, "the press's class (_target_) and its arguments; null: the full cache"
-    )
-    needs: list[PressNeed] = option([], "what it asks of the engine beyond scoring and dropping")
-    requires: list[ModelFeature] = option(
-        [],
-        "what it reads of a model that not every model has; where one is missing, its points are "
-        "not applicable",
-        neutral=True,
-    )
-    score_uses_budget: bool = option(
-        True,
-        "whether the scores of the entries depend on how many are kept; if not, budgets share them",
-    )
-    degenerate_at_tokens: int = option(
-        0,
-        "at or below this many kept entries the press cannot do what it is meant to: a degenerate "
-        "point",
-        at_least=0,
-    )
-    min_prompt_tokens: int = option(
-        0, "prompts must be longer than this, or the press refuses them", at_least=0
-    )
-    tolerance_tokens: int = option(
-        1,
-        "how far the measured number of kept entries may be from the asked one; beyond a rounding "
-        "of 1 the point is named by what it kept",
-        at_least=0,
-    )
-    keeps: Keeps = option(
-        Keeps.asked, "how many entries it keeps of those that a budget asks for", added=True
-    )
-    degenerate_when: list[Degenerate] = option(
-        [], "when else a point is degenerate, request by request", added=True
-    )
-    layers: PressLayers = option(
-        PressLayers.full,
-        "which layers it compresses: those of full attention, or those with a window too",
-        added=True,
-    )
-    queries: Queries = option(
-        Queries.model,
-        "whose queries it ranks by: the model's own, or those that kvpress recomputes, which on "
-        "some families are others (docs/queries.md)",
-        added=True,
-    )
 
 
 @dataclass
@@ -218,15 +147,6 @@ class RunConfig:
 
 
 @dataclass
-class LatencyConfig:
-    """Requests that are measured alone, at batch 1."""
-
-    n_per_bin: int = option(2, "examples of each bin that are measured alone", at_least=1)
-    warmup: int = option(1, "requests before the first one that counts, per point", at_least=0)
-    repeats: int = option(3, "measurements of each example", at_least=1)
-
-
-@dataclass
 class ScoreConfig:
     """Settings that replace those of the points' runs; null: those they were run with."""
 
@@ -278,11 +198,6 @@ class PathsConfig:
     cache: str = option(MISSING, "folder of what is downloaded and computed once")
 
 
-def _open() -> Any:
-    """A node that takes any key, and stays so while Hydra composes."""
-    return DictConfig({}, flags={"struct": False})
-
-
 @dataclass
 class Config:
     """Everything one point needs. One object a point travels through every stage."""
@@ -299,7 +214,7 @@ class Config:
     model: ModelConfig = option(ModelConfig)
     press: PressConfig = option(PressConfig)
     budget: BudgetConfig = option(BudgetConfig)
-    controller: Controller = field(default_factory=_open)
+    controller: Controller = field(default_factory=free_form)
     guard: GuardConfig = option(GuardConfig)
     prompt: PromptConfig = option(PromptConfig)
     decoding: DecodingConfig = option(DecodingConfig)
@@ -310,11 +225,14 @@ class Config:
     )
     measure: Measure = option(
         Measure.quality,
-        "quality: answers, shared and batched; latency: requests alone, at batch 1; or both",
+        "quality: answers, shared and batched; latency: requests alone, at batch 1; both: these "
+        "two; fidelity: KL and top-1 agreement with the full cache along its own answer; "
+        "quality_fidelity; latency_fidelity; or all",
         neutral=True,
         sweeps=True,
     )
     latency: LatencyConfig = option(LatencyConfig, neutral=True)
+    fidelity: FidelityConfig = option(FidelityConfig, neutral=True)
     run: RunConfig = option(RunConfig, neutral=True)
     score: ScoreConfig = option(ScoreConfig, neutral=True)
     analyze: AnalyzeConfig = option(AnalyzeConfig, neutral=True)
@@ -355,19 +273,20 @@ def register() -> None:
 
 @contextlib.contextmanager
 def shared_store() -> Iterator[None]:
-    """While kvx composes: Hydra's store is not copied.
+    """While kvx composes: Hydra's store is not copied, and tasks are laid over their datasets.
 
     Hydra copies all of it for every composition and for every group that --help lists. It also
     copies each node it hands out, so sharing it is safe, and halves the start-up time.
     """
-    if "__deepcopy__" in vars(ConfigStore):  # within another composition, or the user's own
-        yield
-        return
-    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
+    with tasks_laid_over():
+        if "__deepcopy__" in vars(ConfigStore):  # within another composition, or the user's own
+            yield
+            return
+        ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            del ConfigStore.__deepcopy__  # type: ignore[attr-defined]
 
 
 register()

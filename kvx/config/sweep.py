@@ -26,8 +26,12 @@ from kvx.config.controller_options import made
 from kvx.config.engine import OpenAIConfig
 from kvx.config.escapes import as_meant
 from kvx.config.field_names import refuse_unknown
+from kvx.config.inner_press import with_inner
 from kvx.config.placeholders import as_typed
+from kvx.config.press_config import PressConfig
 from kvx.config.schema import Config
+from kvx.config.tasks import KEY as TASK
+from kvx.config.tasks import with_all_tasks
 from kvx.errors import UserError
 
 Overrides = tuple[str, ...]
@@ -54,6 +58,7 @@ def typed(cfg: DictConfig) -> Config:
     assert isinstance(config, Config)
     config.engine = _typed_node(cfg, "engine")
     config.controller = _typed_node(cfg, "controller")
+    config.press = _typed_node(cfg, "press")
     for name in ("dataset", "decoding", "prompt", "score"):
         setattr(config, name, as_meant(getattr(config, name)))
     return config
@@ -62,9 +67,11 @@ def typed(cfg: DictConfig) -> Config:
 def compose_sweep(points: Sequence[Sequence[str]], composer: Composer) -> list[Config]:
     """`[typed(composer.compose(point)) for point in points]`, quickly; raises what that would.
 
+    A point with `dataset.task=all` stands for one of each task.
+
     Points that agree on a part of their configuration share it: treat it as frozen.
     """
-    rows = [tuple(point) for point in points]
+    rows = with_all_tasks([tuple(point) for point in points], composer.compose)
     columns = _columns(rows, composer)
     if columns is None:
         return [typed(composer.compose(row)) for row in rows]
@@ -113,7 +120,8 @@ def _columns(rows: Sequence[Overrides], composer: Composer) -> list[_Column] | N
         first = next(iter(parsed.values()))
         if len(keys) != 1 or first.is_delete():
             return None
-        group = composer.is_group(first.key_or_group)
+        # a task is laid over its dataset while Hydra composes
+        group = composer.is_group(first.key_or_group) or first.key_or_group == TASK
         columns.append(_Column(index, parsed, _node(parsed, group, composer), group))
     values = [next(iter(c.overrides.values())).key_or_group for c in columns if not c.is_group]
     overlap = (
@@ -125,7 +133,7 @@ def _columns(rows: Sequence[Overrides], composer: Composer) -> list[_Column] | N
 def _node(overrides: dict[str, Override], group: bool, composer: Composer) -> str | None:
     first = next(iter(overrides.values()))
     name = re.split(r"[.\[]", first.key_or_group)[0]
-    if name not in EVERYTHING or first.package is not None:
+    if name not in EVERYTHING or first.package is not None or first.key_or_group == TASK:
         return None
     if not group:
         return name
@@ -293,6 +301,8 @@ def _typed_node(cfg: DictConfig, name: str) -> Any:
         raw = OmegaConf.to_container(value, resolve=False)
         assert isinstance(raw, dict)
         node.extra_body = as_typed(raw["extra_body"], node.extra_body)
+    if isinstance(node, PressConfig):
+        return with_inner(node)
     return as_meant(node)
 
 

@@ -2,7 +2,7 @@
 
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from kvx.config.dataset import (
@@ -82,11 +82,16 @@ def bin_of(length: int, edges: Sequence[int]) -> int | None:
     return min(bisect_right(edges, length) - 1, len(edges) - 2)
 
 
-def choose(ids_by_bin: Sequence[Sequence[str]], sampling: SamplingConfig) -> list[list[str]]:
+def choose(
+    ids_by_bin: Sequence[Sequence[str]],
+    sampling: SamplingConfig,
+    clusters: Mapping[str, str] | None = None,
+) -> list[list[str]]:
     """Chosen ids per bin, in the order of the data, for settings that `check` accepts.
 
     `uniform` takes n_per_bin each, `focus_transition` takes focus_n_per_bin in focus_bins, `pinned`
-    takes exactly `pinned_ids`. A bin with fewer gives what it has.
+    takes exactly `pinned_ids`. A bin with fewer gives what it has. With `whole_clusters` these are
+    numbers of clusters (by id in `clusters`), and all ids of a chosen one are taken.
     """
     if sampling.strategy is SampleStrategy.pinned:
         pinned = set(sampling.pinned_ids)
@@ -105,6 +110,11 @@ def choose(ids_by_bin: Sequence[Sequence[str]], sampling: SamplingConfig) -> lis
     for index, ids in enumerate(ids_by_bin):
         wanted_n = sampling.focus_n_per_bin if index in focused else sampling.n_per_bin
         rng = random.Random(f"{sampling.seed}-{index}")
+        if sampling.whole_clusters and clusters is not None:
+            names = list(dict.fromkeys(clusters[i] for i in ids))
+            taken = set(rng.sample(names, min(wanted_n, len(names))))
+            chosen.append([i for i in ids if clusters[i] in taken])
+            continue
         order = {i: k for k, i in enumerate(ids)}
         chosen.append(sorted(rng.sample(list(ids), min(wanted_n, len(ids))), key=order.__getitem__))
     return chosen

@@ -56,7 +56,11 @@ class Example:
 
 
 class DatasetSource(Protocol):
-    """A source of examples: a dataclass named by `_target_` in `conf/dataset`."""
+    """A source of examples: a dataclass named by `_target_` in `conf/dataset`.
+
+    One that generates to a length in tokens has `examples_for(builder, max_new_tokens)` in place of
+    `examples`: `builder` (`kvx.data.prompt.PromptBuilder`) makes and counts the model's prompts.
+    """
 
     def revision(self) -> str:
         """Identifies the data: changes whenever `examples()` would yield something else."""

@@ -2,8 +2,11 @@
 
 import csv
 import gzip
+import hashlib
+import io
 import itertools
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +62,31 @@ def read_text(path: Path) -> str:
 def read_jsonl(path: Path) -> Iterator[Row]:
     """Rows of a .jsonl or .jsonl.gz file, with or without a byte-order mark."""
     return _guarded(path, _json_lines)
+
+
+def in_zip(archive: Path) -> list[str]:
+    """The files in a zip file. Raises `UserError` if it is none."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return [info.filename for info in file.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise unreadable(archive, error) from None
+
+
+def zipped_fingerprint(archive: Path, member: str) -> str:
+    """SHA-256 of a file in a zip file: that of the file unpacked."""
+    with zipfile.ZipFile(archive) as file, file.open(member) as packed:
+        return hashlib.file_digest(packed, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def read_zipped_jsonl(archive: Path, member: str) -> Iterator[Row]:
+    """Rows of a jsonl file in a zip file."""
+
+    def rows(archive: Path) -> Iterator[Row]:
+        with zipfile.ZipFile(archive) as file, file.open(member) as packed:
+            yield from _json_rows(io.TextIOWrapper(packed, "utf-8-sig"), archive / member)
+
+    return _guarded(archive, rows)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -165,20 +193,22 @@ def _by_column(document: Row) -> bool:
 
 def _json_lines(path: Path) -> Iterator[Row]:
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not valid JSON ({error.msg}); fix or remove the line"
-                ) from None
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"{path}:{number}: expected a JSON object, got {type(row).__name__}"
-                )
-            yield row
+        yield from _json_rows(file, path)
+
+
+def _json_rows(file: IO[str], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}:{number}: not valid JSON ({error.msg}); fix or remove the line"
+            ) from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+        yield row
 
 
 def _read_csv(path: Path) -> Iterator[Row]:

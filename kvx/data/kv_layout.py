@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from kvx.config.language_model import ModelConfig
@@ -55,14 +56,24 @@ def _values(config: Mapping[str, Any]) -> int | None:
     """Numbers in one token's keys and values of a layer."""
     heads = config.get("num_attention_heads")
     if config.get("kv_lora_rank") and config.get("v_head_dim") and heads:
-        # transformers caches keys and values of every head, not what they are computed from
-        keys = config.get("qk_nope_head_dim", 0) + config.get("qk_rope_head_dim", 0)
-        return int(heads * (keys + config["v_head_dim"]))
+        rotated = config.get("qk_rope_head_dim", 0)
+        if _caches_latents(config):
+            return int(config["kv_lora_rank"] + rotated)
+        return int(heads * (config.get("qk_nope_head_dim", 0) + rotated + config["v_head_dim"]))
     kv_heads = config.get("num_key_value_heads") or heads
     size = config.get("attention_head_dim") or config.get("head_dim")
     if size is None and heads and config.get("hidden_size"):
         size = config["hidden_size"] // heads
     return int(2 * kv_heads * size) if kv_heads and size else None
+
+
+def _caches_latents(config: Mapping[str, Any]) -> bool:
+    """Whether transformers caches tokens' latents, as since 5.15, not each head's keys and values.
+
+    Models with an indexer (deepseek_v32, glm_moe_dsa) do since 5.19.
+    """
+    major, minor = (int(part) for part in version("transformers").split(".")[:2])
+    return (major, minor) >= ((5, 19) if config.get("index_topk") else (5, 15))
 
 
 def _kinds(config: Mapping[str, Any]) -> list[str] | None:

@@ -2,7 +2,8 @@
 
 SQuAD (https://arxiv.org/abs/1606.05250), HotpotQA (https://arxiv.org/abs/1809.09600), LongBench
 (https://arxiv.org/abs/2308.14508), RULER (https://arxiv.org/abs/2404.06654), HELMET
-(https://arxiv.org/abs/2410.02694), InfiniteBench (https://arxiv.org/abs/2402.13718).
+(https://arxiv.org/abs/2410.02694), InfiniteBench (https://arxiv.org/abs/2402.13718), SCBench
+(https://arxiv.org/abs/2412.10319), MRCR (https://huggingface.co/datasets/openai/mrcr).
 """
 
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvx.data.files import Row, columns_of
-from kvx.data.values import literal, text
+from kvx.data.values import from_json, literal, text
 from kvx.errors import UserError
 
 ROLES = ("id", "context", "question", "answers", "cluster", "answer_prefix", "max_new_tokens")
@@ -33,7 +34,7 @@ class Layout:
 
     `rows` makes rows of questions out of a row of the file (`many`: several of one). With
     `wants_question` a row without a question is refused. `formatted` rows hold the benchmark's own
-    wording: no template is put around them.
+    wording: no template is put around them. Columns of `kept` go into `Example.meta`, for metrics.
     """
 
     columns: Mapping[str, tuple[str, ...]]
@@ -41,6 +42,7 @@ class Layout:
     wants_question: bool = True
     formatted: bool = False
     many: bool = False
+    kept: tuple[str, ...] = ()
 
     def column(self, role: str, row: Row) -> str:
         """The column of `row` that holds `role`, or the one that should."""
@@ -84,6 +86,31 @@ def _infinitebench(row: Row, at: str) -> Iterator[Row]:
     yield _with_options(row, options, "input", at) if has_some else row
 
 
+def _scbench(row: Row, at: str) -> Iterator[Row]:
+    """SCBench's `multi_turns` are questions on one context; an answer may be among options."""
+    name = row.get("id")
+    for number, turn in enumerate(_objects(row.get("multi_turns"), f"{at}: 'multi_turns'")):
+        own = {k: turn.get(k) for k in ("input", "answer", "options")}
+        found = {**own, "context": row.get("context", row.get("input"))}
+        if name is not None:
+            found["id"] = f"{text(name, at)}-{number}"
+        yield from _infinitebench(found, at)
+
+
+def _mrcr(row: Row, at: str) -> Iterator[Row]:
+    """MRCR's `prompt` is a list of messages, in JSON; the last one asks."""
+    prompt = row.get("prompt")
+    messages = _objects(from_json(prompt) if isinstance(prompt, str) else prompt, f"{at}: 'prompt'")
+    if len(messages) < 2 or not all({"role", "content"} <= set(m) for m in messages):
+        raise UserError(
+            f"{at}: 'prompt': expected messages with role and content, the last a user's"
+        )
+    said = [text(message["content"], f"{at}: 'prompt'") for message in messages]
+    roles = [text(message["role"], f"{at}: 'prompt'").capitalize() for message in messages]
+    lines = [f"{role}: {content}" for role, content in zip(roles, said, strict=True)]
+    yield {**row, "context": "\n\n".join(lines[:-1]), "question": said[-1]}
+
+
 def _with_options(row: Row, options: Any, question: str, at: str) -> Row:
     """Multiple choice: options join the question; an answer is an option's text or its letter."""
     names = [text(option, f"{at}: 'options'") for option in options]
@@ -120,6 +147,12 @@ LAYOUTS: dict[str, Layout] = {
         {**_PLAIN, "question": ("input",), "answers": ("answer",)},
         _infinitebench, wants_question=False,
     ),
+    "scbench": Layout(
+        {**_PLAIN, "question": ("input",), "answers": ("answer",)}, _scbench, many=True
+    ),
+    "mrcr": Layout(
+        {**_PLAIN, "answers": ("answer",)}, _mrcr, kept=("random_string_to_prepend",)
+    ),
     # kvpress's evaluation: the benchmark's wording is in context and question
     "kvpress": Layout(
         {**_PLAIN, "answers": ("answers", "answer")}, _itself, wants_question=False, formatted=True
@@ -134,6 +167,10 @@ def detected(row: Row) -> str:
     has = set(row)
     if ("paragraphs" in has or "qas" in has) and "question" not in has:
         return "squad"
+    if "multi_turns" in has:
+        return "scbench"
+    if {"prompt", "random_string_to_prepend"} <= has:
+        return "mrcr"
     if {"input", "outputs"} <= has:
         return "ruler"
     if "ctxs" in has and "context" not in has:

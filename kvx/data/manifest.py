@@ -17,16 +17,24 @@ from typing import Any
 import hydra.utils
 
 from kvx.config.dataset import DatasetConfig
-from kvx.config.identity import resolved
+from kvx.config.identity import known_before, resolved
 from kvx.config.schema import Config
+from kvx.data.chat import today
 from kvx.data.example import DatasetSource, Example
 from kvx.data.files import fingerprint, read_text
-from kvx.data.tokenizer import chat_is_dated, max_context_tokens, tokenizer_hash
+from kvx.data.prompt import PromptBuilder
+from kvx.data.tokenizer import (
+    chat_is_dated,
+    load_tokenizer,
+    max_context_tokens,
+    tokenizer_hash,
+)
 from kvx.errors import UserError
 from kvx.identity import hazard_files, user_code
 from kvx.identity.hashing import digest, sha256_text
 
 FORMAT_VERSION = 1
+FITTED = "examples_for"  # of a source that generates to a length in tokens
 _OTHER = object()
 
 
@@ -111,7 +119,8 @@ def make_source(dataset: DatasetConfig) -> DatasetSource:
         if isinstance(cause, UserError):
             raise cause from None
         raise UserError(f"dataset.source: {_innermost(error)}") from error
-    if not all(callable(getattr(source, name, None)) for name in ("revision", "examples")):
+    methods = ("revision", FITTED if hasattr(source, FITTED) else "examples")
+    if not all(callable(getattr(source, name, None)) for name in methods):
         raise UserError(
             f"dataset.source: {type(source).__name__} has no revision() and examples(); set "
             "dataset.source._target_ to a class that has both"
@@ -126,11 +135,16 @@ def _innermost(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def examples_of(source: DatasetSource) -> Iterator[Example]:
+def examples_of(source: DatasetSource, config: Config) -> Iterator[Example]:
     """The examples of `source`. Raises `UserError` for what a user's class raises."""
     kind = type(source)
     try:
-        yield from source.examples()
+        if hasattr(source, FITTED):
+            tokenizer, day = load_tokenizer(config.model), config.prompt.date or today()
+            builder = PromptBuilder(tokenizer, config, day)
+            yield from getattr(source, FITTED)(builder, config.decoding.max_new_tokens)
+        else:
+            yield from source.examples()
     except UserError:
         raise
     except Exception as error:
@@ -156,9 +170,10 @@ def manifest_key(config: Config, revision: str) -> str:
         {
             **told,
             **({"code": code} if code else {}),
+            **({"most": d.max_prompt_tokens} if d.max_prompt_tokens is not None else {}),
             "format": FORMAT_VERSION, "id": dataset_id(d), "revision": revision,
-            "source": _source(d), "template": dataclasses.asdict(d.template),
-            "binning": dataclasses.asdict(d.binning),
+            "source": _source(d), "template": known_before(d.template),
+            "binning": known_before(d.binning),
             "sampling": _sampling(d), "overflow": d.overflow.name,
             "query_aware": config.prompt.query_aware, "chat": config.model.chat_template,
             "max_context_tokens": max_context_tokens(config.model),
@@ -186,6 +201,8 @@ def _source(dataset: DatasetConfig) -> dict[str, Any]:
 def _sampling(dataset: DatasetConfig) -> dict[str, Any]:
     """What decides which examples are chosen; for a hazard model, the prompts it was trained on."""
     fields = dataclasses.asdict(dataset.sampling)
+    if not fields["whole_clusters"]:  # it came later
+        del fields["whole_clusters"]
     unseen_by = fields.pop("unseen_by")
     if unseen_by is not None:
         fields["unseen_by"] = sorted(hazard_files.prompts_of(unseen_by))

@@ -1,5 +1,7 @@
 """Checks of a source's own numbers, which the schema does not know."""
 
+from collections.abc import Sequence
+
 from kvx.errors import UserError, shown
 
 
@@ -17,3 +19,9 @@ def check_range(low: str, low_value: int, high: str, high_value: int, least: int
     check_least(high, high_value, least)
     if low_value > high_value:
         raise UserError(f"dataset.source.{low}={low_value}: must be at most {high}={high_value}")
+
+
+def one_of(name: str, value: object, known: Sequence[str]) -> None:
+    """Raises `UserError` unless `dataset.source.<name>` is one of `known`."""
+    if value not in known:
+        raise UserError(f"dataset.source.{name}={shown(value)}: choose from {', '.join(known)}")

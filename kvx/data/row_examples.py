@@ -23,7 +23,9 @@ class Reading:
     """How rows are read: their layout (or `auto`), and columns by role where they differ.
 
     A role whose column is None is not read. `prefix` begins every id; a row without an id is called
-    `row_id`, counted from `from_row`. `cells`: the file holds nothing but text (csv).
+    `row_id`, counted from `from_row`. `cells`: the file holds nothing but text (csv). Columns of
+    `meta` are kept in `Example.meta` as they are, where they hold something. Questions that SQuAD
+    marks as unanswerable are left out, or have `unanswerable` as their answer.
     """
 
     layout: str = AUTO
@@ -32,6 +34,8 @@ class Reading:
     row_id: str = "row-{:05d}"
     from_row: int = 1
     cells: bool = False
+    meta: tuple[str, ...] = ()
+    unanswerable: str | None = None
 
 
 def check_layout(name: str) -> None:
@@ -53,18 +57,21 @@ def check_fields(fields: Mapping[str, str | None]) -> None:
 def examples(rows: Iterable[Row], where: str, reading: Reading) -> Iterator[Example]:
     """The examples of `rows`. Raises `UserError` naming `where`, row and column for bad data.
 
-    Questions that SQuAD marks as unanswerable are left out and counted in the log.
+    Questions that are left out are counted in the log.
     """
     layout: Layout | None = None
     seen: dict[str, int] = {}
     n_unanswerable = 0
     for number, row in enumerate(rows, 1):
         at = f"{where}: row {number}"
-        layout = layout or _layout(row, reading)
+        layout = layout or _layout(row, reading, at)
         for question in layout.rows(row, at):
-            if values.is_unanswerable(question.get(layout.column("answers", question))):
-                n_unanswerable += 1
-                continue
+            answers = layout.column("answers", question)
+            if values.is_unanswerable(question.get(answers)):
+                if reading.unanswerable is None:
+                    n_unanswerable += 1
+                    continue
+                question = {**question, answers: reading.unanswerable}
             order = len(seen) if layout.many else number - 1
             example = _example(question, layout, at, reading, order)
             if example.example_id in seen:
@@ -82,7 +89,12 @@ def examples(rows: Iterable[Row], where: str, reading: Reading) -> Iterator[Exam
         )
 
 
-def _layout(row: Row, reading: Reading) -> Layout:
+def _layout(row: Row, reading: Reading, at: str) -> Layout:
+    if {"needle", "questions"} <= set(row):
+        raise UserError(
+            f"{at}: a NoLiMa needle set, which holds templates; write rows of one question with "
+            "its needle placed in a haystack (columns context, question, answers)"
+        )
     fields = dict(reading.fields or {})
     named = any(fields.get(role, role) != role for role in NEEDED)
     name = reading.layout
@@ -133,6 +145,7 @@ def _example(row: Row, layout: Layout, at: str, reading: Reading, index: int) ->
         answer_prefix=answer_prefix,
         max_new_tokens=_limit(cell("max_new_tokens"), at),
         formatted=layout.formatted,
+        meta={n: row[n] for n in (*reading.meta, *layout.kept) if not values.missing(row.get(n))},
     )
 
 

@@ -76,7 +76,10 @@ class Trace:
 
     `signals` holds the columns of `store.schemas.SIGNALS` by name, `probe` and
     `score_evicted` (share of the press's score mass that was dropped, mean over layers and heads)
-    what was seen at the prefill: None if not recorded or not to be had.
+    what was seen at the prefill: None if not recorded or not to be had. `kept_percent` [compressed
+    tokens] likewise: in how many percent of the layers and KV heads that a press compresses it kept
+    each position of the prompt; None also without a press. `context_chars` [compressed tokens] are
+    the characters of the context that these stand for (`PromptBuilder.context_chars`).
 
     `source` is "full" where the whole distribution was seen, "top20" where only the 20 likeliest
     were (`top_logprobs`, highest first): then the entropy takes the rest as one outcome, a lower
@@ -92,6 +95,8 @@ class Trace:
     signals: dict[str, list[Any]] | None = None
     probe: Probe | None = None
     score_evicted: float | None = None
+    kept_percent: list[int] | None = None
+    context_chars: list[int] | None = None
 
 
 class BudgetProof(StrEnum):
@@ -205,6 +210,28 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """A request's next-token distributions along the full cache's own greedy answer, `token_ids`.
+
+    The lists have one item per token of that answer, its end token included: KL(full cache ||
+    this cache) in nats, whether both find the same token likeliest, and the answer's log-prob under
+    this cache and under the full one.
+    """
+
+    request: Request
+    token_ids: list[int] | None = None
+    kl_nats: list[float] | None = None
+    same_top1: list[bool] | None = None
+    logprob: list[float] | None = None
+    full_logprob: list[float] | None = None
+    kv: KVUse | None = None
+    budget_proof: BudgetProof | None = None
+    ranked: Ranked | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True)
 class LatencyWork:
     """The measurements left for one point: (request, example, repeat)."""
 
@@ -232,6 +259,13 @@ class Engine(Protocol):
         """One `Measurement` per item; each request runs alone, after its point's warm-up.
 
         Points take turns (`interleaved`): what drifts meanwhile is in all of them alike.
+        """
+        ...
+
+    def fidelity(self, work: Sequence[PointWork]) -> Iterator[Fidelity | PointFailed]:
+        """Exactly one `Fidelity` per request of a point, unless a `PointFailed` ends that point.
+
+        Asked only of an engine that has this method; others see no logits of a forced answer.
         """
         ...
 

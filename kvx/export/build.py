@@ -10,7 +10,7 @@ from kvx.config.schema import Config
 from kvx.errors import UserError
 from kvx.export import leaderboard, paper_tables
 from kvx.points import experiment_dir
-from kvx.store.catalog import finished_points
+from kvx.store.catalog import PointRecord, finished_points
 
 log = logging.getLogger(__name__)
 IMAGES = (ExportFormat.png, ExportFormat.svg, ExportFormat.pdf)
@@ -30,7 +30,9 @@ def export_experiment(config: Config) -> list[Path]:
     target = Path(asked.folder) if asked.folder else folder / "export"
     written: list[Path] = []
     if ExportFormat.kvpress in asked.formats:
-        written += _board(config, target / "kvpress")
+        board = _board(config, target / "kvpress")  # refuses before anything is written
+        output = Path(config.paths.output)
+        written += [leaderboard.write_point(p, output, where.parent) for where, p in board.items()]
     if asked.formats != [ExportFormat.kvpress]:
         frames = tables_of(folder, inputs_hash(folder, config.analyze))
         if ExportFormat.csv in asked.formats:
@@ -49,17 +51,26 @@ def export_experiment(config: Config) -> list[Path]:
     return written
 
 
-def _board(config: Config, target: Path) -> list[Path]:
-    output, written = Path(config.paths.output), []
+def _board(config: Config, target: Path) -> dict[Path, PointRecord]:
+    """The folder of each point below `target`; with several seeds, each has a folder of its own.
+
+    Raises `UserError` if two points would have the same.
+    """
+    points = []
     for point in finished_points(experiment_dir(config)):
         if point.is_guarded:
             log.warning("export: left out, as a controller steered it: %s", point.id)
-            continue
-        made = leaderboard.write_point(point, output, target)
-        if made in written:
+        else:
+            points.append(point)
+    seeds = {point.info["seed"] for point in points}
+    found: dict[Path, PointRecord] = {}
+    for point in points:
+        below = target / f"seed={point.info['seed']}" if len(seeds) > 1 else target
+        path = below / leaderboard.target_of(point)
+        if path in found:
             raise UserError(
-                f"{point.dir}: another point has the folder {made.name} too, as kvpress's names do "
-                "not tell them apart; export them from experiments of their own"
+                f"{point.dir}: {found[path].id} has the folder {path.name} too, as kvpress's names "
+                "do not tell them apart; export them from experiments of their own"
             )
-        written.append(made)
-    return written
+        found[path] = point
+    return found

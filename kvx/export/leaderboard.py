@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from kvx.analyze.facts import keeps_another_number
 from kvx.data.example import Example
 from kvx.data.frozen_examples import load_examples
 from kvx.errors import UserError
@@ -26,6 +27,11 @@ NAMES = {
     "criticalkv": "critical_snapkv", "expected_attention": "expected_attention_without_adakv",
 }  # fmt: skip
 MATCHES = ("string_match_all", "string_match_any")  # RULER's, of which kvpress has one name
+
+
+def target_of(point: PointRecord) -> str:
+    """The name of the folder that `write_point` makes."""
+    return folder_name(point.info, compression_ratio(point, requests_of([point])))
 
 
 def write_point(point: PointRecord, output: Path, folder: Path) -> Path:
@@ -62,8 +68,10 @@ def write_point(point: PointRecord, output: Path, folder: Path) -> Path:
 
 
 def compression_ratio(point: PointRecord, requests: pd.DataFrame) -> float:
-    """1 - budget; of a budget in tokens, the mean share that it dropped, as measured."""
-    if point.info["budget_kind"] == "ratio":
+    """1 - budget; of a budget in tokens, or a press that kept another number by its method, the
+    mean share that it dropped, as measured.
+    """
+    if point.info["budget_kind"] == "ratio" and not keeps_another_number(requests).any():
         return round(1 - float(point.info["budget"]), 10)
     kept = requests["kv_entries_effective"].astype(float) / requests["compressed_tokens"]
     return float(1 - kept.mean())
@@ -88,7 +96,8 @@ def metrics_of(
     rows: dict[str, dict[str, list[float]]] = {}
     for task, text, example in zip(tasks, texts, asked, strict=True):
         for name, metric in _metrics(names, task):
-            value = METRICS.get(metric, "dataset.metrics")(text, example.answers).value
+            found = METRICS.get(metric, "dataset.metrics")
+            value = found(text, example.answers, example.meta).value
             rows.setdefault(task, {}).setdefault(name, []).append(value)
     return {
         task: {name: round(100 * float(np.mean(values)), 2) for name, values in found.items()}

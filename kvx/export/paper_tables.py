@@ -31,7 +31,8 @@ def write_latex(frames: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
     written = []
     for variant, rows in stats[stats["primary"]].groupby("variant_id", sort=False):
         compared = comparisons[comparisons["variant_id"] == variant]
-        about = f"{rows['model'].iloc[0]} on {rows['dataset'].iloc[0]}"
+        first = rows.iloc[0]
+        about = first["variant"] if several else f"{first['model']} on {first['dataset']}"
         made = {
             "accuracy": (tables.accuracy_table(rows), "mean by context length in tokens"),
             "against_full_cache": (

@@ -1,6 +1,7 @@
 """What a run would do: points and requests, done and left, memory and time."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kvx.config.measures import Measure
 from kvx.config.numbers import byte_count, duration, plural
-from kvx.config.schema import BudgetConfig, Config, Measure, PlanFormat
+from kvx.config.schema import BudgetConfig, Config, PlanFormat
 from kvx.data.kv_layout import kv_layout
 from kvx.data.tokenizer import model_hash
 from kvx.plan.cost import calibrate, largest_prompts, runs_dir
@@ -38,6 +40,8 @@ class Group:
     requests_left: int = 0
     latencies: int = 0
     latencies_left: int = 0
+    compared: int = 0
+    compared_left: int = 0
     prompt_tokens_left: int = 0
     not_applicable: int = 0
 
@@ -116,11 +120,13 @@ def _add(group: Group, todo: Todo) -> int:
     missing = [e for e in entries if e.example_id in todo.example_ids]
     tokens = sum(e.prompt_tokens for e in missing)
     group.points += 1
-    group.points_done += not missing and not todo.latencies
+    group.points_done += not (missing or todo.latencies or todo.compared)
     group.requests += len(entries) if point.wants_answers else 0
     group.requests_left += len(missing)
     group.latencies += len(point.latency_items)
     group.latencies_left += todo.latencies
+    group.compared += len(point.fidelity_entries)
+    group.compared_left += len(todo.compared)
     group.prompt_tokens_left += tokens
     return tokens
 
@@ -135,15 +141,17 @@ def _todo(point: Point) -> Todo:
 
 def _jobs(todo: Sequence[Todo], pool: Pool | None) -> str:
     """How the missing work would be spread over workers."""
-    missing = [item for item in todo if item.example_ids or item.latencies]
+    missing = [item for item in todo if item.example_ids or item.latencies or item.compared]
     if not missing:
         return "nothing to do"
     points = [item.point for item in missing]
     units = make_units(missing, pool.slices(points) if pool is not None else 1)
-    alone = sum(unit.measure is Measure.latency for unit in units)
-    answers = len(units) - alone
+    kinds = Counter(unit.measure for unit in units)
     models = len(by_engine(points))
+    answers, alone = kinds[Measure.quality], kinds[Measure.latency]
     text = f"{plural(answers, 'slice')} of the examples, each for all its points"
+    if compared := kinds[Measure.fidelity]:
+        text += f"; {plural(compared, 'slice')} compared with the full cache"
     if alone:
         text += f"; {plural(alone, 'unit')} of latencies, run alone"
     return f"{text}; {plural(models, 'model')}, loaded once per worker"
@@ -200,6 +208,8 @@ def _show(plan: Plan, console: Console) -> None:
         columns.insert(2, ("not applicable", "not_applicable"))
     if any(group.latencies for group in plan.groups):
         columns += [("latencies", "latencies"), ("left", "latencies_left")]
+    if any(group.compared for group in plan.groups):
+        columns += [("fidelity", "compared"), ("left", "compared_left")]
     table = _table("model", "dataset", "press", *(name for name, _ in columns))
     counted = [([g.model, g.dataset, g.press], [g]) for g in plan.groups]
     if len(plan.groups) > 1:

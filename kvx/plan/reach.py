@@ -26,15 +26,30 @@ def reach(points: Sequence[Point]) -> list[str]:
     None where nothing is compressed, because then nothing is compared.
     """
     compared = [p for p in points if p.wants_answers and p.config.budget.key != BudgetConfig().key]
-    manifests = {point.manifest.dataset_id: point for point in compared}
-    return [
+    manifests = {point.manifest.sha256: point for point in compared}
+    lines = (
         line
         for point in manifests.values()
         for line in (
             *_lines(point.manifest, point.config.analyze.confidence, point.config.analyze.margin),
             certificate_line(point.manifest, point.config.certify),
         )
-    ]
+    )
+    return list(dict.fromkeys(lines))  # two models may share prompts
+
+
+def _found(n: float, confidence: float) -> str:
+    """The difference that `n` independent prompts find, and how many answers would differ.
+
+    A difference cannot be larger than the share of answers that differ; where it would have to be,
+    all that differ are taken to be lost.
+    """
+    differ = DIFFER
+    if (found := detectable_difference(n, differ, confidence)) > differ:
+        found = differ = found**2 / differ
+    if found >= 1:
+        return "none"
+    return f"a difference of {100 * found:.0f} points if {100 * differ:.0f}% of answers differ"
 
 
 def _lines(manifest: Manifest, confidence: float, margin: float) -> Iterator[str]:
@@ -43,9 +58,7 @@ def _lines(manifest: Manifest, confidence: float, margin: float) -> Iterator[str
     effect = design_effect(sizes, CORRELATION)
     n, bins = len(entries), Counter(entry.bin for entry in entries)
     smallest = min(bins.values())
-    found, in_bin = (
-        100 * detectable_difference(count / effect, DIFFER, confidence) for count in (n, smallest)
-    )
+    found, in_bin = (_found(count / effect, confidence) for count in (n, smallest))
     worth = ""
     if effect > 1:
         worth = (
@@ -53,9 +66,8 @@ def _lines(manifest: Manifest, confidence: float, margin: float) -> Iterator[str
             f"(correlation {CORRELATION:g} assumed)"
         )
     yield (
-        f"power on {manifest.dataset_id}: {plural(n, 'prompt')}{worth}; a difference of "
-        f"{found:.0f} points is found in 80% of runs if {100 * DIFFER:.0f}% of answers differ, "
-        f"in a bin of {smallest} one of {in_bin:.0f} points"
+        f"power on {manifest.dataset_id}: {plural(n, 'prompt')}{worth}; {found} is found in 80% "
+        f"of runs, in a bin of {smallest} {in_bin}"
     )
     needed = pairs_for_margin(margin, ALIKE, confidence) * effect
     shown = 100 * margin_within_reach(n / effect, ALIKE, confidence)

@@ -4,10 +4,11 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kvx.config.dataset import BinStrategy, Overflow
+from kvx.config.dataset import BinStrategy, BinUnit
 from kvx.config.engine import OpenAIConfig
 from kvx.config.schema import Config
 from kvx.data import manifest as manifests
@@ -18,23 +19,32 @@ from kvx.data.frozen_examples import load_examples
 from kvx.data.manifest import Bin, Entry, Manifest
 from kvx.data.model_folder import files_of
 from kvx.data.model_kind import check_kind
-from kvx.data.prompt import PromptBuilder, truncate_context
+from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer, max_context_tokens, tokenizer_hash
-from kvx.errors import UserError, shown
+from kvx.data.truncation import TRUNCATED_FROM
+from kvx.errors import UserError
 from kvx.identity import hazard_files
 from kvx.identity.hashing import digest, sha256_file
-from kvx.scoring.metrics.numeric import find_number
+from kvx.prepare.prompt_lengths import Sized, Sizer
+from kvx.scoring.metrics import resolve
 from kvx.store.atomic import write_text
 
 log = logging.getLogger(__name__)
 
-TRUNCATED_FROM, NUMERIC = "truncated_from_tokens", "numeric"
-
 
 def ensure_manifests(configs: Sequence[Config]) -> None:
     """The manifest of every configuration, built where there is none."""
+    check_sources(configs)
     for config in configs:
         ensure_manifest(config)
+
+
+def check_sources(configs: Sequence[Config]) -> None:
+    """Raises `UserError` for data that is not there, before any is made for another point."""
+    for dataset in {id(c.dataset): c.dataset for c in configs}.values():
+        manifests.make_source(dataset).revision()
+    for config in configs:
+        check_length(config)
 
 
 def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
@@ -45,22 +55,23 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     """
     if not isinstance(config.engine, OpenAIConfig):
         check_kind(files_of(config.model), config.model.name)
+    check_length(config)
     source = manifests.make_source(config.dataset)
     revision = source.revision()
     key = manifests.manifest_key(config, revision)
     folder = manifests.manifest_dir(config, key)
     if (folder / "manifest.json").exists():
         found = manifests.load(folder, config)
-        if NUMERIC in config.dataset.metrics:  # it may have been made for another metric
+        if _choosy(config):  # it may have been made for another metric
             for example in load_examples(folder).values():
-                _check_numeric(example)
+                _check_metrics(config, example)
         _tell(config, found)
         return found, folder
     from kvx.store import schemas  # importing Arrow costs more than finding a manifest
     from kvx.store.shards import write_table
 
     log.debug("prepare: building the manifest of %s", manifests.dataset_id(config.dataset))
-    built, chosen = build(config, manifests.examples_of(source), key, revision)
+    built, chosen = build(config, manifests.examples_of(source, config), key, revision)
     has_settings = any(_own(e) or e.max_new_tokens for e in chosen)
     schema = schemas.EXAMPLES_WITH_SETTINGS if has_settings else schemas.EXAMPLES
     rows = [vars(e) | {"meta_json": json.dumps(e.meta, sort_keys=True)} for e in chosen]
@@ -79,6 +90,16 @@ def ensure_manifest(config: Config) -> tuple[Manifest, Path]:
     )
     _tell(config, complete)
     return complete, folder
+
+
+def check_length(config: Config) -> None:
+    """Raises `UserError` for prompts generated to more tokens than the model takes."""
+    length = config.dataset.length
+    if length is not None and length > (limit := max_context_tokens(config.model)):
+        raise UserError(
+            f"dataset.length={length}: model={config.model.name} takes at most {limit} tokens "
+            "(model.max_context_tokens)"
+        )
 
 
 def _tell(config: Config, manifest: Manifest) -> None:
@@ -116,15 +137,15 @@ def build(
     """
     tokenizer, d = load_tokenizer(config.model), config.dataset
     builder = PromptBuilder(tokenizer, config, config.prompt.date or today())
+    sizer = Sizer(config, builder)
     if d.binning.strategy is BinStrategy.edges:  # whatever the model could take
-        fixed = bin_edges([], d.binning)
-        examples = (e for e in examples if bin_of(builder.context_tokens(e), fixed) is not None)
-    fitting = _fitting(config, _checked(config, examples), builder, tokenizer)
-    found = {example.example_id: example for example in fitting}
+        examples = sizer.inside(_examples(examples), bin_edges([], d.binning))
+    fitting = sizer.fitting(_checked(config, examples))
+    found = {sized.example.example_id: sized for sized in fitting}
     if not found:
         inside = " inside dataset.binning.edges" if d.binning.edges else ""
         raise UserError(f"dataset={d.name}: the source yields no examples{inside}")
-    lengths = {i: builder.context_tokens(e) for i, e in found.items()}
+    lengths = {i: sizer.length(sized.example, sized.context_tokens) for i, sized in found.items()}
     edges = bin_edges(list(lengths.values()), d.binning)
     ids_by_bin: list[list[str]] = [[] for _ in edges[1:]]
     for example_id, length in lengths.items():
@@ -132,20 +153,24 @@ def build(
             ids_by_bin[index].append(example_id)
     if (model := d.sampling.unseen_by) is not None:
         seen = hazard_files.prompts_of(model)
-        hashes = {i: hazard_files.prompt_hash(e.cluster) for i, e in found.items()}
+        hashes = {i: hazard_files.prompt_hash(s.example.cluster) for i, s in found.items()}
         ids_by_bin = [[i for i in ids if hashes[i] not in seen] for ids in ids_by_bin]
-    chosen = choose(ids_by_bin, d.sampling)
+    clusters = {i: sized.example.cluster for i, sized in found.items()}
+    chosen = choose(ids_by_bin, d.sampling, clusters)
+    what = "clusters" if d.sampling.whole_clusters else "examples"
     for index, ids in enumerate(chosen):
-        if len(ids) < d.sampling.n_per_bin and not d.sampling.pinned_ids:
-            log.warning("prepare: bin %d holds only %d examples", index, len(ids))
-    entries = [
-        _entry(found[i], index, lengths[i], builder)
-        for index, ids in enumerate(chosen)
-        for i in ids
-    ]
+        n_found = len({clusters[i] for i in ids}) if d.sampling.whole_clusters else len(ids)
+        if n_found < d.sampling.n_per_bin and not d.sampling.pinned_ids:
+            log.warning("prepare: bin %d holds only %d %s", index, n_found, what)
+    places = [(index, found[i]) for index, ids in enumerate(chosen) for i in ids]
+    sizes = sizer.complete([sized for _, sized in places])
+    entries = [_entry(sized, index) for (index, _), sized in zip(places, sizes, strict=True)]
+    tokens = list(pairwise(edges))
+    if d.binning.unit is not BinUnit.tokens:  # tables name bins by tokens: of the examples in them
+        tokens = [_span([found[i].context_tokens for i in ids]) for ids in ids_by_bin]
     bins = tuple(
-        Bin(i, edges[i], edges[i + 1], len(ids_by_bin[i]), len(chosen[i]))
-        for i in range(len(chosen))
+        Bin(i, low, high, len(ids_by_bin[i]), len(chosen[i]))
+        for i, (low, high) in enumerate(tokens)
     )
     manifest = Manifest(
         dataset_id=manifests.dataset_id(d),
@@ -164,103 +189,56 @@ def build(
         },
         date=builder.date,
     )
-    return manifest, [found[e.example_id] for e in entries]
+    return manifest, [found[e.example_id].example for e in entries]
+
+
+def _examples(items: Iterator[Any]) -> Iterator[Example]:
+    for item in items:
+        if not isinstance(item, Example):
+            raise UserError(
+                f"dataset.source: yields {type(item).__name__}, not kvx.data.example.Example"
+            )
+        yield item
 
 
 def _checked(config: Config, examples: Iterator[Example]) -> Iterator[Example]:
     """Raises `UserError` for an id that occurs twice, and for answers that nothing can match."""
     seen: set[str] = set()
-    for example in examples:
-        if not isinstance(example, Example):
-            raise UserError(
-                f"dataset.source: yields {type(example).__name__}, not kvx.data.example.Example"
-            )
+    for example in _examples(examples):
         if example.example_id in seen:
             raise UserError(
                 f"dataset={config.dataset.name}: id {example.example_id!r} occurs twice; ids must "
                 "be unique"
             )
         seen.add(example.example_id)
-        if NUMERIC in config.dataset.metrics:
-            _check_numeric(example)
+        _check_metrics(config, example)
         yield example
 
 
-def _check_numeric(example: Example) -> None:
-    if all(find_number(answer) is None for answer in example.answers):
-        raise UserError(
-            f"example {example.example_id}: no number in its reference "
-            f"{shown(example.answers[0] if example.answers else '')}, which dataset.metrics="
-            "numeric compares; mend the data or choose another metric"
-        )
+def _choosy(config: Config) -> bool:
+    """Whether a metric is not for every example."""
+    return any(m.fits is not None or m.reads for m in resolve(config.dataset.metrics).values())
 
 
-def _fitting(
-    config: Config, examples: Iterator[Example], builder: PromptBuilder, tokenizer: Any
-) -> Iterator[Example]:
-    """The examples that fit the model's context, truncated if the configuration says so."""
-    limit, usual = max_context_tokens(config.model), config.decoding.max_new_tokens
-    known = _vocabulary(config)
-    for example in examples:
-        new = usual if example.max_new_tokens is None else example.max_new_tokens
-        parts = builder.parts(example)
-        if known is not None and max(*parts.compressed_ids, *parts.rest_ids, 0, 0) >= known:
+def _check_metrics(config: Config, example: Example) -> None:
+    for name, metric in resolve(config.dataset.metrics).items():
+        if wrong := metric.refusal(example.answers, example.meta):
             raise UserError(
-                f"example {example.example_id}: its tokens are not all among the {known} of "
-                f"model={config.model.name}; is the tokenizer in its folder another model's?"
+                f"example {example.example_id}: {wrong}, which dataset.metrics={name} needs; mend "
+                "the data or choose another metric"
             )
-        excess = parts.n_tokens + new - limit
-        if excess <= 0:
-            yield example
-            continue
-        if config.dataset.overflow is Overflow.error:
-            raise UserError(
-                f"example {example.example_id}: prompt and {new} new tokens exceed the context of "
-                f"model={config.model.name} ({limit}) by {excess}; set dataset.overflow="
-                "truncate_middle or truncate_head, or use shorter contexts"
-            )
-        yield _truncated(example, excess, config, builder, tokenizer, limit - new)
 
 
-def _vocabulary(config: Config) -> int | None:
-    """How many tokens the model has; None for a server's, or where no file says."""
-    files = files_of(config.model)
-    if isinstance(config.engine, OpenAIConfig) or files.adapter or files.gguf:
-        return None
-    size = files.read_text_config().get("vocab_size")
-    return size if isinstance(size, int) else None
-
-
-def _truncated(
-    example: Example, excess: int, config: Config, builder: PromptBuilder, tokenizer: Any, room: int
-) -> Example:
-    before = builder.context_tokens(example)
-    middle = config.dataset.overflow is Overflow.truncate_middle
-    keep = before - excess
-    while keep > 0:  # decoding and encoding again may change the length by a few tokens
-        cut = replace(
-            example,
-            context=truncate_context(example.context, keep, tokenizer, middle),
-            meta={**example.meta, TRUNCATED_FROM: before},
-        )
-        over = builder.parts(cut).n_tokens - room
-        if over <= 0:
-            return cut
-        keep -= over
-    raise UserError(
-        f"example {example.example_id}: "
-        f"its question alone exceeds the context of model={config.model.name}"
-    )
-
-
-def _entry(example: Example, index: int, length: int, builder: PromptBuilder) -> Entry:
-    parts = builder.parts(example)
+def _entry(sized: Sized, index: int) -> Entry:
+    example, length = sized.example, sized.context_tokens
+    assert sized.prompt_tokens is not None
+    assert sized.compressed_tokens is not None
     return Entry(
         example_id=example.example_id,
         bin=index,
         context_tokens=length,
-        prompt_tokens=parts.n_tokens,
-        compressed_tokens=len(parts.compressed_ids),
+        prompt_tokens=sized.prompt_tokens,
+        compressed_tokens=sized.compressed_tokens,
         cluster=example.cluster,
         sha256=digest([example.context, example.question, example.answers, *_own(example)], 16),
         context_tokens_cut=max(0, example.meta.get(TRUNCATED_FROM, length) - length),
@@ -273,3 +251,7 @@ def _own(example: Example) -> list[Any]:
     if example.answer_prefix is None and not example.formatted:
         return []
     return [example.answer_prefix, example.formatted]
+
+
+def _span(lengths: Sequence[int]) -> tuple[int, int]:
+    return min(lengths, default=0), max(lengths, default=0)

@@ -8,7 +8,7 @@ from kvx.config.language_model import ModelConfig
 from kvx.config.schema import Config, PressConfig
 from kvx.data.model_folder import files_of
 from kvx.engines.kvpress.applicability import missing_of, reason
-from kvx.presses.properties import HEADER, properties
+from kvx.presses.properties import DECODING, HEADER, falls_back, properties
 
 # of a model that cannot be built from its configuration: a run says why
 UNKNOWN = "not known before it is loaded"
@@ -37,13 +37,24 @@ def print_presses(configs: Sequence[Config]) -> None:
         ]
         lines = table([*HEADER, f"on {config.model.name}"], rows)
         print("\n".join([""] * bool(number) + lines), flush=True)
+    print("\n".join(["", *_told(presses)]), flush=True)
+
+
+def _told(presses: Sequence[PressConfig]) -> list[str]:
+    """Where presses are not what their name says, and which of kvpress's are not here."""
+    fallen = [[p.name, when, why] for p in presses for when, why in falls_back(p)]
+    return [
+        *table(["press", "not itself where", "it is then"], fallen),
+        "",
+        f"compress what is generated, which kvx does not do: {', '.join(DECODING)}",
+    ]
 
 
 def _verdict(press: PressConfig, model: ModelConfig, missing: dict[str, str] | None) -> str:
-    if missing is None:
-        return UNKNOWN
-    why = reason(press, model, missing)
-    return APPLICABLE if why is None else f"no: {why}"
+    why = reason(press, model, missing or {})
+    if why is not None:
+        return f"no: {why}"
+    return UNKNOWN if missing is None else APPLICABLE
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,14 +2,20 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from kvx.analyze import plots, tradeoff
-from kvx.analyze.build import TABLES, check_analysed, inputs_hash, tables_of
+from kvx.analyze.build import (
+    TABLES,
+    check_analysed,
+    has_fidelity_only,
+    inputs_hash,
+    tables_of,
+)
 from kvx.analyze.columns import ALL_BINS
 from kvx.analyze.leaders import ALL_VARIANTS
 from kvx.analyze.naming import metric_title
@@ -19,24 +25,27 @@ from kvx.engines.base import BudgetProof
 from kvx.guard.controllers import Hazard
 from kvx.identity.hashing import digest, package_digest
 from kvx.learning.caveats import GuardedPoint, caveats
-from kvx.points import experiment_dir, told_guard
+from kvx.points import experiment_dir
 from kvx.report import (
     catastrophe_section,
     controller_tables,
     equivalence_section,
+    fidelity_report,
+    fidelity_section,
     goodput_section,
     guard_section,
     leaders_section,
     proof_section,
     samples_section,
     tables,
+    task_section,
 )
 from kvx.report.findings import findings
 from kvx.report.length_section import length_table
 from kvx.report.page.assemble import show, write_page
 from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
-from kvx.report.versions import mixed_versions
+from kvx.report.versions import mixed_versions, reproducibility
 from kvx.report.warnings import warnings
 from kvx.report.wording import POINTS_OF, RANKS_OF, percent, token_range
 from kvx.stats.clustered import LEAST_CLUSTERS
@@ -69,6 +78,8 @@ def report_experiment(config: Config) -> Path:
     Raises `UserError` if the experiment is not analysed, or was before its points changed.
     """
     folder = experiment_dir(config)
+    if has_fidelity_only(folder):
+        return fidelity_report.write(config, folder)
     points = finished_points(folder)
     path, details, page = folder / "report.md", folder / "details.md", folder / PAGE
     inputs = inputs_hash(folder, config.analyze)
@@ -111,6 +122,8 @@ def _context(
     goodput: pd.DataFrame,
     samples: pd.DataFrame,
     numerics: pd.DataFrame,
+    fidelity_stats: pd.DataFrame,
+    task_means: pd.DataFrame,
     **_: pd.DataFrame,  # tables that the page has no section for
 ) -> dict[str, Any]:
     several = bin_stats["variant_id"].nunique() > 1
@@ -128,8 +141,9 @@ def _context(
         "n_responses": overall["n_responses"].sum(),
         "variants": _variants(
             bin_stats, comparisons, catastrophe_stats, guard_stats, failures, seen, alone, points,
-            config.analyze, found, leaders, equivalence, goodput, samples,
+            config.analyze, found, leaders, equivalence, goodput, samples, fidelity_stats,
         ),
+        "benchmarks": list(task_section.benchmarks(task_means)),
         "leaders_of_all": leaders_section.leaders_table(leaders, ALL_VARIANTS),
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
         "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),
@@ -141,6 +155,7 @@ def _context(
                 numerics, equivalence, comparisons, 1 - config.analyze.confidence
             ),
             *verdict_sentences(comparisons, transitions, config.analyze, dose_response),
+            *fidelity_section.verdicts(fidelity_stats, several),
         ],
         "page": PAGE, "guarded": bool(len(guard_stats)),
         "latency": bool((overall["n_latency"] > 0).any()),
@@ -149,6 +164,7 @@ def _context(
             *equivalence_section.verdicts(equivalence, config.analyze, several),
             *goodput_section.verdicts(goodput, 1 - config.analyze.confidence, several),
             *samples_section.verdicts(samples),
+            *fidelity_section.verdicts(fidelity_stats, several),
             *samples_section.noise(
                 numerics, equivalence, comparisons, 1 - config.analyze.confidence
             ),
@@ -161,12 +177,13 @@ def _context(
             *warnings(bin_stats, comparisons, left_out, known, config.analyze, requests),
         ],
         "table_names": ", ".join(f"`{name}.parquet`" for name in sorted(TABLES)),
+        "fidelity_introduction": fidelity_section.INTRODUCTION,
         "goodput_introduction": goodput_section.INTRODUCTION,
         "confidence": percent(config.analyze.confidence),
         "points_of_family": POINTS_OF[config.analyze.family],
         "ranks_of_family": RANKS_OF[config.analyze.family],
         "drop": f"{config.analyze.transition_drop:g}",
-        "reproducibility": _reproducibility(points, requests["made_with"]),
+        "reproducibility": reproducibility(points, requests["made_with"]),
     }  # fmt: skip
 
 
@@ -211,6 +228,7 @@ def _variants(
     equivalence: pd.DataFrame,
     goodput: pd.DataFrame,
     samples: pd.DataFrame,
+    fidelity_stats: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     described = []
     several = bin_stats["variant_id"].nunique() > 1
@@ -246,7 +264,8 @@ def _variants(
                     equivalence[equivalence["variant_id"] == variant]
                 ),
                 "samples_table": samples_section.samples_table(
-                    samples[samples["variant_id"] == variant]
+                    samples[samples["variant_id"] == variant],
+                    set(overall.loc[overall["n_degenerate"] > 0, "point_id"]),
                 ),
                 "leaders_table": leaders_section.leaders_table(leaders, str(variant)),
                 "failure_table": tables.failure_table(overall, compared, failures),
@@ -258,6 +277,7 @@ def _variants(
                 ),
                 "catastrophe_plot": bool(derailed["excess"].notna().any()),
                 "plots_leave_out": len(plots.plain(overall)) < len(overall),
+                "fidelity": fidelity_section.tables(fidelity_stats, str(variant)),
                 "guarded": bool(len(guarded)), "guard_notes": guard_section.notes(guarded),
                 "guard_prevented_table": guard_section.prevented_table(guarded),
                 "guard_effect_table": guard_section.effect_table(guarded),
@@ -306,42 +326,3 @@ def _methods(table: pd.DataFrame) -> str:
     }
     used = [text for method, text in names.items() if (table["ci_method"] == method).any()]
     return "; ".join(used) or "none"
-
-
-def _reproducibility(points: list[PointRecord], made_with: pd.Series) -> list[tuple[str, str]]:
-    """One row per fact; several values where the points differ."""
-
-    def all_of(*path: str, missing: str = "none", told: Callable[[Any], Any] | None = None) -> str:
-        values = []
-        for point in points:
-            value: Any = point.info
-            for key in path:
-                value = value.get(key) if isinstance(value, dict) else None
-            if told is not None and value is not None:
-                value = told(value)
-            if isinstance(value, dict):
-                value = ", ".join(f"{k} {v}" for k, v in value.items())
-            values.append(missing if value is None else str(value))
-        return "<br>".join(f"`{v}`" for v in dict.fromkeys(values))
-
-    return [
-        ("command", all_of("provenance", "command")),
-        ("git commit", all_of("provenance", "git_commit", missing="none (installed package)")),
-        ("versions", all_of("provenance", "versions")),
-        ("resumed with other versions", all_of("resumed_with", missing="no")),
-        ("hardware", all_of("provenance", "hardware")),
-        ("answers made with", "<br>".join(f"`{v}`" for v in made_with.dropna().unique()) or "none"),
-        ("model", all_of("model_path")),
-        ("model hash", all_of("model_hash")),
-        ("model settings", all_of("config", "model")),
-        ("decoding", all_of("config", "decoding")),
-        ("press", all_of("config", "press", "method")),
-        ("code of what is configured", all_of("sources", missing="not noted (an older kvx)")),
-        ("controller", all_of("config", "controller")),
-        ("guard", all_of("guard", told=lambda own: told_guard(own) or "as by default")),
-        ("seed", all_of("seed")),
-        ("manifest sha256", all_of("manifest", "sha256")),
-        ("data revision", all_of("manifest", "source_revision")),
-        ("prompt template hash", all_of("manifest", "template_hash")),
-        ("day in the prompts", all_of("manifest", "date")),
-    ]

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, CURVE
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.numbers import plural
 from kvx.report.wording import DEGENERATE, token_range
 from kvx.stats.dose_response import BELOW, BETWEEN, REACHED, UNKNOWN
 from kvx.stats.paired import least_pairs
 
-KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
 SMOOTH = "smooth"
 ZONE = {
     "spread": "scores scatter more",
@@ -47,7 +46,7 @@ def _own(curve: pd.Series, doses: pd.DataFrame | None) -> pd.DataFrame:
     """The rows of `doses` about this curve."""
     if doses is None or not len(doses):
         return pd.DataFrame({"bin": []})
-    same = pd.concat([doses[name] == curve[name] for name in KEYS], axis=1).all(axis=1)
+    same = pd.concat([doses[name] == curve[name] for name in CURVE], axis=1).all(axis=1)
     own: pd.DataFrame = doses[same]
     return own
 

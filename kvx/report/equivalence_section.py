@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.columns import ALL_BINS, CURVE
 from kvx.config.analyze import AnalyzeConfig
 from kvx.report.tables import Cells, mark, number, per_point
 from kvx.report.wording import POINTS_OF, full_name, percent, series_name
 
 SHOWN = 4  # names of a list in a sentence
-KEYS = ["variant_id", "press", "controller", "budget_kind"]
+OVER_SEEDS = [name for name in CURVE if name != "seed"]
 
 
 def equivalence_table(equivalence: pd.DataFrame) -> str:
@@ -46,7 +46,7 @@ def verdicts(equivalence: pd.DataFrame, config: AnalyzeConfig, several: bool) ->
         return
     margin = f"{100 * overall['margin'].iloc[0]:g} points"
     held, never, unknown = [], [], []
-    for _, curve in overall.groupby(KEYS, sort=False):
+    for _, curve in overall.groupby(OVER_SEEDS, sort=False):
         name = full_name(curve.iloc[0].to_dict() | {"seed": 0}, several)
         if curve["holds"].isna().all():
             unknown.append(name)

@@ -4,14 +4,13 @@ from typing import Any
 
 import pandas as pd
 
-from kvx.analyze.columns import ALL_BINS, is_full
+from kvx.analyze.columns import ALL_BINS, CURVE, is_full
 from kvx.config.analyze import AnalyzeConfig
 from kvx.report.curve_findings import curve_sentences
 from kvx.report.verdicts import Verdict, corrected_p, in_words, lengths, verdict
 from kvx.report.wording import DEGENERATE, curve_name, full_name, interval, ranges_of
 
 MANY = 12  # compressed points above which the tables alone say what each one costs
-KEYS = ["variant_id", "press", "controller", "seed", "budget_kind"]
 
 
 def findings(
@@ -33,13 +32,13 @@ def findings(
     several = stats["variant_id"].nunique() > 1
     each = compared["point_id"].nunique() <= MANY
     sentences = []
-    for key, group in compared.groupby(KEYS, sort=False):
+    for key, group in compared.groupby(CURVE, sort=False):
         name = full_name(group.iloc[0], several)
         curve = group[group["bin"] == ALL_BINS].sort_values("budget", ascending=False)
         for _, row in curve.iterrows() if each else ():
             sentences.append(_cost(name, row, group, ranges, used, 1 - config.confidence))
         for _, row in transitions.iterrows():
-            if all(row[k] == v for k, v in zip(KEYS, key, strict=True)):
+            if all(row[k] == v for k, v in zip(CURVE, key, strict=True)):
                 called = curve_name(group.iloc[0], several)
                 sentences += curve_sentences(called, row, config, dose_response)
     return sentences

@@ -1,18 +1,21 @@
 """Samples of one configuration, and the differences that rounding alone makes."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS
 from kvx.report.tables import markdown, number
-from kvx.report.wording import interval, percent
+from kvx.report.wording import DEGENERATE, interval, percent
 
 SHOWN = 5
 
 
-def samples_table(samples: pd.DataFrame) -> str:
-    """A row per configuration over all bins, a column per k; empty without several seeds."""
+def samples_table(samples: pd.DataFrame, degenerate: Collection[str] = ()) -> str:
+    """A row per configuration over all bins, a column per k; empty without several seeds.
+
+    Marked are those with points among the `degenerate`.
+    """
     overall = samples[samples["bin"] == ALL_BINS]
     if not len(overall):
         return ""
@@ -29,9 +32,10 @@ def samples_table(samples: pd.DataFrame) -> str:
             else "–"
             for k in ks
         ]
+        dagger = "" if set(first["point_ids"]).isdisjoint(degenerate) else f" {DEGENERATE}"
         rows.append(
             [
-                name, first["budget_label"], first["n_samples"], *cells,
+                name, f"{first['budget_label']}{dagger}", first["n_samples"], *cells,
                 f"{number(first['difference'], '{:+.2f}')} "
                 f"{interval(first, 'difference_ci_low', 'difference_ci_high', sign=True)}"
                 if pd.notna(first["difference"]) else "–",

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import hydra.utils
+
 from kvx.config.engine import OpenAIConfig
 from kvx.config.schema import Config
 from kvx.data.model_checks import check_files
@@ -29,6 +31,7 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     end if some points are not complete (all others are then), and `Submitted` if the work goes on
     without us.
     """
+    applicable.refuse_all(configs)
     points = plan(configs)
     undone = [p for p in points if not is_done(p)]
     where = experiment_dir(points[0].config)
@@ -63,7 +66,12 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
     if missing:
         with waiting("checking the points"):
             _check_models(missing)
-            pool.check(missing)
+            _check_fidelity(missing)
+            found = applicable.refused(missing, pool.check)
+        if found:
+            apart |= found
+            applicable.tell(points, apart, found)
+            missing = [p for p in missing if p.dir not in apart]
     with locks.claim([p.dir for p in undone]) as claim:
         refuse_if_submitted(missing)  # no new submission can start now; one may have just before
         journal.begin(points)
@@ -74,6 +82,13 @@ def run_points(configs: Sequence[Config], pool: Pool | None = None) -> list[Poin
         claim.share()
         units = make_units(todo, pool.slices(missing)) if todo else []
         outcomes = pool.run(units) if units else []
+        if found := {d: why for outcome in outcomes for d, why in outcome.apart.items()}:
+            apart |= found
+            applicable.tell(points, apart, found)
+            for point in missing:
+                if point.dir in found:
+                    PointStore(point).set_aside(found[point.dir])
+            missing = [p for p in missing if p.dir not in found]
         _judge(points, missing, outcomes)
     log.info("run: %d points complete → %s", len(points) - len(apart), where)
     return points
@@ -89,6 +104,15 @@ def _check_models(points: Sequence[Point]) -> None:
     here = [p.config.model for p in points if not isinstance(p.config.engine, OpenAIConfig)]
     for model in {m.path: m for m in here}.values():
         check_files(files_of(model), model.name)
+
+
+def _check_fidelity(points: Sequence[Point]) -> None:
+    """Raises `UserError` for an engine that cannot compare with the full cache."""
+    for engine in {p.config.engine._target_ for p in points if p.wants_fidelity}:
+        if not hasattr(hydra.utils.get_class(engine), "fidelity"):
+            raise UserError(
+                f"measure=fidelity: {engine} has no method `fidelity`; use engine=kvpress"
+            )
 
 
 def _forecasting(points: Sequence[Point]) -> Iterator[GuardedPoint]:

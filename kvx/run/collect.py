@@ -8,7 +8,14 @@ from collections.abc import Generator, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
+from kvx.engines.base import (
+    Fidelity,
+    LatencyWork,
+    Measurement,
+    PointFailed,
+    PointWork,
+    Response,
+)
 from kvx.points import Point
 from kvx.run.progress import Advances
 from kvx.store.point_dir import PointStore
@@ -16,7 +23,7 @@ from kvx.store.point_dir import PointStore
 log = logging.getLogger(__name__)
 
 WRITING_SHARE = 0.05  # of a run's time that writing shards early may take
-Result = Response | Measurement
+Result = Response | Measurement | Fidelity
 
 
 class Collector:
@@ -102,6 +109,8 @@ class Collector:
             self.stores[folder].write(answers)
         if measured := [(item, at) for item, at in pending if isinstance(item, Measurement)]:
             self.stores[folder].write_latency(measured)
+        if compared := [(item, at) for item, at in pending if isinstance(item, Fidelity)]:
+            self.stores[folder].write_fidelity(compared)
         self._pending[folder] = []
         self._written[folder] = time.monotonic()
         self._writing_s += self._written[folder] - start

@@ -6,24 +6,27 @@ from pathlib import Path
 
 from kvx.cli.checks import refuse_certificate
 from kvx.config.identity import resolved
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.data.manifest import Manifest
 from kvx.errors import UserError
 from kvx.guard.live_checks import live
 from kvx.identity.hashing import digest
 from kvx.points import SHARED, Point
-from kvx.prepare.build import ensure_manifest
+from kvx.prepare.build import check_sources, ensure_manifest
 
 
 def plan(configs: Sequence[Config]) -> list[Point]:
     """The distinct points of `configs`, each with its manifest (prepared if there is none yet).
 
-    A point that is asked for both answers and latencies gets both. Raises `UserError` for different
-    latency settings of one point, a controller that cannot act in it, or a certificate.
+    A point that is asked for several kinds of results gets them all. Raises `UserError` for
+    different latency or fidelity settings of one point, a controller that cannot act in it,
+    or a certificate.
     """
     for config in configs:
         refuse_certificate(config)
     configs = live(configs)
+    check_sources(configs)
     manifests: dict[str, tuple[Manifest, Path]] = {}
     variants: dict[tuple[int, ...], Point] = {}  # points of a sweep share what they agree on
     points: dict[Path, Point] = {}
@@ -50,16 +53,17 @@ def _decides_manifest(config: Config) -> str:
 
 def _both(one: Point, other: Point) -> Point:
     """One point for what two configurations of the same point ask for."""
-    if not other.wants_latency:
-        one, other = other, one
-    if one.wants_latency:
-        for name, value in asdict(one.config.latency).items():
-            if value != (another := getattr(other.config.latency, name)):
+    settings = {}
+    for kind in (Measure.latency, Measure.fidelity):
+        asking = [c for c in (one.config, other.config) if kind in c.measure.parts]
+        for name, value in asdict(getattr(asking[0], kind.name)).items() if asking else ():
+            if value != (another := getattr(getattr(asking[-1], kind.name), name)):
                 raise UserError(
-                    f"latency.{name}={value},{another}: a point has one latency setting; "
+                    f"{kind.name}.{name}={value},{another}: a point has one {kind.name} setting; "
                     "choose one value"
                 )
-    if one.config.measure is other.config.measure:
-        return one
-    config = replace(other.config, measure=Measure.both)
-    return Point(config, other.manifest, other.manifest_dir)
+        if asking:
+            settings[kind.name] = getattr(asking[0], kind.name)
+    measure = one.config.measure.with_(other.config.measure)
+    config = replace(one.config, measure=measure, **settings)
+    return Point(config, one.manifest, one.manifest_dir)

@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kvx.config.schema import Measure
+from kvx.config.measures import Measure
 from kvx.engines.activity import ACTIVITY, Seen
 from kvx.run.time_left import NOTHING, Pace
 from kvx.run.units import Unit
@@ -95,7 +95,7 @@ class Meter(AbstractContextManager["Meter"]):
         loads = dict.fromkeys(Measure, NOTHING)
         for unit in units:
             loads[unit.measure] += unit.load
-        widths = {Measure.quality: width}  # latencies are measured alone
+        widths = {Measure.quality: width, Measure.fidelity: width}  # latencies: alone
         self._paces = {
             kind: Pace(load, now, widths.get(kind, 1))
             for kind, load in loads.items()

@@ -5,11 +5,12 @@ Examples are split among workers, points are not: all points of an example share
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvx.config.identity import resolved
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.identity.hashing import digest
 from kvx.points import Point, request_id
 from kvx.run.time_left import Load
@@ -18,12 +19,16 @@ from kvx.store.layout import Present
 
 @dataclass(frozen=True)
 class Todo:
-    """What is missing of one point: answers to `example_ids`, and `latencies` measured alone."""
+    """What is missing of one point: answers to `example_ids`, and `latencies` measured alone.
+
+    The examples `compared` are those that still are to be compared with the full cache.
+    """
 
     point: Point
     example_ids: frozenset[str]
     latencies: int = 0
     latency_tokens: int = 0  # of their prompts
+    compared: frozenset[str] = frozenset()
 
 
 def todo_of(point: Point, present: Present) -> Todo:
@@ -40,6 +45,11 @@ def todo_of(point: Point, present: Present) -> Todo:
         frozenset(e for e, r in ids.items() if r not in present.request_ids),
         len(alone),
         sum(alone),
+        frozenset(
+            e.example_id
+            for e in point.fidelity_entries
+            if request_id(point.id, e.example_id) not in present.fidelity
+        ),
     )
 
 
@@ -73,13 +83,15 @@ class Outcome:
     """How a unit ended: points that failed and why, or why the unit itself did.
 
     `lost` is what happened to its worker; `refused` a wrong request that only the worker could
-    detect. What was written before counts all the same.
+    detect; `apart` why points are not applicable, by directory, which only a loaded model shows.
+    What was written before counts all the same.
     """
 
     unit: Unit
     failed: dict[str, str] = field(default_factory=dict)
     lost: str | None = None
     refused: str | None = None
+    apart: dict[Path, str] = field(default_factory=dict)
 
 
 def by_engine(points: Sequence[Point]) -> list[list[Point]]:
@@ -93,7 +105,8 @@ def by_engine(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def make_units(todo: Sequence[Todo], slices: int) -> list[Unit]:
-    """All missing work: the examples of each group cut into at most `slices`, then the latencies.
+    """All missing work: answers and comparisons with the full cache, each group's examples cut into
+    at most `slices`; then the latencies.
 
     A group shares prefills: one model, one manifest. Slices are balanced by prompt tokens. A
     group's latencies are one unit, because they must run alone.
@@ -107,10 +120,15 @@ def make_units(todo: Sequence[Todo], slices: int) -> list[Unit]:
             manifests.setdefault(point.manifest_dir, []).append(missing[point.dir])
         groups += manifests.values()
     answers = [unit for group in groups for unit in _answers(group, slices, run)]
+    for group in groups:
+        compared = [replace(item, example_ids=item.compared) for item in group if item.compared]
+        answers += _answers(compared, slices, f"f{run}", Measure.fidelity) if compared else []
     return answers + [unit for group in groups for unit in _latencies(group, run)]
 
 
-def _answers(group: Sequence[Todo], slices: int, run: str) -> list[Unit]:
+def _answers(
+    group: Sequence[Todo], slices: int, run: str, measure: Measure = Measure.quality
+) -> list[Unit]:
     wanted = frozenset[str]().union(*(item.example_ids for item in group))
     entries = [e for e in group[0].point.manifest.entries if e.example_id in wanted]
     tokens = {e.example_id: e.prompt_tokens for e in entries}
@@ -128,7 +146,7 @@ def _answers(group: Sequence[Todo], slices: int, run: str) -> list[Unit]:
         load = Load(sum(map(len, asked)), sum(tokens[i] for ids in asked for i in ids), longest)
         configs = tuple(item.point.config for item in items)
         writer = f"s{number:03d}of{len(parts):03d}-{run}"
-        units.append(Unit(configs, part, writer, Measure.quality, load))
+        units.append(Unit(configs, part, writer, measure, load))
     return units
 
 

@@ -76,6 +76,20 @@ def answers_work(
     return PointWork(point, tuple((r, examples[r.entry.example_id]) for r in missing))
 
 
+def compare(engine: Engine, collector: Collector, work: Sequence[PointWork]) -> None:
+    """Let the engine compare points with the full cache."""
+    collector.consume(engine.fidelity([item for item in work if item.requests]))
+
+
+def fidelity_work(point: Point, present: Present, example_ids: Iterable[str]) -> PointWork:
+    """The requests on `example_ids` that are not compared with the full cache yet."""
+    entries, wanted = point.fidelity_entries, set(example_ids)
+    requests = [Request(point, entry) for entry in entries if entry.example_id in wanted]
+    missing = [r for r in requests if r.id not in present.fidelity]
+    examples = load_examples(point.manifest_dir) if missing else {}
+    return PointWork(point, tuple((r, examples[r.entry.example_id]) for r in missing))
+
+
 def latency_work(point: Point, present: Present) -> LatencyWork:
     """Latencies that are still to be measured; none unless the configuration asks for them."""
     if not point.wants_latency:

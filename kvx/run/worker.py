@@ -14,15 +14,17 @@ from multiprocessing.connection import Connection
 
 import hydra.utils
 
-from kvx.config.schema import Config, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import Config
 from kvx.engines.activity import ACTIVITY, Seen
 from kvx.engines.base import Engine
 from kvx.errors import UserError, first_line
+from kvx.run.applicable import refused
 from kvx.run.collect import Collector
 from kvx.run.planning import plan
 from kvx.run.progress import Advances
 from kvx.run.units import Outcome, Unit
-from kvx.run.work import answer, answers_work, latency_work, measure
+from kvx.run.work import answer, answers_work, compare, fidelity_work, latency_work, measure
 from kvx.store import layout
 from kvx.store.point_dir import PointStore
 
@@ -42,8 +44,10 @@ def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
     """
     points = plan(unit.configs)
     engine = engine_of(unit.configs[0])
-    if check:
-        engine.check(points)
+    apart = refused(points, engine.check) if check else {}
+    points = [p for p in points if p.dir not in apart]
+    if not points:
+        return Outcome(unit, apart=apart)
     stores = {p.dir: PointStore(p) for p in points}
     try:
         present = {p.dir: stores[p.dir].resume(unit.writer) for p in points}
@@ -52,11 +56,16 @@ def run_unit(unit: Unit, meter: Advances, check: bool = False) -> Outcome:
             alone = [latency_work(p, present[p.dir]) for p in points]
             collector = Collector([], stores, meter, alone)
             measure(engine, collector, alone)
+        elif unit.measure is Measure.fidelity:
+            work = [fidelity_work(p, present[p.dir], unit.example_ids) for p in points]
+            collector = Collector(work, stores, meter)
+            compare(engine, collector, work)
         else:
             work = [answers_work(p, present[p.dir], unit.example_ids) for p in points]
             collector = Collector(work, stores, meter)
             answer(engine, collector, work)
-        return Outcome(unit, {d.name: message for d, message in collector.failed.items()})
+        failed = {d.name: message for d, message in collector.failed.items()}
+        return Outcome(unit, failed, apart=apart)
     finally:
         for store in stores.values():
             store.close()

@@ -77,7 +77,7 @@ class Judge:
         answer = self._answer(response)
         example = self.examples[response.example_id]
         scores = [
-            measured(name, metric, answer.text, example.answers, request_id)
+            measured(name, metric, answer.text, example.answers, request_id, example.meta)
             for name, metric in self.metrics.items()
         ]
         kind = classify_response(

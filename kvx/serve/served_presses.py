@@ -76,8 +76,8 @@ def _obstacle(press: PressConfig, own: Point) -> str | None:
         return None
     if PressNeed.masks in press.needs:
         return "hides entries instead of dropping them, so the server cannot save anything by it"
-    model, missing = own.config.model, missing_of(own.config.model)
-    if missing is not None and (why := reason(press, model, missing)) is not None:
+    model = own.config.model
+    if (why := reason(press, model, missing_of(model) or {})) is not None:
         return f"not applicable to model={model.name}: {why}"
     try:
         check_method(replace(own, config=replace(own.config, press=press)))

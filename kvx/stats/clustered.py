@@ -366,10 +366,17 @@ def _first(values: Floats, known: Bools, chosen: Bools) -> Floats:
 def _added(sums: Floats, size: Floats, reach: Bounds) -> Floats:
     """The sum of the clusters added to each cell (see `t_interval`), `size` the mean of clusters.
 
-    Where all differ to one side, as much as the largest.
+    0 where wins balance losses. Where all clusters differ to one side it is the largest sum to be
+    reckoned with: the largest seen, moved towards the largest possible by 1 / (k + 1), because k
+    clusters that differ say little of how far others may (Laplace's rule of succession).
     """
     sizes = np.abs(sums)
     total = sizes.sum(axis=1)
     share = np.abs(sums.sum(axis=1)) / np.where(total > 0, total, 1.0)
-    added: Floats = sizes.max(axis=1) * share
-    return added if reach is None else np.minimum(added, reach[1] * size)
+    if reach is None:
+        without: Floats = sizes.max(axis=1) * share
+        return without
+    largest = reach[1] * size
+    seen = np.minimum(sizes.max(axis=1), largest)
+    added: Floats = share * (seen + (largest - seen) / (np.count_nonzero(sizes, axis=1) + 1))
+    return added

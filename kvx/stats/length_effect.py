@@ -46,15 +46,17 @@ def shift_per_doubling(
     `scores` [k, n] in [0, 1] at `budgets` [k] in (0, 1], the full cache first; `lengths` [n] in
     tokens take few values (a bin's middle). The curve is that of `kvx.stats.dose_response`; its
     midpoint moves linearly with log length, the logit of the full cache's score too, and its width
-    and floor stay. `b50` then moves as the midpoint does. The interval is Student's over clusters
-    (sandwich variance).
+    and floor stay. `b50` then moves as the midpoint does. The interval is Student's over clusters,
+    from a sandwich variance in which each cluster's residuals are corrected for its own part in the
+    fit.
 
     Unknown with one length, fewer than `LEAST_CLUSTERS` clusters, and where no budget lies inside
     the fall, tellably below the full cache and above the lowest budget: then the curve's width is
     that of its prior, and the shift with it. Raises `ValueError` on shapes that do not fit and
     scores out of range.
 
-    Source: Liang & Zeger (1986), Biometrika 73, 13-22.
+    Source: Liang & Zeger (1986), Biometrika 73, 13-22; Mancl & DeRouen (2001), Biometrics 57,
+    126-134.
     """
     check_confidence(confidence)
     x, table = np.log2(np.asarray(budgets, dtype=np.float64)), score_array(scores)
@@ -133,10 +135,11 @@ def _shift(x: Floats, at: Floats, right: Floats, n: Floats, confidence: float) -
     information += np.diag([1e-6, 0.25, 1 / WIDTH_SPREAD**2, 0.04, 0.01, 1e-6])
     # residuals [k, clusters, bins] → scores [parameters, clusters]
     scores = np.einsum("akb,kgb->ag", weights, right - n * p[:, None])
-    groups = n.shape[0]
-    inverse = np.linalg.pinv(information)
-    correction = groups / max(groups - len(best), 1)
-    variance = inverse @ (scores @ scores.T) @ inverse * correction
+    groups, inverse = n.shape[0], np.linalg.pinv(information)
+    own = np.einsum("akb,ckb,gb->gac", weights, slopes, n)  # each cluster's information
+    apart = np.eye(len(best)) - own @ inverse
+    corrected = np.linalg.solve(apart, scores.T[..., None])[..., 0]  # [clusters, parameters]
+    variance = inverse @ (corrected.T @ corrected) @ inverse
     error = math.sqrt(max(float(variance[1, 1]), 0.0))
     shift, df = float(best[1]), groups - 1
     reach = float(stdtrit(df, (1 + confidence) / 2)) * error

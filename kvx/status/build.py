@@ -20,7 +20,7 @@ from kvx.run.time_left import EARLY_REQUESTS
 from kvx.status.watching import Look, PointStatus, State, watch
 from kvx.store import contents, journal, layout, locks
 from kvx.store.contents import UnreadableError
-from kvx.store.layout import LATENCY, REQUESTS
+from kvx.store.layout import FIDELITY, LATENCY, REQUESTS
 
 WINDOW_S = 300.0  # the rate is that of these last seconds
 UNWRITTEN_S = 60.0  # a finished request may be in no shard for this long
@@ -78,7 +78,8 @@ def read_status(folder: Path, queued: Container[str] = ()) -> list[PointStatus]:
 
 def _point(folder: Path, asked: dict[str, Any] | None, queued: bool) -> PointStatus:
     about = asked or _described(folder)
-    wanted = about["requests"] + about["latency"]
+    n_fidelity = about.get("fidelity", 0)  # 0 in a sweep.json of an older kvx
+    wanted = about["requests"] + about["latency"] + n_fidelity
 
     def status(state: State, there: int, errors: int, first: str | None = None) -> PointStatus:
         return PointStatus(
@@ -93,12 +94,14 @@ def _point(folder: Path, asked: dict[str, Any] | None, queued: bool) -> PointSta
     done = layout.read_done(folder)
     if done is not None:
         n_latency = sum(map(len, done.latency.values()))
-        errors = done.without_response + done.latency_failed
-        if done.requests >= about["requests"] and n_latency >= about["latency"]:
+        errors = done.without_response + done.latency_failed + done.fidelity_failed
+        whole = done.requests >= about["requests"] and len(done.fidelity) >= n_fidelity
+        if whole and n_latency >= about["latency"]:
             return status(State.done, wanted, errors, _first_error(folder) if errors else None)
     rows, errors = _count(folder, REQUESTS, about["requests"])
     latencies, failed = _count(folder, LATENCY, about["latency"])
-    there, errors = rows + latencies, errors + failed
+    compared, unseen = _count(folder, FIDELITY, n_fidelity)
+    there, errors = rows + latencies + compared, errors + failed + unseen
     if locks.is_held(folder):
         state = State.running if there else State.waiting
     elif queued:
@@ -142,7 +145,7 @@ def _count(folder: Path, kind: str, most: int) -> tuple[int, int]:
 
 
 def _first_error(folder: Path) -> str | None:
-    for kind in (REQUESTS, LATENCY):
+    for kind in (REQUESTS, LATENCY, FIDELITY):
         for path in layout.files(folder, kind):
             try:
                 table = contents.read(path, kind, ["error_type", "error_message"])
@@ -161,7 +164,10 @@ def recent_rate(folder: Path) -> float | None:
     for path in folder.glob("points/*/*.parquet"):
         kind = path.stem.split("-")[0]
         try:
-            if kind in (REQUESTS, LATENCY) and path.stat().st_mtime > time.time() - WINDOW_S:
+            if (
+                kind in (REQUESTS, LATENCY, FIDELITY)
+                and path.stat().st_mtime > time.time() - WINDOW_S
+            ):
                 column = contents.read(path, kind, ["request_id", "finished_at"])
                 times += [t for t in column["finished_at"].to_pylist() if t > since]
         except (UnreadableError, FileNotFoundError):

@@ -14,14 +14,15 @@ from kvx.config.folder_names import is_name
 from kvx.config.numbers import exact
 from kvx.errors import UserError
 from kvx.identity.hashing import digest
-from kvx.store import contents, journal, layout, schemas
-from kvx.store.layout import EVENTS, KINDS, LATENCY, REQUESTS, Done
+from kvx.store import contents, fidelity_schemas, journal, layout, schemas
+from kvx.store.layout import EVENTS, FIDELITY, KINDS, LATENCY, REQUESTS, Done
 
 log = logging.getLogger(__name__)
 NOT_APPLICABLE = (
     "point_id", "variant_id", "model", "dataset", "press", "budget_label", "controller", "reason",
 )  # fmt: skip
 LATENCY_ONLY = "it has no answers, only latencies"
+FIDELITY_ONLY = "it has no answers, only fidelity"
 NOT_BEGUN = "not begun"
 MOST_REQUESTS = 25_000  # of points that are worked on together
 
@@ -123,6 +124,11 @@ def latency_of(points: Sequence[PointRecord]) -> pd.DataFrame:
     return _merged(points, LATENCY, schemas.LATENCY)
 
 
+def fidelity_of(points: Sequence[PointRecord]) -> pd.DataFrame:
+    """Every request that was compared with the full cache."""
+    return _merged(points, FIDELITY, fidelity_schemas.FIDELITY)
+
+
 def events_of(points: Sequence[PointRecord]) -> pd.DataFrame:
     """What controllers did, by point, request and index."""
     return _merged(points, EVENTS, schemas.EVENTS)
@@ -162,11 +168,12 @@ def finished_points(experiment: Path) -> list[PointRecord]:
             len(left_out) + len(records),
             ", ".join(list(left_out)[:5]),
         )
-    if not records and LATENCY_ONLY in left_out.values():
-        raise UserError(
-            f"{experiment}: no finished point has answers, only latencies; run with "
-            "measure=quality or measure=both"
-        )
+    for name in ("latencies", "fidelity"):
+        if not records and f"it has no answers, only {name}" in left_out.values():
+            raise UserError(
+                f"{experiment}: no finished point has answers, only {name}; run with "
+                "measure=quality"
+            )
     if not records:
         raise UserError(f"{experiment}: no finished point; run kvx.run with the same arguments")
     return records
@@ -174,14 +181,25 @@ def finished_points(experiment: Path) -> list[PointRecord]:
 
 def answered_points(experiment: Path) -> list[PointRecord]:
     """`finished_points` without a log or an error; may be empty."""
+    found = ((folder, state) for folder, state in _states(experiment) if isinstance(state, Done))
+    return [_record(folder, done) for folder, done in found]
+
+
+def compared_points(experiment: Path) -> list[PointRecord]:
+    """The complete points that were compared with the full cache, with answers or without."""
     records = []
     for folder, state in _states(experiment):
-        if isinstance(state, Done):
-            info = json.loads((folder / "point.json").read_text())
-            if info["budget_kind"] == "ratio":  # older runs rounded the label to six digits
-                info["budget_label"] = exact(info["budget"])
-            records.append(PointRecord(folder, info, state))
+        done = layout.read_done(folder) if state == FIDELITY_ONLY else state
+        if isinstance(done, Done) and done.holds(FIDELITY):
+            records.append(_record(folder, done))
     return records
+
+
+def _record(folder: Path, done: Done) -> PointRecord:
+    info = json.loads((folder / "point.json").read_text())
+    if info["budget_kind"] == "ratio":  # older runs rounded the label to six digits
+        info["budget_label"] = exact(info["budget"])
+    return PointRecord(folder, info, done)
 
 
 def unfinished_points(experiment: Path) -> dict[str, str]:
@@ -217,4 +235,5 @@ def _states(experiment: Path) -> Iterator[tuple[Path, Done | str]]:
         elif (done := layout.read_done(folder)) is None:
             yield folder, "unfinished"
         else:
-            yield folder, done if done.holds(REQUESTS) else LATENCY_ONLY
+            without = FIDELITY_ONLY if done.holds(FIDELITY) else LATENCY_ONLY
+            yield folder, done if done.holds(REQUESTS) else without

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Container
 
 from kvx.errors import UserError
 from kvx.points import Point
@@ -37,7 +38,8 @@ def is_complete(point: Point, retry: bool = False) -> bool:
 def covers(point: Point, done: Done) -> bool:
     """Whether as much is done as the configuration asks for."""
     asked = len(point.manifest.entries) if point.wants_answers else 0
-    return done.requests >= asked and covers_latency(point, done.latency)
+    compared = covers_fidelity(point, done.fidelity)
+    return done.requests >= asked and covers_latency(point, done.latency) and compared
 
 
 def covers_latency(point: Point, measured: dict[str, list[int]]) -> bool:
@@ -45,10 +47,16 @@ def covers_latency(point: Point, measured: dict[str, list[int]]) -> bool:
     return all(n in measured.get(entry.example_id, ()) for entry, n in point.latency_items)
 
 
+def covers_fidelity(point: Point, compared: Container[str]) -> bool:
+    """Whether every example that is to be compared with the full cache is in `compared`."""
+    return all(entry.example_id in compared for entry in point.fidelity_entries)
+
+
 def has_something_to_retry(point: Point, done: Done) -> bool:
     """Whether `run.retry_failed` asks for something that got no response."""
     lost = done.without_response if point.wants_answers else 0
     lost += done.latency_failed if point.wants_latency else 0
+    lost += done.fidelity_failed if point.wants_fidelity else 0
     return point.config.run.retry_failed and lost > 0
 
 

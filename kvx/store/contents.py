@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvx.errors import UserError, first_line
-from kvx.store import layout, schemas
-from kvx.store.layout import EVENTS, LATENCY, REQUESTS, TRACES, Present
+from kvx.store import fidelity_schemas, layout, schemas
+from kvx.store.layout import EVENTS, FIDELITY, LATENCY, REQUESTS, TRACES, Present
 
 log = logging.getLogger(__name__)
 SCHEMAS = {
@@ -19,6 +19,7 @@ SCHEMAS = {
     TRACES: schemas.TRACES,
     EVENTS: schemas.EVENTS,
     LATENCY: schemas.LATENCY,
+    FIDELITY: fidelity_schemas.FIDELITY,
 }
 SETTLE_S = 60.0  # until a network file system shows the result of a merge that removed shards
 
@@ -92,7 +93,12 @@ def present(folder: Path) -> Present:
         try:
             ids = _columns(folder, REQUESTS, ["request_id"])
             measured = _columns(folder, LATENCY, ["request_id", "repeat"])
-            return Present({row[0] for row in ids}, {(row[0], row[1]) for row in measured})
+            compared = _columns(folder, FIDELITY, ["request_id"])
+            return Present(
+                {row[0] for row in ids},
+                {(row[0], row[1]) for row in measured},
+                {row[0] for row in compared},
+            )
         except FileNotFoundError:
             if time.monotonic() > deadline:
                 raise

@@ -53,7 +53,7 @@ def begin(points: Iterable[Point]) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """`points` (by id: press, budget, how many requests and latencies) and `runs` (command, at).
+    """`points` (by id: press, budget, how many of each measure) and `runs` (command, at).
 
     Both are empty for an experiment that was never begun.
     """
@@ -73,6 +73,7 @@ def _larger(known: dict[str, Any], point: Point) -> dict[str, Any]:
         "model": point.config.model.name,
         "requests": max(known.get("requests", 0), requests),
         "latency": max(known.get("latency", 0), len(point.latency_items)),
+        "fidelity": max(known.get("fidelity", 0), len(point.fidelity_entries)),
     }
 
 

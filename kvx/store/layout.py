@@ -8,7 +8,7 @@ those files; from then on only they count.
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from kvx.identity.hashing import sha256_file
 from kvx.store.atomic import write_text
 
 REQUESTS, TRACES, EVENTS, LATENCY = "requests", "traces", "events", "latency"
+FIDELITY = "fidelity"
 # written together with requests, and useless without them
 BESIDE = (TRACES, EVENTS)
 ANSWERS = (REQUESTS, *BESIDE)
-KINDS = (*ANSWERS, LATENCY)
+KINDS = (*ANSWERS, LATENCY, FIDELITY)
 NOT_APPLICABLE = "NOT_APPLICABLE"
 
 
@@ -28,7 +29,8 @@ NOT_APPLICABLE = "NOT_APPLICABLE"
 class Done:
     """What DONE says: how much was measured, and in which files.
 
-    `latency` holds the repeats of each example that ran alone; `files` the size, mtime_ns and
+    `latency` holds the repeats of each example that ran alone, `fidelity` the examples that were
+    compared with the full cache (a point of an older kvx has none); `files` the size, mtime_ns and
     sha256 of each merged file by its name. A kind without a file there was not completed.
     """
 
@@ -38,6 +40,8 @@ class Done:
     latency_failed: int
     finished_at: str
     files: dict[str, dict[str, Any]]
+    fidelity: list[str] = field(default_factory=list)
+    fidelity_failed: int = 0
 
     def holds(self, kind: str) -> bool:
         return f"{kind}.parquet" in self.files
@@ -45,10 +49,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Present:
-    """What is there: request ids, and (request id, repeat) of latencies."""
+    """What is there: request ids, (request id, repeat) of latencies, request ids of fidelity."""
 
     request_ids: set[str]
     latency: set[tuple[str, int]]
+    fidelity: set[str] = field(default_factory=set)
 
 
 def merged(folder: Path, kind: str) -> Path:
@@ -110,6 +115,8 @@ def write_done(
     without_response: int,
     latency: dict[str, list[int]],
     latency_failed: int,
+    fidelity: list[str],
+    fidelity_failed: int,
 ) -> None:
     """Mark the point complete: the merged files of `kinds` are all of it."""
     names = {}
@@ -121,7 +128,9 @@ def write_done(
             "sha256": sha256_file(path),
         }
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    done = Done(requests, without_response, latency, latency_failed, at, names)
+    done = Done(
+        requests, without_response, latency, latency_failed, at, names, fidelity, fidelity_failed
+    )
     write_text(folder / "DONE", json.dumps(asdict(done)) + "\n")
 
 

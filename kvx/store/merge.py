@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from kvx.store import contents, layout
 from kvx.store.contents import SCHEMAS
-from kvx.store.layout import BESIDE, EVENTS, LATENCY, REQUESTS, TRACES
+from kvx.store.layout import BESIDE, EVENTS, FIDELITY, LATENCY, REQUESTS, TRACES
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,13 @@ def latency(folder: Path, request_ids: Sequence[str]) -> pa.Table:
     return _ordered(
         _first(table, pa.array(request_ids, pa.string()), "repeat"), request_ids, "repeat"
     )
+
+
+def fidelity(folder: Path, request_ids: Sequence[str]) -> pa.Table:
+    """Every row of fidelity once, in the order of `request_ids`."""
+    tables = [contents.read(path, FIDELITY) for path in layout.files(folder, FIDELITY)]
+    table = pa.concat_tables([SCHEMAS[FIDELITY].empty_table(), *tables])
+    return _ordered(_first(table, pa.array(request_ids, pa.string())), request_ids)
 
 
 def _first(table: pa.Table, ids: pa.Array, *more: str) -> pa.Table:

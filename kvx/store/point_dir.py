@@ -5,6 +5,7 @@ requests-<writer>-00000.parquet   one row per request, while the point is worked
 traces-<writer>-00000.parquet     per-token signals of the same requests
 events-<writer>-00000.parquet     what a controller did to them
 latency-<writer>-00000.parquet    one row per request that ran alone
+fidelity-<writer>-00000.parquet   one row per request compared with the full cache
 requests.parquet ...              all of a kind in the manifest's order, once nothing is missing
 DONE                              these files, their sizes and checksums
 FAILED                            why the point could not go on
@@ -25,17 +26,18 @@ import pyarrow.compute as pc
 
 from kvx.config.identity import is_guarded, resolved
 from kvx.data.tokenizer import model_hash
-from kvx.engines.base import Measurement, Response
+from kvx.engines.base import Fidelity, Measurement, Response
 from kvx.errors import UserError
 from kvx.identity import provenance
 from kvx.points import Point, budget_label, guard_identity, request_id
-from kvx.store import completion, contents, layout, locks, merge, schemas
+from kvx.store import completion, contents, fidelity_schemas, layout, locks, merge, schemas
 from kvx.store.atomic import write_text
 from kvx.store.contents import SCHEMAS, UnreadableError
 from kvx.store.layout import (
     ANSWERS,
     BESIDE,
     EVENTS,
+    FIDELITY,
     KINDS,
     LATENCY,
     REQUESTS,
@@ -43,7 +45,7 @@ from kvx.store.layout import (
     Done,
     Present,
 )
-from kvx.store.records import event_rows, latency_row, request_row, trace_row
+from kvx.store.records import event_rows, fidelity_row, latency_row, request_row, trace_row
 from kvx.store.shards import write_arrow, write_table
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class PointStore:
     """Survives a kill of any of its writers at any moment.
 
     The parent of a run claims the point (`kvx.store.locks`) and asks `recover` what is there. Each
-    worker has a unique writer's name: `resume`, any number of `write` and `write_latency`,
+    worker has a unique writer's name: `resume`, any number of `write` and its like,
     `finish`, `close`.
     """
 
@@ -62,7 +64,7 @@ class PointStore:
         self.point = point
         self.dir = point.dir
         self._writer = ""
-        self._next = {REQUESTS: 0, LATENCY: 0}
+        self._next = {REQUESTS: 0, LATENCY: 0, FIDELITY: 0}
         self._share: locks.Claim | None = None
 
     def recover(self) -> Present:
@@ -162,6 +164,12 @@ class PointStore:
         write_table(self._shard(LATENCY), rows, schemas.LATENCY)
         self._next[LATENCY] += 1
 
+    def write_fidelity(self, compared: Sequence[tuple[Fidelity, datetime]]) -> None:
+        """Write one new shard of requests that were compared with the full cache."""
+        rows = [fidelity_row(*item) for item in compared]
+        write_table(self._shard(FIDELITY), rows, fidelity_schemas.FIDELITY)
+        self._next[FIDELITY] += 1
+
     def _shard(self, kind: str) -> Path:
         return self.dir / f"{kind}-{self._writer}-{self._next[kind]:05d}.parquet"
 
@@ -204,6 +212,7 @@ class PointStore:
         asked = {
             REQUESTS: len(self.point.manifest.entries) if self.point.wants_answers else 0,
             LATENCY: len(self.point.latency_items),
+            FIDELITY: len(self.point.fidelity_entries),
         }
         try:
             return any(
@@ -218,15 +227,20 @@ class PointStore:
         point = self.point
         ids = [request_id(point.id, e.example_id) for e in point.manifest.entries]
         answers, latency = merge.answers(self.dir, ids), merge.latency(self.dir, ids)
-        measured = _repeats(latency)
+        measured, compared = _repeats(latency), merge.fidelity(self.dir, ids)
+        examples = compared["example_id"].to_pylist()
         if point.wants_answers and answers is None:
             return None
-        if not completion.covers_latency(self.point, measured):
+        if not completion.covers_latency(point, measured):
             return None
-        failed = latency.num_rows - latency["error_type"].null_count
+        if not completion.covers_fidelity(point, examples):
+            return None
+        failed = {LATENCY: _n_failed(latency), FIDELITY: _n_failed(compared)}
         responses = 0 if answers is None else answers.responses
-        if responses == 0 and (answers is not None or failed == latency.num_rows):
-            reason = _first_error(latency if answers is None else answers.requests)
+        beside = pa.concat_tables([t.select(["error_message"]) for t in (latency, compared)])
+        lost = beside.num_rows == sum(failed.values())
+        if responses == 0 and (answers is not None or lost):
+            reason = _first_error(beside if answers is None else answers.requests)
             self._fail(f"every request failed ({reason})")
             return layout.read_failed(self.dir)
         merged: dict[str, pa.Table] = {}
@@ -237,14 +251,15 @@ class PointStore:
             if is_guarded(point.config):
                 merged[EVENTS] = answers.events
             merged[REQUESTS] = answers.requests
-        # latencies that this run did not ask for, and that none has completed, wait in their shards
-        keep = point.wants_latency or layout.merged(self.dir, LATENCY).exists()
-        if keep:
-            merged[LATENCY] = latency
+        # what this run did not ask for, and none has completed, waits in its shards
+        asked = {LATENCY: point.wants_latency, FIDELITY: point.wants_fidelity}
+        for kind, table in ((LATENCY, latency), (FIDELITY, compared)):
+            if asked[kind] or layout.merged(self.dir, kind).exists():
+                merged[kind] = table
         # what is merged and got no more shards stays as it is
-        added = {k for k in (REQUESTS, LATENCY) if layout.shards(self.dir, k)}
+        added = {k for k in (REQUESTS, LATENCY, FIDELITY) if layout.shards(self.dir, k)}
         for kind, table in merged.items():
-            path, main = layout.merged(self.dir, kind), LATENCY if kind == LATENCY else REQUESTS
+            path, main = layout.merged(self.dir, kind), REQUESTS if kind in ANSWERS else kind
             if main in added or not path.exists():
                 write_arrow(path, table)
         layout.write_done(
@@ -252,8 +267,10 @@ class PointStore:
             merged,
             requests=0 if answers is None else answers.requests.num_rows,
             without_response=0 if answers is None else answers.requests.num_rows - responses,
-            latency=measured if keep else {},
-            latency_failed=failed if keep else 0,
+            latency=measured if LATENCY in merged else {},
+            latency_failed=failed[LATENCY] if LATENCY in merged else 0,
+            fidelity=examples if FIDELITY in merged else [],
+            fidelity_failed=failed[FIDELITY] if FIDELITY in merged else 0,
         )
         if (done := layout.read_done(self.dir)) is not None:
             self._remove_merged_shards(done, ())
@@ -261,7 +278,7 @@ class PointStore:
 
     def _remove_merged_shards(self, done: Done, changed: Sequence[str]) -> None:
         """Delete shards whose rows are in an unchanged merged file."""
-        for kinds in (ANSWERS, (LATENCY,)):
+        for kinds in (ANSWERS, (LATENCY,), (FIDELITY,)):
             names = [layout.merged(self.dir, kind).name for kind in kinds]
             if done.holds(kinds[0]) and not set(names) & set(changed):
                 for shard in [s for kind in kinds for s in layout.shards(self.dir, kind)]:
@@ -283,7 +300,11 @@ class PointStore:
         """With `run.retry_failed`, remove the rows without a result, so that they are redone."""
         if not self.point.config.run.retry_failed:
             return
-        asked = {REQUESTS: self.point.wants_answers, LATENCY: self.point.wants_latency}
+        asked = {
+            REQUESTS: self.point.wants_answers,
+            LATENCY: self.point.wants_latency,
+            FIDELITY: self.point.wants_fidelity,
+        }
         for kind, path in [(k, p) for k in asked if asked[k] for p in layout.files(self.dir, k)]:
             table = contents.read(path, kind)
             kept = table.filter(pc.is_null(table["error_type"]))
@@ -296,7 +317,7 @@ class PointStore:
         folder = self.dir / "quarantine"
         folder.mkdir(exist_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        for other in (LATENCY,) if kind == LATENCY else ANSWERS:
+        for other in ANSWERS if kind in ANSWERS else (kind,):
             file = path.with_name(other + path.name.removeprefix(kind))
             if file.exists():
                 log.warning("run: %s is corrupt (%s); quarantined and redone", file, reason)
@@ -354,6 +375,10 @@ def _repeats(latency: pa.Table) -> dict[str, list[int]]:
     for row in latency.select(["example_id", "repeat"]).to_pylist():
         found[row["example_id"]].append(row["repeat"])
     return dict(found)
+
+
+def _n_failed(table: pa.Table) -> int:
+    return int(table.num_rows - table["error_message"].null_count)
 
 
 def _first_error(table: pa.Table) -> Any:

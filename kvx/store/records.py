@@ -8,23 +8,23 @@ from functools import cache
 from typing import Any
 
 from kvx.config.identity import is_guarded, made_with
-from kvx.engines.base import BudgetProof, Measurement, Response
+from kvx.engines.base import BudgetProof, Fidelity, KVUse, Measurement, Ranked, Response
 from kvx.guard.events import INTERVENTIONS, Guarded
 from kvx.identity import provenance
 from kvx.points import Request
 
 Row = dict[str, Any]
+ALONG = ("token_ids", "kl_nats", "same_top1", "logprob", "full_logprob")
+OF_CACHE = (
+    "entries_nominal", "entries_effective", "entries_physical", "bytes_physical", "bytes_full",
+)  # fmt: skip
 
 
 def request_row(response: Response, finished: datetime) -> Row:
     """One row of `requests`."""
     request: Request = response.request
     entry, timing, kv = request.entry, response.timing, response.kv
-    effective = None if kv is None else kv.entries_effective
-    reason = request.point.degenerate_reason(entry.compressed_tokens, effective)
-    ranked = response.ranked
-    if ranked is not None and not ranked.adapted:
-        reason = f"not the method: {ranked.reason}"
+    reason, adapted = _marks(request, kv, response.ranked)
     measured_here = BudgetProof.MEASURED if response.budget_verified else BudgetProof.NONE
     ids = response.token_ids
     row: Row = {
@@ -42,13 +42,24 @@ def request_row(response: Response, finished: datetime) -> Row:
         "made_with": _made_with(response), "reasoning": response.reasoning,
         "reasoning_tokens": response.reasoning_tokens,
         "opens_reasoning": response.opens_reasoning,
-        "adapted": ranked.reason if ranked is not None and ranked.adapted else None,
+        "adapted": adapted,
     }  # fmt: skip
     if timing is not None:
         row |= asdict(timing)
     if kv is not None:
         row |= {f"kv_{name}": value for name, value in asdict(kv).items()}
     return row | ({} if response.guard is None else _guard_columns(response.guard))
+
+
+def _marks(request: Request, kv: KVUse | None, ranked: Ranked | None) -> tuple[Any, Any]:
+    """Why the press is another method here, and why it was adapted to its model; None if not."""
+    effective = None if kv is None else kv.entries_effective
+    reason = request.point.degenerate_reason(request.entry.compressed_tokens, effective)
+    if ranked is None:
+        return reason, None
+    if ranked.adapted:
+        return reason, ranked.reason
+    return f"not the method: {ranked.reason}", None
 
 
 def _guard_columns(guard: Guarded) -> Row:
@@ -82,6 +93,7 @@ def trace_row(response: Response) -> Row | None:
         "logprob": trace.logprob, "entropy_nats": trace.entropy_nats,
         "signals_source": trace.source, "top_logprobs": trace.top_logprobs,
         "arrival_s": trace.arrival_s, "score_evicted": trace.score_evicted,
+        "prompt_kept_percent": trace.kept_percent, "prompt_context_chars": trace.context_chars,
     }  # fmt: skip
     if trace.probe is not None:
         row |= {f"probe_{name}": value for name, value in asdict(trace.probe).items()}
@@ -128,6 +140,24 @@ def latency_row(measurement: Measurement, finished: datetime) -> Row:
         "error_type": measurement.error_type, "error_message": measurement.error_message,
     }  # fmt: skip
     return row if timing is None else row | asdict(timing)
+
+
+def fidelity_row(fidelity: Fidelity, finished: datetime) -> Row:
+    """One row of `fidelity`."""
+    request, entry, kv = fidelity.request, fidelity.request.entry, fidelity.kv
+    reason, adapted = _marks(request, kv, fidelity.ranked)
+    row: Row = {
+        "request_id": request.id, "point_id": request.point.id, "example_id": entry.example_id,
+        "cluster": entry.cluster, "bin": entry.bin, "prompt_tokens": entry.prompt_tokens,
+        "compressed_tokens": entry.compressed_tokens, "degenerate": reason is not None,
+        "degenerate_reason": reason, "adapted": adapted, "finished_at": finished,
+        "budget_proof": None if fidelity.budget_proof is None else fidelity.budget_proof.value,
+        "error_type": fidelity.error_type, "error_message": fidelity.error_message,
+    }  # fmt: skip
+    row |= {name: getattr(fidelity, name) for name in ALONG}
+    if kv is None:
+        return row
+    return row | {f"kv_{name}": getattr(kv, name) for name in OF_CACHE}
 
 
 @cache

@@ -83,6 +83,7 @@ TRACES = _schema(
     {
         **{name: pa.list_(kind) for name, kind in SIGNALS.items()},
         "probe_kl_nats": pa.list_(F32), "probe_same_top1": pa.list_(B), "score_evicted": F32,
+        "prompt_kept_percent": pa.list_(pa.uint8()), "prompt_context_chars": pa.list_(I32),
     },
 )  # fmt: skip
 
@@ -175,6 +176,20 @@ COMPARISONS = _schema(
         "complete_difference": F64, "complete_ci_low": F64, "complete_ci_high": F64,
         "n_lost": I64, "n_won": I64, "mcnemar_p": F64, "failure_rate_difference": F64,
         "difference_from_failures": F64, "difference_from_truncated": F64, "baseline_floor": B,
+    },
+)  # fmt: skip
+
+# a benchmark's average over its tasks; `difference` is that to the full cache
+TASK_MEANS = _schema(
+    {
+        "benchmark_id": S, "benchmark": S, "model": S, "press": S, "controller": S, "seed": I64,
+        "budget_kind": S, "budget_label": S, "budget_asked": F64, "budget": F64, "n_tasks": I64,
+        "n_missing_tasks": I64, "tasks": pa.list_(S), "task_means": pa.list_(F64), "n": I64,
+        "n_degenerate": I64,
+    },
+    {
+        "mean": F64, "ci_low": F64, "ci_high": F64, "difference": F64, "difference_ci_low": F64,
+        "difference_ci_high": F64,
     },
 )  # fmt: skip
 

@@ -20,12 +20,14 @@ class LocalSource:
 
     `fields` maps id, context, question, answers, cluster, answer_prefix and max_new_tokens to the
     file's column names (only context, question and answers must exist); a column of null is not
-    read. `layout` is one of `kvx.data.layouts.NAMES`.
+    read. `layout` is one of `kvx.data.layouts.NAMES`. Questions that SQuAD 2 marks as unanswerable
+    are left out, or have `unanswerable` as their answer.
     """
 
     path: str
     fields: dict[str, str | None] = field(default_factory=dict)
     layout: str = AUTO
+    unanswerable: str | None = None
 
     def __post_init__(self) -> None:
         row_examples.check_fields(self.fields)
@@ -34,7 +36,8 @@ class LocalSource:
     @staticmethod
     def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
         """The fields that decide the examples; later fields only if they are set."""
-        told = {k: v for k, v in fields.items() if k != "layout" or v != AUTO}
+        usual = {"layout": AUTO, "unanswerable": None}
+        told = {k: v for k, v in fields.items() if k not in usual or v != usual[k]}
         columns = {**(told.get("fields") or {})}
         for role in ("answer_prefix", "max_new_tokens"):
             if columns.get(role) == role:
@@ -51,7 +54,12 @@ class LocalSource:
 
     def examples(self) -> Iterator[Example]:
         path = existing_file(self.path, HINT)
-        reading = row_examples.Reading(self.layout, self.fields, cells=holds_only_text(path))
+        reading = row_examples.Reading(
+            self.layout,
+            self.fields,
+            cells=holds_only_text(path),
+            unanswerable=self.unanswerable,
+        )
         return row_examples.examples(read_rows(path), str(path), reading)
 
 

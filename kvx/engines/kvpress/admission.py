@@ -14,6 +14,7 @@ from kvx.data.prompt import PromptParts
 from kvx.engines.kvpress.cache import Bucket
 from kvx.engines.kvpress.forward import question
 from kvx.engines.kvpress.guarded import shadow_of, source_of
+from kvx.engines.kvpress.kept import KeptPositions
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.prefill import prefill
 from kvx.engines.kvpress.probe import mean_share, probes, reference_of
@@ -32,7 +33,8 @@ from kvx.text.incremental import StopWatch
 class Submission:
     """A sequence to generate: a press at a budget over a prompt, and how it is decoded.
 
-    A `watched` sequence records the score mass that its press drops; a `probed` one is compared
+    A `watched` sequence records the score mass that its press drops, one with `positions` which
+    of them it keeps; a `probed` one is compared
     with the full cache before its first token. `guard` and `until` make a new object for every
     attempt. `row` is a running sequence to go on with: its tokens are part of the prompt's rest.
     A press that works `everywhere` compresses layers with a window too. A sequence that is `alone`
@@ -51,6 +53,7 @@ class Submission:
     decoding: DecodingConfig | None = None
     ignore_stop: bool = False
     watched: bool = False
+    positions: bool = False
     probed: bool = False
     guard: Callable[[], SequenceGuard] | None = None
     until: Callable[[], StopWatch] | None = None
@@ -60,6 +63,10 @@ class Submission:
     in_transformers: bool = False
     attention: str | None = None
     owner: Any = None
+
+    def kept(self) -> KeptPositions | None:
+        """A new record of the positions that its press keeps; None if it is not wanted."""
+        return KeptPositions() if self.positions and self.press is not None else None
 
     def begin(self) -> Row:
         """The row with the compressed part of its prompt in the cache and nothing else."""
@@ -116,6 +123,7 @@ def admit(loaded: LoadedModel, group: Sequence[Submission]) -> Admission:
             asked.kept_tokens,
             RandomStream(asked.seed, loaded.devices),
             watched=asked.watched,
+            kept=asked.kept(),
             everywhere=asked.everywhere,
             shadow=None if row.guard is None else shadow_of(row.guard, shadow),
         )
@@ -180,6 +188,7 @@ def admit(loaded: LoadedModel, group: Sequence[Submission]) -> Admission:
                 found[slot] if asked.probed else None,
                 mean_share(prompt.evicted) if asked.watched else None,
                 None if row.guard is None else full_logits,
+                None if prompt.kept is None else prompt.kept.percent(),
             )
         )
     return Admission(buckets, prefills, logits[order, -1], refused)

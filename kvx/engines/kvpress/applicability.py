@@ -14,9 +14,11 @@ from importlib.metadata import version
 from kvx.config.folders import cache_dir
 from kvx.config.language_model import ModelConfig
 from kvx.config.model_features import ModelFeature
+from kvx.config.numbers import exact
 from kvx.config.press_choices import PressLayers, PressNeed, Queries
-from kvx.config.schema import Config, PressConfig
+from kvx.config.schema import BudgetKind, Config, PressConfig
 from kvx.data.model_folder import files_of
+from kvx.engines.kvpress.needed_files import missing_file
 from kvx.engines.kvpress.press import ALONE
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest, sha256_file
@@ -59,14 +61,32 @@ def not_applicable(config: Config) -> str | None:
     None also where that is not known: a model that cannot be built from its configuration is
     refused, with the reason, when it is loaded.
     """
-    if config.press.method is None or config.budget.is_full:
+    press = config.press
+    if press.method is None or config.budget.is_full:
         return None
-    missing = missing_of(config.model)
-    return None if missing is None else reason(config.press, config.model, missing)
+    if PressNeed.query_in_prompt in press.needs and not config.prompt.query_aware:
+        return "it needs the question in what is compressed; add prompt.query_aware=true"
+    budget, least = config.budget, press.budget_above
+    if budget.kind is BudgetKind.ratio and budget.ratio <= least:
+        return f"its budgets are above {exact(least)}: it keeps more than that whatever it is asked"
+    return reason(press, config.model, missing_of(config.model) or {})
 
 
 def reason(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> str | None:
     """Why `press` cannot be used on a model that lacks what `missing` names; None if it can."""
+    return obstacle(press, model, missing) or missing_file(press, model)
+
+
+def obstacle(press: PressConfig, model: ModelConfig, missing: dict[str, str]) -> str | None:
+    """The same, as far as it does not depend on files of the hub."""
+    if press.refused is not None:
+        return f"it {press.refused}"
+    attention = model.attn_implementation
+    if PressNeed.attention_weights in press.needs and attention not in ("auto", "eager"):
+        return (
+            "it needs attention weights, but model.attn_implementation="
+            f"{attention} returns none; set it to eager or auto"
+        )
     if (why := _no_hiding(press, model, missing)) is not None:
         return f"it hides entries from attention, but {why}"
     met = _met_by_queries(press)

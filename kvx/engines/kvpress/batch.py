@@ -1,6 +1,7 @@
 """A run's requests: prefills shared by points, rows decoded together, a response for each."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from kvx.config.schema import Config, Signals
 from kvx.data.example import Example
 from kvx.data.prompt import PromptBuilder, PromptParts
 from kvx.engines.activity import ACTIVITY
-from kvx.engines.base import PointFailed, PointWork, Response, seed_of
+from kvx.engines.base import PointFailed, PointWork, Response, Trace, seed_of
 from kvx.engines.kvpress.account import Account
 from kvx.engines.kvpress.admission import Submission
 from kvx.engines.kvpress.chunks import Chunk, chunks
@@ -84,18 +85,21 @@ class Batch:
         self.failed: set[Path] = set()
         self._stop_tokens = StopTokens(loaded.tokenizer, config.decoding.until)
         self._parts: tuple[Example, PromptParts] | None = None
+        self._context_chars: dict[str, list[int] | None] = {}  # by example
 
     def run(self, work: Sequence[PointWork]) -> Iterator[Response | PointFailed]:
         """Exactly one response per request, unless its point fails."""
-        for chunk in self._chunks(work):
+        for chunk in self.chunks(work):
             self.submit(chunk)
         with fast_linears(self.loaded.model):
             yield from self.drain()
 
     def submit(self, chunk: Chunk) -> None:
-        alone = chunk.alone
-        tasks = [Asked(self, request, chunk.example, alone) for request in chunk.requests]
+        tasks = [self.asked(request, chunk.example, chunk.alone) for request in chunk.requests]
         self.scheduler.submit(tasks, chunk.bytes)
+
+    def asked(self, request: Request, example: Example, alone: bool) -> Asked:
+        return Asked(self, request, example, alone)
 
     def drain(self) -> Iterator[Response | PointFailed]:
         """What becomes of the submitted requests."""
@@ -104,7 +108,7 @@ class Batch:
                 if (found := self._answer(event)) is not None:
                     yield found
 
-    def _chunks(self, work: Sequence[PointWork]) -> list[Chunk]:
+    def chunks(self, work: Sequence[PointWork]) -> list[Chunk]:
         """The requests by example, in manifest order: those that share a prefill, then others."""
         together: dict[str, list[Request]] = {}
         found: list[Chunk] = []
@@ -140,9 +144,11 @@ class Batch:
         n = len(parts.compressed_ids)
         probed = self.probed([request])
         in_transformers = self.in_transformers or PressNeed.masks in point.config.press.needs
+        asks = PressNeed.query_in_prompt in point.config.press.needs
+        asked_with = self.builder.question_tokens(asked.example) if asks else 0
         return Submission(
             parts,
-            PointPress(point, n),
+            PointPress(point, n, question_tokens=asked_with),
             point.config.press.name,
             point.kept_tokens(n),
             request.max_new_tokens,
@@ -150,6 +156,7 @@ class Batch:
             request,
             request.decoding,
             watched=probed,
+            positions=self.probing,
             probed=probed,
             guard=guard_of(request),
             until=self._watch(),
@@ -176,12 +183,23 @@ class Batch:
         if point.dir in self.failed:
             return None
         if isinstance(event, Finished):
-            trace = None if self.traces is None else self.traces.trace(event.row)
+            trace = self._trace(event)
             return response_of(event.row, self.loaded, self.config.decoding, trace)
         self.forget(event.task.row)
         if isinstance(event.error, BudgetContradictedError):
             return self._fail(point, str(event.error))
         return failure(event.task.request, event.error)
+
+    def _trace(self, event: Finished[Asked]) -> Trace | None:
+        """What was recorded of a finished row."""
+        if self.traces is None:
+            return None
+        trace, example = self.traces.trace(event.row), event.task.example
+        if trace.kept_percent is None:
+            return trace
+        if example.example_id not in self._context_chars:
+            self._context_chars[example.example_id] = self.builder.context_chars(example)
+        return replace(trace, context_chars=self._context_chars[example.example_id])
 
     def _fail(self, point: Point, message: str) -> PointFailed:
         """Give up all requests of a point."""

@@ -11,10 +11,11 @@ from kvpress import BasePress
 from kvx.engines.kvpress.architecture import decoder_of
 from kvx.engines.kvpress.compression import check_window, compressed
 from kvx.engines.kvpress.given import may_write
+from kvx.engines.kvpress.kept import LayerEntries, watch_positions
 from kvx.engines.kvpress.layers import CachedLayer, layers_of
 from kvx.engines.kvpress.linear import own_linears
 from kvx.engines.kvpress.model_state import untouched
-from kvx.engines.kvpress.parts import needs_gradients, packs
+from kvx.engines.kvpress.parts import needs_gradients, packs, zeroes
 from kvx.engines.kvpress.press_queries import PressQueries
 from kvx.engines.kvpress.probe import EvictedMass
 from kvx.engines.kvpress.prompt_row import PromptRow, RowPress
@@ -35,6 +36,8 @@ def in_own_press(model: Any, row: PromptRow, cache: Any) -> Iterator[None]:
         row.packs = packs(press)
         if row.watched:
             row.evicted = watch(press)
+        if row.kept is not None:
+            watch_positions(press, row.kept)
     with hooked(model, press, cache, row.press is not None and row.press.reads_weights):
         yield
 
@@ -153,6 +156,7 @@ def _compressing(
         if press is None and not layers.full:
             row.everywhere = True  # windows are its full cache
         row.packs = press is not None and packs(press)
+        row.zeroes = press is not None and zeroes(press)
         if hasattr(press, "score") and row.watched:
             row.evicted = EvictedMass(press)
     shadows = {id(r.shadow.prompt): r.shadow.prompt for r in rows if r.shadow is not None}
@@ -168,6 +172,7 @@ def _compressing(
         full: KV,
         weights: Any,
         kwargs: dict[str, Any],
+        entries: LayerEntries,
     ) -> KV:
         stub = (full[0][:, :, :1], full[1][:, :, :1])
         if row.error is not None:
@@ -184,6 +189,8 @@ def _compressing(
             return stub
         if row.evicted is not None:
             row.evicted.kept(kept[0].shape[2])
+        if row.kept is not None:
+            row.kept.add(entries.positions(kept))
         return kept
 
     def remember(
@@ -204,8 +211,9 @@ def _compressing(
         layer = layers.cached[index]
         seen = seen_by(module, args, kwargs)
         scores.forget()
+        entries = LayerEntries(full)
         parts = [
-            compress(module, layer, row, press, full, _weights(row, output), seen)
+            compress(module, layer, row, press, full, _weights(row, output), seen, entries)
             for row, press in zip(rows, presses, strict=True)
         ]
         for shadow in shadows.values():

@@ -9,6 +9,7 @@ import torch
 from kvpress import PyramidKVPress
 from kvpress.utils import compute_n_kept
 
+from kvx.engines.kvpress.adapted import ByLayer
 from kvx.engines.kvpress.given import copied, may_write
 from kvx.engines.kvpress.layers import CachedLayer
 from kvx.engines.kvpress.parts import own_method, parts_of
@@ -54,10 +55,14 @@ def check_window(layer: CachedLayer, full: KV, room: int) -> None:
 
 def _count_among(press: Any, layer: CachedLayer, compressed: Sequence[CachedLayer]) -> None:
     """Where budgets go by the layer's number, it is counted among the compressed layers only."""
+    n = len(compressed)
     for part in parts_of(press):
-        if isinstance(part, PyramidKVPress):
-            n = len(compressed)
-            at = [other.index for other in compressed].index(layer.index)
+        if not isinstance(part, PyramidKVPress | ByLayer):
+            continue
+        at = [other.index for other in compressed].index(layer.index)
+        if isinstance(part, ByLayer):
+            part.counted(at, n)
+        else:
             stand_in = SimpleNamespace(layer_idx=at, config=SimpleNamespace(num_hidden_layers=n))
             by_rule = partial(PyramidKVPress.get_layer_budget, part, stand_in)
             # one layer is no pyramid: kvpress would give it the widest layer's budget

@@ -74,14 +74,18 @@ class Decoder:
 
     A stop token is kept as the last of `row.tokens` (the text leaves it out) and ends the row with
     `stop`, and so does a stop string; `max_new_tokens` ends it with `length`. `config` is for rows
-    without a decoding of their own.
+    without a decoding of their own. Without a `sampler`, tokens are chosen as it says.
     """
 
     def __init__(
-        self, loaded: LoadedModel, config: DecodingConfig, observers: Sequence[StepObserver]
+        self,
+        loaded: LoadedModel,
+        config: DecodingConfig,
+        observers: Sequence[StepObserver],
+        sampler: Sampler | None = None,
     ) -> None:
         self.loaded, self.config, self.observers = loaded, config, observers
-        self._sampler = Sampler(config)
+        self._sampler = sampler or Sampler(config)
         self._buckets: list[tuple[Bucket, list[Row]]] = []
 
     @property

@@ -6,13 +6,22 @@ This package is the only place that knows kvpress.
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 
 from kvx.config.schema import Config
 from kvx.data.tokenizer import model_hash
-from kvx.engines.base import LatencyWork, Measurement, PointFailed, PointWork, Response
+from kvx.engines.base import (
+    Fidelity,
+    LatencyWork,
+    Measurement,
+    PointFailed,
+    PointWork,
+    Response,
+)
 from kvx.engines.kvpress import latency
 from kvx.engines.kvpress.account import Account, RowCost
 from kvx.engines.kvpress.batch import Batch
+from kvx.engines.kvpress.fidelity import Answers, Comparison
 from kvx.engines.kvpress.guarded import renew_hazard_models
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.memory import free_for_caches
@@ -21,7 +30,7 @@ from kvx.engines.kvpress.press_check import check_on_model, check_press
 from kvx.engines.kvpress.press_queries import tell
 from kvx.engines.kvpress.progress_hooks import reporting_progress
 from kvx.engines.kvpress.sharing import ragged_obstacle
-from kvx.errors import UserError
+from kvx.errors import NotApplicableError, UserError
 from kvx.points import Point, Request
 
 log = logging.getLogger(__name__)
@@ -53,13 +62,7 @@ class KVPressEngine:
             check_press(point)
         # at budget 1.0 no press is made
         pressed = [point for point in points if not point.config.budget.is_full]
-        alike = {
-            repr((press.method, press.layers, press.needs)): point
-            for point in pressed
-            for press in [point.config.press]
-        }
-        for point in alike.values():
-            check_on_model(point, self.loaded.model)
+        self._check_on_model(pressed)
         self._check_controllers(points)
         with self.loaded.own_attention():
             for point in points:
@@ -71,6 +74,24 @@ class KVPressEngine:
         for point in points:
             longest = max(point.manifest.entries, key=lambda e: e.prompt_tokens)
             account.check(Request(point, longest))
+
+    def _check_on_model(self, points: Sequence[Point]) -> None:
+        """Raises `NotApplicableError` for points whose press cannot be used on the loaded model."""
+        alike: dict[str, list[Point]] = {}
+        for point in points:
+            press = point.config.press
+            alike.setdefault(repr((press.method, press.layers, press.needs)), []).append(point)
+        reasons: dict[Path, str] = {}
+        said = []
+        for same in alike.values():
+            try:
+                check_on_model(same[0], self.loaded.model)
+            except UserError as error:
+                said.append(str(error))
+                why = said[-1].removeprefix(f"press={same[0].config.press.name}: ")
+                reasons |= {point.dir: why for point in same}
+        if said:
+            raise NotApplicableError(said[0], reasons)
 
     def _check_controllers(self, points: Sequence[Point]) -> None:
         """Raises `UserError` for a controller on a model whose rows no controller can follow."""
@@ -97,6 +118,14 @@ class KVPressEngine:
     def measure(self, work: Sequence[LatencyWork]) -> Iterator[Measurement | PointFailed]:
         with self.loaded.own_attention():
             yield from latency.measure(self.loaded, work, self.account())
+
+    def fidelity(self, work: Sequence[PointWork]) -> Iterator[Fidelity | PointFailed]:
+        account, answers = self.account(), Answers()
+        for items in _groups(self.loaded, work):
+            config, date = items[0].point.config, items[0].point.manifest.date
+            with self.loaded.own_attention(), reporting_progress(self.loaded.model):
+                self.loaded.set_attention(self.loaded.attention_for(config))
+                yield from Comparison(self.loaded, config, account, date, answers).run(items)
 
     def account(self) -> Account:
         """What rows cost, and the bytes that all caches together may take."""

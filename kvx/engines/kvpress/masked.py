@@ -17,13 +17,15 @@ from kvx.engines.kvpress.admission import Submission
 from kvx.engines.kvpress.compress import hooked, watch
 from kvx.engines.kvpress.decode import Sampler, take
 from kvx.engines.kvpress.head_size import with_head_size
+from kvx.engines.kvpress.kept import KeptPositions, unmasked_positions, watch_positions
 from kvx.engines.kvpress.layers import layers_of
-from kvx.engines.kvpress.measure import clear_masks, masked_entries
+from kvx.engines.kvpress.measure import clear_masks, masked_entries, unmasked
 from kvx.engines.kvpress.model import LoadedModel
 from kvx.engines.kvpress.model_state import untouched
-from kvx.engines.kvpress.parts import packs
+from kvx.engines.kvpress.parts import packs, zeroes
 from kvx.engines.kvpress.positions import cache_positions
 from kvx.engines.kvpress.probe import mean_share, probes
+from kvx.engines.kvpress.prompt_row import zero_bytes
 from kvx.engines.kvpress.proof import prove_budget
 from kvx.engines.kvpress.rotary import own_positions
 from kvx.engines.kvpress.sequence import Prefill, Rebuild, Row, StepObserver
@@ -37,8 +39,8 @@ from kvx.guard.trace_arrays import PROBE_TOKENS
 class Masked:
     """A compressed prompt in transformers' cache, and logits [tokens, vocab] of its last tokens.
 
-    `position` is the next token's, `evicted` the share of the score mass that was dropped, if it
-    was watched.
+    `position` is the next token's, `evicted` the share of the score mass that was dropped, and
+    `kept_percent` as in `Trace`, if they were watched.
     """
 
     cache: Any
@@ -46,6 +48,7 @@ class Masked:
     kv: KVUse
     position: int
     evicted: float | None = None
+    kept_percent: list[int] | None = None
 
 
 def prefill_masked(
@@ -56,6 +59,7 @@ def prefill_masked(
     keep: int = 1,
     watched: bool = False,
     reads_weights: bool = False,
+    kept: KeptPositions | None = None,
 ) -> Masked:
     """The prompt as kvpress's pipeline runs it, with logits of its last `keep` tokens."""
     model, n = loaded.model, len(parts.compressed_ids)
@@ -63,10 +67,14 @@ def prefill_masked(
     cache = new_cache(model)
     ids = torch.tensor([parts.compressed_ids], device=loaded.device)
     evicted = watch(press) if watched and press is not None else None
+    if kept is not None and press is not None:
+        watch_positions(press, kept)
     with with_head_size(model), hooked(model, press, cache, reads_weights):
         argument = cache_argument(model, cache)
         out = model(input_ids=ids, **argument, logits_to_keep=1, use_cache=True)
-    kv, share = _measure(model, cache, n, kept_tokens), mean_share(evicted)
+    dead = press is not None and zeroes(press)
+    kv, share = _measure(model, cache, n, kept_tokens, dead), mean_share(evicted)
+    percent = None if kept is None else _kept_percent(model, cache, kept, n)
     start = round(kv.entries_physical) if press is not None and packs(press) else n
     logits, at_once = out.logits[0].to(loaded.device), len(parts.rest_ids)
     if layers_of(model).recurrent:
@@ -79,7 +87,13 @@ def prefill_masked(
         after.append(_step(model, cache, some[None], positions[None], keep))
     if after:
         logits = torch.cat(after)[-keep:]
-    return Masked(cache, logits, kv, start + len(parts.rest_ids), share)
+    return Masked(cache, logits, kv, start + len(parts.rest_ids), share, percent)
+
+
+def _kept_percent(model: Any, cache: Any, kept: KeptPositions, n: int) -> list[int] | None:
+    layers = layers_of(model).full
+    heads = [kv_of(cache, layer.index)[0].shape[1] for layer in layers]
+    return (unmasked_positions(layers, heads, n) or kept).percent()
 
 
 def _step(
@@ -113,6 +127,46 @@ def generate_masked(
         return _generate(loaded, asked, config, observers)
 
 
+def side_by_side(
+    loaded: LoadedModel,
+    asked: Submission,
+    full: Submission,
+    config: DecodingConfig,
+    sampler: Sampler,
+    observer: StepObserver,
+) -> Row:
+    """A sequence and its `full` cache, each in transformers' cache, decoded with the same tokens.
+
+    `sampler` and `observer` see both rows at every step, the full cache's last. Returns the first
+    row. Raises `BudgetContradictedError` for a cache that holds something else than was asked.
+    """
+    parts, n = asked.parts, len(asked.parts.compressed_ids)
+    assert asked.request is not None
+    with untouched(loaded.model), own_positions(loaded.model):
+        whole = prefill_masked(loaded, parts, None, n)
+        press = None if asked.press is None else asked.press.build()
+        with RandomStream(asked.seed, loaded.devices).drawing():
+            weights = asked.press is not None and asked.press.reads_weights
+            prompt = prefill_masked(loaded, parts, press, asked.kept_tokens, reads_weights=weights)
+        prove_budget(asked.request.point, prompt.kv)
+        rows = [asked.begin(), full.begin()]
+        rows[0].kv, rows[0].position, rows[1].position = prompt.kv, prompt.position, whole.position
+        logits = torch.stack([prompt.logits[-1], whole.logits[-1]])
+        while True:
+            tokens = sampler.choose(rows, logits)
+            take(loaded, rows, tokens, config)
+            observer.on_step(rows, logits, tokens)
+            if rows[1].finish_reason is not None:
+                return rows[0]
+            at = torch.tensor([[row.position] for row in rows], device=loaded.device)
+            compressed = _step(loaded.model, prompt.cache, tokens[:1, None], at[:1])
+            with unmasked(loaded.model):
+                kept = _step(loaded.model, whole.cache, tokens[1:, None], at[1:])
+            logits = torch.cat([compressed, kept])
+            for row in rows:
+                row.position += 1
+
+
 def _generate(
     loaded: LoadedModel,
     asked: Submission,
@@ -127,7 +181,7 @@ def _generate(
     with RandomStream(asked.seed, loaded.devices).drawing():
         weights = asked.press is not None and asked.press.reads_weights
         prompt = prefill_masked(
-            loaded, parts, press, asked.kept_tokens, keep, asked.watched, weights
+            loaded, parts, press, asked.kept_tokens, keep, asked.watched, weights, asked.kept()
         )
     if asked.request is not None:
         prove_budget(asked.request.point, prompt.kv)
@@ -138,7 +192,14 @@ def _generate(
     if asked.probed:
         both = torch.stack([prompt.logits if beside is None else beside, prompt.logits])
         probe = probes(both, 0)[1]
-    first = Prefill(prompt.logits[-1], parts.n_tokens, n, probe, prompt.evicted)
+    first = Prefill(
+        prompt.logits[-1],
+        parts.n_tokens,
+        n,
+        probe,
+        prompt.evicted,
+        kept_percent=prompt.kept_percent,
+    )
     _decode(loaded, row, prompt.cache, first, config, observers)
     return row
 
@@ -169,7 +230,7 @@ def _decode(
         row.position += 1
 
 
-def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int) -> KVUse:
+def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int, dead_channels: bool) -> KVUse:
     layers = layers_of(model)
     held = [kv_of(cache, layer.index) for layer in layers.full]
     if not held:  # no press compresses such a model
@@ -179,6 +240,7 @@ def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int) -> KVUse:
     physical = sum(keys.shape[2] for keys, _ in held) / len(held)
     effective = physical - masked_entries(layers.full, [keys.shape[1] for keys, _ in held])
     taken = sum(t.numel() * t.element_size() for kv in held for t in kv)
+    dead = sum(zero_bytes(keys) for keys, _ in held) if dead_channels else 0
     fixed, per_entry = layers.row_bytes(n_tokens), taken / physical
     full = n_tokens * per_entry
     return KVUse(
@@ -186,7 +248,7 @@ def _measure(model: Any, cache: Any, n_tokens: int, kept_tokens: int) -> KVUse:
         entries_effective=effective,
         entries_physical=physical,
         bytes_nominal=round(kept_tokens * per_entry) + fixed,
-        bytes_effective=round(effective * per_entry) + fixed,
+        bytes_effective=round(effective * per_entry) - dead + fixed,
         bytes_physical=taken + fixed,
         bytes_full=round(full) + fixed,
         bytes_peak=taken + fixed,

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,22 @@ def clear_masks(model: Any) -> None:
     """
     for module in model.modules():
         vars(module).pop("masked_key_indices", None)
+
+
+@contextlib.contextmanager
+def unmasked(model: Any) -> Iterator[None]:
+    """Inside, no entry is hidden from attention; afterwards those are that were before."""
+    hidden = {
+        module: vars(module).pop("masked_key_indices")
+        for module in model.modules()
+        if "masked_key_indices" in vars(module)
+    }
+    try:
+        yield
+    finally:
+        clear_masks(model)
+        for module, indices in hidden.items():
+            module.masked_key_indices = indices
 
 
 class PeakMemory:

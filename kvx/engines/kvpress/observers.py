@@ -83,6 +83,7 @@ class TraceObserver(StepObserver):
             top_logprobs=of("top_logprobs").tolist(),
             probe=recorded.prefill.probe,
             score_evicted=recorded.prefill.score_evicted,
+            kept_percent=recorded.prefill.kept_percent,
             signals={
                 **{n: of(n).tolist() for n in _STORED},
                 "rank": of("rank").astype(int).tolist(),

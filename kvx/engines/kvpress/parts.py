@@ -47,6 +47,11 @@ def needs_gradients(press: Any) -> bool:
     return any(isinstance(part, DIFFERENTIATING) for part in parts_of(press))
 
 
+def zeroes(press: Any) -> bool:
+    """Whether it sets channels of keys to zero, which then tell nothing and still take memory."""
+    return any(isinstance(part, kvpress.ThinKPress) for part in parts_of(press))
+
+
 def packs(press: Any) -> bool:
     """Whether it rotates what it keeps to positions 0 to kept - 1; the text continues right behind
     them, as in kvpress's pipeline.

@@ -5,7 +5,10 @@ from typing import Any
 
 import hydra.utils
 
+from kvx.config import conditions
 from kvx.config.press_choices import PressNeed, Queries
+from kvx.config.press_config import PressConfig
+from kvx.engines.kvpress.adapted import Finch, adapted
 from kvx.errors import UserError
 from kvx.points import Point
 
@@ -20,12 +23,14 @@ _QUERIES = "_kvx_queries"  # on a press
 class PointPress:
     """A point's press for prompts whose compressed part has `n_tokens`.
 
-    With a `budget`, the same press at another one than the point's.
+    With a `budget`, the same press at another one than the point's. The question is the last
+    `question_tokens` of the part, where a press has to know.
     """
 
     point: Point
     n_tokens: int
     budget: float | None = None
+    question_tokens: int = 0
 
     def build(self) -> Any | None:
         """A new kvpress press; None where nothing is dropped.
@@ -38,8 +43,10 @@ class PointPress:
         if ratio == 0.0:
             return None
         config = self.point.config.press
-        assert config.method is not None
-        return with_queries(instantiate(config.method, ratio), config.queries)
+        press = with_queries(instantiate(config, ratio), config.queries)
+        if isinstance(press, Finch):
+            press.asked_with(self.question_tokens)
+        return press
 
     def at(self, budget: float) -> "PointPress":
         return replace(self, budget=budget)
@@ -56,12 +63,17 @@ class PointPress:
         return None if config.score_uses_budget else repr((config.method, config.queries))
 
 
-def instantiate(method: dict[str, Any], ratio: float) -> Any:
+def instantiate(config: PressConfig, ratio: float) -> Any:
     """The press with its ratio set afterwards: wrappers pass it on to the press they wrap.
 
     Raises `UserError` for one that takes none, and what its class raises.
     """
-    press = hydra.utils.instantiate(method, _convert_="all")
+    method = config.method
+    assert method is not None
+    if config.budget_sets is not None:
+        method = method | conditions.arguments(config, 1.0 - ratio)
+        return adapted(hydra.utils.instantiate(method, _convert_="all"))
+    press = adapted(hydra.utils.instantiate(method, _convert_="all"))
     # not hasattr: some of kvpress's tell their ratio only after a run, and assert before
     if "compression_ratio" not in getattr(press, "__dict__", {}) and not hasattr(
         type(press), "compression_ratio"

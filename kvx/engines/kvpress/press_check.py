@@ -8,12 +8,14 @@ import hydra.utils
 import kvpress
 from kvpress import BasePress, ScorerPress
 
+from kvx.config.numbers import exact
 from kvx.config.press_choices import PressLayers, PressNeed
 from kvx.config.schema import PressConfig
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
 from kvx.engines.kvpress.sharing import ragged_obstacle
+from kvx.engines.kvpress.wrapping import check_wrapping
 from kvx.errors import UserError, first_line
 from kvx.guard.own_code import check_code
 from kvx.identity.user_code import sources_of
@@ -22,16 +24,8 @@ from kvx.points import Point
 # by class: why a press of kvpress cannot be used
 REFUSED: tuple[tuple[type, str], ...] = (
     (
-        kvpress.ComposedPress,
-        "has the product of its presses' budgets, so none can be set; use one of them alone",
-    ),
-    (
         kvpress.RestoreKVPress,
         "appends entries to the prompt, so the text after them would be at wrong positions",
-    ),
-    (
-        kvpress.FinchPress,
-        "needs a delimiter token between context and question, which kvx's prompts do not have",
     ),
 )
 
@@ -54,6 +48,12 @@ def check_press(point: Point) -> None:
                 f"tokens; example {entry.example_id} has {n}; "
                 "lower the press's window or use longer contexts (dataset.binning.edges)"
             )
+        if point.kept_share(n) <= config.budget_above:
+            raise UserError(
+                f"press={config.name}: keeps more than {exact(config.budget_above)} of a prompt "
+                f"whatever it is asked; of example {entry.example_id}, which has {n} tokens, "
+                f"budget={point.config.budget.tokens}t would be less"
+            )
         point.degenerate_reason(n)  # raises for a condition that cannot be evaluated
 
 
@@ -70,10 +70,12 @@ def check_method(point: Point) -> None:
             f"press={config.name}: the code of {target} changed while this run was starting; type "
             "the command again"
         )
+    check_wrapping(config.name, config.method)
     try:
-        press = instantiate(config.method, 0.5)
+        press = instantiate(config, 0.5)
     except UserError as error:
-        raise UserError(f"press={config.name}: {error}") from None
+        told = str(error).removeprefix(f"press={config.name}: ")
+        raise UserError(f"press={config.name}: {told}") from None
     except hydra.errors.InstantiationException as error:
         reason = _why_not_made(error, config.method)
         raise UserError(f"press={config.name}: {target}: {reason}") from error
@@ -94,7 +96,7 @@ def check_on_model(point: Point, model: Any) -> None:
     config = point.config.press
     if config.method is None:
         return
-    press, layers = instantiate(config.method, 0.5), layers_of(model)
+    press, layers = instantiate(config, 0.5), layers_of(model)
     if not layers.cached:
         raise UserError(
             f"press={config.name}: cannot be used with {type(model).__name__}: it has "
@@ -192,6 +194,11 @@ def _check_kind(point: Point, press: Any) -> None:
         for kind, reason in REFUSED:
             if isinstance(part, kind):
                 raise UserError(f"press={config.name}: {kind.__name__} {reason}")
+        if isinstance(part, kvpress.RandomPress) and part.seed is not None:
+            raise UserError(
+                f"press={config.name}: press.method.seed={part.seed}: keeps the same positions in "
+                "every layer and prompt; leave it out, kvx draws anew from the run's seed"
+            )
         if _is_abstract(part):
             raise UserError(
                 f"press={config.name}: {type(part).__name__} does not compress; "

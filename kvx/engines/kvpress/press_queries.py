@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from kvx.config.press_choices import PressNeed, Queries
+from kvx.config.press_config import PressConfig
 from kvx.engines.base import Ranked
 from kvx.engines.kvpress.agreement import agreement, agreement_of, recomputed
 from kvx.engines.kvpress.model import LoadedModel
@@ -40,16 +41,16 @@ def ranked(loaded: LoadedModel, point: Point, n_tokens: int) -> Ranked | None:
     press = point.config.press
     if press.method is None or point.compression_ratio(n_tokens) == 0:
         return None
-    reason = _reason(loaded, press.method, PressNeed.attention_weights in press.needs)
+    reason = _reason(loaded, press, PressNeed.attention_weights in press.needs)
     if reason is None:
         return None
     return Ranked(reason, press.queries is Queries.model and agreement(loaded).seen)
 
 
-def _reason(loaded: LoadedModel, method: dict[str, Any], weights: bool) -> str | None:
-    known, key = _known.setdefault(loaded.model, {}), (repr(method), weights)
+def _reason(loaded: LoadedModel, config: PressConfig, weights: bool) -> str | None:
+    known, key = _known.setdefault(loaded.model, {}), (repr(config.method), weights)
     if key not in known:
-        press = instantiate(method, 0.5)
+        press = instantiate(config, 0.5)
         found = recomputed(press, weights)
         known[key] = agreement(loaded).against(press, weights) if found else None
     return known[key]

@@ -23,6 +23,7 @@ from kvpress.presses import (
     non_causal_attention_press,
     think_press,
 )
+from torch.nn.functional import pad
 
 from kvx.engines.kvpress.parts import parts_of
 from kvx.engines.kvpress.prerope import Rotation, rotation_of
@@ -136,6 +137,8 @@ class ModelQueries:
             press.compress = self._served(press.compress)
         if isinstance(press, kvpress.KVzipPress):
             press.score_kvzip = self._served(press.score_kvzip)
+        if isinstance(press, kvpress.KVgradPress):  # asks in hooks of its own
+            press._compute_cross_attention = self._served(press._compute_cross_attention)
 
     def _served(self, method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
@@ -227,6 +230,8 @@ def output_projection(module: Any) -> Any:
 
 def _adapt(part: Any) -> None:
     """What one press object does itself with rotary embeddings."""
+    if isinstance(part, kvpress.CapPress):
+        part.score = _padding(part.score)
     if isinstance(part, kvpress.ScorerPress | kvpress.FinchPress):
         rotates = isinstance(part, kvpress.NonCausalAttnPress | kvpress.CompactorPress)
         part.score = _unrotating(part.score, always=rotates)
@@ -240,6 +245,7 @@ def _adapt(part: Any) -> None:
         part.compute_window_queries = _think(part, part.compute_window_queries)
     if isinstance(part, kvpress.KVzipPress):
         part._compute_cross_attention = _reconstruction(part)
+        part._compute_value_output_norm = _value_output_norm
 
 
 def _layer() -> ServedLayer:
@@ -275,6 +281,19 @@ def _unrotating(score: Callable[..., Any], always: bool) -> Callable[..., Any]:
             attentions=attentions,
             kwargs=kwargs,
         )
+
+    return scored
+
+
+def _padding(score: Callable[..., Any]) -> Callable[..., Any]:
+    """Values as wide as keys, where they are narrower: zeros change no leverage."""
+
+    @wraps(score)
+    def scored(
+        module: Any, hidden_states: Any, keys: Any, values: Any, attentions: Any, kwargs: Any
+    ) -> Any:
+        wide = pad(values, (0, max(0, keys.shape[-1] - values.shape[-1])))
+        return score(module, hidden_states, keys, wide, attentions, kwargs)
 
     return scored
 
@@ -325,6 +344,17 @@ def _think(part: Any, compute: Callable[..., Any]) -> Callable[..., Any]:
         return compute(module, hidden, unrotated(hidden.shape[1], hidden))
 
     return queries
+
+
+def _value_output_norm(module: Any, values: torch.Tensor) -> torch.Tensor:
+    """KVzip+ and KVgrad: L2 norms [1, KV heads, query heads of each, n] of values behind the output
+    projection.
+    """
+    weight = output_projection(module).weight  # [hidden size, heads * value size]
+    by_head = weight.view(weight.shape[0], values.shape[1], -1, values.shape[-1])
+    behind = torch.einsum("jhgi,bhti->bhgtj", by_head, values)
+    norms: torch.Tensor = torch.linalg.vector_norm(behind, dim=-1)
+    return norms
 
 
 def _reconstruction(part: Any) -> Callable[..., torch.Tensor]:

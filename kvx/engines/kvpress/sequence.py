@@ -96,8 +96,8 @@ class Row:
 class Prefill:
     """The result of a prefill: first-token logits [vocab] after compression and the question.
 
-    `probe` and `score_evicted` as in `Trace`; `full_logits` [vocab] are the full cache's, if they
-    were computed.
+    `probe`, `score_evicted` and `kept_percent` as in `Trace`; `full_logits` [vocab] are the full
+    cache's, if they were computed.
     """
 
     logits: torch.Tensor
@@ -106,6 +106,7 @@ class Prefill:
     probe: Probe | None = None
     score_evicted: float | None = None
     full_logits: torch.Tensor | None = None
+    kept_percent: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,19 @@ def route(point: Point) -> Route:
             hint = environment.unread(name)
             raise UserError(f"engine=openai: which server? set engine.base_url, or {name}{hint}")
         return Route(engine.base_url.rstrip("/"), False, by_body)
-    urls = endpoints(engine.endpoints)
-    if budget.key not in urls:
-        there = ", ".join(exact(n) if kind is RATIO else f"{n}t" for kind, n in urls)
-        raise UserError(
-            f"engine.endpoints: none for budget {budget_label(budget)}; there are {there}"
-        )
-    return Route(urls[budget.key], True, by_body)
+    if (why := no_endpoint(point)) is not None:
+        raise UserError(why)
+    return Route(endpoints(engine.endpoints)[budget.key], True, by_body)
+
+
+def no_endpoint(point: Point) -> str | None:
+    """Why no server of `engine.endpoints` is the point's; None if one is, or there are none."""
+    engine, budget = settings(point.config), point.config.budget
+    urls = endpoints(engine.endpoints) if engine.endpoints else {}
+    if not urls or budget.key in urls:
+        return None
+    there = ", ".join(exact(n) if kind is RATIO else f"{n}t" for kind, n in urls)
+    return f"engine.endpoints: none for budget {budget_label(budget)}; there are {there}"
 
 
 def endpoints(raw: Any) -> dict[tuple[BudgetKind, float | int], str]:

@@ -32,10 +32,13 @@ DRAIN_S = 0.1  # for the last bytes of a stream: only then is the connection use
 
 @dataclass(frozen=True)
 class About:
-    """What a server lists: model names (None: it has no list), and whether it is kvx.serve."""
+    """What a server lists: model names (None: it has no list), whether it is kvx.serve, and the
+    presses that it then serves (None: not known).
+    """
 
     models: Sequence[str] | None
     is_kvx: bool
+    presses: Sequence[str] | None = None
 
 
 def settings(config: Config) -> OpenAIConfig:
@@ -99,7 +102,9 @@ class Client:
             return About(None, False)
         entries = [model for model in models if isinstance(model, dict)]
         is_kvx = any(model.get("owned_by") == KVX for model in entries)
-        return About([str(model.get("id")) for model in entries], is_kvx)
+        served = [m[KVX].get("presses") for m in entries if isinstance(m.get(KVX), dict)]
+        presses = served[0] if is_kvx and served and isinstance(served[0], list) else None
+        return About([str(model.get("id")) for model in entries], is_kvx, presses)
 
     async def has(self, api: Api) -> bool:
         """Whether the server has the path of `api`; False only if the server says so.

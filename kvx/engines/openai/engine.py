@@ -115,6 +115,7 @@ def _check_presses(points: Sequence[Point]) -> None:
 async def _visit(points: Sequence[Point]) -> None:
     async with Session(points) as session:
         await session.check_paths()
+        session.check_presses(points)
 
 
 async def _answer_all(work: Sequence[PointWork], put: Callable[[Answer], None]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import tenacity
 
@@ -17,7 +18,7 @@ from kvx.engines.openai.client import PATHS, Client, settings
 from kvx.engines.openai.fault import Fault
 from kvx.engines.openai.rate_limits import Pace, Rate
 from kvx.engines.openai.reply import Reply
-from kvx.errors import UserError
+from kvx.errors import NotApplicableError, UserError
 from kvx.points import Point, Request
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Lane:
     client: Client
     pace: Pace
     is_kvx: bool = False
+    presses: Sequence[str] | None = None  # that a kvx server serves
     gives_logprobs: bool = True
     stops: bool = True  # at stop strings, as far as is known
 
@@ -59,7 +61,7 @@ class Session:
             except Fault as fault:
                 await self._stack.aclose()
                 raise refused(url, fault) from None
-            lane.is_kvx = about.is_kvx
+            lane.is_kvx, lane.presses = about.is_kvx, about.presses
             if about.models is not None and self.engine.model not in about.models:
                 log.warning(
                     "run: %s lists no model %s (it lists %s); set engine.model",
@@ -165,6 +167,18 @@ class Session:
             whole += "/v1"
             end = "" if url == whole else f"; most servers' addresses end in /v1: {whole}"
             raise UserError(f"{url}: has neither {PATHS[api]} nor {PATHS[other]} (HTTP 404){end}")
+
+    def check_presses(self, points: Sequence[Point]) -> None:
+        """Raises `NotApplicableError` for points whose press a kvx server does not serve."""
+        reasons: dict[Path, str] = {}
+        for point in points:
+            lane, press = self.lane(point), point.config.press.name
+            if lane.presses is None or press in lane.presses or point.config.budget.is_full:
+                continue
+            listed = ", ".join(lane.presses)
+            reasons[point.dir] = f"{lane.client.url} does not serve it; it serves {listed}"
+        if reasons:
+            raise NotApplicableError(next(iter(reasons.values())), reasons)
 
     def _is_worth_retrying(self, error: BaseException) -> bool:
         if not isinstance(error, Fault) or not error.transient:

@@ -13,29 +13,38 @@ import pyarrow.parquet as pq
 from kvx.data.frozen_examples import examples_file
 from kvx.errors import unreadable
 from kvx.identity.hashing import digest
+from kvx.report.page.kept_shown import Kept, kept_of
 from kvx.report.page.packing import Pool, packed, plain
 from kvx.store import layout
 from kvx.store.catalog import PointRecord
 
 MOST_ANSWERS = 20_000  # more are no help to a reader, and would take long to read and to pack
 CONTEXT_CHARS = (None, 6_000, 1_500)  # what is left of a context where room is short
+MOST_KEPT = 8_000_000  # tokens, about a byte each when packed
 ANSWER_CHARS = 6_000
 REQUEST = [
     "example_id", "text", "degenerate", "degenerate_reason", "finish_reason", "output_tokens",
-    "context_tokens",
+    "context_tokens", "compressed_tokens",
 ]  # fmt: skip
 FAILED = ["example_id", "error_type"]
 JUDGED = ["example_id", "score", "failure", "looping", "loop_onset", "cap_reached"]
 
+Marks = Mapping[tuple[str, str], Kept]
+NOTHING: Marks = {}
+
 
 @dataclass(frozen=True)
 class Shown:
-    """Packed examples; how many of all prompts, and the characters that contexts were cut to."""
+    """Packed examples; how many of all prompts, and the characters that contexts were cut to.
+
+    `kept_left_out`: what presses kept is recorded, but there was no room for it.
+    """
 
     data: str
     n_prompts: int
     n_all: int
     context_chars: int | None
+    kept_left_out: bool = False
 
 
 def answers(
@@ -43,7 +52,8 @@ def answers(
 ) -> Shown:
     """The examples of all points in at most `room` characters.
 
-    Where they do not fit, contexts are cut first, then whole prompts are left out: as many of each
+    Where they do not fit, what presses kept of the contexts is left out first, then contexts are
+    cut, then whole prompts are left out: as many of each
     bin, chosen by a hash of their names, and the same ones at every point.
     """
     chosen = [p for p in points if p.id in number]
@@ -51,14 +61,34 @@ def answers(
     kept = _evenly(prompts, min(len(prompts), _affordable(prompts, chosen)))
     rows_of = {p.id: _answers_of(p, kept) for p in chosen}
     texts = _texts(chosen, output, kept)
-    for chars in CONTEXT_CHARS:
-        data = packed(_tables(chosen, number, kept, rows_of, texts, chars))
+    marks, recorded = _kept(chosen, rows_of)
+    for chars, shaded in [(None, marks), *((chars, NOTHING) for chars in CONTEXT_CHARS)]:
+        data = packed(_tables(chosen, number, kept, rows_of, texts, shaded, chars))
         if len(data) <= room:
             break
     while len(data) > room and len(kept) > 1:
         kept = _evenly(kept, max(1, int(len(kept) * min(0.9, 0.95 * room / len(data)))))
-        data = packed(_tables(chosen, number, kept, rows_of, texts, chars))
-    return Shown(data, len(kept), len(prompts), chars)
+        data = packed(_tables(chosen, number, kept, rows_of, texts, shaded, chars))
+    return Shown(data, len(kept), len(prompts), chars, recorded and not shaded)
+
+
+def _kept(
+    points: Sequence[PointRecord], rows_of: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[Marks, bool]:
+    """What was kept, by point and example, and whether it is recorded anywhere.
+
+    Empty also where it is too much for any page.
+    """
+    traced = [p for p in points if p.info["config"].get("signals") == "full"]
+    rows = [row for p in traced for row in rows_of[p.id]]
+    if sum(row.get("compressed_tokens") or 0 for row in rows) > MOST_KEPT:
+        return {}, True
+    found = {
+        (p.id, example): kept
+        for p in traced
+        for example, kept in kept_of(p, [row["example_id"] for row in rows_of[p.id]]).items()
+    }
+    return found, bool(found)
 
 
 def _prompts(points: Sequence[PointRecord]) -> pd.DataFrame:
@@ -142,6 +172,7 @@ def _tables(
     kept: pd.DataFrame,
     rows_of: Mapping[str, Sequence[Mapping[str, Any]]],
     texts: Mapping[tuple[str, str], dict[str, Any]],
+    marks: Marks,
     context_chars: int | None,
 ) -> dict[str, Any]:
     """Prompts and answers as columns; texts by their number in `texts`."""
@@ -150,14 +181,15 @@ def _tables(
         (m, e): i for i, (m, e) in enumerate(zip(kept["manifest"], kept["example_id"], strict=True))
     }
     prompts: dict[str, list[Any]] = {
-        n: [] for n in ("id", "bin", "tokens", "question", "references", "context")
+        n: [] for n in ("id", "bin", "tokens", "question", "references", "context", "chars")
     }
     tokens: dict[int, int | None] = {}
+    chars: dict[int, list[int]] = {}
     rows: dict[str, list[Any]] = {
         n: []
         for n in (
             "point", "prompt", "text", "score", "failure", "looping", "onset", "capped",
-            "degenerate", "finish", "tokens",
+            "degenerate", "finish", "tokens", "kept",
         )
     }  # fmt: skip
     for point in points:
@@ -179,6 +211,10 @@ def _tables(
             rows["degenerate"].append(pool.number(reason) if row["degenerate"] else None)
             rows["finish"].append(pool.number(row.get("finish_reason")))
             rows["tokens"].append(row.get("output_tokens"))
+            shaded = marks.get((point.id, row["example_id"]))
+            rows["kept"].append(None if shaded is None else pool.number(shaded[0]))
+            if shaded is not None:
+                chars[prompt] = shaded[1]
     for (key, example), i in place.items():
         text = texts[key, example]
         prompts["id"].append(example)
@@ -187,6 +223,7 @@ def _tables(
         prompts["question"].append(pool.number(text["question"]))
         prompts["references"].append([pool.number(a) for a in text["answers"]])
         prompts["context"].append(pool.number(_cut(text["context"], context_chars)))
+        prompts["chars"].append(chars.get(i))
     return {"texts": pool.texts, "prompts": prompts, "answers": rows}
 
 

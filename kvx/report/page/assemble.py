@@ -12,9 +12,10 @@ import jinja2
 import pandas as pd
 
 from kvx.analyze.looks import COLOURS, DARK_COLOURS
+from kvx.report.guard_section import device_budgets
 from kvx.report.page.answers import Shown, answers
 from kvx.report.page.packing import packed
-from kvx.report.page.tables_shown import figures
+from kvx.report.page.tables_shown import fidelity_figures, figures
 from kvx.store.atomic import write_text
 from kvx.store.catalog import PointRecord
 
@@ -25,7 +26,7 @@ VENDORED = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
 # one after the other they are one module: what a file declares, those after it use
 MODULES = (
     "data.js", "elements.js", "wording.js", "diff.js", "heat.js", "curves.js", "costs.js",
-    "samples.js", "app.js",
+    "fidelity.js", "samples.js", "app.js",
 )  # fmt: skip
 
 
@@ -41,7 +42,8 @@ def write_page(
     """Write report.html. `told` is what report.md is made from (`report.build`)."""
     shown = figures(
         points, frames["bin_stats"], frames["comparisons"], frames["transitions"],
-        frames["catastrophe_stats"], frames.get("dose_response"), confidence,
+        frames["catastrophe_stats"], frames.get("dose_response"), frames["fidelity_stats"],
+        confidence, device_budgets(frames["guard_stats"]),
     )  # fmt: skip
     head = {
         "name": told["name"], "requests": int(told["n_requests"]),
@@ -55,6 +57,17 @@ def write_page(
     number = {p["id"]: i for i, p in enumerate(shown["points"])}
     samples = answers(points, number, output, MOST_BYTES - taken)
     write_text(path, page_of({**head, **shown}, samples, stamp))
+
+
+def write_compared(path: Path, told: Mapping[str, Any], stats: pd.DataFrame, stamp: str) -> None:
+    """Write report.html of an experiment without answers, from its fidelity_stats."""
+    head = {
+        "name": told["name"], "requests": 0, "responses": 0, "verdict": list(told["verdict"]),
+        "findings": [], "warnings": list(told["warnings"]), "confidence": told["confidence"],
+        "facts": [[k, v] for k, v in told["reproducibility"]],
+    }  # fmt: skip
+    shown = {**head, **fidelity_figures(stats)}
+    write_text(path, page_of(shown, Shown(packed({}), 0, 0, None), stamp))
 
 
 def show(path: Path) -> None:

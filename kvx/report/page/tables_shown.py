@@ -34,6 +34,12 @@ DERAILED = {
     "excess": "excess", "excess_ci_low": "excess_low", "excess_ci_high": "excess_high",
     "n_excess": "n_excess", "excess_p_bh": "p", "clear": "clear",
 }  # fmt: skip
+COMPARED = {
+    "position_low": "from", "position_high": "to", "n_tokens": "tokens", "n_prompts": "prompts",
+    "n_degenerate": "degenerate", "kl_nats": "kl", "kl_nats_ci_low": "kl_low",
+    "kl_nats_ci_high": "kl_high", "agreement": "agreement", "agreement_ci_low": "agreement_low",
+    "agreement_ci_high": "agreement_high", "same_answer": "same", "perplexity_ratio": "perplexity",
+}  # fmt: skip
 CURVE = (
     "press", "controller", "seed", "budget_kind", "transition_label", "transition_above_label",
     "shape",
@@ -54,11 +60,14 @@ def figures(
     transitions: pd.DataFrame,
     catastrophe_stats: pd.DataFrame,
     dose_response: pd.DataFrame | None,
+    fidelity_stats: pd.DataFrame,
     confidence: float,
+    used: Mapping[str, float],
 ) -> dict[str, Any]:
     """Everything that is drawn; points and variants by their numbers in the lists of this.
 
-    Only the primary metric's rows are shown.
+    Only the primary metric's rows are shown. Points with a controller stand at the share that they
+    had on the device on average (`used`), not at the one that they began with.
     """
     stats = bin_stats[bin_stats["primary"]]
     pairs = comparisons[comparisons["primary"]]
@@ -80,7 +89,9 @@ def figures(
     derailed = catastrophes_shown(catastrophe_stats, 1 - confidence)[[*key, *DERAILED.values()]]
     return {
         "variants": [_variant(stats[stats["variant_id"] == v]) for v in variants],
-        "points": points_shown(first, variants, number, twins),
+        "points": points_shown(
+            first.assign(budget=_drawn_at(first, used)), variants, number, twins
+        ),
         "cells": columns(_numbered(cells, number)),
         "failures": columns(_numbered(counts, number).rename(columns={"error_type": "kind"})),
         "catastrophes": columns(_numbered(derailed, number)),
@@ -89,7 +100,28 @@ def figures(
             for _, row in transitions.iterrows()
         ],
         "fits": _fits(dose_response, variants),
+        "fidelity": fidelity_shown(fidelity_stats, number),
     }
+
+
+def fidelity_figures(fidelity_stats: pd.DataFrame) -> dict[str, Any]:
+    """What is drawn of an experiment without answers."""
+    first = fidelity_stats.drop_duplicates("point_id").assign(full=is_full)
+    variants = list(dict.fromkeys(first["variant_id"]))
+    number = {point: i for i, point in enumerate(first["point_id"])}
+    about = fidelity_stats.assign(metric="", higher_is_better=True)
+    return {
+        "variants": [_variant(about[about["variant_id"] == v]) for v in variants],
+        "points": points_shown(first, variants, number, {}),
+        "cells": {}, "failures": {}, "catastrophes": {}, "transitions": [], "fits": [],
+        "fidelity": fidelity_shown(fidelity_stats, number),
+    }  # fmt: skip
+
+
+def fidelity_shown(stats: pd.DataFrame, number: Mapping[str, int]) -> dict[str, list[Any]]:
+    """Rows of fidelity_stats; those over all tokens have no `to` and begin at token 1."""
+    rows = stats.rename(columns=COMPARED)
+    return columns(_numbered(rows[["point_id", "bin", *COMPARED.values()]], number))
 
 
 def catastrophes_shown(stats: pd.DataFrame, alpha: float) -> pd.DataFrame:
@@ -148,6 +180,13 @@ def points_shown(
             }
         )  # fmt: skip
     return found
+
+
+def _drawn_at(first: pd.DataFrame, used: Mapping[str, float]) -> "pd.Series[float]":
+    """The budget at which each point is drawn; nan for a controller's that was not measured."""
+    return first["budget"].where(
+        first["controller"] == "none", first["point_id"].map(used).astype(float)
+    )
 
 
 def _drawn_names(first: pd.DataFrame) -> "pd.Series[str]":

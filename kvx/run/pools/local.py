@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from kvx.config.schema import SHARING, SHARING_GPU, Measure
+from kvx.config.measures import Measure
+from kvx.config.schema import SHARING, SHARING_GPU
 from kvx.engines.activity import Seen
 from kvx.engines.openai import checks
 from kvx.errors import UserError

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvx.config.schema import Measure
+from kvx.config.measures import Measure
 from kvx.engines.openai import checks
 from kvx.errors import Submitted, UserError
 from kvx.points import Point, by_experiment, experiment_dir

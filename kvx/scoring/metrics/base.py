@@ -2,9 +2,9 @@
 
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from kvx.errors import UserError, first_line, show_traceback, shown
 
@@ -18,7 +18,9 @@ class Score:
     reference: str
 
 
-Function = Callable[[str, Sequence[str]], Score | float]
+Function = Callable[..., Score | float]
+Fits = Callable[[Sequence[str]], str | None]  # of references: why a metric is not for them
+NOTHING: Mapping[str, Any] = {}
 # True: 0 or 1 for every answer; "one reference": for answers with a single reference
 Binary = bool | Literal["one reference"]
 
@@ -29,12 +31,16 @@ class Metric:
 
     Certificates use an exact test where values are `binary`. Without `higher_is_better` a rise
     counts as a loss in comparisons. The primary metric has it: transitions and findings look for
-    falls.
+    falls. `fits` says of an example's references why the metric is not for them, `reads` names
+    fields of its row that the function takes by name, `needs` modules of an extra of kvx.
     """
 
     function: Function
     binary: Binary = False
     higher_is_better: bool = True
+    fits: Fits | None = None
+    reads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -44,9 +50,20 @@ class Metric:
         """Whether every value is 0 or 1 for answers with this many references."""
         return n_references == 1 if self.binary == "one reference" else self.binary is True
 
-    def __call__(self, prediction: str, answers: Sequence[str]) -> Score:
+    def refusal(self, answers: Sequence[str], row: Mapping[str, Any] = NOTHING) -> str | None:
+        """Why the metric is not for an example with these references; None if it is.
+
+        `row` has the fields of the example's row beside its context, question and answers.
+        """
+        if missing := [name for name in self.reads if row.get(name) is None]:
+            return f"no {missing[0]} in its row"
+        return self.fits(answers) if self.fits is not None else None
+
+    def __call__(
+        self, prediction: str, answers: Sequence[str], row: Mapping[str, Any] = NOTHING
+    ) -> Score:
         """The score; a function that returns a number compares the texts as they are."""
-        found = self.function(prediction, answers)
+        found = self.function(prediction, answers, **{name: row[name] for name in self.reads})
         return found if isinstance(found, Score) else Score(found, prediction, " | ".join(answers))
 
 
@@ -54,12 +71,19 @@ class Metric:
 def metric(function: Function, /) -> Metric: ...
 @overload
 def metric(
-    *, binary: Binary = False, higher_is_better: bool = True
+    *,
+    binary: Binary = ...,
+    higher_is_better: bool = ...,
+    fits: Fits | None = ...,
+    reads: tuple[str, ...] = ...,
+    needs: tuple[str, ...] = ...,
 ) -> Callable[[Function], Metric]: ...
 def metric(
-    function: Function | None = None, /, *, binary: Binary = False, higher_is_better: bool = True
+    function: Function | None = None, /, **properties: Any
 ) -> Metric | Callable[[Function], Metric]:
     """Make a function (prediction, references) -> `Score` or number in [0, 1] a metric.
+
+    The properties are those of `Metric`.
 
     >>> @metric(binary=True)
     ... def is_short(prediction, answers):
@@ -69,18 +93,27 @@ def metric(
     """
     if function is not None:
         return Metric(function)
-    return lambda function: Metric(function, binary, higher_is_better)
+    return lambda function: Metric(function, **properties)
 
 
-def measured(name: str, metric: Metric, text: str, answers: Sequence[str], request: str) -> Score:
+def measured(
+    name: str,
+    metric: Metric,
+    text: str,
+    answers: Sequence[str],
+    request: str,
+    row: Mapping[str, Any] = NOTHING,
+) -> Score:
     """The metric's score of one request.
 
-    Raises `UserError` with the metric's name and the request's id if the metric raises or returns a
-    value outside [0, 1].
+    Raises `UserError` with the metric's name and the request's id if the metric is not for the
+    request's references, raises, or returns a value outside [0, 1].
     """
     where = f"metric {name}: request {request}"
+    if wrong := metric.refusal(answers, row):
+        raise UserError(f"{where}: {wrong}; choose another metric")
     try:
-        score = metric(text, answers)
+        score = metric(text, answers, row)
     except UserError:
         raise
     except Exception as error:

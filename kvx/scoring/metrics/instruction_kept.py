@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 
-from kvx.errors import UserError
+from kvx.errors import UserError, shown
 from kvx.scoring.instructions import parse
 from kvx.scoring.metrics.base import Score, metric
 
 
-@metric(binary="one reference")
+def _are_instructions(answers: Sequence[str]) -> str | None:
+    wrong = [answer for answer in answers if parse(answer) is None]
+    return f"no instruction in its reference {shown(wrong[0])}" if wrong else None
+
+
+@metric(binary="one reference", fits=_are_instructions)
 def instruction_kept(prediction: str, answers: Sequence[str]) -> Score:
     """Share of the instructions in `answers` that the prediction keeps, for dataset=instructions.
 

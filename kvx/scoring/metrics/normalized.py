@@ -11,6 +11,9 @@ _ARTICLE = re.compile(r"\b(a|an|the)\b")
 _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+UNANSWERABLE = "unanswerable"
+
+
 def normalize_answer(text: str) -> str:
     """LongBench's normal form: lower case, no ASCII punctuation, articles or extra spaces."""
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_DROP_PUNCTUATION)).split())
@@ -35,10 +38,22 @@ def qa_f1(prediction: str, answers: Sequence[str]) -> Score:
 
     LongBench's qa_f1_score (https://arxiv.org/abs/2308.14508).
     """
-    return best(normalize_answer(prediction), [normalize_answer(a) for a in answers], _token_f1)
+    return best(normalize_answer(prediction), [normalize_answer(a) for a in answers], token_f1)
 
 
-def _token_f1(ours: str, reference: str) -> float:
+@metric
+def squad_f1(prediction: str, answers: Sequence[str]) -> Score:
+    """`qa_f1`, but a question without an answer is right or wrong as a whole.
+
+    SQuAD 2's F1 (https://arxiv.org/abs/1806.03822), where the text "unanswerable" stands for its
+    empty answer: "unanswerable, I think" is wrong.
+    """
+    if any(normalize_answer(answer) == UNANSWERABLE for answer in answers):
+        return best(normalize_answer(prediction), [normalize_answer(a) for a in answers], equal)
+    return best(normalize_answer(prediction), [normalize_answer(a) for a in answers], token_f1)
+
+
+def token_f1(ours: str, reference: str) -> float:
     ours_tokens, reference_tokens = ours.split(), reference.split()
     n_same = (Counter(ours_tokens) & Counter(reference_tokens)).total()
     # 2PR/(P+R) with P = same/ours and R = same/reference, in one division

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+from kvx.errors import shown
 from kvx.scoring.metrics.base import Score, best, equal, metric
 
 # Every pattern below reads a text in linear time: a degenerate generation is 10^4 digits or commas.
@@ -29,7 +30,13 @@ _BOXED = re.compile(r"\\boxed\s*\{")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{2,3})*,\d{3}")  # also Indian: 1,00,000
 
 
-@metric(binary=True)
+def _has_number(answers: Sequence[str]) -> str | None:
+    if any(find_number(answer) is not None for answer in answers):
+        return None
+    return f"no number in its reference {shown(answers[0] if answers else '')}"
+
+
+@metric(binary=True, fits=_has_number)
 def numeric(prediction: str, answers: Sequence[str]) -> Score:
     """1 if prediction and any reference state the same number (`find_number`); for GSM8K.
 

@@ -28,7 +28,7 @@ function verdict(experiment) {
   const item = (sentence) => el("li", {}, prose(sentence));
   return section("verdict", "Verdict", null,
     folded(experiment.verdict, 8, (some) => el("ul", { class: "findings" }, some.map(item))),
-    el("details", {}, el("summary", {}, `All findings (${experiment.findings.length})`), el("ul", { class: "findings" }, experiment.findings.map(item))),
+    experiment.findings.length === 0 ? null : el("details", {}, el("summary", {}, `All findings (${experiment.findings.length})`), el("ul", { class: "findings" }, experiment.findings.map(item))),
     experiment.warnings.length
       ? el("div", { class: "beware" }, el("h3", {}, "Before you believe it"), folded(experiment.warnings, 3, (some) => el("ul", {}, some.map(item))))
       : null);
@@ -42,6 +42,7 @@ function facts(experiment) {
 /** Sections about one variant (model and dataset). */
 function sectionsOf(experiment, number, open) {
   const variant = experiment.variants[number], series = experiment.series(number);
+  if (!experiment.answered) return [fidelitySection(experiment, number, series)].filter(Boolean);
   const compressed = series.filter((s) => s.points.some((p) => !p.full));
   const shown = compressed.length ? compressed : series;
   const bins = [[ALL_BINS, "all lengths"], ...variant.bins.map((b) => [b.bin, tokenRange(b)])];
@@ -61,7 +62,7 @@ function sectionsOf(experiment, number, open) {
   });
 
   const front = drawn((width) => paretoFront(experiment, variant, series, ALL_BINS, width, open));
-  const needed = experiment.fits.some((f) => f.variant === number && f.bin !== ALL_BINS && (f.b95_state === "reached" || f.b50_state === "reached"));
+  const needed = experiment.fits.some((f) => f.variant === number && f.bin !== ALL_BINS && (told(f, "b95") || told(f, "b50")));
   const latency = series.some((s) => s.points.some((p) => experiment.cell(p, ALL_BINS)?.n_latency > 0));
   return [
     heatMap(experiment, variant, shown, open),
@@ -75,6 +76,7 @@ function sectionsOf(experiment, number, open) {
     section("failures", "Failures and catastrophes", "Failures yield no proper answer. Catastrophes are answers that derail; the curves show what compression added to the full cache's.",
       drawn((width) => failureBars(experiment, variant, series, width, open)).box,
       drawn((width) => catastropheCurves(experiment, variant, curved, width, open)).box),
+    fidelitySection(experiment, number, series),
     latency ? section("latency", "Latency", "Requests that ran alone, one at a time; medians.", drawn((width) => latencyDots(experiment, variant, series, width)).box) : null,
   ].filter(Boolean);
 }
@@ -93,7 +95,8 @@ function themeButton() {
 }
 
 function header(experiment, theme) {
-  const links = [["verdict", "Verdict"], ["map", "Map"], ["curves", "Budget"], ["lengths", "Length"], ["cost", "Memory"], ["failures", "Failures"], ["latency", "Latency"], ["examples", "Examples"], ["facts", "Reproduce"]];
+  const links = [["verdict", "Verdict"], ["map", "Map"], ["curves", "Budget"], ["lengths", "Length"], ["cost", "Memory"], ["failures", "Failures"], ["fidelity", "Fidelity"], ["latency", "Latency"], ["examples", "Examples"], ["facts", "Reproduce"]]
+    .filter(([id]) => (id === "fidelity" ? experiment.compared : experiment.answered || ["verdict", "facts"].includes(id)));
   const models = [...new Set(experiment.variants.map((v) => `${v.model} on ${v.dataset}`))];
   const missing = experiment.requests - experiment.responses;
   return [
@@ -101,7 +104,7 @@ function header(experiment, theme) {
       el("a", { href: `#${id}`, onclick: (event) => { event.preventDefault(); document.getElementById(id)?.scrollIntoView(); } }, name)), theme),
     el("header", { class: "top" }, el("h1", {}, experiment.name),
       el("p", { class: "lead" }, models.length > 3 ? `${models.length} pairs of model and dataset` : models.join(" · ")),
-      el("p", { class: "muted" }, `${plural(experiment.points.length, "point")} · ${plural(experiment.requests, "request")} · ${missing ? `${missing.toLocaleString("en")} without a response` : "all answered"}`)),
+      el("p", { class: "muted" }, experiment.answered ? `${plural(experiment.points.length, "point")} · ${plural(experiment.requests, "request")} · ${missing ? `${missing.toLocaleString("en")} without a response` : "all answered"}` : `${plural(experiment.points.length, "point")} · compared with the full cache token by token, no answers`)),
   ];
 }
 
@@ -121,10 +124,11 @@ async function start() {
   /** The sample browser; unpacked once, when it is first wanted. */
   const samples = () => {
     opening ??= unpack("samples").then((raw) => {
-      const { prompts, all, chars } = document.getElementById("samples").dataset;
+      const { prompts, all, chars, unshaded } = document.getElementById("samples").dataset;
       const note = [
         Number(prompts) < Number(all) ? `of ${plural(Number(prompts), "prompt")}, drawn evenly from ${Number(all).toLocaleString("en")}, so that this page stays small` : null,
         chars ? `contexts are cut to ${Number(chars).toLocaleString("en")} characters` : null,
+        unshaded ? "what presses kept of the contexts is left out" : null,
       ].filter(Boolean).join(" · ");
       browser = sampleBrowser(experiment, samplesOf(raw, experiment), note);
       place.replaceWith(browser.root);
@@ -144,7 +148,7 @@ async function start() {
   const variants = experiment.variants.length > 1
     ? el("div", { class: "controls variants" }, picker("model and data", experiment.variants.map((v, i) => [i, v.label]), 0, (value) => show(Number(value))))
     : null;
-  page.replaceChildren(...[...header(experiment, theme), verdict(experiment), variants, body, place, facts(experiment), keys].filter(Boolean));
+  page.replaceChildren(...[...header(experiment, theme), verdict(experiment), variants, body, experiment.answered ? place : null, facts(experiment), keys].filter(Boolean));
   show(0);
   page.removeAttribute("aria-busy");
 
@@ -170,7 +174,7 @@ async function start() {
     seen.disconnect();
     samples();
   }, { rootMargin: "600px" });
-  seen.observe(place);
+  if (experiment.answered) seen.observe(place);
 }
 
 start().catch((error) => {

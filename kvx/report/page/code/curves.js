@@ -108,12 +108,22 @@ function fittedRows(experiment, variant, series, bin) {
   }));
 }
 
-/** The budget from which on 95% of the full cache's score is kept, with its interval, as a bar at the foot of a panel. */
+/** The budget from which on 95% of the full cache's score is kept, with its interval, as a bar at the foot of a panel; without a mark in it where any budget between two fits. */
 function thresholdRows(experiment, variant, series, bin) {
-  return series.flatMap((one) => fitOf(experiment, variant, one, bin).filter((f) => f.b95_state === "reached" && known(f.b95)).map((f) => ({
-    ...one, panel: one.name, x: f.b95, low: Math.max(f.b95_ci_low ?? f.b95, f.lowest_budget), high: f.b95_ci_high ?? f.b95,
-    title: `${one.name}: keeps 95% of the score down to budget ${fixed(f.b95)} ${interval(f.b95_ci_low, f.b95_ci_high)}`,
+  return series.flatMap((one) => fitOf(experiment, variant, one, bin).filter((f) => told(f, "b95")).map((f) => ({
+    ...one, panel: one.name, x: f.b95, ...endsOf(f, "b95"), title: `${one.name}: ${thresholdSentence(f, "b95")}`,
   })));
+}
+
+/** Whether the budget that keeps a share is told: as a number, or as the two budgets between which the curve falls. */
+const told = (fit, share) => (fit[`${share}_state`] === "reached" && known(fit[share])) || fit[`${share}_state`] === "between_budgets";
+
+const endsOf = (fit, share) => ({ low: Math.max(fit[`${share}_ci_low`] ?? fit[share], fit.lowest_budget), high: fit[`${share}_ci_high`] ?? fit[share] });
+
+function thresholdSentence(fit, share) {
+  const { low, high } = endsOf(fit, share);
+  const where = known(fit[share]) ? `budget ${fixed(fit[share])} ${interval(fit[`${share}_ci_low`], fit[`${share}_ci_high`])}` : `a budget between ${fixed(high)} and ${fixed(low)}`;
+  return `keeps ${share.slice(1)}% of the score down to ${where}`;
 }
 
 /** One panel per press, the others behind it in grey. */
@@ -134,7 +144,7 @@ function curvesByPress(experiment, variant, series, bin, width, open) {
       Plot.line(joined, { ...at, x: "x", y: "y", z: "panel", stroke: colourOf, strokeWidth: 2 }),
       Plot.line(fitted, { ...at, x: "x", y: "y", z: "panel", stroke: "var(--ink)", strokeWidth: 1, strokeDasharray: "3 2" }),
       Plot.ruleY(kept, { ...at, y: 0.03, x1: "low", x2: "high", stroke: colourOf, strokeWidth: 5, strokeOpacity: 0.35 }),
-      Plot.ruleX(kept, { ...at, x: "x", y1: 0, y2: 0.07, stroke: colourOf, strokeWidth: 3 }),
+      Plot.ruleX(kept.filter((k) => known(k.x)), { ...at, x: "x", y1: 0, y2: 0.07, stroke: colourOf, strokeWidth: 3 }),
       dots(rows, at), titles(cut, own), tips(rows, at),
     ],
   })), open);
@@ -169,10 +179,9 @@ const scoreDomain = (rows) => [Math.min(0, d3.min(rows, (r) => r.low) ?? 0), Mat
 function neededBudgets(experiment, variant, series, width) {
   const middle = middles(variant);
   const rows = ["b95", "b50"].flatMap((share) => series.flatMap((one) => variant.bins.flatMap(({ bin }) =>
-    fitOf(experiment, variant, one, bin).filter((f) => f[`${share}_state`] === "reached" && known(f[share])).map((f) => ({
-      ...one, panel: one.name, share, x: middle.get(bin), y: f[share], floor: f.lowest_budget,
-      low: Math.max(f[`${share}_ci_low`] ?? f[share], f.lowest_budget), high: f[`${share}_ci_high`] ?? f[share],
-      title: `${one.name}, ${binName(variant, bin)} tokens: keeps ${share.slice(1)}% of the score down to budget ${fixed(f[share])} ${interval(f[`${share}_ci_low`], f[`${share}_ci_high`])}`,
+    fitOf(experiment, variant, one, bin).filter((f) => told(f, share)).map((f) => ({
+      ...one, panel: one.name, share, x: middle.get(bin), y: f[share], floor: f.lowest_budget, ...endsOf(f, share),
+      title: `${one.name}, ${binName(variant, bin)} tokens: ${thresholdSentence(f, share)}`,
     })))));
   if (!rows.length) return null;
   const names = series.map((s) => s.name).filter((name) => rows.some((r) => r.panel === name));
@@ -186,10 +195,11 @@ function neededBudgets(experiment, variant, series, width) {
     marks: [
       outline(cut),
       Plot.areaY(rows, { ...at, x: "x", y1: "low", y2: "high", z, fill: colourOf, fillOpacity: 0.15 }),
+      Plot.ruleX(rows.filter((r) => !known(r.y)), { ...at, x: "x", y1: "low", y2: "high", stroke: colourOf, strokeWidth: 4, strokeOpacity: 0.35 }),
       Plot.line(lines.get("b95") ?? [], dash({})),
       Plot.line(lines.get("b50") ?? [], dash({ strokeDasharray: "3 3" })),
       Plot.dot(rows, { ...at, x: "x", y: "y", fill: (d) => (d.share === "b95" ? colourOf(d) : "var(--surface)"), stroke: colourOf, r: 3, symbol: symbolOf }),
-      titles(cut, new Map(series.map((s) => [s.name, s]))), tips(rows, at),
+      titles(cut, new Map(series.map((s) => [s.name, s]))), tips(rows.filter((r) => known(r.y)), at),
     ],
   }));
 }

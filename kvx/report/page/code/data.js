@@ -43,7 +43,7 @@ function experimentOf(raw) {
   const points = raw.points.map((point, index) => ({ ...point, index }));
   const cells = new Map();
   for (const cell of records(raw.cells)) cells.set(`${cell.point} ${cell.bin}`, cell);
-  const groups = { failures: new Map(), catastrophes: new Map() };
+  const groups = { failures: new Map(), catastrophes: new Map(), fidelity: new Map() };
   for (const name of Object.keys(groups)) {
     for (const row of records(raw[name])) {
       const key = `${row.point} ${row.bin}`;
@@ -54,6 +54,11 @@ function experimentOf(raw) {
   return {
     ...raw,
     points,
+    answered: cells.size > 0,
+    compared: groups.fidelity.size > 0,
+    /** Fidelity over all tokens, null where none was measured; and by ranges of positions. */
+    fidelity: (point, bin) => (groups.fidelity.get(`${point.index} ${bin}`) ?? []).find((row) => row.from === 1 && !known(row.to)) ?? null,
+    fidelityAlong: (point) => (groups.fidelity.get(`${point.index} ${ALL_BINS}`) ?? []).filter((row) => row.from > 1 || known(row.to)),
     cell: (point, bin) => cells.get(`${point.index} ${bin}`),
     catastrophes: (point, bin) => groups.catastrophes.get(`${point.index} ${bin}`) ?? [],
     /** Counts of each kind of failure; of all bins their sum. */

@@ -31,9 +31,28 @@ function samplesOf(raw, experiment) {
   return { texts, prompts, answers, text, at, twin, outcomes };
 }
 
+/** A context in pieces, each shaded by the level (a digit of `kept`) of its tokens, which have so many `chars`. */
+function shadedBy(context, chars, kept) {
+  // offsets count code points, as Python does
+  const points = Array.from(context), pieces = [];
+  let start = 0, end = 0;
+  for (let token = 0; token < chars.length; token++) {
+    end += chars[token];
+    if (token + 1 < chars.length && kept[token + 1] === kept[token]) continue;
+    pieces.push(el("span", { class: "kept", "data-level": kept[token], style: { "--level": kept[token] } }, points.slice(start, end).join("")));
+    start = end;
+  }
+  return [...pieces, points.slice(start).join("")];
+}
+
+function keptKey() {
+  const steps = d3.range(10).map((level) => el("span", { class: "kept", "data-level": String(level), style: { "--level": String(level) } }, level === 0 ? "none" : level === 9 ? "all" : "\u00a0"));
+  return el("p", { class: "muted kept-key" }, "Kept in ", steps, " of the layers and heads that the press compresses. Struck: kept in none.");
+}
+
 function sampleBrowser(experiment, samples, note) {
   const { prompts, answers, text, outcomes } = samples;
-  const state = { variant: 0, series: "", budget: "", bin: "", show: "all", search: "", chosen: 0 };
+  const state = { variant: 0, series: "", budget: "", bin: "", show: "all", search: "", chosen: 0, context: false };
   let found = [];
   const list = el("div", { class: "rows", role: "listbox", tabindex: "0", "aria-label": "examples" });
   const inner = el("div", { class: "inner" });
@@ -140,7 +159,7 @@ function sampleBrowser(experiment, samples, note) {
         other === undefined ? null : answerCard("Full cache", pointName(experiment.points[answers.point[other]]), other, parts ? marked(parts.a, "del") : theirs, variant),
         answerCard(known(point.twin) ? "Compressed" : "Answer", pointName(point), i, parts ? marked(parts.b, "ins") : ours, variant)),
       ladder(point, prompt),
-      contextOf(prompt));
+      contextOf(prompt, i, point));
   }
 
   function answerCard(title, name, i, content, variant) {
@@ -177,12 +196,16 @@ function sampleBrowser(experiment, samples, note) {
         el("thead", {}, el("tr", {}, el("td"), budgets.map((b) => el("th", { scope: "col" }, short(b.label))))), el("tbody", {}, rows))));
   }
 
-  function contextOf(prompt) {
-    const context = text(prompts.context[prompt]);
+  function contextOf(prompt, i, point) {
+    const context = text(prompts.context[prompt]), kept = text(answers.kept[i]);
     if (!context) return null;
-    const body = el("p", { class: "given context" });
-    return el("details", { ontoggle: (event) => { if (event.target.open) body.textContent = context; } },
-      el("summary", {}, `The context (${context.length.toLocaleString("en")} characters)`), body);
+    const body = el("p", { class: "given context" }), shaded = known(kept) && known(prompts.chars[prompt]);
+    const fill = () => (shaded ? body.replaceChildren(...shadedBy(context, prompts.chars[prompt], kept)) : body.replaceChildren(context));
+    const details = el("details", { open: state.context, ontoggle: () => { state.context = details.open; if (details.open) fill(); } },
+      el("summary", {}, `The context (${context.length.toLocaleString("en")} characters)${shaded ? `, and what ${pointName(point)} kept of it` : ""}`),
+      shaded ? keptKey() : null, body);
+    if (state.context) fill();
+    return details;
   }
 
   /** Show the examples of a point and bin; of those the ones with an outcome, if one is named. */
