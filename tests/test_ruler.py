@@ -294,7 +294,7 @@ def test_wrong_requests_end_in_one_line(kvx: Kvx, data: Path, generate: Generate
         ("niah_single_2", {"haystack": "none"}, "none: no such file or directory; run `make"),
         ("vt", {"length": 30}, "dataset.length=30: answers alone may have 30 tokens"),
         ("vt", {"length": 200}, "dataset.length: the shortest prompt of this task is "),
-        ("vt", {"depths": [50]}, "dataset.source.depths: dataset.task=vt has no single needle; use"),
+        ("vt", {"depths": [50]}, "dataset.source.depths: dataset.task=vt has no single needle"),
     ):  # fmt: skip
         with pytest.raises(UserError) as found:
             generate(task, **{"length": 40_000, **fields})
@@ -305,6 +305,8 @@ def test_wrong_requests_end_in_one_line(kvx: Kvx, data: Path, generate: Generate
         ("dataset.length=999999", "dataset.length=999999: model=tiny_recall takes at most 8192"),
         ("dataset.task=all", "dataset.task=qa_1: asks about squad's documents"),  # before any data
     ):
-        outcome = kvx("prepare", "dataset=ruler", argument, "dataset.source.haystack=none")
+        outcome = kvx(
+            "prepare", "dataset=ruler", argument, f"dataset.source.haystack={data}/speeches"
+        )
         assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
         assert line in outcome.err
