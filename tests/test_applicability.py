@@ -35,18 +35,21 @@ from tests.presses import RUNNABLE
 LACKS: dict[str, set[str]] = {
     "llama": set(),
     "phi3": set(),
-    "glm4": {"queries", "window_attention", "future_rotary"},
-    "gemma3_text": {"future_rotary", "uniform_layers", "replay"},
-    "gemma3n": {"future_rotary", "uniform_layers", "separate_layers"},
+    "glm4": {"queries", "window_attention", "future_rotary", "whole_rotation"},
+    "gemma3_text": {"whole_rotation", "future_rotary", "uniform_layers", "replay"},
+    "gemma3n": {"whole_rotation", "future_rotary", "uniform_layers", "separate_layers"},
     "ministral": {"uniform_layers"},
     "mistral_window": {"uniform_layers", "full_layers"},
-    "qwen3_5_text": {"queries", "window_attention", "future_rotary", "uniform_layers"},
+    "qwen3_5_text": {
+        "whole_rotation", "queries", "window_attention", "future_rotary", "uniform_layers",
+    },
     "qwen2_5_vl": {"queries", "window_attention", "future_rotary", "replay"},
-    "llama4_full": {"queries", "window_attention", "future_rotary"},
+    "llama4_full": {"whole_rotation", "queries", "window_attention", "future_rotary"},
     "lfm2": {"output_projection", "uniform_layers"},
-    "jamba": {"queries", "window_attention", "future_rotary", "uniform_layers"},
+    "jamba": {"whole_rotation", "queries", "window_attention", "future_rotary", "uniform_layers"},
     "deepseek_v3": {
         "queries", "window_attention", "projected_keys", "output_projection", "head_size",
+        "equal_sizes", "whole_rotation",
     },
     "gpt_oss_full": {"queries", "window_attention", "future_rotary", "sdpa"},
 }  # fmt: skip
