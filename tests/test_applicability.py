@@ -151,6 +151,8 @@ def test_presses_that_are_applicable_are_those_that_run(tmp_path: Path, family: 
         presses = [replace(press, queries=queries) for press in map(at_work, PRESSES)]
         told = {p.name for p in presses if reason(p, config, missing) is not None}
         raised = raising(loaded, presses)
+        if family == "llama4_full":  # it turns neighbours by pairs, where kvpress turns halves
+            raised |= told & {"key_rerotation", "finch"}
         if family == "qwen2_5_vl":  # it takes the mean over three positions, and raises nothing
             raised |= told & {"simlayerkv"}
         assert told == raised, queries
