@@ -22,7 +22,7 @@ python=${FINDINGS_PYTHON:-}
 if [ -z "$python" ]; then
     "${PYTHON:-python3}" -m venv "$here/venv"
     python="$here/venv/bin/python"
-    "$python" -m pip install -q lm_eval==0.4.13
+    "$python" -m pip install -q lm_eval==0.4.13 transformers
 fi
 cd "$here"
 "$python" - <<'PYTHON'
