@@ -232,6 +232,8 @@ def test_a_sweep_goes_on_without_what_is_not_applicable(
     report = (RUN / "details.md").read_text()
     assert "| kvzip | mixed | 0.2, 0.5 | it scores the whole prompt in every layer" in report
     assert "Left out" not in report
+    told = "**Not applicable.** kvzip on mixed at 0.2, 0.5: it scores the whole prompt"
+    assert told in (RUN / "report.md").read_text()
 
     status = printed(kvx, capfd, "status")
     assert "7 points: 5 done, 2 not applicable" in status
