@@ -55,9 +55,8 @@ def warnings(
 def not_applicable(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """Sentences, one for each press, model and reason."""
     for (press, model, why), budgets in by_reason(rows).items():
-        yield (
-            f"**Not applicable.** {press} on {model} at {', '.join(budgets)}: {why}; nothing was run."
-        )
+        at = ", ".join(budgets)
+        yield f"**Not applicable.** {press} on {model} at {at}: {why}; nothing was run."
 
 
 def _left_out(left_out: dict[str, str]) -> Iterator[str]:
