@@ -139,12 +139,12 @@ def _multiples(
     frame: pd.DataFrame, full: pd.DataFrame, kinds: Sequence[str], found: dict[str, Drawn],
     interval: Interval, limits: tuple[float, float],
 ) -> Figure:  # fmt: skip
-    panels = [
-        (name, kind)
+    own = {
+        (name, kind): _curve(frame, name, kind, look, interval)
         for kind in kinds
         for name, look in found.items()
-        if _curve(frame, name, kind, look, interval).x.size
-    ]
+    }
+    panels = [panel for panel, curve in own.items() if curve.x.size]
     lines = -(-len(panels) // COLUMNS)
     figure = new_figure(2.0 * COLUMNS, 1.9 * lines + 0.5)
     axes = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False)
@@ -152,10 +152,10 @@ def _multiples(
         axis.set_ylim(*limits)
         for other, other_kind in panels:
             if other_kind == kind and other != name:
-                behind = _curve(frame, other, kind, found[other], interval)
+                behind = own[other, kind]
                 axis.plot(behind.x, behind.y[:, 0], color=BEHIND, linewidth=0.7, zorder=1)
         _full(axis, full, interval)
-        curve = _curve(frame, name, kind, found[name], interval)
+        curve = own[name, kind]
         curves.draw(axis, [curve._replace(style={**curve.style, "markersize": 4})])
         budget_axis(axis, frame, kind, size=7)
         axis.tick_params(axis="y", labelsize=7)

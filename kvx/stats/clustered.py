@@ -35,6 +35,7 @@ Pair = tuple[ArrayLike, ArrayLike, Collection[Hashable]]
 T = TypeVar("T")
 
 LEAST_CLUSTERS = 8  # below, an interval over clusters covers far less than it says
+ROUNDING = 1e-12  # of a total, to which wins and losses balance
 TOGETHER_BYTES = 4 * 2**20  # of the values of cells that are computed together
 
 CLOPPER_PEARSON, NEWCOMBE = "clopper_pearson", "newcombe"
@@ -373,6 +374,7 @@ def _added(sums: Floats, size: Floats, reach: Bounds) -> Floats:
     sizes = np.abs(sums)
     total = sizes.sum(axis=1)
     share = np.abs(sums.sum(axis=1)) / np.where(total > 0, total, 1.0)
+    share[share < ROUNDING] = 0.0
     if reach is None:
         without: Floats = sizes.max(axis=1) * share
         return without
