@@ -1,7 +1,7 @@
 """Seconds and memory to score, analyse and report a large experiment (`drawn_experiment.py`).
 
-Every stage is a process of its own, started as a user starts it. Memory is the sum of the peaks
-(VmHWM) of that process and its children.
+Every stage is a process of its own, started as a user starts it, and may fork others. Memory is the
+largest sum of their shares (PSS: a page that several have counts once), looked at every 50 ms.
 
     python scripts/bench_analyze.py                            500 points of 2,000 requests
     python scripts/bench_analyze.py --seeds 1 --per-bin 4 DIR  100 points of 40, kept in DIR
@@ -24,7 +24,7 @@ from drawn_experiment import Size, write_points
 from kvx.cli.command import run_stage
 
 STAGES = ("score", "analyze", "report")
-EVERY_S = 0.02  # between looks at a stage's memory
+EVERY_S = 0.05  # between looks at a stage's memory
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,32 @@ class Cost:
 
 def measure(folder: Path, *command: str) -> Cost:
     """Run `python -m command` in `folder`. Raises `CalledProcessError` if it fails."""
-    before, begun, peaks = os.times(), time.perf_counter(), dict[int, int]()
+    before, begun, peak = os.times(), time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, *command], cwd=folder)
     root = psutil.Process(process.pid)
     while process.poll() is None:
-        for pid, peak in _peaks(root).items():
-            peaks[pid] = max(peak, peaks.get(pid, 0))  # 0 once it has ended
+        peak = max(peak, _resident(root))
         time.sleep(EVERY_S)
     took, after = time.perf_counter() - begun, os.times()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     cpu = after.children_user + after.children_system
     cpu -= before.children_user + before.children_system
-    return Cost(took, cpu, sum(peaks.values()))
+    return Cost(took, cpu, peak)
 
 
-def _peaks(root: psutil.Process) -> dict[int, int]:
-    """Bytes of the highest resident set of each living process under `root`, itself included."""
-    found = {}
+def _resident(root: psutil.Process) -> int:
+    """Bytes of memory that `root` and the processes under it have now."""
+    total = 0
     try:
         for process in (root, *root.children(recursive=True)):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            lines = dict(line.split(":", 1) for line in status.splitlines())
-            found[process.pid] = 1024 * int(lines.get("VmHWM", "0 kB").split()[0])
-    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-        return {}
-    return found
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            total += next(
+                1024 * int(line.split()[1]) for line in rollup.splitlines() if line[:4] == "Pss:"
+            )
+    except (psutil.NoSuchProcess, OSError, StopIteration):
+        return 0  # one has just ended
+    return total
 
 
 def main() -> None:

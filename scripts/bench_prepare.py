@@ -56,7 +56,7 @@ def main() -> None:
         assert len(set(texts)) == len(texts), "a text was tokenised twice"
 
         def ours() -> None:
-            list(Sizer(config, builder).fitting(iter(examples)))
+            list(Sizer(config, PromptBuilder(tokenizer, config)).fitting(iter(examples)))
 
         def batch() -> None:
             tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)

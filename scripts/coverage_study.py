@@ -2,6 +2,7 @@
 
     python -m scripts.coverage_study                  # everything; goes on where it stopped
     python -m scripts.coverage_study --part means --repeats 0.2 --seed 1
+    python -m scripts.coverage_study --repeats 0      # the page of what was measured so far
 
 Writes docs/results/statistics.md. Results lie in outputs/coverage_study.jsonl, a line a setting;
 those whose code has changed since, in kvx/stats or here, are measured again.
@@ -113,13 +114,15 @@ def run(
 ) -> dict[str, list[tuple[Setting, Result]]]:
     """The result of every setting of `parts`; measured if `store` has none of so many repeats.
 
-    Each result says its `times`, the repeats it is from.
+    Each result says its `times`, the repeats it is from. With `repeats` 0 nothing is measured, and
+    settings that never were are left out.
     """
     known = read_store(store)
     store.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[tuple[Setting, Result]]] = {}
     for part in parts:
-        times, began = max(1, round(repeats * part.repeats)), time.monotonic()
+        times, began = round(repeats * part.repeats), time.monotonic()
+        times = max(1, times) if repeats else 0
         rows = found.setdefault(part.name, [])
         for number, setting in enumerate(part.settings):
             key = key_of(part, setting, seed)
@@ -129,7 +132,8 @@ def run(
                 with store.open("a") as file:
                     line = {"key": key, "part": part.name, "repeats": times, "setting": setting}
                     file.write(json.dumps({**line, "result": known[key][1]}) + "\n")
-            rows.append((setting, {**known[key][1], "times": known[key][0]}))
+            if key in known:
+                rows.append((setting, {**known[key][1], "times": known[key][0]}))
         seconds = time.monotonic() - began
         print(f"{part.name}: {len(rows)} settings, {seconds:.0f} s", file=sys.stderr, flush=True)
     return found
@@ -150,6 +154,8 @@ def section(part: Part, rows: Sequence[tuple[Setting, Result]]) -> str:
         for key, group in groups.items()
     ]  # fmt: skip
     about = f"{part.about} {_times(rows)} repeats a setting."
+    if missing := len(part.settings) - len(rows):
+        about += f" {missing} of {len(part.settings)} settings were not measured."
     text = [f"## {part.title}", about, markdown(header, lines)]
     return "\n\n".join([*text, *_shortfalls(part, rows)])
 
@@ -205,7 +211,7 @@ def _shortfalls(part: Part, rows: Sequence[tuple[Setting, Result]]) -> Iterator[
 
 
 def page(found: dict[str, list[tuple[Setting, Result]]], seed: int) -> str:
-    parts = [section(part, found[part.name]) for part in PARTS if part.name in found]
+    parts = [section(part, found[part.name]) for part in PARTS if found.get(part.name)]
     return "\n".join([HEAD.format(sure=SURE, seed=seed), "\n\n".join(parts), ""])
 
 

@@ -17,7 +17,10 @@ from unittest.mock import patch
 
 import torch
 from kvpress import (
+    BasePress,
+    BlockPress,
     ChunkKVPress,
+    ChunkPress,
     CompactorPress,
     CriticalKVPress,
     ExpectedAttentionPress,
@@ -25,11 +28,13 @@ from kvpress import (
     PyramidKVPress,
     ScorerPress,
     SnapKVPress,
+    ThinKPress,
     TOVAPress,
 )
 from kvpress.presses import leverage_press, non_causal_attention_press
 
 from tests.family_queries import own, statistics
+from tests.family_wrappers import in_blocks, in_chunks
 
 KV = tuple[torch.Tensor, torch.Tensor]
 
@@ -60,8 +65,15 @@ def adapt(press: Any, layers: Layers, ids: Sequence[int] | None) -> None:
             part._compute_cross_attention = partial(_repeated, part)
         if isinstance(part, CriticalKVPress):
             part.vwl1norm = _projected_norm
+        if isinstance(part, ThinKPress) and ids is not None:
+            rotary = getattr(layers.body, "rotary_emb", None)
+            part.compress = partial(_thinned, part, part.compress, rotary)
         if isinstance(part, ChunkKVPress):
             part.compress = partial(_chunks, part)
+        if isinstance(part, ChunkPress):
+            part.compress = partial(in_chunks, part)
+        if isinstance(part, BlockPress):
+            part.compress = partial(in_blocks, part)
         if isinstance(part, PyramidKVPress):
             part.get_layer_budget = _counted(part.get_layer_budget, full)
             part.compress = partial(_kept, part)
@@ -72,8 +84,9 @@ def adapt(press: Any, layers: Layers, ids: Sequence[int] | None) -> None:
 def _parts(press: Any) -> Iterator[Any]:
     yield press
     for value in vars(press).values():
-        if isinstance(value, ScorerPress):
-            yield from _parts(value)
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, BasePress):
+                yield from _parts(inner)
 
 
 def _seen(
@@ -101,6 +114,18 @@ def _expected(
         rotary, module, hidden, kwargs, n_sink, n_future
     )
     found: torch.Tensor = score(module, hidden, keys, values, weights, kwargs)
+    return found
+
+
+def _thinned(
+    press: Any, compress: Any, rotary: Any, module: Any, hidden: Any, keys: Any, values: Any,
+    weights: Any, kwargs: Any,
+) -> KV:  # fmt: skip
+    """ThinK by the model's own queries of its window."""
+    n = hidden.shape[1]
+    queries, _ = own(rotary, module, hidden, kwargs, torch.arange(n - press.window_size, n))
+    press.compute_window_queries = lambda *_: queries
+    found: KV = compress(module, hidden, keys, values, weights, {"hidden_states": hidden, **kwargs})
     return found
 
 

@@ -14,6 +14,7 @@ import hydra.utils
 import torch
 
 from kvx.cli.command import compose
+from kvx.config import conditions
 from kvx.config.press_choices import PressNeed
 from kvx.config.schema import BudgetConfig, Config, PressConfig
 from kvx.data.example import Example
@@ -27,9 +28,10 @@ from kvx.errors import UserError, first_line
 from kvx.points import Point, Request
 from kvx.prepare.build import ensure_manifest
 from tests.families import FAMILIES, make, write
-from tests.family_reference import Answer, compressed, generated, rounded
+from tests.family_reference import Answer, compressed, generated, n_full_layers, rounded
+from tests.family_wrappers import theirs
 from tests.models import TINY
-from tests.presses import RUNNABLE
+from tests.presses import EVERYWHERE
 
 LENGTHS = (131, 246, 533)  # tokens: below the window, at its edge while answering, above it
 NEW_TOKENS = 12  # of an answer
@@ -74,7 +76,7 @@ class Column:
 @cache
 def shipped() -> dict[str, PressConfig]:
     """Every press of conf/press that needs no file of the hub."""
-    return {name: compose(f"press={name}").press for name in RUNNABLE}
+    return {name: compose(f"press={name}").press for name in EVERYWHERE}
 
 
 def column(
@@ -193,6 +195,7 @@ class _References:
     def __init__(self, name: str, work: PointWork) -> None:
         config, date = work.point.config, work.point.manifest.date
         self.model, self.in_parts = make(name), FAMILIES[name].in_parts
+        self.n_layers = n_full_layers(self.model)
         self.own_attention = self.model.config._attn_implementation
         if getattr(self.model.config.get_text_config(), "attn_logit_softcapping", None):
             self.own_attention = "eager"  # sdpa ignores the cap
@@ -261,8 +264,11 @@ class _References:
         config = point.config.press
         weights = PressNeed.attention_weights in config.needs
         self.model.set_attn_implementation("eager" if weights else self.own_attention)
-        press = hydra.utils.instantiate(config.method, _convert_="all")
-        press.compression_ratio = ratio
+        if config.budget_sets is not None:
+            given = conditions.arguments(config, 1.0 - ratio)
+            press = hydra.utils.instantiate(config.method | given, _convert_="all")
+        else:
+            press = theirs(config.method, ratio, self.n_layers)
         self.model.config.name_or_path = point.config.model.path  # KVzip loads the tokenizer
         ids, rest = parts.compressed_ids, parts.rest_ids
         return compressed(self.model, ids, rest, press, NEW_TOKENS, seed_of(request), adapted)
@@ -276,20 +282,20 @@ def difference(ours: Response, reference: Answer, tolerance: float = TOLERANCE) 
     assert ours.token_ids is not None
     assert ours.trace is not None
     assert ours.trace.top_logprobs is not None
-    theirs = torch.log_softmax(reference.logits.double(), -1)
+    known = torch.log_softmax(reference.logits.double(), -1)
     pairs = list(zip(ours.token_ids, reference.tokens, strict=False))
     agree = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
     compared = min(agree + 1, len(ours.token_ids), len(reference.tokens))
     top = torch.tensor(ours.trace.top_logprobs[:compared], dtype=torch.float64)
-    off = float((top - theirs[:compared].topk(top.shape[1]).values).abs().max())
+    off = float((top - known[:compared].topk(top.shape[1]).values).abs().max())
     chosen = torch.tensor(ours.token_ids[:compared])[:, None]
     said = torch.tensor(ours.trace.logprob[:compared], dtype=torch.float64)
-    off = max(off, float((said - theirs[:compared].gather(1, chosen)[:, 0]).abs().max()))
+    off = max(off, float((said - known[:compared].gather(1, chosen)[:, 0]).abs().max()))
     if off > tolerance:
         return Cell("wrong", f"{off:.1e} nats; {agree} of {len(reference.tokens)} tokens agree")
     if agree == len(reference.tokens) == len(ours.token_ids):
         return Cell("same", f"{off:.1e}")
-    best = theirs[agree].topk(2).values if agree < len(theirs) else torch.tensor([1.0, 0.0])
+    best = known[agree].topk(2).values if agree < len(known) else torch.tensor([1.0, 0.0])
     if float(best[0] - best[1]) <= 2 * tolerance:
         return Cell("same", f"{off:.1e}, up to a tie")
     return Cell("wrong", f"{len(ours.token_ids)} tokens instead of {len(reference.tokens)}")

@@ -26,6 +26,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from tests.family_adapted import adapt
+from tests.family_wrappers import moves_keys
 
 KV = tuple[torch.Tensor, torch.Tensor]
 # of transformers before 5.3, where models with recurrent layers have caches of their own
@@ -87,7 +88,10 @@ def compressed(
             press.post_init_from_model(model)
             with layers.compressing(press):
                 _prefill(model, cache, context)
-        with layers.at(len(context)) as position:
+        at = len(context)
+        if press is not None and moves_keys(press):
+            at = next(layers.entries(i)[0].shape[2] for i in layers.shortened)  # type: ignore[index]
+        with layers.at(at) as position:
             for some in [rest] if layers.all_attend else [[token] for token in rest]:
                 logits = [_pass(model, cache, some, position)]
             tokens = [int(logits[0].argmax())]
@@ -127,6 +131,12 @@ def empty_cache(model: Any) -> Any:
             takes = inspect.signature(kind).parameters
             return kind(**{n: v for n, v in known.items() if n in takes})
     return DynamicCache(config=model.config)
+
+
+def n_full_layers(model: Any) -> int:
+    """How many layers keep every token."""
+    with fresh_rotary(model) as rotary, torch.inference_mode():
+        return len(Layers(model, empty_cache(model), rotary).full_layers())
 
 
 @contextlib.contextmanager

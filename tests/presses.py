@@ -11,14 +11,13 @@ from kvpress import KnormPress
 from kvx.cli.press_files import shipped_presses
 from kvx.config.press_choices import PressNeed
 
-# those that kvx runs without a file of the hub, after any prompt and at any budget
-RUNNABLE = sorted(
+# those that kvx runs without a file of the hub
+RUNNABLE = sorted(p.name for p in shipped_presses() if not p.hub and p.refused is None)
+# and those of them that need neither the question nor budgets of their own
+EVERYWHERE = sorted(
     p.name
     for p in shipped_presses()
-    if not p.hub
-    and p.refused is None
-    and not p.budget_above
-    and PressNeed.query_in_prompt not in p.needs
+    if p.name in RUNNABLE and not p.budget_above and PressNeed.query_in_prompt not in p.needs
 )
 
 

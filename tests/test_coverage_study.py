@@ -26,8 +26,9 @@ def only(part: Part, repeats: int, **wanted: Any) -> Part:
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_every_part_measures_what_it_asks_for(part: Part) -> None:
-    large = max(s["n"] for s in part.settings)
-    settings = [s for s in part.settings if s["n"] == large]
+    size = next(name for name in ("n", "texts", "n per length") if name in part.settings[0])
+    large = max(s[size] for s in part.settings)
+    settings = [s for s in part.settings if s[size] == large]
     for setting in (settings[0], settings[len(settings) // 2], settings[-1]):
         result = part.measure(setting, 4, np.random.default_rng(1))
         shown = [ask for ask in part.asks if ask.known(setting, result)]
@@ -53,23 +54,23 @@ def test_intervals_that_ignore_clusters_are_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if every question were a text of its own: 38% of the intervals miss."""
-    of_clusters = clustered.mean
+    of_clusters = clustered.means
 
-    def naive(values: Any, clusters: Any, confidence: float) -> Any:
-        return of_clusters(values, list(range(len(clusters))), confidence)
+    def naive(cells: Any, confidence: float) -> Any:
+        return of_clusters([(v, list(range(len(c)))) for v, c in cells], confidence)
 
     part = only(MEANS, 150, world="5 a text, ICC 0.7", n=200, rate=0.5)
-    monkeypatch.setattr(clustered, "mean", naive)
+    monkeypatch.setattr(clustered, "means", naive)
     text = section(part, run([part], 1.0, 0, tmp_path / "store.jsonl")["means"])
     assert "1 of 1 settings fall short; the worst:" in text
 
 
 def test_unknown_intervals_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(values: Any, clusters: Any, confidence: float) -> Any:
+    def unknown(cells: Any, confidence: float) -> Any:
         none = Interval(float("nan"), float("nan"))
-        return clustered.Mean(0, 0, 0.0, 0.0, none, clustered.TOO_FEW)
+        return [clustered.Mean(0, 0, 0.0, 0.0, none, clustered.TOO_FEW) for _ in cells]
 
-    monkeypatch.setattr(clustered, "mean", unknown)
+    monkeypatch.setattr(clustered, "means", unknown)
     part = only(MEANS, 5, world="independent", n=50, rate=0.5)
     ((_, result),) = run([part], 1.0, 0, tmp_path / "store.jsonl")["means"]
     assert (result["repeats"], result["known"]) == (5, 0)

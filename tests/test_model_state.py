@@ -22,7 +22,7 @@ from kvx.engines.kvpress.streams import RandomStream
 from kvx.points import Request
 from tests.families import make
 from tests.guarding import a_prompt, tiny_model
-from tests.presses import RUNNABLE
+from tests.presses import EVERYWHERE
 from tests.test_engine import answers, recall
 
 
@@ -64,7 +64,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("press", RUNNABLE)
+@pytest.mark.parametrize("press", EVERYWHERE)
 def test_no_shipped_press_leaves_anything_on_the_model(
     tmp_path: Path, press: str, share: bool
 ) -> None:

@@ -65,6 +65,30 @@ def test_all_makes_what_it_promises_and_then_has_nothing_to_do(demo: Kvx) -> Non
     assert {p: p.stat().st_mtime_ns for p in DEMO.rglob("*") if p.is_file()} == before
 
 
+def _everything() -> tuple[dict[Path, pa.Table], list[str]]:
+    tables = {path: pq.read_table(path, partitioning=None) for path in DEMO.rglob("*.parquet")}
+    with contextlib.closing(sqlite3.connect(DEMO / "kv_transition.sqlite")) as connection:
+        return tables, list(connection.iterdump())
+
+
+def test_two_processes_make_what_one_makes(demo: Kvx, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables, database = _everything()
+    made = [p for p in tables if p.parent == DEMO or p.stem in schemas.SCORED]
+    for path in made:
+        path.unlink()
+    for stage in ("score", "analyze"):
+        monkeypatch.setattr(f"kvx.{stage}.build.processes", lambda _: 2)
+    monkeypatch.setattr("kvx.store.catalog.MOST_REQUESTS", 60)  # a point at a time
+    for stage in ("score", "analyze"):
+        assert demo(stage, *SMALL).code == 0
+    again, database_again = _everything()
+    assert again.keys() == tables.keys()
+    assert len(made) > 6 * 3 + 10
+    for path, table in tables.items():
+        assert again[path].equals(table), path
+    assert database_again == database
+
+
 def test_tables_have_their_pinned_schemas(demo: Kvx) -> None:
     pinned = {
         "bin_stats": schemas.BIN_STATS,

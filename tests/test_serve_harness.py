@@ -41,6 +41,15 @@ def test_the_harness_gets_from_the_server_what_the_engine_gives_in_process(
             f"engine.base_url={server.url}", f"engine.stream={stream}",
         )  # fmt: skip
         assert outcome.code == 0, outcome.err
+        # what the server does not serve is left out of a sweep
+        outcome = kvx(
+            "run", "-m", "press=snapkv,adakv", "budget=0.5", *SWEEP[3:], "experiment_name=there",
+            "engine=openai", f"engine.base_url={server.url}", f"engine.stream={stream}",
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        (apart,) = Path("outputs/runs/there/points").glob("*/NOT_APPLICABLE")
+        assert apart.parent.name.startswith("adakv-0.5-")
+        assert f"{server.url} does not serve it; it serves block, cap" in apart.read_text()
     here, there = rows("here"), rows("there")
     assert len(here) == 2 * 3 * 5 * 4
     assert here["budget_verified"].all()

@@ -30,7 +30,7 @@ from kvx.engines.kvpress.memory import free_bytes
 from kvx.engines.kvpress.sequence import StepObserver
 from kvx.engines.kvpress.shared_scores import remember_average_rope
 from kvx.errors import UserError
-from tests.presses import RUNNABLE
+from tests.presses import EVERYWHERE
 from tests.test_engine import make_work, recall
 
 BUDGETS = ("0.5", "0.25")
@@ -58,10 +58,10 @@ def points(tmp_path: Path, presses: Sequence[str], *overrides: str, n: int = 3) 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every shipped press at two budgets, in one shared run."""
-    return tokens(points(tmp_path_factory.mktemp("together"), RUNNABLE))
+    return tokens(points(tmp_path_factory.mktemp("together"), EVERYWHERE))
 
 
-@pytest.mark.parametrize("press", RUNNABLE)
+@pytest.mark.parametrize("press", EVERYWHERE)
 def test_every_press_answers_the_same_shared_and_alone(
     tmp_path: Path, together: dict[str, Any], press: str
 ) -> None:

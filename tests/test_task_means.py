@@ -75,3 +75,21 @@ def test_one_task_has_no_average_and_a_missing_one_is_told(kvx: Kvx) -> None:
     by_press = found.groupby("press")["n_missing_tasks"].agg(set).to_dict()
     assert by_press == {"knorm": {1}, "tova": {0}}
     assert "| knorm | 0.5 | – |  | 1.00 | – |" in (FOLDER / "report.md").read_text()
+
+
+def test_categories_count_alike_whatever_their_number_of_tasks(kvx: Kvx) -> None:
+    lost = {"a": range(10), "b": range(30), "c": range(0)}
+    of = {"a": "code", "b": "code", "c": "summaries"}
+    for task, category in of.items():
+        settings = (f"dataset.task={task}", f"dataset.category={category}", "press=knorm")
+        write_experiment(failing(lost[task]), *settings)
+    (found,) = tables(kvx, "task_means")
+    (half,) = (row for _, row in found.iterrows() if row["budget_label"] == "0.5")
+    assert list(half["categories"]) == ["code", "code", "summaries"]
+    assert half["mean"] == pytest.approx(2 / 3)
+    assert half["category_mean"] == pytest.approx((0.5 + 1) / 2)
+    assert half["category_ci_low"] < half["category_mean"] < half["category_ci_high"]
+    report = (FOLDER / "report.md").read_text()
+    assert "| press | budget | average | code | summaries |" in report
+    ends = f"[{half['category_ci_low']:.2f}, {half['category_ci_high']:.2f}]"
+    assert f"| knorm | 0.5 | 0.75 {ends} | 0.50 | 1.00 |" in report

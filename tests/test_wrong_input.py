@@ -36,7 +36,7 @@ def refused(kvx: Kvx, stage: str, *arguments: str) -> str:
     [
         (["press=snapvk"], "press=snapvk: unknown press; choose one of"),
         (["model=gpt"], "model=gpt: unknown model; choose one of"),
-        (["dataset=squad"], "dataset=squad: unknown dataset"),
+        (["dataset=trivia"], "dataset=trivia: unknown dataset"),
         (["budget=0", "press=snapkv"], "budget=0: must be above 0"),
         (["budget=1.7", "press=snapkv"], "budget=1.7: must be above 0 and at most 1"),
         (["budget=abc"], "budget=abc: 'abc' is not a budget"),

@@ -45,7 +45,7 @@ from kvx.store.catalog import (
     not_applicable_points,
     unfinished_points,
 )
-from kvx.store.forks import beside, processes
+from kvx.store.forks import beside, in_order, processes
 from kvx.store.layout import FIDELITY, REQUESTS
 from kvx.store.shards import read_inputs, write_table
 
@@ -172,16 +172,20 @@ def _other_rows(
 ) -> dict[str, list[Row]]:
     """The tables of more than one point each."""
     side_by_side = list(panels(experiment, n_processes))
+    alone = {
+        "press_pairs": lambda: press_pairs(experiment, side_by_side, stats, config),
+        "equivalence": lambda: equivalence(experiment, side_by_side, config),
+        "leaders": lambda: leaders(experiment, side_by_side, stats, config),
+        "samples": lambda: samples(experiment, side_by_side, config),
+        "numerics": lambda: numerics(experiment, side_by_side, config),
+        "guard_stats": lambda: guard_stats(experiment, config),
+        "controller_stats": lambda: controller_stats(experiment, config),
+    }
+    found = in_order(lambda table: table(), list(alone.values()), n_processes)
     return {
-        "press_pairs": press_pairs(experiment, side_by_side, stats, config),
-        "equivalence": equivalence(experiment, side_by_side, config),
-        "leaders": leaders(experiment, side_by_side, stats, config),
-        "samples": samples(experiment, side_by_side, config),
-        "numerics": numerics(experiment, side_by_side, config),
+        **dict(zip(alone, found, strict=True)),
         "transitions": transitions(experiment, stats, config, n_processes),
         "dose_response": dose_response(experiment, stats, config, n_processes),
-        "guard_stats": guard_stats(experiment, config),
-        "controller_stats": controller_stats(experiment, config),
     }
 
 

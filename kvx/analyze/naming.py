@@ -25,7 +25,7 @@ def metric_title(name: str) -> str:
 
 
 # what a benchmark's tasks have each of their own
-_OF_TASK = ("task", "source", "template", "metrics", "answer_format", "overflow")
+_OF_TASK = ("task", "category", "source", "template", "metrics", "answer_format", "overflow")
 _TAKEN_OVER = ("max_new_tokens", "until")
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from kvx.analyze.correction import SHARED, correct
 from kvx.analyze.frames import Experiment
 from kvx.analyze.panels import Panel
 from kvx.config.analyze import AnalyzeConfig
-from kvx.stats.clustered import mean, paired_difference
+from kvx.stats.clustered import means, paired_differences
 from kvx.stats.multiplicity import holm
 from kvx.stats.samples import pass_at_k, variance_components
 
 log = logging.getLogger(__name__)
+TOGETHER = 25  # configurations that are computed at once
 Key = tuple[Any, ...]
 Goodness = NDArray[np.float64]
 
@@ -67,37 +69,63 @@ def _rows(experiment: Experiment, panel: Panel, config: AnalyzeConfig) -> Iterat
             full[key] = tuple(
                 other[n] for n in ("press", "controller", "budget_kind", "budget_asked")
             )
-    for key, at in seeds.items():
-        if len(at) < 2:
-            continue
-        beside = seeds.get(full.get(key, ()), [])
-        twins = _known(panel, beside) if len(beside) == len(at) else None
-        about = _about(experiment, panel, at)
-        for index, cell in panel.cells():
-            here = panel.goodness[at][:, cell].T.astype(float)
-            clusters = panel.clusters[cell]
-            common = {
-                **about, "bin": index, "n_prompts": len(here),
-                "n_missing": int(panel.missing[at][:, cell].sum()), **_spread(here),
+    several = [(key, at) for key, at in seeds.items() if len(at) > 1]
+    for start in range(0, len(several), TOGETHER):
+        cells = [
+            cell
+            for key, at in several[start : start + TOGETHER]
+            for cell in _cells(experiment, panel, at, seeds.get(full.get(key, ()), []), config)
+        ]
+        yield from _tested(cells, config)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What is known of the prompts of one configuration, bin and k: `ours` and `theirs` [prompts],
+    the latter with the full cache, if it has as many samples.
+    """
+
+    row: Row
+    ours: Goodness
+    theirs: Goodness | None
+    clusters: NDArray[np.int64]
+
+
+def _cells(
+    experiment: Experiment, panel: Panel, at: list[int], full: list[int], config: AnalyzeConfig
+) -> Iterator[_Cell]:
+    twins = _known(panel, full) if len(full) == len(at) else None
+    about = _about(experiment, panel, at)
+    for index, cell in panel.cells():
+        here = panel.goodness[at][:, cell].T.astype(float)
+        clusters = panel.clusters[cell]
+        common = {
+            **about, "bin": index, "n_prompts": len(here),
+            "n_missing": int(panel.missing[at][:, cell].sum()), **_spread(here),
+        }  # fmt: skip
+        for k in _ks(len(at), panel.binary, config):
+            theirs = None if twins is None else _passed(twins[cell], k)
+            yield _Cell({**common, "k": k}, _passed(here, k), theirs, clusters)
+
+
+def _tested(cells: list[_Cell], config: AnalyzeConfig) -> Iterator[Row]:
+    found = means([(cell.ours, cell.clusters) for cell in cells], config.confidence)
+    pairs = [(c.ours, c.theirs, c.clusters) for c in cells if c.theirs is not None]
+    differences = iter(paired_differences(pairs, config.confidence))
+    for cell, mean in zip(cells, found, strict=True):
+        row = {
+            **cell.row, "n_clusters": mean.n_clusters, "pass_at_k": null(mean.mean),
+            "ci_low": null(mean.interval.low), "ci_high": null(mean.interval.high),
+            "ci_method": mean.method,
+        }  # fmt: skip
+        if cell.theirs is not None:
+            d = next(differences)
+            row |= {
+                "n_missing_full": len(cell.theirs) - d.n_pairs, "twin_pass_at_k": null(d.mean_b),
+                "difference": null(d.difference), "difference_ci_low": null(d.interval.low),
+                "difference_ci_high": null(d.interval.high), "p": null(d.p),
             }  # fmt: skip
-            for k in _ks(len(at), panel.binary, config):
-                ours = _passed(here, k)
-                found = mean(ours, clusters, config.confidence)
-                row = {
-                    **common, "k": k, "n_clusters": found.n_clusters,
-                    "pass_at_k": null(found.mean), "ci_low": null(found.interval.low),
-                    "ci_high": null(found.interval.high), "ci_method": found.method,
-                }  # fmt: skip
-                if twins is not None:
-                    theirs = _passed(twins[cell], k)
-                    d = paired_difference(ours, theirs, clusters, config.confidence)
-                    row |= {
-                        "n_missing_full": len(theirs) - d.n_pairs,
-                        "twin_pass_at_k": null(d.mean_b), "difference": null(d.difference),
-                        "difference_ci_low": null(d.interval.low),
-                        "difference_ci_high": null(d.interval.high), "p": null(d.p),
-                    }  # fmt: skip
-                yield row
+        yield row
 
 
 def _known(panel: Panel, full: list[int]) -> Goodness:
@@ -141,8 +169,8 @@ def _ks(n_samples: int, binary: bool, config: AnalyzeConfig) -> list[int]:
 def _passed(scores: Goodness, k: int) -> Goodness:
     """Of each prompt [prompts, samples] the mean over samples, or pass@k; nan where one is nan."""
     if k == 1:
-        means: Goodness = scores.mean(axis=1)
-        return means
+        average: Goodness = scores.mean(axis=1)
+        return average
     passed = np.full(len(scores), np.nan)
     known = ~np.isnan(scores).any(axis=1)
     passed[known] = pass_at_k(scores[known].sum(axis=1), scores.shape[1], k)

@@ -62,6 +62,7 @@ def task_means(
                     "n_degenerate": sum(row["n_degenerate"] for row in rows),
                     **_average(rows, "mean"),
                     **_average([paired.get(p.id, {}) for p in members], "difference"),
+                    **_of_categories(rows, [_category(p) for p in members]),
                 }
             )  # fmt: skip
     return found
@@ -95,10 +96,28 @@ def _task(point: PointRecord) -> str:
     return str(point.info["config"]["dataset"]["task"])
 
 
+def _category(point: PointRecord) -> str | None:
+    found: str | None = point.info["config"]["dataset"].get("category")
+    return found
+
+
 def _series(experiment: Experiment, point: PointRecord) -> tuple[Any, ...]:
     """What the averaged points have in common beside their family."""
     labels = experiment.press_labels[point.id], experiment.controller_labels[point.id]
     return (*labels, point.info["seed"], point.info["budget_kind"], point.budget_asked)
+
+
+def _of_categories(rows: Sequence[Row], categories: Sequence[str | None]) -> Row:
+    """The mean of the categories' means, each of its tasks; null where a task has no category."""
+    names = ("category_mean", "category_ci_low", "category_ci_high")
+    if None in categories:
+        return {"categories": None, **dict.fromkeys(names)}
+    grouped: dict[str | None, list[Row]] = defaultdict(list)
+    for row, category in zip(rows, categories, strict=True):
+        grouped[category].append(row)
+    means = [_average(alike, "mean") for alike in grouped.values()]
+    found = _average(means, "mean")
+    return {"categories": list(categories), **dict(zip(names, found.values(), strict=True))}
 
 
 def _average(rows: Sequence[Row], name: str) -> Row:

@@ -129,6 +129,12 @@ class DatasetConfig:
         added=True,
         at_least=1,
     )
+    category: str | None = option(
+        None,
+        "the group of the benchmark's tasks that this one counts in, whose means are averaged too",
+        added=True,
+        label=True,
+    )
     source: dict[str, Any] = option(dict, "the source's class (_target_) and its arguments")
     template: TemplateConfig = option(TemplateConfig)
     binning: BinningConfig = option(BinningConfig)

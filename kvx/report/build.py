@@ -46,7 +46,7 @@ from kvx.report.page.assemble import show, write_page
 from kvx.report.summary import summary_table, verdict_sentences
 from kvx.report.template import render
 from kvx.report.versions import mixed_versions, reproducibility
-from kvx.report.warnings import warnings
+from kvx.report.warnings import not_applicable, warnings
 from kvx.report.wording import POINTS_OF, RANKS_OF, percent, token_range
 from kvx.stats.clustered import LEAST_CLUSTERS
 from kvx.store.atomic import write_text
@@ -135,6 +135,7 @@ def _context(
     equivalence, goodput = (tables.marked(table, overall) for table in (equivalence, goodput))
     found = proof_section.proofs(requests)
     left_out, used = unfinished_points(folder), guard_section.device_budgets(guard_stats)
+    apart = not_applicable_points(folder)
     return {
         "name": folder.name, "n_points": len(points), "n_left_out": len(left_out),
         "n_requests": overall["n_requests"].sum(),
@@ -146,7 +147,7 @@ def _context(
         "benchmarks": list(task_section.benchmarks(task_means)),
         "leaders_of_all": leaders_section.leaders_table(leaders, ALL_VARIANTS),
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
-        "not_applicable": tables.not_applicable_table(not_applicable_points(folder)),
+        "not_applicable": tables.not_applicable_table(apart),
         "controllers": _controllers(controller_stats),
         "verdict": [
             *leaders_section.verdicts(leaders, several),
@@ -173,7 +174,7 @@ def _context(
             ),
         ],
         "warnings": [
-            *mixed_versions(points),
+            *mixed_versions(points), *not_applicable(apart),
             *warnings(bin_stats, comparisons, left_out, known, config.analyze, requests),
         ],
         "table_names": ", ".join(f"`{name}.parquet`" for name in sorted(TABLES)),

@@ -72,13 +72,19 @@ def accuracy_table(frame: pd.DataFrame) -> str:
 
 def not_applicable_table(rows: Sequence[Mapping[str, str]]) -> str:
     """A row per model, press and reason, with its budgets; empty if there is none."""
-    budgets: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        key = (row["press"], row["model"], row["reason"])
-        budgets.setdefault(key, []).append(row["budget_label"])
-    cells = [[press, model, ", ".join(dict.fromkeys(told)), why]
-             for (press, model, why), told in budgets.items()]  # fmt: skip
+    cells = [[press, model, ", ".join(told), why]
+             for (press, model, why), told in by_reason(rows).items()]  # fmt: skip
     return markdown(["press", "model", "budgets", "because"], cells) if cells else ""
+
+
+def by_reason(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str, str], list[str]]:
+    """Budgets of the points that are not applicable, by press, model and reason."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        budgets = found.setdefault((row["press"], row["model"], row["reason"]), [])
+        if row["budget_label"] not in budgets:
+            budgets.append(row["budget_label"])
+    return found
 
 
 def budget_table(

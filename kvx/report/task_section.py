@@ -18,6 +18,7 @@ def benchmarks(task_means: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "n_tasks": len(tasks),
             "incomplete": bool((frame["n_missing_tasks"] > 0).any()),
             "table": _table(ordered(frame), tasks),
+            "category_table": _category_table(ordered(frame)),
         }
 
 
@@ -36,6 +37,26 @@ def _table(frame: pd.DataFrame, tasks: list[str]) -> str:
             ]
         )  # fmt: skip
     return markdown(["press", "budget", "average", "against the full cache", *tasks], rows)
+
+
+def _category_table(frame: pd.DataFrame) -> str | None:
+    """The categories' means and their average, of the points without a missing task; None if the
+    tasks have no categories.
+    """
+    if "categories" not in frame or frame["categories"].isna().any():
+        return None
+    names = list(dict.fromkeys(name for row in frame["categories"] for name in row))
+    rows = []
+    for _, row in frame[frame["n_missing_tasks"] == 0].iterrows():
+        of_tasks = pd.Series(row["task_means"]).groupby(list(row["categories"])).mean()
+        average = f"{number(row['category_mean'])} {_interval_of_categories(row)}"
+        cells = (number(of_tasks.get(name)) for name in names)
+        rows.append([series_name(row), f"{row['budget_label']}{mark(row)}", average, *cells])
+    return markdown(["press", "budget", "average", *names], rows) if rows else None
+
+
+def _interval_of_categories(row: pd.Series) -> str:
+    return interval(row, "category_ci_low", "category_ci_high")
 
 
 def _change(row: pd.Series) -> str:

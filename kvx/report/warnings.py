@@ -1,13 +1,14 @@
 """Warnings that a reader must know before trusting a number."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
 from kvx.analyze.columns import ALL_BINS, is_full
 from kvx.config.analyze import AnalyzeConfig
 from kvx.config.numbers import plural
+from kvx.report.tables import by_reason
 from kvx.report.wording import ADAPTED, token_range
 from kvx.stats.clustered import LEAST_CLUSTERS, TOO_FEW
 from kvx.stats.repeats import unsteady
@@ -49,6 +50,13 @@ def warnings(
         *_small(bins),
         *_unsteady(overall),
     ]
+
+
+def not_applicable(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Sentences, one for each press, model and reason."""
+    for (press, model, why), budgets in by_reason(rows).items():
+        at = ", ".join(budgets)
+        yield f"**Not applicable.** {press} on {model} at {at}: {why}; nothing was run."
 
 
 def _left_out(left_out: dict[str, str]) -> Iterator[str]:

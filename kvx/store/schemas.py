@@ -190,6 +190,8 @@ TASK_MEANS = _schema(
     {
         "mean": F64, "ci_low": F64, "ci_high": F64, "difference": F64, "difference_ci_low": F64,
         "difference_ci_high": F64,
+        "categories": pa.list_(S), "category_mean": F64, "category_ci_low": F64,
+        "category_ci_high": F64,
     },
 )  # fmt: skip
 

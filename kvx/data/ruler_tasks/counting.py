@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kvx.data.ruler_tasks.drafts import Count, Draft
+from kvx.data.ruler_tasks.drafts import Count, Draft, shuffled
 from kvx.data.ruler_tasks.words import all_words, nouns_and_adjectives
 
 COMMON = 10  # words that appear most often, and are asked for
@@ -35,7 +35,7 @@ class CommonWords:
         shot = self._shot(rng, 20, 3, 1) if short else self._shot(rng, 40, 10, 3)
         often, seldom = (6, 1) if short else (30, 3)
         pool = self._pool(rng)
-        common, order = pool[:COMMON], rng.random()
+        common, order = pool[:COMMON], rng.getrandbits(32)
         sizes = self._tokens(pool, count)
         fixed = count([shot])[0] + often * sum(sizes[:COMMON])
         before = np.concatenate([[0], np.cumsum(sizes[COMMON:])])
@@ -48,8 +48,7 @@ class CommonWords:
 
         def build(n: int) -> str:
             listed = common * often + pool[COMMON:n] * seldom
-            random.Random(order).shuffle(listed)
-            return shot + self.intro + _numbered(listed)
+            return shot + self.intro + _numbered(shuffled(listed, order))
 
         return Draft("", tuple(common), build, tokens, least=COMMON + 1, most=len(pool))
 
@@ -112,7 +111,7 @@ class FrequentWords:
                 words.append(word)
         sizes = np.array(count([f" {word}" for word in words]))
         shares = np.arange(1, size + 1) ** -self.alpha / ZETA_2
-        order = rng.random()
+        order = rng.getrandbits(32)
 
         def repeats(n: int) -> NDArray[np.int64]:
             found: NDArray[np.int64] = np.floor(n * shares).astype(np.int64)
@@ -120,8 +119,7 @@ class FrequentWords:
 
         def build(n: int) -> str:
             listed = [w for w, k in zip(words, repeats(n), strict=True) for _ in range(k)]
-            random.Random(order).shuffle(listed)
-            return " ".join(listed)
+            return " ".join(shuffled(listed, order))
 
         return Draft(
             "", tuple(words[1:4]), build, lambda n: float(repeats(n) @ sizes),

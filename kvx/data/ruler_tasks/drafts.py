@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 Count = Callable[[Sequence[str]], list[int]]  # tokens of each text
 
 
@@ -30,6 +32,11 @@ class Task(Protocol):
     """One of RULER's tasks: its examples one by one, each from a random generator of its own."""
 
     def draft(self, index: int, rng: random.Random, count: Count) -> Draft: ...
+
+
+def shuffled(items: Sequence[str], seed: int) -> list[str]:
+    """`items` in an order that `seed` (32 bits) decides, whatever numpy's version."""
+    return [items[i] for i in np.random.RandomState(seed).permutation(len(items)).tolist()]
 
 
 def spread(places: Sequence[float], n: int) -> list[int]:

@@ -3,7 +3,7 @@
 import random
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +11,7 @@ from kvx.data.ruler_tasks.drafts import Count, Draft, spread
 from kvx.data.ruler_tasks.needles import NOISE
 
 LETTERS, SHOT_LETTERS = 5, 3  # of a variable's name
+LINES = 64  # whose tokens are counted, for the mean of all
 SHOT_TOKENS, SHOT_LINES = 470, 5  # of the worked example, whose answer has 30 tokens
 
 
@@ -25,13 +26,16 @@ class Tracking:
     asks: str
     hops: int = 4
     chains: int = 1
+    _sizes: dict[str, float] = field(default_factory=dict, repr=False)
 
     def draft(self, index: int, rng: random.Random, count: Count) -> Draft:
         shot = self._shot(rng, count)
         names, value, statements = self._chains(rng, LETTERS)
         places = [sorted(rng.random() for _ in chain) for chain in statements]
-        size = count([" ".join([f"{NOISE}\n"] * 9)])[0] / 9
-        own = sum(count([shot, *(s for chain in statements for s in chain)]))
+        if "own" not in self._sizes:  # the first example's serve all
+            self._sizes["line"] = count([" ".join([f"{NOISE}\n"] * LINES)])[0] / LINES
+            self._sizes["own"] = sum(count([shot, *(s for c in statements for s in c)]))
+        size, own = self._sizes["line"], self._sizes["own"]
         return Draft(
             question=value,
             answers=tuple(names),
@@ -66,10 +70,10 @@ class Tracking:
             body = self.intro + _hidden(statements, places, n)
             return f"{body}\n{asked}{' '.join(names)}\n\n\n\n"
 
-        n = 2 * SHOT_LINES
-        while n > SHOT_LINES and count([text(n)])[0] > SHOT_TOKENS:
-            n -= SHOT_LINES
-        return text(max(n, self.hops + 2))
+        if "shot" not in self._sizes:
+            fits = count([text(2 * SHOT_LINES)])[0] <= SHOT_TOKENS
+            self._sizes["shot"] = 2 * SHOT_LINES if fits else self.hops + 2
+        return text(int(self._sizes["shot"]))
 
 
 def _hidden(statements: Sequence[Sequence[str]], places: Sequence[Sequence[float]], n: int) -> str:

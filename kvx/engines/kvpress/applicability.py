@@ -48,6 +48,8 @@ DOES = {
     ModelFeature.window_attention: "recomputes queries as kvpress does",
     ModelFeature.projected_keys: "recomputes keys before their rotary embedding",
     ModelFeature.future_rotary: "rotates queries to positions that are still to come",
+    ModelFeature.whole_rotation: "turns keys back to other positions",
+    ModelFeature.equal_sizes: "takes keys and values of one size",
     ModelFeature.output_projection: "reads the output projection of each layer",
     ModelFeature.head_size: "takes keys and values of one size",
     ModelFeature.uniform_layers: "scores the whole prompt in every layer",

@@ -8,7 +8,6 @@ import hydra.utils
 from kvx.config import conditions
 from kvx.config.press_choices import PressNeed, Queries
 from kvx.config.press_config import PressConfig
-from kvx.engines.kvpress.adapted import Finch, adapted
 from kvx.errors import UserError
 from kvx.points import Point
 
@@ -44,7 +43,7 @@ class PointPress:
             return None
         config = self.point.config.press
         press = with_queries(instantiate(config, ratio), config.queries)
-        if isinstance(press, Finch):
+        if hasattr(press, "asked_with"):
             press.asked_with(self.question_tokens)
         return press
 
@@ -68,6 +67,8 @@ def instantiate(config: PressConfig, ratio: float) -> Any:
 
     Raises `UserError` for one that takes none, and what its class raises.
     """
+    from kvx.engines.kvpress.adapted import adapted  # imports kvpress, which a plan does without
+
     method = config.method
     assert method is not None
     if config.budget_sets is not None:

@@ -11,6 +11,8 @@ from kvpress import BasePress, ScorerPress
 from kvx.config.numbers import exact
 from kvx.config.press_choices import PressLayers, PressNeed
 from kvx.config.schema import PressConfig
+from kvx.data.model_attention import ANGLES
+from kvx.engines.kvpress.agreement import agreement_of
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
@@ -120,6 +122,12 @@ def check_on_model(point: Point, model: Any) -> None:
         raise UserError(
             f"press={config.name}: keeps another number of entries in each layer, and "
             f"{type(model).__name__} has {reason}; use another press"
+        )
+    angles = agreement_of(model).reasons.get(ANGLES, "") if packs(press) else ""
+    if angles.startswith("kvpress's"):  # it can make them, and they are others
+        raise UserError(
+            f"press={config.name}: {type(press).__name__} turns keys to other positions, and "
+            f"{angles}; use another press"
         )
     try:
         press.post_init_from_model(model)

@@ -70,6 +70,8 @@ def missing_features(model: Any) -> dict[ModelFeature, str]:
         ModelFeature.future_rotary: _no_future_rotary,
         ModelFeature.output_projection: _no_output_projection,
         ModelFeature.head_size: _no_head_size,
+        ModelFeature.equal_sizes: _no_head_size,
+        ModelFeature.whole_rotation: _no_whole_rotation,
     }
     found = {feature: check(model, attention) for feature, check in checks.items()}
     found[ModelFeature.full_layers] = (
@@ -158,6 +160,22 @@ def _no_future_rotary(model: Any, attention: Any) -> str | None:
     if rotary is not None and isinstance(getattr(rotary, "rope_type", None), dict):
         return "the model's layers have rotary embeddings of several types"
     return None if size is None else _no_whole_rotary(model, size)
+
+
+def _no_whole_rotation(model: Any, attention: Any) -> str | None:
+    """Why keys cannot be turned by `inv_freq` as kvpress turns them."""
+    rotary, size = getattr(decoder_of(model), "rotary_emb", None), _head_dim(attention)
+    if size is None or _is_latent(attention):
+        return "the model turns a part of a key only"
+    if rotary is None:
+        return "the model has no rotary embedding"
+    frequencies = getattr(rotary, "inv_freq", None)
+    if frequencies is None:
+        return "the model's layers have rotary embeddings of several types"
+    if (why := _no_whole_rotary(model, size)) is not None and "complex" in why:
+        return why
+    wide = 2 * frequencies.shape[-1]
+    return None if wide == size else f"the model's rotary embedding has {wide} of {size} dimensions"
 
 
 def _no_whole_rotary(model: Any, size: int) -> str | None:
