@@ -212,6 +212,8 @@ def _shortfalls(part: Part, rows: Sequence[tuple[Setting, Result]]) -> Iterator[
 
 def page(found: dict[str, list[tuple[Setting, Result]]], seed: int) -> str:
     parts = [section(part, found[part.name]) for part in PARTS if found.get(part.name)]
+    if missing := [part.title for part in PARTS if found.get(part.name) == []]:
+        parts.append(f"Not measured: {'; '.join(missing)}.")
     return "\n".join([HEAD.format(sure=SURE, seed=seed), "\n\n".join(parts), ""])
 
 

@@ -22,9 +22,11 @@ from kvpress import (
     ChunkKVPress,
     ChunkPress,
     CompactorPress,
+    CriticalAdaKVPress,
     CriticalKVPress,
     ExpectedAttentionPress,
     KVzipPress,
+    MergingPress,
     PyramidKVPress,
     ScorerPress,
     SnapKVPress,
@@ -34,7 +36,7 @@ from kvpress import (
 from kvpress.presses import leverage_press, non_causal_attention_press
 
 from tests.family_queries import own, statistics
-from tests.family_wrappers import in_blocks, in_chunks
+from tests.family_wrappers import in_blocks, in_chunks, merged
 
 KV = tuple[torch.Tensor, torch.Tensor]
 
@@ -70,6 +72,10 @@ def adapt(press: Any, layers: Layers, ids: Sequence[int] | None) -> None:
             part.compress = partial(_thinned, part, part.compress, rotary)
         if isinstance(part, ChunkKVPress):
             part.compress = partial(_chunks, part)
+        if isinstance(part, CriticalAdaKVPress):
+            part.compress = partial(_weighed, part.compress)
+        if isinstance(part, MergingPress):
+            part.compress = partial(merged, part)
         if isinstance(part, ChunkPress):
             part.compress = partial(in_chunks, part)
         if isinstance(part, BlockPress):
@@ -123,9 +129,12 @@ def _thinned(
 ) -> KV:  # fmt: skip
     """ThinK by the model's own queries of its window."""
     n = hidden.shape[1]
-    queries, _ = own(rotary, module, hidden, kwargs, torch.arange(n - press.window_size, n))
+    rows = torch.arange(n - press.window_size, n)
+    queries, _ = own(rotary, module, hidden, kwargs, rows, rows)
     press.compute_window_queries = lambda *_: queries
-    found: KV = compress(module, hidden, keys, values, weights, {"hidden_states": hidden, **kwargs})
+    seen = {"hidden_states": hidden, **kwargs}
+    with patch.object(module, "head_dim", keys.shape[-1], create=True):
+        found: KV = compress(module, hidden, keys, values, weights, seen)
     return found
 
 
@@ -175,6 +184,13 @@ def _projected_norm(values: torch.Tensor, module: Any) -> torch.Tensor:
     repeated = values[0].repeat_interleave(heads // kv_heads, 0)
     norms = (repeated @ by_head).abs().sum(-1)
     return norms.unflatten(0, (kv_heads, -1)).mean(1)[None]
+
+
+def _weighed(compress: Any, *args: Any) -> KV:
+    """CriticalAdaKV, which calls CriticalKV's function for the norms."""
+    with patch.object(CriticalKVPress, "vwl1norm", staticmethod(_projected_norm)):
+        found: KV = compress(*args)
+    return found
 
 
 def _chunks(

@@ -97,3 +97,25 @@ def in_blocks(
         scores = press.press.score(module, None, *part, weights, kwargs)
         kept = among.gather(-1, scores.topk(n_kept, dim=-1).indices)
     return keys.take_along_dim(kept[..., None], 2), values.take_along_dim(kept[..., None], 2)
+
+
+def merged(
+    press: Any, module: Any, hidden: Any, keys: Any, values: Any, weights: Any, kwargs: Any
+) -> KV:
+    """MergingPress: each dropped value joins that of the kept key nearest to its own."""
+    scores = press.press.score(module, hidden, keys, values, weights, kwargs)[0]
+    n_kept = max(1, int(keys.shape[2] * (1 - press.compression_ratio)))
+    kept_keys, kept_values = [], []
+    for head, own in enumerate(scores):
+        at = own.topk(n_kept).indices
+        gone = torch.tensor([i for i in range(len(own)) if i not in set(at.tolist())])
+        unit = torch.nn.functional.normalize(keys[0, head], dim=-1)
+        near, target = (unit[gone] @ unit[at].T).max(-1)
+        near = near.clamp_min(0) * (near >= press.similarity_threshold)
+        size = values[0, head].norm(dim=-1)
+        weight = near * size[gone] / (size[gone] + size[at][target] + 1e-6)
+        total = torch.zeros(n_kept).index_add(0, target, weight)
+        added = values[0, head, at].index_add(0, target, weight[:, None] * values[0, head, gone])
+        kept_keys.append(keys[0, head, at])
+        kept_values.append(added / (1 + total)[:, None])
+    return torch.stack(kept_keys)[None], torch.stack(kept_values)[None]

@@ -51,6 +51,16 @@ def test_slices_of_the_vocabulary_add_up(monkeypatch: pytest.MonkeyPatch) -> Non
         assert found.same_top1 == (rows.argmax(-1) == full.argmax(-1)).tolist()
 
 
+def test_a_token_that_is_ruled_out_is_no_nan() -> None:
+    full = torch.tensor([0.0, 1.0, -torch.inf, 2.0])
+    rows = torch.tensor([[0.0, 1.0, -torch.inf, 2.0], [0.0, 1.0, 2.0, -torch.inf]])
+    found = compare(full, rows, 3)
+    assert found.kl_nats[0] == 0
+    p = full.softmax(-1)
+    assert found.kl_nats[1] == pytest.approx(float(p[3] * (p[3].log() + 200)), rel=0.01)
+    assert found.logprob[1] == -200
+
+
 def works_of(tmp_path: Path, *more: str) -> list[PointWork]:
     full = make_work(tmp_path, *SMALL, "press=none", *more)
     return [

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -110,6 +111,32 @@ def test_a_place_that_is_not_longbenchs_says_what_is_there(tmp_path: Path) -> No
         next(LongBenchSource("lcc", str(tmp_path)).examples())
     with pytest.raises(UserError, match=r"trec_e\.jsonl: no such file; there is lcc, trec"):
         LongBenchSource("trec", str(tmp_path), even=True).revision()
+
+
+def test_the_hubs_files_are_read_from_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's client leaves them; a commit that is there is not asked for again."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    v1 = SHIPPED.source
+    v2: Any = OmegaConf.load(conf_dir() / "dataset/longbench_v2.yaml").source
+    for source in (v1, v2):
+        folder = f"datasets--{source.hub.replace('/', '--')}/snapshots/{source.hub_revision}"
+        (tmp_path / folder).mkdir(parents=True)
+        if source is v1:
+            with zipfile.ZipFile(tmp_path / folder / "data.zip", "w") as archive:
+                archive.writestr("data/trec_e.jsonl", json.dumps(row(0)))
+        else:
+            (tmp_path / folder / "data.json").write_text(json.dumps([second(0)]))
+    source = LongBenchSource("trec", None, v1.hub, v1.hub_revision, True, v1.archive, True)
+    assert [e.example_id for e in source.examples()] == ["trec-0"]
+    assert source.revision().endswith(f"zai-org/LongBench@{v1.hub_revision}")
+    second_source = LongBenchV2Source(hub_revision=v2.hub_revision)
+    assert [e.example_id for e in second_source.examples()] == ["v0"]
+    with pytest.raises(UserError, match=r"holds no qasper_e\.jsonl; there is trec_e"):
+        list(replace(source, task="qasper").examples())
+    with pytest.raises(UserError, match="hub_revision=main: name a commit"):
+        replace(second_source, hub_revision="main").revision()
 
 
 @pytest.mark.parametrize(

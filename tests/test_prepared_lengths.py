@@ -96,6 +96,29 @@ def test_prompts_that_only_just_fit_are_measured(tmp_path: Path) -> None:
     assert longest(free + 9) < free
 
 
+def test_questions_on_one_context_keep_one_context_when_it_is_cut(tmp_path: Path) -> None:
+    rows = [
+        {"context": f"the fox {n} " * 60, "question": "who is it " * k, "answers": ["a"]}
+        for n in (1, 2)
+        for k in (1, 9, 4)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    config = compose(
+        "dataset=local", f"dataset.source.path={file}", f"paths.output={tmp_path}",
+        "dataset.sampling.whole_clusters=true", "dataset.binning.n_bins=1",
+        "model.max_context_tokens=150", "dataset.overflow=truncate_middle",
+        "decoding.max_new_tokens=10",
+    )  # fmt: skip
+    manifest, folder = ensure_manifest(config)
+    contexts: dict[str, set[str]] = {}
+    for example in load_examples(folder).values():
+        contexts.setdefault(example.cluster, set()).add(example.context)
+    assert [len(c) for c in contexts.values()] == [1, 1]
+    assert max(e.prompt_tokens for e in manifest.entries) <= 140
+    assert len({e.context_tokens_cut for e in manifest.entries}) == 1
+
+
 def test_counts_without_a_fast_tokenizer_are_the_same() -> None:
     class Slow:
         def encode(self, text: str, add_special_tokens: bool) -> list[int]:

@@ -4,16 +4,19 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from kvx.analyze.depth_grid import grids
+from kvx.analyze.frames import load_experiment
 from kvx.cli.command import compose
 from kvx.config.schema import Config
 from kvx.data.example import Example
@@ -23,7 +26,7 @@ from kvx.data.ruler_tasks.drafts import spread
 from kvx.data.ruler_tasks.needles import NOISE
 from kvx.data.sources.ruler import TASKS
 from kvx.errors import UserError
-from kvx.scoring.metrics import resolve
+from kvx.scoring.metrics import metric, resolve
 from tests.conftest import Kvx
 
 LIMITS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
@@ -187,6 +190,38 @@ def test_needles_stand_where_they_are_asked_to(generate: Generate) -> None:
         generate("niah_multivalue", 4000, 1, depths=[50])
     with pytest.raises(UserError, match=r"depths=\[101"):
         generate("niah_single_1", 4000, 1, depths=[101])
+
+
+@metric(binary=True)
+def asks_for_odd(prediction: str, answers: Sequence[str]) -> float:
+    """Of the reference alone, so that the expected means are known."""
+    return float(int(answers[0]) % 2)
+
+
+def test_depths_and_lengths_make_a_heat_map(kvx: Kvx) -> None:
+    """The embedded model knows none of these words; what counts is where each score stands."""
+    outcome = kvx(
+        "all", "dataset=ruler_generated", "dataset.length=300,450", "press=knorm", "budget=1.0,0.5",
+        "dataset.source.depths=[0,50,100]", "dataset.sampling.n_per_bin=6", "experiment_name=x",
+        "dataset.metrics=[tests.test_ruler.asks_for_odd]", "decoding.max_new_tokens=2",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    folder = Path("outputs/runs/x")
+    (grid,) = grids(load_experiment(folder, Path("outputs")), Path("outputs"))
+    assert (grid.depths, grid.lengths, grid.task) == ([0, 50, 100], [300, 450], "niah_single_1")
+    assert [panel.title for panel in grid.panels] == ["knorm, budget 1", "knorm, budget 0.5"]
+    manifests = {
+        json.loads(file.read_text())["entries"][0]["prompt_tokens"]: file.parent
+        for file in Path("outputs/data/processed").glob("*/*/manifest.json")
+    }
+    for column, n_tokens in enumerate(sorted(manifests)):
+        rows = pq.read_table(manifests[n_tokens] / "examples.parquet").to_pylist()
+        odd = [int(row["answers"][0]) % 2 for row in rows]
+        for panel in grid.panels:
+            found = panel.means[:, column].tolist()
+            assert found == [(odd[i] + odd[i + 3]) / 2 for i in range(3)]
+    assert (folder / "plots" / "needle_depths_niah_single_1.png").stat().st_size > 5000
+    assert "](plots/needle_depths_niah_single_1.png)" in (folder / "report.md").read_text()
 
 
 def test_places_are_distinct_and_in_order() -> None:

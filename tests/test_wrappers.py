@@ -200,6 +200,17 @@ def test_shipped_wrappers_keep_their_identity() -> None:
     assert resolved(named) == {**resolved(found), "name": "adakv_snapkv"}
 
 
+@torch.inference_mode()
+def test_blocks_keep_what_knorm_keeps(tmp_path: Path) -> None:
+    """Which is why it is told of every prompt."""
+    kept = [
+        prefilled(recall(tmp_path, *press, "budget=0.3", n=1)).buckets[0]._layers[0]
+        for press in (["press=knorm"], ["press=block", "press.inner=knorm"])
+    ]
+    alone, blocks = (layer.values[0, :, : layer.end].sum(-1).sort(-1).values for layer in kept)
+    assert torch.allclose(alone, blocks)
+
+
 def test_what_holds_of_the_inner_press_holds_of_the_outer_one() -> None:
     press = compose("press=adakv", "press.inner=criticalkv", "press.inner.inner=lagkv").press
     assert press.name == "adakv_criticalkv_lagkv"
@@ -209,6 +220,8 @@ def test_what_holds_of_the_inner_press_holds_of_the_outer_one() -> None:
     assert press.degenerate_when[0].when == "prompt_tokens < 4 + 2 * 128"
     chunk = compose("press=chunk", "press.inner=streaming", "press.method.chunk_length=100").press
     assert "min(prompt_tokens, chunk_length)" in chunk.degenerate_when[-1].when
+    block = compose("press=block", "press.inner=knorm").press
+    assert block.degenerate_when[-1].reason == "it keeps what knorm keeps"
     dms = compose("press=dms").press
     assert [needed.file for needed in dms.hub] == ["nvidia/KVzap-mlp-{model}:model.safetensors"]
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvx.analyze import fidelity_plots, plots, tradeoff
+from kvx.analyze import depth_grid, fidelity_plots, plots, tradeoff
 from kvx.analyze.bin_stats import Row
 from kvx.analyze.controller_stats import controller_stats
 from kvx.analyze.dose_stats import dose_response
@@ -142,6 +142,7 @@ def analyze_experiment(config: Config) -> None:
             folder / "plots",
             config.analyze.confidence,
         )
+        depth_grid.draw(depth_grid.grids(experiment, output), folder / "plots")
         small = _small(experiment, rows, output)
         written()
         sqlite.finish(temporary, database, small)

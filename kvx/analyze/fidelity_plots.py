@@ -135,7 +135,7 @@ def _label_log_ends(axis: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def _row_per_press(rows: pd.DataFrame, percent: str) -> Figure:
-    """A row per press, sorted by the KL of its cheapest budget; a colour per budget."""
+    """A row per press, the nearest to the full cache on top; a colour per budget."""
     order = rows.sort_values(["budget_kind", "budget"], ascending=[True, False], kind="stable")
     budgets = list(dict.fromkeys(zip(order["budget_kind"], order["budget_asked"], strict=True)))
     shades = mpl.colormaps["viridis"](np.linspace(0.1, 0.85, len(budgets)))

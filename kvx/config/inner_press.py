@@ -7,6 +7,7 @@ holds
 - `default`: the same in the press's own YAML, for what `method` wraps as it stands there,
 - `sees`: how much of a prompt the inner press is given, where that is not all, as an expression,
 - `asked`: how many entries it is asked to keep of that, where the share is not the budget's,
+- `same`: inner presses that keep what they would keep without the outer one,
 - arguments of the inner press by name. In a chain they stand below the inner press's name.
 
 The inner press may be a wrapper with an `inner` of its own.
@@ -29,7 +30,7 @@ from kvx.errors import UserError, first_line
 
 # arguments of a wrapper that hold what it wraps: one press, or several in a row
 ONE, SEVERAL = "press", "presses"
-SETTINGS = ("name", "default", "sees", "asked")
+SETTINGS = ("name", "default", "sees", "asked", "same")
 
 
 def with_inner(press: PressConfig) -> PressConfig:
@@ -61,6 +62,10 @@ def with_inner(press: PressConfig) -> PressConfig:
     )
     for part in parts:
         found = _taken_over(found, part, asked.get("sees"), asked.get("asked"))
+    for part in parts:
+        if part.name in asked.get("same", ()):
+            alike = Degenerate(when="prompt_tokens > 0", reason=f"it keeps what {part.name} keeps")
+            found.degenerate_when.append(alike)
     return found
 
 

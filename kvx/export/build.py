@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from kvx.analyze import plots
+from kvx.analyze import fidelity_plots, plots
 from kvx.analyze.build import inputs_hash, tables_of
 from kvx.config.export import ExportFormat
 from kvx.config.schema import Config
@@ -46,6 +46,9 @@ def export_experiment(config: Config) -> list[Path]:
                 target / "plots",
                 config.analyze.confidence,
                 images,
+            )
+            written += fidelity_plots.draw_all(
+                frames["fidelity_stats"], target / "plots", config.analyze.confidence, images
             )
     log.info("export: %d files → %s", len(written), target)
     return written

@@ -114,14 +114,15 @@ def _tell(config: Config, manifest: Manifest) -> None:
             len(manifest.entries),
             usual,
         )
+    most = config.dataset.max_prompt_tokens
     cut = sorted(e.context_tokens_cut for e in manifest.entries if e.context_tokens_cut)
     if cut:
         log.warning(
-            "prepare: %d of %d contexts do not fit model=%s and were cut (dataset.overflow=%s), by "
-            "%d tokens in the middle case, %d at most",
+            "prepare: %d of %d contexts do not fit %s and were cut (dataset.overflow=%s), by %d "
+            "tokens in the middle case, %d at most",
             len(cut),
             len(manifest.entries),
-            config.model.name,
+            f"model={config.model.name}" if most is None else f"dataset.max_prompt_tokens={most}",
             config.dataset.overflow.name,
             cut[len(cut) // 2],
             cut[-1],

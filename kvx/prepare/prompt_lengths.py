@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
 
 from kvx.config.dataset import BinUnit, Overflow
 from kvx.config.engine import OpenAIConfig
@@ -41,6 +42,9 @@ class Sizer:
         self.limit = max_context_tokens(config.model)
         self.most = config.dataset.max_prompt_tokens
         self.known = _vocabulary(config)
+        overflow, sampling = config.dataset.overflow, config.dataset.sampling
+        # questions on one context keep one context, whatever is cut
+        self.alike = sampling.whole_clusters and overflow is not Overflow.truncate_prompt
 
     def length(self, example: Example, context_tokens: int) -> int:
         """What decides an example's bin. Raises `UserError` for a row without words of its own."""
@@ -69,7 +73,7 @@ class Sizer:
         byte around it, and some to spare exceed the model's context. Raises `UserError` for one
         that does not fit and must not be cut, and for tokens that the model does not have.
         """
-        for batch in batches(examples, _chars):
+        for batch in self._batches(examples):
             found = self.count([example.context for example in batch])
             sized, unsure = {}, {}
             for place, (example, context) in enumerate(zip(batch, found, strict=True)):
@@ -82,8 +86,12 @@ class Sizer:
                     sized[place] = Sized(example, context.n_tokens)
                 else:
                     unsure[place] = example
-            for place, found_size in zip(unsure, self._sized(list(unsure.values())), strict=True):
-                sized[place] = self._cut(found_size)
+            if self.alike:
+                contexts = {example.context for example in unsure.values()}
+                unsure = {n: e for n, e in enumerate(batch) if e.context in contexts}
+            found_sizes = list(self._sized(list(unsure.values())))
+            cut = self._cut_alike(found_sizes) if self.alike else map(self._cut, found_sizes)
+            sized |= dict(zip(unsure, cut, strict=True))
             yield from (sized[place] for place in range(len(batch)))
 
     def complete(self, chosen: Sequence[Sized]) -> list[Sized]:
@@ -117,6 +125,29 @@ class Sizer:
     def _new_tokens(self, example: Example) -> int:
         usual = self.config.decoding.max_new_tokens
         return usual if example.max_new_tokens is None else example.max_new_tokens
+
+    def _batches(self, examples: Iterator[Example]) -> Iterator[list[Example]]:
+        """Lists of examples; neighbours on one context stay together where they are cut alike."""
+        if not self.alike:
+            return batches(examples, _chars)
+        groups = (list(group) for _, group in groupby(examples, key=lambda e: e.context))
+        joined = batches(groups, lambda group: sum(map(_chars, group)))
+        return (list(chain.from_iterable(groups)) for groups in joined)
+
+    def _cut_alike(self, sizes: Sequence[Sized]) -> Iterator[Sized]:
+        """Each example, the questions on one context cut as the longest of them."""
+        for _, group in groupby(sizes, key=lambda sized: sized.example.context):
+            asked = list(group)
+            longest = max(asked, key=self._excess)
+            cut = self._cut(longest)
+            if cut is longest:
+                yield from asked
+                continue
+            context, was = cut.example.context, {TRUNCATED_FROM: longest.context_tokens}
+            examples = [
+                replace(a.example, context=context, meta={**a.example.meta, **was}) for a in asked
+            ]
+            yield from self._sized(examples)
 
     def _cut(self, sized: Sized) -> Sized:
         excess, example = self._excess(sized), sized.example

@@ -17,6 +17,7 @@ from kvx.analyze.build import (
     tables_of,
 )
 from kvx.analyze.columns import ALL_BINS
+from kvx.analyze.depth_grid import PREFIX
 from kvx.analyze.leaders import ALL_VARIANTS
 from kvx.analyze.naming import metric_title
 from kvx.config.analyze import AnalyzeConfig
@@ -145,6 +146,7 @@ def _context(
             config.analyze, found, leaders, equivalence, goodput, samples, fidelity_stats,
         ),
         "benchmarks": list(task_section.benchmarks(task_means)),
+        "depth_plots": sorted(f.name for f in (folder / "plots").glob(f"{PREFIX}_*.png")),
         "leaders_of_all": leaders_section.leaders_table(leaders, ALL_VARIANTS),
         "proof": [*proof_section.sentences(found), *proof_section.uncompressed(overall)],
         "not_applicable": tables.not_applicable_table(apart),

@@ -14,6 +14,7 @@ from kvx.data.ruler_tasks.words import all_words, nouns_and_adjectives
 
 COMMON = 10  # words that appear most often, and are asked for
 EASIER_BELOW = 4096  # tokens; shorter lists repeat less often
+ENTRY_TOKENS = 3  # of a list's entry at least: number, dot and word
 ZETA_2 = np.pi**2 / 6
 
 
@@ -34,7 +35,7 @@ class CommonWords:
         short = self.length < EASIER_BELOW
         shot = self._shot(rng, 20, 3, 1) if short else self._shot(rng, 40, 10, 3)
         often, seldom = (6, 1) if short else (30, 3)
-        pool = self._pool(rng)
+        pool = self._pool(rng, COMMON + self.length // (ENTRY_TOKENS * seldom))
         common, order = pool[:COMMON], rng.getrandbits(32)
         sizes = self._tokens(pool, count)
         fixed = count([shot])[0] + often * sum(sizes[:COMMON])
@@ -52,11 +53,10 @@ class CommonWords:
 
         return Draft("", tuple(common), build, tokens, least=COMMON + 1, most=len(pool))
 
-    def _pool(self, rng: random.Random) -> list[str]:
-        """Distinct words in random order: wonderwords', and where they run out pairs of them."""
-        words = list(all_words())
-        rng.shuffle(words)
-        if (more := self.length // 9 - len(words)) > 0:
+    def _pool(self, rng: random.Random, n: int) -> list[str]:
+        """`n` distinct words: wonderwords', and where they run out pairs of them."""
+        words = rng.sample(all_words(), min(n, len(all_words())))
+        if (more := n - len(words)) > 0:
             nouns, adjectives = nouns_and_adjectives()
             pairs = {f"{rng.choice(adjectives)}-{rng.choice(nouns)}": None for _ in range(2 * more)}
             words += list(pairs)[:more]

@@ -42,12 +42,11 @@ class Leader(Sampler):
         self.known = known
 
     def choose(self, rows: Sequence[Row], logits: torch.Tensor) -> torch.Tensor:
-        at = leading(rows)
-        own = super().choose([rows[at]], logits[at : at + 1])
+        at, own = leading(rows), super().choose(rows, logits)  # which refuses nan in any row
         step = len(rows[at].tokens)
         if step == len(self.known):
-            self.known.append(int(own))
-        return own.new_full((len(rows),), self.known[step])
+            self.known.append(int(own[at]))
+        return torch.full_like(own, self.known[step])
 
 
 def leading(rows: Sequence[Row]) -> int:

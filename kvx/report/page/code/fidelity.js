@@ -51,11 +51,11 @@ function fidelityCurves(experiment, variant, series, bin, width) {
   }));
 }
 
-/** A row per press, farthest first, for more presses than curves can tell apart; paler the less is kept. */
+/** A row per press, nearest first, for more presses than curves can tell apart; paler the less is kept. */
 function fidelityRowsPlot(experiment, variant, series, bin, width) {
   const columns = width > 760 ? 2 : 1;
   const kl = fidelityRows(experiment, variant, series, bin, "kl");
-  const names = d3.groupSort(kl, (g) => -d3.max(g, (r) => r.y), (r) => r.panel);
+  const names = d3.groupSort(kl, (g) => d3.max(g, (r) => r.y), (r) => r.panel);
   const widest = Math.min(190, 20 + 6.4 * (d3.max(names, (n) => n.length) ?? 0));
   return el("div", { class: "beside" }, MEASURED.map((measured, i) => {
     const rows = fidelityRows(experiment, variant, series, bin, measured.key);
