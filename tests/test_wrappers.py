@@ -79,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """All of them in one run of the engine, with what they load from the hub."""
     folder = tmp_path_factory.mktemp("wrappers")
     work = {
-        press: recall(folder, "budget=0.5", f"press={press}", *typed)
+        press: recall(folder, "budget=0.5", f"press={press}", *typed, n=9)
         for press, (typed, _) in THEIRS.items()
     }
     with pytest.MonkeyPatch.context() as patch:
