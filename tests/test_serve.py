@@ -10,10 +10,13 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from kvx.cli.command import compose
+from kvx.cli.press_files import shipped_presses
+from kvx.config.press_choices import PressNeed
 from kvx.config.schema import BudgetKind
 from kvx.data.prompt import PromptBuilder
 from kvx.data.tokenizer import load_tokenizer
 from kvx.engines.base import PointWork, Response, seed_of
+from tests.presses import RUNNABLE
 from tests.serving import Running, serving
 from tests.test_engine import answers, make_work, recall
 
@@ -133,7 +136,10 @@ def test_the_list_of_models_says_who_serves(client: OpenAI) -> None:
     assert (model.id, model.owned_by) == ("tiny_recall", "kvx")
     assert client.models.retrieve("tiny_recall").owned_by == "kvx"
     known = (model.model_extra or {})["kvx"]["presses"]
-    assert sorted(PRESSES) == known  # those that mask (adakv, kvzip) are not served
+    alone = {PressNeed.masks, PressNeed.query_in_prompt}
+    shared = [p.name for p in shipped_presses() if not alone & set(p.needs)]
+    assert known == sorted(set(shared) & {"none", *RUNNABLE})  # not adakv, not finch
+    assert set(PRESSES) <= set(known)
     assert "adakv" not in known
 
 
