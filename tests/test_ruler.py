@@ -186,6 +186,7 @@ def test_needles_stand_where_they_are_asked_to(generate: Generate) -> None:
             before = example.context.rindex("One of the special", 0, at) / len(example.context)
             assert before == pytest.approx(depths[index % 4] / 100, abs=0.06)
             assert example.meta["depth"] == pytest.approx(depths[index % 4] / 100, abs=0.06)
+            assert example.meta["asked_depth"] == depths[index % 4] / 100
     with pytest.raises(UserError, match="niah_multivalue has no single needle; use one of niah_s"):
         generate("niah_multivalue", 4000, 1, depths=[50])
     with pytest.raises(UserError, match=r"depths=\[101"):

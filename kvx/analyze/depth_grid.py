@@ -1,7 +1,7 @@
 """Needles at chosen depths: the mean score by depth and length, for each press and budget."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,33 +71,46 @@ def _grid(
     depths = sorted({depth for point in points for depth in _depths(point)})
     lengths = sorted({length for point in points if (length := _length(point))})
     scores: dict[tuple[Any, ...], dict[tuple[int, int], list[float]]] = {}
+    of_one_length = Counter((*_series(experiment, point), _length(point)) for point in points)
     for point in points:
-        series = experiment.series_columns(point)
-        own = (series["press"], series["controller"], -point.budget_asked, series["budget_label"])
-        cells = scores.setdefault(own, defaultdict(list))
+        own = _series(experiment, point)
+        # of points that differ in settings too, a panel for each
+        several = of_one_length[*own, _length(point)] > 1
+        label = experiment.variant_labels[point.info["variant_id"]] if several else ""
+        cells = scores.setdefault((*own, label), defaultdict(list))
         column = lengths.index(_length(point) or 0)
         judged = experiment.of("judged", point.id)
-        asked = np.array(_depths_of(point.manifest_dir(output), _depths(point)))
+        asked = _depths_of(point.manifest_dir(output))
         primary = judged["primary"].astype(bool)
         for place, score in zip(judged["place"][primary], judged["score"][primary], strict=True):
-            cells[depths.index(asked[place]), column].append(float(score))
+            cells[_nearest(depths, asked[place]), column].append(float(score))
     panels = []
     for own in sorted(scores):
         means = np.full((len(depths), len(lengths)), np.nan)
         for cell, values in scores[own].items():
             means[cell] = np.mean(values)
-        press, controller, _, budget = own
+        press, controller, _, budget, label = own
         steered = "" if controller == "none" else f" + {controller}"
-        panels.append(Panel(f"{press}{steered}, budget {budget}", means))
+        panels.append(Panel(f"{press}{steered}, budget {budget}{label and f', {label}'}", means))
     task = points[0].info["config"]["dataset"]["task"]
     return Grid(f"{model}, {dataset}", task, depths, lengths, panels)
 
 
-def _depths_of(manifest: Path, asked: list[float]) -> list[float]:
-    """For each example of a manifest, in its order, the asked depth that it is nearest to."""
+def _nearest(depths: list[float], asked: float) -> int:
+    """Its number among `depths`: shares lose the last bits of a percentage."""
+    return int(np.argmin(np.abs(np.array(depths) - asked)))
+
+
+def _series(experiment: Experiment, point: PointRecord) -> tuple[Any, ...]:
+    """Press, controller and budget; the largest budget sorts first."""
+    series = experiment.series_columns(point)
+    return series["press"], series["controller"], -point.budget_asked, series["budget_label"]
+
+
+def _depths_of(manifest: Path) -> list[float]:
+    """The depth in percent at which each example of a manifest was asked, in its order."""
     rows = pq.read_table(examples_file(manifest), columns=["meta_json"], partitioning=None)
-    told = (100 * json.loads(text)["depth"] for text in rows["meta_json"].to_pylist())
-    return [min(asked, key=lambda depth, own=own: abs(depth - own)) for own in told]  # type: ignore[misc]
+    return [100 * json.loads(text)["asked_depth"] for text in rows["meta_json"].to_pylist()]
 
 
 def _figure(grid: Grid) -> Figure:

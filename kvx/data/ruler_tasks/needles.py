@@ -172,7 +172,7 @@ class Needles:
             tokens=lambda n: before[n] + own,
             most=len(text.pieces),
             cluster=text.name,
-            meta=lambda n: _told(positions(n), n),
+            meta=lambda n: _told(positions(n), n, depth),
         )
 
     def _noise(self, count: Count) -> tuple[Lines, float]:
@@ -216,7 +216,7 @@ def _among(
         build=lambda n: "\n".join(_with(lines(n), asked.needles, positions(n))),
         tokens=lambda n: n * size,
         least=len(asked.needles),
-        meta=lambda n: _told(positions(n), n),
+        meta=lambda n: _told(positions(n), n, depth),
     )
 
 
@@ -234,7 +234,9 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])}, and {names[-1]}"
 
 
-def _told(positions: Sequence[int], n: int) -> dict[str, Any]:
-    """Depths of the needles as shares of the haystack; of one needle its own."""
+def _told(positions: Sequence[int], n: int, asked: float | None) -> dict[str, Any]:
+    """Depths of the needles as shares of the haystack; of one needle its own, and the one asked."""
     depths = [round(position / n, 4) for position in positions]
-    return {"depth": depths[0]} if len(depths) == 1 else {"depths": depths}
+    if len(depths) > 1:
+        return {"depths": depths}
+    return {"depth": depths[0]} if asked is None else {"depth": depths[0], "asked_depth": asked}
