@@ -79,7 +79,7 @@ def test_what_a_press_hides_was_not_kept() -> None:
     layers = [CachedLayer(0, module, 1), CachedLayer(1, SimpleNamespace(), 1)]
     found = unmasked_positions(layers, [2, 2], 3)
     assert found is not None
-    assert found.percent() == [50, 100, 50]
+    assert found.percent() == [75, 100, 75]  # the second layer hides nothing
     assert unmasked_positions(layers[1:], [2], 3) is None
 
 

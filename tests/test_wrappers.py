@@ -185,6 +185,8 @@ def test_finch_keeps_what_it_keeps_with_its_delimiter(tmp_path: Path) -> None:
 
 def test_shipped_wrappers_keep_their_identity() -> None:
     """They were on SnapKV before another press could be named."""
+    own = compose("press=adakv", "press.degenerate_at_tokens=3").press
+    assert (own.degenerate_at_tokens, own.min_prompt_tokens) == (3, 64)
     found = compose("press=adakv").press
     snapkv = {"_target_": "kvpress.SnapKVPress", "window_size": 64, "kernel_size": 5}
     assert resolved(found) == {

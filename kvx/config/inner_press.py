@@ -31,6 +31,11 @@ from kvx.errors import UserError, first_line
 # arguments of a wrapper that hold what it wraps: one press, or several in a row
 ONE, SEVERAL = "press", "presses"
 SETTINGS = ("name", "default", "sees", "asked", "same")
+# numbers that a wrapper has from what it wraps, and what they are where neither says one
+NUMBERS: dict[str, int] = {
+    name: getattr(PressConfig, name)
+    for name in ("degenerate_at_tokens", "min_prompt_tokens", "tolerance_tokens")
+}
 
 
 def with_inner(press: PressConfig) -> PressConfig:
@@ -62,6 +67,8 @@ def with_inner(press: PressConfig) -> PressConfig:
     )
     for part in parts:
         found = _taken_over(found, part, asked.get("sees"), asked.get("asked"))
+    told = {name: value for name in NUMBERS if (value := getattr(press, name)) != NUMBERS[name]}
+    found = replace(found, **told)  # what the wrapper's file or the command line says stands
     for part in parts:
         if part.name in asked.get("same", ()):
             alike = Degenerate(when="prompt_tokens > 0", reason=f"it keeps what {part.name} keeps")

@@ -111,15 +111,16 @@ def unmasked_positions(
 
     `heads` are the layers' numbers of KV heads.
     """
+    hidden = [getattr(layer.attention, "masked_key_indices", None) for layer in layers]
+    if all(masked is None for masked in hidden):
+        return None
     found = KeptPositions()
-    for layer, n_heads in zip(layers, heads, strict=True):
-        masked = getattr(layer.attention, "masked_key_indices", None)
-        if masked is None:
-            continue
+    for masked, n_heads in zip(hidden, heads, strict=True):
         marks = torch.ones(n_heads, n, dtype=torch.bool)
-        marks[masked[1].cpu(), masked[2].cpu()] = False
+        if masked is not None:
+            marks[masked[1].cpu(), masked[2].cpu()] = False
         found.add(marks)
-    return found if found.percent() is not None else None
+    return found
 
 
 def _fingerprints(entries: torch.Tensor) -> torch.Tensor:
