@@ -73,3 +73,14 @@ def test_flags_by_place_are_those_of_the_paired_table(
                 assert found[name][at] == expected or (
                     np.isnan(found[name][at]) and np.isnan(expected)
                 )
+
+
+def test_all_entries_with_less_of_each_are_what_was_asked() -> None:
+    """ThinK keeps 100 entries and three quarters of their bytes; the second row keeps 90 of 75."""
+    requests = pd.DataFrame({
+        "kv_entries_nominal": [75.0, 75.0, 75.0, None],
+        "kv_entries_effective": [100.0, 90.0, 75.6, None],
+        "kv_bytes_nominal": [7500, 7500, 7500, None],
+        "kv_bytes_effective": [7500, 9000, 7560, None],
+    })  # fmt: skip
+    assert keeps_another_number(requests).tolist() == [False, True, False, False]

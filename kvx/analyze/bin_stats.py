@@ -127,12 +127,12 @@ def _cost_columns(asked: Columns) -> Row:
         "output_tokens_mean": _mean(asked["output_tokens"]),
         "kv_bytes_mean": _mean(asked["kv_bytes_physical"]),
         "kv_bytes_full_mean": _mean(full),
-        "budget_measured": _mean(_kept_share(effective / full, asked["kv_compressed_share"])),
+        "budget_measured": _mean(kept_share(effective / full, asked["kv_compressed_share"])),
         "kv_compressed_share": _mean(asked["kv_compressed_share"]),
     }
 
 
-def _kept_share(of_all: NDArray[Any], compressed: NDArray[Any]) -> NDArray[Any]:
+def kept_share(of_all: NDArray[Any], compressed: NDArray[Any]) -> NDArray[Any]:
     """The share of the entries in compressed layers that was kept, from that `of_all` KV bytes.
 
     `compressed` is the share of all bytes that lies in such layers; where it is null, all of them.

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ def grids(experiment: Experiment, output: Path) -> list[Grid]:
     """One per model and task whose source places its needles at `depths`, and has a length."""
     found: dict[tuple[str, str], list[PointRecord]] = defaultdict(list)
     for point in experiment.points:
-        if _depths(point) and _length(point):
+        if _depths(point) and _length(point) and None not in _depths_of(point.manifest_dir(output)):
             found[point.info["model"], point.info["dataset"]].append(point)
     return [_grid(experiment, output, *key, points) for key, points in found.items()]
 
@@ -96,8 +97,9 @@ def _grid(
     return Grid(f"{model}, {dataset}", task, depths, lengths, panels)
 
 
-def _nearest(depths: list[float], asked: float) -> int:
+def _nearest(depths: list[float], asked: float | None) -> int:
     """Its number among `depths`: shares lose the last bits of a percentage."""
+    assert asked is not None
     return int(np.argmin(np.abs(np.array(depths) - asked)))
 
 
@@ -107,10 +109,15 @@ def _series(experiment: Experiment, point: PointRecord) -> tuple[Any, ...]:
     return series["press"], series["controller"], -point.budget_asked, series["budget_label"]
 
 
-def _depths_of(manifest: Path) -> list[float]:
-    """The depth in percent at which each example of a manifest was asked, in its order."""
+@lru_cache
+def _depths_of(manifest: Path) -> list[float | None]:
+    """The depth in percent at which each example of a manifest was asked, in its order.
+
+    None for one that does not tell, as another source's.
+    """
     rows = pq.read_table(examples_file(manifest), columns=["meta_json"], partitioning=None)
-    return [100 * json.loads(text)["asked_depth"] for text in rows["meta_json"].to_pylist()]
+    asked = (json.loads(text).get("asked_depth") for text in rows["meta_json"].to_pylist())
+    return [None if depth is None else 100 * depth for depth in asked]
 
 
 def _figure(grid: Grid) -> Figure:

@@ -1,9 +1,12 @@
 """What must be known of all points before statistics of one are made, and the checks of each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from kvx.analyze.columns import Columns
 from kvx.engines.base import ROUNDING
@@ -24,8 +27,7 @@ class Facts:
 
     def add(self, point: PointRecord, requests: Columns, judged: Columns) -> None:
         """Note what a point's columns say."""
-        apart = np.abs(requests["kv_entries_effective"] - requests["kv_entries_nominal"])
-        if (apart > ROUNDING).any():  # what was not measured is not known to be another
+        if another_number(requests).any():
             self.keep_another_number.add(point.id)
         known = ~judged["missing"]
         graded = known & (judged["score"] != 0.0) & (judged["score"] != 1.0)
@@ -49,11 +51,27 @@ class Facts:
         return {name for name, higher in self._higher.items() if not higher}
 
 
+def another_number(requests: Mapping[str, Any] | pd.DataFrame) -> NDArray[np.bool_]:
+    """Of each request, whether more than rounding parts what was kept from what was asked.
+
+    A press that keeps all entries and less of each (ThinK) keeps what was asked if its bytes are
+    as many. What was not measured is not known to be another number.
+    """
+    entries, asked, held, asked_bytes = (
+        np.asarray(requests[f"kv_{unit}_{kind}"], dtype=float)
+        for unit in ("entries", "bytes")
+        for kind in ("effective", "nominal")
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rounding = ROUNDING * asked_bytes / asked
+        same_bytes = np.abs(held - asked_bytes) <= rounding
+    off: NDArray[np.bool_] = (np.abs(entries - asked) > ROUNDING) & ~same_bytes
+    return off
+
+
 def keeps_another_number(requests: pd.DataFrame) -> "pd.Series[bool]":
-    """Of each request, whether more than rounding parts what was kept from what was asked."""
-    effective = requests["kv_entries_effective"].astype(float)
-    off = (effective - requests["kv_entries_nominal"].astype(float)).abs()
-    return off > ROUNDING
+    """`another_number` of each row of a table."""
+    return pd.Series(another_number(requests).tolist(), index=requests.index, dtype=bool)
 
 
 def check_counts(point: PointRecord, requests: Columns) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kvx.analyze.bin_stats import Row, null
+from kvx.analyze.bin_stats import Row, kept_share, null
 from kvx.analyze.columns import ALL_BINS, Columns
+from kvx.analyze.facts import another_number
 from kvx.analyze.frames import Experiment
 from kvx.analyze.point_tables import PointTables
 from kvx.config.analyze import AnalyzeConfig
-from kvx.engines.base import ROUNDING
 from kvx.stats import clustered
 from kvx.stats.intervals import Interval
 from kvx.store import fidelity_schemas
@@ -32,7 +32,8 @@ from kvx.store.layout import FIDELITY
 POSITIONS: tuple[tuple[int, int | None], ...] = ((1, 1), (2, 4), (5, 16), (17, 64), (65, None))
 PER_REQUEST = (
     "bin", "compressed_tokens", "degenerate", "adapted", "error_type", "kv_entries_nominal",
-    "kv_entries_effective", "kv_bytes_physical", "kv_bytes_full",
+    "kv_entries_effective", "kv_bytes_nominal", "kv_bytes_effective", "kv_bytes_physical",
+    "kv_bytes_full", "kv_compressed_share",
 )  # fmt: skip
 PER_TOKEN = ("kl_nats", "same_top1", "logprob", "full_logprob")
 
@@ -74,8 +75,7 @@ def load_compared(folder: Path, output: Path) -> ComparedExperiment:
     experiment = ComparedExperiment(folder, points, manifests)
     for point in points:
         requests = experiment.of("requests", point.id)
-        apart = np.abs(requests["kv_entries_effective"] - requests["kv_entries_nominal"])
-        if (apart > ROUNDING).any():
+        if another_number(requests).any():
             experiment.facts.keep_another_number.add(point.id)
     return experiment
 
@@ -132,8 +132,10 @@ def _by_bin(requests: Columns) -> Iterator[tuple[int, NDArray[np.bool_]]]:
 
 
 def _kept(requests: Columns, asked: NDArray[np.bool_]) -> Row:
-    share = requests["kv_entries_effective"][asked] / requests["compressed_tokens"][asked]
-    held, full = (requests[f"kv_bytes_{name}"][asked] for name in ("physical", "full"))
+    effective, held, full = (
+        requests[f"kv_bytes_{name}"][asked] for name in ("effective", "physical", "full")
+    )
+    share = kept_share(effective / full, requests["kv_compressed_share"][asked])
     known = ~np.isnan(share)
     if not known.any():
         return {"budget_measured": None, "kv_bytes_mean": None, "kv_bytes_full_mean": None}

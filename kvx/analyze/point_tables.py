@@ -28,6 +28,7 @@ USED = {
         "bin", "compressed_tokens", "has_response", "budget_verified", "degenerate", "adapted",
         "output_tokens", "kv_bytes_effective", "kv_bytes_physical", "kv_bytes_full",
         "kv_compressed_share", "context_tokens_cut", "kv_entries_nominal", "kv_entries_effective",
+        "kv_bytes_nominal",
     ),
     "latency": (
         "bin", "error_type", "latency_s", "ttft_s", "tpot_s", "peak_memory_bytes", "example_id",

@@ -127,11 +127,13 @@ class Sizer:
         return usual if example.max_new_tokens is None else example.max_new_tokens
 
     def _batches(self, examples: Iterator[Example]) -> Iterator[list[Example]]:
-        """Lists of examples; neighbours on one context stay together where they are cut alike."""
+        """Lists of examples; those on one context come together where they are cut alike."""
         if not self.alike:
             return batches(examples, _chars)
-        groups = (list(group) for _, group in groupby(examples, key=lambda e: e.context))
-        joined = batches(groups, lambda group: sum(map(_chars, group)))
+        groups: dict[str, list[Example]] = {}
+        for example in examples:
+            groups.setdefault(example.context, []).append(example)
+        joined = batches(iter(groups.values()), lambda group: sum(map(_chars, group)))
         return (list(chain.from_iterable(groups)) for groups in joined)
 
     def _cut_alike(self, sizes: Sequence[Sized]) -> Iterator[Sized]:

@@ -68,7 +68,8 @@ PAGE = "report.html"
 # the columns of requests that the report tells of
 TOLD = (
     "point_id", "budget_verified", "budget_proof", "kv_entries_nominal", "kv_entries_effective",
-    "degenerate", "degenerate_reason", "adapted", "made_with",
+    "kv_bytes_nominal", "kv_bytes_effective", "degenerate", "degenerate_reason", "adapted",
+    "made_with",
 )  # fmt: skip
 
 

@@ -91,7 +91,8 @@ def verdicts(stats: pd.DataFrame, several: bool) -> Iterator[str]:
         told = _told(near, several)
         if len(order) > 1:
             told = f"from {told} to {_told(far, several)}"
-        yield f"Fidelity at budget {near['budget_label'].split(' ')[0]}: {told}."
+        unit = "t" if near["budget_kind"] == "tokens" else ""
+        yield f"Fidelity at budget {near['budget_asked']:g}{unit}: {told}."
 
 
 def _told(row: Any, several: bool) -> str:

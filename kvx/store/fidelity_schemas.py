@@ -25,7 +25,8 @@ FIDELITY = pa.schema([
         "token_ids": pa.list_(I32), "kl_nats": pa.list_(F32), "same_top1": pa.list_(B),
         "logprob": pa.list_(F32), "full_logprob": pa.list_(F32), "degenerate_reason": S,
         "adapted": S, "budget_proof": S, "kv_entries_nominal": F64, "kv_entries_effective": F64,
-        "kv_entries_physical": F64, "kv_bytes_physical": I64, "kv_bytes_full": I64,
+        "kv_entries_physical": F64, "kv_bytes_nominal": I64, "kv_bytes_effective": I64,
+        "kv_bytes_physical": I64, "kv_bytes_full": I64, "kv_compressed_share": F64,
         "error_type": S, "error_message": S,
     }),
 ])  # fmt: skip

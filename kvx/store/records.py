@@ -16,7 +16,8 @@ from kvx.points import Request
 Row = dict[str, Any]
 ALONG = ("token_ids", "kl_nats", "same_top1", "logprob", "full_logprob")
 OF_CACHE = (
-    "entries_nominal", "entries_effective", "entries_physical", "bytes_physical", "bytes_full",
+    "entries_nominal", "entries_effective", "entries_physical", "bytes_nominal", "bytes_effective",
+    "bytes_physical", "bytes_full", "compressed_share",
 )  # fmt: skip
 
 
