@@ -99,8 +99,8 @@ def test_prompts_that_only_just_fit_are_measured(tmp_path: Path) -> None:
 def test_questions_on_one_context_keep_one_context_when_it_is_cut(tmp_path: Path) -> None:
     rows = [
         {"context": f"the fox {n} " * 60, "question": "who is it " * k, "answers": ["a"]}
-        for n in (1, 2)
         for k in (1, 9, 4)
+        for n in (1, 2)  # rows on one context are not neighbours
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
