@@ -5,6 +5,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvx.analyze.facts import keeps_another_number
 from kvx.scoring.catastrophes import JUDGED, KINDS, flags_beside, pair
 from kvx.scoring.loops import find_loop, may_loop
 

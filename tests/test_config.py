@@ -108,7 +108,7 @@ def test_what_changes_results_changes_the_id(tmp_path: Path, override: str) -> N
 def test_every_shipped_option_composes(group: str, option: str) -> None:
     extra = {
         "hf": ["model.path=org/name"],
-        "local": ["dataset.source.path=x.jsonl"],
+        **dict.fromkeys(["local", "mrcr_file", "qasper", "squad"], ["dataset.source.path=x.jsonl"]),
         "tokens": ["press=snapkv"],
         "certified": ["press=snapkv"],
     }
@@ -118,7 +118,9 @@ def test_every_shipped_option_composes(group: str, option: str) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_shipped_experiment_composes(experiment: str) -> None:
-    assert compose(f"experiment={experiment}").experiment_name == experiment
+    extra = {"kvpress_board": ["model.path=org/name"]}  # of any model
+    found = compose(f"experiment={experiment}", *extra.get(experiment, []))
+    assert found.experiment_name == experiment
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])

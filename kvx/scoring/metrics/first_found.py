@@ -41,14 +41,14 @@ def first_number(prediction: str, answers: Sequence[str]) -> Score:
     A decimal is never equal to a whole number; the benchmark's own code raises on one.
     """
     ours = _first(_NUMBER, prediction)
-    return best(ours, answers, lambda a, b: float(_same_kind(a, b) and Decimal(a) == Decimal(b)))
+    return best(ours, answers, lambda a, b: float(_same_kind(a, b) and _same_number(a, b)))
 
 
 @metric(binary=True, fits=_is_integer)
 def first_number_cut(prediction: str, answers: Sequence[str]) -> Score:
     """1 if the first number without its fraction is a reference; SCBench's math_find."""
     ours = _first(_NUMBER, prediction).partition(".")[0]
-    return best(ours, answers, lambda a, b: float(a != "" and Decimal(a) == Decimal(b)))
+    return best(ours, answers, lambda a, b: float(_same_number(a, b)))
 
 
 @metric(binary=True, fits=_one_word)
@@ -74,3 +74,9 @@ def _first(pattern: re.Pattern[str], text: str) -> str:
 
 def _same_kind(ours: str, reference: str) -> bool:
     return ours != "" and not ("." in ours and "." not in reference)
+
+
+def _same_number(ours: str, reference: str) -> bool:
+    """Whether both are numbers, and the same."""
+    both = _NUMBER.fullmatch(ours) and _NUMBER.fullmatch(reference)
+    return both is not None and Decimal(ours) == Decimal(reference)
