@@ -22,6 +22,7 @@ OPTIONS = sorted(
     for f in conf_dir().glob("*/*.yaml")
     if f.parent.name not in ("experiment", "hydra")
 )
+FROM_A_FILE = ("local", "mrcr_file", "qasper", "squad")
 EXPERIMENTS = sorted(f.stem for f in (conf_dir() / "experiment").glob("*.yaml"))
 
 
@@ -108,7 +109,7 @@ def test_what_changes_results_changes_the_id(tmp_path: Path, override: str) -> N
 def test_every_shipped_option_composes(group: str, option: str) -> None:
     extra = {
         "hf": ["model.path=org/name"],
-        **dict.fromkeys(["local", "mrcr_file", "qasper", "squad"], ["dataset.source.path=x.jsonl"]),
+        **{name: ["dataset.source.path=x.jsonl"] for name in FROM_A_FILE},
         "tokens": ["press=snapkv"],
         "certified": ["press=snapkv"],
     }
