@@ -8,9 +8,10 @@ forward hook.
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import hydra.utils
 import kvpress
 import torch
 from kvpress import BasePress
@@ -18,7 +19,7 @@ from kvpress import BasePress
 from kvx.engines.kvpress.states import KV
 
 # its one message is that layers of different length need flash attention, and here they do not
-logging.getLogger("kvpress.presses.per_layer_compression_press").setLevel(logging.ERROR)
+_OF_LAYERS = "kvpress.presses.per_layer_compression_press"
 
 
 class Chained(kvpress.ComposedPress):  # type: ignore[misc]
@@ -162,6 +163,17 @@ _FORMS: dict[type, type] = {
     kvpress.CriticalAdaKVPress: Critical,
     kvpress.FinchPress: Finch,
 }
+
+
+def made(method: Mapping[str, Any]) -> Any:
+    """The press that `method` describes, in kvx's form. Raises what its class raises."""
+    log = logging.getLogger(_OF_LAYERS)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return adapted(hydra.utils.instantiate(method, _convert_="all"))
+    finally:
+        log.setLevel(before)
 
 
 def adapted(press: Any) -> Any:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import hydra.utils
-
 from kvx.config import conditions
 from kvx.config.press_choices import PressNeed, Queries
 from kvx.config.press_config import PressConfig
@@ -67,14 +65,14 @@ def instantiate(config: PressConfig, ratio: float) -> Any:
 
     Raises `UserError` for one that takes none, and what its class raises.
     """
-    from kvx.engines.kvpress.adapted import adapted  # imports kvpress, which a plan does without
+    from kvx.engines.kvpress.adapted import made  # imports kvpress, which a plan does without
 
     method = config.method
     assert method is not None
     if config.budget_sets is not None:
         method = method | conditions.arguments(config, 1.0 - ratio)
-        return adapted(hydra.utils.instantiate(method, _convert_="all"))
-    press = adapted(hydra.utils.instantiate(method, _convert_="all"))
+        return made(method)
+    press = made(method)
     # not hasattr: some of kvpress's tell their ratio only after a run, and assert before
     if "compression_ratio" not in getattr(press, "__dict__", {}) and not hasattr(
         type(press), "compression_ratio"
