@@ -166,9 +166,11 @@ def test_what_a_callers_own_hooks_keep_on_a_model_stays() -> None:
     def note(module: Any, _: Any, kwargs: Any, __: Any) -> None:
         module.passed = [*getattr(module, "passed", []), kwargs["hidden_states"].shape[1]]
 
-    attention.register_forward_hook(note, with_kwargs=True)
     guarded = kvx.guarded(model, press=KnormPress(0.5))
     attention.passed = []
-    guarded.generate(a_prompt(30), max_new_tokens=3)
+    with attention.register_forward_hook(
+        note, with_kwargs=True
+    ):  # other tests have this model, too
+        guarded.generate(a_prompt(30), max_new_tokens=3)
     assert attention.passed[0] >= 29  # the prefill, whatever passes then
     assert len(attention.passed) >= 3
