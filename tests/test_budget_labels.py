@@ -89,6 +89,8 @@ def test_rows_of_earlier_versions_are_known_by_their_entries() -> None:
         "budget_proof": ["measured", "measured", "measured", "none"],
         "kv_entries_nominal": [50.0, 50.0, 50.0, np.nan],
         "kv_entries_effective": [60.0, 50.0, 49.5, np.nan],
+        "kv_bytes_nominal": [5000, 5000, 5000, np.nan],
+        "kv_bytes_effective": [6000, 5000, 4950, np.nan],
     })  # fmt: skip
     assert keeps_another_number(rows).tolist() == [True, False, False, False]
     found = proof_section.proofs(rows)
