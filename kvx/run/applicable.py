@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kvx.config.engine import OpenAIConfig
-from kvx.config.numbers import exact, plural
+from kvx.config.numbers import plural
 from kvx.config.schema import Config
 from kvx.engines.kvpress import applicability
 from kvx.errors import NotApplicableError, UserError
@@ -29,7 +29,7 @@ def not_applicable(points: Sequence[Point]) -> dict[Path, str]:
             key = (id(config.press), id(config.model), id(config.prompt), config.budget.is_full)
             if key not in known:
                 known[key] = applicability.not_applicable(config)
-            reason = known[key] or _too_short(point) or _too_few_tokens(point)
+            reason = known[key] or applicability.unfit_prompt(point)
         elif isinstance(config.engine, OpenAIConfig) and config.engine.endpoints:
             from kvx.engines.openai.body import no_endpoint
 
@@ -37,38 +37,6 @@ def not_applicable(points: Sequence[Point]) -> dict[Path, str]:
         if reason is not None:
             found[point.dir] = reason
     return found
-
-
-def _too_short(point: Point) -> str | None:
-    """Why the press takes not every prompt of the point; None if it does."""
-    least = point.config.press.min_prompt_tokens
-    if point.config.press.method is None or not least:
-        return None
-    for entry in sorted(point.manifest.entries, key=lambda e: e.compressed_tokens):
-        n = entry.compressed_tokens
-        if n > least:
-            return None
-        if point.compression_ratio(n) > 0:
-            return (
-                f"it needs prompts of more than {least} tokens, but example {entry.example_id} has "
-                f"{n}; lower the press's window or use longer contexts (dataset.binning.edges)"
-            )
-    return None
-
-
-def _too_few_tokens(point: Point) -> str | None:
-    """Why the press cannot keep so few entries of some prompt; None if it can."""
-    least = point.config.press.budget_above
-    if point.config.press.method is None or not least:
-        return None
-    for entry in sorted(point.manifest.entries, key=lambda e: -e.compressed_tokens):
-        n = entry.compressed_tokens
-        if point.kept_share(n) <= least:
-            return (
-                f"it keeps more than {exact(least)} of a prompt whatever it is asked, but example "
-                f"{entry.example_id} has {n} tokens"
-            )
-    return None
 
 
 def refused(points: Sequence[Point], check: Callable[[Sequence[Point]], None]) -> dict[Path, str]:

@@ -22,6 +22,7 @@ from kvx.engines.kvpress.needed_files import missing_file
 from kvx.engines.kvpress.press import ALONE
 from kvx.errors import UserError
 from kvx.identity.hashing import digest, package_digest, sha256_file
+from kvx.points import Point
 
 log = logging.getLogger(__name__)
 FOLDER = "features"
@@ -181,3 +182,26 @@ def _missing(path: str, revision: str | None, trust: bool, key: str) -> dict[str
     except OSError as error:
         log.debug("%s: cannot be written (%s); it is found out again next time", file, error)
     return found
+
+
+def unfit_prompt(point: Point) -> str | None:
+    """Why the press takes not every prompt of the point's manifest; None if it does."""
+    press = point.config.press
+    if press.method is None or not (press.min_prompt_tokens or press.budget_above):
+        return None
+    for entry in sorted(point.manifest.entries, key=lambda e: e.compressed_tokens):
+        n = entry.compressed_tokens
+        if n > press.min_prompt_tokens and not press.budget_above:
+            return None
+        if n <= press.min_prompt_tokens and point.compression_ratio(n) > 0:
+            return (
+                f"it needs prompts of more than {press.min_prompt_tokens} tokens, but example "
+                f"{entry.example_id} has {n}; lower the press's window or use longer contexts "
+                "(dataset.binning.edges)"
+            )
+        if point.kept_share(n) <= press.budget_above:
+            return (
+                f"it keeps more than {exact(press.budget_above)} of a prompt whatever it is asked, "
+                f"but example {entry.example_id} has {n} tokens"
+            )
+    return None

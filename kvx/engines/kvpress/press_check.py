@@ -8,11 +8,11 @@ import hydra.utils
 import kvpress
 from kvpress import BasePress, ScorerPress
 
-from kvx.config.numbers import exact
 from kvx.config.press_choices import PressLayers, PressNeed
 from kvx.config.schema import PressConfig
 from kvx.data.model_attention import ANGLES
 from kvx.engines.kvpress.agreement import agreement_of
+from kvx.engines.kvpress.applicability import unfit_prompt
 from kvx.engines.kvpress.layers import layers_of
 from kvx.engines.kvpress.parts import MASKING, own_line, packs, parts_of
 from kvx.engines.kvpress.press import ALONE, instantiate
@@ -42,20 +42,9 @@ def check_press(point: Point) -> None:
         return
     check_method(point)
     check_code(point.config.controller, point.controller_sources)
-    for entry in sorted(point.manifest.entries, key=lambda e: e.compressed_tokens):
-        n = entry.compressed_tokens
-        if point.compression_ratio(n) > 0 and n <= config.min_prompt_tokens:
-            raise UserError(
-                f"press={config.name}: needs prompts of more than {config.min_prompt_tokens} "
-                f"tokens; example {entry.example_id} has {n}; "
-                "lower the press's window or use longer contexts (dataset.binning.edges)"
-            )
-        if point.kept_share(n) <= config.budget_above:
-            raise UserError(
-                f"press={config.name}: keeps more than {exact(config.budget_above)} of a prompt "
-                f"whatever it is asked; of example {entry.example_id}, which has {n} tokens, "
-                f"budget={point.config.budget.tokens}t would be less"
-            )
+    if (why := unfit_prompt(point)) is not None:
+        raise UserError(f"press={config.name}: {why}")
+    for n in {entry.compressed_tokens for entry in point.manifest.entries}:
         point.degenerate_reason(n)  # raises for a condition that cannot be evaluated
 
 
