@@ -226,7 +226,7 @@ def test_a_degenerate_curve_is_marked_where_its_score_is_kept():
     curve, stats = curve_of([0.9, 0.9, 0.9, 0.3, 0.3, 0.3], 24)
     assert "†" not in told(curve, stats)[0]
     stats.loc[stats["point_id"] == "p0.2", "n_degenerate"] = 7
-    assert told(curve, stats)[0].endswith(". †")
+    assert told(curve, stats)[0].endswith(" †.")
 
 
 def test_curves_of_a_family_share_the_error_rate_of_the_length_test():

@@ -68,7 +68,7 @@ def _kept(name: str, row: pd.Series) -> str:
         text = f"**{name} keeps 95% of the score down to {_threshold(row, 'b95')}**"
     known = row["b50_state"] in (REACHED, BETWEEN)
     half = f"; half of it down to {_threshold(row, 'b50')}" if known else ""
-    return f"{text}{half}.{f' {DEGENERATE}' if row['n_degenerate'] else ''}"
+    return f"{text}{half}{f' {DEGENERATE}' if row['n_degenerate'] else ''}."
 
 
 def _untold(row: pd.Series) -> bool:
